@@ -1,0 +1,42 @@
+"""The errors a user can cause: one clear line each, printed by the commands with exit status 2."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message names it, its value and what would be right."""
+
+
+class MissingExtra(InputError):
+    """An optional dependency is not installed; the message names the `pip install` that brings it."""
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import an optional dependency, or say which extra brings it.
+
+    Args:
+        module: dotted module name.
+        extra: the extra of this package that installs it.
+
+    Raises:
+        MissingExtra: when the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # A module that is there but fails on one of *its* imports is not our missing extra: show its own error.
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        package = module.split(".")[0]
+        raise MissingExtra(f"{package} is not installed; run: pip install 'blockyard[{extra}]'") from error
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'rank'?)" for the nearest known name, or "" when none is near."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
