@@ -29,7 +29,7 @@ def require(module: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        # A module that is there but fails on one of *its* imports is not our missing extra: show its own error.
+        # A module that fails on one of *its* imports is not our missing extra: show its own error.
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         package = module.split(".")[0]

@@ -1,0 +1,295 @@
+"""The one cache protocol: what decoding keeps per layer, owned by the caller and never by a module.
+
+A layer's cache is a set of named tensors that grow along their length axis, the last but one. It doubles when
+full, so a generation copies each token about once; with `max_len` it is allocated once and an overflow is an
+error. (Growing with `torch.cat` copies everything at every step.)
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blockyard.errors import InputError
+
+_FIRST_CAPACITY = 64
+
+
+class Snapshot:
+    """A point to roll back to. It holds no data, and stops being valid when rows or older tokens change."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.valid = True
+
+
+class LayerCache:
+    """Named tensors of one layer, `[batch, *lead, length, width]`, appended to along the length.
+
+    Args:
+        batch: number of sequences.
+        slots: name -> shape per token, `(*lead, width)`; `{"k": (8, 64)}` is stored as `[batch, 8, length, 64]`.
+        max_len: capacity in tokens; None grows by doubling.
+        dtype: floating type of the stored tensors (default: torch's default dtype).
+        device: where they live.
+
+    Raises:
+        InputError: for a batch or `max_len` below 1.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        slots: Mapping[str, tuple[int, ...]],
+        *,
+        max_len: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if batch < 1:
+            raise InputError(f"batch={batch}: a cache needs at least one sequence")
+        if max_len is not None and max_len < 1:
+            raise InputError(f"max_len={max_len} should be at least 1, or None to grow on demand")
+        self.batch = batch
+        self.slots = dict(slots)
+        self.max_len = max_len
+        self.dtype = dtype or torch.get_default_dtype()
+        self.device = torch.device(device or "cpu")
+        self.length = 0
+        self.capacity = 0
+        self._buffers: dict[str, Tensor] = {}
+        self._snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
+        if max_len is not None:
+            self._allocate(max_len)
+
+    def append(self, **tensors: Tensor) -> tuple[Tensor, ...]:
+        """Store new tokens; return every slot's full contents, in the order of the arguments, as views.
+
+        Args:
+            tensors: one `[batch, *lead, new, width]` tensor for each slot.
+
+        Raises:
+            InputError: for wrong names, shapes, dtype or device, an overflow of `max_len`, or a tensor that
+                requires grad (the buffers are written in place, so a gradient would be lost).
+        """
+        if tensors.keys() != self.slots.keys():
+            raise InputError(f"cache.append got {sorted(tensors)}; this cache holds {sorted(self.slots)}")
+        new = next(iter(tensors.values())).shape[-2]
+        for name, tensor in tensors.items():
+            self._check(name, tensor, new)
+        self.reserve(new)
+        end = self.length + new
+        for name, tensor in tensors.items():
+            self._buffers[name][..., self.length : end, :] = tensor
+        self.length = end
+        return tuple(self[name] for name in tensors)
+
+    def _check(self, name: str, tensor: Tensor, new: int) -> None:
+        *lead, width = self.slots[name]
+        expected = (self.batch, *lead, new, width)
+        if tuple(tensor.shape) != expected:
+            raise InputError(
+                f"cache slot {name!r} got shape {tuple(tensor.shape)}, expected {expected} [batch, ..., new, width]"
+            )
+        if tensor.dtype != self.dtype:
+            raise InputError(f"cache slot {name!r} got {tensor.dtype}, but the cache holds {self.dtype}")
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise InputError("a cache is for inference; call the model under torch.no_grad() or inference_mode()")
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The stored contents of a slot, `[batch, *lead, length, width]`, as a view."""
+        return self._buffers[name][..., : self.length, :]
+
+    def reserve(self, new: int) -> None:
+        """Make room for `new` more tokens.
+
+        Raises:
+            InputError: when that exceeds `max_len`.
+        """
+        wanted = self.length + new
+        if self.max_len is not None and wanted > self.max_len:
+            raise InputError(f"the cache is full: {self.length} + {new} tokens exceed max_len={self.max_len}")
+        if wanted > self.capacity or not self._buffers:
+            self._allocate(max(wanted, 2 * self.capacity, _FIRST_CAPACITY))
+
+    def _allocate(self, capacity: int) -> None:
+        old = self._buffers
+        # A buffer made inside inference_mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            self._buffers = {
+                name: torch.empty(self.batch, *lead, capacity, width, dtype=self.dtype, device=self.device)
+                for name, (*lead, width) in self.slots.items()
+            }
+        for name, buffer in old.items():
+            self._buffers[name][..., : self.length, :] = buffer[..., : self.length, :]
+        self.capacity = capacity
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens from position `length` on.
+
+        Raises:
+            InputError: when `length` is negative or beyond what is stored.
+        """
+        if not 0 <= length <= self.length:
+            raise InputError(f"crop({length}): the cache holds {self.length} tokens")
+        for snapshot in self._snapshots:
+            snapshot.valid &= snapshot.length <= length
+        self.length = length
+
+    def snapshot(self) -> Snapshot:
+        """A token for `rollback`; costs nothing."""
+        snapshot = Snapshot(self.length)
+        self._snapshots.add(snapshot)
+        return snapshot
+
+    def rollback(self, snapshot: Snapshot) -> None:
+        """Return to a snapshot.
+
+        Raises:
+            InputError: when rows were reordered, or tokens before the snapshot dropped, since it was taken.
+        """
+        if snapshot not in self._snapshots or not snapshot.valid:
+            raise InputError("this snapshot is no longer valid: the cache was cropped below it, reordered or reset")
+        self.crop(snapshot.length)
+
+    def reorder(self, index: Tensor) -> None:
+        """Take sequence `index[i]` as the new sequence i (beam search). index: LongTensor [batch]."""
+        if index.numel() != self.batch:
+            raise InputError(f"reorder got {index.numel()} indices for a batch of {self.batch}; select() resizes")
+        self.select(index)
+
+    def select(self, index: Tensor) -> None:
+        """Keep the sequences `index`, in that order; the batch becomes its length. index: LongTensor [n]."""
+        index = index.to(self.device)
+        if index.numel() < 1 or int(index.min()) < 0 or int(index.max()) >= self.batch:
+            raise InputError(f"select/reorder index {index.tolist()} is outside a batch of {self.batch}")
+        self._invalidate()
+        self.batch = index.numel()
+        old, self._buffers = self._buffers, {}
+        if old:
+            self._allocate(self.capacity)
+            for name, buffer in old.items():
+                # Only the stored part is copied.
+                self._buffers[name][..., : self.length, :] = buffer[..., : self.length, :].index_select(0, index)
+
+    def repeat(self, n: int) -> None:
+        """Repeat every sequence n times, copies side by side (as `repeat_interleave`)."""
+        if n < 1:
+            raise InputError(f"repeat({n}) should be at least 1")
+        self.select(torch.arange(self.batch).repeat_interleave(n))
+
+    def reset(self) -> None:
+        """Forget everything; the memory is kept."""
+        self._invalidate()
+        self.length = 0
+
+    def _invalidate(self) -> None:
+        for snapshot in self._snapshots:
+            snapshot.valid = False
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LayerCache:
+        """Move or convert in place; returns self."""
+        self.device = torch.device(device) if device is not None else self.device
+        self.dtype = dtype or self.dtype
+        self._buffers = {n: b.to(device=self.device, dtype=self.dtype) for n, b in self._buffers.items()}
+        return self
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes per token and sequence."""
+        return sum(math.prod(shape) for shape in self.slots.values()) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored tokens of all sequences."""
+        return self.batch * self.length * self.bytes_per_token
+
+    @property
+    def allocated_nbytes(self) -> int:
+        """Bytes held, including room not yet used."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def __repr__(self) -> str:
+        return f"LayerCache(batch={self.batch}, length={self.length}, slots={self.slots}, max_len={self.max_len})"
+
+
+class ModelCache:
+    """The caches of all layers of a model; every operation goes to each of them."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        if not layers:
+            raise InputError("a model cache needs at least one layer")
+        self.layers = layers
+
+    @property
+    def length(self) -> int:
+        """Tokens seen so far."""
+        return self.layers[0].length
+
+    @property
+    def batch(self) -> int:
+        return self.layers[0].batch
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.layers[index]
+
+    def reserve(self, new: int) -> None:
+        for layer in self.layers:
+            layer.reserve(new)
+
+    def crop(self, length: int) -> None:
+        for layer in self.layers:
+            layer.crop(length)
+
+    def reorder(self, index: Tensor) -> None:
+        for layer in self.layers:
+            layer.reorder(index)
+
+    def select(self, index: Tensor) -> None:
+        for layer in self.layers:
+            layer.select(index)
+
+    def repeat(self, n: int) -> None:
+        for layer in self.layers:
+            layer.repeat(n)
+
+    def reset(self) -> None:
+        for layer in self.layers:
+            layer.reset()
+
+    def snapshot(self) -> list[Any]:
+        return [layer.snapshot() for layer in self.layers]
+
+    def rollback(self, snapshot: list[Any]) -> None:
+        if len(snapshot) != len(self.layers):
+            raise InputError(f"the snapshot has {len(snapshot)} layers, the cache {len(self.layers)}")
+        for layer, point in zip(self.layers, snapshot):
+            layer.rollback(point)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ModelCache:
+        for layer in self.layers:
+            layer.to(device, dtype)
+        return self
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(layer.bytes_per_token for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def allocated_nbytes(self) -> int:
+        return sum(layer.allocated_nbytes for layer in self.layers)

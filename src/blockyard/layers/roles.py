@@ -1,0 +1,44 @@
+"""What a parameter is to the optimizer: modules say it of their own parameters, `roles` collects it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Role:
+    """How an optimizer should treat a parameter.
+
+    Args:
+        kind: matrix (decayed; Muon's domain), embedding, head (the output matrix) or vector (gains, biases).
+        axes: the two axes that form the matrix; any others are a stack of independent matrices.
+        group: option group for its learning rate: "main", or "vein" for projectors that warm up slowly.
+    """
+
+    kind: Literal["matrix", "embedding", "head", "vector"]
+    axes: tuple[int, int] = (-2, -1)
+    group: str = "main"
+
+
+def roles(model: nn.Module) -> dict[str, Role]:
+    """Role of every parameter by its full name; a tied parameter is listed once, under its first name.
+
+    A module declares the roles of its direct parameters in `parameter_roles()`. The rest follow from their
+    shape: fewer than two axes make a vector, two or more a (stack of) matrices.
+    """
+    found: dict[str, Role] = {}
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        declared = module.parameter_roles() if hasattr(module, "parameter_roles") else {}
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            default = Role("vector" if parameter.ndim < 2 else "matrix")
+            if isinstance(module, nn.Embedding):
+                default = Role("embedding")
+            found[f"{prefix}.{name}" if prefix else name] = declared.get(name, default)
+    return found

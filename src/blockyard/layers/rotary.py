@@ -1,0 +1,136 @@
+"""Rotary position embedding: queries and keys turn with their position, so that scores see only distances.
+
+RoFormer (arXiv 2104.09864). Two layouts of the same rotation: `interleaved` pairs features (0, 1), (2, 3), …
+as the basics document does; `half` pairs feature i with i + d/2, as Llama checkpoints do.
+
+The basics document says to rotate keys by the conjugate. With a real dot product that makes scores depend on
+m + n: conjugate in the score or in the rotation, not both. Here both are turned the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.errors import InputError
+
+Layout = Literal["interleaved", "half"]
+
+# cos and sin by (theta, d, device, dtype), shared by all layers, grown on demand. Tables are plain tensors, not
+# buffers: a buffer would be rounded by `model.to(torch.bfloat16)`, and copied for every layer.
+_tables: dict[tuple[float, int, str, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+
+def rotary_tables(
+    length: int, d: int, theta: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of position · theta^(−2i/d), each [at least `length`, d/2], from the shared cache."""
+    key = (theta, d, str(device), dtype)
+    table = _tables.get(key)
+    if table is None or table[0].shape[0] < length:
+        table = _compute(max(length, 2 * table[0].shape[0] if table else 256), d, theta, device, dtype)
+        # Inside a compiled graph the table is a temporary; only eager code fills the cache.
+        if not torch.compiler.is_compiling():
+            _tables[key] = table
+    return table
+
+
+def _compute(
+    length: int, d: int, theta: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling():
+        return _angles(torch.arange(length, device=device), d, theta, dtype)
+    # Tables outlive the call that makes them: they must not become inference tensors.
+    with torch.inference_mode(False):
+        return _angles(torch.arange(length, device=device), d, theta, dtype)
+
+
+def _angles(positions: Tensor, d: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    # Angles in float64: at position 100,000 a float32 angle is already off by 0.004 rad.
+    frequencies = theta ** (-torch.arange(0, d, 2, device=positions.device, dtype=torch.float64) / d)
+    angles = positions.to(torch.float64).unsqueeze(-1) * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+class RotaryPositionalEmbedding(nn.Module):
+    """Rotates the last axis of queries or keys by their positions. It has no parameters and no state.
+
+    Args:
+        theta: base of the wavelengths; the longest is about 2π·theta positions.
+        d_k: width that is rotated, even.
+        max_seq_len: positions at or beyond it are an error; None lets the tables grow on demand.
+        layout: "interleaved" or "half", see the module's text.
+
+    Shapes: x [..., T, d_k], positions None (0…T−1 plus `offset`), [T], or [B, T] for x [B, ..., T, d_k].
+    Raises: InputError for an odd d_k, or a position beyond `max_seq_len`.
+    """
+
+    def __init__(
+        self, theta: float, d_k: int, max_seq_len: int | None = None, *, layout: Layout = "interleaved"
+    ) -> None:
+        super().__init__()
+        if d_k < 2 or d_k % 2:
+            raise InputError(f"d_k={d_k}: rotary embedding needs an even width, since it turns pairs of features")
+        if theta <= 0:
+            raise InputError(f"theta={theta} should be positive")
+        self.theta = float(theta)
+        self.d_k = d_k
+        self.max_seq_len = max_seq_len
+        self.layout = layout
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, *, offset: int = 0) -> Tensor:
+        cos, sin = self.tables(x, positions, offset)
+        return rotate(x, cos, sin, self.layout)
+
+    def tables(self, x: Tensor, positions: Tensor | None, offset: int = 0) -> tuple[Tensor, Tensor]:
+        """cos and sin that broadcast against x [..., T, d_k/2]; make them once for queries and keys."""
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if positions is None:
+            length = offset + x.shape[-2]
+            cos, sin = self._table(length, x.device, dtype)
+            return cos[offset:length], sin[offset:length]
+        # Given positions are turned into angles directly: looking them up would need the largest one first, which
+        # stalls a GPU and breaks a compiled graph. So only a limit that must be enforced reads it.
+        if self.max_seq_len is not None and int(positions.max()) >= self.max_seq_len:
+            raise InputError(f"position {int(positions.max())} is beyond max_seq_len={self.max_seq_len}")
+        cos, sin = _angles(positions, self.d_k, self.theta, dtype)
+        if positions.ndim == 2:
+            # [B, T, d/2] -> [B, 1, ..., T, d/2]: the same for every head.
+            shape = (positions.shape[0], *(1,) * (x.ndim - 3), *cos.shape[-2:])
+            cos, sin = cos.view(shape), sin.view(shape)
+        return cos, sin
+
+    def _table(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if self.max_seq_len is not None and length > self.max_seq_len:
+            raise InputError(f"position {length - 1} is beyond max_seq_len={self.max_seq_len}")
+        return rotary_tables(length, self.d_k, self.theta, device, dtype)
+
+    def extra_repr(self) -> str:
+        return f"theta={self.theta:g}, d_k={self.d_k}, layout={self.layout}"
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+    """Turn pairs of features of x by the given angles; the dtype of x is kept."""
+    if layout == "half":
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
+
+
+def convert_layout(weight: Tensor, n_heads: int, to: Layout) -> Tensor:
+    """Reorder the rows of a query or key projection so that the other layout gives the same scores.
+
+    Args:
+        weight: [n_heads · head_dim, d_in] (or a bias [n_heads · head_dim]).
+        n_heads: number of heads in it.
+        to: the layout wanted.
+    """
+    rows = weight.view(n_heads, -1, *weight.shape[1:])
+    if to == "half":
+        rows = torch.cat([rows[:, 0::2], rows[:, 1::2]], dim=1)
+    else:
+        rows = torch.stack(rows.chunk(2, dim=1), dim=2).flatten(1, 2)
+    return rows.reshape(weight.shape)

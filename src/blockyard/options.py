@@ -1,0 +1,281 @@
+"""Options read from signatures: the one check behind Python calls, YAML files and command-line flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, Union
+
+from blockyard.errors import InputError, suggest
+
+MISSING: Any = inspect.Parameter.empty
+_TRUE = {"true", "yes", "on", "1"}
+_FALSE = {"false", "no", "off", "0"}
+_NONE = {"none", "null", "~"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One typed keyword parameter.
+
+    Args:
+        name: the parameter's name.
+        annotation: its resolved type; `Any` when the signature has none.
+        default: its default, or `MISSING` when it is required.
+        help: its text in the docstring's `Args:` section.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str = ""
+
+    @property
+    def required(self) -> bool:
+        return self.default is MISSING
+
+    @property
+    def alternatives(self) -> tuple[Any, ...]:
+        """Members of a union, or the one type itself."""
+        if typing.get_origin(self.annotation) in (Union, types.UnionType):
+            return typing.get_args(self.annotation)
+        return (self.annotation,)
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The allowed values of a `Literal`, else nothing."""
+        return tuple(
+            v for a in self.alternatives if typing.get_origin(a) is Literal for v in typing.get_args(a)
+        )
+
+    @property
+    def settable(self) -> bool:
+        """Whether a word on the command line can express it (a module cannot be)."""
+        return any(_is_plain(a) for a in self.alternatives if a is not type(None))
+
+    @property
+    def type_name(self) -> str:
+        """The type as help and errors show it: `int`, `float | none`, `gelu | relu`."""
+        return " | ".join(_type_name(a) for a in self.alternatives)
+
+    def check(self, value: Any) -> Any:
+        """Return a Python or YAML value converted to the declared type (an int where a float is wanted).
+
+        Raises:
+            InputError: naming the option, the value and the type wanted.
+        """
+        for alternative in self.alternatives:
+            fits, converted = _check(alternative, value)
+            if fits:
+                return converted
+        raise InputError(f"{self.name}={value!r} should be {self.type_name}")
+
+    def parse(self, text: str) -> Any:
+        """Read a value from a word of the command line.
+
+        Raises:
+            InputError: naming the option, the word and the type wanted.
+        """
+        # None first, text last: "none" for `str | None` means None, and "4" for `str | int` means 4.
+        order = sorted(self.alternatives, key=lambda a: (a is not type(None), a is str))
+        for alternative in order:
+            fits, value = _parse(alternative, text)
+            if fits:
+                return value
+        raise InputError(f"{self.name}={text!r} should be {self.type_name}")
+
+    def describe(self) -> dict[str, Any]:
+        """As plain data, ready for JSON."""
+        plain = isinstance(self.default, str | int | float | bool | None.__class__)
+        default = None if self.required else self.default if plain else repr(self.default)
+        return {"type": self.type_name, "required": self.required, "default": default, "help": self.help}
+
+
+def _is_plain(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    if annotation in (Any, int, float, str, bool) or origin is Literal:
+        return True
+    return origin in (list, tuple) and all(_is_plain(a) for a in typing.get_args(annotation) if a is not ...)
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation is type(None):
+        return "none"
+    if typing.get_origin(annotation) is Literal:
+        return " | ".join(str(v) for v in typing.get_args(annotation))
+    if typing.get_origin(annotation) in (list, tuple):
+        return f"list of {_type_name(typing.get_args(annotation)[0])}"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _check(annotation: Any, value: Any) -> tuple[bool, Any]:
+    origin = typing.get_origin(annotation)
+    if annotation is Any:
+        return True, value
+    if annotation is type(None):
+        return value is None, None
+    if origin is Literal:
+        match = [v for v in typing.get_args(annotation) if v == value and type(v) is type(value)]
+        return bool(match), value
+    if annotation is bool:
+        return isinstance(value, bool), value
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    if annotation is float:
+        ok = isinstance(value, int | float) and not isinstance(value, bool)
+        return ok, float(value) if ok else value
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            return False, value
+        member = typing.get_args(annotation)[0]
+        checked = [_check(member, v) for v in value]
+        return all(ok for ok, _ in checked), origin(v for _, v in checked)
+    # Modules, callables and the like: only Python can pass them, and their owner checks them.
+    runtime = origin or annotation
+    return (isinstance(value, runtime) if isinstance(runtime, type) else True), value
+
+
+def _parse(annotation: Any, text: str) -> tuple[bool, Any]:
+    origin = typing.get_origin(annotation)
+    if annotation is type(None):
+        return text.lower() in _NONE, None
+    if annotation is str:
+        return True, text
+    if annotation is bool:
+        return text.lower() in _TRUE | _FALSE, text.lower() in _TRUE
+    if annotation is int:
+        return bool(re.fullmatch(r"[+-]?\d+(_\d+)*", text)), _number(int, text)
+    if annotation is float:
+        value = _number(float, text)
+        return value is not None, value
+    if origin is Literal:
+        for value in typing.get_args(annotation):
+            if str(value) == text:
+                return True, value
+        return False, None
+    if origin in (list, tuple):
+        member = typing.get_args(annotation)[0]
+        parsed = [_parse(member, part.strip()) for part in text.split(",")]
+        return all(ok for ok, _ in parsed), origin(v for _, v in parsed)
+    if annotation is Any:
+        for kind in (type(None), bool, int, float):
+            # "1" is a number before it is a truth value.
+            if kind is bool and text.lower() not in ("true", "false"):
+                continue
+            fits, value = _parse(kind, text)
+            if fits:
+                return True, value
+        return True, text
+    return False, None
+
+
+def _number(kind: Callable[[str], Any], text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        return None
+
+
+@cache
+def _signature_options(cls: type) -> tuple[Option, ...]:
+    if dataclasses.is_dataclass(cls):
+        parameters = inspect.signature(cls).parameters
+        hints = typing.get_type_hints(cls)
+    else:
+        init = cls.__init__  # type: ignore[misc]
+        parameters = types.MappingProxyType(
+            {n: p for n, p in inspect.signature(init).parameters.items() if n != "self"}
+        )
+        hints = typing.get_type_hints(init)
+    texts = argument_texts(cls)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = []
+    for name, parameter in parameters.items():
+        if parameter.kind not in named:
+            continue
+        annotation = hints.get(name, Any)
+        default = parameter.default
+        if dataclasses.is_dataclass(cls):
+            spec = next(f for f in dataclasses.fields(cls) if f.name == name)
+            if spec.default_factory is not dataclasses.MISSING:
+                default = spec.default_factory()
+        # `window: int = None` is a common way of writing `int | None`.
+        if default is None and type(None) not in typing.get_args(annotation) and annotation is not Any:
+            annotation = annotation | None if isinstance(annotation, type) else Union[annotation, None]  # noqa: UP007
+        found.append(Option(name, annotation, default, texts.get(name, "")))
+    return tuple(found)
+
+
+def options_of(cls: type) -> dict[str, Option]:
+    """Named constructor parameters of a class (or fields of a dataclass), in order."""
+    return {option.name: option for option in _signature_options(cls)}
+
+
+def argument_texts(cls: type) -> dict[str, str]:
+    """The `Args:` section of the class's docstring, or of its constructor's: name -> one line of text."""
+    init_doc = inspect.getdoc(cls.__init__) or ""  # type: ignore[misc]
+    texts: dict[str, str] = {}
+    for doc in (inspect.getdoc(cls) or "", init_doc):
+        section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.MULTILINE)
+        if not section:
+            continue
+        body = inspect.cleandoc("\n" + section.group(1))
+        current = ""
+        for line in body.splitlines():
+            start = re.match(r"(\w+)(?: \([^)]*\))?:\s*(.*)", line)
+            if start and not line[0].isspace():
+                current = start.group(1)
+                texts[current] = start.group(2)
+            elif current:
+                texts[current] = f"{texts[current]} {line.strip()}".strip()
+    return texts
+
+
+def check_options(
+    known: Mapping[str, Option],
+    given: Mapping[str, Any],
+    where: str,
+    *,
+    owners: Callable[[str], list[str]] | None = None,
+) -> dict[str, Any]:
+    """Check given options against known ones and convert their values.
+
+    Args:
+        known: the options that exist here.
+        given: name -> value, as Python or YAML gives them.
+        where: what the options are for, as the error names it: "attention 'tva'".
+        owners: names of the implementations that have an option, for the hint at a misplaced one.
+
+    Raises:
+        InputError: for an unknown option (with the nearest known one, or with those that have it), a missing
+            required one, or a value of the wrong type.
+    """
+    checked = {}
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(f"{where} has no option {unknown_option(name, known, owners)}")
+        try:
+            checked[name] = known[name].check(value)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+    missing = [name for name, option in known.items() if option.required and name not in given]
+    if missing:
+        raise InputError(f"{where} needs {', '.join(missing)}")
+    return checked
+
+
+def unknown_option(
+    name: str, known: Mapping[str, Option], owners: Callable[[str], list[str]] | None = None
+) -> str:
+    """`'rnak' (did you mean 'rank'?)`, or `'rank': 'rank' is an option of: tva`, or the options there are."""
+    holders = owners(name) if owners else []
+    if holders:
+        return f"{name!r}: {name!r} is an option of: {', '.join(holders)}"
+    hint = suggest(name, known)
+    return f"{name!r}{hint}" if hint else f"{name!r}; its options: {', '.join(known) or 'none'}"

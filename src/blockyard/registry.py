@@ -1,0 +1,277 @@
+"""The register of mixers, FFNs and paired blocks: names, traits, and options read from constructors.
+
+A block's constructor is its schema: `options_of` reads the typed keyword parameters and the docstring's
+`Args:` section, and everything that sets an option (Python, YAML, the command line) is checked against it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any, Literal, TypeVar, overload
+
+from blockyard.errors import InputError, suggest
+from blockyard.options import Option, check_options, options_of
+
+Kind = Literal["attn", "ffn", "block"]
+KIND_WORDS: dict[str, str] = {"attn": "attention", "ffn": "FFN", "block": "block"}
+
+# Where the built-in names live. They are imported on first use, so that listing names costs no torch.
+BUILTIN: dict[Kind, dict[str, str]] = {
+    "attn": {"standard": "blockyard.mixers.standard"},
+    "ffn": {
+        "standard": "blockyard.ffn.dense",
+        "swiglu": "blockyard.ffn.gated",
+        "glu": "blockyard.ffn.gated",
+        "relu2": "blockyard.ffn.dense",
+    },
+    "block": {},
+}
+ENTRY_POINT_GROUPS: dict[str, Kind] = {"blockyard.attention": "attn", "blockyard.ffn": "ffn"}
+
+# What the model decides, never an option group: passed to a constructor that names it.
+MODEL_PARAMETERS = ("d_model", "n_heads", "causal", "rope_theta", "dropout")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a mixer can do. Data: listed, shown, and the conformance suite is generated from it.
+
+    Args:
+        causal: can hide the future from every position.
+        bidirectional: can let every position see all others.
+        cache: what decoding keeps: nothing, keys and values, latents, or a recurrent state.
+        padding: honours `padding_mask`.
+        attn_mask: honours `attn_mask`.
+        cross: attends to `context`.
+        weights: returns attention weights on request.
+        positions: honours explicit `positions`.
+        dtypes: floating types it computes in.
+    """
+
+    causal: bool = False
+    bidirectional: bool = True
+    cache: Literal["none", "kv", "latent", "recurrent"] = "none"
+    padding: bool = False
+    attn_mask: bool = False
+    cross: bool = False
+    weights: bool = False
+    positions: bool = False
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float64")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered implementation. `group` is its option family on the command line."""
+
+    kind: Kind
+    name: str
+    group: str
+    cls: type
+    traits: Traits
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """Options a user sets; what the model decides is left out."""
+        return {n: o for n, o in options_of(self.cls).items() if n not in MODEL_PARAMETERS}
+
+    @property
+    def source(self) -> str:
+        """Module and class, as `pkg.module:Class`."""
+        return f"{self.cls.__module__}:{self.cls.__qualname__}"
+
+    @property
+    def summary(self) -> str:
+        """First paragraph of the class's docstring, on one line."""
+        return " ".join((inspect.getdoc(self.cls) or "").split("\n\n")[0].split())
+
+
+@dataclass
+class _Register:
+    entries: dict[tuple[Kind, str], Entry] = field(default_factory=dict)
+    plugins_loaded: bool = False
+
+
+_register = _Register()
+C = TypeVar("C", bound=type)
+
+
+def register_attn(name: str, *, group: str | None = None, traits: Traits | None = None) -> Callable[[C], C]:
+    """Class decorator that registers a mixer. Without `traits` they are inferred from its signatures."""
+    return _decorator("attn", name, group, traits)
+
+
+def register_ffn(name: str, *, group: str | None = None, traits: Traits | None = None) -> Callable[[C], C]:
+    """Class decorator that registers an FFN."""
+    return _decorator("ffn", name, group, traits)
+
+
+def register_block(attn: str, ffn: str, *, group: str | None = None) -> Callable[[C], C]:
+    """Class decorator for a block that replaces the ordinary one when exactly this pair is chosen.
+
+    The class is built as `cls(d_model, n_heads, **options)` with the options of both members and its own.
+    """
+    return _decorator("block", f"{attn}+{ffn}", group, None)
+
+
+def _decorator(kind: Kind, name: str, group: str | None, traits: Traits | None) -> Callable[[C], C]:
+    def add(cls: C) -> C:
+        builtin_module = BUILTIN[kind].get(name)
+        known = _register.entries.get((kind, name))
+        taken = builtin_module is not None and cls.__module__ != builtin_module
+        # The same class registered again is a module reload, not a clash.
+        again = known is not None and (known.cls.__module__, known.cls.__qualname__) == (
+            cls.__module__,
+            cls.__qualname__,
+        )
+        if taken or (known is not None and not again):
+            raise InputError(f"{KIND_WORDS[kind]} name {name!r} is already registered; choose another name")
+        entry = Entry(kind, name, group or name, cls, traits or infer_traits(cls))
+        _register.entries[(kind, name)] = entry
+        return cls
+
+    return add
+
+
+def infer_traits(cls: type) -> Traits:
+    """Traits of a class that declares none: an argument its `forward` names is one it honours."""
+    names = accepted_arguments(cls.forward) if hasattr(cls, "forward") else frozenset()
+    constructor = set(options_of(cls))
+    return Traits(
+        # A mixer that takes a mask can be made causal by one.
+        causal=bool({"causal", "attn_mask"} & set(names)) or "causal" in constructor,
+        cache="kv" if "cache" in names and hasattr(cls, "new_cache") else "none",
+        padding="padding_mask" in names,
+        attn_mask="attn_mask" in names,
+        cross="context" in names,
+        weights="return_weights" in names,
+        positions="positions" in names,
+    )
+
+
+def accepted_arguments(function: Callable[..., Any]) -> frozenset[str]:
+    """Names of the parameters a callable names (`**kwargs` does not count as naming anything)."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return frozenset(n for n, p in inspect.signature(function).parameters.items() if p.kind in kinds)
+
+
+def _load(kind: Kind, name: str) -> None:
+    module = BUILTIN[kind].get(name)
+    if module is not None:
+        importlib.import_module(module)
+        return
+    for point in _entry_points(kind):
+        if point.name == name:
+            cls = point.load()
+            if (kind, name) not in _register.entries:
+                _decorator(kind, name, None, None)(cls)
+
+
+def _entry_points(kind: Kind) -> list[metadata.EntryPoint]:
+    groups = [g for g, k in ENTRY_POINT_GROUPS.items() if k == kind]
+    return [point for group in groups for point in metadata.entry_points(group=group)]
+
+
+def names(kind: Kind) -> list[str]:
+    """All registered names of a kind: built-in, installed (entry points) and decorated."""
+    found = list(BUILTIN[kind])
+    found += [p.name for p in _entry_points(kind)]
+    found += [n for k, n in _register.entries if k == kind]
+    return list(dict.fromkeys(found))
+
+
+def implementation(kind: Kind, name: str) -> Entry:
+    """The entry of a name.
+
+    Raises:
+        InputError: for an unknown name, with the nearest known one.
+    """
+    if (kind, name) not in _register.entries:
+        _load(kind, name)
+    if (kind, name) not in _register.entries:
+        near = suggest(name, names(kind)).strip(" ()").replace("did", "Did", 1)
+        hint = near or f"Known: {', '.join(names(kind))}"
+        raise InputError(f"no {KIND_WORDS[kind]} named {name!r}. {hint}")
+    return _register.entries[(kind, name)]
+
+
+def entries(kind: Kind) -> list[Entry]:
+    """All entries of a kind, loaded."""
+    return [implementation(kind, name) for name in names(kind)]
+
+
+def find_block(attn: str, ffn: str) -> Entry | None:
+    """The paired block registered for this mixer and FFN, if there is one."""
+    name = f"{attn}+{ffn}"
+    return implementation("block", name) if name in names("block") else None
+
+
+def create(kind: Kind, name: str, options: Mapping[str, Any]) -> Any:
+    """Construct an implementation after checking its options."""
+    entry = implementation(kind, name)
+    checked = check_options(
+        options_of(entry.cls), options, f"{KIND_WORDS[kind]} {name!r}", owners=lambda key: owners(key, kind)
+    )
+    return entry.cls(**checked)
+
+
+def owners(option: str, kind: Kind | None = None) -> list[str]:
+    """Names of the implementations that have this option."""
+    kinds: tuple[Kind, ...] = (kind,) if kind else ("attn", "ffn", "block")
+    return list(dict.fromkeys(e.name for k in kinds for e in entries(k) if option in e.options))
+
+
+def get_attention(name: str, **options: Any) -> Any:
+    """Construct a mixer by name: `get_attention("standard", d_model=768, n_heads=12)`."""
+    return create("attn", name, options)
+
+
+def get_ffn(name: str, **options: Any) -> Any:
+    """Construct an FFN by name: `get_ffn("swiglu", d_model=768)`."""
+    return create("ffn", name, options)
+
+
+def attention_class(name: str) -> type:
+    """The class registered as a mixer."""
+    return implementation("attn", name).cls
+
+
+def ffn_class(name: str) -> type:
+    """The class registered as an FFN."""
+    return implementation("ffn", name).cls
+
+
+@overload
+def list_attention(details: Literal[False] = False) -> list[str]: ...
+@overload
+def list_attention(details: Literal[True]) -> list[dict[str, Any]]: ...
+def list_attention(details: bool = False) -> list[str] | list[dict[str, Any]]:
+    """Names of the registered mixers, or with `details` their traits, options and sources."""
+    return [describe(e) for e in entries("attn")] if details else names("attn")
+
+
+@overload
+def list_ffn(details: Literal[False] = False) -> list[str]: ...
+@overload
+def list_ffn(details: Literal[True]) -> list[dict[str, Any]]: ...
+def list_ffn(details: bool = False) -> list[str] | list[dict[str, Any]]:
+    """Names of the registered FFNs, or with `details` their options and sources."""
+    return [describe(e) for e in entries("ffn")] if details else names("ffn")
+
+
+def describe(entry: Entry) -> dict[str, Any]:
+    """An entry as plain data, ready for JSON."""
+    description: dict[str, Any] = {
+        "kind": entry.kind,
+        "name": entry.name,
+        "group": entry.group,
+        "summary": entry.summary,
+        "source": entry.source,
+        "options": {name: option.describe() for name, option in entry.options.items()},
+    }
+    if entry.kind == "attn":
+        description["traits"] = asdict(entry.traits)
+    return description
