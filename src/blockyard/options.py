@@ -50,9 +50,7 @@ class Option:
     @property
     def choices(self) -> tuple[Any, ...]:
         """The allowed values of a `Literal`, else nothing."""
-        return tuple(
-            v for a in self.alternatives if typing.get_origin(a) is Literal for v in typing.get_args(a)
-        )
+        return tuple(v for a in self.alternatives if typing.get_origin(a) is Literal for v in typing.get_args(a))
 
     @property
     def settable(self) -> bool:
@@ -270,9 +268,7 @@ def check_options(
     return checked
 
 
-def unknown_option(
-    name: str, known: Mapping[str, Option], owners: Callable[[str], list[str]] | None = None
-) -> str:
+def unknown_option(name: str, known: Mapping[str, Option], owners: Callable[[str], list[str]] | None = None) -> str:
     """`'rnak' (did you mean 'rank'?)`, or `'rank': 'rank' is an option of: tva`, or the options there are."""
     holders = owners(name) if owners else []
     if holders:

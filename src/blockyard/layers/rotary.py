@@ -23,9 +23,7 @@ Layout = Literal["interleaved", "half"]
 _tables: dict[tuple[float, int, str, torch.dtype], tuple[Tensor, Tensor]] = {}
 
 
-def rotary_tables(
-    length: int, d: int, theta: float, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def rotary_tables(length: int, d: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin of position · theta^(−2i/d), each [at least `length`, d/2], from the shared cache."""
     key = (theta, d, str(device), dtype)
     table = _tables.get(key)
@@ -37,9 +35,7 @@ def rotary_tables(
     return table
 
 
-def _compute(
-    length: int, d: int, theta: float, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _compute(length: int, d: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():
         return _angles(torch.arange(length, device=device), d, theta, dtype)
     # Tables outlive the call that makes them: they must not become inference tensors.
