@@ -1,0 +1,176 @@
+"""Decoding with a cache: read the prompts once, then one token per row and step.
+
+Rows of different length are padded on the left, so that every row's next token stands in the last column. A
+row's tokens are a function of its own prompt and seed: neither its neighbours nor their lengths change them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.errors import InputError
+from blockyard.generation.sampling import Sampler, SamplingConfig
+
+if TYPE_CHECKING:
+    from blockyard.cache import ModelCache
+    from blockyard.models.lm import TransformerLM
+
+PastContext = Literal["slide", "stop"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off and gradients off inside; every module's own mode is put back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """(ids [B, T], padding mask [B, T] with 1 = keep, or None when no row is shorter)."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
+    if min(map(len, rows)) == longest:
+        return ids, None
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(longest, device=device) >= longest - lengths[:, None]
+
+
+class Decoder:
+    """The rows still being written, their windows onto the model's context, and the cache that serves them.
+
+    Args:
+        model: a language model of this library.
+        prompts: token ids, one list per row, none empty.
+        sampling: how tokens are drawn.
+        past_context: what happens when a row's tokens fill the trained context. "slide" keeps the last half
+            of them, reads that half again from position 0 and goes on; "stop" ends the row.
+        use_cache: False reads the whole window again for each token (slow; the cache's own proof).
+        note: receives a line when the context is passed.
+
+    Raises:
+        InputError: for an empty or out-of-vocabulary prompt, or one longer than the context under "stop".
+    """
+
+    def __init__(
+        self,
+        model: TransformerLM,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        *,
+        past_context: PastContext = "slide",
+        use_cache: bool = True,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        if past_context not in ("slide", "stop"):
+            raise InputError(f"past_context={past_context!r} is not known; use 'slide' or 'stop'")
+        self.model, self.past_context, self.use_cache, self.note = model, past_context, use_cache, note
+        self.context, vocabulary = model.config.context, model.config.vocab_size
+        self.device = next(model.parameters()).device
+        self.windows = [self._fit(check_prompt(prompt, vocabulary)) for prompt in prompts]
+        self.live = list(range(len(prompts)))
+        self.sampler = Sampler(sampling, len(prompts))
+        # Everything a row has read and written, slid out of the window or not: what "repetition" means.
+        self._seen = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=self.device)
+        for row, prompt in enumerate(prompts):
+            self._seen[row, torch.tensor(list(prompt), device=self.device)] = True
+        self._cache: ModelCache | None = None
+        self._mask: Tensor | None = None
+        self._noted = False
+
+    def step(self) -> dict[int, int]:
+        """Draw the next token of every live row: {row: token}."""
+        logits = self._logits()
+        live = torch.tensor(self.live, device=self.device)
+        tokens = self.sampler(logits, self.live, self._seen[live])
+        self._seen[live, tokens] = True
+        drawn = dict(zip(self.live, tokens.tolist()))
+        for row, token in drawn.items():
+            self.windows[row].append(token)
+        return drawn
+
+    def full(self, row: int) -> bool:
+        """Whether the row cannot go on because its tokens fill the context and `past_context` is "stop"."""
+        return self.past_context == "stop" and len(self.windows[row]) > self.context
+
+    def finish(self, rows: Sequence[int]) -> None:
+        """Take rows out of the batch."""
+        keep = [place for place, row in enumerate(self.live) if row not in rows]
+        if len(keep) == len(self.live):
+            return
+        self.live = [self.live[place] for place in keep]
+        index = torch.tensor(keep, dtype=torch.long, device=self.device)
+        if self._cache is not None and keep:
+            self._cache.select(index)
+        if self._mask is not None:
+            self._mask = self._mask[index]
+
+    def _logits(self) -> Tensor:
+        """Logits [live rows, V] of each live row's next token."""
+        slid = [row for row in self.live if len(self.windows[row]) > self.context]
+        for row in slid:
+            self._slide(row)
+        if self._cache is None or slid:
+            return self._read()
+        ids = torch.tensor([self.windows[row][-1:] for row in self.live], device=self.device)
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.live), 1)], dim=1)
+        return self._forward(ids)
+
+    def _read(self) -> Tensor:
+        """Read all live windows from their beginning, into a new cache."""
+        ids, self._mask = pad_left([self.windows[row] for row in self.live], self.device)
+        self._cache = self.model.new_cache(len(self.live)) if self.use_cache else None
+        return self._forward(ids)
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        with evaluating(self.model):
+            output = self.model(ids, padding_mask=self._mask, cache=self._cache)
+        return output.logits[:, -1]
+
+    def _fit(self, prompt: list[int]) -> list[int]:
+        if len(prompt) <= self.context:
+            return prompt
+        if self.past_context == "stop":
+            raise InputError(
+                f"the prompt has {len(prompt)} tokens and the model's context is {self.context}; "
+                "shorten it or use past_context='slide'"
+            )
+        self.note(f"the prompt has {len(prompt)} tokens: only the last {self.context}, the context, are read")
+        return prompt[-self.context :]
+
+    def _slide(self, row: int) -> None:
+        # Half is a compromise: keeping more would slide (and read again) more often, keeping less forgets
+        # more.
+        keep = max(1, self.context // 2)
+        self.windows[row] = self.windows[row][-keep:]
+        if not self._noted:
+            self._noted = True
+            self.note(
+                f"past the context of {self.context} tokens: going on with the last {keep} of them "
+                "(past_context='stop' would end here)"
+            )
+
+
+def check_prompt(prompt: Sequence[int], vocabulary: int) -> list[int]:
+    """The prompt as a list of known token ids, or InputError."""
+    ids = [int(token) for token in prompt]
+    if not ids:
+        raise InputError("the prompt is empty; give at least one token to begin with")
+    unknown = [token for token in ids if not 0 <= token < vocabulary]
+    if unknown:
+        raise InputError(
+            f"token {unknown[0]} of the prompt is outside the model's vocabulary of {vocabulary}; "
+            "was it encoded by another tokenizer?"
+        )
+    return ids

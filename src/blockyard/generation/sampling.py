@@ -1,0 +1,170 @@
+"""From the logits of the next token to a choice of it: every filter is a small pure function on [B, V].
+
+The order is the usual one: repetition penalty on the raw logits, temperature, then top-k, top-p and min-p,
+    each
+seeing what the one before it left. Temperature 0 is greedy and needs no random number.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blockyard.errors import InputError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is drawn.
+
+    Args:
+        temperature: divides the logits; below 1 sharpens, above 1 flattens, 0 always takes the most likely
+            token.
+        top_k: keep the k most likely tokens (and those tied with the last of them); None keeps all.
+        top_p: keep the smallest set of most likely tokens whose probabilities reach top_p; None keeps all.
+        min_p: keep tokens at least min_p times as likely as the most likely one; None keeps all.
+        repetition_penalty: tokens already read or written lose: positive logits are divided by it, negative
+            ones multiplied (CTRL, arXiv 1909.05858); 1 changes nothing.
+        seed: seed of an own random generator: the same seed gives the same text whatever else draws random
+            numbers; None draws a new seed.
+
+    Raises:
+        InputError: when a value is outside its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InputError(f"temperature={self.temperature} is out of range; use 0 (greedy) or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k={self.top_k} keeps no token; use 1 or more, or leave it out to keep all")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p={self.top_p} is out of range; use a number above 0 and at most 1")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise InputError(f"min_p={self.min_p} is out of range; use a number from 0 to 1")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise InputError(
+                f"repetition_penalty={self.repetition_penalty} is out of range; "
+                "use a positive number (1 changes nothing)"
+            )
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InputError(f"seed={self.seed} is out of range; use a whole number from 0 to 2**63 - 1")
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make the tokens of `seen` (bool [B, V]) less likely: divide logits above zero, multiply those below."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Divide the logits by the temperature (above 0)."""
+    # The largest logit moves to 0 first: a tiny temperature then sends the others to -inf, never anything to
+    # NaN.
+    return (logits - logits.amax(-1, keepdim=True)) / temperature
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """-inf for all but the k largest logits; ties with the k-th stay, so the order of tokens is no matter."""
+    kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
+    return logits.masked_fill(logits < kth, -math.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """-inf outside the nucleus: the smallest set of most likely tokens whose probabilities reach p."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.double().softmax(-1)
+    # A token stays when those before it have not reached p yet: the most likely one always does.
+    before = probabilities.cumsum(-1) - probabilities
+    outside = torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, before >= p)
+    return logits.masked_fill(outside, -math.inf)
+
+
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """-inf for tokens less than min_p times as likely as the most likely one."""
+    if min_p == 0:
+        return logits
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -math.inf)
+
+
+def process(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
+    """All of the configuration's filters in order; temperature 0 leaves the most likely tokens alone.
+
+    Args:
+        logits: float [B, V].
+        config: the sampling options.
+        seen: bool [B, V], the tokens already read or written; needed for a repetition penalty.
+
+    Returns:
+        Logits [B, V] whose softmax is the distribution to draw from.
+    """
+    if config.repetition_penalty != 1 and seen is not None:
+        logits = penalise_repetition(logits, seen, config.repetition_penalty)
+    if config.temperature == 0:
+        return logits
+    logits = apply_temperature(logits, config.temperature)
+    if config.top_k is not None:
+        logits = keep_top_k(logits, config.top_k)
+    if config.top_p is not None:
+        logits = keep_top_p(logits, config.top_p)
+    if config.min_p is not None:
+        logits = keep_min_p(logits, config.min_p)
+    return logits
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The token where the cumulated probability first exceeds `uniform` [B] in [0, 1).
+
+    One number per row, drawn on the CPU, gives the same text on every device, which a device's own generator
+    would not.
+    """
+    cumulated = logits.double().softmax(-1).cumsum(-1)
+    total = cumulated[:, -1:]
+    target = uniform.to(cumulated).unsqueeze(-1) * total
+    chosen = torch.searchsorted(cumulated, target, right=True)
+    # Rounding may lift the target to the total itself: never go past the last token that has any probability.
+    last = (cumulated >= total).int().argmax(-1, keepdim=True)
+    return torch.minimum(chosen, last).squeeze(-1)
+
+
+class Sampler:
+    """Draws tokens for the rows of a batch, each row with its own generator.
+
+    Row i uses seed + i, so a row draws the same numbers however many rows stand beside or are finished before
+    it.
+
+    Args:
+        config: the sampling options.
+        rows: number of rows.
+    """
+
+    def __init__(self, config: SamplingConfig, rows: int) -> None:
+        self.config = config
+        self.seed = secrets.randbits(62) if config.seed is None else config.seed
+        self._generators = [torch.Generator().manual_seed((self.seed + row) % 2**63) for row in range(rows)]
+
+    def __call__(self, logits: Tensor, rows: list[int], seen: Tensor | None = None) -> Tensor:
+        """The next token, int64 [B], of the given rows from their logits [B, V].
+
+        Raises:
+            InputError: when the logits hold NaN, or no token has a finite logit.
+        """
+        logits = logits.float()
+        if bool(logits.isnan().any()) or not bool((logits.amax(-1).isfinite()).all()):
+            raise InputError("the model's logits are not finite: its weights are broken")
+        processed = process(logits, self.config, seen)
+        if self.config.temperature == 0:
+            return processed.argmax(-1)
+        uniform = torch.stack(
+            [torch.rand((), dtype=torch.float64, generator=self._generators[row]) for row in rows]
+        )
+        return draw(processed, uniform.to(logits.device))

@@ -1,0 +1,246 @@
+"""Generation as a stream: tokens, or text, as soon as they are certain."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from blockyard.errors import InputError
+from blockyard.generation.decode import Decoder, PastContext
+from blockyard.generation.sampling import SamplingConfig
+from blockyard.generation.text import Decoder as TextDecoder
+from blockyard.generation.text import StopMatcher, TextStream
+
+if TYPE_CHECKING:
+    from blockyard.models.lm import TransformerLM
+
+
+class Coder(TextDecoder, Protocol):
+    """What text generation asks of a tokenizer; `bos_id` and `eos_id` are used where it has them."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+class Batch:
+    """The rows of a batch while they are written; iterate over it to get what became certain in each step.
+
+    Each step gives a list with one `(tokens, text)` per row, empty for rows that wait or have ended. Without
+    a tokenizer the texts are "".
+
+    Args:
+        model: a language model of this library.
+        prompts: token ids, one list per row.
+        max_new_tokens: upper limit of new tokens per row, 0 or more.
+        sampling: how tokens are drawn; row i of a batch uses seed + i.
+        stop: strings that end a row; they are not emitted, and text that may begin one is held back. Only new
+            text is searched, not the prompt.
+        tokenizer: turns tokens into text; needed for `stop` and for text.
+        end_tokens: tokens that end a row; they are not emitted.
+        past_context: "slide" or "stop", see `decode.Decoder`.
+        use_cache: False recomputes everything for each token.
+        on_note: called with a line when something the user should know happens (the context was passed).
+
+    Attributes:
+        notes: the lines given to `on_note`.
+        finished: per row None while it runs, then "length", "stop" (string), "end" (token) or "context".
+
+    Raises:
+        InputError: for bad prompts or options, at construction.
+    """
+
+    def __init__(
+        self,
+        model: TransformerLM,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: SamplingConfig | None = None,
+        stop: str | Sequence[str] = (),
+        tokenizer: TextDecoder | None = None,
+        end_tokens: Sequence[int] = (),
+        past_context: PastContext = "slide",
+        use_cache: bool = True,
+        on_note: Callable[[str], None] | None = None,
+    ) -> None:
+        if operator.index(max_new_tokens) < 0:
+            raise InputError(f"max_new_tokens={max_new_tokens} is negative; use 0 or more")
+        if len(prompts) == 0:
+            raise InputError("there is no prompt; give at least one")
+        StopMatcher(stop)  # refuses bad stop strings even where no tokenizer is there to find them
+        if stop and tokenizer is None:
+            raise InputError(f"stop={stop!r} is matched on text: give the tokenizer too")
+        self.notes: list[str] = []
+        self.finished: list[str | None] = [None] * len(prompts)
+        self._on_note, self._limit, self._end = on_note, max_new_tokens, frozenset(end_tokens)
+        self._streams = [None if tokenizer is None else TextStream(tokenizer, stop) for _ in prompts]
+        # Without stop strings no token ever has to wait for what follows it.
+        self._hold = bool(stop)
+        self._decoder = Decoder(
+            model, prompts, sampling or SamplingConfig(), past_context=past_context, use_cache=use_cache,
+            note=self._note,
+        )  # fmt: skip
+
+    @property
+    def seed(self) -> int:
+        """The seed in use, also when none was given."""
+        return self._decoder.sampler.seed
+
+    def __iter__(self) -> Iterator[list[tuple[list[int], str]]]:
+        for count in range(1, self._limit + 1):
+            if not self._decoder.live:
+                return
+            drawn = self._decoder.step()
+            out: list[tuple[list[int], str]] = [([], "")] * len(self.finished)
+            for row, token in drawn.items():
+                out[row] = self._take(row, token, last=count == self._limit)
+            self._decoder.finish([row for row in drawn if self.finished[row] is not None])
+            yield out
+        self.finished = [reason or "length" for reason in self.finished]
+
+    def _take(self, row: int, token: int, last: bool) -> tuple[list[int], str]:
+        """One new token of one row: (tokens, text) that it makes certain."""
+        stream = self._streams[row]
+        ended = token in self._end
+        tokens, text = [] if ended else [token], ""
+        if stream is not None:
+            held, text = ([], "") if ended else stream.push(token)
+            if stream.stopped:
+                self.finished[row] = "stop"
+            elif ended or last or self._decoder.full(row):
+                rest, tail = stream.finish()
+                held, text = held + rest, text + tail
+                if stream.stopped:
+                    self.finished[row] = "stop"
+            tokens = held if self._hold else tokens
+        if self.finished[row] is None:
+            if ended:
+                self.finished[row] = "end"
+            elif last:
+                self.finished[row] = "length"
+            elif self._decoder.full(row):
+                self.finished[row] = "context"
+                self._note(f"stopped: the context of {self._decoder.context} tokens is full")
+        return tokens, text
+
+    def _note(self, line: str) -> None:
+        if line not in self.notes:
+            self.notes.append(line)
+            if self._on_note is not None:
+                self._on_note(line)
+
+
+def generate(
+    model: TransformerLM,
+    prompt_ids: Sequence[int] | Tensor,
+    *,
+    max_new_tokens: int,
+    sampling: SamplingConfig | None = None,
+    stop: str | Sequence[str] = (),
+    tokenizer: TextDecoder | None = None,
+    end_tokens: Sequence[int] = (),
+    past_context: PastContext = "slide",
+    use_cache: bool = True,
+    on_note: Callable[[str], None] | None = None,
+) -> Iterator[int]:
+    """Tokens that continue one prompt, each as soon as it is certain.
+
+    With stop strings, tokens wait while their text may still be part of one, and those that reach into it are
+    not given; `generate_text` gives the exact text.
+
+    Args:
+        model: a language model of this library; it is not left in another mode, and no gradient is kept.
+        prompt_ids: token ids [T], at least one.
+        max_new_tokens, sampling, stop, tokenizer, end_tokens, past_context, use_cache, on_note: see `Batch`.
+
+    Raises:
+        InputError: for a bad prompt or option, at the call and not at the first token.
+    """
+    ids = prompt_ids.tolist() if isinstance(prompt_ids, Tensor) else list(prompt_ids)
+    if ids and not isinstance(ids[0], int):
+        raise InputError("prompt_ids is one prompt, token ids [T]; use generate_batch for several")
+    batch = Batch(
+        model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, tokenizer=tokenizer,
+        end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, on_note=on_note,
+    )  # fmt: skip
+    return (token for ((tokens, _text),) in batch for token in tokens)
+
+
+def generate_batch(
+    model: TransformerLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: SamplingConfig | None = None,
+    stop: str | Sequence[str] = (),
+    tokenizer: TextDecoder | None = None,
+    end_tokens: Sequence[int] = (),
+    past_context: PastContext = "slide",
+    use_cache: bool = True,
+    on_note: Callable[[str], None] | None = None,
+) -> list[list[int]]:
+    """The new tokens of several prompts at once (padded on the left); each row is what it would be alone.
+
+    Row i draws with seed + i. Arguments and errors as for `Batch`.
+    """
+    batch = Batch(
+        model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, tokenizer=tokenizer,
+        end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, on_note=on_note,
+    )  # fmt: skip
+    rows: list[list[int]] = [[] for _ in prompts]
+    for step in batch:
+        for row, (tokens, _text) in zip(rows, step):
+            row += tokens
+    return rows
+
+
+def generate_text(
+    model: TransformerLM,
+    tokenizer: Coder,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    sampling: SamplingConfig | None = None,
+    stop: str | Sequence[str] = (),
+    past_context: PastContext = "slide",
+    use_cache: bool = True,
+    on_note: Callable[[str], None] | None = None,
+) -> Iterator[str]:
+    """Text that continues the prompt, piece by piece; never half a character, never any of a stop string.
+
+    The pieces joined equal the decode of all new tokens up to the stop string. Generation also ends at the
+    tokenizer's `eos_id`, where it has one.
+
+    Args:
+        model: a language model of this library.
+        tokenizer: the tokenizer that it was trained with.
+        prompt: text to continue; may be empty when the tokenizer has a `bos_id`, which then begins the text.
+        max_new_tokens, sampling, stop, past_context, use_cache, on_note: see `Batch`.
+
+    Raises:
+        InputError: for an empty prompt without a `bos_id`, or as `Batch` says; at the call.
+    """
+    ids = prompt_tokens(tokenizer, prompt)
+    eos = getattr(tokenizer, "eos_id", None)
+    end_tokens = () if eos is None else (eos,)
+    batch = Batch(
+        model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, tokenizer=tokenizer,
+        end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, on_note=on_note,
+    )  # fmt: skip
+    return (text for ((_tokens, text),) in batch if text)
+
+
+def prompt_tokens(tokenizer: Coder, prompt: str) -> list[int]:
+    """The prompt's tokens; for an empty one the beginning-of-text token (InputError if there is none)."""
+    ids = list(tokenizer.encode(prompt))
+    if ids:
+        return ids
+    bos = getattr(tokenizer, "bos_id", None)
+    if bos is None:
+        raise InputError(
+            "the prompt is empty, and this tokenizer has no beginning-of-text token to start from; "
+            "give at least one character, for example a line break"
+        )
+    return [bos]
