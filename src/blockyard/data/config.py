@@ -1,0 +1,62 @@
+"""What text to train on and how to cut it into tokens."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from blockyard.errors import InputError
+
+TextFormat = Literal["auto", "txt", "jsonl", "parquet", "folder"]
+
+
+@dataclass(frozen=True)
+class TextDataConfig:
+    """The text data of a run.
+
+    Args:
+        path: file or folder to read; none means the Python standard library's own source.
+        format: how to read it; auto decides by folder or file suffix (.jsonl .ndjson .parquet, else txt).
+        text_field: field (JSONL) or column (parquet) that holds the text.
+        tokenizer: byte, bpe (trained on this text), or a folder with a saved or GPT-2 style tokenizer.
+        vocab_size: number of tokens of a bpe tokenizer, its 256 bytes and special tokens included.
+        val_fraction: share of the tokens, at the end of the text, kept for validation.
+        cache_dir: where encoded tokens are kept; none means $BLOCKYARD_CACHE or ~/.cache/blockyard.
+        max_bytes: read no more than this many UTF-8 bytes of text; none reads everything.
+
+    Raises:
+        InputError: when a value is out of range.
+    """
+
+    path: str | None = None
+    format: TextFormat = "auto"
+    text_field: str = "text"
+    tokenizer: str = "byte"
+    vocab_size: int = 4096
+    val_fraction: float = 0.1
+    cache_dir: str | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        known = ("auto", "txt", "jsonl", "parquet", "folder")
+        if self.format not in known:
+            raise InputError(f"data.format={self.format!r} is not one of: {', '.join(known)}")
+        if self.path == "":
+            raise InputError("data.path is an empty string; give a file or folder, or leave it out")
+        if not 0.0 < self.val_fraction < 1.0:
+            raise InputError(f"data.val_fraction={self.val_fraction} must lie between 0 and 1, both excluded")
+        if self.vocab_size < 257:
+            # 256 bytes and the end-of-text token.
+            raise InputError(f"data.vocab_size={self.vocab_size} is too small; bpe needs at least 257")
+        if self.max_bytes is not None and self.max_bytes < 1:
+            raise InputError(f"data.max_bytes={self.max_bytes} must be at least 1")
+
+    def cache_folder(self) -> Path:
+        """Return the folder for encoded tokens and trained tokenizers (it need not exist yet)."""
+        if self.cache_dir is not None:
+            return Path(self.cache_dir).expanduser()
+        if from_environment := os.environ.get("BLOCKYARD_CACHE"):
+            return Path(from_environment).expanduser()
+        return Path.home() / ".cache" / "blockyard"
