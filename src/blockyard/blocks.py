@@ -1,0 +1,199 @@
+"""Blocks: a mixer and an FFN around the residual stream, built from a layer specification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.costs import Cost
+from blockyard.errors import InputError
+from blockyard.layers.norms import make_norm
+from blockyard.options import check_options, options_of
+from blockyard.pattern import LayerSpec
+from blockyard.registry import (
+    MODEL_PARAMETERS,
+    Entry,
+    accepted_arguments,
+    find_block,
+    implementation,
+    owners,
+)
+
+Aux = dict[str, Any]
+
+
+class ResidualBlock(nn.Module):
+    """x + attn(ln1(x)), then x + ffn(ln2(x)) (pre-norm), or the norms after the additions (post-norm).
+
+    Pre-norm leaves a path from the embedding to the last norm that nothing normalises, which is what makes deep
+    models train stably (arXiv 2002.04745). Post-norm is the 2017 original: ln1(x + attn(x)).
+
+    Args:
+        attn: a mixer, ours or foreign; a foreign one is passed only the arguments that its `forward` names.
+        ffn: an FFN, ours or foreign.
+        d_model: width of the residual stream.
+        norm: rms or layer.
+        norm_position: pre or post.
+
+    Shapes: x [B, T, d_model] -> (the same, aux | None).
+    """
+
+    def __init__(
+        self,
+        attn: nn.Module,
+        ffn: nn.Module,
+        d_model: int,
+        *,
+        norm: Literal["rms", "layer"] = "rms",
+        norm_position: Literal["pre", "post"] = "pre",
+    ) -> None:
+        super().__init__()
+        self.ln1, self.ln2 = make_norm(norm, d_model), make_norm(norm, d_model)
+        # Any: a foreign module has no declared interface beyond being called.
+        self.attn: Any = attn
+        self.ffn: Any = ffn
+        self.pre = norm_position == "pre"
+        self._accepts = accepted_arguments(attn.forward)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+    ) -> tuple[Tensor, Aux | None]:
+        given = {"padding_mask": padding_mask, "positions": positions, "cache": cache}
+        if self.pre:
+            x = x + self._mix(self.ln1(x), given)
+            change, aux = self._feed(self.ln2(x))
+            return x + change, aux
+        x = self.ln1(x + self._mix(x, given))
+        change, aux = self._feed(x)
+        return self.ln2(x + change), aux
+
+    def _mix(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
+        arguments = {name: value for name, value in given.items() if value is not None}
+        unknown = arguments.keys() - self._accepts
+        if unknown:
+            raise InputError(f"{type(self.attn).__name__} does not take {', '.join(sorted(unknown))}")
+        if needs_causal_mask(self.attn, self._accepts):
+            blocked = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+            arguments["attn_mask"] = torch.zeros_like(blocked, dtype=x.dtype).masked_fill(blocked, float("-inf"))
+        out = self.attn(x, **arguments)
+        return out[0] if isinstance(out, tuple) else out
+
+    def _feed(self, x: Tensor) -> tuple[Tensor, Aux | None]:
+        if hasattr(self.ffn, "with_aux"):
+            return self.ffn.with_aux(x)
+        return self.ffn(x), None
+
+    def cost(self, tokens: int) -> Cost:
+        """Cost of the mixer, the FFN and the two norms; InputError when one of them has no formula."""
+        norms = sum(p.numel() for norm in (self.ln1, self.ln2) for p in norm.parameters())
+        return cost_of(self.attn, tokens) + cost_of(self.ffn, tokens) + Cost(norms)
+
+    def zero_init_output(self) -> None:
+        """Make the block the identity; members that cannot say which matrix is their last keep theirs."""
+        for member in (self.attn, self.ffn):
+            if hasattr(member, "zero_init_output"):
+                member.zero_init_output()
+
+    def new_cache(self, *arguments: Any) -> Any:
+        """The mixer's cache."""
+        if not hasattr(self.attn, "new_cache"):
+            raise InputError(f"{type(self.attn).__name__} has no cache")
+        return self.attn.new_cache(*arguments)
+
+
+def needs_causal_mask(mixer: nn.Module, accepts: frozenset[str]) -> bool:
+    """Whether causality must come as a mask: a foreign mixer that knows `attn_mask` but has no `causal`."""
+    return not hasattr(mixer, "causal") and "causal" not in accepts and "attn_mask" in accepts
+
+
+def cost_of(module: Any, tokens: int) -> Cost:
+    """A module's own formula, or for a foreign one without: parameters counted, FLOPs measured once.
+
+    Args:
+        module: a mixer or FFN.
+        tokens: length of the sequence.
+    """
+    if hasattr(module, "cost"):
+        return module.cost(tokens)
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parameters = sum(p.numel() for p in module.parameters())
+    first = next(module.parameters(), torch.empty(0))
+    width = getattr(module, "d_model", None)
+    if width is None:
+        raise InputError(f"{type(module).__name__} has neither cost() nor d_model, so its FLOPs cannot be found")
+    x = torch.zeros(1, tokens, width, device=first.device, dtype=first.dtype)
+    counter = FlopCounterMode(display=False)
+    # The counter does not know SDPA's CPU kernel; in its plain form every product is seen.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        module(x)
+    return Cost(parameters, int(counter.get_total_flops()))
+
+
+def build_block(
+    spec: LayerSpec,
+    *,
+    d_model: int,
+    n_heads: int,
+    causal: bool,
+    norm: Literal["rms", "layer"] = "rms",
+    norm_position: Literal["pre", "post"] = "pre",
+    rope_theta: float = 10_000.0,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Construct the block of a layer specification.
+
+    A mixer and FFN that are registered as a pair become their paired block; others go into a `ResidualBlock`.
+
+    Raises:
+        InputError: for unknown names or options, or a mixer whose traits lack causality when it is wanted.
+    """
+    from_model = {
+        "d_model": d_model,
+        "n_heads": n_heads,
+        "causal": causal,
+        "rope_theta": rope_theta,
+        "dropout": dropout,
+    }
+    attn = implementation("attn", spec.attn)
+    if causal and not attn.traits.causal:
+        raise InputError(f"attention {spec.attn!r} cannot be causal, so it cannot model language")
+    if not causal and not attn.traits.bidirectional:
+        raise InputError(f"attention {spec.attn!r} is only causal")
+    pair = find_block(spec.attn, spec.ffn)
+    if pair is not None:
+        extra = {"norm": norm, "norm_position": norm_position}
+        options = _merge(spec)
+        return _construct(pair, {**from_model, **extra}, options)
+    mixer = _construct(attn, from_model, spec.attn_options)
+    ffn = _construct(implementation("ffn", spec.ffn), from_model, spec.ffn_options)
+    return ResidualBlock(mixer, ffn, d_model, norm=norm, norm_position=norm_position)
+
+
+def _merge(spec: LayerSpec) -> dict[str, Any]:
+    """Options of both members of a paired block, which shares them."""
+    for key in spec.attn_options.keys() & spec.ffn_options.keys():
+        a, b = spec.attn_options[key], spec.ffn_options[key]
+        if a != b:
+            raise InputError(f"{spec.attn}+{spec.ffn} is one block: {key}={a!r} and {key}={b!r} cannot both hold")
+    return {**spec.attn_options, **spec.ffn_options}
+
+
+def _construct(entry: Entry, from_model: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """Build an implementation: what the model decides where the constructor names it, and the checked options."""
+    known = options_of(entry.cls)
+    given = {name: value for name, value in from_model.items() if name in known}
+    reserved = [name for name in options if name in MODEL_PARAMETERS]
+    if reserved:
+        raise InputError(f"{reserved[0]!r} is set by the model (--model.{reserved[0]}), not by {entry.name!r}")
+    checked = check_options(known, {**given, **options}, f"{entry.name!r}", owners=lambda k: owners(k, entry.kind))
+    return entry.cls(**checked)

@@ -1,0 +1,1 @@
+"""Layers that mixers, FFNs and models are built from."""

@@ -1,0 +1,239 @@
+"""Scaled dot-product attention over any mix of masks, by the kernel that suits the length.
+
+Plain matrix products win at short lengths on a CPU, `F.scaled_dot_product_attention` at long ones and on a GPU;
+a causal sliding window is computed in blocks. Every path gives the same numbers, and a query that may see nothing
+gives 0 with a zero gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blockyard.errors import InputError
+from blockyard.layers.dropout import dropout as drop
+
+Kernel = Literal["auto", "matmul", "sdpa"]
+
+# Keys up to which plain matrix products beat SDPA's CPU kernel (forward and backward; benchmarks/attention.py).
+MATMUL_UP_TO = 512
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    padding_mask: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    kernel: Kernel = "auto",
+    dropout: float = 0.0,
+    dropout_keys: Tensor | None = None,
+    return_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """softmax(q kᵀ · scale + mask) v, with fewer key than query heads if k and v have fewer.
+
+    Args:
+        q: [B, H, T, d]; with S > T keys, the queries are the last T positions.
+        k: [B, H_kv, S, d], H_kv dividing H.
+        v: [B, H_kv, S, d_v].
+        causal: position i sees keys up to i.
+        padding_mask: [B, S], nonzero = keep.
+        attn_mask: broadcastable to [B, H, T, S]; bool (True = attend) or additive, combined with the others.
+        window: position i sees only keys less than `window` away.
+        scale: factor of the scores, 1/sqrt(d) by default.
+        kernel: "auto" decides by length and device.
+        dropout: probability of dropping a weight.
+        dropout_keys: see `blockyard.layers.dropout`.
+        return_weights: also return the weights [B, H, T, S].
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    queries, keys = q.shape[-2], k.shape[-2]
+    if window is not None and window >= keys:
+        window = None
+    plain = attn_mask is None and not return_weights and not dropout
+    if window is not None and plain and queries == keys and keys > 2 * window:
+        return _windowed(q, k, v, causal, padding_mask, window, scale, kernel), None
+    mask = combine_masks(q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=window)
+    # Only the caller's masks can leave a query with nothing to see.
+    guard = padding_mask is not None or attn_mask is not None
+    if return_weights or dropout or _use_matmul(q, k, v, kernel):
+        return _matmul_attention(q, k, v, mask, scale, guard, dropout, dropout_keys, return_weights)
+    # A square causal mask alone is the flag that SDPA has a fast path for.
+    flag = causal and queries == keys and queries > 1 and not guard and window is None
+    return _sdpa(q, k, v, None if flag else mask, flag, scale, guard), None
+
+
+def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
+    if kernel != "auto":
+        return kernel == "matmul"
+    if q.device.type != "cpu":
+        return False
+    # One query per sequence is a matrix-vector product; grouped heads would make SDPA expand every key.
+    return k.shape[-2] <= MATMUL_UP_TO or q.shape[-2] == 1
+
+
+def combine_masks(
+    q: Tensor,
+    k: Tensor,
+    *,
+    causal: bool,
+    padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    window: int | None,
+) -> Tensor | None:
+    """One mask that broadcasts to [B, H, T, S]: bool, or additive when `attn_mask` is; None if all see all."""
+    queries, keys = q.shape[-2], k.shape[-2]
+    mask: Tensor | None = None
+    if (causal and queries > 1) or window is not None:
+        distance = _distance(queries, keys, q.device)
+        mask = distance >= 0 if causal else None
+        if window is not None:
+            near = distance < window if causal else distance.abs() < window
+            mask = near if mask is None else mask & near
+    if padding_mask is not None:
+        if tuple(padding_mask.shape) != (q.shape[0], keys):
+            raise InputError(
+                f"padding_mask has shape {tuple(padding_mask.shape)}, expected {(q.shape[0], keys)} "
+                "[batch, keys]; with a cache it covers past and new tokens"
+            )
+        keep = padding_mask.to(torch.bool)[:, None, None, :]
+        mask = keep if mask is None else mask & keep
+    if attn_mask is None:
+        return mask
+    check_attn_mask(attn_mask, (q.shape[0], q.shape[1], queries, keys))
+    if attn_mask.dtype == torch.bool:
+        return attn_mask if mask is None else mask & attn_mask
+    attn_mask = attn_mask.to(q.dtype)
+    return attn_mask if mask is None else attn_mask.masked_fill(~mask, float("-inf"))
+
+
+def check_attn_mask(attn_mask: Tensor, shape: tuple[int, int, int, int]) -> None:
+    """Raise InputError unless the mask is bool or floating and broadcasts to [B, H, T, S]."""
+    if attn_mask.dtype != torch.bool and not attn_mask.dtype.is_floating_point:
+        raise InputError(
+            f"attn_mask has dtype {attn_mask.dtype}; it should be bool (True = attend) or floating (added)"
+        )
+    sizes = zip(reversed(attn_mask.shape), reversed(shape))
+    if attn_mask.ndim > 4 or any(given not in (1, wanted) for given, wanted in sizes):
+        raise InputError(
+            f"attn_mask has shape {tuple(attn_mask.shape)}, which does not broadcast to {shape} [B, H, T, S]"
+        )
+
+
+def _distance(queries: int, keys: int, device: torch.device) -> Tensor:
+    # The queries are the last of the keys' positions.
+    rows = torch.arange(keys - queries, keys, device=device)
+    return rows[:, None] - torch.arange(keys, device=device)
+
+
+def _open_blind_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Let queries that see nothing see all, so that softmax stays finite; also return who does see."""
+    allowed = mask if mask.dtype == torch.bool else mask > float("-inf")
+    sees = allowed.any(-1, keepdim=True)
+    opened = mask | ~sees if mask.dtype == torch.bool else mask.masked_fill(~sees, 0.0)
+    return opened, sees
+
+
+def _matmul_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    guard: bool,
+    dropout: float,
+    dropout_keys: Tensor | None,
+    return_weights: bool,
+) -> tuple[Tensor, Tensor | None]:
+    batch, heads, queries, _ = q.shape
+    groups = heads // k.shape[1]
+    sees = None
+    if guard and mask is not None:
+        mask, sees = _open_blind_rows(mask)
+    q = q * scale
+    if groups > 1:
+        # The heads that share a key head are stacked along the queries, so that no key is copied.
+        q = q.reshape(batch, k.shape[1], groups * queries, q.shape[-1])
+    scores = q @ k.transpose(-2, -1)
+    if groups > 1:
+        scores = scores.view(batch, heads, queries, k.shape[-2])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(-1)
+    if sees is not None:
+        weights = weights.masked_fill(~sees, 0.0)
+    dropped = drop(weights, dropout, dropout_keys) if dropout else weights
+    dropped = dropped.to(v.dtype)
+    if groups > 1:
+        dropped = dropped.reshape(batch, k.shape[1], groups * queries, k.shape[-2])
+    out = (dropped @ v).reshape(batch, heads, queries, v.shape[-1])
+    return out, weights if return_weights else None
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, guard: bool) -> Tensor:
+    sees = None
+    if guard and mask is not None:
+        mask, sees = _open_blind_rows(mask)
+    grouped = q.shape[1] != k.shape[1]
+    width = v.shape[-1]
+    if width < q.shape[-1] and q.device.type == "cpu":
+        # Unequal widths fall to the slow path; zero columns of v cost less.
+        v = F.pad(v, (0, q.shape[-1] - width))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+    out = out[..., :width]
+    return out if sees is None else out.masked_fill(~sees, 0.0)
+
+
+def _windowed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    padding_mask: Tensor | None,
+    window: int,
+    scale: float,
+    kernel: Kernel,
+) -> Tensor:
+    """Blocks of `window` queries against their own and the neighbouring blocks of keys: O(T · window)."""
+    batch, heads, length, _ = q.shape
+    blocks = -(-length // window)
+    extra = blocks * window - length
+    sides = (1, 0) if causal else (1, 1)
+    q = _fold_blocks(F.pad(q, (0, 0, 0, extra)), blocks)
+    k, v = (_fold_blocks(_neighbours(t, blocks, window, extra, sides), blocks) for t in (k, v))
+    # Which keys exist: not those padded in front of the first block or behind the last.
+    exists = torch.ones(batch, length, dtype=torch.bool, device=q.device)
+    if padding_mask is not None:
+        exists = padding_mask.to(torch.bool)
+    exists = _neighbours(exists[:, None, :, None], blocks, window, extra, sides)[:, 0, :, :, 0]  # [B, blocks, keys]
+    span = window * (1 + sum(sides))
+    distance = torch.arange(window, device=q.device)[:, None] + window - torch.arange(span, device=q.device)
+    near = (distance >= 0) & (distance < window) if causal else distance.abs() < window
+    mask = (exists[:, :, None, None, :] & near).flatten(0, 1)  # [B · blocks, 1, window, keys]
+    if _use_matmul(q, k, v, kernel):
+        out, _ = _matmul_attention(q, k, v, mask, scale, True, 0.0, None, False)
+    else:
+        out = _sdpa(q, k, v, mask, False, scale, True)
+    out = out.view(batch, blocks, heads, window, -1).transpose(1, 2).flatten(2, 3)
+    return out[:, :, :length]
+
+
+def _fold_blocks(t: Tensor, blocks: int) -> Tensor:
+    """[B, H, blocks, L, d] or [B, H, blocks · L, d] -> [B · blocks, H, L, d]."""
+    if t.ndim == 4:
+        t = t.unflatten(2, (blocks, -1))
+    return t.transpose(1, 2).flatten(0, 1)
+
+
+def _neighbours(t: Tensor, blocks: int, window: int, extra: int, sides: tuple[int, int]) -> Tensor:
+    """[B, H, T, d] -> [B, H, blocks, span, d]: each block with the ones beside it, zeros outside."""
+    before, after = sides
+    padded = F.pad(t, (0, 0, before * window, extra + after * window)).unflatten(2, (-1, window))
+    return torch.cat([padded[:, :, i : i + blocks] for i in range(1 + before + after)], dim=3)

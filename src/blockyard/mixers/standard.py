@@ -1,0 +1,202 @@
+"""Standard attention: every position looks at the others and takes a weighted mean of their values.
+
+Vaswani et al. 2017 (arXiv 1706.03762), with today's parts: rotary positions, grouped key heads (arXiv 2305.13245),
+QK-norm (arXiv 2010.04245), a sliding window (arXiv 2004.05150).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blockyard.cache import LayerCache
+from blockyard.costs import Cost, linear_flops
+from blockyard.errors import InputError
+from blockyard.layers.attention import Kernel, attend
+from blockyard.layers.dropout import Dropout
+from blockyard.layers.linear import Linear
+from blockyard.layers.norms import RMSNorm
+from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
+from blockyard.mixers.base import Mixer, check_heads, check_input, default_positions
+from blockyard.registry import Traits, register_attn
+
+# From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
+_STACK_FROM = 64
+
+
+@register_attn(
+    "standard",
+    group="attn",
+    traits=Traits(
+        causal=True,
+        bidirectional=True,
+        cache="kv",
+        padding=True,
+        attn_mask=True,
+        cross=True,
+        weights=True,
+        positions=True,
+    ),
+)
+class StandardAttention(Mixer):
+    """Multi-head attention (MHA); with `n_kv_heads` grouped (GQA) or single (MQA) key-value heads.
+
+    Args:
+        d_model: width of the residual stream.
+        n_heads: number of query heads.
+        n_kv_heads: number of key-value heads, dividing n_heads; None = n_heads.
+        head_dim: width of a head; None = d_model / n_heads.
+        causal: hide the future; the forward argument overrides it.
+        rope: pairing of the rotary embedding: half (Llama's), interleaved (the basics document's), or none.
+        rope_theta: base of the rotary wavelengths.
+        qk_norm: RMS-normalise queries and keys per head, with a gain, before they are rotated.
+        window: see only keys less than this many positions away; None = all.
+        bias: biases in the four projections.
+        dropout: probability of dropping an attention weight in training.
+        kernel: auto, matmul or sdpa; auto decides by length and device.
+
+    Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S].
+    Raises: InputError when heads do not divide, head_dim is odd with rope, or window < 1.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        n_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        causal: bool = False,
+        rope: Literal["half", "interleaved", "none"] = "half",
+        rope_theta: float = 10_000.0,
+        qk_norm: bool = True,
+        window: int | None = None,
+        bias: bool = False,
+        dropout: float = 0.0,
+        kernel: Kernel = "auto",
+    ) -> None:
+        super().__init__()
+        self.d_model, self.n_heads, self.causal = d_model, n_heads, causal
+        self.head_dim = head_dim or check_heads(d_model, n_heads)
+        self.n_kv_heads = n_kv_heads if n_kv_heads is not None else n_heads
+        if self.n_kv_heads < 1 or n_heads % self.n_kv_heads:
+            raise InputError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
+        if window is not None and window < 1:
+            raise InputError(f"window={window} should be at least 1, or none")
+        self.window, self.kernel = window, kernel
+        width, kv_width = n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        self.q_proj = Linear(d_model, width, bias=bias)
+        self.k_proj = Linear(d_model, kv_width, bias=bias)
+        self.v_proj = Linear(d_model, kv_width, bias=bias)
+        self.output_proj = Linear(width, d_model, bias=bias)
+        self.q_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.rope = None if rope == "none" else RotaryPositionalEmbedding(rope_theta, self.head_dim, layout=rope)
+        self.attn_dropout = Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        causal: bool | None = None,
+        positions: Tensor | None = None,
+        context: Tensor | None = None,
+        cache: LayerCache | None = None,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        check_input(x, self.d_model)
+        causal = self.causal if causal is None else causal
+        if context is not None:
+            self._check_context(context, x, causal, positions, cache)
+            causal = False
+        past = cache.length if cache is not None else 0
+        if cache is not None and not causal and (past or x.shape[1] > 1):
+            raise InputError("a cache needs causal attention: earlier positions cannot see later ones any more")
+        q, k, v = self._project(x, x if context is None else context)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope is not None and context is None:
+            if positions is None and padding_mask is not None:
+                positions = default_positions(padding_mask, x.shape[1])
+            cos, sin = self.rope.tables(q, positions, past)
+            q, k = rotate(q, cos, sin, self.rope.layout), rotate(k, cos, sin, self.rope.layout)
+        if cache is not None:
+            k, v = cache.append(k=k.to(cache.dtype), v=v.to(cache.dtype))
+            q = q.to(cache.dtype)
+        mixed, weights = attend(
+            q,
+            k,
+            v,
+            causal=causal,
+            padding_mask=padding_mask,
+            attn_mask=attn_mask,
+            window=self.window if context is None else None,
+            kernel=self.kernel,
+            dropout=self.attn_dropout.p if self.training else 0.0,
+            dropout_keys=self.attn_dropout.keys,
+            return_weights=return_weights,
+        )
+        out = self.output_proj(mixed.transpose(1, 2).flatten(2).to(x.dtype))
+        return out, weights
+
+    def _check_context(
+        self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: LayerCache | None
+    ) -> None:
+        check_input(context, self.d_model)
+        if context.shape[0] != x.shape[0]:
+            raise InputError(f"context has batch {context.shape[0]}, x has {x.shape[0]}")
+        if causal:
+            raise InputError("causal=True with a context: its positions have no order relative to x; pass causal=False")
+        if positions is not None or cache is not None:
+            raise InputError("positions and cache cannot be used with a context")
+
+    def _project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, head_dim] of x, keys and values [B, H_kv, S, head_dim] of the source."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        if x is source and x.shape[0] * x.shape[1] >= _STACK_FROM and self.q_proj.bias is None:
+            stacked = F.linear(x, torch.cat([p.weight for p in projections]))
+            parts: Any = stacked.split([p.weight.shape[0] for p in projections], dim=-1)
+        else:
+            parts = (self.q_proj(x), self.k_proj(source), self.v_proj(source))
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+        return q, k, v
+
+    def new_cache(
+        self,
+        batch: int,
+        max_len: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> LayerCache:
+        shape = (self.n_kv_heads, self.head_dim)
+        return LayerCache(batch, {"k": shape, "v": shape}, max_len=max_len, **self._placement(dtype, device))
+
+    def cost(self, tokens: int) -> Cost:
+        width, kv_width = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        shapes = [(self.d_model, width), (self.d_model, kv_width), (self.d_model, kv_width), (width, self.d_model)]
+        biases = sum(shape[1] for shape in shapes) if self.q_proj.bias is not None else 0
+        gains = 2 * self.head_dim if isinstance(self.q_norm, RMSNorm) else 0
+        scores = 2 * 2 * self.n_heads * self.head_dim * self._pairs(tokens)
+        return Cost(
+            parameters=sum(a * b for a, b in shapes) + biases + gains,
+            flops=linear_flops(tokens, *shapes) + scores,
+            cache_bytes_per_token=2 * kv_width * 4,
+        )
+
+    def _pairs(self, tokens: int) -> int:
+        """Query-key pairs that are scored."""
+        # Below that length the window is only a mask; above, whole blocks are scored (see layers/attention.py).
+        if self.window is None or tokens <= 2 * self.window:
+            return tokens * tokens
+        padded = self.window * -(-tokens // self.window)
+        return padded * self.window * (2 if self.causal else 3)
+
+    def zero_init_output(self) -> None:
+        nn.init.zeros_(self.output_proj.weight)
+
+    def extra_repr(self) -> str:
+        return f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}, head_dim={self.head_dim}, causal={self.causal}"

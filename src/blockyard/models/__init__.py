@@ -1,0 +1,1 @@
+"""Models built from blocks: embed, blocks by layer pattern, norm, head."""
