@@ -1,0 +1,1 @@
+"""The workbench: comparing blocks at equal budgets and reporting what was found."""

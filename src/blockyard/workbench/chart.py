@@ -1,0 +1,31 @@
+"""What a figure of the report is; chart_finals, chart_curves and chart_costs make them, charts.py renders them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from blockyard.workbench.palette import Palette
+from blockyard.workbench.schema import Report
+
+WIDTH, HEIGHT = 5.0, 3.5  # inches: 360 x 252 points
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure: a file name, what it shows in words, and how to draw it into axes."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Any, Palette], None]
+    height: float = HEIGHT
+    legend: bool = True
+    group: str = "curves"  # the section it belongs to: answer, curves or costs
+
+
+def seeds_in(report: Report) -> str:
+    """How many seeds finished, for captions: "3", or "2 to 3" where choices differ."""
+    ns = {sum(run["status"] == "finished" for run in choice["runs"]) for choice in report["choices"]}
+    return str(ns.pop()) if len(ns) == 1 else f"{min(ns)} to {max(ns)}"

@@ -1,0 +1,108 @@
+"""The figures of a report, drawn with matplotlib: as SVG that takes its colours from the page, and as PNG.
+
+Figures are small (360 points wide) with full-sized text: on a phone they fill the screen unscaled, on a desk they stand
+two abreast, slightly enlarged.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from blockyard.errors import require
+from blockyard.workbench.chart import WIDTH, Chart
+from blockyard.workbench.chart_costs import trade_offs
+from blockyard.workbench.chart_curves import loss_curves
+from blockyard.workbench.chart_finals import final_losses
+from blockyard.workbench.palette import LIGHT, PLACEHOLDER, Palette
+from blockyard.workbench.schema import Report
+from blockyard.workbench.svg import for_the_page
+
+_RC = {
+    "font.size": 9.5,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "axes.titlesize": 10,
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's own font
+    "svg.hashsalt": "blockyard",
+    "path.simplify": True,
+    "path.simplify_threshold": 0.4,
+}
+
+
+def charts_of(report: Report) -> list[Chart]:
+    """The figures that this report has data for, in reading order."""
+    found = [final_losses(report), *loss_curves(report), *trade_offs(report)]
+    return [chart for chart in found if chart is not None]
+
+
+def render_svg(chart: Chart, report: Report) -> str:
+    """Inline SVG without network addresses; text and lines in CSS colours, ids prefixed with the chart's name."""
+    figure = _figure(chart, report, PLACEHOLDER, legend=False)
+    buffer = io.StringIO()
+    with _style():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return for_the_page(buffer.getvalue(), chart.name, chart.title)
+
+
+def render_png(chart: Chart, report: Report) -> bytes:
+    """The figure on white paper with its own legend, 160 dots per inch."""
+    figure = _figure(chart, report, LIGHT, legend=chart.legend and len(report["choices"]) > 1)
+    buffer = io.BytesIO()
+    with _style():
+        figure.savefig(buffer, format="png", dpi=160, facecolor=LIGHT.paper)
+    return buffer.getvalue()
+
+
+def _style() -> Any:
+    return require("matplotlib", extra="report").rc_context(_RC)
+
+
+def _figure(chart: Chart, report: Report, palette: Palette, *, legend: bool) -> Any:
+    figures = require("matplotlib.figure", extra="report")
+    lines = require("matplotlib.lines", extra="report")
+    with _style():
+        rows = (len(report["choices"]) + 1) // 2 if legend else 0
+        figure = figures.Figure(figsize=(WIDTH, chart.height + 0.22 * rows), layout="constrained")
+        axes = figure.add_subplot()
+        _dress(axes, palette)
+        chart.draw(axes, palette)
+        if legend:
+            handles = []
+            for i, choice in enumerate(report["choices"]):
+                look = palette.style(i)
+                handles.append(
+                    lines.Line2D(
+                        [],
+                        [],
+                        color=look.colour,
+                        marker=look.marker,
+                        markersize=5,
+                        dashes=look.dashes or (None, None),
+                        label=choice["name"],
+                    )
+                )
+            figure.legend(
+                handles=handles,
+                loc="outside lower center",
+                ncols=2,
+                frameon=False,
+                handlelength=3.2,
+                labelcolor=palette.ink,
+            )
+    return figure
+
+
+def _dress(axes: Any, palette: Palette) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(palette.soft)
+    axes.tick_params(colors=palette.soft, labelcolor=palette.ink, length=3)
+    axes.xaxis.label.set_color(palette.ink)
+    axes.yaxis.label.set_color(palette.ink)
+    axes.grid(True, color=palette.grid, linewidth=0.7)
+    axes.set_axisbelow(True)

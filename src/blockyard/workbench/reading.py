@@ -1,0 +1,270 @@
+"""What a report says in tables and sentences, shared by the HTML and the Markdown form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from blockyard.workbench import units
+from blockyard.workbench.schema import Choice, Ranked, Report
+from blockyard.workbench.verdict import budget_amount
+
+TASKS = {"lm": "language model"}
+
+
+def title(report: Report) -> str:
+    """The name of the page."""
+    return f"Transformer blocks compared: {TASKS.get(report['task'], report['task'])}"
+
+
+_MATCH_WORDS = {"params": "equal parameters", "flops": "equal FLOPs per token", "none": "not matched in size"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the ranking: cells are (figure, how it compares with the reference)."""
+
+    place: str
+    name: str
+    leader: bool
+    cells: list[tuple[str, str]]
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """The terms of the comparison at a glance."""
+    settings = report["settings"]
+    model, train = settings.get("model", {}), settings.get("train", {})
+    unit = {"tokens": "tokens", "seconds": "of training each", "flops": "each"}[report["budget"]["unit"]]
+    found = [
+        ("Budget", f"{budget_amount(report)} {unit}"),
+        ("Size", _MATCH_WORDS[report["match"]]),
+        ("Seeds", str(len(report["seeds"]))),
+    ]
+    reference = next((c["shape"] for c in report["choices"] if c["name"] == report["reference"]), {})
+    layers, width = (
+        reference.get("n_layers", model.get("n_layers")),
+        reference.get("d_model", model.get("d_model")),
+    )
+    if layers and width:
+        found.append(
+            (
+                "Reference model",
+                f"{layers} layers, width {width}, context {model.get('context', units.NOTHING)}",
+            )
+        )
+    if train.get("optimizer"):
+        found.append(
+            (
+                "Training",
+                f"{train['optimizer']}, learning rate {train.get('lr')}, batch {train.get('batch_size')}",
+            )
+        )
+    source = report["provenance"].get("data", {}).get("source")
+    if source:
+        found.append(("Text", str(source)))
+    return found
+
+
+def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
+    """Column names and rows of the ranking."""
+    choices = {choice["name"]: choice for choice in report["choices"]}
+    reference = choices[report["reference"]]
+    unit, per_byte = report["quality"]["unit"], _bytes_per_token(report)
+    columns = [
+        "choice",
+        f"final loss ({unit})",
+        "parameters",
+        "FLOPs / token",
+        "training tokens / s",
+        "peak memory",
+        "cache bytes / token",
+        "generated tokens / s",
+    ]
+    rows = []
+    for ranked in report["ranking"]:
+        choice, final, best = choices[ranked["name"]], ranked["final"], ranked["best"]
+        under = f"best {units.plus_minus(best['mean'], None)}" if best["mean"] is not None else ""
+        if final["mean"] is not None and per_byte != 1:
+            under = f"{final['mean'] / per_byte:.3f} nats/byte; {under}"
+        if final["diverged"]:
+            under = f"{final['diverged']} diverged" + (f"; {under}" if under else "")
+        cells = [
+            (units.plus_minus(final["mean"], final["half_width"]), under),
+            (
+                units.count(choice["parameters_core"]),
+                _against(choice, reference, lambda c: c["parameters_core"]),
+            ),
+            (
+                units.count(choice["flops_per_token"]),
+                _against(choice, reference, lambda c: c["flops_per_token"]),
+            ),
+            (
+                units.count(_median(choice, "train_wall")),
+                _against(choice, reference, lambda c: _median(c, "train_wall")),
+            ),
+            (units.size(_peak(choice)), _against(choice, reference, _peak)),
+            (
+                units.size(choice["cache_bytes_per_token"]),
+                _against(choice, reference, lambda c: c["cache_bytes_per_token"]),
+            ),
+            (
+                units.count(_median(choice, "decode_wall")),
+                _against(choice, reference, lambda c: _median(c, "decode_wall")),
+            ),
+        ]
+        place = _place(report, ranked)
+        rows.append(Row(place, ranked["name"], ranked["rank"] == 1 and report["verdict"]["kind"] == "winner", cells))
+    return columns, rows
+
+
+def _place(report: Report, ranked: Ranked) -> str:
+    """The place in the ranking, "1=" for a shared lead; blank where the seeds show no order."""
+    kind = report["verdict"]["kind"]
+    if ranked["rank"] is None:
+        return units.NOTHING
+    if kind in ("one_seed", "tie"):
+        return ""
+    tied = {row["name"] for row in report["comparisons"] if row["verdict"] == "none"}
+    if kind == "shared" and (ranked["rank"] == 1 or ranked["name"] in tied):
+        return "1="
+    return str(ranked["rank"])
+
+
+def _median(choice: Choice, key: str) -> float | None:
+    speed: Any = choice["speed"]
+    measured = speed.get(key) if speed else None
+    return round(measured["median"]) if measured else None
+
+
+def _peak(choice: Choice) -> float | None:
+    return choice["memory"]["peak_bytes"] if choice["memory"] else None
+
+
+def _against(choice: Choice, reference: Choice, figure: Any) -> str:
+    """How the figure compares with the reference's: "1.20×", or "" for the reference itself."""
+    mine, its = figure(choice), figure(reference)
+    if choice["name"] == reference["name"] or not mine or not its:
+        return ""
+    share = mine / its
+    if abs(share - 1) < 0.005:
+        return "the same"
+    return units.ratio(share) if share >= 0.35 else f"1/{its / mine:.2g}"
+
+
+def _bytes_per_token(report: Report) -> float:
+    return float(report["quality"].get("bytes_per_token") or 1.0)
+
+
+def match_rows(report: Report) -> tuple[list[str], list[list[str]]]:
+    """How each choice was sized, and by how much that missed the reference."""
+    matched = {"params": "parameters", "flops": "FLOPs / token", "none": "parameters"}[report["match"]]
+    rows = []
+    for choice in report["choices"]:
+        match, shape = choice["match"], choice["shape"]
+        changed = ", ".join(f"{key} = {value}" for key, value in match["changed"].items()) or "nothing"
+        if choice["name"] == report["reference"]:
+            changed = "reference"
+        rows.append(
+            [
+                choice["name"],
+                ", ".join(f"{key} {value}" for key, value in shape.items()),
+                units.count(choice["parameters"]),
+                units.count(match["got"]),
+                f"{match['miss']:+.2%}",
+                changed + (f" ({match['note']})" if match["note"] else ""),
+            ]
+        )
+    return [
+        "choice",
+        "shape",
+        "all parameters",
+        f"compared {matched}",
+        "difference",
+        "changed to match",
+    ], rows
+
+
+def run_rows(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Every run with what it spent and where it ended."""
+    rows = []
+    for choice in report["choices"]:
+        for run in choice["runs"]:
+            rows.append(
+                [
+                    choice["name"],
+                    str(run["seed"]),
+                    units.count(run["steps"]),
+                    units.count(run["tokens"]),
+                    units.duration(run["seconds"]),
+                    units.count(run["flops"]),
+                    units.NOTHING if run["final_loss"] is None else f"{run['final_loss']:.4f}",
+                    run["status"] + (f": {run['note']}" if run["note"] else ""),
+                ]
+            )
+    return ["choice", "seed", "steps", "tokens", "training clock", "FLOPs", "final loss", "status"], rows
+
+
+def how_to_read(report: Report) -> list[str]:
+    """What the figures mean and what they do not."""
+    n = len(report["seeds"])
+    unit = report["quality"]["unit"]
+    lines = [
+        f"Loss is the mean cross-entropy on held-out text in {unit}; lower is better. "
+        + (
+            "A token is a byte, so it compares with any other byte-level result."
+            if _bytes_per_token(report) == 1
+            else f"A token is {_bytes_per_token(report):.2f} bytes on average; only the figure per byte compares with "
+            "results of other tokenizers."
+        )
+    ]
+    if n > 1:
+        lines.append(
+            f"± is a 95 % t-interval over {n} seeds. A choice is called worse only when the interval of its difference "
+            "from the leader (Welch, widened for the number of choices) leaves out zero; otherwise no difference is "
+            "shown, which is not the same as none."
+        )
+    else:
+        lines.append("With one seed there is no interval, so the order of the losses is not a finding.")
+    lines += [
+        "The same seed gives every choice the same batches in the same order. Optimizer and learning rate are the same "
+        "for all and were not tuned for any: a choice that wants another rate may do better than shown.",
+        "Runs advance in turns, a slice each, so that a slower hour of the machine falls on all. The training clock "
+        "counts batches and steps, compilation included, and leaves out evaluation and checkpoints.",
+        "Parameters leave out embeddings and the output layer. FLOPs count matrix multiplications of one forward pass, "
+        "two per multiply-add, attention dense; training compute is three times that.",
+        "Speed is measured apart from training, in a raw loop that alternates between the choices: medians. Cache bytes "
+        "are those of the cache itself after filling it.",
+    ]
+    memory = next((c["memory"]["how"] for c in report["choices"] if c["memory"]), None)
+    if memory:
+        lines.append(f"Peak memory: {memory}.")
+    return lines
+
+
+def provenance(report: Report) -> list[tuple[str, str]]:
+    """Where the numbers come from, as label and value."""
+    found, given = [], report["provenance"]
+    versions = given.get("versions", {})
+    if versions:
+        found.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    data = given.get("data", {})
+    for key in ("source", "sha256", "bytes", "tokens", "tokenizer"):
+        if data.get(key) is not None:
+            value = data[key]
+            found.append((f"data {key}", f"{value:,}" if isinstance(value, int) else str(value)))
+    machine = given.get("machine", {})
+    if machine:
+        parts = [
+            str(machine.get("cpu", "")),
+            f"{machine.get('threads')} of {machine.get('cores')} threads used",
+        ]
+        if machine.get("memory_bytes"):
+            parts.append(f"{units.size(machine['memory_bytes'])} memory")
+        if machine.get("accelerator"):
+            parts.append(str(machine["accelerator"]))
+        parts.append(str(machine.get("system", "")))
+        found.append(("machine", ", ".join(part for part in parts if part)))
+    for name, group in report["settings"].items():
+        if group:
+            found.append((f"{name} settings", ", ".join(f"{key} = {value}" for key, value in group.items())))
+    return found

@@ -1,0 +1,96 @@
+"""Writes a report folder: report.json and, from nothing but it, report.html, report.md, report.csv and PNGs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from blockyard.errors import InputError
+from blockyard.workbench.charts import charts_of, render_png
+from blockyard.workbench.report_html import render_html
+from blockyard.workbench.report_text import render_csv, render_markdown
+from blockyard.workbench.schema import SCHEMA, Report
+from blockyard.workbench.verdict import analyse
+
+
+def write_report(report: Report, out: str | Path) -> dict[str, Path]:
+    """Analyse the report and write every form of it.
+
+    Args:
+        report: the measured facts (schema.py); ranking, comparisons and verdict are worked out here.
+        out: folder, made if missing.
+
+    Returns:
+        The files by kind: "json", "html", "md", "csv", and one "png:NAME" per figure.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
+    folder = Path(out)
+    done = analyse(without_nan(report))
+    contents: dict[str, tuple[str, bytes]] = {
+        "json": (
+            "report.json",
+            (json.dumps(done, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        ),
+        "html": ("report.html", render_html(done).encode()),
+        "md": ("report.md", render_markdown(done).encode()),
+        "csv": ("report.csv", render_csv(done).encode()),
+    }
+    for chart in charts_of(done):
+        contents[f"png:{chart.name}"] = (f"{chart.name}.png", render_png(chart, done))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in contents.values():
+            write_atomically(folder / name, data)
+    except OSError as error:
+        raise InputError(f"cannot write the report into {folder}: {error.strerror or error}") from error
+    return {kind: folder / name for kind, (name, _) in contents.items()}
+
+
+def load_report(path: str | Path) -> Report:
+    """Read report.json (or the folder that holds it).
+
+    Raises:
+        InputError: when the file is missing, is not JSON, or is of another schema version.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "report.json"
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the report {file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON: {error}") from error
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if schema != SCHEMA:
+        raise InputError(f"{file} has schema {schema!r}; this version reads {SCHEMA!r}")
+    return found
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside the file and rename: a reader (or a kill) sees the old content or the new, never half."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def without_nan(value: Any) -> Any:
+    """A copy in which every non-finite float is None: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return value

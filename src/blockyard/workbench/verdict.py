@@ -1,0 +1,251 @@
+"""What the measured runs allow one to say, and in which words.
+
+The rule: a difference between two choices is claimed only when its interval over seeds excludes zero. The leader is
+compared with every other choice, and the intervals are widened for the number of comparisons (Bonferroni), so that
+"A wins" is wrong in at most one comparison in twenty. One seed has no interval, so nothing is claimed from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blockyard.workbench import units
+from blockyard.workbench.schema import Choice, Comparison, Interval, Ranked, Report, Verdict
+from blockyard.workbench.stats import difference, interval
+
+CONFIDENCE = 0.95
+# Smaller advantages in speed or memory are not worth a sentence: they come and go with the machine.
+_WORTH_SAYING = 1.15
+
+
+def analyse(report: Report) -> Report:
+    """Return the report with its ranking, comparisons and verdict worked out from its runs."""
+    ranking = rank(report)
+    comparisons = compare_with_leader(report, ranking)
+    done: Report = {**report, "ranking": ranking, "comparisons": comparisons}
+    done["verdict"] = put_in_words(done)
+    return done
+
+
+def finals(choice: Choice) -> list[float]:
+    """Final validation losses of the runs that have one, in nats per token."""
+    return [run["final_loss"] for run in choice["runs"] if run["final_loss"] is not None]
+
+
+def rank(report: Report) -> list[Ranked]:
+    """Choices by mean final loss; one with a diverged run comes after all that have none."""
+    rows: list[Ranked] = []
+    for choice in report["choices"]:
+        diverged = sum(run["status"] == "diverged" for run in choice["runs"])
+        best = [run["best_loss"] for run in choice["runs"] if run["best_loss"] is not None]
+        final = _interval(finals(choice), diverged)
+        rows.append({"name": choice["name"], "rank": None, "final": final, "best": _interval(best, diverged)})
+    # Python's sort is stable: choices that never finished keep the order in which they were named.
+    rows.sort(
+        key=lambda row: (
+            row["final"]["mean"] is None,
+            row["final"]["diverged"] > 0,
+            row["final"]["mean"] or 0.0,
+        )
+    )
+    for place, row in enumerate(rows, start=1):
+        if row["final"]["mean"] is not None and row["final"]["diverged"] == 0:
+            row["rank"] = place
+    return rows
+
+
+def _interval(values: list[float], diverged: int) -> Interval:
+    mean, half_width = interval(values, CONFIDENCE)
+    return {"mean": mean, "half_width": half_width, "n": len(values), "diverged": diverged}
+
+
+def compare_with_leader(report: Report, ranking: list[Ranked]) -> list[Comparison]:
+    """The leader against each other choice, intervals widened for the number of comparisons."""
+    ranked = [row for row in ranking if row["rank"] is not None]
+    if not ranked:
+        return []
+    values = {choice["name"]: finals(choice) for choice in report["choices"]}
+    leader = ranked[0]["name"]
+    others = [row for row in ranking if row["name"] != leader]
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(others))
+    found: list[Comparison] = []
+    for row in others:
+        gap, half_width = difference(values[row["name"]], values[leader], confidence)
+        if gap is None or half_width is None or row["final"]["diverged"]:
+            verdict = "unknown"
+        else:
+            verdict = "worse" if gap > half_width else "none"
+        found.append(
+            {
+                "name": row["name"],
+                "against": leader,
+                "difference": gap,
+                "half_width": half_width,
+                "verdict": verdict,
+            }
+        )
+    return found
+
+
+def put_in_words(report: Report) -> Verdict:
+    """The answer in one or two plain sentences, then what else a reader should know before believing it."""
+    ranking = report["ranking"]
+    ranked = [row for row in ranking if row["rank"] is not None]
+    details = _warnings(report)
+    if not ranked:
+        return {
+            "kind": "none",
+            "headline": "No choice finished without diverging, so there is nothing to rank.",
+            "details": details,
+        }
+    leader = ranked[0]
+    by_name = {choice["name"]: choice for choice in report["choices"]}
+    level = f"{_loss(leader['final'])} {report['quality']['unit']}"
+    where = at_equal(report)
+    if len(ranking) == 1:
+        headline = f"{leader['name']} reached {level} {spent(report)}."
+        return {"kind": "single", "headline": headline, "details": details}
+    if leader["final"]["n"] < 2:
+        return _one_seed(report, ranked, details)
+
+    same = [row["name"] for row in report["comparisons"] if row["verdict"] == "none"]
+    worse = [row["name"] for row in report["comparisons"] if row["verdict"] == "worse"]
+    trade_offs = [
+        _trade_off(by_name[row["name"]], by_name[leader["name"]], row)
+        for row in report["comparisons"]
+        if row["difference"] is not None and row["verdict"] != "unknown"
+    ]
+    if not same and not worse:
+        headline = f"{leader['name']} reached {level} {where}; no other choice has results to compare it with."
+        return {"kind": "single", "headline": headline, "details": details}
+    if not same:
+        headline = f"{leader['name']} wins: {level} {where}."
+        return {"kind": "winner", "headline": headline, "details": trade_offs + details}
+    tied = join([leader["name"], *same])
+    if not worse:
+        kind = "tie"
+        headline = f"No difference shown with these seeds: {tied} end {where} within each other's interval."
+    else:
+        kind = "shared"
+        headline = f"{tied} share the lead: no difference shown between them with these seeds, {level} {where}."
+    if leader["final"]["n"] < 4:
+        details.append(
+            f"{leader['final']['n']} seeds make wide intervals. More seeds may separate the choices: run the same "
+            "command with a larger --seeds, finished runs are kept."
+        )
+    return {"kind": kind, "headline": headline, "details": trade_offs + details}
+
+
+def _one_seed(report: Report, ranked: list[Ranked], details: list[str]) -> Verdict:
+    unit, places = report["quality"]["unit"], 3
+    losses = [f"{row['name']} {row['final']['mean']:.{places}f}" for row in ranked]
+    headline = (
+        f"One seed, so no claim: {join(losses)} {unit} {at_equal(report)}. "
+        "A single run has no interval, and the order may be chance."
+    )
+    leader, by_name = ranked[0]["name"], {choice["name"]: choice for choice in report["choices"]}
+    advantages = []
+    for row in ranked[1:]:
+        gains = _advantages(by_name[row["name"]], by_name[leader])
+        if gains:
+            advantages.append(f"What needs no seeds: against {leader}, {row['name']} {join(gains)}.")
+    advice = "Run the same command with --seeds 3 or more to learn whether they differ; this run is kept."
+    return {"kind": "one_seed", "headline": headline, "details": [*advantages, advice, *details]}
+
+
+def _trade_off(choice: Choice, leader: Choice, row: Comparison) -> str:
+    """ "tva+vft is 0.40 ± 0.03 worse, but caches 16× fewer bytes per token." """
+    assert row["difference"] is not None
+    gains = _advantages(choice, leader)
+    if row["verdict"] == "none":
+        if not gains:
+            return f"{choice['name']} differs from {leader['name']} in loss by less than the seeds do."
+        return f"{choice['name']}, no different in loss, {join(gains)}."
+    gap = units.plus_minus(row["difference"], row["half_width"])
+    if not gains:
+        return f"{choice['name']} is {gap} worse, with no advantage in speed, memory or cache."
+    return f"{choice['name']} is {gap} worse, but {join(gains)}."
+
+
+def _advantages(choice: Choice, other: Choice) -> list[str]:
+    """What the choice does better than the other, apart from loss, largest first."""
+    found: list[tuple[float, str]] = []
+
+    def note(better: float | None, worse: float | None, text: str) -> None:
+        if better and worse and worse / better >= _WORTH_SAYING:
+            found.append((worse / better, text.format(units.times(worse / better))))
+
+    note(choice["cache_bytes_per_token"], other["cache_bytes_per_token"], "caches {} fewer bytes per token")
+    mine, its = choice["speed"], other["speed"]
+    if mine and its:
+        note(its["train_wall"]["median"], mine["train_wall"]["median"], "trains {} faster")
+        my_decode, its_decode = mine.get("decode_wall"), its.get("decode_wall")
+        if my_decode and its_decode:
+            note(its_decode["median"], my_decode["median"], "generates {} faster")
+    if choice["memory"] and other["memory"]:
+        note(choice["memory"]["peak_bytes"], other["memory"]["peak_bytes"], "needs {} less memory to train")
+    note(choice["parameters_core"], other["parameters_core"], "has {} fewer parameters")
+    return [text for _, text in sorted(found, reverse=True)]
+
+
+def _warnings(report: Report) -> list[str]:
+    """What makes the comparison less than it seems: divergence, unfinished runs, a match that missed."""
+    found: list[str] = []
+    for choice in report["choices"]:
+        lost = [run for run in choice["runs"] if run["status"] == "diverged"]
+        if lost:
+            seeds = join([str(run["seed"]) for run in lost])
+            kept = len(choice["runs"]) - len(lost)
+            rest = f"its figures are of the other {kept}, and it is not ranked" if kept else "it is not ranked"
+            found.append(
+                f"{choice['name']} diverged in {len(lost)} of {len(choice['runs'])} runs (seed {seeds}): {rest}."
+            )
+        missing = sum(run["status"] == "unfinished" for run in choice["runs"])
+        if missing:
+            found.append(
+                f"{choice['name']}: {missing} of {len(choice['runs'])} runs are not finished. "
+                "Run the same command again to continue."
+            )
+        miss = choice["match"]["miss"]
+        if report["match"] != "none" and abs(miss) > 0.02:
+            found.append(
+                f"{choice['name']} is {abs(miss):.1%} {'larger' if miss > 0 else 'smaller'} than {report['reference']} "
+                f"in {_MATCHED[report['match']]}: no setting of its widths comes nearer."
+            )
+    return found + report["notes"]
+
+
+_MATCHED = {"params": "parameters", "flops": "FLOPs per token"}
+
+
+def at_equal(report: Report) -> str:
+    """ "at equal tokens (2.0 M)" """
+    return f"at equal {_BUDGET[report['budget']['unit']]} ({budget_amount(report)})"
+
+
+def spent(report: Report) -> str:
+    """ "after 2.0 M tokens" """
+    what = {"tokens": " tokens", "flops": "", "seconds": " of training"}[report["budget"]["unit"]]
+    return f"after {budget_amount(report)}{what}"
+
+
+_BUDGET = {"tokens": "tokens", "seconds": "training time", "flops": "training FLOPs"}
+
+
+def budget_amount(report: Report) -> str:
+    """The budget as people read it."""
+    unit, value = report["budget"]["unit"], report["budget"]["value"]
+    if unit == "seconds":
+        return units.duration(value)
+    return units.count(value, "FLOP" if unit == "flops" else "")
+
+
+def _loss(found: Interval) -> str:
+    return units.plus_minus(found["mean"], found["half_width"])
+
+
+def join(words: Sequence[str]) -> str:
+    """ "a, b and c" """
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"
