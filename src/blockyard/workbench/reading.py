@@ -232,8 +232,8 @@ def how_to_read(report: Report) -> list[str]:
         "counts batches and steps, compilation included, and leaves out evaluation and checkpoints.",
         "Parameters leave out embeddings and the output layer. FLOPs count matrix multiplications of one forward pass, "
         "two per multiply-add, attention dense; training compute is three times that.",
-        "Speed is measured apart from training, in a raw loop that alternates between the choices: medians. Cache bytes "
-        "are those of the cache itself after filling it.",
+        "Speed is measured apart from training, in a raw loop that alternates between the choices: medians. Cache "
+        "bytes are those of the cache itself after filling it.",
     ]
     memory = next((c["memory"]["how"] for c in report["choices"] if c["memory"]), None)
     if memory:
