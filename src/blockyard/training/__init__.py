@@ -1,0 +1,1 @@
+"""Training: one loop on plain PyTorch, exact across interruptions, the same on one process or many."""

@@ -1,0 +1,184 @@
+"""Checkpoints: folders that appear complete or not at all, and hold no pickles.
+
+A checkpoint is written to a temporary folder, every file is flushed to the disk, and the folder is renamed to
+`step-00000100`: a kill at any moment leaves the previous checkpoints as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from blockyard.errors import InputError, require
+
+FORMAT = 1
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One loaded checkpoint: whole tensors on the CPU, whatever the number of ranks that wrote it.
+
+    Args:
+        model: the state dict.
+        optimizer: tensors by "parameter name/state key".
+        state: step, clocks, decisions, and what else the trainer put in.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Complete checkpoints in `folder` by rising step."""
+    if not folder.is_dir():
+        return []
+    found = [(int(m[1]), p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
+    return sorted(found)
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    *,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> Path:
+    """Write a checkpoint atomically and return its folder.
+
+    Raises:
+        InputError: when the disk is full or the folder cannot be written; earlier checkpoints are untouched.
+    """
+    safetensors = require("safetensors.torch", extra="train")
+    final = folder / checkpoint_name(step)
+    temporary = folder / f".writing-{checkpoint_name(step)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        safetensors.save_file(_apart(model), temporary / MODEL, metadata={"format": "pt"})
+        safetensors.save_file(_apart(optimizer), temporary / OPTIMIZER)
+        sums = {name: _digest(temporary / name) for name in (MODEL, OPTIMIZER)}
+        text = json.dumps({"format": FORMAT, **state, "files": sums}, indent=1)
+        (temporary / STATE).write_text(text, encoding="utf-8")
+        for name in (MODEL, OPTIMIZER, STATE):
+            sync(temporary / name)
+        sync(temporary)
+        # Only a checkpoint of this very step can stand here: the same numbers, written once more.
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(temporary, final)
+        sync(folder)
+    except (OSError, require("safetensors", extra="train").SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(
+            f"cannot write checkpoint {final}: {getattr(error, 'strerror', None) or error}; "
+            "the checkpoints before it are intact"
+        ) from error
+    return final
+
+
+def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
+    """Read a checkpoint and verify it.
+
+    Raises:
+        InputError: naming the file that is missing, truncated or corrupt, and the checkpoint before it, if any.
+    """
+    safetensors = require("safetensors.torch", extra="train")
+    state_path = path / STATE
+    try:
+        state = json.loads(state_path.read_text(encoding="utf-8"))
+        files = dict(state["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(state_path, "is missing or not a checkpoint's state") from error
+    if state.get("format") != FORMAT:
+        raise InputError(f"{state_path} has format {state.get('format')!r}; this version reads format {FORMAT}")
+    loaded = {}
+    for name in (MODEL, OPTIMIZER) if with_optimizer else (MODEL,):
+        file = path / name
+        try:
+            if _digest(file) != files.get(name):
+                raise _damaged(file, "is truncated or corrupt (its checksum differs)")
+            loaded[name] = safetensors.load_file(file)
+        except OSError as error:
+            raise _damaged(file, f"cannot be read ({error.strerror or error})") from error
+    return Checkpoint(loaded[MODEL], loaded.get(OPTIMIZER, {}), state)
+
+
+def prune_checkpoints(folder: Path, *, keep: int, best: int | None) -> None:
+    """Remove all but the last `keep` checkpoints and the one of step `best`."""
+    found = list_checkpoints(folder)
+    for step, path in found[: max(len(found) - keep, 0)]:
+        if step != best:
+            # Renamed first, so that a kill half-way leaves no checkpoint with files missing.
+            doomed = path.with_name(f".removing-{path.name}")
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(path, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill left half-written or half-removed."""
+    for pattern in (".writing-*", ".removing-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small text file as a whole."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    os.replace(temporary, path)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """CPU tensors that share no memory, as the format wants: a tied weight is written once, under its first name."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        result[name] = tensor.detach().cpu().contiguous()
+    return result
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(file: Path, what: str) -> InputError:
+    older = [p.name for _, p in list_checkpoints(file.parent.parent) if p.name < file.parent.name]
+    advice = (
+        f"remove {file.parent} to resume from {older[-1]}, which is older"
+        if older
+        else "there is no older checkpoint; train again from the start"
+    )
+    return InputError(f"{file} {what}; {advice}")

@@ -1,0 +1,123 @@
+"""What a run decides by looking at the machine: once, before its first step, then kept for good.
+
+A decision changes the numbers (bf16 rounds, compiled code sums in another order), so a run stores its decisions
+in its folder and every checkpoint, and a resumed run reuses them. Timings are also remembered per machine and
+model shape: a second run of the same thing decides the same without measuring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from blockyard.errors import InputError
+from blockyard.training.config import TrainConfig
+from blockyard.training.precision import bf16_pays, matmul_error
+
+# An fp32 product whose error stays below this is still fp32 to any training run.
+FP32_ERROR = 1e-5
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The decisions of one run.
+
+    Args:
+        precision: `fp32` or `bf16`.
+        matmul: torch's fp32 matmul precision.
+        compile: whether blocks are compiled; None until it is decided.
+        why: the reason of each decision, for people.
+        eager_ms: measured milliseconds of an eager step, if it was measured.
+    """
+
+    precision: str
+    matmul: str
+    compile: bool | None = None
+    why: tuple[str, ...] = ()
+    eager_ms: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"why": list(self.why)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Decisions:
+        return cls(**(data | {"why": tuple(data.get("why", ()))}))
+
+    def because(self, reason: str, **changes: Any) -> Decisions:
+        """A copy with changes and the reason for them."""
+        return replace(self, why=(*self.why, reason), **changes)
+
+
+def decide_precision(config: TrainConfig, device: torch.device) -> Decisions:
+    """Precision and fp32 matmul kernels, from the option and what the machine supports.
+
+    Raises:
+        InputError: when bf16 is asked for on a device that cannot run it.
+    """
+    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError(f"train.precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; use fp32")
+    if config.precision == "fp32":
+        return Decisions("fp32", "highest", why=("precision: fp32, as asked",))
+    if config.precision == "bf16" or bf16_pays(device):
+        reason = "as asked" if config.precision == "bf16" else f"this {device.type} has bf16 matrix units"
+        # What autocast leaves in fp32 may use them, too: the run has chosen bf16 rounding.
+        return Decisions("bf16", "medium", why=(f"precision: bf16, {reason}",))
+    error = matmul_error("medium", device)
+    matmul = "medium" if error < FP32_ERROR else "highest"
+    reason = f"precision: fp32, no bf16 matrix units; matmul {matmul} (error of medium {error:.1e})"
+    return Decisions("fp32", matmul, why=(reason,))
+
+
+class Remembered:
+    """Milliseconds of an eager step by machine and model shape, in a small file of the user's cache folder."""
+
+    def __init__(self, model: nn.Module, decisions: Decisions, shape: tuple[int, ...]) -> None:
+        parameters = sorted(f"{n}:{tuple(p.shape)}" for n, p in model.named_parameters())
+        modules = [type(m).__qualname__ for m in model.modules()]
+        parts = [_machine(), torch.__version__, torch.get_num_threads(), decisions.precision, decisions.matmul]
+        text = json.dumps([parts, shape, parameters, modules])
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:24]
+        cache = os.environ.get("BLOCKYARD_CACHE") or Path.home() / ".cache" / "blockyard"
+        self.path = Path(cache) / "decisions.json"
+
+    def get(self) -> float | None:
+        value = self._read().get(self.key)
+        return float(value) if isinstance(value, int | float) else None
+
+    def put(self, milliseconds: float) -> None:
+        """Remember; a cache that cannot be written is only slower."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            data = self._read() | {self.key: milliseconds}
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
+                json.dump(data, file)
+            os.replace(file.name, self.path)
+        except OSError:
+            return
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            data = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
+
+def _machine() -> str:
+    """The processor's model, as far as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{platform.machine()} {line.partition(':')[2].strip()} x{os.cpu_count()}"
+    except OSError:
+        pass
+    return f"{platform.machine()} {platform.processor()} x{os.cpu_count()}"

@@ -1,0 +1,204 @@
+"""Several processes as one run: torchrun's ranks, DDP or FSDP2, each rank on its rows of the same global batch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.errors import InputError
+from blockyard.training.sharding import spread, whole
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among those of the run.
+
+    Args:
+        rank: number of this process.
+        size: number of processes.
+        device: where this process computes.
+        started: whether this object started the process group, and so ends it.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    started: bool = False
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files and talks to the user."""
+        return self.rank == 0
+
+    def rows(self, micro: int, rows: int) -> slice:
+        """This rank's rows of the global batch in forward pass `micro` of `rows` rows.
+
+        Pass by pass the ranks take neighbouring rows, so that any number of ranks and passes sees one batch.
+        """
+        start = (micro * self.size + self.rank) * rows
+        return slice(start, start + rows)
+
+    def together(self, work: Callable[[], T], otherwise: T) -> T:
+        """Let the first rank do `work`; if it fails, every rank raises the same InputError.
+
+        Returns: what `work` returned on the first rank, `otherwise` on the others.
+        """
+        if self.size == 1:
+            return work()
+        result, failed = otherwise, None
+        if self.first:
+            try:
+                result = work()
+            except InputError as error:
+                failed = str(error)
+        message = [failed]
+        torch.distributed.broadcast_object_list(message, src=0)
+        if message[0] is not None:
+            raise InputError(message[0])
+        return result
+
+    def share(self, value: T) -> T:
+        """The first rank's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Mean over ranks."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+            tensor /= self.size
+        return tensor
+
+    def close(self) -> None:
+        """End the process group, if it was started here."""
+        if self.started and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def join_ranks(device_option: str) -> Ranks:
+    """Find this process's rank from torchrun's environment and start the process group.
+
+    Args:
+        device_option: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        InputError: when the device does not exist.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    device = pick_device(device_option, int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)
+    if size == 1:
+        return Ranks(0, 1, device)
+    started = not torch.distributed.is_initialized()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if started:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Ranks(rank, size, device, started)
+
+
+def pick_device(option: str, local_rank: int | None = None) -> torch.device:
+    """The device an option names.
+
+    Raises:
+        InputError: when it does not exist here.
+    """
+    cuda = torch.cuda.is_available()
+    if option == "auto":
+        option = "cuda" if cuda else "cpu"
+    try:
+        device = torch.device(option)
+    except RuntimeError as error:
+        raise InputError(f"train.device={option!r} is no device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        if not cuda:
+            raise InputError(f"train.device={option!r}: torch finds no CUDA device here; use cpu")
+        index = device.index if device.index is not None else (local_rank or 0)
+        if index >= torch.cuda.device_count():
+            raise InputError(f"train.device=cuda:{index}: there are {torch.cuda.device_count()} CUDA devices here")
+        return torch.device("cuda", index)
+    if device.type != "cpu":
+        raise InputError(f"train.device={option!r} is not supported; use auto, cpu, cuda or cuda:N")
+    return device
+
+
+def shard(model: nn.Module, blocks: list[nn.Module], ranks: Ranks) -> None:
+    """FSDP2: spread every block's parameters, then the rest, over the ranks, in place."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """DDP around the model."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+
+@contextlib.contextmanager
+def last_pass_only(wrapped: nn.Module, last: bool, kind: Literal["none", "ddp", "fsdp2"]) -> Iterator[None]:
+    """Exchange gradients only in the last of several accumulated passes."""
+    if kind == "ddp" and not last:
+        with wrapped.no_sync():  # type: ignore[operator]
+            yield
+        return
+    if kind == "fsdp2":
+        wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
+    yield
+
+
+def whole_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
+    """The model's state dict as whole CPU tensors; a collective call when sharded.
+
+    Args:
+        keep: whether this rank wants them; the others only take part.
+    """
+    result = {}
+    for name, tensor in model.state_dict().items():
+        full = whole(tensor.detach())
+        if keep:
+            result[name] = full.cpu()
+    return result
+
+
+def load_whole_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy whole tensors into the model, sharded as it is.
+
+    Raises:
+        InputError: when names or shapes differ from the model's.
+    """
+    own = model.state_dict()
+    # A tied weight is written once; the other name shares its memory and is filled with it.
+    pointers = {t.data_ptr() for n, t in own.items() if n in state and t.numel()}
+    missing = [n for n, t in own.items() if n not in state and t.data_ptr() not in pointers]
+    extra = [n for n in state if n not in own]
+    if missing or extra:
+        raise InputError(
+            f"the checkpoint does not fit the model: missing {missing[:3] or 'nothing'}, "
+            f"unexpected {extra[:3] or 'nothing'}"
+        )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if tuple(own[name].shape) != tuple(tensor.shape):
+                raise InputError(
+                    f"the checkpoint does not fit the model: {name} has shape {tuple(tensor.shape)}, "
+                    f"the model's {tuple(own[name].shape)}"
+                )
+            own[name].copy_(spread(tensor.to(own[name].device), own[name]))

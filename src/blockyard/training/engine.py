@@ -1,0 +1,212 @@
+"""One optimizer step: batch, forward and backward passes, clipping, update; without files or clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.errors import InputError
+from blockyard.layers.dropout import Dropout, set_dropout_keys
+from blockyard.training.compilation import compile_blocks, eager
+from blockyard.training.config import TrainConfig
+from blockyard.training.decisions import Decisions
+from blockyard.training.distributed import Ranks, last_pass_only, replicate, shard
+from blockyard.training.guard import NonFiniteError, locate
+from blockyard.training.optim import Optimizers
+from blockyard.training.precision import autocast, float32_matmul
+from blockyard.training.task import Batch, Task
+
+# So many batches in a row that are not finite mean that the weights are lost, not that one batch was bad.
+MOST_SKIPS = 20
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step gave.
+
+    Args:
+        loss: mean over the global batch.
+        grad_norm: global norm before clipping.
+        lr: AdamW's learning rate.
+        skipped: the batch was not finite, and nothing was changed.
+        stats: what the task logs, still on the device.
+    """
+
+    loss: float
+    grad_norm: float
+    lr: float
+    skipped: bool
+    stats: dict[str, Tensor]
+
+
+class Engine:
+    """A model, its optimizers and how they compute.
+
+    Args:
+        task: model, batches and loss.
+        config: the options.
+        ranks: this process among those of the run.
+        decisions: precision and kernels.
+    """
+
+    def __init__(self, task: Task, config: TrainConfig, ranks: Ranks, decisions: Decisions) -> None:
+        self.task, self.config, self.ranks, self.decisions = task, config, ranks, decisions
+        self.model = task.model.to(ranks.device)
+        self.blocks = list(getattr(self.model, "layers", []))
+        if config.checkpoint_activations:
+            if not hasattr(self.model, "checkpoint_activations"):
+                raise InputError(f"train.checkpoint_activations: {type(self.model).__name__} does not support it")
+            self.model.checkpoint_activations = True  # type: ignore[assignment]
+        self.rows = config.rows(ranks.size)
+        self.kind: Literal["none", "ddp", "fsdp2"] = config.parallel if ranks.size > 1 else "none"
+        self.wrapped: nn.Module = self.model
+        self.compiled = False
+        self._autocast = autocast(decisions.precision, ranks.device)
+        self._has_dropout = any(isinstance(m, Dropout) and m.p > 0 for m in self.model.modules())
+        if self.kind == "fsdp2":
+            shard(self.model, self.blocks, ranks)
+        elif self.kind == "ddp":
+            self.wrapped = replicate(self.model, ranks)
+        self.optimizers = Optimizers(self.model, config)
+        self.model.train()
+        self._skips_in_a_row = 0
+
+    def step(self, step: int) -> StepResult:
+        """Make update number `step`, counted from 0.
+
+        Raises:
+            NonFiniteError: when loss or gradients are not finite and the option says to stop.
+        """
+        with float32_matmul(self.decisions.matmul):
+            loss, stats = self.forward_backward(step)
+            # One read of the device per step: the loss, which is shown anyway, and the norm, which tells of any
+            # gradient that is not finite.
+            read = torch.stack((self.ranks.mean(loss), self.optimizers.grad_norm().to(loss)))
+            loss_value, norm = read.tolist()
+            # A comparison with NaN is false, and infinity is not below itself.
+            finite = abs(loss_value) < float("inf") and norm < float("inf")
+            factor = 0.0
+            if finite:
+                self._skips_in_a_row = 0
+                self.optimizers.clip(norm)
+                factor = self.optimizers.step(step)
+            else:
+                self._not_finite(step, loss_value, norm)
+            self.optimizers.zero_grad()
+        return StepResult(loss_value, norm, factor * self.config.lr, not finite, stats)
+
+    def forward_backward(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Accumulate the gradients of the global batch number `step`; returns this rank's mean loss and stats."""
+        self.seed(step)
+        passes = self.config.accumulate
+        total: Tensor | None = None
+        stats: dict[str, Tensor] = {}
+        for micro in range(passes):
+            batch = self.batch(step, micro)
+            with last_pass_only(self.wrapped, micro == passes - 1, self.kind):
+                with self._autocast():
+                    loss, stats = self.task.loss(self.wrapped, batch)
+                # Passes have equally many rows, so the mean of their means is the mean of the batch.
+                scaled = loss / passes if passes > 1 else loss
+                scaled.backward()
+            total = scaled.detach() if total is None else total + scaled.detach()
+        assert total is not None
+        return total.float(), stats
+
+    def batch(self, step: int, micro: int) -> Batch:
+        """This rank's rows of one forward pass, on the device; dropout is keyed by their numbers."""
+        rows = self.ranks.rows(micro, self.rows)
+        batch = self.task.batch(step, rows)
+        if self.ranks.device.type != "cpu":
+            batch = {k: v.pin_memory().to(self.ranks.device, non_blocking=True) for k, v in batch.items()}
+        if self._has_dropout:
+            first = step * self.config.batch_size
+            keys = torch.arange(first + rows.start, first + rows.stop, device=self.ranks.device)
+            # A large odd factor sets seeds apart; keys of one run stay consecutive and so distinct.
+            set_dropout_keys(self.model, keys + self.config.seed * 0x5851F42D)
+        return batch
+
+    def seed(self, step: int) -> None:
+        """Make the random state a function of (seed, step, rank)."""
+        value = ((self.config.seed * 1_000_003 + step) * 65_537 + self.ranks.rank) % (1 << 63)
+        torch.default_generator.manual_seed(value)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.manual_seed(value)
+
+    def evaluate(self) -> dict[str, float]:
+        """The task's validation figures. Blocks run as written: a few passes do not repay a compilation."""
+        self.model.eval()
+        keys_were_set = self._has_dropout
+        if keys_were_set:
+            set_dropout_keys(self.model, None)
+        try:
+            with torch.no_grad(), self._autocast(), float32_matmul(self.decisions.matmul), eager(self.compiled):
+                return self.task.evaluate(self.model)
+        finally:
+            self.model.train()
+
+    def compile(self, step: int) -> None:
+        """Compile the blocks and run one forward and backward pass that changes nothing, so that it is done."""
+        compile_blocks(self.blocks)
+        self.compiled = True
+        buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+        try:
+            with float32_matmul(self.decisions.matmul):
+                self.forward_backward(step)
+        finally:
+            self.optimizers.zero_grad()
+            with torch.no_grad():
+                for name, buffer in self.model.named_buffers():
+                    if name in buffers:
+                        buffer.copy_(buffers[name])
+
+    def uncompile(self) -> None:
+        """Run the blocks as written again."""
+        self.compiled = False
+        for block in self.blocks:
+            block._compiled_call_impl = None
+
+    def _not_finite(self, step: int, loss: float, norm: float) -> None:
+        self._skips_in_a_row += 1
+        if self.config.on_non_finite == "skip" and self._skips_in_a_row <= MOST_SKIPS:
+            return
+        what = f"loss {loss}" if not abs(loss) < float("inf") else f"gradient norm {norm}"
+        place, rows = self._locate(step)
+        where = f" in batch rows {_ranges(rows)}" if rows else f" in the batch of step {step}"
+        advice = (
+            f"{MOST_SKIPS} batches in a row were skipped"
+            if self.config.on_non_finite == "skip"
+            else "a lower train.lr may help; train.on_non_finite=skip leaves such batches out"
+        )
+        raise NonFiniteError(f"step {step}: {what}; first not finite: {place}{where}; {advice}")
+
+    def _locate(self, step: int) -> tuple[str, list[int]]:
+        """Repeat the step pass by pass and watch every layer."""
+        if self.kind != "none":
+            # A rank alone cannot repeat a pass whose collectives the others do not join.
+            return "not searched for with several ranks (repeat on one)", []
+        place = ""
+        rows: list[int] = []
+        for micro in range(self.config.accumulate):
+            self.optimizers.zero_grad()
+            self.seed(step)
+            with eager(self.compiled):
+                place, rows = locate(self.model, self._loss_of(step, micro), self.ranks.rows(micro, self.rows))
+            if not place.startswith("nothing"):
+                break
+        return place, rows
+
+    def _loss_of(self, step: int, micro: int) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with self._autocast():
+                return self.task.loss(self.model, self.batch(step, micro))[0]
+
+        return run
+
+
+def _ranges(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:8])) + (f", … ({len(rows)} rows)" if len(rows) > 8 else "")

@@ -1,0 +1,36 @@
+"""What a run ran on: versions and machine, for whoever wants to repeat it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import torch
+
+import blockyard
+
+RECORDED = ("torch", "numpy", "safetensors", "tokenizers", "pyarrow")
+
+
+def describe_environment(device: torch.device, ranks: int) -> dict[str, Any]:
+    """Versions of what computes and reads, and the machine, as plain data."""
+    return {
+        "blockyard": blockyard.__version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: version for name in RECORDED if (version := _version(name))},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "ranks": ranks,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

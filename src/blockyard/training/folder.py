@@ -1,0 +1,174 @@
+"""The run folder: one process at a time, readable files, and metrics that never contradict themselves."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from blockyard.errors import InputError, require
+from blockyard.training.checkpoint import list_checkpoints, sweep, write_atomically
+
+CONFIG, METRICS, ENVIRONMENT, LOCK, CHECKPOINTS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "environment.json",
+    "lock",
+    "checkpoints",
+)
+
+
+class RunFolder:
+    """A folder that holds one run; taken for as long as this object is open.
+
+    Args:
+        path: the folder; made if missing.
+        resume: whether a run in it is continued; without it the folder must not hold one.
+
+    Raises:
+        InputError: when the folder is in use, holds a run already (or none, with `resume`), or cannot be written.
+    """
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self.path = path
+        has_run = (path / CONFIG).exists()
+        if resume and not has_run:
+            raise InputError(f"nothing to resume: {path} holds no run (no {CONFIG} in it)")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[str] = (path / LOCK).open("a+")
+        except OSError as error:
+            raise InputError(f"cannot write to run folder {path}: {error.strerror or error}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise InputError(f"run folder {path} is in use by another process") from error
+        if has_run and not resume:
+            self._lock.close()
+            raise InputError(f"{path} already holds a run; give --resume to continue it, or another --out")
+        sweep(self.checkpoints)
+        self._metrics: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        found = list_checkpoints(self.checkpoints)
+        return found[-1][1] if found else None
+
+    def write_config(self, resolved: Mapping[str, Any]) -> None:
+        """Write config.yaml, the fully resolved options: `blockyard train ... --config` runs it again."""
+        yaml = require("yaml", extra="train")
+        self._write(CONFIG, yaml.safe_dump(plain(resolved), sort_keys=False, allow_unicode=True))
+
+    def read_config(self) -> dict[str, Any]:
+        return read_config(self.path)
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        self._write(ENVIRONMENT, json.dumps(plain(environment), indent=1) + "\n")
+
+    def read_environment(self) -> dict[str, Any]:
+        try:
+            data = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop metrics of steps after `step` (they will come again) and a line that a kill cut short."""
+        path = self.path / METRICS
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        self._write(METRICS, "".join(kept))
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        if self._metrics is None:
+            self._metrics = (self.path / METRICS).open("a", encoding="utf-8")
+        try:
+            self._metrics.write(json.dumps(row) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise InputError(f"cannot write {self.path / METRICS}: {error.strerror or error}") from error
+
+    def sync_metrics(self) -> None:
+        """Flush the metrics to the disk, so that no checkpoint is newer than they are."""
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
+
+    def close(self) -> None:
+        """Let the folder go."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        self._lock.close()
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            write_atomically(self.path / name, text)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path / name}: {error.strerror or error}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved options of a run.
+
+    Raises:
+        InputError: when there is no run in the folder or its config.yaml cannot be read.
+    """
+    yaml = require("yaml", extra="train")
+    path = folder / CONFIG
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{folder} holds no run: cannot read {path} ({error.strerror or error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path} should hold groups of options (model, attn, ffn, train, data)")
+    return data
+
+
+def plain(value: Any) -> Any:
+    """Tuples to lists and paths to text, so that YAML and JSON hold only what every reader knows."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str]) -> list[str]:
+    """Dotted names of options that differ between two resolved configurations, with both values.
+
+    Args:
+        free: names within the `train` group that may differ.
+    """
+    found = []
+    for group in sorted({*before, *now}):
+        a, b = plain(before.get(group)), plain(now.get(group))
+        if isinstance(a, dict) or isinstance(b, dict):
+            a, b = a or {}, b or {}
+            found += [
+                f"{group}.{key} (was {a.get(key)!r}, now {b.get(key)!r})"
+                for key in sorted({*a, *b})
+                if a.get(key) != b.get(key) and not (group == "train" and key in free)
+            ]
+        elif a != b:
+            found.append(f"{group} (was {a!r}, now {b!r})")
+    return found

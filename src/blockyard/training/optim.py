@@ -1,0 +1,162 @@
+"""The optimizers of a run, built from what the modules say about their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.errors import InputError
+from blockyard.layers.roles import Role, roles
+from blockyard.training.config import TrainConfig
+from blockyard.training.muon import Muon
+from blockyard.training.schedule import lr_factor
+from blockyard.training.sharding import is_sharded, local, spread, whole
+
+
+@dataclass
+class _Members:
+    """Parameters that share one rule."""
+
+    names: list[str] = field(default_factory=list)
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    axes: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Optimizers:
+    """AdamW and, by option, Muon over one model, with one schedule and state kept by parameter name.
+
+    Args:
+        model: its parameters are grouped by `blockyard.layers.roles.roles`: matrices go to Muon (or AdamW with
+            decay), heads to AdamW with decay, embeddings and vectors to AdamW without.
+        config: rates, decay, schedule.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self.config = config
+        self.names: dict[nn.Parameter, str] = {}
+        groups = self._members(model)
+        adam, muon = [], []
+        for (kind, group_name), members in groups.items():
+            by_muon = kind == "matrix" and config.optimizer == "muon"
+            group: dict[str, Any] = {
+                "params": members.parameters,
+                "weight_decay": config.weight_decay if kind in ("matrix", "head") else 0.0,
+                "peak_lr": config.matrix_lr if by_muon else config.lr,
+                "vein": group_name == "vein",
+            }
+            if group["vein"]:
+                group["peak_lr"] *= config.vein_lr_scale
+            if by_muon:
+                muon.append(group | {"axes": members.axes})
+            else:
+                adam.append(group)
+            self.names.update(zip(members.parameters, members.names))
+        self.parameters = list(self.names)
+        self.members: list[torch.optim.Optimizer] = []
+        if adam:
+            betas = (config.beta1, config.beta2)
+            self.members.append(torch.optim.AdamW(adam, lr=config.lr, betas=betas, eps=1e-10, fused=True))
+        if muon:
+            self.members.append(
+                Muon(muon, lr=config.matrix_lr, momentum=config.momentum, steps=config.orthogonal_steps)
+            )
+
+    def _members(self, model: nn.Module) -> dict[tuple[str, str], _Members]:
+        """Trainable parameters by (rule, option group), in the model's order."""
+        named = dict(model.named_parameters())
+        groups: dict[tuple[str, str], _Members] = {}
+        for name, role in roles(model).items():
+            parameter = named[name]
+            if not parameter.requires_grad:
+                continue
+            members = groups.setdefault((_rule(role), role.group), _Members())
+            members.names.append(name)
+            members.parameters.append(parameter)
+            members.axes.append(role.axes)
+        if not groups:
+            raise InputError("the model has no trainable parameter")
+        return groups
+
+    def step(self, step: int) -> float:
+        """Apply the gradients as update number `step` (from 0); returns the factor on the peak rates."""
+        factor = lr_factor(step, self.config)
+        frozen = step < self.config.vein_freeze_steps
+        for optimizer in self.members:
+            for group in optimizer.param_groups:
+                # Rate 0 freezes a group (decay is scaled by the rate, too) while its averages warm up.
+                group["lr"] = 0.0 if frozen and group["vein"] else group["peak_lr"] * factor
+            optimizer.step()
+        return factor
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def clip(self, norm: float) -> None:
+        """Scale the gradients from global norm `norm` down to the option `grad_clip`, if they exceed it."""
+        if self.config.grad_clip and norm > self.config.grad_clip:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, self.config.grad_clip / (norm + 1e-6))
+
+    def grad_norm(self) -> Tensor:
+        """Global L2 norm of the gradients, a scalar tensor (not yet read, so it costs no wait)."""
+        gradients = [local(p.grad) for p in self.parameters if p.grad is not None]
+        if not gradients:
+            return torch.zeros(())
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if is_sharded(self.parameters[0]):
+            # The parts are disjoint, so their squares add up.
+            square = norm.square()
+            torch.distributed.all_reduce(square)
+            norm = square.sqrt()
+        return norm
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Every state tensor, whole, as ("parameter name/state key", tensor); a collective call when sharded."""
+        for optimizer in self.members:
+            for parameter, state in optimizer.state.items():
+                assert isinstance(parameter, nn.Parameter)
+                for key, value in state.items():
+                    if isinstance(value, Tensor):
+                        yield f"{self.names[parameter]}/{key}", whole(value)
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state` gave, sharded as the parameters now are.
+
+        Raises:
+            InputError: when a parameter's state is missing or has another shape.
+        """
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, _, state_key = key.rpartition("/")
+            by_name.setdefault(name, {})[state_key] = tensor
+        for optimizer in self.members:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    name = self.names[parameter]
+                    state = by_name.pop(name, {})
+                    if state:
+                        optimizer.state[parameter] = {k: _restore(name, k, t, parameter) for k, t in state.items()}
+        if by_name:
+            raise InputError(f"optimizer state for unknown parameters: {', '.join(sorted(by_name)[:3])}")
+
+
+def _rule(role: Role) -> str:
+    """Roles with one rule fall together, so that fewer fused calls do the work."""
+    return "plain" if role.kind in ("embedding", "vector") else role.kind
+
+
+def _restore(name: str, key: str, tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    if tensor.ndim == 0:
+        # AdamW's step count: fused kernels want it beside the parameter.
+        return tensor.to(parameter.device)
+    if tensor.shape != parameter.shape:
+        raise InputError(
+            f"optimizer state {name}/{key} has shape {tuple(tensor.shape)}, its parameter {tuple(parameter.shape)}"
+        )
+    return spread(tensor.to(parameter.device), parameter)

@@ -1,0 +1,45 @@
+"""What the loop asks of a task: a model, batches that are pure functions of the step, a loss, an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+
+class Task(Protocol):
+    """A model and the data that it learns from.
+
+    Args:
+        model: what is trained.
+        tokens_per_step: tokens (or other units of input) of one global batch.
+        flops_per_step: training FLOPs of one global batch, by formula (three times the forward pass).
+        fingerprint: what identifies the data (source, sha256, sizes), written into the run folder.
+    """
+
+    model: nn.Module
+    tokens_per_step: int
+    flops_per_step: int
+    fingerprint: dict[str, Any]
+
+    def batch(self, step: int, rows: slice) -> Batch:
+        """The given rows of the global batch number `step`: a pure function of the seed and the step."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over the rows (a scalar to differentiate) and statistics to log (detached scalars).
+
+        `model` is the task's model or a wrapper around it (DDP): call this one.
+        """
+        ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Validation figures, `val_loss` among them. The model is in eval mode and gradients are off."""
+        ...
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what using the model takes beside its weights (a tokenizer, say) into the run folder."""
+        ...

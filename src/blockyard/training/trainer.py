@@ -1,0 +1,418 @@
+"""The training loop: steps, metrics, evaluations and checkpoints, exact across interruptions.
+
+Everything random is a function of (seed, step), so the state of a run is its weights, its optimizer and its step: a
+run killed at any moment and resumed ends with the same numbers, bit for bit.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blockyard.errors import InputError, require
+from blockyard.training import checkpoint as checkpoints
+from blockyard.training.compilation import block_kinds, compiler_missing, compiling_pays
+from blockyard.training.config import FREE_ON_RESUME, TrainConfig
+from blockyard.training.decisions import Decisions, Remembered, decide_precision
+from blockyard.training.distributed import join_ranks, load_whole_state, whole_state
+from blockyard.training.engine import Engine, StepResult
+from blockyard.training.environment import describe_environment
+from blockyard.training.folder import RunFolder, differing_keys
+from blockyard.training.progress import Progress, Silent, make_progress
+from blockyard.training.signals import Interrupted, StopRequest
+from blockyard.training.task import Task
+
+# With compile=auto a run's first steps are eager and timed; the first two pay for warming up.
+TIMED_STEPS, WARM_STEPS = 8, 2
+
+
+@dataclass
+class Clock:
+    """What a run has spent; kept in its checkpoints.
+
+    Args:
+        tokens: tokens trained on.
+        flops: training FLOPs, by formula.
+        seconds: wall time of batches, steps and compilation (not of evaluations or checkpoints).
+        cpu_seconds: CPU time of this process in the same.
+        compile_seconds: the part of `seconds` that went into compiling.
+        compile_cpu_seconds: the same of `cpu_seconds`.
+    """
+
+    tokens: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    compile_cpu_seconds: float = 0.0
+
+
+class Trainer:
+    """Trains a task's model into a run folder.
+
+    Args:
+        task: model, data and loss.
+        config: the options.
+        out: the run folder.
+        resolved: all options of the run, written to config.yaml.
+        resume: continue the run in `out` from its last checkpoint.
+
+    Raises:
+        InputError: for options that do not fit the machine, a folder that is in use, holds another run or cannot be
+            written, another configuration on resume, or a damaged checkpoint.
+    """
+
+    def __init__(
+        self, task: Task, config: TrainConfig, out: Path | str, *, resolved: Mapping[str, Any], resume: bool = False
+    ) -> None:
+        self.task, self.config, self.out = task, config, Path(out)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.ranks = join_ranks(config.device)
+        config.rows(self.ranks.size)
+        self._folder: RunFolder | None = self.ranks.together(lambda: RunFolder(self.out, resume=resume), None)
+        try:
+            self._set_up(resolved, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up(self, resolved: Mapping[str, Any], resume: bool) -> None:
+        self.step = 0
+        self.clock = Clock()
+        self.best: dict[str, float] | None = None
+        self._last: dict[str, Any] = {}
+        self._timings: list[float] = []
+        self._saved_step = -1
+        self._stop = StopRequest()
+        self.progress: Progress = Silent()
+        loaded = self.ranks.together(lambda: self._prepare_folder(resolved, resume), None)
+        loaded = self.ranks.share(loaded)
+        decided = self.ranks.share(self._stored_decisions(loaded))
+        self.decisions = decided or decide_precision(self.config, self.ranks.device)
+        self.engine = Engine(self.task, self.config, self.ranks, self.decisions)
+        if loaded is not None:
+            self._restore(loaded)
+        if not decided:
+            self._decide_compile()
+        if self._folder is not None:
+            self._folder.rewind_metrics(self.step)
+        self._write_environment()
+        self._tensorboard = self._open_tensorboard()
+        if self.decisions.compile and self.step >= self._compile_from:
+            self._compile()
+
+    # What a comparison reads.
+
+    @property
+    def tokens(self) -> int:
+        return self.clock.tokens
+
+    @property
+    def flops(self) -> int:
+        return self.clock.flops
+
+    @property
+    def seconds(self) -> float:
+        return self.clock.seconds
+
+    @property
+    def cpu_seconds(self) -> float:
+        return self.clock.cpu_seconds
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.config.steps
+
+    @property
+    def last_metrics(self) -> dict[str, Any]:
+        """The latest line of metrics."""
+        return dict(self._last)
+
+    def run(self) -> Path:
+        """Train to the end, evaluate, save; returns the run folder.
+
+        Raises:
+            Interrupted: after SIGTERM or SIGINT, when the run has been saved.
+        """
+        self.progress = make_progress(self.config.steps, self.config.progress and self.ranks.first)
+        try:
+            with self._stop.listening():
+                if self.step:
+                    self.progress.say(f"resuming at step {self.step} of {self.config.steps}")
+                self.advance(self.config.steps)
+                if not self.done:
+                    self._interrupted()
+                self.save()
+            self._sum_up()
+        finally:
+            self.progress.close()
+        return self.out
+
+    def advance(self, steps: int) -> int:
+        """Make up to `steps` more steps, no further than the run is long; returns how many were made."""
+        made = 0
+        while made < steps and not self.done and not self._stopped():
+            self._one_step()
+            made += 1
+        return made
+
+    def _one_step(self) -> None:
+        if self.decisions.compile is None and self.step == TIMED_STEPS:
+            self._decide_by_timing()
+        if self.decisions.compile and not self.engine.compiled and self.step >= self._compile_from:
+            self._compile()
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = self.engine.step(self.step)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        clock = self.clock
+        clock.seconds += wall
+        clock.cpu_seconds += cpu
+        clock.tokens += self.task.tokens_per_step
+        clock.flops += self.task.flops_per_step
+        if self.step < TIMED_STEPS:
+            self._timings.append(wall)
+        self.step += 1
+        self._after_step(result, wall)
+
+    def _after_step(self, result: StepResult, wall: float) -> None:
+        """Log, evaluate and save what is due."""
+        config, step = self.config, self.step
+        evaluates = self.done or bool(config.eval_every and step % config.eval_every == 0)
+        saves = bool(config.save_every and step % config.save_every == 0)
+        if evaluates or result.skipped or step == 1 or step % config.log_every == 0:
+            self._log(result, self.evaluate() if evaluates else {}, wall)
+        if self.best is not None and self.best["step"] == step and config.save_best and config.eval_every:
+            saves = True
+        if saves:
+            self.save()
+
+    def _log(self, result: StepResult, evaluated: dict[str, float], wall: float) -> None:
+        row: dict[str, Any] = {
+            "step": self.step,
+            "loss": result.loss if _finite(result.loss) else None,
+            "tokens": self.clock.tokens,
+            "seconds": round(self.clock.seconds, 4),
+            "cpu_seconds": round(self.clock.cpu_seconds, 4),
+            "flops": self.clock.flops,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm if _finite(result.grad_norm) else None,
+            "tokens_per_second": round(self.task.tokens_per_step / wall, 1),
+            **{name: float(value) for name, value in result.stats.items()},
+            **evaluated,
+        }
+        if result.skipped:
+            row["skipped"] = True
+            self.progress.say(f"step {self.step - 1}: not finite, batch skipped")
+        self._last = row
+        if self._folder is not None:
+            self._folder.append_metrics(row)
+        if self._tensorboard is not None:
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._tensorboard.add_scalar(name, value, self.step)
+        self.progress.update(self.step, row)
+
+    def evaluate(self) -> dict[str, float]:
+        """Validation figures now; a new best is noted."""
+        figures = self.engine.evaluate()
+        loss = figures.get("val_loss")
+        if loss is not None and (self.best is None or loss < self.best["val_loss"]):
+            self.best = {"step": self.step, "val_loss": loss}
+        return figures
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless there is one. A collective call with several ranks."""
+        if self._saved_step == self.step:
+            return
+        model = whole_state(self.engine.model, keep=self.ranks.first)
+        optimizer = dict(self.engine.optimizers.state()) if self.ranks.first else _drain(self.engine.optimizers)
+        self.ranks.together(lambda: self._write_checkpoint(model, optimizer), None)
+        self._saved_step = self.step
+
+    def _write_checkpoint(self, model: dict[str, Any], optimizer: dict[str, Any]) -> None:
+        assert self._folder is not None
+        # The metrics first: no checkpoint may be newer than they are.
+        self._folder.sync_metrics()
+        state = {
+            "step": self.step,
+            "clock": vars(self.clock),
+            "best": self.best,
+            "last": self._last,
+            "decisions": self.decisions.to_dict(),
+            "timings": self._timings,
+        }
+        folder = self._folder.checkpoints
+        checkpoints.save_checkpoint(folder, self.step, model=model, optimizer=optimizer, state=state)
+        best = int(self.best["step"]) if self.best else None
+        checkpoints.prune_checkpoints(folder, keep=self.config.keep, best=best)
+
+    def close(self) -> None:
+        """Let the run folder and the process group go."""
+        if getattr(self, "_tensorboard", None) is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
+        self.ranks.close()
+
+    # Setting up.
+
+    def _prepare_folder(self, resolved: Mapping[str, Any], resume: bool) -> checkpoints.Checkpoint | None:
+        """On the first rank: check or write the configuration; returns the checkpoint to continue from."""
+        folder = self._folder
+        assert folder is not None
+        if not resume:
+            self.task.save_assets(folder.path)
+            self._write_environment()
+            # Last, as it makes the folder a run.
+            folder.write_config(resolved)
+            return None
+        different = differing_keys(folder.read_config(), resolved, FREE_ON_RESUME)
+        if different:
+            raise InputError(
+                f"--resume with another configuration: {'; '.join(different)}; use the run's own or another --out"
+            )
+        before = folder.read_environment().get("data", {})
+        if before and before.get("sha256") != self.task.fingerprint.get("sha256"):
+            raise InputError(
+                f"--resume with other data: the text of {folder.path} had sha256 {before.get('sha256')}, "
+                f"{self.task.fingerprint.get('source')} now has {self.task.fingerprint.get('sha256')}"
+            )
+        latest = folder.latest()
+        return checkpoints.load_checkpoint(latest) if latest else None
+
+    def _stored_decisions(self, loaded: checkpoints.Checkpoint | None) -> Decisions | None:
+        """What this run decided before it was interrupted; the folder knows before the first checkpoint does."""
+        if self._folder is None:
+            return None
+        data = self._folder.read_environment().get("decisions") or (loaded and loaded.state.get("decisions"))
+        return Decisions.from_dict(data) if data else None
+
+    def _restore(self, loaded: checkpoints.Checkpoint) -> None:
+        load_whole_state(self.engine.model, loaded.model)
+        self.engine.optimizers.load_state(loaded.optimizer)
+        state = loaded.state
+        self.step = self._saved_step = state["step"]
+        self.clock = Clock(**state["clock"])
+        self.best, self._last = state["best"], state["last"]
+        self._timings = list(state["timings"])
+
+    # Compiling.
+
+    @property
+    def _compile_from(self) -> int:
+        """The first compiled step: `auto` times eager ones first, in every run alike, so that runs are comparable."""
+        return TIMED_STEPS if self.config.compile == "auto" else 0
+
+    def _decide_compile(self) -> None:
+        """What can be said about compiling before any step was timed."""
+        option, missing = self.config.compile, compiler_missing()
+        if option == "on" and missing:
+            raise InputError(f"train.compile=on: {missing}; install one, or use auto or off")
+        if option == "on" and not self.engine.blocks:
+            raise InputError("train.compile=on: the model has no blocks to compile")
+        if option in ("on", "off"):
+            self._decide(compile=option == "on", reason=f"compile: {option}, as asked")
+        elif missing:
+            self._decide(compile=False, reason=f"compile: no, {missing}")
+        elif not self.engine.blocks or self.engine.kind == "fsdp2":
+            self._decide(compile=False, reason="compile: no, auto compiles neither sharded nor foreign models")
+
+    def _decide_by_timing(self) -> None:
+        """Compile or not, from the time of the first steps or what is remembered of this machine."""
+        memory = Remembered(self.engine.model, self.decisions, (self.config.batch_size, self.task.tokens_per_step))
+        eager = memory.get() if self.ranks.first else None
+        if eager is None:
+            eager = statistics.median(self._timings[WARM_STEPS:]) * 1e3
+            if self.ranks.first:
+                memory.put(eager)
+        eager = self.ranks.share(eager)
+        kinds = block_kinds(self.engine.blocks)
+        pays, words = compiling_pays(eager / 1e3, self.config.steps - self.step, kinds)
+        self._decide(compile=pays, eager_ms=eager, reason=f"compile: {'yes' if pays else 'no'}, {words}")
+
+    def _decide(self, *, compile: bool, reason: str, eager_ms: float | None = None) -> None:
+        self.decisions = self.decisions.because(reason, compile=compile, eager_ms=eager_ms)
+        self.progress.say(reason)
+        self._write_environment()
+
+    def _compile(self) -> None:
+        """Compile now, on the run's clock."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            self.engine.compile(self.step)
+        except Exception as error:
+            if self.config.compile == "on":
+                raise
+            # `auto` promises a run, not a compilation.
+            self.engine.uncompile()
+            self._decide(compile=False, reason=f"compile: no, it failed ({_first_line(error)})")
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        self.clock.seconds += wall
+        self.clock.cpu_seconds += cpu
+        self.clock.compile_seconds += wall
+        self.clock.compile_cpu_seconds += cpu
+
+    # Small matters.
+
+    def _stopped(self) -> bool:
+        """Whether a signal asked any rank to end."""
+        if self.ranks.size == 1:
+            return self._stop.signal is not None
+        flag = torch.tensor([self._stop.signal or 0], device=self.ranks.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        if int(flag):
+            self._stop.signal = int(flag)
+        return bool(flag)
+
+    def _interrupted(self) -> None:
+        self.save()
+        assert self._stop.signal is not None
+        message = f"stopped and saved at step {self.step} of {self.config.steps}; --resume continues"
+        self.progress.say(message)
+        raise Interrupted(self._stop.signal, message)
+
+    def _sum_up(self) -> None:
+        row, clock = self._last, self.clock
+        parts = [f"{name} {row[name]:.4f}" for name in ("loss", "val_loss", "val_loss_per_byte") if row.get(name)]
+        compiling = f", {clock.compile_seconds:.1f} s of it compiling" if clock.compile_seconds else ""
+        self.progress.say(f"step {self.step}: {', '.join(parts)}; {clock.seconds:.1f} s training{compiling}")
+
+    def _write_environment(self) -> None:
+        if self._folder is None:
+            return
+        decisions = getattr(self, "decisions", None)
+        self._folder.write_environment(
+            describe_environment(self.ranks.device, self.ranks.size)
+            | {"data": self.task.fingerprint, "decisions": decisions.to_dict() if decisions else None}
+        )
+
+    def _open_tensorboard(self) -> Any:
+        if not self.config.tensorboard or self._folder is None:
+            return None
+        writer = require("torch.utils.tensorboard", extra="train")
+        return writer.SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step + 1)
+
+
+def _drain(optimizers: Any) -> dict[str, Any]:
+    """Take part in gathering the optimizer's state without keeping it."""
+    for _ in optimizers.state():
+        pass
+    return {}
+
+
+def _finite(value: float) -> bool:
+    return abs(value) < float("inf")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
