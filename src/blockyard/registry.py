@@ -21,14 +21,15 @@ KIND_WORDS: dict[str, str] = {"attn": "attention", "ffn": "FFN", "block": "block
 
 # Where the built-in names live. They are imported on first use, so that listing names costs no torch.
 BUILTIN: dict[Kind, dict[str, str]] = {
-    "attn": {"standard": "blockyard.mixers.standard"},
+    "attn": {"standard": "blockyard.mixers.standard", "tva": "blockyard.mixers.vein"},
     "ffn": {
         "standard": "blockyard.ffn.dense",
         "swiglu": "blockyard.ffn.gated",
         "glu": "blockyard.ffn.gated",
         "relu2": "blockyard.ffn.dense",
+        "vft": "blockyard.ffn.vein",
     },
-    "block": {},
+    "block": {"tva+vft": "blockyard.blocks_vein"},
 }
 ENTRY_POINT_GROUPS: dict[str, Kind] = {"blockyard.attention": "attn", "blockyard.ffn": "ffn"}
 

@@ -1,0 +1,334 @@
+"""The vein-flow block: tri-vein attention, a vein FFN and normal compensation around one residual stream.
+
+The vein-flow document's `VFTBlock`. Preset `seed` is its mathematics, parameter for parameter; `fast` (the default)
+folds the attention, ties the vein so that the error is one in [0, 1], and leaves the square stabiliser out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blockyard.cache import LayerCache
+from blockyard.costs import Cost
+from blockyard.errors import InputError
+from blockyard.ffn.vein import Activation, StabilizerKind, VFTFeedForward
+from blockyard.layers.attention import Kernel
+from blockyard.layers.compensator import Form, NormalCompensator
+from blockyard.layers.norms import make_norm
+from blockyard.layers.vein import Implementation, InitMethod, VeinProjector, check_choice
+from blockyard.mixers.base import check_input
+from blockyard.mixers.vein import TVAAttention
+from blockyard.registry import register_block
+
+# Layout of a saved block; raised when saved blocks of the old layout would mean something else.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What an option left at None means."""
+
+    factored: bool
+    tied: bool
+    gated: bool
+    gate_norm: bool
+    stabilizer: StabilizerKind
+    eps: Literal["relative", "absolute"]
+    rope: Literal["half", "interleaved", "none"]
+    norm: Literal["rms", "layer"]
+
+
+PRESETS = {
+    "fast": Preset(
+        factored=False,
+        tied=True,
+        gated=True,
+        gate_norm=False,
+        stabilizer="none",
+        eps="relative",
+        rope="half",
+        norm="rms",
+    ),
+    "seed": Preset(
+        factored=True,
+        tied=False,
+        gated=False,
+        gate_norm=True,
+        stabilizer="full",
+        eps="absolute",
+        rope="none",
+        norm="layer",
+    ),
+}
+
+
+@register_block("tva", "vft", group="vft")
+class VFTBlock(nn.Module):
+    """Attention and FFN in low-rank veins, with a correction for tokens far from them (vein-flow document).
+
+    Options that default to None follow the preset. The FFN and the reconstruction error share one vein of d_model.
+
+    Args:
+        d_model: width of the residual stream.
+        n_heads: number of attention heads.
+        rank: directions per attention head and of the FFN's vein; None = half a head's width, and d_model / 4.
+        preset: fast, or seed (the document's mathematics).
+        v_rank: width of values per head; None = the attention's rank.
+        ffn_rank: directions of the FFN's vein when they should differ from rank.
+        r_hidden: hidden width of the FFN inside the vein; None = 4 · its rank.
+        s: number of correction directions; 0 = no correction.
+        tau: tokens whose reconstruction error exceeds it are corrected.
+        alpha_scale: largest weight of a correction.
+        eps: relative error ‖h − ĥ‖ / ‖h‖, or absolute ‖h − ĥ‖ (the document's formula; about √d_model).
+        factored: keep square projections in front of the attention's vein, as the document does.
+        tied: rebuild with the transpose of an orthonormal projection.
+        implementation: how the vein stores its matrices, linear or parameter.
+        init_method: how the vein starts: orthogonal, normal or xavier.
+        gated: gate the FFN's hidden layer, as SwiGLU does.
+        gate_norm: normalise what the correction's gate reads.
+        activation: gelu, relu or silu.
+        stabilizer: direct path beside the vein FFN: none, diag, lowrank or full.
+        use_stabilizer: the document's switch: true = full, false = none.
+        stabilizer_rank: rank of the lowrank stabiliser; None = d_model / 16.
+        correction: dense, gather or auto; see NormalCompensator.
+        causal: hide the future.
+        rope: rotary positions within the vein: half, interleaved or none.
+        rope_theta: base of the rotary wavelengths.
+        qk_norm: RMS-normalise queries and keys per head.
+        dropout: probability for attn_dropout and ffn_dropout where these are not given.
+        attn_dropout: probability of dropping an attention weight in training.
+        ffn_dropout: probability of dropping a hidden element of the FFN in training.
+        proj_dropout: probability of dropping an element of the attention's output in training.
+        kernel: auto, matmul or sdpa.
+        norm: rms or layer.
+        norm_position: pre or post.
+        metrics: report the reconstruction error in the aux of every forward.
+
+    Shapes: x [B, T, d_model] -> (the same, aux | None).
+    Raises: InputError where TVAAttention, VFTFeedForward or NormalCompensator do.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int = 8,
+        rank: int | None = None,
+        *,
+        preset: Literal["fast", "seed"] = "fast",
+        v_rank: int | None = None,
+        ffn_rank: int | None = None,
+        r_hidden: int | None = None,
+        s: int = 1,
+        tau: float = 0.18,
+        alpha_scale: float = 0.5,
+        eps: Literal["relative", "absolute"] | None = None,
+        factored: bool | None = None,
+        tied: bool | None = None,
+        implementation: Implementation = "linear",
+        init_method: InitMethod = "orthogonal",
+        gated: bool | None = None,
+        gate_norm: bool | None = None,
+        activation: Activation = "silu",
+        stabilizer: StabilizerKind | None = None,
+        use_stabilizer: bool | None = None,
+        stabilizer_rank: int | None = None,
+        correction: Form = "auto",
+        causal: bool = False,
+        rope: Literal["half", "interleaved", "none"] | None = None,
+        rope_theta: float = 10_000.0,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+        attn_dropout: float | None = None,
+        ffn_dropout: float | None = None,
+        proj_dropout: float = 0.0,
+        kernel: Kernel = "auto",
+        norm: Literal["rms", "layer"] | None = None,
+        norm_position: Literal["pre", "post"] = "pre",
+        metrics: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice("preset", preset, tuple(PRESETS))
+        default = PRESETS[preset]
+        self.d_model, self.metrics, self.pre = d_model, metrics, norm_position == "pre"
+        self.eps = eps if eps is not None else default.eps
+        check_choice("eps", self.eps, ("relative", "absolute"))
+        self.ln1 = make_norm(norm or default.norm, d_model)
+        self.attn = TVAAttention(
+            d_model,
+            n_heads,
+            rank,
+            v_rank=v_rank,
+            factored=default.factored if factored is None else factored,
+            causal=causal,
+            rope=rope if rope is not None else default.rope,
+            rope_theta=rope_theta,
+            qk_norm=qk_norm,
+            attn_dropout=dropout if attn_dropout is None else attn_dropout,
+            proj_dropout=proj_dropout,
+            kernel=kernel,
+        )
+        self.ln2 = make_norm(norm or default.norm, d_model)
+        if stabilizer is None and use_stabilizer is None:
+            stabilizer = default.stabilizer
+        self.ffn = VFTFeedForward(
+            d_model,
+            ffn_rank if ffn_rank is not None else rank,
+            r_hidden,
+            activation,
+            dropout if ffn_dropout is None else ffn_dropout,
+            gated=default.gated if gated is None else gated,
+            stabilizer=stabilizer,
+            use_stabilizer=True if use_stabilizer is None else use_stabilizer,
+            stabilizer_rank=stabilizer_rank,
+            tied=default.tied if tied is None else tied,
+            implementation=implementation,
+            init_method=init_method,
+        )
+        gate_norm = default.gate_norm if gate_norm is None else gate_norm
+        self.normals = NormalCompensator(d_model, s, tau, alpha_scale, gate_norm=gate_norm, form=correction)
+        self.saved_as: Tensor
+        self.register_buffer("saved_as", torch.tensor([VERSION, self.vein.rank, s]))
+
+    @property
+    def vein(self) -> VeinProjector:
+        """The vein that the FFN and the reconstruction error share."""
+        return self.ffn.vein
+
+    @property
+    def rank(self) -> int:
+        """Directions of that vein."""
+        return self.vein.rank
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        attn_mask: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: LayerCache | None = None,
+        return_metrics: bool = False,
+    ) -> tuple[Tensor, dict[str, Any] | None]:
+        """One block.
+
+        Args:
+            x: [B, T, d_model].
+            attn_mask: bool (True = attend) or additive, broadcastable to [B, H, T, S].
+            padding_mask: [B, T], nonzero = keep; with a cache [B, past + T].
+            positions: [T] or [B, T].
+            cache: from `new_cache`.
+            return_metrics: return the metrics themselves instead of the aux: eps_mean, eps_max, eps_frac_over_tau,
+                correction_norm (detached scalars, no device sync) and rank.
+        """
+        check_input(x, self.d_model)
+        masks: dict[str, Any] = {"attn_mask": attn_mask, "padding_mask": padding_mask}
+        x, h = self._attended(x, **masks, positions=positions, cache=cache)
+        v, u = self.vein.matrices()
+        z = F.linear(h, v)
+        out = x + self.ffn.from_vein(h, z, u)
+        wanted = return_metrics or self.metrics
+        if not (wanted or self.normals.s):
+            return self._finish(out), None
+        with torch.no_grad():
+            eps = self.vein.error_from(h, z, u, relative=self.eps == "relative")
+        corrected = self.normals(out, eps)
+        if not wanted:
+            return self._finish(corrected), None
+        found = self._metrics(eps, corrected.detach() - out.detach())
+        return self._finish(corrected), found if return_metrics else {"losses": {}, "stats": found}
+
+    def _attended(self, x: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+        """The residual stream behind the attention, and what the FFN reads of it."""
+        if self.pre:
+            x = x + self.attn(self.ln1(x), **arguments)[0]
+            return x, self.ln2(x)
+        x = self.ln1(x + self.attn(x, **arguments)[0])
+        return x, x
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return x if self.pre else self.ln2(x)
+
+    def _metrics(self, eps: Tensor, correction: Tensor) -> dict[str, Any]:
+        return {
+            "eps_mean": eps.mean(),
+            "eps_max": eps.amax(),
+            "eps_frac_over_tau": (eps > self.normals.tau).to(eps.dtype).mean(),
+            "correction_norm": torch.linalg.vector_norm(correction.to(eps.dtype), dim=-1).mean(),
+            "rank": self.rank,
+        }
+
+    @torch.no_grad()
+    def reconstruction_error(
+        self, x: Tensor, *, attn_mask: Tensor | None = None, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """The error [B, T] of every token of a block input x, by the block's own choice of relative or absolute."""
+        check_input(x, self.d_model)
+        _, h = self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask)
+        return self.vein.compute_reconstruction_error(h, relative=self.eps == "relative")
+
+    def calibrate_tau(
+        self, x: Tensor, fraction: float = 0.1, *, attn_mask: Tensor | None = None, padding_mask: Tensor | None = None
+    ) -> float:
+        """Set tau so that the given fraction of x's tokens is corrected; returns it.
+
+        At random input the relative error is near √(1 − rank/d_model) for every token, so a guessed tau corrects all
+        or none. A larger tau corrects fewer tokens.
+
+        Args:
+            x: [B, T, d_model], inputs of this block.
+            fraction: share of tokens to correct, 0 to 1.
+            attn_mask: as in `forward`.
+            padding_mask: as in `forward`; padding is not counted.
+        """
+        if not 0.0 <= fraction <= 1.0:
+            raise InputError(f"fraction={fraction} should be between 0 and 1")
+        eps = self.reconstruction_error(x, attn_mask=attn_mask, padding_mask=padding_mask)
+        if padding_mask is not None:
+            eps = eps[padding_mask.to(torch.bool)]
+        ordered = eps.flatten().float().sort(descending=True).values
+        corrected = round(fraction * ordered.numel())
+        # Exactly `corrected` tokens lie above the next one, ties aside.
+        tau = float(ordered[corrected]) if corrected < ordered.numel() else float(ordered[-1].nextafter(ordered[-1] - 1))
+        self.normals.set_tau(tau)
+        return tau
+
+    def new_cache(
+        self,
+        batch: int,
+        max_len: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> LayerCache:
+        """The attention's cache."""
+        return self.attn.new_cache(batch, max_len, dtype, device)
+
+    def cost(self, tokens: int) -> Cost:
+        """Parameters, FLOPs (every token corrected, no metrics) and cache bytes per token."""
+        norms = sum(p.numel() for norm in (self.ln1, self.ln2) for p in norm.parameters())
+        rebuilt = 0
+        if self.normals.s and not self.vein.tied:
+            rebuilt = 2 * tokens * self.vein.rank * self.d_model
+        return self.attn.cost(tokens) + self.ffn.cost(tokens) + self.normals.cost(tokens) + Cost(norms, rebuilt)
+
+    def zero_init_output(self) -> None:
+        """Make the block the identity."""
+        for member in (self.attn, self.ffn, self.normals):
+            member.zero_init_output()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        saved = state_dict.get(f"{prefix}saved_as")
+        if saved is not None and saved.device.type != "meta":
+            for name, theirs, ours in zip(("version", "rank", "s"), saved.tolist(), self.saved_as.tolist()):
+                if theirs != ours:
+                    raise InputError(f"the saved vein block has {name}={theirs}, but this one has {name}={ours}")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def create_vft_block(d_model: int, n_heads: int = 8, rank: int | None = None) -> VFTBlock:
+    """A block of the fast preset: `VFTBlock(d_model, n_heads, rank)` by the document's name."""
+    return VFTBlock(d_model, n_heads, rank)

@@ -1,0 +1,184 @@
+"""Vein feed-forward: the FFN's hidden layer works on z = V x, and its result goes back through U.
+
+The vein-flow document's `VFTFeedForward`: U · W2 · act(W1 · V x), beside it a direct path called the stabiliser.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blockyard.costs import Cost, linear_flops
+from blockyard.errors import InputError
+from blockyard.ffn.base import FFN, check_width
+from blockyard.layers.dropout import Dropout
+from blockyard.layers.linear import Linear
+from blockyard.layers.norms import LayerNorm
+from blockyard.layers.vein import Implementation, InitMethod, VeinProjector, check_choice
+from blockyard.registry import register_ffn
+
+Activation = Literal["gelu", "relu", "silu"]
+StabilizerKind = Literal["none", "diag", "lowrank", "full"]
+_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+class Stabilizer(nn.Module):
+    """A direct linear path around the vein: A · LN(x), with A full, of low rank, or diagonal.
+
+    Args:
+        d_model: width of the residual stream.
+        kind: diag, lowrank or full.
+        rank: rank of A for lowrank.
+    """
+
+    def __init__(self, d_model: int, kind: StabilizerKind, rank: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.norm = LayerNorm(d_model)
+        if kind == "diag":
+            self.scale = nn.Parameter(torch.ones(d_model))
+        elif kind == "lowrank":
+            if not 1 <= rank < d_model:
+                raise InputError(f"stabilizer_rank={rank} should be at least 1 and below d_model={d_model}")
+            self.down = Linear(d_model, rank)
+            self.up = Linear(rank, d_model)
+        else:
+            self.up = Linear(d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        if self.kind == "diag":
+            return x * self.scale
+        return self.up(self.down(x)) if self.kind == "lowrank" else self.up(x)
+
+    def zero_init_output(self) -> None:
+        nn.init.zeros_(self.scale if self.kind == "diag" else self.up.weight)
+
+    def cost(self, tokens: int) -> Cost:
+        linears = [m for m in (getattr(self, "down", None), getattr(self, "up", None)) if m is not None]
+        flops = linear_flops(tokens, *[(m.weight.shape[1], m.weight.shape[0]) for m in linears])
+        return Cost(sum(p.numel() for p in self.parameters()), flops)
+
+
+@register_ffn("vft", group="vft")
+class VFTFeedForward(FFN):
+    """An FFN inside a vein of `rank` directions, with a direct path beside it (vein-flow document).
+
+    Args:
+        d_model: width of the residual stream.
+        rank: directions of the vein; None = d_model / 4.
+        r_hidden: hidden width inside the vein; None = 4 · rank.
+        activation: gelu, relu or silu.
+        dropout: probability of dropping a hidden element in training.
+        gated: multiply act(W1 z) by W3 z, as SwiGLU does.
+        stabilizer: the direct path A · LN(x): none, diag, lowrank or full (the document's, a square matrix that is
+            nearly all of the module's parameters); None follows use_stabilizer.
+        use_stabilizer: the document's switch between full and none.
+        stabilizer_rank: rank of the lowrank stabiliser; None = d_model / 16.
+        vein_projector: a vein to share with other modules; it brings its own rank.
+        tied: rebuild with the transpose of an orthonormal projection (for a vein of its own).
+        implementation: how a vein of its own stores its matrices, linear or parameter.
+        init_method: how a vein of its own starts: orthogonal, normal or xavier.
+
+    Shapes: x [..., d_model] -> [..., d_model].
+    Raises: InputError for ranks or widths out of range, a shared vein of another width or rank, or a stabilizer that
+        contradicts use_stabilizer=False.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        rank: int | None = None,
+        r_hidden: int | None = None,
+        activation: Activation = "silu",
+        dropout: float = 0.0,
+        *,
+        gated: bool = False,
+        stabilizer: StabilizerKind | None = None,
+        use_stabilizer: bool = True,
+        stabilizer_rank: int | None = None,
+        vein_projector: VeinProjector | None = None,
+        tied: bool = False,
+        implementation: Implementation = "linear",
+        init_method: InitMethod = "orthogonal",
+    ) -> None:
+        super().__init__()
+        check_choice("activation", activation, tuple(_ACTIVATIONS))
+        self.d_model, self.activation, self.gated = d_model, activation, gated
+        self.vein = self._own_or_shared(vein_projector, rank, tied, implementation, init_method)
+        self.rank = self.vein.rank
+        self.r_hidden = r_hidden if r_hidden is not None else 4 * self.rank
+        if self.r_hidden < 1:
+            raise InputError(f"r_hidden={r_hidden} should be at least 1")
+        # The biases are the document's; inside the vein they cost nothing.
+        self.w1 = Linear(self.rank, self.r_hidden, bias=True)
+        self.w2 = Linear(self.r_hidden, self.rank, bias=True)
+        self.w3 = Linear(self.rank, self.r_hidden, bias=True) if gated else None
+        self.dropout = Dropout(dropout)
+        kind = self._stabilizer_kind(stabilizer, use_stabilizer)
+        direct_rank = stabilizer_rank if stabilizer_rank is not None else max(1, d_model // 16)
+        self.stabilizer = Stabilizer(d_model, kind, direct_rank) if kind != "none" else None
+
+    def _own_or_shared(
+        self,
+        shared: VeinProjector | None,
+        rank: int | None,
+        tied: bool,
+        implementation: Implementation,
+        init_method: InitMethod,
+    ) -> VeinProjector:
+        if shared is None:
+            rank = rank if rank is not None else max(1, self.d_model // 4)
+            return VeinProjector(self.d_model, rank, implementation, init_method, tied=tied)
+        if shared.d_model != self.d_model:
+            raise InputError(f"vein_projector is {shared.d_model} wide, but d_model={self.d_model}")
+        if rank is not None and shared.rank != rank:
+            raise InputError(f"vein_projector has rank {shared.rank}, but rank={rank}")
+        return shared
+
+    @staticmethod
+    def _stabilizer_kind(stabilizer: StabilizerKind | None, use_stabilizer: bool) -> StabilizerKind:
+        if stabilizer is None:
+            return "full" if use_stabilizer else "none"
+        check_choice("stabilizer", stabilizer, ("none", "diag", "lowrank", "full"))
+        if not use_stabilizer and stabilizer != "none":
+            raise InputError(f"use_stabilizer=False contradicts stabilizer={stabilizer!r}; give one of them")
+        return stabilizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_width(x, self.d_model)
+        v, u = self.vein.matrices()
+        return self.from_vein(x, F.linear(x, v), u)
+
+    def from_vein(self, x: Tensor, z: Tensor, u: Tensor) -> Tensor:
+        """The output when z = V x [..., rank] is known already (a block needs it for the reconstruction error).
+
+        Args:
+            x: [..., d_model], read by the stabiliser only.
+            z: its projection.
+            u: the vein's U.
+        """
+        h = _ACTIVATIONS[self.activation](self.w1(z))
+        if self.w3 is not None:
+            h = h * self.w3(z)
+        y = F.linear(self.w2(self.dropout(h)), u)
+        return y if self.stabilizer is None else y + self.stabilizer(x)
+
+    def cost(self, tokens: int) -> Cost:
+        up = 2 if self.gated else 1
+        shapes = [(self.rank, self.r_hidden)] * up + [(self.r_hidden, self.rank)]
+        biases = up * self.r_hidden + self.rank
+        core = Cost(sum(a * b for a, b in shapes) + biases, linear_flops(tokens, *shapes))
+        direct = self.stabilizer.cost(tokens) if self.stabilizer is not None else Cost()
+        return core + self.vein.cost(tokens) + direct
+
+    def zero_init_output(self) -> None:
+        nn.init.zeros_(self.w2.weight)
+        if self.stabilizer is not None:
+            self.stabilizer.zero_init_output()
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, r_hidden={self.r_hidden}, gated={self.gated}"
