@@ -269,7 +269,8 @@ class VFTBlock(nn.Module):
         """The error [B, T] of every token of a block input x, by the block's own choice of relative or absolute."""
         check_input(x, self.d_model)
         _, h = self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask)
-        return self.vein.compute_reconstruction_error(h, relative=self.eps == "relative")
+        v, u = self.vein.matrices()
+        return self.vein.error_from(h, F.linear(h, v), u, relative=self.eps == "relative")
 
     def calibrate_tau(
         self, x: Tensor, fraction: float = 0.1, *, attn_mask: Tensor | None = None, padding_mask: Tensor | None = None
@@ -293,7 +294,7 @@ class VFTBlock(nn.Module):
         ordered = eps.flatten().float().sort(descending=True).values
         corrected = round(fraction * ordered.numel())
         # Exactly `corrected` tokens lie above the next one, ties aside.
-        tau = float(ordered[corrected]) if corrected < ordered.numel() else float(ordered[-1].nextafter(ordered[-1] - 1))
+        tau = float(ordered[corrected] if corrected < ordered.numel() else ordered[-1].nextafter(ordered[-1] - 1))
         self.normals.set_tau(tau)
         return tau
 

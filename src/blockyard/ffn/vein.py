@@ -5,6 +5,7 @@ The vein-flow document's `VFTFeedForward`: U · W2 · act(W1 · V x), beside it 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ from blockyard.registry import register_ffn
 
 Activation = Literal["gelu", "relu", "silu"]
 StabilizerKind = Literal["none", "diag", "lowrank", "full"]
-_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
 class Stabilizer(nn.Module):

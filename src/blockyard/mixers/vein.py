@@ -21,7 +21,7 @@ from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Linear
 from blockyard.layers.norms import RMSNorm
 from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
-from blockyard.layers.vein import VeinProjector
+from blockyard.layers.vein import VeinProjector, orthonormal_rows
 from blockyard.mixers.base import Mixer, check_heads, check_input, default_positions
 from blockyard.registry import Traits, register_attn
 
@@ -285,9 +285,10 @@ class TVAAttention(Mixer):
             for vein in (factored.vein, factored.value_vein):
                 if vein is not None:
                     # V Vᵀ = 1: what Vᵀ lifts, V brings back.
-                    v, u = vein._stored()
+                    v, u = vein.matrices()
+                    v.copy_(orthonormal_rows(v))
                     u.copy_(v.mT)
-            v, value_v = factored._shared()._stored()[0], factored._values()._stored()[0]
+            v, value_v = factored._shared().matrices()[0], factored._values().matrices()[0]
             for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
                 heads = getattr(self, name).weight.unflatten(0, (self.n_heads, -1))  # [H, rank, d_model]
                 getattr(factored, name).weight.copy_((into.mT @ heads).flatten(0, 1))
