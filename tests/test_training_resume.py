@@ -1,0 +1,231 @@
+"""Nothing is lost and nothing changes: kills, signals, full disks, damaged files, other configurations."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from blockyard.errors import InputError
+from blockyard.training.checkpoint import list_checkpoints
+from blockyard.training.signals import Interrupted
+from training_toy import toy_config, toy_trainer
+
+KILLER = Path(__file__).parent / "training_killer.py"
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(list_checkpoints(out / "checkpoints")[-1][1] / "model.safetensors")
+
+
+def numbers(out: Path) -> list[tuple]:
+    """What a run computed, without what its clock showed."""
+    return [(row["step"], row["loss"], row["grad_norm"], row.get("val_loss")) for row in metrics(out)]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert numbers(a) == numbers(b)
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def run(out: Path, *, resume: bool = False, stop_after: int | None = None, **options) -> None:
+    trainer = toy_trainer(out, toy_config(**options), resume=resume)
+    try:
+        if stop_after is None:
+            trainer.run()
+        else:
+            trainer.advance(stop_after)
+    finally:
+        trainer.close()
+
+
+def survive(tmp_path: Path, kills: int, seed: int) -> dict:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(97 + (i * i + i // 7) % 26) for i in range(4000)))
+    done = subprocess.run(
+        [sys.executable, str(KILLER), str(tmp_path), str(text), str(kills), str(seed)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "BLOCKYARD_CACHE": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    return json.loads(done.stdout)
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    assert survive(tmp_path, kills=3, seed=int.from_bytes(os.urandom(4), "big"))["kills"] >= 1
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    for round_ in range(3):
+        (tmp_path / str(round_)).mkdir()
+        survive(tmp_path / str(round_), kills=10, seed=int.from_bytes(os.urandom(4), "big"))
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 7, 9, 11])
+def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(tmp_path: Path, stop_after: int) -> None:
+    run(tmp_path / "whole")
+    run(tmp_path / "parts", stop_after=stop_after)
+    run(tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = numbers(tmp_path), weights(tmp_path)
+    run(tmp_path, resume=True)
+    assert numbers(tmp_path) == before[0]
+    assert all(torch.equal(before[1][name], tensor) for name, tensor in weights(tmp_path).items())
+
+
+def test_the_clock_goes_on_after_resuming(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=8)
+    at_8 = json.loads((tmp_path / "checkpoints" / "step-00000008" / "state.json").read_text())["clock"]
+    trainer = toy_trainer(tmp_path, toy_config(), resume=True)
+    assert (trainer.tokens, trainer.seconds, trainer.cpu_seconds) == (80, at_8["seconds"], at_8["cpu_seconds"])
+    trainer.run()
+    trainer.close()
+    assert trainer.tokens == 120 and trainer.seconds > at_8["seconds"]
+
+
+def test_metrics_cut_short_by_a_kill_are_mended(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    run(tmp_path / "cut", stop_after=11)
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "lo')
+    run(tmp_path / "cut", resume=True)
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "cut")
+
+
+def test_another_configuration_is_refused_and_the_differences_named(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=5)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match=r"train\.lr \(was .*, now 0\.5\); train\.steps \(was 12, now 99\)"):
+        run(tmp_path, resume=True, lr=0.5, steps=99)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_options_that_change_no_number_may_differ_on_resume(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=5)
+    run(tmp_path, resume=True, keep=5, save_every=1)
+    assert metrics(tmp_path)[-1]["step"] == 12
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path, toy_config(keep=2, eval_every=0, save_every=2))
+    trainer.advance(4)
+    trainer.best = {"step": 4, "val_loss": -1.0}
+    trainer.run()
+    trainer.close()
+    assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [4, 10, 12]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(tmp_path: Path, name: str, damage: str) -> None:
+    run(tmp_path, stop_after=9)
+    newest = list_checkpoints(tmp_path / "checkpoints")[-1][1]
+    file, content = newest / name, (newest / name).read_bytes()
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "changed":
+        file.write_bytes(b"\xff" * 40 + content[40:])
+    else:
+        file.unlink()
+    with pytest.raises(InputError, match=rf"{name} .*remove .* to resume from step-0000000\d, which is older"):
+        run(tmp_path, resume=True)
+    # The advice works.
+    for part in newest.iterdir():
+        part.unlink()
+    newest.rmdir()
+    run(tmp_path, resume=True)
+    assert metrics(tmp_path)[-1]["step"] == 12
+
+
+def test_a_full_disk_is_a_clear_error_and_the_previous_checkpoint_is_intact(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    trainer = toy_trainer(tmp_path / "full", toy_config())
+    trainer.advance(7)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Files cannot grow beyond a kilobyte: the write fails as it does on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(InputError, match=r"cannot write checkpoint .*step-00000007.*intact"):
+            trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    trainer.close()
+    names = sorted(p.name for p in (tmp_path / "full" / "checkpoints").iterdir())
+    assert names == ["step-00000004", "step-00000005"]
+    run(tmp_path / "full", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "full")
+
+
+def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=5)
+    half = tmp_path / "checkpoints" / ".writing-step-00000006"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    run(tmp_path, resume=True)
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_saves_first_and_the_run_goes_on_from_there(tmp_path: Path, number: signal.Signals) -> None:
+    run(tmp_path / "whole", save_every=0, eval_every=0)
+    trainer = toy_trainer(tmp_path / "stopped", toy_config(save_every=0, eval_every=0))
+    batch = trainer.task.batch
+
+    def batch_and_signal(step: int, rows: slice) -> dict[str, torch.Tensor]:
+        if step == 6:
+            os.kill(os.getpid(), number)
+        return batch(step, rows)
+
+    trainer.task.batch = batch_and_signal  # type: ignore[method-assign]
+    with pytest.raises(Interrupted) as stopped:
+        trainer.run()
+    trainer.close()
+    assert stopped.value.code == 128 + number
+    assert [step for step, _ in list_checkpoints(tmp_path / "stopped" / "checkpoints")] == [7]
+    run(tmp_path / "stopped", resume=True, save_every=0, eval_every=0)
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "stopped")
+
+
+def test_the_folder_is_free_once_its_process_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
+        "from training_toy import *\n"
+        "t = toy_trainer(Path(sys.argv[1]), toy_config()); t.advance(5); print('ready', flush=True); time.sleep(60)"
+    )
+    folder = str(Path(__file__).parent)
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), folder], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    with pytest.raises(InputError, match="in use"):
+        run(tmp_path, resume=True)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    for _ in range(100):
+        try:
+            return run(tmp_path, resume=True)
+        except InputError:
+            time.sleep(0.05)
+    pytest.fail("the folder stayed locked")
