@@ -1,0 +1,63 @@
+"""Checks that the cost formulas say what tensors and FLOP counters say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from blockyard.conformance.subject import LENGTH, Subject, skip
+from blockyard.conformance.suite import check_of
+
+TOKENS = (1, 7, 40)
+
+
+def counted_flops(call: Callable[[Tensor], Any], x: Tensor) -> int:
+    """FLOPs of all matrix products in a forward pass."""
+    # The fused kernel of the CPU is not in the counter's books; the plain one does the same products.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        call(x)
+    return counter.get_total_flops()
+
+
+def require_formula(module: Any) -> None:
+    """Skip when the class has no cost formula."""
+    if not hasattr(module, "cost"):
+        skip("it has no cost formula (a method `cost(tokens)`)")
+
+
+@check_of("attn")
+def the_cost_formula_counts_the_parameters(subject: Subject) -> None:
+    mixer = subject.build(subject.modes[0])
+    require_formula(mixer.module)
+    count = sum(p.numel() for p in mixer.module.parameters())
+    formula = mixer.module.cost(LENGTH).parameters
+    assert formula == count, f"cost().parameters is {formula}, the module has {count}"
+
+
+@check_of("attn")
+def the_cost_formula_counts_the_flops(subject: Subject) -> None:
+    for causal in subject.modes:
+        mixer = subject.build(causal, torch.float32)
+        require_formula(mixer.module)
+        for tokens in TOKENS:
+            count = counted_flops(mixer, subject.x(batch=1, length=tokens).float())
+            formula = mixer.module.cost(tokens).flops
+            assert formula == count, f"cost({tokens}).flops is {formula}, counted are {count} (causal={causal})"
+
+
+@check_of("attn", "cache", "causal")
+def the_cost_formula_counts_the_bytes_of_the_cache(subject: Subject) -> None:
+    mixer = subject.build(True, torch.float32)
+    require_formula(mixer.module)
+    if subject.traits.cache == "recurrent":
+        skip("a recurrent state does not grow with the tokens")
+    formula = mixer.module.cost(7).cache_bytes_per_token
+    cache = mixer.new_cache(1)
+    mixer.decode(subject.x(batch=1).float(), [7], cache)
+    held = cache.nbytes / cache.length
+    assert formula == held, f"cost().cache_bytes_per_token is {formula}, a float32 cache holds {held:g} per token"

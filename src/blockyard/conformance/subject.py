@@ -1,0 +1,216 @@
+"""What is checked: a class, what it claims to do, and how to build and call it at a tiny size.
+
+All parameters are randomised after construction: a zero-initialised output would hide every fault behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from unittest import SkipTest
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.errors import InputError
+from blockyard.ffn.base import FFN
+from blockyard.mixers.base import Mixer
+from blockyard.options import check_options, options_of
+from blockyard.registry import Traits, accepted_arguments, entries, infer_traits
+
+# A prime length, two rows, two heads: shapes in which a swapped axis cannot go unnoticed.
+BATCH, LENGTH = 2, 7
+SIZES: dict[str, Any] = {"d_model": 32, "n_heads": 2}
+REFUSALS = (ValueError, TypeError, NotImplementedError)
+
+
+@contextlib.contextmanager
+def own_random(seed: int) -> Iterator[None]:
+    """Seeded random numbers inside; the caller's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def random(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal numbers that depend on the seed and shape alone."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def randomise(module: nn.Module) -> None:
+    """Give every parameter a value that matters: matrices random, vectors moved off their start."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
+            else:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+def close(actual: Tensor, expected: Tensor, what: str, tolerance: float | None = None) -> None:
+    """Assert equality up to rounding, and say by how much and where it fails.
+
+    Args:
+        actual, expected: tensors of one shape.
+        what: the sentence that the error begins with.
+        tolerance: allowed difference in units of 1 + the largest expected value; by dtype when None.
+    """
+    assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, not {list(expected.shape)}"
+    if actual.numel() == 0:
+        return
+    if tolerance is None:
+        # Not the last bits of float64: a mixer may well normalise or rotate in float32.
+        tolerance = 1e-6 if expected.dtype in (torch.float64, torch.complex128) else 1e-4
+    assert bool(torch.isfinite(actual).all()), f"{what}: the result is not finite"
+    difference = (actual - expected).abs()
+    allowed = tolerance * (1 + expected.abs().max().item())
+    worst = difference.max().item()
+    where = [int(i) for i in torch.unravel_index(difference.argmax(), difference.shape)]
+    assert worst <= allowed, f"{what}: differs by {worst:.3g} at {where}, {allowed:.1g} is allowed"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A class under test.
+
+    Args:
+        cls: a mixer or an FFN.
+        kind: "attn" or "ffn".
+        traits: what it claims; checks beyond that are skipped.
+        declared: whether the class (or its registration) states its traits; those of a foreign class are read
+            from its signatures, and it promises no particular error messages.
+        options: constructor options; `d_model` and `n_heads` may be among them.
+    """
+
+    cls: type
+    kind: str
+    traits: Traits
+    declared: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def constructor(self) -> dict[str, Any]:
+        """The constructor's named parameters."""
+        return dict(options_of(self.cls))
+
+    @cached_property
+    def arguments(self) -> frozenset[str]:
+        """The arguments that `forward` names."""
+        return accepted_arguments(self.cls.forward)  # type: ignore[attr-defined]
+
+    @property
+    def d_model(self) -> int:
+        return self.options.get("d_model", SIZES["d_model"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype most checks run in: float64 where the class computes in it, so that rounding is no excuse."""
+        return torch.float64 if "float64" in self.traits.dtypes else torch.float32
+
+    @property
+    def modes(self) -> list[bool]:
+        """The values of `causal` that the class claims."""
+        return [mode for mode, claimed in ((True, self.traits.causal), (False, self.traits.bidirectional)) if claimed]
+
+    @property
+    def causal_by(self) -> str:
+        """How this class is made causal: "constructor", "argument", "mask", or "" when it is what it is."""
+        if "causal" in self.constructor:
+            return "constructor"
+        if "causal" in self.arguments:
+            return "argument"
+        return "mask" if "attn_mask" in self.arguments else ""
+
+    def build(self, causal: bool = False, dtype: torch.dtype | None = None, seed: int = 0, **options: Any) -> Built:
+        """A randomised module in eval mode, with the call that suits it.
+
+        Raises:
+            InputError: when a required option is missing or an option is unknown.
+        """
+        given = {**{k: v for k, v in SIZES.items() if k in self.constructor}, **self.options, **options}
+        if "causal" in self.constructor:
+            given["causal"] = causal
+        checked = check_options(self.constructor, given, self.cls.__qualname__)
+        with own_random(seed):
+            module = self.cls(**checked)
+            randomise(module)
+        return Built(self, module.to(dtype or self.dtype).eval(), causal)
+
+    def x(self, batch: int = BATCH, length: int = LENGTH, seed: int = 1) -> Tensor:
+        """A random input [batch, length, d_model]."""
+        return random(batch, length, self.d_model, seed=seed, dtype=self.dtype)
+
+
+@dataclass
+class Built:
+    """A constructed module and how to call it."""
+
+    subject: Subject
+    module: Any
+    causal: bool
+
+    def full(self, x: Tensor, **arguments: Any) -> Any:
+        """Whatever `forward` returns."""
+        if self.causal and self.subject.causal_by == "argument":
+            arguments.setdefault("causal", True)
+        if self.causal and self.subject.causal_by == "mask":
+            # What a block does for a foreign mixer that has no notion of causality: mask the future itself.
+            visible = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+            mask = arguments.get("attn_mask", visible)
+            arguments["attn_mask"] = (
+                mask & visible if mask.dtype == torch.bool else mask.masked_fill(~visible, -torch.inf)
+            )
+        return self.module(x, **arguments)
+
+    def __call__(self, x: Tensor, **arguments: Any) -> Tensor:
+        """The output [B, T, d_model]."""
+        result = self.full(x, **arguments)
+        return result[0] if isinstance(result, tuple) else result
+
+    def new_cache(self, batch: int = BATCH, max_len: int | None = None) -> Any:
+        """A cache in the module's dtype."""
+        return self.module.new_cache(batch, max_len=max_len, dtype=next(self.module.parameters()).dtype)
+
+    def decode(self, x: Tensor, sizes: list[int], cache: Any = None, mask: Tensor | None = None) -> Tensor:
+        """The output of feeding x in pieces of the given sizes through a cache.
+
+        Args:
+            mask: padding mask [B, past + T], cut for each piece to the tokens seen by then.
+        """
+        cache = self.new_cache(x.shape[0]) if cache is None else cache
+        pieces, at = [], 0
+        for size in sizes:
+            seen = cache.length + size
+            padding = {} if mask is None else {"padding_mask": mask[:, :seen]}
+            with torch.no_grad():
+                pieces.append(self(x[:, at : at + size], cache=cache, **padding))
+            at += size
+        return torch.cat(pieces, dim=1)
+
+
+def subject_of(cls: type, kind: str | None, traits: Traits | None, options: Mapping[str, Any]) -> Subject:
+    """The subject for a class: registered classes bring their traits, others are read from their signatures.
+
+    Raises:
+        InputError: when `cls` is not a class with a `forward`.
+    """
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module) and cls.forward is not nn.Module.forward):
+        raise InputError(f"{cls!r} is not a torch module class with a forward(x, ...); give a mixer or an FFN class")
+    own = issubclass(cls, Mixer | FFN)
+    for each in ("attn", "ffn") if kind is None else (kind,):
+        for entry in entries(each):  # type: ignore[arg-type]
+            if entry.cls is cls:
+                declared = own or traits is not None or entry.traits != infer_traits(cls)
+                return Subject(cls, each, traits or entry.traits, declared, dict(options))
+    # An FFN knows no heads.
+    kind = kind or ("attn" if "n_heads" in options_of(cls) else "ffn")
+    return Subject(cls, kind, traits or infer_traits(cls), own or traits is not None, dict(options))
+
+
+def skip(reason: str) -> None:
+    """Leave a check out, with the reason (pytest understands it too)."""
+    raise SkipTest(reason)

@@ -1,0 +1,192 @@
+"""The list of checks, how they are run, and the report."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+from unittest import SkipTest
+
+from blockyard.conformance.subject import Subject, subject_of
+from blockyard.registry import Traits
+
+Check = Callable[[Subject], None]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A check: a function on a subject that raises AssertionError, and the traits it needs."""
+
+    name: str
+    kind: str
+    run: Check
+    needs: tuple[str, ...]
+    slow: bool
+
+
+CHECKS: list[Registered] = []
+
+
+def check_of(kind: str, *needs: str, slow: bool = False) -> Callable[[Check], Check]:
+    """Decorator: add a check for "attn" or "ffn" to the suite; its name is the function's, read as a sentence.
+
+    Args:
+        needs: traits without which the check is skipped ("cache" = any cache).
+        slow: left out unless asked for.
+    """
+
+    def add(run: Check) -> Check:
+        CHECKS.append(Registered(run.__name__.replace("_", " "), kind, run, needs, slow))
+        return run
+
+    return add
+
+
+def missing_trait(subject: Subject, needs: tuple[str, ...]) -> str | None:
+    """Why a check does not apply, or None."""
+    for need in needs:
+        claimed = getattr(subject.traits, need)
+        if claimed in (False, "none"):
+            return f"its traits do not claim {need}"
+    return None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One check of one class; call it. Raises AssertionError when it fails, `unittest.SkipTest` when it is left out."""
+
+    check: Registered
+    subject: Subject
+
+    def __call__(self) -> None:
+        reason = missing_trait(self.subject, self.check.needs)
+        if reason:
+            raise SkipTest(reason)
+        self.check.run(self.subject)
+
+    @property
+    def name(self) -> str:
+        return self.check.name
+
+    def __str__(self) -> str:
+        return f"{self.subject.cls.__name__}: {self.name}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a report."""
+
+    name: str
+    outcome: Literal["passed", "failed", "skipped"]
+    reason: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the suite found; print it."""
+
+    subject: str
+    rows: tuple[Row, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed."""
+        return not self.failed
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the failed checks."""
+        return [row.name for row in self.rows if row.outcome == "failed"]
+
+    def counts(self) -> dict[str, int]:
+        """How many checks passed, failed and were skipped."""
+        counted = Counter(row.outcome for row in self.rows)
+        return {outcome: counted[outcome] for outcome in ("passed", "failed", "skipped")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, ready for JSON."""
+        return {"subject": self.subject, "ok": self.ok, **self.counts(), "rows": [asdict(r) for r in self.rows]}
+
+    def __str__(self) -> str:
+        width = max((len(row.name) for row in self.rows), default=0)
+        lines = [f"{row.outcome:7}  {row.name:{width}}  {row.reason}".rstrip() for row in self.rows]
+        summary = ", ".join(f"{count} {outcome}" for outcome, count in self.counts().items())
+        return "\n".join([f"conformance of {self.subject}", *lines, summary])
+
+
+def cases(subject: Subject, slow: bool = False) -> list[Case]:
+    """All checks for a subject, those that its traits rule out included (they skip themselves)."""
+    return [Case(check, subject) for check in CHECKS if check.kind == subject.kind and (slow or not check.slow)]
+
+
+def mixer_checks(
+    cls: type, options: Mapping[str, Any] | None = None, *, traits: Traits | None = None, slow: bool = False
+) -> list[Case]:
+    """The checks of a mixer class, for `@pytest.mark.parametrize("case", mixer_checks(MyMixer), ids=str)`.
+
+    Args:
+        cls: the class; a registered one brings its traits.
+        options: constructor options, also `d_model` (32) and `n_heads` (2).
+        traits: what it claims, instead of what its registration says or its signatures suggest.
+        slow: the slow checks too.
+    """
+    return cases(subject_of(cls, "attn", traits, options or {}), slow)
+
+
+def ffn_checks(
+    cls: type, options: Mapping[str, Any] | None = None, *, traits: Traits | None = None, slow: bool = False
+) -> list[Case]:
+    """The checks of an FFN class; arguments as for `mixer_checks`."""
+    return cases(subject_of(cls, "ffn", traits, options or {}), slow)
+
+
+def run_case(case: Case) -> Row:
+    """Run one check; every outcome becomes a row."""
+    start = time.perf_counter()
+    try:
+        case()
+    except SkipTest as reason:
+        return Row(case.name, "skipped", str(reason))
+    except AssertionError as error:
+        return Row(case.name, "failed", str(error), time.perf_counter() - start)
+    except Exception as error:
+        # Not an assertion of ours: the class itself broke under the check, which is a failure and no crash.
+        text = str(error).strip().split("\n")[0]
+        return Row(case.name, "failed", f"{type(error).__name__}: {text}", time.perf_counter() - start)
+    return Row(case.name, "passed", "", time.perf_counter() - start)
+
+
+def check(
+    cls: type,
+    *,
+    kind: Literal["attn", "ffn"] | None = None,
+    traits: Traits | None = None,
+    slow: bool = False,
+    on_row: Callable[[Row], None] | None = None,
+    **options: Any,
+) -> Report:
+    """Run the conformance suite on a mixer or FFN class.
+
+    Args:
+        cls: the class.
+        kind: "attn" or "ffn"; by default as registered, else a mixer when its constructor names `n_heads`.
+        traits: what it claims, instead of what its registration says or its signatures suggest.
+        slow: the slow checks too.
+        on_row: called with each row as it comes.
+        options: constructor options, also `d_model` (32) and `n_heads` (2).
+
+    Raises:
+        InputError: when `cls` is no module class, or its constructor refuses the options.
+    """
+    subject = subject_of(cls, kind, traits, options)
+    # A class that cannot be built at all is one clear error, not forty failed checks.
+    subject.build(causal=subject.modes[0] if subject.modes else False)
+    rows = []
+    for case in cases(subject, slow):
+        rows.append(run_case(case))
+        if on_row is not None:
+            on_row(rows[-1])
+    return Report(f"{cls.__module__}:{cls.__qualname__}", tuple(rows))

@@ -1,0 +1,105 @@
+"""Checks of gradients, checkpointing, compilation and saving."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from blockyard.conformance.subject import Subject, close, skip
+from blockyard.conformance.suite import check_of
+
+
+def gradients(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor | None]:
+    """Gradients of a scalar of the output in x and all parameters."""
+    x = x.clone().requires_grad_()
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    out = call(x)
+    scalar = (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum()
+    found = torch.autograd.grad(scalar, [x, *named.values()], allow_unused=True)
+    return dict(zip(["x", *named], found))
+
+
+def same_gradients(actual: dict[str, Tensor | None], expected: dict[str, Tensor | None], what: str) -> None:
+    """Assert that both hold the same gradients."""
+    for name, gradient in expected.items():
+        other = actual[name]
+        assert (gradient is None) == (other is None), f"{what}: only one of the two has a gradient of {name}"
+        if gradient is not None and other is not None:
+            close(other, gradient, f"{what}: gradient of {name}")
+
+
+@check_of("attn")
+def every_parameter_gets_a_gradient(subject: Subject) -> None:
+    for causal in subject.modes:
+        mixer = subject.build(causal)
+        dead = [
+            name
+            for name, gradient in gradients(mixer.module, mixer, subject.x()).items()
+            if gradient is None or not gradient.any()
+        ]
+        assert not dead, f"no gradient reaches {', '.join(dead)} (causal={causal})"
+
+
+@check_of("attn")
+def gradients_equal_finite_differences(subject: Subject) -> None:
+    if subject.dtype != torch.float64:
+        skip("its traits do not claim float64")
+    for causal in subject.modes:
+        mixer = subject.build(causal)
+        check_gradients(mixer.module, mixer, subject.x(batch=1, length=3))
+
+
+def check_gradients(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """`gradcheck` in x and in all parameters, in its fast form (one random direction of each)."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    assert torch.autograd.gradcheck(
+        lambda given, *_: call(given), (x.clone().requires_grad_(), *parameters), fast_mode=True, atol=1e-5
+    )
+
+
+@check_of("attn")
+def activation_checkpointing_changes_no_gradient(subject: Subject) -> None:
+    for causal in subject.modes:
+        mixer, x = subject.build(causal), subject.x()
+        mixer.module.train()
+        expected = gradients(mixer.module, mixer, x)
+
+        def recomputed(x: Tensor, call: Any = mixer) -> Tensor:
+            return checkpoint(call, x, use_reentrant=False)
+
+        same_gradients(gradients(mixer.module, recomputed, x), expected, f"checkpointed, causal={causal}")
+
+
+@check_of("attn")
+def a_saved_and_loaded_copy_gives_the_same_output(subject: Subject) -> None:
+    for causal in subject.modes:
+        mixer, x = subject.build(causal), subject.x()
+        copy = subject.build(causal, seed=5)
+        copy.module.load_state_dict(reloaded(mixer.module))
+        assert torch.equal(copy(x), mixer(x)), f"a loaded copy gives another output (causal={causal})"
+
+
+def reloaded(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The state dict after a way through a file, as tensors alone."""
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@check_of("attn")
+def torch_compile_captures_it_as_one_graph(subject: Subject) -> None:
+    for causal in subject.modes:
+        mixer, x = subject.build(causal), subject.x()
+        close(compiled(mixer)(x), mixer(x), f"compiled, causal={causal}")
+
+
+def compiled(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The call captured by Dynamo without graph breaks; the eager backend suffices to prove that it can be."""
+    torch.compiler.reset()
+    return torch.compile(lambda x: call(x), fullgraph=True, backend="eager")
