@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from blockyard.conformance import training
 from blockyard.conformance.costs import TOKENS, counted_flops, require_formula
@@ -69,8 +68,7 @@ def the_input_stays_as_it_was(subject: Subject) -> None:
 
 @check_of("ffn")
 def eval_mode_is_deterministic(subject: Subject) -> None:
-    options = {"dropout": 0.5} if "dropout" in subject.constructor and "dropout" not in subject.options else {}
-    ffn, x = subject.build(**options), subject.x()
+    ffn, x = subject.build(**training.with_dropout(subject)), subject.x()
     assert torch.equal(ffn(x), ffn(x)), "two calls in eval mode differ (dropout left on?)"
 
 
@@ -102,11 +100,9 @@ def its_gradients_equal_finite_differences(subject: Subject) -> None:
 
 @check_of("ffn")
 def checkpointing_changes_no_gradient(subject: Subject) -> None:
-    ffn, x = subject.build(), subject.x()
+    ffn, x = subject.build(**training.with_dropout(subject)), subject.x()
     ffn.module.train()
-    expected = training.gradients(ffn.module, ffn, x)
-    found = training.gradients(ffn.module, lambda x: checkpoint(ffn, x, use_reentrant=False), x)
-    training.same_gradients(found, expected, "checkpointed")
+    training.compare_checkpointed(ffn, x, "checkpointed")
 
 
 @check_of("ffn")

@@ -84,5 +84,5 @@ def arguments_beyond_the_traits_are_refused_and_not_ignored(subject: Subject) ->
         skip("it honours every argument that it names")
     mixer = subject.build(subject.modes[0])
     for name in tried:
-        value = beyond[name][1]
-        refused(lambda name=name, value=value: mixer(x, **{name: value}), f"{name}, which its traits do not claim,", REFUSALS)  # type: ignore[misc]
+        given = {name: beyond[name][1]}
+        refused(lambda given=given: mixer(x, **given), f"{name}, which its traits do not claim,", REFUSALS)  # type: ignore[misc]

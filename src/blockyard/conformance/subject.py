@@ -159,11 +159,11 @@ class Built:
             arguments.setdefault("causal", True)
         if self.causal and self.subject.causal_by == "mask":
             # What a block does for a foreign mixer that has no notion of causality: mask the future itself.
-            visible = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
-            mask = arguments.get("attn_mask", visible)
-            arguments["attn_mask"] = (
-                mask & visible if mask.dtype == torch.bool else mask.masked_fill(~visible, -torch.inf)
-            )
+            # Additive, because a foreign class may read True in a boolean mask either way.
+            future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+            mask = arguments.get("attn_mask", torch.zeros_like(future, dtype=x.dtype))
+            boolean = mask.dtype == torch.bool
+            arguments["attn_mask"] = mask & ~future if boolean else mask.masked_fill(future, -torch.inf)
         return self.module(x, **arguments)
 
     def __call__(self, x: Tensor, **arguments: Any) -> Tensor:
@@ -190,6 +190,14 @@ class Built:
                 pieces.append(self(x[:, at : at + size], cache=cache, **padding))
             at += size
         return torch.cat(pieces, dim=1)
+
+
+def influence(mixer: Built, x: Tensor, **arguments: Tensor) -> Tensor:
+    """bool [T, T]: whether the output of a row's position depends on the input at another one."""
+    x = x.clone().requires_grad_()
+    out = mixer(x, **arguments)
+    rows = [torch.autograd.grad(out[:, t].sum(), x, retain_graph=True)[0][0] for t in range(x.shape[1])]
+    return torch.stack(rows).abs().amax(-1) > 0
 
 
 def subject_of(cls: type, kind: str | None, traits: Traits | None, options: Mapping[str, Any]) -> Subject:

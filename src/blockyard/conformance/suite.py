@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 from unittest import SkipTest
+
+import torch
 
 from blockyard.conformance.subject import Subject, subject_of
 from blockyard.registry import Traits
@@ -53,6 +56,17 @@ def missing_trait(subject: Subject, needs: tuple[str, ...]) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """At these sizes threads only wait for each other, on a busy machine a hundred times longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass(frozen=True)
 class Case:
     """One check of one class; call it. Raises AssertionError when it fails, `unittest.SkipTest` when it is left out."""
@@ -64,14 +78,16 @@ class Case:
         reason = missing_trait(self.subject, self.check.needs)
         if reason:
             raise SkipTest(reason)
-        self.check.run(self.subject)
+        with one_thread():
+            self.check.run(self.subject)
 
     @property
     def name(self) -> str:
         return self.check.name
 
     def __str__(self) -> str:
-        return f"{self.subject.cls.__name__}: {self.name}"
+        options = ",".join(f"{name}={value}" for name, value in self.subject.options.items())
+        return f"{self.subject.cls.__name__}{f'[{options}]' if options else ''}: {self.name}"
 
 
 @dataclass(frozen=True)

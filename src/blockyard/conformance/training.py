@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from blockyard.conformance.subject import Subject, close, skip
+from blockyard.conformance.subject import Built, Subject, close, own_random, skip
 from blockyard.conformance.suite import check_of
 
 
@@ -65,14 +65,24 @@ def check_gradients(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x
 @check_of("attn")
 def activation_checkpointing_changes_no_gradient(subject: Subject) -> None:
     for causal in subject.modes:
-        mixer, x = subject.build(causal), subject.x()
+        mixer, x = subject.build(causal, **with_dropout(subject)), subject.x()
         mixer.module.train()
-        expected = gradients(mixer.module, mixer, x)
+        compare_checkpointed(mixer, x, f"checkpointed, causal={causal}")
 
-        def recomputed(x: Tensor, call: Any = mixer) -> Tensor:
-            return checkpoint(call, x, use_reentrant=False)
 
-        same_gradients(gradients(mixer.module, recomputed, x), expected, f"checkpointed, causal={causal}")
+def with_dropout(subject: Subject) -> dict[str, Any]:
+    """Options that turn dropout on, where the class has it and the caller did not choose."""
+    named = "dropout" in subject.constructor and "dropout" not in subject.options
+    return {"dropout": 0.5} if named else {}
+
+
+def compare_checkpointed(built: Built, x: Tensor, what: str) -> None:
+    """Assert equal gradients with and without recomputation, the random numbers of dropout being the same."""
+    with own_random(0):
+        expected = gradients(built.module, built, x)
+    with own_random(0):
+        found = gradients(built.module, lambda x: checkpoint(built, x, use_reentrant=False), x)
+    same_gradients(found, expected, what)
 
 
 @check_of("attn")

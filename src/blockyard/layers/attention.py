@@ -98,11 +98,7 @@ def combine_masks(
             near = distance < window if causal else distance.abs() < window
             mask = near if mask is None else mask & near
     if padding_mask is not None:
-        if tuple(padding_mask.shape) != (q.shape[0], keys):
-            raise InputError(
-                f"padding_mask has shape {tuple(padding_mask.shape)}, expected {(q.shape[0], keys)} "
-                "[batch, keys]; with a cache it covers past and new tokens"
-            )
+        check_padding_mask(padding_mask, q.shape[0], keys)
         keep = padding_mask.to(torch.bool)[:, None, None, :]
         mask = keep if mask is None else mask & keep
     if attn_mask is None:
@@ -112,6 +108,15 @@ def combine_masks(
         return attn_mask if mask is None else mask & attn_mask
     attn_mask = attn_mask.to(q.dtype)
     return attn_mask if mask is None else attn_mask.masked_fill(~mask, float("-inf"))
+
+
+def check_padding_mask(padding_mask: Tensor, batch: int, keys: int) -> None:
+    """Raise InputError unless the mask is [batch, keys]."""
+    if tuple(padding_mask.shape) != (batch, keys):
+        raise InputError(
+            f"padding_mask has shape {tuple(padding_mask.shape)}, expected {(batch, keys)} "
+            "[batch, keys]; with a cache it covers past and new tokens"
+        )
 
 
 def check_attn_mask(attn_mask: Tensor, shape: tuple[int, int, int, int]) -> None:

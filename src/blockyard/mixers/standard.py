@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from blockyard.cache import LayerCache
 from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
-from blockyard.layers.attention import Kernel, attend
+from blockyard.layers.attention import Kernel, attend, check_padding_mask
 from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Linear
 from blockyard.layers.norms import RMSNorm
@@ -117,6 +117,8 @@ class StandardAttention(Mixer):
         past = cache.length if cache is not None else 0
         if cache is not None and not causal and (past or x.shape[1] > 1):
             raise InputError("a cache needs causal attention: earlier positions cannot see later ones any more")
+        if padding_mask is not None:
+            check_padding_mask(padding_mask, x.shape[0], past + (x if context is None else context).shape[1])
         q, k, v = self._project(x, x if context is None else context)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None and context is None:
