@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blockyard.data.batches import TextData
+    from blockyard.data.bpe import BPETokenizer
     from blockyard.data.config import TextDataConfig
     from blockyard.data.text import load_text
     from blockyard.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
 # Read lazily: the command line needs TextDataConfig without paying for numpy.
 _HOME = {
+    "BPETokenizer": "bpe",
     "ByteTokenizer": "tokenizer",
     "TextData": "batches",
     "TextDataConfig": "config",
@@ -22,6 +24,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BPETokenizer",
     "ByteTokenizer",
     "TextData",
     "TextDataConfig",

@@ -70,4 +70,8 @@ def _tokenizer(
 ) -> Tokenizer:
     if config.tokenizer == "byte":
         return ByteTokenizer()
+    if config.tokenizer == "bpe":
+        from blockyard.data.bpe import trained_once
+
+        return trained_once(text, config.vocab_size, config.cache_folder(), progress)
     return load_tokenizer(config.tokenizer)

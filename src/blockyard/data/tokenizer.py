@@ -7,10 +7,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, suggest
 
 DESCRIPTION_FILE = "blockyard_tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -63,11 +64,12 @@ class ByteTokenizer:
         self.special_tokens = number_specials(special_tokens, first=256)
         self.vocab_size = 256 + len(self.special_tokens)
         self._splitter = SpecialSplitter(self.special_tokens)
-        self._texts = {token: text.encode() for text, token in self.special_tokens.items()}
+        self._bytes = {byte: bytes((byte,)) for byte in range(256)}
+        self._bytes |= {token: text.encode() for text, token in self.special_tokens.items()}
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
-        return [token for block in self.encode_blocks([text]) for token in block]
+        return list(chain.from_iterable(self.encode_blocks([text])))
 
     def encode_iterable(self, chunks: Iterable[str]) -> Iterator[int]:
         """Yield the ids of the joined chunks, holding back no more than a special token's length."""
@@ -85,16 +87,11 @@ class ByteTokenizer:
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
         """Return the text of ids; bytes that are not UTF-8 become U+FFFD unless `errors` says otherwise."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors)
+        return decoded(self._bytes, ids, errors)
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes a token stands for."""
-        if 0 <= token < 256:
-            return bytes((token,))
-        try:
-            return self._texts[token]
-        except KeyError:
-            raise unknown_token(token, self.vocab_size) from None
+        return bytes_of(self._bytes, token)
 
     def fingerprint(self) -> str:
         """Return a sha256 that is equal for tokenizers that encode equally."""
@@ -116,18 +113,24 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     where = Path(folder).expanduser()
     if not where.is_dir():
-        raise InputError(f"tokenizer={str(folder)!r} is not byte, bpe or a folder with a saved tokenizer")
+        near = suggest(str(folder), ("byte", "bpe"))
+        raise InputError(f"tokenizer={str(folder)!r} is not byte, bpe or a folder with a saved tokenizer{near}")
     described = where / DESCRIPTION_FILE
     if described.exists():
         description = read_json(described)
         kind, specials = described_tokenizer(description)
-        if kind != "byte" or specials is None:
+        if kind not in ("byte", "bpe") or specials is None:
             raise InputError(f"{described} is not a tokenizer description; save the tokenizer again")
-        tokenizer = ByteTokenizer(sorted(specials, key=specials.__getitem__))
-        if tokenizer.special_tokens != specials:
-            raise InputError(f"{described}: special tokens of a byte tokenizer are numbered from 256 on")
-        return tokenizer
-    raise InputError(f"tokenizer={str(folder)!r} has no {DESCRIPTION_FILE}")
+        if kind == "byte":
+            tokenizer = ByteTokenizer(sorted(specials, key=specials.__getitem__))
+            if tokenizer.special_tokens != specials:
+                raise InputError(f"{described}: special tokens of a byte tokenizer are numbered from 256 on")
+            return tokenizer
+    elif not (where / "vocab.json").exists():
+        raise InputError(f"tokenizer={str(folder)!r} has neither {DESCRIPTION_FILE} nor vocab.json, merges.txt")
+    from blockyard.data.bpe import BPETokenizer
+
+    return BPETokenizer.load(where)
 
 
 class SpecialSplitter:
@@ -164,19 +167,20 @@ class SpecialSplitter:
     def settled(self, text: str) -> tuple[list[str | int], str]:
         """Return the parts no continuation can change, and the rest: what may begin a special token."""
         parts: list[str | int] = []
-        position = 0
-        while True:
-            match = self._pattern.search(text, position) if self._pattern is not None else None
-            open_at = self._open_at(text, position)
+        position, open_at = 0, self._open_at(text, 0)
+        for match in self._pattern.finditer(text) if self._pattern is not None else ():
             # A match is final unless a longer special token may still grow at its place or before it.
-            if match is None or match.start() >= open_at:
-                if open_at > position:
-                    parts.append(text[position:open_at])
-                return parts, text[open_at:]
+            if match.start() >= open_at:
+                break
             if match.start() > position:
                 parts.append(text[position : match.start()])
             parts.append(self._specials[match.group()])
             position = match.end()
+            if position > open_at:
+                open_at = self._open_at(text, position)
+        if open_at > position:
+            parts.append(text[position:open_at])
+        return parts, text[open_at:]
 
     def _open_at(self, text: str, position: int) -> int:
         """Return the first place from `position` on where the text ends inside a possible special token."""
@@ -211,8 +215,17 @@ def utf8(text: str) -> bytes:
         raise InputError(f"the text is not UTF-8: lone surrogate at character {error.start}") from error
 
 
-def unknown_token(token: int, vocab_size: int) -> InputError:
-    return InputError(f"token {token} is outside the vocabulary; ids lie in 0..{vocab_size - 1}")
+def bytes_of(table: dict[int, bytes], token: int) -> bytes:
+    """Return the bytes of a token, or say that there is no such token."""
+    try:
+        return table[int(token)]
+    except KeyError:
+        raise InputError(f"token {token} is outside the vocabulary; ids lie in 0..{len(table) - 1}") from None
+
+
+def decoded(table: dict[int, bytes], ids: Iterable[int], errors: str = "replace") -> str:
+    """Join the bytes of tokens into text."""
+    return b"".join([bytes_of(table, token) for token in ids]).decode("utf-8", errors)
 
 
 def described_tokenizer(description: Any) -> tuple[str | None, dict[str, int] | None]:
