@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from blockyard.data.tokenizer import utf8
 from blockyard.errors import require
 
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -36,6 +37,7 @@ def pretokens(text: str) -> list[str]:
     """Cut text into pre-tokens; joined they are the text."""
     if text.isascii():
         return _ASCII_PATTERN.findall(text)
+    utf8(text)
     return [word for word, _ in _unicode_splitter().pre_tokenize_str(text)]
 
 

@@ -212,7 +212,7 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"the text is not UTF-8: lone surrogate at character {error.start}") from error
+        raise InputError(f"the text is not UTF-8: lone surrogate U+{ord(text[error.start]):04X} in it") from error
 
 
 def bytes_of(table: dict[int, bytes], token: int) -> bytes:
