@@ -82,7 +82,7 @@ def twin_orthogonalize(matrix: torch.Tensor, steps: int) -> torch.Tensor:
 def test_newton_schulz_is_the_quintic_on_singular_values(shape: tuple[int, int]) -> None:
     matrix = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = torch.stack([twin_orthogonalize(m, 5) for m in matrix])
-    torch.testing.assert_close(orthogonalize(matrix, 5), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(orthogonalize(matrix, 5, torch.float64), expected, rtol=1e-9, atol=1e-9)
     assert (orthogonalize(matrix.float(), 5).double() - expected).abs().max() < 0.1
 
 
@@ -101,7 +101,7 @@ def test_a_muon_update_has_the_stated_size_for_any_shape() -> None:
 
 
 def stepped(parameters: list[nn.Parameter], **options) -> list[torch.Tensor]:
-    optimizer = Muon([{"params": parameters, **options}], lr=0.1, weight_decay=0.01)
+    optimizer = Muon([{"params": parameters, **options}], lr=0.1, weight_decay=0.01, dtype=torch.float64)
     generator = torch.Generator().manual_seed(2)
     for _ in range(3):
         for parameter in parameters:
@@ -117,7 +117,7 @@ def test_batched_matrices_step_as_they_would_alone() -> None:
 
     together = stepped(fresh(2))
     alone = fresh(2)
-    optimizers = [Muon([p], lr=0.1, weight_decay=0.01) for p in alone]
+    optimizers = [Muon([p], lr=0.1, weight_decay=0.01, dtype=torch.float64) for p in alone]
     generator = torch.Generator().manual_seed(2)
     for _ in range(3):
         for parameter, optimizer in zip(alone, optimizers):
@@ -133,13 +133,13 @@ def test_a_stack_steps_as_its_matrices_do(axes: tuple[int, int]) -> None:
     gradient = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     stack = nn.Parameter(start.clone())
     stack.grad = gradient.clone()
-    Muon([{"params": [stack], "axes": [axes]}], lr=0.1).step()
+    Muon([{"params": [stack], "axes": [axes]}], lr=0.1, dtype=torch.float64).step()
     moved, moved_gradient = start.movedim(axes, (-2, -1)), gradient.movedim(axes, (-2, -1))
     expected = torch.empty_like(moved)
     for i in range(moved.shape[0]):
         one = nn.Parameter(moved[i].clone())
         one.grad = moved_gradient[i].clone()
-        Muon([one], lr=0.1).step()
+        Muon([one], lr=0.1, dtype=torch.float64).step()
         expected[i] = one.detach()
     torch.testing.assert_close(stack.detach().movedim(axes, (-2, -1)), expected, rtol=1e-9, atol=1e-9)
 

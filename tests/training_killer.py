@@ -28,7 +28,7 @@ def groups(text: str) -> dict[str, Any]:
         "model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "context": 16, "dropout": 0.1},
         "data": {"path": text, "cache_dir": str(Path(text).parent / "cache")},
         "train": {
-            "steps": 60,
+            "steps": 120,
             "batch_size": 4,
             "save_every": 2,
             "eval_every": 10,
@@ -53,6 +53,18 @@ def start(text: str, out: Path) -> int:
     return child
 
 
+def wait_for_training(file: Path, child: int) -> None:
+    """Return once the child adds to the file, or has ended."""
+    size = file.stat().st_size if file.exists() else 0
+    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        grown = file.stat().st_size if file.exists() else 0
+        if grown > size:
+            return
+        # A resumed run first takes back what it will write again.
+        size = min(size, grown)
+        time.sleep(0.005)
+
+
 def main() -> None:
     folder, text, kills, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
@@ -64,8 +76,10 @@ def main() -> None:
     steps: list[int] = []
     for _ in range(20 * kills):
         child = start(text, folder / "killed")
-        # Short enough that several attempts are needed; some die while they are still setting up.
-        time.sleep(moments.uniform(0.02, 1.2 * seconds / kills))
+        if moments.random() < 0.8:
+            wait_for_training(folder / "killed" / "metrics.jsonl", child)
+        # Short enough that several attempts are needed; those that were not waited for die while setting up.
+        time.sleep(moments.uniform(0, 1.5 * seconds / kills))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):

@@ -71,7 +71,7 @@ class Engine:
             shard(self.model, self.blocks, ranks)
         elif self.kind == "ddp":
             self.wrapped = replicate(self.model, ranks)
-        self.optimizers = Optimizers(self.model, config)
+        self.optimizers = Optimizers(self.model, config, decisions.precision)
         self.model.train()
         self._skips_in_a_row = 0
 

@@ -22,23 +22,21 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 UPDATE_RMS = 0.2
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Nearest nearly-orthogonal matrices U Vᵀ of a stack, by Newton-Schulz iteration.
 
     Args:
         matrices: [n, rows, columns].
         steps: iterations; five bring singular values down to a hundredth of the largest near 1.
+        dtype: floating type of the products. The iteration mends its own rounding errors, so bfloat16 will do.
 
-    Returns: [n, rows, columns] in the type that the iteration ran in (bfloat16, or the input's when it is float64).
+    Returns: [n, rows, columns] of that type.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices  # the Gram matrix of the short side is the cheap one
     # The norm bounds every singular value by one; taken before rounding, so that tiny gradients survive.
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
-    if x.dtype != torch.float64:
-        x = x.bfloat16()  # the iteration mends its own rounding errors
-    x = x.contiguous()
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)).to(dtype).contiguous()
     for _ in range(steps):
         gram = x @ x.mT
         quintic = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -56,6 +54,7 @@ class Muon(Optimizer):
         momentum: averaging of the gradients.
         weight_decay: decoupled decay.
         steps: Newton-Schulz iterations.
+        dtype: floating type of their products.
 
     Sharded parameters (FSDP2) keep sharded momentum; the update needs the whole matrix, so it is gathered, made
     orthogonal on every rank alike, and each rank applies its own part.
@@ -69,8 +68,10 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         steps: int = 5,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps, "axes": None}
+        self.dtype = dtype
         super().__init__(params, defaults)
         for group in self.param_groups:
             group["axes"] = group["axes"] or [(-2, -1)] * len(group["params"])
@@ -96,7 +97,7 @@ class Muon(Optimizer):
         # To [n, rows, columns]: the matrix axes last, every other axis a part of the stack.
         moved = direction.movedim([a if a < 0 else a + 1 for a in axes], (-2, -1))
         matrices = moved.reshape(-1, *moved.shape[-2:])
-        update = orthogonalize(matrices, group["steps"]).reshape(moved.shape)
+        update = orthogonalize(matrices, group["steps"], self.dtype).reshape(moved.shape)
         update = update.movedim((-2, -1), [a if a < 0 else a + 1 for a in axes])
         # An orthogonal r x c matrix has root mean square 1/sqrt(max(r, c)).
         scale = UPDATE_RMS * max(matrices.shape[-2:]) ** 0.5

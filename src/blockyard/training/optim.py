@@ -33,9 +33,10 @@ class Optimizers:
         model: its parameters are grouped by `blockyard.layers.roles.roles`: matrices go to Muon (or AdamW with
             decay), heads to AdamW with decay, embeddings and vectors to AdamW without.
         config: rates, decay, schedule.
+        precision: `bf16` lets Muon's products use bf16, as the model's do.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig, precision: str = "fp32") -> None:
         self.config = config
         self.names: dict[nn.Parameter, str] = {}
         groups = self._members(model)
@@ -61,9 +62,9 @@ class Optimizers:
             betas = (config.beta1, config.beta2)
             self.members.append(torch.optim.AdamW(adam, lr=config.lr, betas=betas, eps=1e-10, fused=True))
         if muon:
-            self.members.append(
-                Muon(muon, lr=config.matrix_lr, momentum=config.momentum, steps=config.orthogonal_steps)
-            )
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            steps = config.orthogonal_steps
+            self.members.append(Muon(muon, lr=config.matrix_lr, momentum=config.momentum, steps=steps, dtype=dtype))
 
     def _members(self, model: nn.Module) -> dict[tuple[str, str], _Members]:
         """Trainable parameters by (rule, option group), in the model's order."""
