@@ -55,6 +55,7 @@ class ResidualBlock(nn.Module):
         # Any: a foreign module has no declared interface beyond being called.
         self.attn: Any = attn
         self.ffn: Any = ffn
+        self.d_model = d_model
         self.pre = norm_position == "pre"
         self._accepts = accepted_arguments(attn.forward)
 
@@ -92,9 +93,9 @@ class ResidualBlock(nn.Module):
         return self.ffn(x), None
 
     def cost(self, tokens: int) -> Cost:
-        """Cost of the mixer, the FFN and the two norms; InputError when one of them has no formula."""
+        """Cost of the mixer, the FFN and the two norms."""
         norms = sum(p.numel() for norm in (self.ln1, self.ln2) for p in norm.parameters())
-        return cost_of(self.attn, tokens) + cost_of(self.ffn, tokens) + Cost(norms)
+        return cost_of(self.attn, tokens, self.d_model) + cost_of(self.ffn, tokens, self.d_model) + Cost(norms)
 
     def zero_init_output(self) -> None:
         """Make the block the identity; members that cannot say which matrix is their last keep theirs."""
@@ -114,12 +115,13 @@ def needs_causal_mask(mixer: nn.Module, accepts: frozenset[str]) -> bool:
     return not hasattr(mixer, "causal") and "causal" not in accepts and "attn_mask" in accepts
 
 
-def cost_of(module: Any, tokens: int) -> Cost:
+def cost_of(module: Any, tokens: int, d_model: int) -> Cost:
     """A module's own formula, or for a foreign one without: parameters counted, FLOPs measured once.
 
     Args:
         module: a mixer or FFN.
         tokens: length of the sequence.
+        d_model: width of its input.
     """
     if hasattr(module, "cost"):
         return module.cost(tokens)
@@ -128,10 +130,7 @@ def cost_of(module: Any, tokens: int) -> Cost:
 
     parameters = sum(p.numel() for p in module.parameters())
     first = next(module.parameters(), torch.empty(0))
-    width = getattr(module, "d_model", None)
-    if width is None:
-        raise InputError(f"{type(module).__name__} has neither cost() nor d_model, so its FLOPs cannot be found")
-    x = torch.zeros(1, tokens, width, device=first.device, dtype=first.dtype)
+    x = torch.zeros(1, tokens, d_model, device=first.device, dtype=first.dtype)
     counter = FlopCounterMode(display=False)
     # The counter does not know SDPA's CPU kernel; in its plain form every product is seen.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
