@@ -1,0 +1,149 @@
+"""From words to exit status: finds the command, loads plug-ins, parses, runs, and turns errors into one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from blockyard import __version__
+from blockyard.cli.command import command_names, find_command, load_command
+from blockyard.cli.parser import Parser
+from blockyard.errors import InputError
+
+HELP_WORDS = ("-h", "--help", "help")
+
+
+def run_words(argv: Sequence[str] | None) -> int:
+    """Run one command line; see `blockyard.cli.main`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = dispatch(words)
+        sys.stdout.flush()
+        return status
+    except InputError as error:
+        say_error(str(error))
+        return 2
+    except SystemExit as stop:
+        # A run that a signal ended early, its checkpoint saved, says so and brings its own status.
+        if hasattr(stop, "message"):
+            say(stop.message)
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        say("\ninterrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has had enough: nothing went wrong. Python would complain once more when it
+        # flushes stdout at exit, so that goes nowhere.
+        discard_stdout()
+        return 0
+
+
+def dispatch(words: list[str]) -> int:
+    """Run the command that the words name and return its exit status."""
+    if not words or words[0] in HELP_WORDS:
+        print(overview(""))
+        return 0
+    if words[0] in ("--version", "-V"):
+        print(f"blockyard {__version__}")
+        return 0
+    if len(words) == 2 and words[1] in HELP_WORDS and any(n.startswith(f"{words[0]} ") for n in command_names()):
+        print(overview(words[0]))
+        return 0
+    name, rest = find_command(words)
+    command = load_command(name)
+    # Plug-ins add implementations and with them options: they are imported before the options are declared.
+    load_plugins(plugins_in(rest))
+    command.prepare(rest)
+    parser = Parser(command.name, command.summary, command.example)
+    command.add_arguments(parser)
+    parser.plain("--plugin", "import this module first (it registers blocks); may be repeated",
+                 action="append", metavar="PKG.MODULE", default=[])  # fmt: skip
+    if any(word in ("-h", "--help") for word in rest):
+        parser.print_help()
+        return 0
+    return command.run(parser.parse(rest))
+
+
+def overview(first: str) -> str:
+    """The help of `blockyard` (or of `blockyard train`, with first="train"): every command with its line."""
+    names = [name for name in command_names() if not first or name.split()[0] == first]
+    loaded = sorted((load_command(name) for name in names), key=lambda command: (command.order, command.name))
+    width = max(len(command.name) for command in loaded)
+    lines = [f"usage: blockyard {first or 'COMMAND'} ...", ""]
+    if not first:
+        lines += ["A yard of interchangeable Transformer blocks: train, generate, compare at equal budgets.", ""]
+    lines += [f"  {command.name:<{width}}  {command.summary}" for command in loaded]
+    lines += ["", "`blockyard COMMAND --help` lists a command's options; `blockyard --version` the version."]
+    return "\n".join(lines)
+
+
+def plugins_in(words: Sequence[str]) -> list[str]:
+    """The modules named by `--plugin`, found without knowing the command's other options."""
+    found = []
+    for index, word in enumerate(words):
+        if word == "--plugin" and index + 1 < len(words):
+            found.append(words[index + 1])
+        elif word.startswith("--plugin="):
+            found.append(word.removeprefix("--plugin="))
+    return found
+
+
+def load_plugins(modules: Sequence[str], origin: str = "--plugin") -> None:
+    """Import modules that register blocks when imported.
+
+    Args:
+        modules: dotted names, looked for in the current folder too.
+        origin: where the names come from, for the error.
+
+    Raises:
+        InputError: no such module. An error *inside* the module keeps its traceback: its author needs it.
+    """
+    if modules:
+        see_current_folder()
+    for module in modules:
+        import_module(module, origin)
+
+
+def import_module(module: str, origin: str) -> object:
+    """Import a module that the user names, or say that there is none."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise InputError(f"{origin}: {module!r} is not a module's name; expected something like my_package.blocks")
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            raise
+        raise InputError(f"{origin}: no module named {error.name!r}") from error
+
+
+def see_current_folder() -> None:
+    """Let imports find modules of the current folder, as `python -m` does and a console script does not."""
+    here = os.getcwd()
+    # Last, so that a file of the user's cannot shadow what the libraries import.
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+
+
+def say_error(message: str) -> None:
+    """Print the one line on stderr, from the first process only."""
+    say("error: " + " ".join(line.strip() for line in message.splitlines() if line.strip()))
+
+
+def say(text: str) -> None:
+    """Print on stderr, from rank 0 only when torchrun started several processes."""
+    if int(os.environ.get("RANK", "0") or 0) == 0:
+        print(text, file=sys.stderr)
+
+
+def discard_stdout() -> None:
+    """Send what is still buffered for a closed pipe nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.stdout.fileno())
+    except (OSError, ValueError):
+        # stdout is not a file of this process (a test's capture): there is nothing to silence.
+        pass
+    finally:
+        os.close(nowhere)

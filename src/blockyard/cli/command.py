@@ -1,0 +1,74 @@
+"""What a subcommand is: a name, a line about it, its arguments and what it does.
+
+A further subcommand is one file in `commands/`: `train_lm.py` holds `COMMAND` and is reached as `blockyard train lm`.
+The file imports torch inside its functions only, so that the overview can read its summary for nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from blockyard.cli import commands
+from blockyard.cli.parser import Parser
+from blockyard.errors import InputError, suggest
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand.
+
+    Args:
+        name: the words that select it, such as "train lm".
+        summary: one line for the overview and the head of its help.
+        add_arguments: declares the arguments on the parser.
+        run: does the work and returns the exit status.
+        prepare: looks at the words before the arguments are declared, to import what adds to them.
+        order: place in the overview, small first.
+        example: a command line shown below the help.
+    """
+
+    name: str
+    summary: str
+    add_arguments: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], int]
+    prepare: Callable[[list[str]], None] = lambda words: None
+    order: int = 50
+    example: str = ""
+
+
+def command_names() -> list[str]:
+    """The names of all commands, read from the file names: nothing is imported."""
+    return sorted(module.name.replace("_", " ") for module in pkgutil.iter_modules(commands.__path__))
+
+
+def load_command(name: str) -> Command:
+    """Import the one file that holds the command."""
+    module = importlib.import_module(f"{commands.__name__}.{name.replace(' ', '_')}")
+    command: Command = module.COMMAND
+    return command
+
+
+def find_command(words: list[str]) -> tuple[str, list[str]]:
+    """Split the words into a command's name and its arguments.
+
+    Raises:
+        InputError: no such command; the nearest name or the possible second words are told.
+    """
+    names = command_names()
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if len(words) >= length and name in names:
+            return name, words[length:]
+    first = words[0]
+    seconds = [name.split()[1] for name in names if name.startswith(f"{first} ")]
+    if seconds and len(words) > 1 and not words[1].startswith("-"):
+        hint = suggest(words[1], seconds)
+        raise InputError(f"no command named '{first} {words[1]}'{hint}; {first} does: {', '.join(seconds)}")
+    if seconds:
+        raise InputError(f"'{first}' needs to know what: {', '.join(f'blockyard {first} {s}' for s in seconds)}")
+    firsts = sorted({name.split()[0] for name in names})
+    raise InputError(f"no command named {first!r}{suggest(first, firsts)}; there are: {', '.join(names)}")

@@ -1,0 +1,127 @@
+"""The dotted option groups: `attn`, `ffn`, one per family of blocks, and the configuration dataclasses.
+
+A group's options come from where they are used: constructors of the registered blocks, fields of dataclasses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from blockyard.errors import InputError
+from blockyard.options import Option, options_of
+from blockyard.registry import Entry, entries, names
+
+MIXER_GROUP, FFN_GROUP = "attn", "ffn"
+PATTERN = Option(
+    "pattern",
+    str | None,
+    None,
+    "layers that differ, such as 'tva*3/standard[window=256]+swiglu' (three tva layers, then one standard); "
+    "repeats over the depth; in place of attn.impl and ffn.impl",
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Options that share the part before the dot.
+
+    Args:
+        name: that part; "" for the options of a command itself, which have no dot.
+        help: what the options are for.
+        own: options that always exist.
+        members: registered blocks whose options live here; theirs count when the block is selected.
+    """
+
+    name: str
+    help: str
+    own: Mapping[str, Option]
+    members: tuple[Entry, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """Every option that a flag can set, whichever block is selected."""
+        found = dict(self.own)
+        for entry in self.members:
+            for name, option in entry.options.items():
+                if option.settable:
+                    found.setdefault(name, option)
+        return found
+
+    def flag(self, option: str) -> str:
+        """--name.option."""
+        return f"--{self.name}.{option}" if self.name else f"--{option}"
+
+    def holders(self, option: str) -> list[Entry]:
+        """The members that have the option."""
+        return [entry for entry in self.members if option in entry.options]
+
+
+def dataclass_group(
+    name: str, help: str, cls: type, *, without: Iterable[str] = (), extra: Iterable[Option] = ()
+) -> Group:
+    """The group of a configuration dataclass: one option per field."""
+    hidden = set(without)
+    own = {n: o for n, o in options_of(cls).items() if n not in hidden and o.settable}
+    return Group(name, help, own | {option.name: option for option in extra})
+
+
+def block_groups(default_attn: str, default_ffn: str) -> list[Group]:
+    """`attn`, `ffn` and a group per family, from the register (plug-ins are to be imported before).
+
+    The standard mixer's and FFN's own options sit under `attn` and `ffn`; every other block's under its family.
+    """
+    members: dict[str, list[Entry]] = {MIXER_GROUP: [], FFN_GROUP: []}
+    for kind in ("attn", "ffn", "block"):
+        for entry in entries(kind):
+            home = kind if entry.name == "standard" else entry.group
+            members.setdefault(home, []).append(entry)
+    mixers, ffns = ", ".join(names("attn")), ", ".join(names("ffn"))
+    impls = {
+        MIXER_GROUP: ("the mixer", Option("impl", str, default_attn, f"which mixer: {mixers}")),
+        FFN_GROUP: ("the feed-forward part", Option("impl", str, default_ffn, f"which FFN: {ffns}")),
+    }
+    groups = []
+    for name, served in members.items():
+        own: dict[str, Option] = {}
+        help = f"options of {serves(served)}"
+        if name in impls:
+            what, impl = impls[name]
+            own, help = {"impl": impl}, f"{what}" + (f"; {help}" if served else "")
+        group = Group(name, help, own, tuple(served))
+        # A family without options has no flags and needs no heading.
+        if group.options:
+            groups.append(group)
+    return groups
+
+
+def serves(members: Iterable[Entry]) -> str:
+    """"tva (attention), vft (FFN)"."""
+    words = {"attn": "attention", "ffn": "FFN", "block": "the paired block"}
+    return ", ".join(f"{entry.name} ({words[entry.kind]})" for entry in members)
+
+
+def by_name(groups: Iterable[Group]) -> dict[str, Group]:
+    """Index the groups by name, refusing a family that takes the name of another group."""
+    found: dict[str, Group] = {}
+    for group in groups:
+        if group.name in found:
+            first = found[group.name]
+            culprits = serves(group.members or first.members)
+            raise InputError(f"option group {group.name!r} of {culprits} is taken; register it with another group=")
+        found[group.name] = group
+    return found
+
+
+def lm_groups() -> dict[str, Group]:
+    """The groups of `train lm`: model, attn, ffn, families, train, data."""
+    from blockyard.data.config import TextDataConfig
+    from blockyard.models.lm import LMConfig
+    from blockyard.training.config import TrainConfig
+
+    model = dataclass_group(
+        "model", "the language model", LMConfig, without=("vocab_size", "blocks"), extra=(PATTERN,)
+    )
+    train = dataclass_group("train", "the training run", TrainConfig)
+    data = dataclass_group("data", "the text", TextDataConfig)
+    return by_name([model, *block_groups("standard", "swiglu"), train, data])

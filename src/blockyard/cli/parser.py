@@ -1,0 +1,94 @@
+"""argparse with this package's manners: one-line errors, `-` or `_` in names, suggestions for unknown options."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from blockyard.errors import InputError
+
+FLAG = re.compile(r"--[A-Za-z][\w.-]*(?==|$)")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that keeps descriptions as written and gives the options' text room."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises `InputError` where argparse would print a usage text and exit.
+
+    Args:
+        command: the words that select the command, such as "train lm".
+        summary: the line its help begins with.
+        example: command lines its help ends with.
+    """
+
+    def __init__(self, command: str, summary: str, example: str = "") -> None:
+        super().__init__(
+            prog=f"blockyard {command}",
+            description=summary,
+            epilog=f"Example:\n  {example}" if example else None,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+            usage="%(prog)s [options]",
+        )
+        # A command may know better than "unknown option": it may say whose option it is.
+        self.explain_unknown: Callable[[str], str | None] = lambda flag: None
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message.removeprefix("argument "))
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse the words after the command's name; absent options are absent from the result."""
+        namespace, rest = self.parse_known_args(self._joined([underscored(word) for word in words]))
+        if rest:
+            raise InputError(self._unknown(rest[0]))
+        return namespace
+
+    def _joined(self, words: Sequence[str]) -> list[str]:
+        """Write `--lr -1e-3` as `--lr=-1e-3`: argparse would take such a value for another option."""
+        joined: list[str] = []
+        takes_value = False
+        for word in words:
+            if takes_value and not word.startswith("--"):
+                joined[-1] += f"={word}"
+                takes_value = False
+                continue
+            joined.append(word)
+            action = self._option_string_actions.get(word)
+            takes_value = action is not None and action.nargs is None
+        return joined
+
+    def _unknown(self, word: str) -> str:
+        if not word.startswith("-") or word == "-":
+            return f"unexpected argument {word!r}; see `{self.prog} --help`"
+        flag = word.split("=")[0]
+        told = self.explain_unknown(flag)
+        if told:
+            return told
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        return f"unknown option {flag!r}{nearest(flag, known)}; see `{self.prog} --help`"
+
+    def plain(self, name: str, help: str, **settings: Any) -> None:
+        """Declare an argument that belongs to the command itself, not to a group of options."""
+        self.add_argument(name, help=help.replace("%", "%%"), **settings)
+
+
+def nearest(flag: str, known: Iterable[str]) -> str:
+    """" (did you mean '--vft.rank'?)" or ""."""
+    near = difflib.get_close_matches(flag, sorted(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def underscored(word: str) -> str:
+    """Read `--model.d-model=64` as `--model.d_model=64`; values and other words stay as they are."""
+    flag = FLAG.match(word)
+    if not flag:
+        return word
+    return "--" + flag.group()[2:].replace("-", "_") + word[flag.end() :]

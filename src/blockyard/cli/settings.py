@@ -1,0 +1,300 @@
+"""Settings from a YAML file and the command line, checked against the option groups and merged.
+
+Both pass the same check with the same errors; the file is laid before the words, and the last one wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from blockyard.cli.groups import FFN_GROUP, MIXER_GROUP, Group
+from blockyard.cli.parser import Parser
+from blockyard.errors import InputError, suggest
+from blockyard.options import Option
+from blockyard.registry import Entry, find_block, implementation, owners
+
+Settings = dict[str, dict[str, Any]]
+Key = tuple[str, str]
+
+WORDS = sys.maxsize
+MIXER, FFN, PATTERN = (MIXER_GROUP, "impl"), (FFN_GROUP, "impl"), ("model", "pattern")
+
+
+@dataclass(frozen=True)
+class Given:
+    """One setting as the user gave it.
+
+    Args:
+        group: the part before the dot; "" for an option of the command itself.
+        key: the part after it.
+        value: a word of the command line or a value of a YAML file.
+        origin: where it stands, as an error names it: "--vft.rank" or "run.yaml: vft.rank".
+        is_word: whether the value is text yet to be read as the option's type.
+        layer: which source it comes from: files are 0, 1, ... and the words are laid over them.
+    """
+
+    group: str
+    key: str
+    value: Any
+    origin: str
+    is_word: bool = False
+    layer: int = 0
+
+
+def add_groups(parser: Parser, groups: Mapping[str, Group]) -> None:
+    """Declare a flag for every option of every group, with type, default, choices and text in the help."""
+    for group in groups.values():
+        section = parser.add_argument_group(f"{group.name}: {group.help}" if group.name else group.help)
+        for option in group.options.values():
+            flag = group.flag(option.name)
+            settings: dict[str, Any] = {"nargs": "?", "const": "true"} if bool in option.alternatives else {}
+            section.add_argument(
+                flag,
+                dest=flag,
+                default=argparse.SUPPRESS,
+                metavar=option.type_name.replace(" | ", "|").replace(" ", "_"),
+                help=option_help(option, group),
+                **settings,
+            )
+    parser.explain_unknown = lambda flag: explain_flag(flag, groups)
+
+
+def option_help(option: Option, group: Group) -> str:
+    """The docstring's text and the default; where blocks share an option but mean it differently, each one's."""
+    meanings: dict[str, list[str]] = {}
+    for entry in group.holders(option.name):
+        meant = entry.options[option.name]
+        meanings.setdefault(f"{meant.help.rstrip('.')} ({default_text(meant)})", []).append(entry.name)
+    if not meanings:
+        meanings[f"{option.help.rstrip('.')} ({default_text(option)})"] = []
+    shared_by_all = len(meanings) == 1 and len(next(iter(meanings.values()))) in (0, len(group.members))
+    texts = [text if shared_by_all else f"[{', '.join(names)}] {text}" for text, names in meanings.items()]
+    return "; ".join(texts).strip().replace("%", "%%")
+
+
+def default_text(option: Option) -> str:
+    """"required", or "default: 4"."""
+    if option.required:
+        return "required"
+    return f"default: {value_text(option.default)}"
+
+
+def value_text(value: Any) -> str:
+    """A value as it is typed on the command line; text that would not show is quoted."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(value_text(item) for item in value) or "none"
+    if isinstance(value, str) and (not value or not value.isprintable() or value != value.strip()):
+        return repr(value)
+    return str(value)
+
+
+def explain_flag(flag: str, groups: Mapping[str, Group]) -> str | None:
+    """What is wrong with an unknown `--group.key`, or None when it has no dot."""
+    name, dot, key = flag.removeprefix("--").partition(".")
+    if not dot:
+        return None
+    if name not in groups:
+        near = difflib.get_close_matches(name, list(groups), n=1)
+        hint = f" (did you mean '--{near[0]}.{key}'?)" if near else f"; groups: {', '.join(groups)}"
+        return f"no option group {name!r} for {flag}{hint}"
+    return unknown_key(flag, key, groups[name].options, groups[name])
+
+
+def unknown_key(origin: str, key: str, known: Iterable[str], group: Group) -> str:
+    """`--vft.rnak: 'rnak' (did you mean 'rank'?)`, or whose option it is, or which options there are."""
+    holders = owners(key)
+    if holders:
+        return f"{origin}: {key!r} is an option of: {joined(holders)}"
+    hint = suggest(key, known)
+    if hint:
+        return f"{origin}: no option {key!r}{hint}"
+    return f"{origin}: no option {key!r}; {group.name} has: {', '.join(known)}"
+
+
+def joined(holders: Iterable[str]) -> str:
+    """Names with commas between them, without pairs (tva+vft) whose halves stand there too."""
+    names = list(dict.fromkeys(holders))
+    return ", ".join(name for name in names if not set(name.split("+")) & set(names) - {name})
+
+
+def given_words(namespace: argparse.Namespace) -> list[Given]:
+    """The options of groups on a parsed command line."""
+    found = []
+    for flag, value in vars(namespace).items():
+        if flag.startswith("--"):
+            group, _, key = flag.removeprefix("--").rpartition(".")
+            found.append(Given(group, key, value, flag, is_word=True, layer=WORDS))
+    return found
+
+
+def resolve(groups: Mapping[str, Group], given: Iterable[Given]) -> Settings:
+    """Check settings and fill in the defaults of everything that is selected.
+
+    Args:
+        groups: the groups there are.
+        given: the settings, in the order in which they override one another.
+
+    Returns:
+        For each group with something selected, option name -> value; `attn` has no `impl` when `model.pattern`
+        names the mixers (`ffn.impl` then is the FFN of layers that name none). A family's option whose default differs
+        between selected blocks is left to each block's own default unless it is given.
+
+    Raises:
+        InputError: for an unknown key (with a suggestion), a key of a block that is not selected, or a value of
+            the wrong type; the line begins with where the setting stands.
+    """
+    last = latest(given)
+    check_groups(groups, last)
+    # What is selected decides which other options exist, so the groups' own options come first.
+    settled: Settings = {
+        name: {n: option.default for n, option in group.own.items() if not option.required}
+        for name, group in groups.items()
+    }
+    for (name, key), item in last.items():
+        if key in groups[name].own:
+            settled[name][key] = read_value(groups[name].own[key], item)
+    chosen = selected(settled, last)
+    model = groups["model"].own if "model" in groups else {}
+    choice_layer = max((last[key].layer for key in (MIXER, FFN, PATTERN) if key in last), default=-1)
+    for name, group in groups.items():
+        mine = [entry for entry in group.members if (entry.kind, entry.name) in chosen]
+        for key, option in shared_defaults(mine).items():
+            # A paired block's norm, say, is the model's unless it is given.
+            if key not in model:
+                settled[name].setdefault(key, option.default)
+        for (place, key), item in last.items():
+            if place != name or key in group.own:
+                continue
+            options = {n: o for entry in mine for n, o in entry.options.items() if o.settable}
+            if key in options:
+                settled[name][key] = read_value(options[key], item)
+            elif not (item.layer < choice_layer and group.holders(key)):
+                # Otherwise: a file's option of a block that a later source has replaced, and gone with it.
+                raise InputError(misplaced(item, group, list(options), settled))
+    check_required(groups, settled, chosen)
+    return {name: values for name, values in settled.items() if values}
+
+
+def read_given(groups: Mapping[str, Group], given: Iterable[Given]) -> Settings:
+    """Check settings of groups that no block lives in, and return what was given alone, without defaults.
+
+    Raises:
+        InputError: as `resolve`, also for a required option that is not given.
+    """
+    last = latest(given)
+    check_groups(groups, last)
+    settings: Settings = {name: {} for name in groups}
+    for (name, key), item in last.items():
+        if key not in groups[name].own:
+            raise InputError(unknown_key(item.origin, key, list(groups[name].own), groups[name]))
+        settings[name][key] = read_value(groups[name].own[key], item)
+    check_required(groups, settings, set())
+    return settings
+
+
+def check_groups(groups: Mapping[str, Group], last: Mapping[Key, Given]) -> None:
+    """Refuse a setting of a group that does not exist."""
+    for item in last.values():
+        if item.group not in groups:
+            raise InputError(f"{item.origin}: no option group {item.group!r}{suggest(item.group, groups)}")
+
+
+def latest(given: Iterable[Given]) -> dict[Key, Given]:
+    """The last word on each key; `attn.impl` and `model.pattern` are two ways of saying one thing."""
+    last = {(item.group, item.key): item for item in given}
+    mixer, pattern = last.get(MIXER), last.get(PATTERN)
+    if mixer and pattern and mixer.layer != pattern.layer:
+        del last[PATTERN if mixer.layer > pattern.layer else MIXER]
+    return last
+
+
+def selected(settled: Settings, last: Mapping[Key, Given]) -> set[tuple[str, str]]:
+    """Kind and name of every block that the settings select, through `impl` or through `model.pattern`."""
+    pairs = [(settled[MIXER_GROUP]["impl"], settled[FFN_GROUP]["impl"])]
+    mixer, ffn = last.get(MIXER), last.get(FFN)
+    pattern = settled.get("model", {}).get("pattern")
+    if pattern:
+        from blockyard.pattern import parse_choice
+
+        if mixer is not None:
+            raise InputError(f"{mixer.origin}: model.pattern names the mixers already; leave one of them out")
+        pairs = [(layer.attn, layer.ffn) for layer in parse_choice(pattern, default_ffn=pairs[0][1])]
+        # Not a mixer that any layer need have: a settings file made of these settings shall say it once.
+        del settled[MIXER_GROUP]["impl"]
+    chosen: set[tuple[str, str]] = set()
+    for mixer_name, ffn_name in pairs:
+        entries: list[Entry | None] = [named("attn", mixer_name, mixer), named("ffn", ffn_name, ffn)]
+        entries.append(find_block(mixer_name, ffn_name))
+        chosen |= {(entry.kind, entry.name) for entry in entries if entry is not None}
+    return chosen
+
+
+def named(kind: Any, name: str, item: Given | None) -> Entry:
+    """The registered implementation; an unknown name is told with the place where it stands."""
+    try:
+        return implementation(kind, name)
+    except InputError as error:
+        raise InputError(f"{item.origin}: {error}" if item else str(error)) from None
+
+
+def shared_defaults(members: Iterable[Entry]) -> dict[str, Option]:
+    """Options whose default is the same in all selected members that have them."""
+    found: dict[str, Option] = {}
+    differing = set()
+    for entry in members:
+        for name, option in entry.options.items():
+            if option.required or not option.settable:
+                continue
+            if name in found and found[name].default != option.default:
+                differing.add(name)
+            found.setdefault(name, option)
+    return {name: option for name, option in found.items() if name not in differing}
+
+
+def misplaced(item: Given, group: Group, options: list[str], settled: Settings) -> str:
+    """What is wrong with a key that no selected block of the group has."""
+    if not group.holders(item.key):
+        # Nothing of the family selected: the family's own names are still the best suggestion.
+        return unknown_key(item.origin, item.key, [*group.own, *(options or group.options)], group)
+    return (
+        f"{item.origin}: {item.key!r} is an option of: {joined(entry.name for entry in group.holders(item.key))}; "
+        f"selected are {selection_text(settled)}"
+    )
+
+
+def selection_text(settled: Settings) -> str:
+    """"attn.impl=standard, ffn.impl=swiglu", or the pattern."""
+    attn, ffn = settled[MIXER_GROUP].get("impl"), settled[FFN_GROUP]["impl"]
+    mixers = f"attn.impl={attn}" if attn else f"model.pattern={settled['model']['pattern']}"
+    return f"{mixers}, ffn.impl={ffn}"
+
+
+def read_value(option: Option, item: Given) -> Any:
+    """The value as the option's type.
+
+    Raises:
+        InputError: "--model.d_model='wide' should be int".
+    """
+    try:
+        return option.parse(item.value) if item.is_word else option.check(item.value)
+    except InputError:
+        raise InputError(f"{item.origin}={item.value!r} should be {option.type_name}") from None
+
+
+def check_required(groups: Mapping[str, Group], settled: Settings, chosen: set[tuple[str, str]]) -> None:
+    """Refuse a selection whose blocks need options that are not given."""
+    for name, group in groups.items():
+        needed = [n for n, option in group.own.items() if option.required]
+        for entry in group.members:
+            if (entry.kind, entry.name) in chosen:
+                needed += [n for n, option in entry.options.items() if option.required and option.settable]
+        missing = [group.flag(key) for key in needed if key not in settled[name]]
+        if missing:
+            raise InputError(f"{', '.join(missing)} must be given")

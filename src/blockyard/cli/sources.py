@@ -1,0 +1,69 @@
+"""Where a command's settings come from: settings files first, then the words, and the plug-ins either names."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from blockyard.cli.app import load_plugins
+from blockyard.cli.groups import Group
+from blockyard.cli.parser import Parser
+from blockyard.cli.settings import Given, given_words
+from blockyard.cli.yamlfile import given_in, plugins_of, read_yaml
+
+PLUGINS = "plugins"
+
+
+def add_config(parser: Parser) -> None:
+    """Declare `--config`."""
+    parser.plain("--config", "settings file, such as a run's config.yaml; may be repeated, the later one wins",
+                 metavar="FILE.yaml", action="append", default=[])  # fmt: skip
+
+
+def load_file_plugins(words: Sequence[str]) -> None:
+    """Import the plug-ins that settings files name, before the options they bring are declared."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", action="append", default=[])
+    first.add_argument("--out")
+    first.add_argument("--resume", action="store_true")
+    try:
+        known, _ = first.parse_known_args(list(words))
+    except argparse.ArgumentError:
+        # Such as --config without a file: the command's own parser says it better.
+        return
+    for path in settings_files(known.config, known.out, known.resume):
+        load_plugins(plugins_of(path, read_yaml(path)), f"{path}: {PLUGINS}")
+
+
+def settings_files(configs: Sequence[str], out: str | None, resume: bool) -> list[Path]:
+    """The settings files in the order in which they are laid down.
+
+    A resumed run's own config.yaml comes first, so that `--out DIR --resume` says all that is needed.
+    """
+    files = [Path(name) for name in configs]
+    if resume and out is not None and (saved := Path(out) / "config.yaml").is_file():
+        files.insert(0, saved)
+    return files
+
+
+def given_settings(
+    arguments: argparse.Namespace, files: Sequence[Path], groups: Mapping[str, Group]
+) -> tuple[list[Given], list[str]]:
+    """All settings as given, files first, and the plug-ins that were imported.
+
+    Args:
+        arguments: the parsed words.
+        files: settings files, the later one wins over the earlier.
+        groups: the groups there are.
+
+    Raises:
+        InputError: as `read_yaml` and `given_in` say.
+    """
+    given: list[Given] = []
+    plugins: list[str] = []
+    for layer, path in enumerate(files):
+        content = read_yaml(path)
+        plugins += plugins_of(path, content)
+        given += given_in(path, content, groups, (PLUGINS,), layer)
+    return [*given, *given_words(arguments)], list(dict.fromkeys([*plugins, *arguments.plugin]))
