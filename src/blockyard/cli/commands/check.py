@@ -1,0 +1,124 @@
+"""`blockyard check pkg.module:Class`: the conformance suite on one's own mixer or FFN."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from blockyard.cli.command import Command
+from blockyard.cli.parser import Parser
+from blockyard.errors import InputError, suggest
+
+if TYPE_CHECKING:
+    from blockyard.conformance import Report, Row
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.usage = "%(prog)s pkg.module:Class [options]"
+    parser.plain("target", "a mixer or FFN class, or a registered name", metavar="pkg.module:Class", nargs="?")
+    parser.plain("--kind", "what it is: attn or ffn; by default as registered, else by its constructor",
+                 choices=("attn", "ffn"))  # fmt: skip
+    parser.plain("--with", "an option of its constructor, such as rank=8; may be repeated", dest="options",
+                 metavar="KEY=VALUE", action="append", default=[])  # fmt: skip
+    parser.plain("--slow", "the slow checks too", action="store_true")
+    parser.plain("--json", "print the report as JSON", action="store_true")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.target is None:
+        raise InputError("check what? Give a class: blockyard check pkg.module:Class")
+    found = targets(arguments.target, arguments.kind)
+
+    from blockyard.conformance import check
+
+    reports = []
+    for cls, kind in found:
+        if not arguments.json:
+            print(f"conformance of {cls.__module__}:{cls.__qualname__}", flush=True)
+        options = read_options(cls, arguments.options)
+        report = check(cls, kind=kind, slow=arguments.slow, on_row=None if arguments.json else print_row, **options)
+        reports.append(report)
+        if not arguments.json:
+            print(summary(report))
+    if arguments.json:
+        import json
+
+        print(json.dumps([report.to_dict() for report in reports], indent=2))
+    return 0 if all(report.ok for report in reports) else 1
+
+
+def print_row(row: Row) -> None:
+    """One check's outcome, as it comes."""
+    print(f"  {row.outcome:7}  {row.name}" + (f": {' '.join(row.reason.split())}" if row.reason else ""), flush=True)
+
+
+def summary(report: Report) -> str:
+    """The last line of a report."""
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in report.counts().items())
+    return f"{'ok' if report.ok else 'FAILED'}: {counts}\n"
+
+
+def targets(text: str, kind: Any) -> list[tuple[type, Any]]:
+    """The classes that the argument names, each with what it is ("attn", "ffn" or None = find out).
+
+    Raises:
+        InputError: when it names no class, with the nearest name.
+    """
+    from blockyard.registry import implementation, names
+
+    if ":" in text:
+        return [(find_class(text), kind)]
+    kinds: Sequence[Any] = ("attn", "ffn") if kind is None else (kind,)
+    registered = [(implementation(each, text).cls, each) for each in kinds if text in names(each)]
+    if not registered:
+        hint = suggest(text, [name for each in kinds for name in names(each)])
+        raise InputError(f"{text!r} is no registered name{hint}; a class is given as pkg.module:Class")
+    return registered
+
+
+def find_class(text: str) -> type:
+    """Import the class of `pkg.module:Class`.
+
+    Raises:
+        InputError: no such module, or nothing of that name in it, or no class.
+    """
+    from blockyard.cli.app import import_module, see_current_folder
+
+    module_name, _, name = text.partition(":")
+    see_current_folder()
+    module = import_module(module_name, "check")
+    classes = [
+        key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module_name
+    ]
+    found = getattr(module, name, None)
+    if found is None:
+        hint = suggest(name, classes) or (f"; its classes: {', '.join(classes)}" if classes else "; it has no class")
+        raise InputError(f"module {module_name!r} has no class {name!r}{hint}")
+    if not isinstance(found, type):
+        raise InputError(f"{text} is a {type(found).__name__}, not a class")
+    return found
+
+
+def read_options(cls: type, words: Sequence[str]) -> dict[str, Any]:
+    """`--with key=value` words as the types that the constructor declares."""
+    from blockyard.cli.settings import Given, read_value
+    from blockyard.options import options_of, unknown_option
+
+    known = options_of(cls)
+    read = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise InputError(f"--with {word!r} should be KEY=VALUE, such as rank=8")
+        key = key.replace("-", "_")
+        if key not in known:
+            raise InputError(f"--with {word}: {cls.__name__} has no option {unknown_option(key, known)}")
+        read[key] = read_value(known[key], Given("", key, value, f"--with {key}", is_word=True))
+    return read
+
+
+COMMAND = Command(
+    "check", "the conformance suite on a mixer or FFN of your own", add_arguments, run, order=50,
+    example="blockyard check my_package.mixers:MyMixer --with window=64",
+)  # fmt: skip

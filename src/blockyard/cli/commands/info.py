@@ -1,0 +1,152 @@
+"""`blockyard info NAME`: one block in full; an attention and an FFN that share the name are both shown."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from blockyard.cli.command import Command
+from blockyard.cli.parser import Parser
+from blockyard.errors import InputError, suggest
+
+if TYPE_CHECKING:
+    from blockyard.registry import Entry
+
+# The shape at which costs are shown: a small language model's block.
+SAMPLE = {"d_model": 512, "n_heads": 8, "tokens": 1024}
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.usage = "%(prog)s NAME [options]"
+    parser.plain("name", "a name from `blockyard list`, such as standard or tva", metavar="NAME", nargs="?")
+    parser.plain("--json", "print it as JSON", action="store_true")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from blockyard.registry import describe
+
+    if arguments.name is None:
+        raise InputError("info about what? Give a name from `blockyard list`: blockyard info standard")
+    found = entries_named(arguments.name)
+    described = [{**describe(entry), "costs": costs(entry), "flags": flags(entry)} for entry in found]
+    if arguments.json:
+        import json
+
+        print(json.dumps(described, indent=2))
+        return 0
+    print("\n\n".join(page(description) for description in described))
+    return 0
+
+
+def entries_named(name: str) -> list[Entry]:
+    """Everything registered under the name.
+
+    Raises:
+        InputError: for an unknown name, with the nearest one.
+    """
+    from blockyard.registry import Kind, implementation, names
+
+    kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
+    found = [implementation(kind, name) for kind in kinds if name in names(kind)]
+    if not found:
+        known = list(dict.fromkeys(known for kind in kinds for known in names(kind)))
+        hint = suggest(name, known) or f"; there are: {', '.join(known)}"
+        raise InputError(f"no block named {name!r}{hint}")
+    return found
+
+
+def flags(entry: Entry) -> dict[str, str]:
+    """Option name -> its flag, for the options that a word can express (a module cannot be)."""
+    group = entry.kind if entry.name == "standard" else entry.group
+    return {name: f"--{group}.{name}" for name, option in entry.options.items() if option.settable}
+
+
+def costs(entry: Entry) -> dict[str, Any]:
+    """Figures of the block's own cost formula at the sample shape, with its options at their defaults.
+
+    Returns:
+        The shape and `parameters`, `flops` (forward, one sequence), `cache_bytes_per_token` (float32); `note` when
+        they are measured for want of a formula, or why there are none.
+    """
+    from blockyard.blocks import cost_of
+    from blockyard.registry import accepted_arguments
+
+    missing = [name for name, option in entry.options.items() if option.required]
+    if missing:
+        return {**SAMPLE, "note": f"not constructed: needs {', '.join(missing)}"}
+    takes = accepted_arguments(entry.cls)
+    values = {name: value for name, value in SAMPLE.items() if name in takes and name != "tokens"}
+    # A language model builds its mixers causal.
+    if "causal" in takes:
+        values["causal"] = True
+    module = entry.cls(**values)
+    cost = cost_of(module, SAMPLE["tokens"], SAMPLE["d_model"])
+    note = {} if hasattr(module, "cost") else {"note": "measured: the class has no cost formula"}
+    return {
+        **SAMPLE,
+        "parameters": cost.parameters,
+        "flops": cost.flops,
+        "cache_bytes_per_token": cost.cache_bytes_per_token,
+        **note,
+    }
+
+
+def page(description: dict[str, Any]) -> str:
+    """A description as text."""
+    kind = {"attn": "attention", "ffn": "FFN", "block": "paired block"}[description["kind"]]
+    lines = [f"{description['name']} ({kind})", f"  {description['summary']}", ""]
+    lines += ["  source   " + description["source"]]
+    if "traits" in description:
+        lines += ["  traits   " + traits_text(description["traits"])]
+    lines += ["  costs    " + costs_text(description["costs"]), ""]
+    return "\n".join(lines + options_lines(description)).rstrip()
+
+
+def traits_text(traits: dict[str, Any]) -> str:
+    """Traits in words: those that hold, those that do not, the cache, the types."""
+    words = {True: [], False: []}  # type: dict[bool, list[str]]
+    for name, value in traits.items():
+        if isinstance(value, bool):
+            words[value].append(name.replace("_", " "))
+    text = ", ".join(words[True]) or "none"
+    if words[False]:
+        text += f"; not: {', '.join(words[False])}"
+    return f"{text}; cache: {traits['cache']}; {', '.join(traits['dtypes'])}"
+
+
+def costs_text(figures: dict[str, Any]) -> str:
+    """The figures of `costs` on one line."""
+    shown = []
+    if "parameters" in figures:
+        shown.append(f"{figures['parameters']:,} parameters")
+    if "flops" in figures:
+        shown.append(f"{figures['flops'] / 1e9:,.3f} GFLOP forward")
+    if figures.get("cache_bytes_per_token"):
+        shown.append(f"{figures['cache_bytes_per_token']:,} cache bytes per token (float32)")
+    if "note" in figures:
+        shown.append(figures["note"])
+    return f"{'; '.join(shown)} (d_model={SAMPLE['d_model']}, n_heads={SAMPLE['n_heads']}, T={SAMPLE['tokens']})"
+
+
+def options_lines(description: dict[str, Any]) -> list[str]:
+    """One entry per option: flag, type, default, and the text below."""
+    import textwrap
+
+    from blockyard.cli.settings import value_text
+
+    options = description["options"]
+    if not options:
+        return ["  no options"]
+    lines = ["  options"]
+    for name, option in options.items():
+        default = "required" if option["required"] else f"default {value_text(option['default'])}"
+        flag = description["flags"].get(name, f"{name} (from Python)")
+        lines.append(f"    {flag}  {option['type']}, {default}")
+        lines += textwrap.wrap(option["help"], 92, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return lines
+
+
+COMMAND = Command(
+    "info", "one block in full: traits, options, costs, source", add_arguments, run, order=41,
+    example="blockyard info tva",
+)  # fmt: skip
