@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from blockyard.conformance import ffn_checks, mixer_checks
-from blockyard.registry import entries
+from blockyard.registry import Traits, entries
 
 # Beside the defaults: options that take another path through the code.
 MIXER_OPTIONS = {
@@ -20,10 +20,16 @@ MIXER_OPTIONS = {
         {"kernel": "sdpa", "window": 3},
         {"kernel": "sdpa", "n_kv_heads": 1},
     ],
+    "tva": [
+        {"rank": 3, "v_rank": 5, "kernel": "sdpa"},
+        {"rank": 2, "factored": True, "v_rank": 3},
+        {"qk_norm": True, "rope": "interleaved"},
+    ],
 }
 FFN_OPTIONS = {
     "standard": [{"activation": "relu"}, {"activation": "silu", "bias": True}],
     "swiglu": [{"d_ff": 24, "bias": True}],
+    "vft": [{"tied": True, "gated": True, "stabilizer": "lowrank"}, {"stabilizer": "diag", "rank": 2}],
 }
 
 
@@ -48,6 +54,27 @@ def test_mixer(case):
 
 @pytest.mark.parametrize("case", cases("ffn", ffn_checks, FFN_OPTIONS), ids=str)
 def test_ffn(case):
+    case()
+
+
+BLOCK_OPTIONS = [{}, {"preset": "seed"}, {"norm_position": "post"}]
+BLOCK_TRAITS = Traits(causal=True, bidirectional=True, cache="kv", padding=True, attn_mask=True, positions=True)
+# What holds for a mixer alone: a block's residual path goes around the mask.
+MIXER_ONLY = {"a query that may see nothing gives zero and no nan"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for entry in builtin("block")
+        for options in BLOCK_OPTIONS
+        for case in mixer_checks(entry.cls, options, traits=BLOCK_TRAITS)
+        if case.name not in MIXER_ONLY
+    ],
+    ids=str,
+)
+def test_paired_block(case):
     case()
 
 

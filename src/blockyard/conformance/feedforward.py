@@ -68,7 +68,7 @@ def the_input_stays_as_it_was(subject: Subject) -> None:
 
 @check_of("ffn")
 def eval_mode_is_deterministic(subject: Subject) -> None:
-    ffn, x = subject.build(**training.with_dropout(subject)), subject.x()
+    ffn, x = subject.build(**subject.dropout), subject.x()
     assert torch.equal(ffn(x), ffn(x)), "two calls in eval mode differ (dropout left on?)"
 
 
@@ -100,7 +100,7 @@ def its_gradients_equal_finite_differences(subject: Subject) -> None:
 
 @check_of("ffn")
 def checkpointing_changes_no_gradient(subject: Subject) -> None:
-    ffn, x = subject.build(**training.with_dropout(subject)), subject.x()
+    ffn, x = subject.build(**subject.dropout), subject.x()
     ffn.module.train()
     training.compare_checkpointed(ffn, x, "checkpointed")
 

@@ -6,7 +6,6 @@ import torch
 
 from blockyard.conformance.subject import BATCH, LENGTH, Subject, close, influence, random, skip
 from blockyard.conformance.suite import check_of
-from blockyard.conformance.training import with_dropout
 
 LENGTHS = (1, 2, 3, 5, 13, 31, 67)
 
@@ -60,7 +59,7 @@ def the_input_is_not_written_to(subject: Subject) -> None:
 
 @check_of("attn")
 def two_calls_in_eval_mode_agree_bit_for_bit(subject: Subject) -> None:
-    mixer, x = subject.build(subject.modes[0], **with_dropout(subject)), subject.x()
+    mixer, x = subject.build(subject.modes[0], **subject.dropout), subject.x()
     assert torch.equal(mixer(x), mixer(x)), "two calls in eval mode differ (dropout left on?)"
 
 

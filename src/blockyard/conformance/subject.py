@@ -112,6 +112,12 @@ class Subject:
         return torch.float64 if "float64" in self.traits.dtypes else torch.float32
 
     @property
+    def dropout(self) -> dict[str, Any]:
+        """Options that turn dropout on, where the class has it and the caller did not choose."""
+        named = "dropout" in self.constructor and "dropout" not in self.options
+        return {"dropout": 0.5} if named else {}
+
+    @property
     def modes(self) -> list[bool]:
         """The values of `causal` that the class claims."""
         return [mode for mode, claimed in ((True, self.traits.causal), (False, self.traits.bidirectional)) if claimed]
@@ -210,7 +216,7 @@ def subject_of(cls: type, kind: str | None, traits: Traits | None, options: Mapp
         raise InputError(f"{cls!r} is not a torch module class with a forward(x, ...); give a mixer or an FFN class")
     own = issubclass(cls, Mixer | FFN)
     for each in ("attn", "ffn") if kind is None else (kind,):
-        for entry in entries(each):  # type: ignore[arg-type]
+        for entry in entries(each):
             if entry.cls is cls:
                 declared = own or traits is not None or entry.traits != infer_traits(cls)
                 return Subject(cls, each, traits or entry.traits, declared, dict(options))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,15 +64,9 @@ def check_gradients(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x
 @check_of("attn")
 def activation_checkpointing_changes_no_gradient(subject: Subject) -> None:
     for causal in subject.modes:
-        mixer, x = subject.build(causal, **with_dropout(subject)), subject.x()
+        mixer, x = subject.build(causal, **subject.dropout), subject.x()
         mixer.module.train()
         compare_checkpointed(mixer, x, f"checkpointed, causal={causal}")
-
-
-def with_dropout(subject: Subject) -> dict[str, Any]:
-    """Options that turn dropout on, where the class has it and the caller did not choose."""
-    named = "dropout" in subject.constructor and "dropout" not in subject.options
-    return {"dropout": 0.5} if named else {}
 
 
 def compare_checkpointed(built: Built, x: Tensor, what: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Coder(TextDecoder, Protocol):
-    """What text generation asks of a tokenizer; `bos_id` and `eos_id` are used where it has them."""
+    """What text generation asks of a tokenizer; `separator_id`, the id between two documents, is used if it has one."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -204,27 +204,29 @@ def generate_text(
     max_new_tokens: int,
     sampling: SamplingConfig | None = None,
     stop: str | Sequence[str] = (),
+    end_tokens: Sequence[int] | None = None,
     past_context: PastContext = "slide",
     use_cache: bool = True,
     on_note: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """Text that continues the prompt, piece by piece; never half a character, never any of a stop string.
 
-    The pieces joined equal the decode of all new tokens up to the stop string. Generation also ends at the
-    tokenizer's `eos_id`, where it has one.
+    The pieces joined equal the decode of all new tokens up to the stop string.
 
     Args:
         model: a language model of this library.
         tokenizer: the tokenizer that it was trained with.
-        prompt: text to continue; may be empty when the tokenizer has a `bos_id`, which then begins the text.
+        prompt: text to continue; empty begins a new document, when the tokenizer has a `separator_id`.
+        end_tokens: tokens that end the text; None = the tokenizer's `separator_id`, the end of the document.
         max_new_tokens, sampling, stop, past_context, use_cache, on_note: see `Batch`.
 
     Raises:
-        InputError: for an empty prompt without a `bos_id`, or as `Batch` says; at the call.
+        InputError: for an empty prompt without a `separator_id`, or as `Batch` says; at the call.
     """
     ids = prompt_tokens(tokenizer, prompt)
-    eos = getattr(tokenizer, "eos_id", None)
-    end_tokens = () if eos is None else (eos,)
+    if end_tokens is None:
+        separator = getattr(tokenizer, "separator_id", None)
+        end_tokens = () if separator is None else (separator,)
     batch = Batch(
         model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, tokenizer=tokenizer,
         end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, on_note=on_note,
@@ -233,14 +235,14 @@ def generate_text(
 
 
 def prompt_tokens(tokenizer: Coder, prompt: str) -> list[int]:
-    """The prompt's tokens; for an empty one the beginning-of-text token (InputError if there is none)."""
+    """The prompt's tokens; for an empty one the separator that stands before a document (InputError if none does)."""
     ids = list(tokenizer.encode(prompt))
     if ids:
         return ids
-    bos = getattr(tokenizer, "bos_id", None)
-    if bos is None:
+    separator = getattr(tokenizer, "separator_id", None)
+    if separator is None:
         raise InputError(
-            "the prompt is empty, and this tokenizer has no beginning-of-text token to start from; "
+            "the prompt is empty, and this tokenizer has no separator to begin a document with; "
             "give at least one character, for example a line break"
         )
-    return [bos]
+    return [separator]
