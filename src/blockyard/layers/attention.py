@@ -18,8 +18,10 @@ from blockyard.layers.dropout import dropout as drop
 
 Kernel = Literal["auto", "matmul", "sdpa"]
 
-# Keys up to which plain matrix products beat SDPA's CPU kernel (forward and backward; benchmarks/attention.py).
-MATMUL_UP_TO = 512
+# Keys up to which plain matrix products beat SDPA's CPU kernel, forward and backward, at head widths 4 to 64
+# (benchmarks/attention.py). In float32 the kernel won at every length; in bfloat16 it has a large fixed cost.
+MATMUL_UP_TO = {torch.float32: 0, torch.bfloat16: 512}
+_MATMUL_UP_TO_ELSE = 512
 
 
 def attend(
@@ -76,7 +78,7 @@ def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
     if q.device.type != "cpu":
         return False
     # One query per sequence is a matrix-vector product; grouped heads would make SDPA expand every key.
-    return k.shape[-2] <= MATMUL_UP_TO or q.shape[-2] == 1
+    return q.shape[-2] == 1 or k.shape[-2] <= MATMUL_UP_TO.get(q.dtype, _MATMUL_UP_TO_ELSE)
 
 
 def combine_masks(
@@ -187,10 +189,15 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
     if guard and mask is not None:
         mask, sees = _open_blind_rows(mask)
     grouped = q.shape[1] != k.shape[1]
-    width = v.shape[-1]
-    if width < q.shape[-1] and q.device.type == "cpu":
-        # Unequal widths fall to the slow path; zero columns of v cost less.
-        v = F.pad(v, (0, q.shape[-1] - width))
+    width, extra = v.shape[-1], q.shape[-1] - v.shape[-1]
+    # The flag is the CPU kernel's too; a compiler cannot read it.
+    flash = torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled()
+    if extra and flash and q.device.type == "cpu":
+        # The flash kernel gives up on unequal widths; zero columns cost less than its replacement.
+        if extra > 0:
+            v = F.pad(v, (0, extra))
+        else:
+            q, k = F.pad(q, (0, -extra)), F.pad(k, (0, -extra))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
     out = out[..., :width]
     return out if sees is None else out.masked_fill(~sees, 0.0)

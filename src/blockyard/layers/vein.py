@@ -86,7 +86,7 @@ class VeinProjector(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for weight in self._stored():
+        for weight in self.stored():
             if self.init_method == "orthogonal":
                 nn.init.orthogonal_(weight)
             elif self.init_method == "normal":
@@ -97,13 +97,14 @@ class VeinProjector(nn.Module):
     def parameter_roles(self) -> dict[str, Role]:
         return {} if self.implementation == "linear" else {"V": VEIN, "U": VEIN}
 
-    def _stored(self) -> list[Tensor]:
+    def stored(self) -> list[Tensor]:
+        """The parameters behind `matrices()`: V as it is stored, and U unless it is tied."""
         parts = [self.V] if self.U is None else [self.V, self.U]
         return [part.weight if isinstance(part, Linear) else part for part in parts]  # type: ignore[misc]
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """V [rank, d_model] and U [d_model, rank]. Ask once per forward: tied, they are made orthonormal here."""
-        stored = self._stored()
+        stored = self.stored()
         if not self.tied:
             return stored[0], stored[1]
         v = orthonormal_rows(stored[0])

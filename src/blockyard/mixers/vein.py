@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from blockyard.cache import LayerCache
 from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
-from blockyard.layers.attention import Kernel, attend
+from blockyard.layers.attention import Kernel, attend, check_padding_mask
 from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Linear
 from blockyard.layers.norms import RMSNorm
@@ -108,10 +108,11 @@ class TVAAttention(Mixer):
                     f"rank={self.rank}, v_rank={self.v_rank}: factored, both should be below the head width "
                     f"{head_dim} = d_model / n_heads"
                 )
-            self.vein = vein_projector or VeinProjector(head_dim, self.rank)
-            # One vein serves all three ("tri") unless values get a width of their own.
-            if self.v_rank != self.rank:
-                self.value_vein = VeinProjector(head_dim, self.v_rank)
+            # One vein serves all three ("tri") unless values get a width of their own; nothing is rebuilt from
+            # queries and keys, so theirs then needs no U.
+            split = self.v_rank != self.rank
+            self.vein = vein_projector or VeinProjector(head_dim, self.rank, tied=split)
+            self.value_vein = VeinProjector(head_dim, self.v_rank) if split else None
         self.q_norm = RMSNorm(self.rank) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.rank) if qk_norm else nn.Identity()
         # Rotation turns pairs: of an odd rank the last direction stays as it is.
@@ -170,6 +171,8 @@ class TVAAttention(Mixer):
         past = cache.length if cache is not None else 0
         if cache is not None and not causal and (past or x.shape[1] > 1):
             raise InputError("a cache needs causal attention: earlier positions cannot see later ones any more")
+        if padding_mask is not None:
+            check_padding_mask(padding_mask, x.shape[0], past + (x if context is None else context).shape[1])
         q, k, v = self._to_vein(x, x if context is None else context)
         q, k = self.q_norm(q), self.k_norm(k)
         if context is None:
@@ -285,9 +288,8 @@ class TVAAttention(Mixer):
             for vein in (factored.vein, factored.value_vein):
                 if vein is not None:
                     # V Vᵀ = 1: what Vᵀ lifts, V brings back.
-                    v, u = vein.matrices()
-                    v.copy_(orthonormal_rows(v))
-                    u.copy_(v.mT)
+                    for stored, matrix in zip(vein.stored(), (v := orthonormal_rows(vein.stored()[0]), v.mT)):
+                        stored.copy_(matrix)
             v, value_v = factored._shared().matrices()[0], factored._values().matrices()[0]
             for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
                 heads = getattr(self, name).weight.unflatten(0, (self.n_heads, -1))  # [H, rank, d_model]
