@@ -264,6 +264,9 @@ def provenance(report: Report) -> list[tuple[str, str]]:
             parts.append(str(machine["accelerator"]))
         parts.append(str(machine.get("system", "")))
         found.append(("machine", ", ".join(part for part in parts if part)))
+    for name, reasons in given.get("decisions", {}).items():
+        if reasons:
+            found.append((f"computed {name}", "; ".join(reasons)))
     for name, group in report["settings"].items():
         if group:
             found.append((f"{name} settings", ", ".join(f"{key} = {value}" for key, value in group.items())))

@@ -1,0 +1,51 @@
+"""From a budget to steps: how long each run may be, known before it starts so that its schedule fits."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from blockyard.errors import InputError
+
+# The clock ends a run that is slower than it was when measured; planning a little long uses the time of a faster one.
+SLACK = 1.03
+
+
+def steps_for(
+    unit: Literal["tokens", "seconds", "flops"],
+    value: float,
+    *,
+    tokens_per_step: int,
+    flops_per_step: int,
+    seconds_per_step: float | None = None,
+) -> int:
+    """Optimizer steps that spend the budget: the nearest whole number, for seconds a little more (the clock ends it).
+
+    Args:
+        unit: what is counted.
+        value: how much of it one run may spend.
+        tokens_per_step: tokens of one global batch.
+        flops_per_step: training FLOPs of one global batch.
+        seconds_per_step: measured training clock of one step; needed for a budget in seconds.
+
+    Raises:
+        InputError: when the budget is below half of one step.
+    """
+    if unit == "seconds":
+        assert seconds_per_step is not None
+        cost: float = seconds_per_step
+    else:
+        cost = tokens_per_step if unit == "tokens" else flops_per_step
+    if value < cost / 2:
+        raise InputError(
+            f"budget.value={value:g} {unit} is less than one step takes ({cost:g}); "
+            "give more, or make train.batch_size or model.context smaller"
+        )
+    return max(1, math.ceil(value / cost * SLACK) if unit == "seconds" else round(value / cost))
+
+
+def steps_left(value: float, spent: float, seconds_per_step: float, most: int) -> int:
+    """Steps to make before looking at the clock again: 0 when the seconds are spent."""
+    if spent >= value:
+        return 0
+    return max(1, min(most, int((value - spent) / max(seconds_per_step, 1e-9))))

@@ -1,0 +1,192 @@
+"""What the choices cost on this machine: training speed, generation speed, cache bytes, peak memory.
+
+Speeds are taken in raw loops that alternate between the choices, there and back, so that a machine that slows down
+slows all of them; nothing is trained by them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import blockyard
+from blockyard.data import TextData
+from blockyard.errors import InputError
+from blockyard.generation.decode import evaluating
+from blockyard.models.lm import LMConfig
+from blockyard.training.compilation import SAVED, SECONDS_PER_BLOCK_KIND, block_kinds, compiler_missing, compiling_pays
+from blockyard.training.decisions import decide_precision
+from blockyard.training.distributed import join_ranks
+from blockyard.training.engine import Engine
+from blockyard.training.lm import LMTask, build_lm
+from blockyard.training.resolve import LMRun, as_groups
+from blockyard.workbench import schema
+from blockyard.workbench.stats import spread
+
+WARM_STEPS = 3
+ROUNDS = 9
+ROUND_SECONDS = 0.25
+DECODE_ROUNDS = 5
+DECODE_TOKENS = 64
+
+
+class _Clocked:
+    """An engine that makes training steps on wall and CPU clocks."""
+
+    def __init__(self, run: LMRun, data: TextData, compiled: bool) -> None:
+        self.ranks = join_ranks(run.train.device)
+        # The same work as a real step, but the weights stay: a rate that makes training diverge must not stop the clock.
+        still = replace(run.train, lr=1e-12, matrix_lr=1e-12)
+        self.task = LMTask(run.model, data, still)
+        self.engine = Engine(self.task, still, self.ranks, decide_precision(still, self.ranks.device))
+        self.made = 0
+        if compiled:
+            self.engine.compile(0)
+        wall, _ = self.steps(WARM_STEPS)
+        self.round = max(1, round(ROUND_SECONDS / max(wall / WARM_STEPS, 1e-6)))
+
+    def steps(self, steps: int) -> tuple[float, float]:
+        """Wall and CPU seconds of some steps; each ends with its loss read, so nothing is left running."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            self.engine.step(self.made)
+            self.made += 1
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def training_speed(
+    runs: Mapping[str, LMRun], data: TextData, compiled: Mapping[str, bool], rounds: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Tokens per second of training steps, by wall clock and by process CPU time.
+
+    Args:
+        runs: the runs to imitate, by choice.
+        data: the text.
+        compiled: whether a choice's own runs were compiled.
+        rounds: turns of each choice; ROUNDS by default.
+
+    Returns: by choice, `train_wall` and `train_cpu` as medians with quartiles over the rounds.
+    """
+    clocks = {name: _Clocked(run, data, compiled.get(name, False)) for name, run in runs.items()}
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    order = list(clocks)
+    for _ in range(rounds or ROUNDS):
+        for name in order:
+            clock = clocks[name]
+            tokens = clock.round * clock.task.tokens_per_step
+            wall_seconds, cpu_seconds = clock.steps(clock.round)
+            wall[name].append(tokens / wall_seconds)
+            cpu[name].append(tokens / max(cpu_seconds, 1e-9))
+        order.reverse()
+    for clock in clocks.values():
+        clock.ranks.close()
+    return {name: {"train_wall": spread(wall[name]), "train_cpu": spread(cpu[name])} for name in runs}
+
+
+def seconds_per_step(runs: Mapping[str, LMRun], data: TextData, budget: float) -> dict[str, float]:
+    """Training clock of one step for a budget in seconds, compilation spread over the steps where it will be done.
+
+    Args:
+        runs: the runs to imitate; their own number of steps does not matter.
+        data: the text.
+        budget: seconds of a whole run.
+    """
+    # A twentieth of the budget for measuring, within reason.
+    rounds = max(3, min(12, round(0.05 * budget / ROUND_SECONDS)))
+    speeds = training_speed(runs, data, {}, rounds)
+    found = {}
+    for name, run in runs.items():
+        tokens = run.train.batch_size * run.model.context
+        eager = tokens / speeds[name]["train_wall"]["median"]
+        found[name] = _with_compilation(run, eager, budget)
+    return found
+
+
+def _with_compilation(run: LMRun, eager: float, budget: float) -> float:
+    option = run.train.compile
+    if option == "off" or compiler_missing():
+        return eager
+    kinds = block_kinds(build_lm(run.model, 0).layers)
+    after = max(0.0, budget - SECONDS_PER_BLOCK_KIND * kinds) / (eager * (1 - SAVED))
+    pays = option == "on" or compiling_pays(eager, round(budget / eager), kinds)[0]
+    return budget / after if pays and after > 0 else eager
+
+
+def decoding(
+    models: Mapping[str, LMConfig], rounds: int | None = None
+) -> dict[str, tuple[dict[str, Any], float] | None]:
+    """Tokens per second of greedy generation with the cache (one sequence), and the cache's bytes per token.
+
+    Half of the context is read first, then up to 64 tokens are written one by one; only the writing is timed. The
+    bytes are those the cache holds at the end, divided by its tokens. None for a choice whose mixer has no cache.
+    """
+    built = {name: build_lm(model, 0).eval() for name, model in models.items()}
+    speeds: dict[str, list[float]] = {name: [] for name in models}
+    sizes: dict[str, float] = {}
+    order = list(built)
+    for _ in range(rounds or DECODE_ROUNDS):
+        for name in list(order):
+            try:
+                tokens_per_second, sizes[name] = _decode(built[name], models[name].context)
+            except InputError:
+                order.remove(name)  # no cache: nothing to measure
+                continue
+            speeds[name].append(tokens_per_second)
+        order.reverse()
+    return {name: (spread(speeds[name]), sizes[name]) if speeds[name] else None for name in models}
+
+
+def _decode(model: Any, context: int) -> tuple[float, float]:
+    read = max(1, context // 2)
+    write = max(1, min(DECODE_TOKENS, context - read))
+    ids = torch.arange(read)[None] % model.config.vocab_size
+    with evaluating(model):
+        cache = model.new_cache(1)
+        token = model(ids, cache=cache).logits[:, -1:].argmax(-1)
+        start = time.perf_counter()
+        for _ in range(write):
+            token = model(token, cache=cache).logits[:, -1:].argmax(-1)
+        token.tolist()  # waits for an accelerator to finish
+        seconds = time.perf_counter() - start
+    return write / seconds, cache.nbytes / cache.length
+
+
+def peak_memory(runs: Mapping[str, LMRun]) -> dict[str, schema.Memory]:
+    """Peak memory of training, each choice in a fresh process (see peak_memory.py)."""
+    return {name: _peak_memory(run) for name, run in runs.items()}
+
+
+def _peak_memory(run: LMRun) -> schema.Memory:
+    request = json.dumps({"groups": as_groups(run), "vocab_size": run.model.vocab_size}, default=list)
+    source = str(Path(blockyard.__file__).parents[1])
+    path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "blockyard.workbench.peak_memory"],
+            input=request, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": path},
+            check=False,
+        )  # fmt: skip
+        answer = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        answer = None
+    if answer is None:
+        # A block registered in the running program (not in a plug-in) cannot be built in another process.
+        return {"peak_bytes": None, "how": "not measured: the model could not be trained in a fresh process"}
+    return {"peak_bytes": answer["peak_bytes"], "how": answer["how"]}
+
+
+def compiled_in(decisions: Sequence[str]) -> bool:
+    """Whether a run's decisions say that it was compiled."""
+    return any(line.startswith(("compile: yes", "compile: on")) for line in decisions) and not any(
+        line.startswith("compile: no") for line in decisions
+    )

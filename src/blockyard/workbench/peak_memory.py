@@ -1,0 +1,94 @@
+"""Run in a fresh process: how much memory training a model takes beyond the process itself.
+
+Reads {"groups", "vocab_size"} as JSON from standard input, builds the model, makes three training steps on random
+tokens and prints {"peak_bytes", "how"}. On a CPU it is the peak resident size minus the resident size before the model
+was built (libraries loaded and warm); on CUDA torch's own peak of allocated bytes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+STEPS = 3
+
+
+def main() -> int:
+    """Measure what standard input asks for."""
+    import torch
+
+    from blockyard.models.lm import LMConfig
+    from blockyard.training.decisions import decide_precision
+    from blockyard.training.distributed import join_ranks
+    from blockyard.training.engine import Engine
+    from blockyard.training.lm import LMTask
+    from blockyard.training.resolve import resolve
+
+    request = json.load(sys.stdin)
+    run = resolve(request["groups"])
+    run = replace(run, model=replace(run.model, vocab_size=request["vocab_size"]))
+    if run.train.threads:
+        torch.set_num_threads(run.train.threads)
+
+    ranks = join_ranks(run.train.device)
+    device = ranks.device
+
+    def train(model: LMConfig) -> Engine:
+        task = LMTask(model, _random_text(model.vocab_size, model.context), run.train)
+        engine = Engine(task, run.train, ranks, decide_precision(run.train, device))
+        for step in range(STEPS):
+            engine.step(step)
+        return engine
+
+    # Libraries, kernels and thread pools are not the model's memory: a tiny model wakes them first.
+    train(LMConfig(vocab_size=16, d_model=16, n_layers=1, n_heads=1, context=8))
+    gc.collect()
+    _forget_peak()
+    before = _status("VmRSS")
+    train(run.model)
+    if device.type == "cuda":
+        peak: int | None = torch.cuda.max_memory_allocated(device)
+        how = f"torch's peak of allocated CUDA memory over {STEPS} training steps, in a fresh process"
+    elif before is None:
+        peak, how = None, "not measured: this system does not tell the peak resident size of a process"
+    else:
+        highest = _status("VmHWM")
+        peak = None if highest is None else highest - before
+        how = f"peak resident size over {STEPS} training steps in a fresh process, less its size without the model"
+    print(json.dumps({"peak_bytes": peak, "how": how}))
+    return 0
+
+
+def _random_text(vocabulary: int, context: int) -> Any:
+    import numpy as np
+
+    from blockyard.data import ByteTokenizer, TextData
+
+    tokens = np.random.default_rng(0).integers(0, vocabulary, 64 * (context + 1)).astype(np.uint32)
+    return TextData(tokens, ByteTokenizer(), val_fraction=0.1, context=context, fingerprint={})
+
+
+def _forget_peak() -> None:
+    """Let the peak resident size start anew from now (Linux; elsewhere the warm-up is far below the model)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(name: str) -> int | None:
+    """Bytes of an entry of /proc/self/status. (ru_maxrss would count the parent's memory from before exec.)"""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,262 @@
+"""What will be run: every choice as a configuration of the reference's size and a number of steps, before training.
+
+The plan is kept in compare.json in the output folder. The same command finds it again and goes on; other terms in the
+same folder are refused, except more choices and more seeds, which only add runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+from blockyard.data import TextData
+from blockyard.errors import InputError
+from blockyard.models.lm import LMConfig
+from blockyard.pattern import format_choice, parse_choice
+from blockyard.training.config import FREE_ON_RESUME, TrainConfig, as_dict
+from blockyard.training.resolve import LMRun, as_groups, resolve
+from blockyard.workbench import schema
+from blockyard.workbench.budget import steps_for
+from blockyard.workbench.match import match
+from blockyard.workbench.report import write_atomically
+from blockyard.workbench.settings import CompareConfig, Groups
+
+STATE, LOCK = "compare.json", "compare.lock"
+STATE_SCHEMA = "blockyard.compare-state/1"
+# Curves of more points than this only make the report larger.
+CURVE_POINTS = 400
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One choice, ready to be trained.
+
+    Args:
+        name: the choice as the user wrote it.
+        model: its configuration, sized to the reference.
+        match: how it was sized.
+        steps: steps of each run.
+        seconds_per_step: training clock of a step as measured when the plan was made (budgets in seconds only).
+    """
+
+    name: str
+    model: LMConfig
+    match: schema.Match
+    steps: int
+    seconds_per_step: float | None
+
+    @property
+    def blocks(self) -> str:
+        """All layers as text, with the hidden widths that the match chose."""
+        return format_choice(
+            parse_choice(self.model.blocks) if isinstance(self.model.blocks, str) else self.model.blocks
+        )
+
+
+def base_run(groups: Groups) -> LMRun:
+    """The shared options, checked: model, train, data and plugins.
+
+    Raises:
+        InputError: for an unknown group or option, or a wrong type.
+    """
+    for name in groups:
+        if name not in ("model", "train", "data", "plugins"):
+            raise InputError(
+                f"{name}.*: compare takes the options of blocks in brackets behind their name, as in "
+                "--blocks 'standard;standard[window=64]'"
+            )
+    if (groups.get("model") or {}).get("pattern"):
+        raise InputError("model.pattern: compare takes its layers from --blocks")
+    return resolve(groups)
+
+
+def configurations(config: CompareConfig, base: LMRun) -> dict[str, LMConfig]:
+    """Every choice as a model configuration, unmatched.
+
+    Raises:
+        InputError: for an unknown name or option in a choice.
+    """
+    return {name: replace(base.model, blocks=tuple(parse_choice(name))) for name in config.names}
+
+
+def make_plan(
+    config: CompareConfig,
+    choices: Mapping[str, LMConfig],
+    base: LMRun,
+    known: Mapping[str, Any],
+    seconds_per_step: Callable[[dict[str, LMConfig]], dict[str, float]],
+) -> list[Planned]:
+    """Size every choice and count its steps.
+
+    Args:
+        config: the terms.
+        choices: name -> configuration, the reference first.
+        base: the shared options.
+        known: what compare.json holds of a plan made before, by name: its steps and speeds are kept.
+        seconds_per_step: measures the training clock of a step for the choices that need it, in turns.
+
+    Raises:
+        InputError: when a choice cannot be built or the budget is less than a step.
+    """
+    reference = next(iter(choices.values()))
+    matched = {name: match(reference, model, config.match) for name, model in choices.items()}
+    speeds: dict[str, float | None] = {name: known.get(name, {}).get("seconds_per_step") for name in choices}
+    missing = {name: matched[name].config for name in choices if name not in known}
+    if config.budget_unit == "seconds" and missing:
+        speeds.update(seconds_per_step(missing))
+    planned = []
+    for name, found in matched.items():
+        steps = known.get(name, {}).get("steps") or steps_for(
+            config.budget_unit,
+            config.budget_value,
+            tokens_per_step=base.train.batch_size * found.config.context,
+            flops_per_step=training_flops(found.config, base.train),
+            seconds_per_step=speeds[name],
+        )
+        planned.append(Planned(name, found.config, found.record, steps, speeds[name]))
+    return planned
+
+
+def training_flops(model: LMConfig, train: TrainConfig) -> int:
+    """FLOPs of one optimizer step: three forward passes over the batch, with the output matrix."""
+    from blockyard.workbench.match import size_of
+
+    head = 2 * model.d_model * model.vocab_size
+    return 3 * train.batch_size * model.context * (size_of(model).flops + head)
+
+
+def run_of(planned: Planned, base: LMRun, config: CompareConfig, seed: int) -> LMRun:
+    """One run: the planned model with one seed, evaluated and saved at even distances."""
+    every = max(1, planned.steps // config.evaluations)
+    train = replace(
+        base.train,
+        steps=planned.steps,
+        seed=seed,
+        eval_every=every,
+        save_every=every,
+        log_every=max(1, planned.steps // CURVE_POINTS),
+        keep=1,
+        save_best=False,
+        on_non_finite="stop",
+        progress=False,
+        tensorboard=False,
+    )
+    return replace(base, model=planned.model, train=train)
+
+
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    """Where a run lives: runs/CHOICE/seed-N, the choice's name reduced to what every file system takes."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
+    if slug != name:  # two choices may reduce to the same letters
+        slug = f"{slug[:60]}-{sha256(name.encode()).hexdigest()[:6]}"
+    return out / "runs" / slug / f"seed-{seed}"
+
+
+class State:
+    """compare.json: the terms and plan of the comparison in a folder, and what was measured; one process at a time.
+
+    Args:
+        out: the comparison's folder, made if missing.
+
+    Raises:
+        InputError: when the folder cannot be written, is in use, or holds a damaged or foreign state.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / STATE
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[str] = (out / LOCK).open("a+")
+        except OSError as error:
+            raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise InputError(f"{out} is in use by another comparison") from error
+        try:
+            self.data = self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.exists():
+            return {"schema": STATE_SCHEMA, "terms": None, "plan": {}, "measured": {}}
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path} cannot be read ({error}); remove it to plan again") from error
+        if not isinstance(data, dict) or data.get("schema") != STATE_SCHEMA:
+            raise InputError(f"{self.path} is not of this version ({STATE_SCHEMA}); use another --out")
+        return data
+
+    def agree(self, terms: dict[str, Any]) -> None:
+        """Check the terms against those the folder was begun with, or note them in a new folder.
+
+        Raises:
+            InputError: naming what differs.
+        """
+        terms = json.loads(json.dumps(terms))
+        before = self.data["terms"]
+        if before is None:
+            self.data["terms"] = terms
+            return
+        different = [
+            f"{key} was {before.get(key)!r}, now {terms.get(key)!r}"
+            for key in {**before, **terms}
+            if before.get(key) != terms.get(key)
+        ]
+        if different:
+            raise InputError(
+                f"{self.path.parent} holds a comparison on other terms: {'; '.join(different)}; "
+                "use its own terms or another --out"
+            )
+
+    def keep_plan(self, plan: list[Planned]) -> None:
+        """Remember steps and speeds, so that a continued comparison does not measure (and decide) anew."""
+        for planned in plan:
+            self.data["plan"][planned.name] = {
+                "blocks": planned.blocks,
+                "steps": planned.steps,
+                "seconds_per_step": planned.seconds_per_step,
+            }
+        self.save()
+
+    def save(self) -> None:
+        """Write the state as a whole."""
+        try:
+            write_atomically(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Let the folder go."""
+        self._lock.close()
+
+
+def terms_of(config: CompareConfig, base: LMRun, data: TextData) -> dict[str, Any]:
+    """Everything that must stay the same for runs to belong to one comparison, as flat plain data."""
+    groups = as_groups(base)
+    model = {key: value for key, value in groups["model"].items() if key != "pattern"}
+    free = FREE_ON_RESUME | {"steps", "eval_every"}  # planned per choice
+    train = {key: value for key, value in as_dict(base.train).items() if key not in free}
+    terms: dict[str, Any] = {
+        "match": config.match,
+        "budget.unit": config.budget_unit,
+        "budget.value": config.budget_value,
+        "evaluations": config.evaluations,
+        "data sha256": data.fingerprint.get("sha256"),
+        "tokenizer": data.fingerprint.get("tokenizer_sha256") or data.tokenizer.name,
+        "val_fraction": base.data.val_fraction,
+    }
+    if config.match != "none":
+        terms["first choice (the reference)"] = config.names[0]
+    terms |= {f"model.{key}": value for key, value in model.items()}
+    return terms | {f"train.{key}": value for key, value in train.items()}

@@ -1,0 +1,235 @@
+"""Trains the runs of a comparison in turns, so that a slow hour of the machine falls on every choice alike.
+
+All choices with one seed advance together, a slice of steps each; then the next seed. Every run is an ordinary run
+folder with exact resume, so a comparison killed at any moment goes on where its last checkpoints are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockyard.data import TextData
+from blockyard.errors import InputError
+from blockyard.training.folder import CONFIG, METRICS
+from blockyard.training.guard import NonFiniteError
+from blockyard.training.lm import LMTask
+from blockyard.training.resolve import LMRun, as_groups
+from blockyard.training.signals import Interrupted, StopRequest
+from blockyard.training.trainer import Trainer
+from blockyard.workbench import schema
+from blockyard.workbench.budget import steps_left
+from blockyard.workbench.live import Board, Line
+from blockyard.workbench.plan import Planned, folder_of, run_of
+from blockyard.workbench.report import without_nan, write_atomically
+from blockyard.workbench.settings import CompareConfig
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a planned choice with one seed, in its folder."""
+
+    planned: Planned
+    seed: int
+    folder: Path
+    run: LMRun
+
+
+def jobs_of(plan: list[Planned], base: LMRun, config: CompareConfig, out: Path) -> dict[int, list[Job]]:
+    """The runs by seed."""
+    first = base.train.seed
+    return {
+        seed: [Job(p, seed, folder_of(out, p.name, seed), run_of(p, base, config, seed)) for p in plan]
+        for seed in range(first, first + config.seeds)
+    }
+
+
+def train_all(
+    jobs: Mapping[int, list[Job]], config: CompareConfig, data: TextData, board: Board
+) -> dict[tuple[str, int], schema.Run]:
+    """Train what is missing; returns every run by (choice, seed).
+
+    Raises:
+        Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
+    """
+    results: dict[tuple[str, int], schema.Run] = {}
+    lines = {(j.planned.name, j.seed): Line(j.planned.name, j.seed) for group in jobs.values() for j in group}
+    for group in jobs.values():
+        for job in group:
+            key = (job.planned.name, job.seed)
+            kept = read_result(job.folder)
+            if kept is not None:
+                results[key] = kept
+                _note(lines[key], kept, "kept")
+    board.show(list(lines.values()), now=True)
+    for group in jobs.values():
+        missing = [job for job in group if (job.planned.name, job.seed) not in results]
+        for job, run in _train_in_turns(missing, config, data, board, lines):
+            results[(job.planned.name, job.seed)] = run
+    return results
+
+
+def _note(line: Line, run: schema.Run, status: str) -> None:
+    line.part, line.status, line.val_loss = (
+        1.0,
+        status if run["status"] == "finished" else run["status"],
+        run["final_loss"],
+    )
+    line.tokens_per_second = run["tokens"] / run["seconds"] if run["seconds"] else None
+
+
+def _train_in_turns(
+    jobs: list[Job], config: CompareConfig, data: TextData, board: Board, lines: Mapping[tuple[str, int], Line]
+) -> Iterator[tuple[Job, schema.Run]]:
+    with ExitStack() as open_runs, StopRequest().listening() as stop:
+        waiting = [(job, _open(job, data, open_runs)) for job in jobs]
+        while waiting:
+            # There and back again: the first in one round is the last in the next.
+            for job, trainer in list(waiting):
+                line = lines[(job.planned.name, job.seed)]
+                ended = _advance(job, trainer, config)
+                _look(line, trainer, config, job)
+                if ended is not None:
+                    trainer.close()
+                    waiting.remove((job, trainer))
+                    _note(line, ended, "finished")
+                    board.say(_end_line(job, ended))
+                    yield job, ended
+                board.show(list(lines.values()), now=ended is not None)
+                if stop.signal is not None and waiting:
+                    for _, live in waiting:
+                        live.save()
+                    raise Interrupted(stop.signal, "stopped and saved; the same command continues")
+            waiting.reverse()
+
+
+def _open(job: Job, data: TextData, stack: ExitStack) -> Trainer:
+    resume = (job.folder / CONFIG).exists()
+    task = LMTask(job.run.model, data, job.run.train)
+    trainer = Trainer(task, job.run.train, job.folder, resolved=as_groups(job.run), resume=resume)
+    stack.callback(trainer.close)
+    return trainer
+
+
+def _advance(job: Job, trainer: Trainer, config: CompareConfig) -> schema.Run | None:
+    """One slice of a run; its record when that ended it."""
+    steps = config.slice_steps
+    if config.budget_unit == "seconds":
+        pace = trainer.seconds / trainer.step if trainer.step else job.planned.seconds_per_step or 0.0
+        steps = steps_left(config.budget_value, trainer.seconds, pace, steps)
+    try:
+        if steps:
+            trainer.advance(steps)
+    except NonFiniteError as error:
+        return _finish(job, trainer, "diverged", note=str(error))
+    spent = config.budget_unit == "seconds" and trainer.seconds >= config.budget_value
+    if not (trainer.done or spent):
+        return None
+    extra = {}
+    if not trainer.done:  # the clock ended it between two evaluations
+        extra = {"val_loss": trainer.evaluate()["val_loss"]}
+    trainer.save()
+    return _finish(job, trainer, "finished", extra=extra)
+
+
+def _finish(
+    job: Job, trainer: Trainer, status: str, *, note: str = "", extra: Mapping[str, float] | None = None
+) -> schema.Run:
+    rows = read_metrics(job.folder)
+    if extra:
+        now = {"step": trainer.step, "tokens": trainer.tokens, "seconds": trainer.seconds, "flops": trainer.flops}
+        rows.append({**now, **extra})
+    evaluated = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
+    ended = status == "finished" and bool(evaluated)
+    run: schema.Run = {
+        "seed": job.seed,
+        "status": status,
+        "folder": str(Path(*job.folder.parts[-3:])),
+        "steps": trainer.step,
+        "tokens": trainer.tokens,
+        "seconds": trainer.seconds,
+        "cpu_seconds": trainer.cpu_seconds,
+        "flops": float(trainer.flops),
+        "final_loss": evaluated[-1] if ended else None,
+        "best_loss": min(evaluated) if ended else None,
+        "note": note,
+        "train": curve(rows, "loss"),
+        "validation": curve(rows, "val_loss"),
+    }
+    run = without_nan(run)
+    write_result(job.folder, run, trainer.decisions.why)
+    return run
+
+
+def _look(line: Line, trainer: Trainer, config: CompareConfig, job: Job) -> None:
+    row = trainer.last_metrics
+    line.status = "training"
+    line.loss = row.get("loss", line.loss)
+    line.val_loss = row.get("val_loss", line.val_loss)
+    line.tokens_per_second = trainer.tokens / trainer.seconds if trainer.seconds else None
+    part = trainer.seconds / config.budget_value if config.budget_unit == "seconds" else 0.0
+    line.part = max(part, trainer.step / job.planned.steps)
+
+
+def _end_line(job: Job, run: schema.Run) -> str:
+    name = f"{job.planned.name} seed {job.seed}"
+    if run["status"] == "diverged":
+        return f"{name}: diverged; {run['note']}"
+    return f"{name}: val_loss {run['final_loss']:.4f} after {run['steps']} steps, {run['seconds']:.1f} s"
+
+
+def curve(rows: list[dict[str, Any]], key: str) -> schema.Curve:
+    """The rows that have the figure, as columns."""
+    found = [row for row in rows if key in row]
+    return {
+        "step": [row["step"] for row in found],
+        "tokens": [row["tokens"] for row in found],
+        "seconds": [row["seconds"] for row in found],
+        "flops": [float(row["flops"]) for row in found],
+        "loss": [None if row[key] is None else round(row[key], 5) for row in found],
+    }
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl.
+
+    Raises:
+        InputError: when the file is damaged.
+    """
+    try:
+        return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise InputError(
+            f"{folder / METRICS} is damaged: {error}; remove the run's folder to train it again"
+        ) from error
+
+
+def read_result(folder: Path) -> schema.Run | None:
+    """The record of a run that has ended, if it has; a damaged record counts as none and is made again."""
+    try:
+        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        return found["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def decisions_of(folder: Path) -> list[str]:
+    """Why a run computed as it did (precision, compilation), in words."""
+    try:
+        return list(json.loads((folder / RESULT).read_text(encoding="utf-8"))["decisions"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write_result(folder: Path, run: schema.Run, decisions: tuple[str, ...]) -> None:
+    """Keep the record of a run that has ended."""
+    data = json.dumps({"run": run, "decisions": list(decisions)}, allow_nan=False)
+    write_atomically(folder / RESULT, data.encode())

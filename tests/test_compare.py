@@ -1,0 +1,310 @@
+"""Comparisons end to end, on models and texts so small that a run takes a moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import blockyard
+from blockyard.errors import InputError
+from blockyard.workbench import live, measure, report, report_html, report_text
+from blockyard.workbench.budget import steps_for, steps_left
+from blockyard.workbench.compare import compare_lm
+from blockyard.workbench.plan import LOCK, folder_of
+from blockyard.workbench.settings import CompareConfig
+
+STEPS, TOKENS_PER_STEP = 24, 4 * 16
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch, tmp_path):
+    """One thread, and measuring loops that only prove that they run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(measure, "ROUND_SECONDS", 0.005)
+    monkeypatch.setattr(measure, "ROUNDS", 3)
+    monkeypatch.setattr(measure, "DECODE_ROUNDS", 1)
+    monkeypatch.setenv("BLOCKYARD_CACHE", str(tmp_path / "cache"))
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def text(tmp_path):
+    words = ["yard", "block", "mixer", "vein", "of", "the", "a", "seed"]
+    draw = random.Random(0)
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(draw.choice(words) for _ in range(2000)))
+    return path
+
+
+def groups_for(text: Path, **train) -> dict:
+    model = {"d_model": 32, "n_layers": 2, "n_heads": 2, "context": 16}
+    options = {"batch_size": 4, "threads": 1, "compile": "off", "precision": "fp32", "eval_batches": 2, "warmup": 2}
+    return {"model": model, "train": {**options, **train}, "data": {"path": str(text)}}
+
+
+def terms(blocks: str = "standard;relu2", **changes) -> CompareConfig:
+    quick = {"budget_value": STEPS * TOKENS_PER_STEP, "seeds": 2, "slice_steps": 5, "evaluations": 4}
+    return CompareConfig(blocks, **{**quick, "sample_tokens": 8, "measure_memory": False, **changes})
+
+
+def compare(config: CompareConfig, groups: dict, out: Path) -> dict:
+    """A comparison whose report has no figures: drawing takes longer than everything else here."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (report, report_html, report_text):
+            patch.setattr(module, "charts_of", lambda found: [])
+        return compare_lm(config, groups, out, show=False)
+
+
+def without_timings(value):
+    """The report with every field left out that is a timing, or words about one."""
+    timings = {"created", "speed", "memory", "seconds", "cpu_seconds", "seconds_total", "verdict", "command"}
+    if isinstance(value, dict):
+        return {key: without_timings(item) for key, item in value.items() if key not in timings}
+    return [without_timings(item) for item in value] if isinstance(value, list) else value
+
+
+def test_two_choices_and_two_seeds_end_in_a_report(tmp_path, text):
+    found = compare_lm(terms(), groups_for(text), tmp_path / "out", show=False)
+    assert [choice["name"] for choice in found["choices"]] == ["standard", "relu2"]
+    for choice in found["choices"]:
+        assert [run["seed"] for run in choice["runs"]] == [0, 1]
+        assert all(run["status"] == "finished" and run["tokens"] == STEPS * TOKENS_PER_STEP for run in choice["runs"])
+        for run in choice["runs"]:
+            assert run["final_loss"] == pytest.approx(run["validation"]["loss"][-1], abs=1e-4)
+            assert run["best_loss"] <= run["final_loss"]
+        assert abs(choice["match"]["miss"]) <= 0.02
+        assert choice["sample"]["prompt"] == found["choices"][0]["sample"]["prompt"]
+        assert choice["cache_bytes_per_token"] == 2 * 2 * 32 * 4  # layers, keys and values, width, float32
+        assert choice["speed"]["train_wall"]["n"] == 3
+    for name in ("report.html", "report.json", "report.csv", "report.md", "final-loss.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    assert found["provenance"]["data"]["sha256"]
+
+
+def test_the_same_seed_gives_every_choice_the_same_batches(tmp_path, text, monkeypatch):
+    from blockyard.training.lm import LMTask
+
+    seen: dict[tuple[str, int], list] = {}
+    original = LMTask.batch
+
+    def spy(task, step, rows):
+        batch = original(task, step, rows)
+        key = (str(task.model.config.layers[0]), task.config.seed)
+        seen.setdefault(key, []).append((step, batch["input_ids"].sum().item()))
+        return batch
+
+    monkeypatch.setattr(LMTask, "batch", spy)
+    compare(terms(match="none"), groups_for(text), tmp_path / "out")
+    for seed in (0, 1):
+        ours = [batches[:STEPS] for (_, s), batches in seen.items() if s == seed]
+        assert len(ours) == 2
+        assert ours[0] == ours[1]
+
+
+def test_runs_of_one_seed_advance_in_turns(tmp_path, text, monkeypatch):
+    from blockyard.training.trainer import Trainer
+
+    order = []
+    original = Trainer.advance
+
+    def spy(trainer, steps):
+        order.append((trainer.out.parent.name.split("-")[0], trainer.step))
+        return original(trainer, steps)
+
+    monkeypatch.setattr(Trainer, "advance", spy)
+    compare(terms(seeds=1), groups_for(text), tmp_path / "out")
+    assert order[:4] == [("standard", 0), ("relu2", 0), ("relu2", 5), ("standard", 5)]
+
+
+def test_killed_and_continued_equals_uninterrupted(tmp_path, text):
+    groups, config = groups_for(text), terms(evaluations=8)
+    whole = compare(config, groups, tmp_path / "whole")
+    script = (
+        "import json, sys, torch\n"
+        "from blockyard.workbench.compare import compare_lm\n"
+        "from blockyard.workbench.settings import CompareConfig\n"
+        "from blockyard.training.engine import Engine\n"
+        "step = Engine.step\n"
+        "def slow(engine, number):\n"
+        "    import time; time.sleep(0.05)\n"
+        "    return step(engine, number)\n"
+        "Engine.step = slow\n"
+        "config, groups, out = json.loads(sys.argv[1])\n"
+        "compare_lm(CompareConfig(**config), groups, out, show=False)\n"
+    )
+    out = tmp_path / "killed"
+    request = json.dumps([vars(config), groups, str(out)])
+    source = str(Path(blockyard.__file__).parents[1])
+    process = subprocess.Popen([sys.executable, "-c", script, request], env={**os.environ, "PYTHONPATH": source})
+    try:
+        metrics = folder_of(out, "relu2", 0) / "metrics.jsonl"
+        until = time.monotonic() + 60
+        while not (metrics.exists() and '"step": 10' in metrics.read_text()) and time.monotonic() < until:
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (folder_of(out, "relu2", 0) / "result.json").exists()
+    continued = compare(config, groups, out)
+    assert without_timings(continued) == without_timings(whole)
+
+
+def test_a_new_choice_and_a_new_seed_only_run_what_is_missing(tmp_path, text):
+    out = tmp_path / "out"
+    compare(terms(seeds=1), groups_for(text), out)
+    kept = folder_of(out, "standard", 0) / "result.json"
+    before = kept.stat().st_mtime_ns
+    found = compare(terms("standard;relu2;glu", seeds=2), groups_for(text), out)
+    assert kept.stat().st_mtime_ns == before
+    assert [[run["seed"] for run in choice["runs"]] for choice in found["choices"]] == [[0, 1]] * 3
+
+
+def test_other_terms_in_the_same_folder_are_refused(tmp_path, text):
+    out = tmp_path / "out"
+    compare(terms(seeds=1), groups_for(text), out)
+    with pytest.raises(InputError, match=r"train\.lr was 0\.004, now 0\.001"):
+        compare(terms(seeds=1), groups_for(text, lr=0.001), out)
+    with pytest.raises(InputError, match=r"budget\.value"):
+        compare(terms(seeds=1, budget_value=999), groups_for(text), out)
+
+
+def test_a_folder_in_use_is_refused(tmp_path, text):
+    import fcntl
+
+    out = tmp_path / "out"
+    out.mkdir()
+    with (out / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="in use by another comparison"):
+            compare(terms(), groups_for(text), out)
+
+
+def test_a_choice_whose_runs_diverge_is_reported_and_not_ranked(tmp_path, text):
+    groups = groups_for(text, lr=1e30, optimizer="adamw", grad_clip=0.0)
+    found = compare(terms(seeds=1), groups, tmp_path / "out")
+    assert found["verdict"]["kind"] == "none"
+    assert {run["status"] for choice in found["choices"] for run in choice["runs"]} == {"diverged"}
+    assert all(choice["sample"] is None for choice in found["choices"])
+
+
+def test_a_budget_in_seconds_ends_runs_by_their_clock(tmp_path, text):
+    config = terms(seeds=1, budget_unit="seconds", budget_value=0.4, slice_steps=4)
+    found = compare(config, groups_for(text), tmp_path / "out")
+    plan = json.loads((tmp_path / "out" / "compare.json").read_text())["plan"]
+    for choice in found["choices"]:
+        run = choice["runs"][0]
+        assert run["seconds"] >= 0.4 or run["steps"] == plan[choice["name"]]["steps"]
+        assert run["final_loss"] is not None
+
+
+def test_a_budget_in_flops_gives_the_cheaper_model_more_steps(tmp_path, text):
+    config = terms("standard;standard+relu2[d_ff=8]", seeds=1, match="none", budget_unit="flops", budget_value=3e8)
+    found = compare(config, groups_for(text), tmp_path / "out")
+    flops = [choice["runs"][0]["flops"] for choice in found["choices"]]
+    steps = [choice["runs"][0]["steps"] for choice in found["choices"]]
+    assert flops == pytest.approx([3e8, 3e8], rel=0.05)
+    assert steps[1] > steps[0]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        ("standart", "Did you mean 'standard'"),
+        ("standard;standard", "twice"),
+        ("standard;relu2[d_fff=3]", "did you mean 'd_ff'"),
+        ("standard;;relu2", "empty choice"),
+    ],
+)
+def test_a_bad_choice_is_refused_before_any_text_is_read(tmp_path, blocks, words):
+    with pytest.raises(InputError, match=words.replace("(", r"\(")):
+        compare(terms(blocks), groups_for(tmp_path / "no-such-text"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget_value": 0}, "budget.value=0 must be a number above 0"),
+        ({"budget_unit": "hours"}, "budget.unit='hours' is not one of"),
+        ({"match": "size"}, "match='size' is not one of"),
+        ({"seeds": 0}, "seeds=0 must be at least 1"),
+    ],
+)
+def test_terms_out_of_range_are_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        terms(**changes)
+
+
+def test_options_of_blocks_belong_into_brackets(tmp_path, text):
+    with pytest.raises(InputError, match="in brackets behind their name"):
+        compare(terms(), {**groups_for(text), "vft": {"rank": 4}}, tmp_path / "out")
+
+
+def test_the_recorded_command_asks_for_the_same_comparison():
+    config = terms("standard;standard[window=8]", match="none")
+    command = config.command({"model": {"d_model": 32}, "data": {"path": "a b.txt"}}, "out")
+    assert "--blocks 'standard;standard[window=8]'" in command
+    assert "--match none" in command
+    assert "--budget.value 1536" in command
+    assert "--data.path 'a b.txt'" in command
+    assert "--budget.unit" not in command  # a default
+
+
+def test_peak_memory_grows_with_the_model(text):
+    from dataclasses import replace
+
+    from blockyard.training.resolve import resolve
+
+    run = resolve({**groups_for(text), "model": {"d_model": 32, "n_layers": 1, "n_heads": 2, "context": 16}})
+    small = replace(run, model=replace(run.model, vocab_size=256))
+    large = replace(small, model=replace(small.model, d_model=512))
+    found = measure.peak_memory({"small": small, "large": large})
+    if found["small"]["peak_bytes"] is None:
+        pytest.skip(found["small"]["how"])
+    # 2 * 512 * 256 + 12 * 512**2 weights with gradients and at least one state: well above 40 MB.
+    assert found["large"]["peak_bytes"] > found["small"]["peak_bytes"] + 30e6
+
+
+def test_steps_follow_from_the_budget():
+    assert steps_for("tokens", 1000, tokens_per_step=100, flops_per_step=1) == 10
+    assert steps_for("flops", 1000, tokens_per_step=1, flops_per_step=300) == 3
+    assert steps_for("seconds", 10, tokens_per_step=1, flops_per_step=1, seconds_per_step=1.0) == 11
+    with pytest.raises(InputError, match="less than one step takes"):
+        steps_for("tokens", 10, tokens_per_step=100, flops_per_step=1)
+    assert steps_left(10, 10.5, 1.0, 25) == 0
+    assert steps_left(10, 5, 1.0, 25) == 5
+    assert steps_left(10, 0, 0.01, 25) == 25
+
+
+def test_plain_lines_show_the_runs_in_training(capsys, monkeypatch):
+    monkeypatch.setattr(live, "PLAIN_SECONDS", 0.0)
+    board = live.make_board(True)
+    board.show([live.Line("standard", 0, part=0.5, loss=1.25, status="training"), live.Line("relu2", 0)])
+    board.close()
+    assert capsys.readouterr().err == "standard seed 0  50%  loss 1.2500\n"
+
+
+def test_the_live_table_shows_every_run():
+    console = pytest.importorskip("rich.console")
+    table = live.Table()
+    try:
+        lines = [live.Line("standard", 0, 0.5, 1.25, None, 1000.0, "training"), live.Line("relu2[d_ff=8]", 1)]
+        drawn = console.Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        drawn.print(table._table(lines))
+        text = drawn.export_text()
+    finally:
+        table.close()
+    assert "relu2[d_ff=8]" in text
+    assert "1.2500" in text
+    assert "waiting" in text
