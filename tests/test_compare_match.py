@@ -27,9 +27,7 @@ def test_the_size_is_that_of_the_built_model(blocks):
 @settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from(["params", "flops"]),
-    st.sampled_from(
-        ["relu2", "standard+standard", "glu", "standard[window=8]/relu2", "swiglu[d_ff=96]", "relu2[d_ff=32]"]
-    ),
+    st.sampled_from(["relu2", "standard+standard", "glu", "standard[window=8]/relu2", "swiglu[d_ff=96]"]),
     st.sampled_from([64, 96, 128]),
     st.integers(2, 4),
 )
@@ -51,6 +49,13 @@ def test_an_option_the_user_wrote_is_never_changed():
     found = match(REFERENCE, replace(REFERENCE, blocks="swiglu[d_ff=32]"), "params")
     assert all(spec.ffn_options["d_ff"] == 32 for spec in found.config.layers)
     assert "d_ff" not in found.record["changed"]
+
+
+def test_without_a_free_width_the_nearest_is_taken_and_its_miss_recorded():
+    found = match(REFERENCE, replace(REFERENCE, blocks="relu2[d_ff=32]"), "params")
+    assert found.record["changed"].keys() <= {"d_model", "n_layers"}
+    assert 0.02 < abs(found.record["miss"]) < 0.05
+    assert found.record["note"] == "the nearest that can be built"
 
 
 def test_the_reference_and_an_unmatched_choice_stay_as_they_are():

@@ -44,7 +44,7 @@ class _Clocked:
 
     def __init__(self, run: LMRun, data: TextData, compiled: bool) -> None:
         self.ranks = join_ranks(run.train.device)
-        # The same work as a real step, but the weights stay: a rate that makes training diverge must not stop the clock.
+        # The work of a real step, but the weights stay: a rate that makes training diverge must not stop the clock.
         still = replace(run.train, lr=1e-12, matrix_lr=1e-12)
         self.task = LMTask(run.model, data, still)
         self.engine = Engine(self.task, still, self.ranks, decide_precision(still, self.ranks.device))
