@@ -51,6 +51,7 @@ class ResidualBlock(nn.Module):
         norm_position: Literal["pre", "post"] = "pre",
     ) -> None:
         super().__init__()
+        self.d_model = d_model
         self.ln1, self.ln2 = make_norm(norm, d_model), make_norm(norm, d_model)
         # Any: a foreign module has no declared interface beyond being called.
         self.attn: Any = attn

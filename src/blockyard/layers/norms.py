@@ -40,16 +40,17 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or x.device.type != "cpu":
-            return rms_norm(x, self.weight, self.eps)
-        return _FusedRMSNorm.apply(x, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The definition. Compilers fuse it; in eager mode it makes five passes over x."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last axis; weight may have any trailing axes of x."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _FusedRMSNorm.apply(x, weight, eps)
+    # Compilers fuse the definition; in eager mode it would make five passes over x.
     wide = _wide(x)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
@@ -76,9 +77,9 @@ class _FusedRMSNorm(torch.autograd.Function):
         normed = _wide(x) * inverse
         grad = _wide(grad)
         grad_normed = grad * normed
-        grad_weight = grad_normed.reshape(-1, x.shape[-1]).sum(0)
+        grad_weight = grad_normed.reshape(-1, *weight.shape).sum(0)
         # d/dx of x/rms(x): the part of the gradient along x is projected out.
-        along = torch.matmul(grad_normed, _wide(weight).unsqueeze(-1)).div_(x.shape[-1])
+        along = grad_normed.mul_(weight).mean(-1, keepdim=True)
         grad_x = torch.addcmul(grad * weight, normed, along, value=-1.0).mul_(inverse)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 

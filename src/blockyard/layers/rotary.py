@@ -9,10 +9,11 @@ m + n: conjugate in the score or in the rotation, not both. Here both are turned
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from blockyard.errors import InputError
 
@@ -28,7 +29,7 @@ def rotary_tables(length: int, d: int, theta: float, device: torch.device, dtype
     key = (theta, d, str(device), dtype)
     table = _tables.get(key)
     if table is None or table[0].shape[0] < length:
-        table = _compute(max(length, 2 * table[0].shape[0] if table else 256), d, theta, device, dtype)
+        table = _compute(max(length, 2 * table[0].shape[0] if table else _READY), d, theta, device, dtype)
         # Inside a compiled graph the table is a temporary; only eager code fills the cache.
         if not torch.compiler.is_compiling():
             _tables[key] = table
@@ -48,6 +49,10 @@ def _angles(positions: Tensor, d: int, theta: float, dtype: torch.dtype) -> tupl
     frequencies = theta ** (-torch.arange(0, d, 2, device=positions.device, dtype=torch.float64) / d)
     angles = positions.to(torch.float64).unsqueeze(-1) * frequencies
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+# Positions every table holds from the start.
+_READY = 256
 
 
 class RotaryPositionalEmbedding(nn.Module):
@@ -75,28 +80,37 @@ class RotaryPositionalEmbedding(nn.Module):
         self.d_k = d_k
         self.max_seq_len = max_seq_len
         self.layout = layout
+        # A compiled graph can only look a table up, not fill the cache, so a usual length is made ready here.
+        self.prepare(_READY)
+
+    def prepare(self, length: int, device: torch.device | str = "cpu") -> None:
+        """Make the table for positions below `length` ready, so that compiled graphs find it."""
+        rotary_tables(length, self.d_k, self.theta, torch.device(device), torch.float32)
 
     def forward(self, x: Tensor, positions: Tensor | None = None, *, offset: int = 0) -> Tensor:
-        cos, sin = self.tables(x, positions, offset)
+        cos, sin = self.tables(x.shape[-2], x, positions, offset=offset)
+        if positions is not None and positions.ndim == 2:
+            # [B, T, d/2] -> [B, 1, ..., T, d/2]: the same for every head.
+            shape = (positions.shape[0], *(1,) * (x.ndim - 3), *cos.shape[-2:])
+            cos, sin = cos.view(shape), sin.view(shape)
         return rotate(x, cos, sin, self.layout)
 
-    def tables(self, x: Tensor, positions: Tensor | None, offset: int = 0) -> tuple[Tensor, Tensor]:
-        """cos and sin that broadcast against x [..., T, d_k/2]; make them once for queries and keys."""
+    def tables(
+        self, length: int, x: Tensor, positions: Tensor | None = None, *, offset: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin for `length` positions, each [T, d_k/2], or [B, T, d_k/2] for batched positions.
+
+        Make them once for queries and keys. x gives device and precision.
+        """
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if positions is None:
-            length = offset + x.shape[-2]
-            cos, sin = self._table(length, x.device, dtype)
-            return cos[offset:length], sin[offset:length]
+            cos, sin = self._table(offset + length, x.device, dtype)
+            return cos[offset : offset + length], sin[offset : offset + length]
         # Given positions are turned into angles directly: looking them up would need the largest one first, which
         # stalls a GPU and breaks a compiled graph. So only a limit that must be enforced reads it.
         if self.max_seq_len is not None and int(positions.max()) >= self.max_seq_len:
             raise InputError(f"position {int(positions.max())} is beyond max_seq_len={self.max_seq_len}")
-        cos, sin = _angles(positions, self.d_k, self.theta, dtype)
-        if positions.ndim == 2:
-            # [B, T, d/2] -> [B, 1, ..., T, d/2]: the same for every head.
-            shape = (positions.shape[0], *(1,) * (x.ndim - 3), *cos.shape[-2:])
-            cos, sin = cos.view(shape), sin.view(shape)
-        return cos, sin
+        return _angles(positions, self.d_k, self.theta, dtype)
 
     def _table(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         if self.max_seq_len is not None and length > self.max_seq_len:
@@ -108,12 +122,47 @@ class RotaryPositionalEmbedding(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-    """Turn pairs of features of x by the given angles; the dtype of x is kept."""
+    """Turn pairs of features of x [..., d] by angles whose cos and sin broadcast to [..., d/2]; keeps x's dtype."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _Rotation.apply(x, cos, sin, layout)
+    return _rotate(x, cos, sin, layout).to(x.dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     if layout == "half":
         a, b = x.chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
     a, b = x[..., 0::2], x[..., 1::2]
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+
+
+class _Rotation(torch.autograd.Function):
+    """The rotation in eager mode: in place where it can be, and undone by the opposite angle in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.layout = layout
+        return _rotate_in_place(x, cos, sin, layout)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate_in_place(grad, cos, -sin, ctx.layout), None, None, None
+
+
+def _rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+    wide = x.to(cos.dtype)
+    if layout == "interleaved":
+        # One complex product per pair.
+        turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous()) * torch.complex(cos, sin)
+        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    out = wide * torch.cat([cos, cos], dim=-1)
+    (a, b), (first, second) = wide.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    first.addcmul_(b, sin, value=-1.0)
+    second.addcmul_(a, sin)
+    return out.to(x.dtype)
 
 
 def convert_layout(weight: Tensor, n_heads: int, to: Layout) -> Tensor:

@@ -6,7 +6,7 @@ QK-norm (arXiv 2010.04245), a sliding window (arXiv 2004.05150).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from blockyard.errors import InputError
 from blockyard.layers.attention import Kernel, attend, check_padding_mask
 from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Linear
-from blockyard.layers.norms import RMSNorm
+from blockyard.layers.norms import RMSNorm, rms_norm
 from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.mixers.base import Mixer, check_heads, check_input, default_positions
 from blockyard.registry import Traits, register_attn
@@ -92,8 +92,8 @@ class StandardAttention(Mixer):
         self.k_proj = Linear(d_model, kv_width, bias=bias)
         self.v_proj = Linear(d_model, kv_width, bias=bias)
         self.output_proj = Linear(width, d_model, bias=bias)
-        self.q_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(self.head_dim) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.rope = None if rope == "none" else RotaryPositionalEmbedding(rope_theta, self.head_dim, layout=rope)
         self.attn_dropout = Dropout(dropout)
 
@@ -119,13 +119,12 @@ class StandardAttention(Mixer):
             raise InputError("a cache needs causal attention: earlier positions cannot see later ones any more")
         if padding_mask is not None:
             check_padding_mask(padding_mask, x.shape[0], past + (x if context is None else context).shape[1])
-        q, k, v = self._project(x, x if context is None else context)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if self.rope is not None and context is None:
+        if context is None:
             if positions is None and padding_mask is not None:
                 positions = default_positions(padding_mask, x.shape[1])
-            cos, sin = self.rope.tables(q, positions, past)
-            q, k = rotate(q, cos, sin, self.rope.layout), rotate(k, cos, sin, self.rope.layout)
+            q, k, v = self._project_self(x, positions, past)
+        else:
+            q, k, v = self._project_cross(x, context)
         if cache is not None:
             k, v = cache.append(k=k.to(cache.dtype), v=v.to(cache.dtype))
             q = q.to(cache.dtype)
@@ -156,15 +155,31 @@ class StandardAttention(Mixer):
         if positions is not None or cache is not None:
             raise InputError("positions and cache cannot be used with a context")
 
-    def _project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, head_dim] of x, keys and values [B, H_kv, S, head_dim] of the source."""
+    def _project_self(self, x: Tensor, positions: Tensor | None, past: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, head_dim], keys and values [B, H_kv, T, head_dim] of one sequence, rotated."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        if x is source and x.shape[0] * x.shape[1] >= _STACK_FROM and self.q_proj.bias is None:
-            stacked = F.linear(x, torch.cat([p.weight for p in projections]))
-            parts: Any = stacked.split([p.weight.shape[0] for p in projections], dim=-1)
+        if x.shape[0] * x.shape[1] >= _STACK_FROM and self.q_proj.bias is None:
+            heads = F.linear(x, torch.cat([p.weight for p in projections])).unflatten(-1, (-1, self.head_dim))
         else:
-            parts = (self.q_proj(x), self.k_proj(source), self.v_proj(source))
+            heads = torch.cat([p(x) for p in projections], dim=-1).unflatten(-1, (-1, self.head_dim))
+        # Query and key heads are normalised and rotated together: half as many passes as one after the other.
+        together = self.n_heads + self.n_kv_heads
+        qk, v = heads.split([together, self.n_kv_heads], dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            gains = [self.q_norm.weight.expand(self.n_heads, -1), self.k_norm.weight.expand(self.n_kv_heads, -1)]
+            qk = rms_norm(qk, torch.cat(gains), self.q_norm.eps)
+        if self.rope is not None:
+            cos, sin = self.rope.tables(x.shape[1], x, positions, offset=past)
+            qk = rotate(qk, cos.unsqueeze(-2), sin.unsqueeze(-2), self.rope.layout)
+        q, k = qk.split([self.n_heads, self.n_kv_heads], dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _project_cross(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x, keys and values of the context; no rotation, since they share no positions."""
+        parts = (self.q_proj(x), self.k_proj(context), self.v_proj(context))
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
     def new_cache(
@@ -181,7 +196,7 @@ class StandardAttention(Mixer):
         width, kv_width = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         shapes = [(self.d_model, width), (self.d_model, kv_width), (self.d_model, kv_width), (width, self.d_model)]
         biases = sum(shape[1] for shape in shapes) if self.q_proj.bias is not None else 0
-        gains = 2 * self.head_dim if isinstance(self.q_norm, RMSNorm) else 0
+        gains = 2 * self.head_dim if self.q_norm is not None else 0
         scores = 2 * 2 * self.n_heads * self.head_dim * self._pairs(tokens)
         return Cost(
             parameters=sum(a * b for a, b in shapes) + biases + gains,

@@ -241,7 +241,7 @@ class TVAAttention(Mixer):
             return q, k
         if positions is None and padding_mask is not None:
             positions = default_positions(padding_mask, q.shape[-2])
-        cos, sin = self.rope.tables(q, positions, past)
+        cos, sin = (t.unsqueeze(-3) for t in self.rope.tables(q.shape[-2], q, positions, offset=past))
         width, layout = self.rope.d_k, self.rope.layout
         if width == self.rank:
             return rotate(q, cos, sin, layout), rotate(k, cos, sin, layout)

@@ -19,6 +19,7 @@ from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Embedding, Linear
 from blockyard.layers.norms import make_norm
 from blockyard.layers.roles import Role
+from blockyard.layers.rotary import RotaryPositionalEmbedding
 from blockyard.pattern import LayerSpec, check_layer, format_choice, parse_choice, repeat_to_depth
 
 
@@ -137,6 +138,9 @@ class TransformerLM(nn.Module):
         # Recompute each block in the backward pass instead of keeping its activations.
         self.checkpoint_activations = False
         self._initialise()
+        for module in self.modules():
+            if isinstance(module, RotaryPositionalEmbedding):
+                module.prepare(config.context)
 
     def _initialise(self) -> None:
         if self.config.zero_init_outputs:
