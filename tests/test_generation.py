@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from blockyard import registry
 from blockyard.conformance.subject import own_random, randomise
 from blockyard.data.tokenizer import ByteTokenizer as LibraryByteTokenizer
 from blockyard.errors import InputError
@@ -234,6 +235,24 @@ def test_the_model_is_left_in_its_mode_and_gathers_no_gradients():
     assert not model.layers[0].training
     assert torch.is_grad_enabled()
     assert [first, *tokens] == greedy_by_hand(model.eval(), PROMPT, 10)
+
+
+def test_a_model_without_a_cache_reads_everything_again_and_says_so(monkeypatch):
+    monkeypatch.setattr(registry._register, "entries", dict(registry._register.entries))
+
+    @registry.register_attn("cacheless")
+    class Cacheless(torch.nn.Module):
+        def __init__(self, d_model, n_heads):
+            super().__init__()
+            self.attend = torch.nn.MultiheadAttention(d_model, n_heads, batch_first=True)
+
+        def forward(self, x, attn_mask=None):
+            return self.attend(x, x, x, attn_mask=attn_mask, need_weights=False)[0], None
+
+    model, notes = build(blocks="cacheless/standard"), []
+    tokens = list(generate(model, PROMPT, max_new_tokens=12, sampling=GREEDY, on_note=notes.append))
+    assert tokens == greedy_by_hand(model, PROMPT, 12)
+    assert notes == ["Cacheless has no cache: the whole text is read again for every token"]
 
 
 def test_bfloat16_models_generate():

@@ -24,10 +24,15 @@ PastContext = Literal["slide", "stop"]
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off and gradients off inside; every module's own mode is put back afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Dropout off and gradients off inside; every module's own mode is put back afterwards.
+
+    Args:
+        modules: all modules of a model (walking through it for every token would cost as much as a layer).
+    """
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
     try:
         with torch.no_grad():
             yield
@@ -74,7 +79,9 @@ class Decoder:
     ) -> None:
         if past_context not in ("slide", "stop"):
             raise InputError(f"past_context={past_context!r} is not known; use 'slide' or 'stop'")
-        self.model, self.past_context, self.use_cache, self.note = model, past_context, use_cache, note
+        self.model, self.past_context, self.note = model, past_context, note
+        self._modules = list(model.modules())
+        self.use_cache = use_cache and self._has_cache()
         self.context, vocabulary = model.config.context, model.config.vocab_size
         self.device = next(model.parameters()).device
         self.windows = [self._fit(check_prompt(prompt, vocabulary)) for prompt in prompts]
@@ -115,6 +122,15 @@ class Decoder:
         if self._mask is not None:
             self._mask = self._mask[index]
 
+    def _has_cache(self) -> bool:
+        try:
+            self.model.new_cache(1)
+        except InputError as error:
+            # A mixer from elsewhere may have none; its model still writes, in quadratic time.
+            self.note(f"{error}: the whole text is read again for every token")
+            return False
+        return True
+
     def _logits(self) -> Tensor:
         """Logits [live rows, V] of each live row's next token."""
         slid = [row for row in self.live if len(self.windows[row]) > self.context]
@@ -134,7 +150,7 @@ class Decoder:
         return self._forward(ids)
 
     def _forward(self, ids: Tensor) -> Tensor:
-        with evaluating(self.model):
+        with evaluating(self._modules):
             output = self.model(ids, padding_mask=self._mask, cache=self._cache)
         return output.logits[:, -1]
 

@@ -1,0 +1,93 @@
+"""Standard attention against its definition in loops and float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blockyard.conformance.subject import own_random, random, randomise
+from blockyard.mixers.standard import StandardAttention
+from twins.standard import standard_attention
+
+OPTIONS = [
+    {},
+    {"n_kv_heads": 2},
+    {"n_kv_heads": 1, "kernel": "sdpa"},
+    {"rope": "interleaved", "rope_theta": 50.0},
+    {"rope": "none", "qk_norm": False},
+    {"bias": True, "head_dim": 6},
+    {"window": 1},
+    {"window": 3},
+    {"window": 3, "kernel": "sdpa"},
+    {"window": 4, "n_kv_heads": 2},
+]
+
+
+def build(seed=0, dtype=torch.float64, **options):
+    with own_random(seed):
+        attention = StandardAttention(16, 4, **options)
+        randomise(attention)
+    return attention.to(dtype).eval().requires_grad_(False)
+
+
+def assert_equal_to_twin(attention, x, keep=None, mask=None, causal=False, tolerance=1e-9):
+    arguments = {} if keep is None else {"padding_mask": keep}
+    out, weights = attention(x, causal=causal, attn_mask=mask, return_weights=True, **arguments)
+    fast, _ = attention(x, causal=causal, attn_mask=mask, **arguments)
+    for row in range(len(x)):
+        kept = None if keep is None else keep[row]
+        expected, expected_weights = standard_attention(attention, x[row], causal=causal, keep=kept, mask=mask)
+        real = slice(None) if kept is None else kept.bool()
+        torch.testing.assert_close(out[row][real], expected[real], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(fast[row][real], expected[real], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(weights[row][:, real], expected_weights[:, real], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_attention_equals_its_definition(options, causal):
+    assert_equal_to_twin(build(**options), random(2, 9, 16), causal=causal)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_padded_and_masked_attention_equals_its_definition(options, causal):
+    keep = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0, 0]])
+    mask = (random(9, 9, seed=3) > -0.5) | torch.eye(9, dtype=torch.bool)
+    for given_mask in (None, mask, torch.where(mask, random(9, 9, seed=4), -torch.inf)):
+        assert_equal_to_twin(build(**options), random(2, 9, 16), keep, given_mask, causal)
+
+
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(1, 11), window=st.none() | st.integers(1, 12), causal=st.booleans(), data=st.data())
+def test_any_length_window_and_padding_equals_the_definition(length, window, causal, data):
+    pads = data.draw(st.lists(st.integers(0, length - 1), min_size=2, max_size=2))
+    keep = torch.stack([(torch.arange(length) >= pad).long() for pad in pads])
+    kernel = data.draw(st.sampled_from(["auto", "matmul", "sdpa"]))
+    assert_equal_to_twin(build(window=window, kernel=kernel), random(2, length, 16), keep, causal=causal)
+
+
+def test_cross_attention_equals_its_definition():
+    for options in ({}, {"n_kv_heads": 2, "bias": True}, {"window": 2}):
+        attention, x, context = build(**options), random(1, 5, 16), random(1, 7, 16, seed=2)
+        expected, weights = standard_attention(attention, x[0], context=context[0])
+        out, found = attention(x, context=context, return_weights=True)
+        torch.testing.assert_close(out[0], expected)
+        torch.testing.assert_close(found[0], weights)
+
+
+def test_a_fully_masked_query_gives_zero_as_the_definition_does():
+    mask = torch.ones(5, 5, dtype=torch.bool)
+    mask[2] = False
+    assert_equal_to_twin(build(), random(1, 5, 16), mask=mask)
+    assert not standard_attention(build(), random(5, 16), mask=mask)[0][2].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_lower_precision_stays_close_to_the_definition(dtype):
+    attention, x = build(dtype=dtype), random(1, 9, 16, dtype=dtype)
+    expected, _ = standard_attention(build(dtype=dtype).double(), x[0].double(), causal=True)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.06
+    torch.testing.assert_close(attention(x, causal=True)[0][0].double(), expected, rtol=tolerance, atol=tolerance)

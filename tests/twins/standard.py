@@ -1,0 +1,84 @@
+"""Standard attention in loops and float64: the definition that every fast path is compared with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from blockyard.mixers.standard import StandardAttention
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float = 1e-5) -> Tensor:
+    return x / math.sqrt(sum(float(v) ** 2 for v in x) / len(x) + eps) * gain
+
+
+def rotate(x: Tensor, position: int, theta: float, layout: str) -> Tensor:
+    """Turn each pair of features as a complex number by position · theta^(−2i/d)."""
+    width, out = len(x), x.clone()
+    for i in range(width // 2):
+        a, b = (2 * i, 2 * i + 1) if layout == "interleaved" else (i, i + width // 2)
+        turned = complex(x[a], x[b]) * complex(math.cos(angle := position * theta ** (-2 * i / width)), math.sin(angle))
+        out[a], out[b] = turned.real, turned.imag
+    return out
+
+
+def standard_attention(
+    attention: StandardAttention,
+    x: Tensor,
+    *,
+    causal: bool = False,
+    keep: Tensor | None = None,
+    mask: Tensor | None = None,
+    context: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(out [T, d_model], weights [H, T, S]) of one sequence x [T, d_model].
+
+    Args:
+        attention: the module whose parameters and options are used.
+        causal: hide the future.
+        keep: [S], 0 = padding; positions count the kept tokens.
+        mask: [T, S], bool (True = attend) or additive.
+        context: [S, d_model], attended to instead of x; it has no positions, and no window.
+    """
+    source = x if context is None else context
+    heads, width = attention.n_heads, attention.head_dim
+    keep = torch.ones(len(source)) if keep is None else keep
+    positions = [max(0, int(keep[: t + 1].sum()) - 1) for t in range(len(source))]
+
+    def head(projection, row, number, norm=None, position=None):
+        vector = projection.weight @ row + (0 if projection.bias is None else projection.bias)
+        vector = vector[number * width : (number + 1) * width]
+        if isinstance(norm, torch.nn.Module) and not isinstance(norm, torch.nn.Identity):
+            vector = rms_norm(vector, norm.weight)
+        if position is not None and attention.rope is not None and context is None:
+            vector = rotate(vector, position, attention.rope.theta, attention.rope.layout)
+        return vector
+
+    out = torch.zeros(len(x), heads * width, dtype=x.dtype)
+    weights = torch.zeros(heads, len(x), len(source), dtype=x.dtype)
+    for h in range(heads):
+        shared = h // (heads // attention.n_kv_heads)
+        keys = [head(attention.k_proj, row, shared, attention.k_norm, p) for row, p in zip(source, positions)]
+        values = [head(attention.v_proj, row, shared) for row in source]
+        for t in range(len(x)):
+            query = head(attention.q_proj, x[t], h, attention.q_norm, None if context is not None else positions[t])
+            scores = {}
+            for s in range(len(source)):
+                far = context is None and attention.window is not None and abs(t - s) >= attention.window
+                if (causal and s > t) or far or not keep[s]:
+                    continue
+                bias = 0.0
+                if mask is not None and mask.dtype == torch.bool:
+                    bias = 0.0 if mask[t, s] else -math.inf
+                elif mask is not None:
+                    bias = float(mask[t, s])
+                if bias > -math.inf:
+                    scores[s] = float(query @ keys[s]) / math.sqrt(width) + bias
+            total = sum(math.exp(score - max(scores.values())) for score in scores.values())
+            for s, score in scores.items():
+                weights[h, t, s] = math.exp(score - max(scores.values())) / total
+                out[t, h * width : (h + 1) * width] += weights[h, t, s] * values[s]
+    bias = 0 if attention.output_proj.bias is None else attention.output_proj.bias
+    return out @ attention.output_proj.weight.T + bias, weights
