@@ -328,8 +328,3 @@ class VFTBlock(nn.Module):
                 if theirs != ours:
                     raise InputError(f"the saved vein block has {name}={theirs}, but this one has {name}={ours}")
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def create_vft_block(d_model: int, n_heads: int = 8, rank: int | None = None) -> VFTBlock:
-    """A block of the fast preset: `VFTBlock(d_model, n_heads, rank)` by the document's name."""
-    return VFTBlock(d_model, n_heads, rank)

@@ -1,0 +1,186 @@
+"""Training models that hold veins: threshold and freezing schedules, learning rates, metrics per block.
+
+Defaults are the vein-flow document's: tau 0.25, 0.18, 0.10 over the thirds of training, veins at learning rate 1e-4
+beside 5e-4, veins frozen for the first five epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.blocks_vein import VFTBlock
+from blockyard.errors import InputError
+from blockyard.layers.roles import roles
+from blockyard.layers.vein import VeinProjector
+
+TAUS = (0.25, 0.18, 0.10)
+
+
+def vein_blocks(model: nn.Module) -> dict[str, VFTBlock]:
+    """Every vein block of a model by its name; InputError when there is none."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, VFTBlock)}
+    if not found:
+        raise InputError(f"{type(model).__name__} holds no VFTBlock; build it from tva+vft layers")
+    return found
+
+
+def tau_at(progress: float, taus: Sequence[float] = TAUS) -> float:
+    """The threshold after a share of training: each value holds for an equal part.
+
+    Args:
+        progress: 0 at the start, 1 at the end.
+        taus: the values in order. A smaller threshold corrects more tokens.
+    """
+    if not 0.0 <= progress <= 1.0:
+        raise InputError(f"progress={progress} should be between 0 and 1")
+    return taus[min(int(progress * len(taus)), len(taus) - 1)]
+
+
+def set_tau(model: nn.Module, tau: float) -> None:
+    """Set the threshold of every vein block."""
+    for block in vein_blocks(model).values():
+        block.normals.set_tau(tau)
+
+
+def calibrate_tau(model: nn.Module, inputs: Any, fraction: float = 0.1) -> dict[str, float]:
+    """Set every block's threshold, on its own input, so that a fraction of tokens is corrected.
+
+    Args:
+        model: the model, called as `model(inputs)`.
+        inputs: a batch.
+        fraction: share of tokens to correct.
+    """
+    taus: dict[str, float] = {}
+
+    def hook(name: str) -> Any:
+        def before(block: VFTBlock, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            masks = {key: keywords.get(key) for key in ("attn_mask", "padding_mask")}
+            taus[name] = block.calibrate_tau(arguments[0], fraction, **masks)
+
+        return before
+
+    _run_with_hooks(model, inputs, hook, before=True)
+    return taus
+
+
+def freeze_veins(model: nn.Module, frozen: bool = True) -> None:
+    """Stop or resume training the projectors of a model.
+
+    Raises: InputError when it holds none.
+    """
+    veins = [module for module in model.modules() if isinstance(module, VeinProjector)]
+    if not veins:
+        raise InputError(f"{type(model).__name__} holds no VeinProjector, so there is nothing to freeze")
+    for vein in veins:
+        vein.requires_grad_(not frozen)
+
+
+class VeinSchedule:
+    """The document's schedule: veins frozen at first, a threshold that falls.
+
+    Args:
+        model: what is trained.
+        epochs: number of epochs (or any other unit of progress).
+        taus: thresholds over training; None leaves them.
+        frozen_epochs: epochs during which the projectors stay as they are.
+
+    Call `start_epoch(n)` with n = 0 … epochs − 1.
+    """
+
+    def __init__(
+        self, model: nn.Module, epochs: int, *, taus: Sequence[float] | None = TAUS, frozen_epochs: int = 5
+    ) -> None:
+        if epochs < 1 or frozen_epochs < 0:
+            raise InputError(f"epochs={epochs} should be at least 1 and frozen_epochs={frozen_epochs} at least 0")
+        self.model, self.epochs, self.taus, self.frozen_epochs = model, epochs, taus, frozen_epochs
+
+    def start_epoch(self, epoch: int) -> None:
+        freeze_veins(self.model, epoch < self.frozen_epochs)
+        if self.taus is not None:
+            set_tau(self.model, tau_at(min(1.0, epoch / self.epochs), self.taus))
+
+
+def param_groups(
+    model: nn.Module, lr: float = 5e-4, vein_lr: float = 1e-4, weight_decay: float = 0.01
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer: veins learn slower; gains, biases and embeddings are not decayed.
+
+    Args:
+        model: what is trained.
+        lr: learning rate of everything but the veins.
+        vein_lr: learning rate of the veins.
+        weight_decay: decay of matrices.
+    """
+    parameters = dict(model.named_parameters())
+    buckets: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, role in roles(model).items():
+        vein, decayed = role.group == "vein", role.kind in ("matrix", "head")
+        buckets.setdefault((vein, decayed), []).append(parameters[name])
+    return [
+        {
+            "name": f"{'vein' if vein else 'main'}{'' if decayed else ' undecayed'}",
+            "params": chosen,
+            "lr": vein_lr if vein else lr,
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for (vein, decayed), chosen in buckets.items()
+    ]
+
+
+def vein_metrics(model: nn.Module, inputs: Any) -> dict[str, dict[str, Any]]:
+    """Metrics of every vein block on its own input, from one forward pass without gradients.
+
+    Args:
+        model: the model, called as `model(inputs)`.
+        inputs: a batch.
+    """
+    found: dict[str, dict[str, Any]] = {}
+
+    def hook(name: str) -> Any:
+        def after(block: VFTBlock, arguments: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
+            aux = output[1] or {}
+            found[name] = aux.get("stats", aux)
+
+        return after
+
+    chosen = vein_blocks(model)
+    before = {name: block.metrics for name, block in chosen.items()}
+    try:
+        for block in chosen.values():
+            block.metrics = True
+        _run_with_hooks(model, inputs, hook, before=False)
+    finally:
+        for name, block in chosen.items():
+            block.metrics = before[name]
+    return found
+
+
+def log_vein_metrics(model: nn.Module, x: Any) -> dict[str, dict[str, Any]]:
+    """Print every block's mean error and share over tau; returns all metrics.
+
+    Each block is measured on its own input. (The document's version feeds the same x to all of them.)
+    """
+    found = vein_metrics(model, x)
+    for name, metrics in found.items():
+        share = float(metrics["eps_frac_over_tau"])
+        print(f"{name or 'block'}: eps_mean={float(metrics['eps_mean']):.4f} over tau={share:.2%}")
+    return found
+
+
+def _run_with_hooks(model: nn.Module, inputs: Any, hook: Any, *, before: bool) -> None:
+    handles = [
+        block.register_forward_pre_hook(hook(name), with_kwargs=True)
+        if before
+        else block.register_forward_hook(hook(name))
+        for name, block in vein_blocks(model).items()
+    ]
+    try:
+        with torch.no_grad():
+            model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
