@@ -377,7 +377,6 @@ class Trainer:
         self.save()
         assert self._stop.signal is not None
         message = f"stopped and saved at step {self.step} of {self.config.steps}; --resume continues"
-        self.progress.say(message)
         raise Interrupted(self._stop.signal, message)
 
     def _sum_up(self) -> None:
