@@ -122,9 +122,12 @@ def the_cache_counts_its_tokens_and_bytes(subject: Subject) -> None:
     for tokens in (5, 6, 7):
         mixer.decode(subject.x(length=tokens - cache.length), [tokens - cache.length], cache)
         assert cache.length == tokens, f"length is {cache.length} after {tokens} tokens"
-        if subject.traits.cache != "recurrent":
-            expected = BATCH * tokens * cache.bytes_per_token
-            assert cache.nbytes == expected, f"nbytes is {cache.nbytes}; batch · tokens · bytes_per_token is {expected}"
+        if subject.traits.cache == "recurrent":
+            continue
+        expected = BATCH * tokens * cache.bytes_per_token
+        assert cache.nbytes == expected, f"nbytes is {cache.nbytes}; batch · tokens · bytes_per_token is {expected}"
+        held = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(cache))
+        assert held in (0, expected), f"nbytes is {cache.nbytes}; its tensors hold {held} bytes"
 
 
 @check_of("attn", "cache", "causal")
@@ -145,5 +148,6 @@ def a_cache_of_another_batch_or_dtype_is_refused(subject: Subject) -> None:
 
 
 def _tensors(cache: object) -> list[torch.Tensor]:
+    """The stored tensors of a `LayerCache`; none of another kind of cache, whose insides are its own."""
     slots = getattr(cache, "slots", None)
     return [cache[name] for name in slots] if slots else []  # type: ignore[index]

@@ -113,6 +113,11 @@ def a_loaded_copy_gives_the_same_output(subject: Subject) -> None:
 
 
 @check_of("ffn")
+def every_value_of_every_enumerated_option_trains(subject: Subject) -> None:
+    training.train_every_value(subject)
+
+
+@check_of("ffn")
 def torch_compile_captures_one_graph(subject: Subject) -> None:
     ffn, x = subject.build(), subject.x()
     close(training.compiled(ffn)(x), ffn(x), "compiled")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from blockyard.conformance.subject import Built, Subject, close, own_random, skip
 from blockyard.conformance.suite import check_of
+from blockyard.errors import InputError
 
 
 def gradients(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor | None]:
@@ -93,6 +95,49 @@ def reloaded(module: torch.nn.Module) -> dict[str, Tensor]:
     torch.save(module.state_dict(), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+@check_of("attn")
+def every_value_of_every_enumerated_option_trains_one_step(subject: Subject) -> None:
+    train_every_value(subject, subject.modes[0])
+
+
+def enumerated(subject: Subject) -> list[tuple[str, Any]]:
+    """(option, value) for each choice and switch of the constructor that the caller has not set."""
+    found = []
+    for name, option in subject.constructor.items():
+        values = option.choices or ((True, False) if bool in option.alternatives else ())
+        if name != "causal" and name not in subject.options:
+            found += [(name, value) for value in values]
+    return found
+
+
+def train_every_value(subject: Subject, causal: bool = False) -> None:
+    """Assert that one step of gradient descent works, and lowers the loss, under each value alone."""
+    chosen = enumerated(subject)
+    if not chosen:
+        skip("it has no enumerated options")
+    x = subject.x()
+    for name, value in chosen:
+        try:
+            built = subject.build(causal, **{name: value})
+        except InputError:
+            # A value may contradict an option that the caller chose, never the defaults.
+            if subject.options:
+                continue
+            raise
+        built.module.train()
+        loss = built(x).square().mean()
+        loss.backward()
+        slopes = [(p, p.grad) for p in built.module.parameters() if p.grad is not None]
+        size = sum(g.square().sum() for _, g in slopes)
+        with torch.no_grad():
+            for parameter, gradient in slopes:
+                # A step short enough for the slope to hold: it should lower the loss by a hundredth.
+                parameter -= 1e-2 * loss / size * gradient
+            after = built(x).square().mean()
+        assert torch.isfinite(after), f"{name}={value!r}: the output is not finite after a step"
+        assert after < loss, f"{name}={value!r}: a step down the gradient raises the loss"
 
 
 @check_of("attn")
