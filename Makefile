@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make demo` runs the main job, `make test` passes the tests.
+# Each makes its own .venv with the tested versions (constraints.txt); torch goes first so that a CPU build is used
+# where one is at hand.
+
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+DEMO ?= runs/demo
+
+.PHONY: demo test test-all lint clean
+
+demo: .venv/run.stamp
+	.venv/bin/blockyard compare lm --config examples/demo.yaml --out $(DEMO)
+
+test: .venv/dev.stamp lint
+	.venv/bin/python -m pytest -n 2 -m "not slow"
+
+# The slow proofs too: ten kills, random-token floor, long trainings.
+test-all: .venv/dev.stamp lint
+	.venv/bin/python -m pytest -n 2
+
+lint: .venv/dev.stamp
+	.venv/bin/ruff check src tests benchmarks examples
+	.venv/bin/ruff format --check src tests benchmarks examples
+	.venv/bin/mypy
+
+.venv/run.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e '.[train,report]'
+	touch $@
+
+.venv/dev.stamp: .venv/run.stamp
+	$(PIP) -e '.[train,report,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache
