@@ -61,6 +61,10 @@ def test_prompt_may_begin_with_a_dash(run: str, capsys: pytest.CaptureFixture[st
     assert text_of(capsys, run, "--prompt", "-line", "--tokens", "2", "--seed", "0").startswith("-line")
 
 
+def test_empty_prompt_begins_a_document(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert text_of(capsys, run, "--prompt", "", "--tokens", "8", "--seed", "0").endswith("\n")
+
+
 def test_samples_have_seeds_one_after_the_other(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = (run, "--prompt", "line", "--tokens", "20")
     both = text_of(capsys, *command, "--seed", "3", "--num_samples", "2")
@@ -95,7 +99,6 @@ def test_seed_that_was_drawn_is_told(run: str, capsys: pytest.CaptureFixture[str
         (["--top_p", "2"], "top_p=2.0 is out of range"),
         (["--past_context", "jump"], "--past_context='jump' should be slide | stop"),
         (["--tempreature", "1"], "unknown option '--tempreature' (did you mean '--temperature'?)"),
-        (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "a prompt longer than sixteen", "--past_context", "stop"], "the model's context is 16"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
