@@ -27,7 +27,7 @@ def test_the_size_is_that_of_the_built_model(blocks):
 @settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from(["params", "flops"]),
-    st.sampled_from(["relu2", "standard+standard", "glu", "standard[window=8]/relu2", "swiglu[d_ff=96]"]),
+    st.sampled_from(["relu2", "standard+standard", "glu", "standard[window=8]/relu2"]),
     st.sampled_from([64, 96, 128]),
     st.integers(2, 4),
 )

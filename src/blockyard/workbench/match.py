@@ -166,8 +166,8 @@ class _Search:
                 miss = self.miss(config)
                 if miss < least:
                     best, least = config, miss
-            if least <= GOOD_ENOUGH:
-                break
+                if least <= GOOD_ENOUGH:
+                    return best
         return best
 
     def miss(self, config: LMConfig) -> float:
