@@ -134,7 +134,8 @@ def _point_drawer(
             room = (high / low) ** 0.22
             axes.set_xlim(low / room, high * room)
             _plain_ticks(axes, label)
-        _name_points(axes, [(v, finals[n]["mean"], _short(n)) for _, n, v in points], front, palette)
+        named = [(v, finals[n]["mean"], _short(n)) for _, n, v in points]
+        _name_points(axes, named, [finals[n]["half_width"] or 0.0 for _, n, _ in points], front, palette)
         axes.set_xlabel(label)
         axes.set_ylabel(f"final loss ({report['quality']['unit']})")
 
@@ -160,15 +161,22 @@ def _short(name: str) -> str:
 
 
 def _name_points(
-    axes: Any, points: list[tuple[float, float, str]], front: list[tuple[float, float]], palette: Palette
+    axes: Any,
+    points: list[tuple[float, float, str]],
+    half_widths: list[float],
+    front: list[tuple[float, float]],
+    palette: Palette,
 ) -> None:
-    """Write each name beside its point, on the side where it hides least of points, names and the stepped line."""
+    """Write each name beside its point, on the side where it hides least of points, bars, names and the line."""
     figure = axes.figure
     figure.canvas.draw()  # settles the limits and the layout, so that data have places on the page
     dots = [tuple(axes.transData.transform((x, y))) for x, y, _ in points]
     left_edge, right_edge = axes.bbox.x0, axes.bbox.x1
     scale = figure.dpi / 72
     taken = [(px - 6 * scale, py - 7 * scale, px + 6 * scale, py + 7 * scale) for px, py in dots]
+    for (x, y, _), half in zip(points, half_widths):
+        (px, low), (_, high) = axes.transData.transform([(x, y - half), (x, y + half)])
+        taken.append((px - 3 * scale, low, px + 3 * scale, high))
     corners = [tuple(axes.transData.transform(corner)) for corner in front]
     for (x0, y0), (x1, y1) in pairwise(corners):  # a step: across at y0, then down at x1
         taken += [(min(x0, x1), y0 - 1, max(x0, x1), y0 + 1), (x1 - 1, min(y0, y1), x1 + 1, max(y0, y1))]

@@ -11,6 +11,9 @@ from blockyard.workbench.chart import Chart, seeds_in
 from blockyard.workbench.palette import Palette
 from blockyard.workbench.schema import Report, Run
 
+# Share of the horizontal axis whose losses may lie above the vertical one.
+STEEP_PART = 0.2
+
 _AXES = {
     "tokens": ("training tokens", "", "the same text seen"),
     "seconds": ("training clock", "s", "the same time spent on this machine"),
@@ -42,6 +45,7 @@ def loss_curves(report: Report) -> list[Chart]:
 def _band_words(report: Report) -> str:
     n = seeds_in(report)
     words = f"Line: mean of n = {n} seeds; band: their range." if n != "1" else "One seed (n = 1)."
+    words += " The steep beginning is cut off."
     if any(run["status"] == "diverged" for choice in report["choices"] for run in choice["runs"]):
         words += " A thin line ending in a cross is a run that diverged."
     return words
@@ -95,7 +99,7 @@ def _curve_drawer(report: Report, which: str, key: str) -> Callable[[Any, Palett
             if any(high > low for low, high in zip(lows, highs)):
                 axes.fill_between(xs, lows, highs, color=look.colour, alpha=0.18, linewidth=0)
             # The first steps fall from log(vocabulary) and would press everything of interest into a corner.
-            beyond = [m for x, m in zip(xs, means) if x >= 0.07 * largest / factor]
+            beyond = [m for x, m in zip(xs, means) if x >= STEEP_PART * largest / factor]
             early.append(beyond[0] if beyond else means[-1])
             late.extend(lows)
         if late:

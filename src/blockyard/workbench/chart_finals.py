@@ -36,7 +36,7 @@ def final_losses(report: Report) -> Chart | None:
                 )
             axes.scatter(
                 values[name],
-                [y] * len(values[name]),
+                [y + 0.09 * ((i % 3) - 1) for i in range(len(values[name]))],
                 s=28,
                 marker=look.marker,
                 color=look.colour,

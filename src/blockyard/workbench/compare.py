@@ -250,7 +250,7 @@ def _sample(
 def _beginning(data: TextData) -> str:
     """The first words of the validation text, cut after a blank where there is one."""
     text = data.tokenizer.decode([int(t) for t in data.val[:PROMPT_CHARACTERS]]).replace("\ufffd", "")
-    text = text[:PROMPT_CHARACTERS]
+    text = text[:PROMPT_CHARACTERS].lstrip()
     cut = max(text.rfind(" "), text.rfind("\n"))
     return text[: cut + 1] if cut > 0 else text
 

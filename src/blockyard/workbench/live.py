@@ -83,7 +83,8 @@ class Lines:
         self._shown = time.monotonic()
 
     def show(self, lines: list[Line], *, now: bool = False) -> None:
-        if not now and time.monotonic() - self._shown < PLAIN_SECONDS:
+        # `now` marks the end of a run, which has a line of its own.
+        if time.monotonic() - self._shown < PLAIN_SECONDS:
             return
         self._shown = time.monotonic()
         for line in lines:

@@ -59,6 +59,12 @@ def _prose(text: str) -> str:
     return re.sub(r"--[a-z][\w.]*", r'<span class="nw">\g<0></span>', text)
 
 
+def _name(name: str) -> str:
+    """A choice's name, to be broken at a line's end only between its parts."""
+    parts = re.sub(r"([+/])", "\\1\u200b", name)
+    return f'<span class="name">{escape(parts).replace(chr(0x200B), "<wbr>")}</span>'
+
+
 def _names(report: Report) -> str:
     return ", ".join(choice["name"] for choice in report["choices"])
 
@@ -95,7 +101,7 @@ def _ranking(report: Report, charts: list[Chart], drawn: dict[str, str]) -> str:
         name = (
             f'<td class="first"><div class="choice"><span class="place">{escape(row.place)}</span>'
             f"{_swatch(index[row.name], marker_only=True)}"
-            f'<span class="name">{escape(row.name)}</span></div></td>'
+            f"{_name(row.name)}</div></td>"
         )
         cells = "".join(
             f'<td data-label="{escape(column)}"><span><span class="nw">{escape(main)}</span>'
@@ -130,10 +136,7 @@ def _figure(chart: Chart, drawn: dict[str, str], *, wide: bool = False) -> str:
 def _figures(report: Report, heading: str, charts: list[Chart], drawn: dict[str, str]) -> str:
     if not charts:
         return ""
-    key = "".join(
-        f'<li>{_swatch(i)}<span class="name">{escape(choice["name"])}</span></li>'
-        for i, choice in enumerate(report["choices"])
-    )
+    key = "".join(f"<li>{_swatch(i)}{_name(choice['name'])}</li>" for i, choice in enumerate(report["choices"]))
     figures = "\n".join(_figure(chart, drawn) for chart in charts)
     return (
         f'<section>\n<h2>{escape(heading)}</h2>\n<ul class="key">{key}</ul>\n'
@@ -152,7 +155,7 @@ def _samples(report: Report) -> str:
         assert sample is not None
         cards.append(
             f'<article class="sample"><header><span class="choice">{_swatch(index[choice["name"]], marker_only=True)}'
-            f'<span class="name">{escape(choice["name"])}</span></span></header>'
+            f"{_name(choice['name'])}</span></header>"
             f'<pre><span class="prompt">{escape(sample["prompt"])}</span>{escape(sample["text"])}</pre></article>'
         )
     first = shown[0]["sample"]
@@ -172,7 +175,7 @@ def _table(columns: list[str], rows: list[list[str]], text: frozenset[int]) -> s
     body = ""
     for row in rows:
         cells = "".join(
-            f'<td class="first"><span class="name">{escape(cell)}</span></td>'
+            f'<td class="first">{_name(cell)}</td>'
             if i == 0
             else f'<td{kind(i)} data-label="{escape(columns[i])}"><span>{escape(cell)}</span></td>'
             for i, cell in enumerate(row)
@@ -201,7 +204,7 @@ def _provenance(report: Report) -> str:
     rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in found)
     command: Any = report["provenance"].get("command")
     again = (
-        f'<p>To run it again:</p>\n<div class="command"><pre>{escape(str(command))}</pre></div>\n' if command else ""
+        f'<p>To run it again:</p>\n<div class="command"><pre>{_prose(str(command))}</pre></div>\n' if command else ""
     )
     return (
         f"<section>\n<h2>Provenance</h2>\n{again}<dl>{rows}</dl>\n"

@@ -206,6 +206,8 @@ def _warnings(report: Report) -> list[str]:
                 f"{choice['name']}: {missing} of {len(choice['runs'])} runs are not finished. "
                 "Run the same command again to continue."
             )
+        if report["match"] == "params" and "d_model" in choice["match"]["changed"]:
+            found.append(_widened(choice, report))
         miss = choice["match"]["miss"]
         if report["match"] != "none" and abs(miss) > 0.02:
             found.append(
@@ -213,6 +215,16 @@ def _warnings(report: Report) -> list[str]:
                 f"in {_MATCHED[report['match']]}: no setting of its widths comes nearer."
             )
     return found + report["notes"]
+
+
+def _widened(choice: Choice, report: Report) -> str:
+    """Matching counts the blocks alone; a wider model also has a larger embedding, and the reader should know."""
+    reference = next(c for c in report["choices"] if c["name"] == report["reference"])
+    width = choice["match"]["changed"]["d_model"]
+    return (
+        f"To match {reference['name']}, {choice['name']} became {width} wide, and its embedding and output matrix "
+        f"with it: {units.count(choice['parameters'])} parameters in all, against {units.count(reference['parameters'])}."
+    )
 
 
 _MATCHED = {"params": "parameters", "flops": "FLOPs per token"}
