@@ -18,7 +18,7 @@ from blockyard.workbench.report_text import CSV_COLUMNS, render_csv, render_mark
 from blockyard.workbench.verdict import analyse
 from report_fixtures import SHAPES, synthetic_report
 
-VOID = {"meta", "link", "br", "img", "hr", "input"}
+VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 
 
 class Checker(HTMLParser):

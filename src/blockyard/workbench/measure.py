@@ -21,7 +21,6 @@ import torch
 import blockyard
 from blockyard.data import TextData
 from blockyard.errors import InputError
-from blockyard.generation.decode import evaluating
 from blockyard.models.lm import LMConfig
 from blockyard.training.compilation import SAVED, SECONDS_PER_BLOCK_KIND, block_kinds, compiler_missing, compiling_pays
 from blockyard.training.decisions import decide_precision
@@ -150,7 +149,7 @@ def _decode(model: Any, context: int) -> tuple[float, float]:
     read = max(1, context // 2)
     write = max(1, min(DECODE_TOKENS, context - read))
     ids = torch.arange(read)[None] % model.config.vocab_size
-    with evaluating(model):
+    with torch.no_grad():
         cache = model.new_cache(1)
         token = model(ids, cache=cache).logits[:, -1:].argmax(-1)
         start = time.perf_counter()

@@ -73,7 +73,10 @@ class CompareConfig:
             if field.name != "blocks" and getattr(self, field.name) != field.default
         ]
         for group, options in groups.items():
-            words += [(f"{group}.{key}", value) for key, value in options.items()]
+            if group == "plugins":
+                words += [("plugin", module) for module in options]
+            else:
+                words += [(f"{group}.{key}", value) for key, value in options.items()]
         return command_line("blockyard compare lm", [*words, ("out", out)])
 
 

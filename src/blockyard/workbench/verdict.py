@@ -221,9 +221,10 @@ def _widened(choice: Choice, report: Report) -> str:
     """Matching counts the blocks alone; a wider model also has a larger embedding, and the reader should know."""
     reference = next(c for c in report["choices"] if c["name"] == report["reference"])
     width = choice["match"]["changed"]["d_model"]
+    mine, its = units.count(choice["parameters"]), units.count(reference["parameters"])
     return (
         f"To match {reference['name']}, {choice['name']} became {width} wide, and its embedding and output matrix "
-        f"with it: {units.count(choice['parameters'])} parameters in all, against {units.count(reference['parameters'])}."
+        f"with it: {mine} parameters in all, against {its}."
     )
 
 
