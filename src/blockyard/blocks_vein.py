@@ -52,7 +52,7 @@ PRESETS = {
         stabilizer="none",
         eps="relative",
         rope="half",
-        norm="rms",
+        norm="layer",
     ),
     "seed": Preset(
         factored=True,
