@@ -62,14 +62,16 @@ def attend(
     plain = attn_mask is None and not return_weights and not dropout
     if window is not None and plain and queries == keys and keys > 2 * window:
         return _windowed(q, k, v, causal, padding_mask, window, scale, kernel), None
-    mask = combine_masks(q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=window)
     # Only the caller's masks can leave a query with nothing to see.
     guard = padding_mask is not None or attn_mask is not None
-    if return_weights or dropout or _use_matmul(q, k, v, kernel):
+    matmul = return_weights or dropout > 0 or _use_matmul(q, k, v, kernel)
+    if causal and not matmul and not guard and window is None and queries == keys and queries > 1:
+        # A square causal mask alone is a flag to SDPA: no T x T mask is made, and its fast path skips half the work.
+        return _sdpa(q, k, v, None, True, scale, False), None
+    mask = combine_masks(q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=window)
+    if matmul:
         return _matmul_attention(q, k, v, mask, scale, guard, dropout, dropout_keys, return_weights)
-    # A square causal mask alone is the flag that SDPA has a fast path for.
-    flag = causal and queries == keys and queries > 1 and not guard and window is None
-    return _sdpa(q, k, v, None if flag else mask, flag, scale, guard), None
+    return _sdpa(q, k, v, mask, False, scale, guard), None
 
 
 def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
