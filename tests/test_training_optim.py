@@ -14,7 +14,7 @@ from blockyard.errors import InputError
 from blockyard.layers.roles import Role
 from blockyard.options import options_of
 from blockyard.training.config import TrainConfig
-from blockyard.training.muon import UPDATE_RMS, Muon, orthogonalize
+from blockyard.training.muon import FLOOR, UPDATE_RMS, Muon, orthogonalize, quintics
 from blockyard.training.optim import Optimizers
 from blockyard.training.schedule import lr_factor
 from training_toy import ToyModel, toy_config
@@ -73,8 +73,8 @@ def twin_orthogonalize(matrix: torch.Tensor, steps: int) -> torch.Tensor:
     """The iteration on singular values, one by one."""
     u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
     s = s / s.norm()
-    for _ in range(steps):
-        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    for a, b, c in quintics(steps):
+        s = a * s + b * s**3 + c * s**5
     return u @ torch.diag(s) @ v
 
 
@@ -84,6 +84,19 @@ def test_newton_schulz_is_the_quintic_on_singular_values(shape: tuple[int, int])
     expected = torch.stack([twin_orthogonalize(m, 5) for m in matrix])
     torch.testing.assert_close(orthogonalize(matrix, 5, torch.float64), expected, rtol=1e-9, atol=1e-9)
     assert (orthogonalize(matrix.float(), 5).double() - expected).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8])
+def test_the_polynomials_come_nearer_to_one_with_every_step(steps: int) -> None:
+    x = torch.logspace(math.log10(FLOOR), 0, 2000, dtype=torch.float64)
+    furthest = []
+    for count in (steps, steps + 1):
+        y = x
+        for a, b, c in quintics(count):
+            y = a * y + b * y**3 + c * y**5
+        furthest.append(float((y - 1).abs().max()))
+    assert furthest[1] <= furthest[0] + 0.02
+    assert steps < 4 or furthest[0] < 0.15
 
 
 def test_orthogonalized_singular_values_are_near_one() -> None:

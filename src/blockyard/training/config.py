@@ -66,7 +66,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.95
-    orthogonal_steps: int = 5
+    orthogonal_steps: int = 4
     vein_lr_scale: float = 0.2
     vein_freeze_steps: int = 0
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"

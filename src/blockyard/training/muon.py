@@ -1,46 +1,83 @@
 """Muon: momentum whose matrices are made nearly orthogonal before each step.
 
-Keller Jordan's Muon (https://kellerjordan.github.io/posts/muon); the scale that gives every matrix an update of
-AdamW's size is from arXiv 2502.16982. Matrices of one shape are iterated together, as one batched product.
+Keller Jordan's Muon (https://kellerjordan.github.io/posts/muon) with the polynomials of arXiv 2505.16932; the scale that
+gives every matrix an update of AdamW's size is from arXiv 2502.16982. Matrices of one shape are iterated together, as one
+batched product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from blockyard.training.sharding import like, local, part, whole
+from blockyard.training.sharding import is_sharded, like, local, part, whole
 
-# The quintic of Muon's author: it is steep at zero (small singular values grow 3.4445-fold an iteration), at the
-# price of leaving all of them within about [0.7, 1.2] rather than at 1.
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# Singular values below this fraction of a gradient's norm are not brought all the way to 1. A smaller floor lifts weak
+# directions further and leaves all others less even; this one trained best of those tried, at three and four steps.
+FLOOR = 0.005
 # Root mean square of an AdamW update at rate 1, as measured there; the same rate then suits both optimizers.
 UPDATE_RMS = 0.2
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+@cache
+def quintics(steps: int, floor: float = FLOOR) -> tuple[tuple[float, float, float], ...]:
+    """Coefficients (a, b, c) of odd polynomials a x + b x^3 + c x^5 whose composition is nearest 1 on [floor, 1].
+
+    Choosing each as the nearest to 1 on the interval that the ones before leave is best for the composition, too
+    (arXiv 2505.16932).
+    """
+    low, high, found = floor, 1.0, []
+    for _ in range(steps):
+        (a, b, c), error = _nearest_to_one(low, high)
+        # Rounding may lift a value a little over the interval, where the polynomial would throw it far off.
+        found.append((a / 1.01, b / 1.01**3, c / 1.01**5))
+        low, high = 1 - error, 1 + error
+    return tuple(found)
+
+
+def _nearest_to_one(low: float, high: float) -> tuple[tuple[float, float, float], float]:
+    """The odd quintic with the least largest distance from 1 on [low, high], and that distance (Remez's exchange)."""
+    if high - low < 1e-3 * high:
+        middle = (low + high) / 2
+        return (1.875 / middle, -1.25 / middle**3, 0.375 / middle**5), 1e-7
+    inner = [0.75 * low + 0.25 * high, 0.25 * low + 0.75 * high]
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    for _ in range(60):
+        x = torch.tensor([low, *inner, high], dtype=torch.float64)
+        # At the best polynomial the distance is reached four times, with alternating signs.
+        system = torch.stack([x, x**3, x**5, signs], dim=1)
+        a, b, c, error = torch.linalg.solve(system, torch.ones_like(x)).tolist()
+        root = (9 * b * b - 20 * a * c) ** 0.5
+        inner = [((-3 * b + sign * root) / (10 * c)) ** 0.5 for sign in (-1, 1)]
+    return (a, b, c), error
+
+
+def orthogonalize(matrices: Tensor, steps: int = 4, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Nearest nearly-orthogonal matrices U Vᵀ of a stack, by Newton-Schulz iteration.
 
     Args:
         matrices: [n, rows, columns].
-        steps: iterations; five bring singular values down to a hundredth of the largest near 1.
+        steps: iterations, each with polynomials made for their number.
         dtype: floating type of the products. The iteration mends its own rounding errors, so bfloat16 will do.
 
     Returns: [n, rows, columns] of that type.
     """
-    a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices  # the Gram matrix of the short side is the cheap one
-    # The norm bounds every singular value by one; taken before rounding, so that tiny gradients survive.
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)).to(dtype).contiguous()
-    for _ in range(steps):
+    # The norm bounds every singular value by one. bfloat16 reaches as far down as float32, so it may be taken after
+    # rounding.
+    x = x.to(dtype).contiguous()
+    size = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(dtype, torch.float32))
+    x = x * (1 / (size + 1e-30)).to(dtype)
+    for a, b, c in quintics(steps):
         gram = x @ x.mT
-        quintic = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, quintic, x, beta=a)
+        inner = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, inner, x, beta=a)
     return x.mT if tall else x
 
 
@@ -67,11 +104,13 @@ class Muon(Optimizer):
         lr: float = 1e-2,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
-        steps: int = 5,
+        steps: int = 4,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps, "axes": None}
         self.dtype = dtype
+        self._averages: dict[int, Tensor] = {}
+        self._views: dict[int, list[Tensor]] = {}
         super().__init__(params, defaults)
         for group in self.param_groups:
             group["axes"] = group["axes"] or [(-2, -1)] * len(group["params"])
@@ -93,9 +132,10 @@ class Muon(Optimizer):
 
     def _update(self, parameters: list[nn.Parameter], axes: tuple[int, int], group: Mapping[str, Any]) -> None:
         """Update parameters of one shape: one chain of batched products for all of them."""
-        direction = torch.stack([whole(d) for d in self._directions(parameters, group["momentum"])])
+        sharded = is_sharded(parameters[0])
+        stack = (self._gathered if sharded else self._stacked)(parameters, group["momentum"])
         # To [n, rows, columns]: the matrix axes last, every other axis a part of the stack.
-        moved = direction.movedim([a if a < 0 else a + 1 for a in axes], (-2, -1))
+        moved = stack.movedim([a if a < 0 else a + 1 for a in axes], (-2, -1))
         matrices = moved.reshape(-1, *moved.shape[-2:])
         update = orthogonalize(matrices, group["steps"], self.dtype).reshape(moved.shape)
         update = update.movedim((-2, -1), [a if a < 0 else a + 1 for a in axes])
@@ -105,19 +145,41 @@ class Muon(Optimizer):
         mine = [local(p) for p in parameters]
         if group["weight_decay"]:
             torch._foreach_mul_(mine, 1 - lr * group["weight_decay"])
-        updates = update.to(direction.dtype).unbind()
+        updates = update.to(parameters[0].dtype).unbind()
         torch._foreach_add_(mine, [part(u, p) for u, p in zip(updates, parameters)], alpha=-lr * scale)
 
-    def _directions(self, parameters: list[nn.Parameter], momentum: float) -> list[Tensor]:
-        """Nesterov's look-ahead average of each parameter's gradients, and the running average moved on."""
-        buffers = []
+    def _stacked(self, parameters: list[nn.Parameter], momentum: float) -> Tensor:
+        """Nesterov's look-ahead average of the gradients, [n, ...], and the running average moved on."""
+        gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
+        average = self._average(parameters)
+        average.lerp_(gradients, 1 - momentum)
+        return gradients.lerp_(average, momentum)
+
+    def _average(self, parameters: list[nn.Parameter]) -> Tensor:
+        """The running averages of these parameters as one tensor, which each one's state is a view of."""
+        first = id(parameters[0])
+        known = self._averages.get(first)
+        if known is not None and len(known) == len(parameters):
+            mine = all(self.state[p].get("momentum") is view for p, view in zip(parameters, self._views[first]))
+            if mine:
+                return known
+        # The first step, or a state that was loaded.
+        states = [self.state[p] for p in parameters]
+        average = torch.stack([s.get("momentum", torch.zeros_like(p)) for s, p in zip(states, parameters)])
+        self._averages[first], self._views[first] = average, list(average.unbind())
+        for state, view in zip(states, self._views[first]):
+            state["momentum"] = view
+        return average
+
+    def _gathered(self, parameters: list[nn.Parameter], momentum: float) -> Tensor:
+        """The same for sharded parameters: averaged in parts, then gathered."""
+        whole_directions = []
         for parameter in parameters:
+            assert parameter.grad is not None
             state = self.state[parameter]
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-            buffers.append(state["momentum"])
-        gradients = [local(p.grad) for p in parameters if p.grad is not None]
-        averages = [local(b) for b in buffers]
-        torch._foreach_lerp_(averages, gradients, 1 - momentum)
-        ahead = torch._foreach_lerp(gradients, averages, momentum)
-        return [like(a, b) for a, b in zip(ahead, buffers)]
+            gradient, average = local(parameter.grad), local(state["momentum"])
+            average.lerp_(gradient, 1 - momentum)
+            whole_directions.append(whole(like(gradient.lerp(average, momentum), parameter)))
+        return torch.stack(whole_directions)
