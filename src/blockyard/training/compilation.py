@@ -29,7 +29,17 @@ def compiler_missing() -> str | None:
 
 def block_kinds(blocks: Sequence[nn.Module]) -> int:
     """How many blocks differ in a way that takes a compilation of its own."""
-    return len({repr(block) for block in blocks})
+    return len({_structure(block) for block in blocks})
+
+
+def _structure(block: nn.Module) -> str:
+    """What the compiled code depends on: classes, plain attributes, parameter shapes."""
+    parts = []
+    for name, module in block.named_modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, int | float | str | tuple | type(None))}
+        shapes = [tuple(p.shape) for p in module.parameters(recurse=False)]
+        parts.append(f"{name} {type(module).__qualname__} {plain} {shapes}")
+    return "\n".join(parts)
 
 
 def compiling_pays(eager_seconds: float, steps: int, kinds: int) -> tuple[bool, str]:

@@ -1,8 +1,8 @@
 """Muon: momentum whose matrices are made nearly orthogonal before each step.
 
-Keller Jordan's Muon (https://kellerjordan.github.io/posts/muon) with the polynomials of arXiv 2505.16932; the scale that
-gives every matrix an update of AdamW's size is from arXiv 2502.16982. Matrices of one shape are iterated together, as one
-batched product.
+Keller Jordan's Muon (https://kellerjordan.github.io/posts/muon) with the polynomials of arXiv 2505.16932; the scale
+that gives every matrix an update of AdamW's size is from arXiv 2502.16982. Matrices of one shape are iterated together,
+as one batched product.
 """
 
 from __future__ import annotations

@@ -1,0 +1,274 @@
+"""`train_lm` end to end, what its run folder holds, and how option groups become a configuration."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from blockyard.data import TextDataConfig, load_text
+from blockyard.errors import InputError
+from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.pattern import LayerSpec
+from blockyard.training.config import TrainConfig
+from blockyard.training.lm import LMTask, build_lm
+from blockyard.training.progress import Bar, Lines, make_progress
+from blockyard.training.resolve import as_groups, resolve
+from blockyard.training.run import load_run, train_lm
+
+PLUGIN = """
+from torch import nn
+from blockyard.registry import register_attn, register_ffn
+from blockyard.mixers.standard import StandardAttention
+
+@register_attn("yarn", group="knit")
+class Yarn(StandardAttention):
+    def __init__(self, d_model: int, n_heads: int = 2, *, gauge: int = 3, shared: int = 1, causal: bool = False):
+        super().__init__(d_model, n_heads, causal=causal)
+        self.gauge, self.shared = gauge, shared
+
+@register_ffn("purl", group="knit")
+class Purl(nn.Linear):
+    def __init__(self, d_model: int, *, shared: int = 1, scale: float = 1.0):
+        super().__init__(d_model, d_model)
+        self.shared, self.scale = shared, scale
+"""
+
+
+@pytest.fixture
+def knit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A plug-in with a family of two members; what it registers is taken out again."""
+    from blockyard import registry
+
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "knit_plugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(registry._register, "entries", dict(registry._register.entries))
+    monkeypatch.delitem(sys.modules, "knit_plugin", raising=False)
+    yield "knit_plugin"
+    sys.modules.pop("knit_plugin", None)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(chr(97 + (i * i + i // 7) % 26) for i in range(6000)))
+    return path
+
+
+def tiny(text: Path, **train: Any) -> dict[str, Any]:
+    return {
+        "model": {"d_model": 16, "n_layers": 2, "n_heads": 2, "context": 16},
+        "data": {"path": str(text), "cache_dir": str(text.parent / "cache")},
+        "train": {
+            "steps": 6,
+            "batch_size": 4,
+            "eval_every": 3,
+            "eval_batches": 2,
+            "log_every": 1,
+            "compile": "off",
+            "threads": 1,
+            "progress": False,
+            **train,
+        },
+    }
+
+
+def rows(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_folder_holds_all_that_using_the_model_takes(tmp_path: Path, text: Path) -> None:
+    out = train_lm(tiny(text), tmp_path / "run")
+    model, tokenizer, run = load_run(out)
+    assert not model.training and run.train.steps == 6
+    assert tokenizer.decode(tokenizer.encode("vein")) == "vein"
+    data = load_text(run.data, run.model.context)
+    with torch.no_grad():
+        losses = [
+            float(model(b["input_ids"], targets=b["targets"]).loss)
+            for b in data.val_batches(run.train.batch_size, limit=run.train.eval_batches)
+        ]
+    assert sum(losses) / len(losses) == pytest.approx(rows(out)[-1]["val_loss"], abs=2e-2)
+    environment = json.loads((out / "environment.json").read_text())
+    assert environment["data"]["sha256"] == data.fingerprint["sha256"]
+    assert environment["packages"]["torch"] == torch.__version__
+
+
+def test_the_written_configuration_runs_again_to_the_same_numbers(tmp_path: Path, text: Path) -> None:
+    first = train_lm(tiny(text), tmp_path / "first")
+    again = train_lm(yaml.safe_load((first / "config.yaml").read_text()), tmp_path / "again")
+    assert [r["loss"] for r in rows(first)] == [r["loss"] for r in rows(again)]
+
+
+def test_losses_of_word_pieces_are_also_given_per_byte(tmp_path: Path, text: Path) -> None:
+    groups = tiny(text)
+    groups["data"] |= {"tokenizer": "bpe", "vocab_size": 300}
+    last = rows(train_lm(groups, tmp_path / "run"))[-1]
+    assert 0 < last["val_loss_per_byte"] < last["val_loss"]
+
+
+def test_checkpointed_activations_change_no_number(tmp_path: Path, text: Path) -> None:
+    options = {"precision": "fp32"}
+    plain, recomputed = tiny(text, **options), tiny(text, checkpoint_activations=True, **options)
+    for groups in (plain, recomputed):
+        groups["model"]["dropout"] = 0.2
+    a, b = rows(train_lm(plain, tmp_path / "a")), rows(train_lm(recomputed, tmp_path / "b"))
+    assert [r["loss"] for r in a] == pytest.approx([r["loss"] for r in b], rel=1e-6)
+
+
+def test_the_best_checkpoint_can_be_asked_for(tmp_path: Path, text: Path) -> None:
+    out = train_lm(tiny(text, save_every=2, keep=1), tmp_path / "run")
+    best = min((r for r in rows(out) if "val_loss" in r), key=lambda r: r["val_loss"])
+    assert load_run(out, which="best")[2].train.steps == 6
+    assert (out / "checkpoints" / f"step-{best['step']:08d}").is_dir()
+
+
+def test_loading_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no run"):
+        load_run(tmp_path)
+
+
+def test_loading_a_run_without_a_checkpoint_is_refused(tmp_path: Path, text: Path) -> None:
+    out = train_lm(tiny(text), tmp_path / "run")
+    for folder in (out / "checkpoints").iterdir():
+        folder.rename(tmp_path / folder.name)
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        load_run(out)
+
+
+def test_an_unreadable_configuration_is_refused(tmp_path: Path, text: Path) -> None:
+    out = train_lm(tiny(text), tmp_path / "run")
+    (out / "config.yaml").write_text("model: [unclosed")
+    with pytest.raises(InputError, match=r"config\.yaml is not valid YAML"):
+        load_run(out)
+
+
+def test_changed_text_is_refused_on_resume(tmp_path: Path, text: Path) -> None:
+    out = train_lm(tiny(text), tmp_path / "run")
+    text.write_text(text.read_text().upper())
+    with pytest.raises(InputError, match="--resume with other data"):
+        train_lm(tiny(text), out, resume=True)
+
+
+def test_initial_weights_follow_the_seed_and_leave_the_random_state_alone() -> None:
+    config = LMConfig(vocab_size=8, d_model=8, n_layers=1, n_heads=2)
+    before = torch.get_rng_state()
+    a, b, c = build_lm(config, 1), build_lm(config, 1), build_lm(config, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(a.token_embeddings.weight, b.token_embeddings.weight)
+    assert not torch.equal(a.token_embeddings.weight, c.token_embeddings.weight)
+
+
+class RoutedLM(TransformerLM):
+    """A model with an auxiliary loss."""
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        output = super().forward(*arguments, **keywords)
+        output.aux = {"losses": {"balance": torch.tensor(2.0)}}
+        return output
+
+
+def test_auxiliary_losses_are_weighted_and_logged(text: Path) -> None:
+    data = load_text(TextDataConfig(path=str(text), cache_dir=str(text.parent / "cache")), 16)
+    model_config = LMConfig(vocab_size=256, d_model=8, n_layers=1, n_heads=2, context=16)
+    task = LMTask(model_config, data, TrainConfig(batch_size=2, aux_loss_weight=0.5))
+    loss, stats = task.loss(RoutedLM(model_config), task.batch(0, slice(None)))
+    assert float(loss.detach()) == pytest.approx(float(stats["lm_loss"]) + 1.0)
+    assert float(stats["loss/balance"]) == 2.0
+
+
+def test_groups_become_a_configuration_and_back() -> None:
+    groups = {
+        "model": {"d_model": 32, "dropout": 0.1},
+        "attn": {"impl": "standard", "window": 8},
+        "ffn": {"impl": "relu2"},
+        "train": {"steps": 7},
+        "data": {"max_bytes": 1000},
+    }
+    run = resolve(groups)
+    (spec,) = run.model.blocks
+    assert (spec.attn, spec.ffn, spec.attn_options) == ("standard", "relu2", {"window": 8})
+    assert (run.model.d_model, run.train.steps, run.data.max_bytes) == (32, 7, 1000)
+    assert resolve(as_groups(run)) == run
+
+
+def test_a_pattern_comes_back_from_its_groups() -> None:
+    run = resolve({"model": {"pattern": "standard[window=4]*2/standard+relu2"}})
+    assert [spec.ffn for spec in run.model.blocks] == ["swiglu", "swiglu", "relu2"]
+    assert resolve(as_groups(run)) == run
+
+
+def test_a_family_serves_both_of_its_members(knit: str) -> None:
+    run = resolve(
+        {
+            "plugins": [knit],
+            "attn": {"impl": "yarn"},
+            "ffn": {"impl": "purl"},
+            "knit": {"shared": 5, "gauge": 7, "scale": 2},
+        }
+    )
+    (spec,) = run.model.blocks
+    assert spec == LayerSpec("yarn", "purl", {"shared": 5, "gauge": 7}, {"shared": 5, "scale": 2.0})
+    assert resolve(as_groups(run)) == run
+
+
+def test_an_option_in_brackets_goes_before_its_group(knit: str) -> None:
+    groups = {"plugins": [knit], "model": {"pattern": "yarn[gauge=9]/yarn"}, "knit": {"gauge": 4}}
+    assert [spec.attn_options["gauge"] for spec in resolve(groups).model.blocks] == [9, 4]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"modle": {}}, r"no option group 'modle' \(did you mean 'model'\?\)"),
+        ({"model": {"d_modle": 4}}, r"'d_modle' \(did you mean 'd_model'\?\)"),
+        ({"model": {"vocab_size": 4}}, "vocab_size"),
+        ({"train": {"steps": "many"}}, "steps='many' should be int"),
+        ({"attn": {"impl": "standart"}}, "standart"),
+        ({"attn": {"windw": 3}}, r"'windw' \(did you mean 'window'\?\)"),
+        ({"attn": {"impl": "standard"}, "model": {"pattern": "standard"}}, "already names the mixers"),
+        ({"plugins": ["no_such_module_here"]}, "no_such_module_here"),
+    ],
+)
+def test_bad_groups_are_named(groups: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve(groups)
+
+
+def test_an_option_of_a_family_that_is_not_selected_is_refused(knit: str) -> None:
+    with pytest.raises(InputError, match="'shared' is an option of: yarn, purl; neither is selected"):
+        resolve({"plugins": [knit], "knit": {"shared": 2}})
+    with pytest.raises(InputError, match="'gauge' is an option of: yarn; it is not selected"):
+        resolve({"plugins": [knit], "ffn": {"impl": "purl"}, "knit": {"gauge": 2}})
+
+
+def test_plain_lines_name_step_loss_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress = make_progress(10, shown=True)
+    assert isinstance(progress, Lines)
+    progress.update(10, {"loss": 1.5, "tokens_per_second": 1234.0})
+    assert "step 10/10" in stream.getvalue() and "loss 1.5000" in stream.getvalue()
+    assert "1,234 tokens/s" in stream.getvalue()
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    progress = make_progress(10, shown=True)
+    assert isinstance(progress, Bar)
+    progress.update(3, {"loss": 1.5, "tokens_per_second": 1234.0})
+    progress.say("a line that stays")
+    progress.close()
+    assert "1.5000" in stream.getvalue() and "a line that stays" in stream.getvalue()
