@@ -279,12 +279,12 @@ def test_peak_memory_grows_with_the_model(text):
 def test_steps_follow_from_the_budget():
     assert steps_for("tokens", 1000, tokens_per_step=100, flops_per_step=1) == 10
     assert steps_for("flops", 1000, tokens_per_step=1, flops_per_step=300) == 3
-    assert steps_for("seconds", 10, tokens_per_step=1, flops_per_step=1, seconds_per_step=1.0) == 11
+    assert steps_for("seconds", 10, tokens_per_step=1, flops_per_step=1, seconds_per_step=1.0) == 13
     with pytest.raises(InputError, match="less than one step takes"):
         steps_for("tokens", 10, tokens_per_step=100, flops_per_step=1)
-    assert steps_left(10, 10.5, 1.0, 25) == 0
-    assert steps_left(10, 5, 1.0, 25) == 5
-    assert steps_left(10, 0, 0.01, 25) == 25
+    assert steps_left(-0.5, 1.0, 25) == 0
+    assert steps_left(5, 1.0, 25) == 5
+    assert steps_left(10, 0.01, 25) == 25
 
 
 def test_plain_lines_show_the_runs_in_training(capsys, monkeypatch):
@@ -308,3 +308,28 @@ def test_the_live_table_shows_every_run():
     assert "relu2[d_ff=8]" in text
     assert "1.2500" in text
     assert "waiting" in text
+
+
+class Ticking:
+    """A clock that moves on by five milliseconds whenever it is looked at."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 0.005
+        return self.now
+
+    process_time = perf_counter
+
+
+def test_a_run_ended_by_the_clock_ends_its_schedule_with_it(tmp_path, text, monkeypatch):
+    monkeypatch.setattr("blockyard.training.trainer.time", Ticking())
+    # Measured as twice as fast as it then is: the schedule must follow the clock, not the plan.
+    monkeypatch.setattr(measure, "seconds_per_step", lambda runs, data, budget: dict.fromkeys(runs, 0.0025))
+    config = terms("standard", seeds=1, budget_unit="seconds", budget_value=0.4, slice_steps=2)
+    run = compare(config, groups_for(text), tmp_path / "out")["choices"][0]["runs"][0]
+    rows = [json.loads(line) for line in (folder_of(tmp_path / "out", "standard", 0) / "metrics.jsonl").open()]
+    rates = [row["lr"] for row in rows if "lr" in row]
+    assert run["seconds"] == pytest.approx(0.4, abs=0.02)
+    assert rates[-1] < 0.1 * max(rates)

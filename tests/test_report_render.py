@@ -207,3 +207,12 @@ def test_a_folder_that_is_a_file_is_one_clear_line(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match="cannot write the report"):
         write_report(synthetic_report(), tmp_path / "out")
+
+
+def test_losses_per_token_are_shown_per_byte_too():
+    raw = synthetic_report()
+    raw["quality"].update(unit="nats/token", bytes_per_token=3.0)
+    text = render_markdown(analyse(raw))
+    mean = analyse(raw)["ranking"][0]["final"]["mean"]
+    assert f"{mean / 3:.3f} nats/byte" in text
+    assert "A token is 3.00 bytes on average" in text

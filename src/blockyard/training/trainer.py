@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,10 @@ class Trainer:
             self._one_step()
             made += 1
         return made
+
+    def end_schedule_at(self, step: int) -> None:
+        """Let the learning rate end its schedule at another step than the last: for a run that a clock will end."""
+        self.engine.optimizers.config = replace(self.config, steps=max(step, self.step + 1))
 
     def _one_step(self) -> None:
         if self.decisions.compile is None and self.step == TIMED_STEPS:

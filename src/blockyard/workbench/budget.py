@@ -7,8 +7,8 @@ from typing import Literal
 
 from blockyard.errors import InputError
 
-# The clock ends a run that is slower than it was when measured; planning a little long uses the time of a faster one.
-SLACK = 1.03
+# The clock ends a run with a budget in seconds; it is planned longer, so that a machine that became faster is used.
+SLACK = 1.25
 
 
 def steps_for(
@@ -19,7 +19,7 @@ def steps_for(
     flops_per_step: int,
     seconds_per_step: float | None = None,
 ) -> int:
-    """Optimizer steps that spend the budget: the nearest whole number, for seconds a little more (the clock ends it).
+    """Optimizer steps that spend the budget: the nearest whole number, for seconds some more (the clock ends it).
 
     Args:
         unit: what is counted.
@@ -44,8 +44,8 @@ def steps_for(
     return max(1, math.ceil(value / cost * SLACK) if unit == "seconds" else round(value / cost))
 
 
-def steps_left(value: float, spent: float, seconds_per_step: float, most: int) -> int:
-    """Steps to make before looking at the clock again: 0 when the seconds are spent."""
-    if spent >= value:
+def steps_left(seconds: float, seconds_per_step: float, most: int) -> int:
+    """Steps to make before looking at the clock again: 0 when no seconds are left."""
+    if seconds <= 0:
         return 0
-    return max(1, min(most, int((value - spent) / max(seconds_per_step, 1e-9))))
+    return max(1, min(most, int(seconds / max(seconds_per_step, 1e-9))))

@@ -122,7 +122,10 @@ def _advance(job: Job, trainer: Trainer, config: CompareConfig) -> schema.Run | 
     steps = config.slice_steps
     if config.budget_unit == "seconds":
         pace = trainer.seconds / trainer.step if trainer.step else job.planned.seconds_per_step or 0.0
-        steps = steps_left(config.budget_value, trainer.seconds, pace, steps)
+        left = config.budget_value - trainer.seconds
+        steps = steps_left(left, pace, steps)
+        # The clock ends the run, so the clock is what the schedule must end with.
+        trainer.end_schedule_at(trainer.step + round(left / max(pace, 1e-9)))
     try:
         if steps:
             trainer.advance(steps)
@@ -173,8 +176,8 @@ def _look(line: Line, trainer: Trainer, config: CompareConfig, job: Job) -> None
     line.loss = row.get("loss", line.loss)
     line.val_loss = row.get("val_loss", line.val_loss)
     line.tokens_per_second = trainer.tokens / trainer.seconds if trainer.seconds else None
-    part = trainer.seconds / config.budget_value if config.budget_unit == "seconds" else 0.0
-    line.part = max(part, trainer.step / job.planned.steps)
+    by_clock = config.budget_unit == "seconds"
+    line.part = trainer.seconds / config.budget_value if by_clock else trainer.step / job.planned.steps
 
 
 def _end_line(job: Job, run: schema.Run) -> str:
