@@ -12,6 +12,7 @@ from blockyard.layers.compensator import NormalCompensator
 from blockyard.layers.roles import roles
 from blockyard.layers.vein import VeinProjector, recommend_rank
 from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.registry import implementation
 from twins.vein import seed_block
 
 D, H, R = 24, 3, 4
@@ -234,3 +235,8 @@ def test_errors_say_what_came_and_what_would_be_right(build, words):
     with pytest.raises(InputError) as caught:
         build()
     assert words in str(caught.value)
+
+
+def test_no_stabilizer_and_no_rotation_can_be_asked_for_in_words():
+    assert implementation("ffn", "vft").options["stabilizer"].parse("none") == "none"
+    assert implementation("block", "tva+vft").options["rope"].parse("none") == "none"

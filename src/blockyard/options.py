@@ -80,7 +80,10 @@ class Option:
         Raises:
             InputError: naming the option, the word and the type wanted.
         """
-        # None first, text last: "none" for `str | None` means None, and "4" for `str | int` means 4.
+        # A choice that is called so comes first: "none" for `Literal["none", "full"] | None` is that choice. Then None,
+        # and text last: "none" for `str | None` means None, and "4" for `str | int` means 4.
+        if text in self.choices:
+            return text
         order = sorted(self.alternatives, key=lambda a: (a is not type(None), a is str))
         for alternative in order:
             fits, value = _parse(alternative, text)

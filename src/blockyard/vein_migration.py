@@ -158,8 +158,9 @@ def _copy_queries_and_keys(standard: StandardAttention, attn: TVAAttention, root
         kept = kept[: attn.rank]
         if isinstance(standard.q_norm, RMSNorm):
             # Normalised, the size of q and k does not matter; that of their gains does.
-            for mine, its in ((attn.q_norm, standard.q_norm), (attn.k_norm, standard.k_norm)):
-                mine.get_parameter("weight").copy_(its.get_parameter("weight")[kept] * scale)
+            gains: Any = [(attn.q_norm, standard.q_norm), (attn.k_norm, standard.k_norm)]
+            for mine, its in gains:
+                mine.weight.copy_(its.weight[kept] * scale)
             scale = 1.0
         attn.q_proj.weight.copy_((q[:, kept] * scale).flatten(0, 1))
         attn.k_proj.weight.copy_((k[:, kept] * scale).flatten(0, 1))
