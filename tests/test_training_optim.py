@@ -105,6 +105,13 @@ def test_orthogonalized_singular_values_are_near_one() -> None:
     assert float(singular.min()) > 0.5 and float(singular.max()) < 1.4
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-30, 1e-26, 1e-23, 1e-19, 1e-12, 1e18], ids=str)
+def test_a_gradient_of_any_size_gives_a_finite_update(size: float) -> None:
+    matrix = size * torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.bfloat16, torch.float32):
+        assert float(orthogonalize(matrix, dtype=dtype).float().abs().max()) <= 1.5
+
+
 def test_a_muon_update_has_the_stated_size_for_any_shape() -> None:
     for shape in ((16, 16), (64, 16), (16, 64)):
         weight = nn.Parameter(torch.zeros(shape))

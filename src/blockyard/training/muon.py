@@ -22,6 +22,9 @@ from blockyard.training.sharding import is_sharded, like, local, part, whole
 FLOOR = 0.005
 # Root mean square of an AdamW update at rate 1, as measured there; the same rate then suits both optimizers.
 UPDATE_RMS = 0.2
+# A matrix with a smaller norm is nearly nothing and stays so. Squares of entries under 1e-19 vanish in float32: divided
+# by a norm that misses them, such a matrix would be thrown to infinity by the polynomials.
+LEAST_NORM = 1e-12
 
 
 @cache
@@ -73,7 +76,7 @@ def orthogonalize(matrices: Tensor, steps: int = 4, dtype: torch.dtype = torch.b
     # rounding.
     x = x.to(dtype).contiguous()
     size = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(dtype, torch.float32))
-    x = x * (1 / (size + 1e-30)).to(dtype)
+    x = x * (1 / (size + LEAST_NORM)).to(dtype)
     for a, b, c in quintics(steps):
         gram = x @ x.mT
         inner = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
