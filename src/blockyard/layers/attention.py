@@ -79,8 +79,11 @@ def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
         return kernel == "matmul"
     if q.device.type != "cpu":
         return False
-    # One query per sequence is a matrix-vector product; grouped heads would make SDPA expand every key.
-    return q.shape[-2] == 1 or k.shape[-2] <= MATMUL_UP_TO.get(q.dtype, _MATMUL_UP_TO_ELSE)
+    if q.shape[-2] == 1:
+        # A decoding step: SDPA is as fast in float32, two to eight times faster in bfloat16, but would copy the whole
+        # cache to expand grouped heads or to pad values.
+        return q.shape[1] != k.shape[1] or q.shape[-1] != v.shape[-1]
+    return k.shape[-2] <= MATMUL_UP_TO.get(q.dtype, _MATMUL_UP_TO_ELSE)
 
 
 def combine_masks(
