@@ -240,3 +240,33 @@ def test_errors_say_what_came_and_what_would_be_right(build, words):
 def test_no_stabilizer_and_no_rotation_can_be_asked_for_in_words():
     assert implementation("ffn", "vft").options["stabilizer"].parse("none") == "none"
     assert implementation("block", "tva+vft").options["rope"].parse("none") == "none"
+
+
+def test_a_diagnosis_adds_entropy_and_effective_rank_within_their_bounds():
+    made, x = block(causal=True), sample(9)
+    found = made.diagnose(x)
+    assert 0 < float(found["attention_entropy"]) < torch.log(torch.tensor(9.0))
+    assert 1 <= float(found["effective_rank"]) <= R
+    torch.testing.assert_close(found["eps_mean"], made.reconstruction_error(x).mean())
+
+
+def test_tokens_along_one_direction_have_effective_rank_one():
+    made = block(norm="rms")
+    made.attn.zero_init_output()
+    x = torch.randn(2, 6, 1) * torch.randn(D)
+    assert float(made.diagnose(x)["effective_rank"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_padding_is_left_out_of_a_diagnosis():
+    made, x = block(causal=True, rope="none"), sample(6)
+    padded = torch.cat([torch.randn(2, 3, D), x], dim=1)
+    mask = torch.tensor([[0] * 3 + [1] * 6] * 2)
+    for name in ("attention_entropy", "effective_rank"):
+        alone, beside = made.diagnose(x)[name], made.diagnose(padded, padding_mask=mask)[name]
+        torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-5)
+
+
+def test_the_ranks_of_attention_and_ffn_can_differ():
+    config = LMConfig(vocab_size=11, blocks="tva[rank=4]+vft[ffn_rank=8]", d_model=32, n_layers=1, n_heads=2)
+    layer = TransformerLM(config).layers[0]
+    assert (layer.attn.rank, layer.rank) == (4, 8)

@@ -298,6 +298,29 @@ class VFTBlock(nn.Module):
         self.normals.set_tau(tau)
         return tau
 
+    @torch.no_grad()
+    def diagnose(
+        self, x: Tensor, *, attn_mask: Tensor | None = None, padding_mask: Tensor | None = None
+    ) -> dict[str, Any]:
+        """The metrics of `forward` on a block input x, and two that cost more.
+
+        Returns: also attention_entropy, the mean entropy in nats of a query's weights, and effective_rank, the
+            exponential of the entropy of the variance shares along the vein's principal directions (1 … rank).
+        """
+        _, metrics = self(x, attn_mask=attn_mask, padding_mask=padding_mask, return_metrics=True)
+        masks: dict[str, Any] = {"attn_mask": attn_mask, "padding_mask": padding_mask}
+        _, weights = self.attn(self.ln1(x) if self.pre else x, return_weights=True, **masks)
+        _, h = self._attended(x, **masks)
+        z = F.linear(h, self.vein.matrices()[0])
+        if padding_mask is not None:
+            keep = padding_mask.to(torch.bool)
+            z, weights = z[keep], weights.transpose(1, 2)[keep]
+        entropy = -torch.special.xlogy(weights.double(), weights.double()).sum(-1).mean()
+        spread = torch.linalg.svdvals(z.double().flatten(0, -2)).square()
+        shares = spread / spread.sum()
+        effective = (-torch.special.xlogy(shares, shares).sum()).exp()
+        return {**metrics, "attention_entropy": entropy, "effective_rank": effective}
+
     def new_cache(
         self,
         batch: int,
