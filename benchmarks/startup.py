@@ -34,9 +34,7 @@ BARS = {"blockyard --help": 0.6, "blockyard train lm --help": 2.0}
 
 def cpu_seconds(words: list[str], status: int) -> float:
     """User + system seconds of one child process, which must end with the given status."""
-    process = subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, ended, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(ended)
     if process.returncode != status:

@@ -67,7 +67,8 @@ class Ours:
         return {
             "decisions": list(self.trainer.decisions.why),
             "compile_seconds": round(self.compile_seconds, 1),
-            "train": {k: v for k, v in vars(self.trainer.config).items() if k in ("lr", "matrix_lr", "optimizer")},
+            "train": {k: v for k, v in vars(self.trainer.config).items() if k in ("matrix_lr", "optimizer")}
+            | {"lr": self.trainer.config.adamw_lr},
         }
 
     def close(self) -> None:

@@ -22,7 +22,8 @@ class TrainConfig:
         batch_size: sequences per optimizer step, over all ranks and accumulation steps together.
         accumulate: forward/backward passes per optimizer step; divides the memory for activations.
         optimizer: `muon` gives matrices orthogonalised momentum and the rest AdamW; `adamw` gives all AdamW.
-        lr: peak learning rate of AdamW's parameters (all of them with `optimizer=adamw`).
+        lr: peak learning rate of AdamW's parameters (all of them with `optimizer=adamw`); none means 0.02 for the
+            embeddings, head and gains that Muon leaves to it, and 0.003 when it trains everything.
         matrix_lr: peak learning rate of Muon's matrices; an update has root mean square 0.2 x rate (as
             AdamW's have, arXiv 2502.16982), whatever the matrix's shape.
         weight_decay: decoupled decay of matrices and of the head; embeddings, gains and biases have none.
@@ -60,13 +61,13 @@ class TrainConfig:
     batch_size: int = 16
     accumulate: int = 1
     optimizer: Literal["muon", "adamw"] = "muon"
-    lr: float = 4e-3
+    lr: float | None = None
     matrix_lr: float = 1e-2
-    weight_decay: float = 0.1
+    weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.95
-    orthogonal_steps: int = 4
+    orthogonal_steps: int = 3
     vein_lr_scale: float = 0.2
     vein_freeze_steps: int = 0
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
@@ -98,7 +99,8 @@ class TrainConfig:
         for name in ("warmup", "eval_every", "save_every", "vein_freeze_steps", "threads", "seed"):
             _at_least(self, name, 0)
         for name in ("lr", "matrix_lr"):
-            if not 0 < getattr(self, name) < float("inf"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"train.{name}={getattr(self, name)} must be a number above 0")
         for name in ("weight_decay", "grad_clip", "vein_lr_scale", "aux_loss_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
@@ -118,6 +120,13 @@ class TrainConfig:
         if self.schedule != "constant" and self.warmup >= self.steps > 1:
             # A warm-up longer than the run would never reach the rate that was asked for.
             object.__setattr__(self, "warmup", self.steps // 10)
+
+    @property
+    def adamw_lr(self) -> float:
+        """Peak learning rate of AdamW's parameters, the default filled in."""
+        if self.lr is not None:
+            return self.lr
+        return 0.02 if self.optimizer == "muon" else 0.003
 
     def rows(self, ranks: int) -> int:
         """Rows of one forward pass on one rank.

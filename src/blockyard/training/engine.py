@@ -97,7 +97,7 @@ class Engine:
             else:
                 self._not_finite(step, loss_value, norm)
             self.optimizers.zero_grad()
-        return StepResult(loss_value, norm, factor * self.config.lr, not finite, stats)
+        return StepResult(loss_value, norm, factor * self.config.adamw_lr, not finite, stats)
 
     def forward_backward(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Accumulate the gradients of the global batch number `step`; returns this rank's mean loss and stats."""

@@ -46,7 +46,7 @@ class Optimizers:
             group: dict[str, Any] = {
                 "params": members.parameters,
                 "weight_decay": config.weight_decay if kind in ("matrix", "head") else 0.0,
-                "peak_lr": config.matrix_lr if by_muon else config.lr,
+                "peak_lr": config.matrix_lr if by_muon else config.adamw_lr,
                 "vein": group_name == "vein",
             }
             if group["vein"]:
@@ -60,7 +60,7 @@ class Optimizers:
         self.members: list[torch.optim.Optimizer] = []
         if adam:
             betas = (config.beta1, config.beta2)
-            self.members.append(torch.optim.AdamW(adam, lr=config.lr, betas=betas, eps=1e-10, fused=True))
+            self.members.append(torch.optim.AdamW(adam, lr=config.adamw_lr, betas=betas, eps=1e-10, fused=True))
         if muon:
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             steps = config.orthogonal_steps
