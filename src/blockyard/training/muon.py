@@ -70,18 +70,18 @@ def orthogonalize(matrices: Tensor, steps: int = 4, dtype: torch.dtype = torch.b
 
     Returns: [n, rows, columns] of that type.
     """
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices  # the Gram matrix of the short side is the cheap one
     # The norm bounds every singular value by one. bfloat16 reaches as far down as float32, so it may be taken after
     # rounding.
-    x = x.to(dtype).contiguous()
+    x = matrices.to(dtype).contiguous()
     size = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(dtype, torch.float32))
     x = x * (1 / (size + LEAST_NORM)).to(dtype)
+    # The Gram matrix of the short side is the cheap one.
+    tall = matrices.shape[-2] > matrices.shape[-1]
     for a, b, c in quintics(steps):
-        gram = x @ x.mT
+        gram = x.mT @ x if tall else x @ x.mT
         inner = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, inner, x, beta=a)
-    return x.mT if tall else x
+        x = torch.baddbmm(x, x, inner, beta=a) if tall else torch.baddbmm(x, inner, x, beta=a)
+    return x
 
 
 class Muon(Optimizer):

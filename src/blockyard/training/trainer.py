@@ -24,6 +24,7 @@ from blockyard.training.distributed import join_ranks, load_whole_state, whole_s
 from blockyard.training.engine import Engine, StepResult
 from blockyard.training.environment import describe_environment
 from blockyard.training.folder import RunFolder, differing_keys
+from blockyard.training.memory import keep_freed_memory
 from blockyard.training.progress import Progress, Silent, make_progress
 from blockyard.training.signals import Interrupted, StopRequest
 from blockyard.training.task import Task
@@ -75,6 +76,8 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.ranks = join_ranks(config.device)
+        if self.ranks.device.type == "cpu":
+            keep_freed_memory()
         config.rows(self.ranks.size)
         self._folder: RunFolder | None = self.ranks.together(lambda: RunFolder(self.out, resume=resume), None)
         try:
