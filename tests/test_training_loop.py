@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -221,3 +222,17 @@ def test_toy_batches_are_functions_of_the_step() -> None:
     task = ToyTask(toy_config())
     whole = task.batch(3, slice(None))["x"]
     assert torch.equal(torch.cat([task.batch(3, slice(0, 4))["x"], task.batch(3, slice(4, 8))["x"]]), whole)
+
+
+def test_nothing_starts_a_process_while_the_folder_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*arguments: object, **options: object) -> None:
+        raise AssertionError(f"started {arguments}")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", started)
+    # platform remembers what it has asked for.
+    monkeypatch.setattr(platform, "_uname_cache", None)
+    monkeypatch.setattr(platform, "_platform_cache", {})
+    trainer = toy_trainer(tmp_path, toy_config())
+    trainer.run()
+    trainer.close()
+    assert metrics(tmp_path)[-1]["step"] == 12

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import nn
 
 from blockyard.errors import InputError
 from blockyard.training.config import TrainConfig
+from blockyard.training.machine import processor_name
 from blockyard.training.precision import bf16_pays, matmul_error
 
 # An fp32 product whose error stays below this is still fp32 to any training run.
@@ -113,11 +113,5 @@ class Remembered:
 
 
 def _machine() -> str:
-    """The processor's model, as far as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{platform.machine()} {line.partition(':')[2].strip()} x{os.cpu_count()}"
-    except OSError:
-        pass
-    return f"{platform.machine()} {platform.processor()} x{os.cpu_count()}"
+    """What the speed of a step depends on."""
+    return f"{os.uname().machine} {processor_name()} x{os.cpu_count()}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from importlib import metadata
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 import blockyard
+from blockyard.training.machine import processor_name, system_name
 
 RECORDED = ("torch", "numpy", "safetensors", "tokenizers", "pyarrow")
 
@@ -20,9 +20,9 @@ def describe_environment(device: torch.device, ranks: int) -> dict[str, Any]:
     return {
         "blockyard": blockyard.__version__,
         "python": sys.version.split()[0],
-        "platform": platform.platform(),
+        "platform": system_name(),
         "packages": {name: version for name in RECORDED if (version := _version(name))},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "ranks": ranks,

@@ -8,7 +8,6 @@ or says in one line what to change.
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -25,6 +24,7 @@ from blockyard.generation.stream import generate_text
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.training.config import as_dict
 from blockyard.training.environment import describe_environment
+from blockyard.training.machine import processor_name, system_name
 from blockyard.training.resolve import LMRun
 from blockyard.training.run import load_run
 from blockyard.workbench import measure, schema
@@ -285,23 +285,13 @@ def _versions() -> dict[str, str]:
 def _machine(base: LMRun) -> dict[str, Any]:
     cuda = torch.cuda.is_available() and base.train.device != "cpu"
     return {
-        "cpu": _cpu(),
+        "cpu": processor_name(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "memory_bytes": _memory(),
         "accelerator": torch.cuda.get_device_name() if cuda else None,
-        "system": platform.platform(),
+        "system": system_name(),
     }
-
-
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _memory() -> int | None:

@@ -1,0 +1,27 @@
+"""The machine's names, found without starting a process.
+
+`platform.platform()` and `platform.processor()` run `uname -p`. A child that starts in the instant in which its parent
+is killed holds the run folder's lock for a moment longer, and whoever resumes at once finds the folder in use.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def processor_name() -> str:
+    """The processor's model as far as the system tells it, otherwise its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return os.uname().machine
+
+
+def system_name() -> str:
+    """Kernel, its release and the architecture, such as `Linux-6.8.0-x86_64`."""
+    names = os.uname()
+    return f"{names.sysname}-{names.release}-{names.machine}"
