@@ -22,13 +22,15 @@ import torch
 from blockyard.training.checkpoint import list_checkpoints
 from blockyard.training.run import train_lm
 
+STEPS = 120
+
 
 def groups(text: str) -> dict[str, Any]:
     return {
         "model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "context": 16, "dropout": 0.1},
         "data": {"path": text, "cache_dir": str(Path(text).parent / "cache")},
         "train": {
-            "steps": 120,
+            "steps": STEPS,
             "batch_size": 4,
             "save_every": 2,
             "eval_every": 10,
@@ -53,16 +55,52 @@ def start(text: str, out: Path) -> int:
     return child
 
 
-def wait_for_training(file: Path, child: int) -> None:
-    """Return once the child adds to the file, or has ended."""
-    size = file.stat().st_size if file.exists() else 0
-    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        grown = file.stat().st_size if file.exists() else 0
-        if grown > size:
+def ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def lines_in(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def wait_for_steps(file: Path, child: int, steps: int, seconds: float = float("inf")) -> None:
+    """Return once the child has added so many lines of metrics, or has ended, or the time is over."""
+    before, end = lines_in(file), time.monotonic() + seconds
+    while time.monotonic() < end and not ended(child):
+        now = lines_in(file)
+        if now >= before + steps:
             return
         # A resumed run first takes back what it will write again.
-        size = min(size, grown)
-        time.sleep(0.005)
+        before = min(before, now)
+        time.sleep(0.002)
+
+
+def kill_and_resume(text: str, out: Path, kills: int, moments: random.Random, step_seconds: float) -> list[int]:
+    """Kill and resume until the run ends; returns the steps that the checkpoints had after each kill.
+
+    Moments are counted in steps that the run has made, not in seconds: on a machine that others load, a run is now
+    slower and now faster than the one that was timed.
+    """
+    steps: list[int] = []
+    while True:
+        child = start(text, out)
+        if len(steps) < kills:
+            if moments.random() < 0.8:
+                # So few that all kills fit into the run.
+                wait_for_steps(out / "metrics.jsonl", child, moments.randint(1, STEPS // (kills + 1)))
+                # Anywhere in a step and the checkpoint behind it, but no further.
+                wait_for_steps(out / "metrics.jsonl", child, 2, moments.uniform(0, 2 * step_seconds))
+            else:
+                # While setting up.
+                time.sleep(moments.uniform(0, 0.1))
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0, f"an attempt failed after {len(steps)} kills"
+            return steps
+        assert os.WTERMSIG(status) == signal.SIGKILL, f"an attempt died of signal {os.WTERMSIG(status)}"
+        found = list_checkpoints(out / "checkpoints")
+        steps.append(found[-1][0] if found else 0)
 
 
 def main() -> None:
@@ -71,26 +109,8 @@ def main() -> None:
     begin = time.monotonic()
     child = start(text, folder / "whole")
     assert os.waitpid(child, 0)[1] == 0, "the uninterrupted run failed"
-    seconds = time.monotonic() - begin
-    moments = random.Random(seed)
-    steps: list[int] = []
-    for _ in range(20 * kills):
-        child = start(text, folder / "killed")
-        if moments.random() < 0.8:
-            wait_for_training(folder / "killed" / "metrics.jsonl", child)
-        # Short enough that several attempts are needed; those that were not waited for die while setting up.
-        time.sleep(moments.uniform(0, 1.5 * seconds / kills))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0, "an attempt failed"
-            break
-        found = list_checkpoints(folder / "killed" / "checkpoints")
-        steps.append(found[-1][0] if found else 0)
-        if len(steps) >= kills:
-            child = start(text, folder / "killed")
-            assert os.waitpid(child, 0)[1] == 0, "the last attempt failed"
-            break
+    step_seconds = (time.monotonic() - begin) / STEPS
+    steps = kill_and_resume(text, folder / "killed", kills, random.Random(seed), step_seconds)
     print(json.dumps({"kills": len(steps), "steps": steps}))
 
 
