@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -149,6 +150,20 @@ def test_closed_pipe_ends_quietly() -> None:
     )  # fmt: skip
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("lines", [1, 10_000], ids=["at the end", "half-way"])
+def test_full_disk_under_the_output_is_one_line_and_status_2(lines: int) -> None:
+    script = (
+        "import sys; from blockyard.cli import app;"
+        f"app.dispatch = lambda words: [print('x' * 80) for _ in range({lines})] and 0;"
+        "sys.exit(app.run_words([]))"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write the output: No space left on device\n"
 
 
 def test_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

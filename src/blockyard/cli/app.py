@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -38,6 +39,13 @@ def run_words(argv: Sequence[str] | None) -> int:
         # flushes stdout at exit, so that goes nowhere.
         discard_stdout()
         return 0
+    except OSError as error:
+        # What writes files says so itself; what is left is the output, sent to a file on a full disk.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        discard_stdout()
+        say_error(f"cannot write the output: {error.strerror}")
+        return 2
 
 
 def dispatch(words: list[str]) -> int:
