@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from blockyard.errors import InputError
+from blockyard.training import folder as folder_module
 from blockyard.training.checkpoint import list_checkpoints
+from blockyard.training.folder import RunFolder
 from blockyard.training.signals import Interrupted
 from training_toy import toy_config, toy_trainer
 
@@ -177,6 +179,36 @@ def test_a_full_disk_is_a_clear_error_and_the_previous_checkpoint_is_intact(tmp_
     assert names == ["step-00000004", "step-00000005"]
     run(tmp_path / "full", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "full")
+
+
+def test_a_disk_that_fills_up_under_the_metrics_is_a_clear_error_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    trainer = toy_trainer(tmp_path / "full", toy_config())
+    trainer.advance(6)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "full" / "metrics.jsonl").stat().st_size + 10, hard))
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*metrics\.jsonl"):
+            trainer.advance(1)
+        trainer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    run(tmp_path / "full", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "full")
+
+
+def test_a_run_that_began_while_the_lock_was_waited_for_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = folder_module.fcntl.flock
+
+    def slow_lock(file: object, how: int) -> None:
+        (tmp_path / "config.yaml").write_text("{}")
+        lock(file, how)
+
+    monkeypatch.setattr(folder_module.fcntl, "flock", slow_lock)
+    with pytest.raises(InputError, match="already holds a run"):
+        RunFolder(tmp_path, resume=False)
 
 
 def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:

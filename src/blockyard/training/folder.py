@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -34,8 +35,7 @@ class RunFolder:
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
-        has_run = (path / CONFIG).exists()
-        if resume and not has_run:
+        if resume and not (path / CONFIG).exists():
             raise InputError(f"nothing to resume: {path} holds no run (no {CONFIG} in it)")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,8 @@ class RunFolder:
         except OSError as error:
             self._lock.close()
             raise InputError(f"run folder {path} is in use by another process") from error
-        if has_run and not resume:
+        # Asked with the lock in hand: another process may have begun and ended a run here in the meantime.
+        if not resume and (path / CONFIG).exists():
             self._lock.close()
             raise InputError(f"{path} already holds a run; give --resume to continue it, or another --out")
         sweep(self.checkpoints)
@@ -111,9 +112,11 @@ class RunFolder:
 
     def close(self) -> None:
         """Let the folder go."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+        metrics, self._metrics = self._metrics, None
+        if metrics is not None:
+            # On a full disk closing fails as the write before it did, which was told.
+            with contextlib.suppress(OSError):
+                metrics.close()
         self._lock.close()
 
     def _write(self, name: str, text: str) -> None:
