@@ -91,7 +91,7 @@ def test_the_format_can_be_given_against_the_suffix(tmp_path):
 
 
 def test_a_missing_path_is_refused(tmp_path):
-    refused(tmp_path / "none.txt", "does not exist")
+    refused(tmp_path / "none.txt", r"^data\.path='[^']*none\.txt' does not exist; give a text file or a folder$")
 
 
 def test_a_path_with_a_nul_character_is_refused():

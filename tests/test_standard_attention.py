@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockyard.conformance.subject import own_random, random, randomise
+from blockyard.errors import InputError
 from blockyard.mixers.standard import StandardAttention
 from twins.standard import standard_attention
 
@@ -91,3 +92,13 @@ def test_lower_precision_stays_close_to_the_definition(dtype):
     expected, _ = standard_attention(build(dtype=dtype).double(), x[0].double(), causal=True)
     tolerance = 1e-5 if dtype == torch.float32 else 0.06
     torch.testing.assert_close(attention(x, causal=True)[0][0].double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"head_dim": 0}, "head_dim=0"), ({"head_dim": -4}, "head_dim=-4"), ({"n_heads": 0, "head_dim": 4}, "n_heads=0")],
+    ids=str,
+)
+def test_sizes_below_one_are_refused(options, words):
+    with pytest.raises(InputError, match=f"{words} should be at least 1"):
+        StandardAttention(**{"d_model": 16, "n_heads": 4, **options})

@@ -272,3 +272,10 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     progress.say("a line that stays")
     progress.close()
     assert "1.5000" in stream.getvalue() and "a line that stays" in stream.getvalue()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+@pytest.mark.parametrize("name", ["logit_softcap", "rope_theta"])
+def test_a_model_option_that_gives_no_numbers_is_refused(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"{name}={value} should be positive"):
+        LMConfig(vocab_size=8, **{name: value})

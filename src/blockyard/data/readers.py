@@ -38,11 +38,12 @@ def read_path(path: str | Path, format: str = "auto", text_field: str = "text") 
     """
     where = Path(path).expanduser()
     try:
-        is_folder, is_file = where.is_dir(), where.is_file()
-        if not where.exists():
-            raise InputError(f"data.path={str(path)!r} does not exist; give a text file or a folder")
+        is_folder, is_file, exists = where.is_dir(), where.is_file(), where.exists()
     except (OSError, ValueError) as error:
         raise InputError(f"data.path={str(path)!r} cannot be read: {error}") from error
+    # Not in the try: an InputError is a ValueError.
+    if not exists:
+        raise InputError(f"data.path={str(path)!r} does not exist; give a text file or a folder")
     if format == "auto":
         format = "folder" if is_folder else _format_of(where)
     if format == "folder" and not is_folder:

@@ -59,7 +59,7 @@ class StandardAttention(Mixer):
         kernel: auto, matmul or sdpa; auto decides by length and device.
 
     Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S].
-    Raises: InputError when heads do not divide, head_dim is odd with rope, or window < 1.
+    Raises: InputError when heads do not divide, head_dim is odd with rope, or head_dim or window is below 1.
     """
 
     def __init__(
@@ -80,7 +80,11 @@ class StandardAttention(Mixer):
     ) -> None:
         super().__init__()
         self.d_model, self.n_heads, self.causal = d_model, n_heads, causal
-        self.head_dim = head_dim or check_heads(d_model, n_heads)
+        if head_dim is not None and head_dim < 1:
+            raise InputError(f"head_dim={head_dim} should be at least 1, or none")
+        if n_heads < 1:
+            raise InputError(f"n_heads={n_heads} should be at least 1")
+        self.head_dim = check_heads(d_model, n_heads) if head_dim is None else head_dim
         self.n_kv_heads = n_kv_heads if n_kv_heads is not None else n_heads
         if self.n_kv_heads < 1 or n_heads % self.n_kv_heads:
             raise InputError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")

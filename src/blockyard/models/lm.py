@@ -63,9 +63,10 @@ class LMConfig:
                 raise InputError(f"{name}={getattr(self, name)} should be at least 1")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout={self.dropout} should be at least 0 and below 1")
-        if self.logit_softcap is not None and self.logit_softcap <= 0:
+        # Written so that NaN and infinity are refused, too.
+        if self.logit_softcap is not None and not 0 < self.logit_softcap < float("inf"):
             raise InputError(f"logit_softcap={self.logit_softcap} should be positive, or none")
-        if self.rope_theta <= 0:
+        if not 0 < self.rope_theta < float("inf"):
             raise InputError(f"rope_theta={self.rope_theta} should be positive")
 
     @property
