@@ -139,3 +139,18 @@ def test_interrupted_stream_ends_without_a_traceback(run: str, how: str) -> None
     process.stderr.close()
     assert process.wait(timeout=60) == (130 if how == "ctrl-c" else 0)
     assert "Traceback" not in error
+
+
+def test_plugin_of_a_run_is_found_in_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "cli_generate_plugin.py").write_text(
+        "from blockyard.mixers.standard import StandardAttention\n"
+        "from blockyard.registry import register_attn\n"
+        "register_attn('cli_generated')(type('Mine', (StandardAttention,), {'__module__': __name__}))\n"
+    )
+    # As a console script runs: the current folder is not on the path.
+    script = "import sys; from blockyard.cli import main; sys.path = [p for p in sys.path if p]; sys.exit(main())"
+    train = [*words(tmp_path), "--out", "run", "--plugin", "cli_generate_plugin", "--attn.impl", "cli_generated"]
+    for command in (train, ["generate", "run", "--tokens", "3", "--seed", "1"]):
+        done = subprocess.run([sys.executable, "-c", script, *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -288,11 +288,13 @@ class Trainer:
                 f"--resume with another configuration: {'; '.join(different)}; use the run's own or another --out"
             )
         before = folder.read_environment().get("data", {})
-        if before and before.get("sha256") != self.task.fingerprint.get("sha256"):
-            raise InputError(
-                f"--resume with other data: the text of {folder.path} had sha256 {before.get('sha256')}, "
-                f"{self.task.fingerprint.get('source')} now has {self.task.fingerprint.get('sha256')}"
-            )
+        for key, what in (("sha256", "text"), ("tokenizer_sha256", "tokenizer")):
+            now = self.task.fingerprint.get(key)
+            if before and before.get(key) != now:
+                raise InputError(
+                    f"--resume with other data: the {what} of {folder.path} had sha256 {before.get(key)}, "
+                    f"{self.task.fingerprint.get('source')} now has {now}"
+                )
         latest = folder.latest()
         return checkpoints.load_checkpoint(latest) if latest else None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from blockyard.cli.app import see_current_folder
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     if options.num_samples < 1:
         raise InputError(f"--num_samples={options.num_samples} should be 1 or more")
     prompt = read_prompt() if options.prompt == "-" else options.prompt
+    # A run may name plug-ins that lie there, as `train lm` found them.
+    see_current_folder()
     model, tokenizer, _ = load_run(Path(arguments.run))
     if sampling.seed is None and sampling.temperature > 0:
         sampling = dataclasses.replace(sampling, seed=fresh_seed())
