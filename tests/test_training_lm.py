@@ -279,3 +279,27 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_option_that_gives_no_numbers_is_refused(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{name}={value} should be positive"):
         LMConfig(vocab_size=8, **{name: value})
+
+
+def test_resuming_with_another_tokenizer_is_refused(tmp_path: Path, text: Path) -> None:
+    groups = tiny(text)
+    mine = tmp_path / "mine"
+    for number, vocabulary in enumerate("ab"):
+        other = text.with_name(f"{vocabulary}.txt")
+        other.write_text(f"{vocabulary * 3} " * 50)
+        found = load_text(
+            TextDataConfig(path=str(other), tokenizer="bpe", vocab_size=258, cache_dir=str(tmp_path / "cache")), 8
+        )
+        found.tokenizer.save(mine)
+        groups["data"]["tokenizer"] = str(mine)
+        if number == 0:
+            train_lm(groups, tmp_path / "run")
+    with pytest.raises(InputError, match="--resume with other data: the tokenizer of "):
+        train_lm(groups, tmp_path / "run", resume=True)
+
+
+def test_what_blocks_report_is_logged_for_every_layer(tmp_path: Path, text: Path) -> None:
+    groups = tiny(text)
+    groups |= {"attn": {"impl": "tva"}, "ffn": {"impl": "vft"}, "vft": {"metrics": True}}
+    last = rows(train_lm(groups, tmp_path / "run"))[-1]
+    assert all(0 <= last[f"layers.{i}/eps_mean"] <= last[f"layers.{i}/eps_max"] for i in range(2))

@@ -49,7 +49,7 @@ class LMTask:
         return self.data.batch(self.config.seed, step, self.config.batch_size, self.context, rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean nats per token, plus the blocks' own losses, weighted."""
+        """Mean nats per token, plus the blocks' own losses, weighted; what the blocks report is logged."""
         output = model(batch["input_ids"], targets=batch["targets"])
         loss, stats = output.loss, {}
         if output.aux and output.aux.get("losses"):
@@ -57,6 +57,10 @@ class LMTask:
             for name, value in output.aux["losses"].items():
                 stats[f"loss/{name}"] = value.detach()
                 loss = loss + self.config.aux_loss_weight * value
+        if output.aux:
+            for layer, found in output.aux.get("stats", {}).items():
+                scalars = {name: v for name, v in found.items() if isinstance(v, Tensor) and v.numel() == 1}
+                stats |= {f"{layer}/{name}": v.detach() for name, v in scalars.items()}
         return loss, stats
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
