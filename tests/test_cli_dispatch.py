@@ -112,9 +112,7 @@ def test_options_are_not_abbreviated() -> None:
         parser.parse(["--num=3"])
 
 
-def test_only_rank_0_prints_the_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_rank_0_prints_the_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RANK", "1")
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == ""
@@ -127,9 +125,7 @@ def test_error_of_several_lines_is_printed_as_one(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == "error: first second\n"
 
 
-def test_interrupt_ends_with_status_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupt_ends_with_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(words: list[str]) -> int:
         raise KeyboardInterrupt
 

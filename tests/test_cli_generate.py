@@ -103,9 +103,7 @@ def test_seed_that_was_drawn_is_told(run: str, capsys: pytest.CaptureFixture[str
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_option_is_told(
-    run: str, capsys: pytest.CaptureFixture[str], given: list[str], told: str
-) -> None:
+def test_bad_option_is_told(run: str, capsys: pytest.CaptureFixture[str], given: list[str], told: str) -> None:
     assert told in error_of(capsys, "generate", run, "--seed", "0", *given)
 
 

@@ -96,9 +96,7 @@ def test_info_works_for_every_registered_name(kind: registry.Kind, capsys: pytes
         assert "costs" in shown(capsys, "info", name)
 
 
-def test_info_measures_a_class_without_a_cost_formula(
-    with_toys: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_info_measures_a_class_without_a_cost_formula(with_toys: None, capsys: pytest.CaptureFixture[str]) -> None:
     expected = "0 parameters; 0.000 GFLOP forward; measured: the class has no cost formula"
     assert expected in shown(capsys, "info", "toy_mixer")
 

@@ -279,9 +279,7 @@ def test_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
 
 def test_plugins_of_a_file_must_be_a_list(tmp_path: Path) -> None:
     assert plugins_of(tmp_path, {"plugins": ["a.b"]}) == ["a.b"]
-    assert message(plugins_of, tmp_path, {"plugins": "a.b"}).endswith(
-        "plugins='a.b' should be a list of module names"
-    )
+    assert message(plugins_of, tmp_path, {"plugins": "a.b"}).endswith("plugins='a.b' should be a list of module names")
 
 
 def test_family_named_like_another_group_is_refused(groups: dict[str, Group]) -> None:

@@ -14,6 +14,7 @@ from cli_helpers import TEXT, error_of, words
 
 yaml = pytest.importorskip("yaml")
 
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text and a finished run of it."""
@@ -97,9 +98,7 @@ def test_run_without_a_folder_takes_the_next_free_one(folder: Path, monkeypatch:
     assert (folder / "runs" / "lm-002" / "config.yaml").exists()
 
 
-def test_plugin_named_in_a_settings_file_brings_its_options(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plugin_named_in_a_settings_file_brings_its_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from blockyard import registry
 
     (folder / "cli_plugin_trained.py").write_text(
@@ -202,9 +201,7 @@ def test_out_that_is_a_file_is_refused(folder: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
-def test_truncated_checkpoint_is_refused_and_named(
-    folder: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_truncated_checkpoint_is_refused_and_named(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     run = folder / f"truncated-{name}"
     shutil.copytree(folder / "run", run)
     newest = sorted((run / "checkpoints").glob("step-*"))[-1] / name
@@ -212,9 +209,7 @@ def test_truncated_checkpoint_is_refused_and_named(
     assert str(newest) in error_of(capsys, "train", "lm", "--out", str(run), "--resume")
 
 
-def test_edited_settings_of_a_run_are_refused_with_their_line(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_edited_settings_of_a_run_are_refused_with_their_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder / "edited"
     shutil.copytree(folder / "run", run)
     (run / "config.yaml").write_text("model:\n  d_model: 16\n   n_layers: 1\n")

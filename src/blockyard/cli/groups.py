@@ -96,7 +96,7 @@ def block_groups(default_attn: str, default_ffn: str) -> list[Group]:
 
 
 def serves(members: Iterable[Entry]) -> str:
-    """"tva (attention), vft (FFN)"."""
+    """ "tva (attention), vft (FFN)"."""
     words = {"attn": "attention", "ffn": "FFN", "block": "the paired block"}
     return ", ".join(f"{entry.name} ({words[entry.kind]})" for entry in members)
 
@@ -119,9 +119,7 @@ def lm_groups() -> dict[str, Group]:
     from blockyard.models.lm import LMConfig
     from blockyard.training.config import TrainConfig
 
-    model = dataclass_group(
-        "model", "the language model", LMConfig, without=("vocab_size", "blocks"), extra=(PATTERN,)
-    )
+    model = dataclass_group("model", "the language model", LMConfig, without=("vocab_size", "blocks"), extra=(PATTERN,))
     train = dataclass_group("train", "the training run", TrainConfig)
     data = dataclass_group("data", "the text", TextDataConfig)
     return by_name([model, *block_groups("standard", "swiglu"), train, data])

@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(flag: str, known: Iterable[str]) -> str:
-    """" (did you mean '--vft.rank'?)" or ""."""
+    """ " (did you mean '--vft.rank'?)" or ""."""
     near = difflib.get_close_matches(flag, sorted(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

@@ -78,7 +78,7 @@ def option_help(option: Option, group: Group) -> str:
 
 
 def default_text(option: Option) -> str:
-    """"required", or "default: 4"."""
+    """ "required", or "default: 4"."""
     if option.required:
         return "required"
     return f"default: {value_text(option.default)}"
@@ -270,7 +270,7 @@ def misplaced(item: Given, group: Group, options: list[str], settled: Settings) 
 
 
 def selection_text(settled: Settings) -> str:
-    """"attn.impl=standard, ffn.impl=swiglu", or the pattern."""
+    """ "attn.impl=standard, ffn.impl=swiglu", or the pattern."""
     attn, ffn = settled[MIXER_GROUP].get("impl"), settled[FFN_GROUP]["impl"]
     mixers = f"attn.impl={attn}" if attn else f"model.pattern={settled['model']['pattern']}"
     return f"{mixers}, ffn.impl={ffn}"

@@ -51,13 +51,9 @@ def loader(yaml: Any) -> Any:
             seen = set()
             for key, _ in node.value:
                 if not isinstance(key.value, str):
-                    raise yaml.constructor.ConstructorError(
-                        None, None, "a key should be one word", key.start_mark
-                    )
+                    raise yaml.constructor.ConstructorError(None, None, "a key should be one word", key.start_mark)
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{key.value!r} stands twice", key.start_mark
-                    )
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 

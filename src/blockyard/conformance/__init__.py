@@ -1,12 +1,12 @@
 """The conformance suite: one set of checks, generated from traits, that every mixer and FFN must pass.
 
-    from blockyard.conformance import check, mixer_checks
+from blockyard.conformance import check, mixer_checks
 
-    print(check(MyMixer))                                                   # a report
+print(check(MyMixer))                                                   # a report
 
-    @pytest.mark.parametrize("case", mixer_checks(MyMixer), ids=str)        # or tests of your own package
-    def test_conformance(case):
-        case()
+@pytest.mark.parametrize("case", mixer_checks(MyMixer), ids=str)        # or tests of your own package
+def test_conformance(case):
+    case()
 """
 
 # The modules of checks register themselves in the order in which a report shows them.

@@ -52,9 +52,7 @@ def load_text(
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_sha256": tokenizer.fingerprint(),
     }
-    return TextData(
-        tokens, tokenizer, val_fraction=config.val_fraction, context=context, fingerprint=fingerprint
-    )
+    return TextData(tokens, tokenizer, val_fraction=config.val_fraction, context=context, fingerprint=fingerprint)
 
 
 def _pieces(config: TextDataConfig) -> Pieces:

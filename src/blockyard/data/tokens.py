@@ -77,9 +77,7 @@ def scan(read: Callable[[], Pieces]) -> ScannedText:
     return ScannedText(pieces, digest.hexdigest(), n_bytes, n_documents)
 
 
-def encoded(
-    text: ScannedText, tokenizer: Tokenizer, folder: Path, progress: Progress | None = None
-) -> np.ndarray:
+def encoded(text: ScannedText, tokenizer: Tokenizer, folder: Path, progress: Progress | None = None) -> np.ndarray:
     """Return all token ids of a text, memory-mapped from the cache folder, encoding what is not there.
 
     Documents are separated by the tokenizer's separator.
@@ -113,9 +111,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def token_arrays(
-    text: ScannedText, tokenizer: Tokenizer, progress: Progress | None = None
-) -> Iterator[np.ndarray]:
+def token_arrays(text: ScannedText, tokenizer: Tokenizer, progress: Progress | None = None) -> Iterator[np.ndarray]:
     """Yield the ids of a text in arrays, with the separator between documents."""
     dtype = token_dtype(tokenizer.vocab_size)
     done = 0

@@ -164,7 +164,5 @@ class Sampler:
         processed = process(logits, self.config, seen)
         if self.config.temperature == 0:
             return processed.argmax(-1)
-        uniform = torch.stack(
-            [torch.rand((), dtype=torch.float64, generator=self._generators[row]) for row in rows]
-        )
+        uniform = torch.stack([torch.rand((), dtype=torch.float64, generator=self._generators[row]) for row in rows])
         return draw(processed, uniform.to(logits.device))
