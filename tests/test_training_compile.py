@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from blockyard.training.compilation import block_kinds, compiler_missing, compiling_pays
+from blockyard.training.compilation import block_kinds, compilation_plan, compiler_missing
 from blockyard.training.resolve import as_groups, resolve
 from blockyard.training.run import make_task, train_lm
 from blockyard.training.trainer import Trainer
@@ -32,10 +32,23 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_compiling_pays_only_in_runs_that_are_long_enough() -> None:
-    assert not compiling_pays(0.03, 100, 1)[0]
-    assert compiling_pays(0.03, 100_000, 1)[0]
-    assert not compiling_pays(0.03, 3000, 10)[0]
+def extent(eager_seconds: float, steps: int, kinds: int = 1, layers: int = 4, **more: Any) -> str:
+    return compilation_plan(eager_seconds, steps, kinds=kinds, layers=layers, **more)[0]
+
+
+def test_longer_runs_compile_more() -> None:
+    assert extent(0.03, 100) == "no"
+    assert extent(0.03, 3000) == "blocks"
+    assert extent(0.03, 100_000) == "model"
+
+
+def test_many_kinds_of_blocks_must_repay_each_compilation() -> None:
+    assert extent(0.03, 3000, kinds=10, layers=10) == "no"
+
+
+def test_kernels_that_were_built_before_repay_sooner() -> None:
+    assert extent(0.03, 1000) == "no"
+    assert extent(0.03, 1000, warm=["blocks"]) == "blocks"
 
 
 def test_blocks_of_one_kind_count_once(tmp_path: Path) -> None:
@@ -48,21 +61,21 @@ def test_blocks_of_one_kind_count_once(tmp_path: Path) -> None:
 
 @needs_compiler
 def test_a_compilation_that_fails_leaves_auto_running_eager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(blocks: Any) -> None:
+    def fail(*arguments: Any) -> None:
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr("blockyard.training.engine.compile_blocks", fail)
-    monkeypatch.setattr("blockyard.training.trainer.compiling_pays", lambda *a: (True, "it would pay"))
+    monkeypatch.setattr("blockyard.training.engine.compile_model", fail)
+    monkeypatch.setattr("blockyard.training.trainer.compilation_plan", lambda *a, **k: ("blocks", 1.0, "it would pay"))
     out = train_lm(tiny(tmp_path), tmp_path / "run")
     decisions = json.loads((out / "environment.json").read_text())["decisions"]
-    assert decisions["compile"] is False and "no luck" in decisions["why"][-1]
+    assert decisions["compile"] == "no" and "no luck" in decisions["why"][-1]
     assert len(losses(out)) == 12
 
 
 @needs_compiler
 @pytest.mark.slow
 def test_compiled_runs_equal_eager_ones_and_resume_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockyard.training.trainer.compiling_pays", lambda *a: (True, "it would pay"))
+    monkeypatch.setattr("blockyard.training.trainer.compilation_plan", lambda *a, **k: ("blocks", 1.0, "it would pay"))
     eager = losses(train_lm(tiny(tmp_path, compile="off"), tmp_path / "eager"))
     groups = tiny(tmp_path)
     auto = train_lm(groups, tmp_path / "auto")

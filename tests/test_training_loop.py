@@ -192,7 +192,7 @@ def test_compiling_without_a_compiler_is_refused_or_left_out(tmp_path: Path, mon
     with pytest.raises(InputError, match=r"train.compile=on: there is no C\+\+ compiler"):
         toy_trainer(tmp_path / "on", toy_config(compile="on"))
     trainer = toy_trainer(tmp_path / "auto", toy_config(compile="auto"))
-    assert trainer.decisions.compile is False
+    assert trainer.decisions.compile == "no"
     trainer.close()
     environment = json.loads((tmp_path / "auto" / "environment.json").read_text())
     assert "no C++ compiler" in " ".join(environment["decisions"]["why"])
@@ -203,7 +203,7 @@ def test_auto_decides_by_the_time_of_the_first_steps(tmp_path: Path, monkeypatch
     trainer = toy_trainer(tmp_path / "run", toy_config(compile="auto"))
     trainer.run()
     trainer.close()
-    assert trainer.decisions.compile is False
+    assert trainer.decisions.compile == "no"
     assert trainer.decisions.eager_ms is not None
     # Another run on this machine decides by the same figure.
     again = toy_trainer(tmp_path / "again", toy_config(compile="auto"))

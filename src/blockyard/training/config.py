@@ -40,7 +40,8 @@ class TrainConfig:
         grad_clip: largest global gradient norm; 0 leaves gradients as they are.
         aux_loss_weight: factor on auxiliary losses that blocks return (a router's balance, say).
         precision: `fp32`; `bf16` (mixed precision); or `auto`, the faster one that this machine supports.
-        compile: `on`, `off`, or `auto`: only when the predicted saving over the run exceeds the predicted cost.
+        compile: `on` (block by block), `model` (the model whole: slower to compile, faster to run), `off`, or
+            `auto`: what the predicted times say takes least over the run, compiling included.
         checkpoint_activations: recompute each block's activations in the backward pass, to save memory.
         seed: seed of initial weights, batches and dropout.
         eval_every: steps between evaluations; 0 evaluates only at the end.
@@ -77,7 +78,7 @@ class TrainConfig:
     grad_clip: float = 1.0
     aux_loss_weight: float = 0.01
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "model", "off"] = "auto"
     checkpoint_activations: bool = False
     seed: int = 0
     eval_every: int = 250

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from blockyard.errors import InputError
+from blockyard.training.compilation import Extent
 from blockyard.training.config import TrainConfig
 from blockyard.training.machine import processor_name
 from blockyard.training.precision import bf16_pays, matmul_error
@@ -34,14 +35,14 @@ class Decisions:
     Args:
         precision: `fp32` or `bf16`.
         matmul: torch's fp32 matmul precision.
-        compile: whether blocks are compiled; None until it is decided.
+        compile: what is compiled, `no`, `blocks` or the `model` whole; None until it is decided.
         why: the reason of each decision, for people.
         eager_ms: measured milliseconds of an eager step, if it was measured.
     """
 
     precision: str
     matmul: str
-    compile: bool | None = None
+    compile: Extent | None = None
     why: tuple[str, ...] = ()
     eager_ms: float | None = None
 
@@ -78,7 +79,10 @@ def decide_precision(config: TrainConfig, device: torch.device) -> Decisions:
 
 
 class Remembered:
-    """Milliseconds of an eager step by machine and model shape, in a small file of the user's cache folder."""
+    """What this machine has seen of a model's shape, in a small file of the user's cache folder.
+
+    `eager_ms`: milliseconds of an eager step; `compiled`: the extents whose kernels have been built before.
+    """
 
     def __init__(self, model: nn.Module, decisions: Decisions, shape: tuple[int, ...]) -> None:
         parameters = sorted(f"{n}:{tuple(p.shape)}" for n, p in model.named_parameters())
@@ -89,20 +93,30 @@ class Remembered:
         cache = os.environ.get("BLOCKYARD_CACHE") or Path.home() / ".cache" / "blockyard"
         self.path = Path(cache) / "decisions.json"
 
-    def get(self) -> float | None:
-        value = self._read().get(self.key)
+    @property
+    def eager_ms(self) -> float | None:
+        value = self._entry().get("eager_ms")
         return float(value) if isinstance(value, int | float) else None
 
-    def put(self, milliseconds: float) -> None:
+    @property
+    def compiled(self) -> list[str]:
+        value = self._entry().get("compiled")
+        return [str(extent) for extent in value] if isinstance(value, list) else []
+
+    def put(self, **seen: Any) -> None:
         """Remember; a cache that cannot be written is only slower."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            data = self._read() | {self.key: milliseconds}
+            data = self._read() | {self.key: self._entry() | seen}
             with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
                 json.dump(data, file)
             os.replace(file.name, self.path)
         except OSError:
             return
+
+    def _entry(self) -> dict[str, Any]:
+        entry = self._read().get(self.key)
+        return entry if isinstance(entry, dict) else {}
 
     def _read(self) -> dict[str, Any]:
         try:

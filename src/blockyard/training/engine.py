@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.layers.dropout import Dropout, set_dropout_keys
-from blockyard.training.compilation import compile_blocks, eager
+from blockyard.training.compilation import Extent, compile_model, eager
 from blockyard.training.config import TrainConfig
 from blockyard.training.decisions import Decisions
 from blockyard.training.distributed import Ranks, last_pass_only, replicate, shard
@@ -149,9 +149,9 @@ class Engine:
         finally:
             self.model.train()
 
-    def compile(self, step: int) -> None:
-        """Compile the blocks and run one forward and backward pass that changes nothing, so that it is done."""
-        compile_blocks(self.blocks)
+    def compile(self, step: int, extent: Extent) -> None:
+        """Compile, and run one forward and backward pass that changes nothing, so that it is done."""
+        compile_model(self.model, self.blocks, extent)
         self.compiled = True
         buffers = {n: b.clone() for n, b in self.model.named_buffers()}
         try:
@@ -165,10 +165,10 @@ class Engine:
                         buffer.copy_(buffers[name])
 
     def uncompile(self) -> None:
-        """Run the blocks as written again."""
+        """Run everything as written again."""
         self.compiled = False
-        for block in self.blocks:
-            block._compiled_call_impl = None
+        for module in (self.model, *self.blocks):
+            module._compiled_call_impl = None
 
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         self._skips_in_a_row += 1

@@ -17,7 +17,7 @@ import torch
 
 from blockyard.errors import InputError, require
 from blockyard.training import checkpoint as checkpoints
-from blockyard.training.compilation import block_kinds, compiler_missing, compiling_pays
+from blockyard.training.compilation import Extent, block_kinds, compilation_plan, compiler_missing
 from blockyard.training.config import FREE_ON_RESUME, TrainConfig
 from blockyard.training.decisions import Decisions, Remembered, decide_precision
 from blockyard.training.distributed import join_ranks, load_whole_state, whole_state
@@ -108,7 +108,7 @@ class Trainer:
             self._folder.rewind_metrics(self.step)
         self._write_environment()
         self._tensorboard = self._open_tensorboard()
-        if self.decisions.compile and self.step >= self._compile_from:
+        if self._compiles and self.step >= self._compile_from:
             self._compile()
 
     # What a comparison reads.
@@ -173,7 +173,7 @@ class Trainer:
     def _one_step(self) -> None:
         if self.decisions.compile is None and self.step == TIMED_STEPS:
             self._decide_by_timing()
-        if self.decisions.compile and not self.engine.compiled and self.step >= self._compile_from:
+        if self._compiles and not self.engine.compiled and self.step >= self._compile_from:
             self._compile()
         wall, cpu = time.perf_counter(), time.process_time()
         result = self.engine.step(self.step)
@@ -321,34 +321,53 @@ class Trainer:
         """The first compiled step: `auto` times eager ones first, in every run alike, so that runs are comparable."""
         return TIMED_STEPS if self.config.compile == "auto" else 0
 
+    @property
+    def _compiles(self) -> bool:
+        return self.decisions.compile in ("blocks", "model")
+
     def _decide_compile(self) -> None:
         """What can be said about compiling before any step was timed."""
         option, missing = self.config.compile, compiler_missing()
-        if option == "on" and missing:
-            raise InputError(f"train.compile=on: {missing}; install one, or use auto or off")
+        if option in ("on", "model") and missing:
+            raise InputError(f"train.compile={option}: {missing}; install one, or use auto or off")
         if option == "on" and not self.engine.blocks:
             raise InputError("train.compile=on: the model has no blocks to compile")
-        if option in ("on", "off"):
-            self._decide(compile=option == "on", reason=f"compile: {option}, as asked")
+        if option == "model" and self.engine.kind == "fsdp2":
+            raise InputError("train.compile=model: a sharded model is compiled block by block; use on")
+        asked: dict[str, Extent] = {"on": "blocks", "model": "model", "off": "no"}
+        if option in asked:
+            self._decide(compile=asked[option], reason=f"compile: {asked[option]}, as asked")
         elif missing:
-            self._decide(compile=False, reason=f"compile: no, {missing}")
+            self._decide(compile="no", reason=f"compile: no, {missing}")
         elif not self.engine.blocks or self.engine.kind == "fsdp2":
-            self._decide(compile=False, reason="compile: no, auto compiles neither sharded nor foreign models")
+            self._decide(compile="no", reason="compile: no, auto compiles neither sharded nor foreign models")
+
+    def _remembered(self) -> Remembered:
+        return Remembered(self.engine.model, self.decisions, (self.config.batch_size, self.task.tokens_per_step))
 
     def _decide_by_timing(self) -> None:
         """Compile or not, from the time of the first steps or what is remembered of this machine."""
-        memory = Remembered(self.engine.model, self.decisions, (self.config.batch_size, self.task.tokens_per_step))
-        eager = memory.get() if self.ranks.first else None
+        nothing: tuple[Extent, float, str] = ("no", 0.0, "")
+        extent, eager, words = self.ranks.together(self._plan_compilation, nothing)
+        extent, eager, words = self.ranks.share((extent, eager, words))
+        self._decide(compile=extent, eager_ms=eager, reason=f"compile: {extent}, {words}")
+
+    def _plan_compilation(self) -> tuple[Extent, float, str]:
+        memory = self._remembered()
+        eager = memory.eager_ms
         if eager is None:
             eager = statistics.median(self._timings[WARM_STEPS:]) * 1e3
-            if self.ranks.first:
-                memory.put(eager)
-        eager = self.ranks.share(eager)
-        kinds = block_kinds(self.engine.blocks)
-        pays, words = compiling_pays(eager / 1e3, self.config.steps - self.step, kinds)
-        self._decide(compile=pays, eager_ms=eager, reason=f"compile: {'yes' if pays else 'no'}, {words}")
+            memory.put(eager_ms=eager)
+        extent, _, words = compilation_plan(
+            eager / 1e3,
+            self.config.steps - self.step,
+            kinds=block_kinds(self.engine.blocks),
+            layers=len(self.engine.blocks),
+            warm=memory.compiled,
+        )
+        return extent, eager, words
 
-    def _decide(self, *, compile: bool, reason: str, eager_ms: float | None = None) -> None:
+    def _decide(self, *, compile: Extent, reason: str, eager_ms: float | None = None) -> None:
         self.decisions = self.decisions.because(reason, compile=compile, eager_ms=eager_ms)
         self.progress.say(reason)
         self._write_environment()
@@ -356,14 +375,19 @@ class Trainer:
     def _compile(self) -> None:
         """Compile now, on the run's clock."""
         wall, cpu = time.perf_counter(), time.process_time()
+        extent = self.decisions.compile or "no"
         try:
-            self.engine.compile(self.step)
+            self.engine.compile(self.step, extent)
         except Exception as error:
-            if self.config.compile == "on":
+            if self.config.compile != "auto":
                 raise
             # `auto` promises a run, not a compilation.
             self.engine.uncompile()
-            self._decide(compile=False, reason=f"compile: no, it failed ({_first_line(error)})")
+            self._decide(compile="no", reason=f"compile: no, it failed ({_first_line(error)})")
+        else:
+            if self.ranks.first:
+                memory = self._remembered()
+                memory.put(compiled=sorted({*memory.compiled, extent}))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         self.clock.seconds += wall
         self.clock.cpu_seconds += cpu

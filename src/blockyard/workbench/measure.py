@@ -22,7 +22,7 @@ import blockyard
 from blockyard.data import TextData
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig
-from blockyard.training.compilation import SAVED, SECONDS_PER_BLOCK_KIND, block_kinds, compiler_missing, compiling_pays
+from blockyard.training.compilation import Extent, block_kinds, compilation_plan, compiler_missing
 from blockyard.training.decisions import decide_precision
 from blockyard.training.distributed import join_ranks
 from blockyard.training.engine import Engine
@@ -41,15 +41,15 @@ DECODE_TOKENS = 64
 class _Clocked:
     """An engine that makes training steps on wall and CPU clocks."""
 
-    def __init__(self, run: LMRun, data: TextData, compiled: bool) -> None:
+    def __init__(self, run: LMRun, data: TextData, compiled: Extent) -> None:
         self.ranks = join_ranks(run.train.device)
         # The work of a real step, but the weights stay: a rate that makes training diverge must not stop the clock.
         still = replace(run.train, lr=1e-12, matrix_lr=1e-12)
         self.task = LMTask(run.model, data, still)
         self.engine = Engine(self.task, still, self.ranks, decide_precision(still, self.ranks.device))
         self.made = 0
-        if compiled:
-            self.engine.compile(0)
+        if compiled != "no":
+            self.engine.compile(0, compiled)
         wall, _ = self.steps(WARM_STEPS)
         self.round = max(1, round(ROUND_SECONDS / max(wall / WARM_STEPS, 1e-6)))
 
@@ -63,19 +63,19 @@ class _Clocked:
 
 
 def training_speed(
-    runs: Mapping[str, LMRun], data: TextData, compiled: Mapping[str, bool], rounds: int | None = None
+    runs: Mapping[str, LMRun], data: TextData, compiled: Mapping[str, Extent], rounds: int | None = None
 ) -> dict[str, dict[str, Any]]:
     """Tokens per second of training steps, by wall clock and by process CPU time.
 
     Args:
         runs: the runs to imitate, by choice.
         data: the text.
-        compiled: whether a choice's own runs were compiled.
+        compiled: how far a choice's own runs were compiled.
         rounds: turns of each choice; ROUNDS by default.
 
     Returns: by choice, `train_wall` and `train_cpu` as medians with quartiles over the rounds.
     """
-    clocks = {name: _Clocked(run, data, compiled.get(name, False)) for name, run in runs.items()}
+    clocks = {name: _Clocked(run, data, compiled.get(name, "no")) for name, run in runs.items()}
     wall: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
     order = list(clocks)
@@ -115,10 +115,10 @@ def _with_compilation(run: LMRun, eager: float, budget: float) -> float:
     option = run.train.compile
     if option == "off" or compiler_missing():
         return eager
-    kinds = block_kinds(build_lm(run.model, 0).layers)
-    after = max(0.0, budget - SECONDS_PER_BLOCK_KIND * kinds) / (eager * (1 - SAVED))
-    pays = option == "on" or compiling_pays(eager, round(budget / eager), kinds)[0]
-    return budget / after if pays and after > 0 else eager
+    blocks = build_lm(run.model, 0).layers
+    steps = round(budget / eager)
+    _, seconds, _ = compilation_plan(eager, steps, kinds=block_kinds(blocks), layers=len(blocks))
+    return seconds / steps
 
 
 def decoding(
@@ -184,8 +184,11 @@ def _peak_memory(run: LMRun) -> schema.Memory:
     return {"peak_bytes": answer["peak_bytes"], "how": answer["how"]}
 
 
-def compiled_in(decisions: Sequence[str]) -> bool:
-    """Whether a run's decisions say that it was compiled."""
-    return any(line.startswith(("compile: yes", "compile: on")) for line in decisions) and not any(
-        line.startswith("compile: no") for line in decisions
-    )
+def compiled_in(decisions: Sequence[str]) -> Extent:
+    """How far a run was compiled, by its decisions; the last word counts."""
+    found: Extent = "no"
+    for line in decisions:
+        for extent in ("no", "blocks", "model"):
+            if line.startswith(f"compile: {extent}"):
+                found = extent
+    return found
