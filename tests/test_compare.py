@@ -173,7 +173,7 @@ def test_a_new_choice_and_a_new_seed_only_run_what_is_missing(tmp_path, text):
 def test_other_terms_in_the_same_folder_are_refused(tmp_path, text):
     out = tmp_path / "out"
     compare(terms(seeds=1), groups_for(text), out)
-    with pytest.raises(InputError, match=r"train\.lr was 0\.004, now 0\.001"):
+    with pytest.raises(InputError, match=r"train\.lr was None, now 0\.001"):
         compare(terms(seeds=1), groups_for(text, lr=0.001), out)
     with pytest.raises(InputError, match=r"budget\.value"):
         compare(terms(seeds=1, budget_value=999), groups_for(text), out)

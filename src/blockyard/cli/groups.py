@@ -118,8 +118,9 @@ def lm_groups() -> dict[str, Group]:
     from blockyard.data.config import TextDataConfig
     from blockyard.models.lm import LMConfig
     from blockyard.training.config import TrainConfig
+    from blockyard.training.resolve import FFN, MIXER
 
     model = dataclass_group("model", "the language model", LMConfig, without=("vocab_size", "blocks"), extra=(PATTERN,))
     train = dataclass_group("train", "the training run", TrainConfig)
     data = dataclass_group("data", "the text", TextDataConfig)
-    return by_name([model, *block_groups("standard", "swiglu"), train, data])
+    return by_name([model, *block_groups(MIXER, FFN), train, data])

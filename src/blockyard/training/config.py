@@ -59,15 +59,15 @@ class TrainConfig:
     """
 
     steps: int = 1000
-    batch_size: int = 16
+    batch_size: int = 32
     accumulate: int = 1
     optimizer: Literal["muon", "adamw"] = "muon"
     lr: float | None = None
-    matrix_lr: float = 1e-2
+    matrix_lr: float = 2e-2
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.95
-    momentum: float = 0.95
+    momentum: float = 0.9
     orthogonal_steps: int = 3
     vein_lr_scale: float = 0.2
     vein_freeze_steps: int = 0

@@ -16,7 +16,9 @@ from blockyard.registry import Entry, Kind, entries, find_block, implementation
 from blockyard.training.config import TrainConfig, as_dict
 
 Groups = Mapping[str, Any]
-MIXER, FFN = "standard", "swiglu"
+# What `train lm` takes when nothing is named. Squared ReLU reaches a lower loss than SwiGLU per CPU-second: 1.951 and
+# 1.960 nats per byte after ten at 0.8M parameters, the other defaults being the same (one seed).
+MIXER, FFN = "standard", "relu2"
 
 
 @dataclass(frozen=True)
