@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -333,3 +334,13 @@ def test_a_run_ended_by_the_clock_ends_its_schedule_with_it(tmp_path, text, monk
     rates = [row["lr"] for row in rows if "lr" in row]
     assert run["seconds"] == pytest.approx(0.4, abs=0.02)
     assert rates[-1] < 0.1 * max(rates)
+
+
+def test_a_budget_shorter_than_a_step_is_no_division_by_zero() -> None:
+    from blockyard.training.resolve import resolve
+
+    run = resolve({"model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "context": 8}})
+    run = replace(run, model=replace(run.model, vocab_size=16))
+    seconds = measure._with_compilation(run, eager=1.0, budget=0.01)
+    with pytest.raises(InputError, match="less than one step"):
+        steps_for("seconds", 0.01, tokens_per_step=1, flops_per_step=1, seconds_per_step=seconds)

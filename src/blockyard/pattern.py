@@ -17,6 +17,8 @@ from blockyard.options import check_options, unknown_option
 from blockyard.registry import Kind, implementation, names, owners
 
 DEFAULT_FFN = "swiglu"
+# More layers than any model has; a slip of the finger must not fill the memory.
+MOST_REPEATS = 10_000
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def parse_choice(text: str, default_ffn: str = DEFAULT_FFN) -> list[LayerSpec]:
         body, times = part, 1
         if match := re.fullmatch(r"(.*)\*\s*(\d+)", part, re.DOTALL):
             body, times = match.group(1).strip(), int(match.group(2))
-            if times < 1:
-                raise InputError(f"{part!r}: a layer is repeated at least once")
+            if not 1 <= times <= MOST_REPEATS:
+                raise InputError(f"{part!r}: a layer is repeated 1 to {MOST_REPEATS} times")
         layers += [_parse_layer(body, default_ffn)] * times
     return layers
 

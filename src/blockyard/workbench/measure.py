@@ -116,7 +116,8 @@ def _with_compilation(run: LMRun, eager: float, budget: float) -> float:
     if option == "off" or compiler_missing():
         return eager
     blocks = build_lm(run.model, 0).layers
-    steps = round(budget / eager)
+    # A budget below one step is refused later, where it is turned into steps.
+    steps = max(1, round(budget / eager))
     _, seconds, _ = compilation_plan(eager, steps, kinds=block_kinds(blocks), layers=len(blocks))
     return seconds / steps
 
