@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from blockyard.conformance.subject import own_random, random, randomise
 from blockyard.errors import InputError
 from blockyard.mixers.standard import StandardAttention
+from blockyard.mixers.vein import TVAAttention
 from twins.standard import standard_attention
 
 OPTIONS = [
@@ -102,3 +103,32 @@ def test_lower_precision_stays_close_to_the_definition(dtype):
 def test_sizes_below_one_are_refused(options, words):
     with pytest.raises(InputError, match=f"{words} should be at least 1"):
         StandardAttention(**{"d_model": 16, "n_heads": 4, **options})
+
+
+@pytest.mark.parametrize("mixer", [StandardAttention, TVAAttention])
+@pytest.mark.parametrize("length", [3, 100])
+def test_an_adapter_around_a_projection_is_called_at_every_length(mixer, length):
+    attention, x = mixer(16, 4).eval(), random(1, length, 16, dtype=torch.float32)
+
+    class Adapted(torch.nn.Module):
+        """As LoRA wraps a layer: the base weight stays readable, the output is another."""
+
+        def __init__(self, base):
+            super().__init__()
+            self.base = base
+            self.weight, self.bias = base.weight, base.bias
+
+        def forward(self, x):
+            return self.base(x) * 2
+
+    before = attention(x)[0]
+    attention.v_proj = Adapted(attention.v_proj)
+    torch.testing.assert_close(attention(x)[0], 2 * before)
+
+
+@pytest.mark.parametrize("length", [3, 100])
+def test_a_hook_on_a_projection_is_called_at_every_length(length):
+    attention, seen = StandardAttention(16, 4), []
+    attention.k_proj.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    attention(random(1, length, 16, dtype=torch.float32))
+    assert seen == [(1, length, 16)]

@@ -55,6 +55,17 @@ class Linear(nn.Module):
         return f"{d_in} -> {d_out}{', bias' if self.bias is not None else ''}"
 
 
+def plain(*modules: nn.Module) -> bool:
+    """Whether these are bare `Linear`s without bias, so that their weights alone say what calling them would give.
+
+    One that was replaced (by an adapter such as LoRA), parametrised or hooked has to be called.
+    """
+    return all(
+        type(m) is Linear and m.bias is None and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks)
+        for m in modules
+    )
+
+
 class Embedding(nn.Module):
     """A table of token vectors, looked up by id; N(0, 1) cut at ±3 at the start.
 

@@ -17,7 +17,7 @@ from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
 from blockyard.layers.attention import Kernel, attend, check_padding_mask
 from blockyard.layers.dropout import Dropout
-from blockyard.layers.linear import Linear
+from blockyard.layers.linear import Linear, plain
 from blockyard.layers.norms import RMSNorm, rms_norm
 from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.mixers.base import Mixer, check_heads, check_input, default_positions
@@ -162,7 +162,7 @@ class StandardAttention(Mixer):
     def _project_self(self, x: Tensor, positions: Tensor | None, past: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, head_dim], keys and values [B, H_kv, T, head_dim] of one sequence, rotated."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        if x.shape[0] * x.shape[1] >= _STACK_FROM and self.q_proj.bias is None:
+        if x.shape[0] * x.shape[1] >= _STACK_FROM and plain(*projections):
             heads = F.linear(x, torch.cat([p.weight for p in projections])).unflatten(-1, (-1, self.head_dim))
         else:
             heads = torch.cat([p(x) for p in projections], dim=-1).unflatten(-1, (-1, self.head_dim))

@@ -18,7 +18,7 @@ from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
 from blockyard.layers.attention import Kernel, attend, check_padding_mask
 from blockyard.layers.dropout import Dropout
-from blockyard.layers.linear import Linear
+from blockyard.layers.linear import Linear, plain
 from blockyard.layers.norms import RMSNorm
 from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.layers.vein import VeinProjector, orthonormal_rows
@@ -213,7 +213,7 @@ class TVAAttention(Mixer):
             x = F.linear(x, v_matrix)
             source = x if same else F.linear(source, v_matrix)
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        if same and x.shape[0] * x.shape[1] >= _STACK_FROM:
+        if same and x.shape[0] * x.shape[1] >= _STACK_FROM and plain(*projections):
             stacked = F.linear(x, torch.cat([p.weight for p in projections]))
             parts: Any = stacked.split([p.weight.shape[0] for p in projections], dim=-1)
         else:
