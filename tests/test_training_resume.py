@@ -211,6 +211,25 @@ def test_a_run_that_began_while_the_lock_was_waited_for_is_not_overwritten(
         RunFolder(tmp_path, resume=False)
 
 
+@pytest.mark.parametrize("edited", [{"decisions": {"foo": 1}}, {"decisions": 3}, {"data": [1]}, {}], ids=str)
+def test_an_edited_environment_file_stops_no_run(tmp_path: Path, edited: dict) -> None:
+    run(tmp_path / "whole")
+    run(tmp_path / "edited", stop_after=9)
+    (tmp_path / "edited" / "environment.json").write_text(json.dumps(edited))
+    run(tmp_path / "edited", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "edited")
+
+
+@pytest.mark.parametrize("key", ["step", "clock", "timings"])
+def test_an_edited_state_is_refused_in_one_line(tmp_path: Path, key: str) -> None:
+    run(tmp_path, stop_after=9)
+    file = list_checkpoints(tmp_path / "checkpoints")[-1][1] / "state.json"
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps(state | {key: None}))
+    with pytest.raises(InputError, match=r"state\.json is not as it was written"):
+        run(tmp_path, resume=True)
+
+
 def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
     run(tmp_path, stop_after=5)
     half = tmp_path / "checkpoints" / ".writing-step-00000006"

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,15 @@ class Decisions:
         return asdict(self) | {"why": list(self.why)}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Decisions:
-        return cls(**(data | {"why": tuple(data.get("why", ()))}))
+    def from_dict(cls, data: Any) -> Decisions | None:
+        """What `to_dict` gave; None for anything else, such as what someone edited."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(data, dict) or set(data) != names or not isinstance(data["why"], list):
+            return None
+        known = data["precision"] in ("fp32", "bf16") and data["matmul"] in ("highest", "high", "medium")
+        if not known or data["compile"] not in (None, "no", "blocks", "model"):
+            return None
+        return cls(**(data | {"why": tuple(data["why"])}))
 
     def because(self, reason: str, **changes: Any) -> Decisions:
         """A copy with changes and the reason for them."""

@@ -287,10 +287,10 @@ class Trainer:
             raise InputError(
                 f"--resume with another configuration: {'; '.join(different)}; use the run's own or another --out"
             )
-        before = folder.read_environment().get("data", {})
+        before = folder.read_environment().get("data")
         for key, what in (("sha256", "text"), ("tokenizer_sha256", "tokenizer")):
             now = self.task.fingerprint.get(key)
-            if before and before.get(key) != now:
+            if isinstance(before, dict) and before.get(key) != now:
                 raise InputError(
                     f"--resume with other data: the {what} of {folder.path} had sha256 {before.get(key)}, "
                     f"{self.task.fingerprint.get('source')} now has {now}"
@@ -302,17 +302,20 @@ class Trainer:
         """What this run decided before it was interrupted; the folder knows before the first checkpoint does."""
         if self._folder is None:
             return None
-        data = self._folder.read_environment().get("decisions") or (loaded and loaded.state.get("decisions"))
-        return Decisions.from_dict(data) if data else None
+        stored = Decisions.from_dict(self._folder.read_environment().get("decisions"))
+        return stored or (Decisions.from_dict(loaded.state.get("decisions")) if loaded else None)
 
     def _restore(self, loaded: checkpoints.Checkpoint) -> None:
         load_whole_state(self.engine.model, loaded.model)
         self.engine.optimizers.load_state(loaded.optimizer)
         state = loaded.state
-        self.step = self._saved_step = state["step"]
-        self.clock = Clock(**state["clock"])
-        self.best, self._last = state["best"], state["last"]
-        self._timings = list(state["timings"])
+        try:
+            self.step = self._saved_step = int(state["step"])
+            self.clock = Clock(**state["clock"])
+            self.best, self._last = state["best"], state["last"]
+            self._timings = list(state["timings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the last checkpoint's state.json is not as it was written: {error!r}") from error
 
     # Compiling.
 
