@@ -12,11 +12,11 @@ demo: .venv/run.stamp
 	.venv/bin/blockyard compare lm --config examples/demo.yaml --out $(DEMO)
 
 test: .venv/dev.stamp lint
-	.venv/bin/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 -m "not slow"
 
 # The slow proofs too: ten kills, random-token floor, long trainings.
 test-all: .venv/dev.stamp lint
-	.venv/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 lint: .venv/dev.stamp
 	.venv/bin/ruff check src tests benchmarks examples

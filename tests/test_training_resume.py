@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from blockyard.errors import InputError
@@ -281,3 +282,16 @@ def test_the_folder_is_free_once_its_process_was_killed(tmp_path: Path) -> None:
         except InputError:
             time.sleep(0.05)
     pytest.fail("the folder stayed locked")
+
+
+def test_resuming_with_an_edited_config_is_refused_and_names_the_option(tmp_path: Path) -> None:
+    run(tmp_path / "run", stop_after=4)
+    trainer = toy_trainer(tmp_path / "run", toy_config(), resume=True)
+    trainer.save()
+    trainer.close()
+    config = tmp_path / "run" / "config.yaml"
+    edited = yaml.safe_load(config.read_text())
+    edited["train"]["beta1"] = 0.5
+    config.write_text(yaml.safe_dump(edited))
+    with pytest.raises(InputError, match=r"edited config.yaml: train.beta1 \(was 0.9, now 0.5\)"):
+        toy_trainer(tmp_path / "run", toy_config(beta1=0.5), resume=True)

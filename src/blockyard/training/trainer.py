@@ -23,7 +23,7 @@ from blockyard.training.decisions import Decisions, Remembered, decide_precision
 from blockyard.training.distributed import join_ranks, load_whole_state, whole_state
 from blockyard.training.engine import Engine, StepResult
 from blockyard.training.environment import describe_environment
-from blockyard.training.folder import RunFolder, differing_keys
+from blockyard.training.folder import RunFolder, differing_keys, plain
 from blockyard.training.memory import keep_freed_memory
 from blockyard.training.progress import Progress, Silent, make_progress
 from blockyard.training.signals import Interrupted, StopRequest
@@ -87,6 +87,7 @@ class Trainer:
             raise
 
     def _set_up(self, resolved: Mapping[str, Any], resume: bool) -> None:
+        self._resolved = plain(resolved)
         self.step = 0
         self.clock = Clock()
         self.best: dict[str, float] | None = None
@@ -253,6 +254,7 @@ class Trainer:
             "best": self.best,
             "last": self._last,
             "decisions": self.decisions.to_dict(),
+            "config": self._resolved,
             "timings": self._timings,
         }
         folder = self._folder.checkpoints
@@ -296,7 +298,17 @@ class Trainer:
                     f"{self.task.fingerprint.get('source')} now has {now}"
                 )
         latest = folder.latest()
-        return checkpoints.load_checkpoint(latest) if latest else None
+        loaded = checkpoints.load_checkpoint(latest) if latest else None
+        if loaded is not None and isinstance(loaded.state.get("config"), dict):
+            # A config.yaml that was edited agrees with itself, so the checkpoint has the last word. Not on the data:
+            # files may have moved, and their content was compared.
+            trained, asked = ({k: v for k, v in c.items() if k != "data"} for c in (loaded.state["config"], resolved))
+            different = differing_keys(trained, asked, FREE_ON_RESUME)
+            if different:
+                raise InputError(
+                    f"--resume with an edited config.yaml: {'; '.join(different)}; put it back, or use another --out"
+                )
+        return loaded
 
     def _stored_decisions(self, loaded: checkpoints.Checkpoint | None) -> Decisions | None:
         """What this run decided before it was interrupted; the folder knows before the first checkpoint does."""
