@@ -28,7 +28,8 @@ SHAPE = {"model.n_layers": 4, "model.n_heads": 4, "model.d_model": 128, "model.c
 
 PEER = """
 import math, statistics, sys, time
-begin, budget, path, text, rate, cache = float(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:5], float(sys.argv[5]), sys.argv[6]
+path, text, cache = sys.argv[3:6]
+begin, budget, rate = float(sys.argv[1]), float(sys.argv[2]), float(sys.argv[6])
 sys.path.insert(0, path)
 import torch
 from model import GPT, GPTConfig
@@ -81,7 +82,7 @@ def peer(path: Path, text: Path, budget: float, rate: float) -> dict[str, Any]:
     """The peer's steps and validation loss within the budget."""
     with tempfile.TemporaryDirectory() as cache:
         begin = time.time()
-        words = [sys.executable, "-c", PEER, str(begin), str(budget), str(path), str(text), str(rate), cache]
+        words = [sys.executable, "-c", PEER, str(begin), str(budget), str(path), str(text), cache, str(rate)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"error: {done.stderr.strip()}")

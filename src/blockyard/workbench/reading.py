@@ -53,12 +53,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
             )
         )
     if train.get("optimizer"):
-        found.append(
-            (
-                "Training",
-                f"{train['optimizer']}, learning rate {train.get('lr')}, batch {train.get('batch_size')}",
-            )
-        )
+        rate = "default learning rates" if train.get("lr") is None else f"learning rate {train['lr']}"
+        found.append(("Training", f"{train['optimizer']}, {rate}, batch {train.get('batch_size')}"))
     source = report["provenance"].get("data", {}).get("source")
     if source:
         found.append(("Text", str(source)))
