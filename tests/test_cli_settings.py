@@ -211,7 +211,7 @@ def test_word_for_the_pattern_replaces_the_mixer_of_a_file(groups: dict[str, Gro
         (["--train.steps", "many"], "--train.steps='many' should be int"),
         (["--train.steps", "1.5"], "--train.steps='1.5' should be int"),
         (["--train.fused", "perhaps"], "--train.fused='perhaps' should be bool"),
-        (["--train.compile", "of"], "--train.compile='of' should be auto | on | model | off"),
+        (["--train.compile", "of"], "--train.compile='of' should be auto | on | off"),
         (["--attn.impl", "toy_mixer", "--toy.shade", "blue"], "--toy.shade='blue' should be red | green"),
         (["--attn.impl", "needy"], "--needy.size must be given"),
     ],

@@ -204,6 +204,12 @@ class TransformerLM(nn.Module):
             raise InputError(f"input_ids has shape {tuple(input_ids.shape)}, expected [batch, length], both at least 1")
         if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             raise InputError(f"input_ids has dtype {input_ids.dtype}, expected integers")
+        # Elsewhere than on a CPU the read would stall the device, and a compiled graph cannot branch on it.
+        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = (int(end) for end in input_ids.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                wrong = low if low < 0 else high
+                raise InputError(f"input_ids holds {wrong}, outside a vocabulary of {self.config.vocab_size} tokens")
         if targets is not None and targets.shape != input_ids.shape:
             raise InputError(f"targets has shape {tuple(targets.shape)}, input_ids {tuple(input_ids.shape)}")
         if cache is not None and (len(cache) != len(self.layers) or cache.batch != input_ids.shape[0]):
