@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -163,10 +164,11 @@ def test_implementations_of_an_installed_package_are_found_by_entry_point(tmp_pa
     info = tmp_path / "toy_mixers-0.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-mixers\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text(
-        "[blockyard.attention]\ncumulative_mean = toy_mixers:CumulativeMean\n\n"
-        "[blockyard.ffn]\nscaled_tanh = toy_mixers:ScaledTanh\n"
-    )
+    project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
+    lines = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {target}" for name, target in points.items()), ""]
+    (info / "entry_points.txt").write_text("\n".join(lines))
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     result = subprocess.run(
         [sys.executable, "-c", _USE_PLUGIN],
