@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from blockyard.data.batches import TextData
     from blockyard.data.bpe import BPETokenizer
     from blockyard.data.config import TextDataConfig
+    from blockyard.data.saved import load_tokenizer
     from blockyard.data.text import load_text
-    from blockyard.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+    from blockyard.data.tokenizer import ByteTokenizer, Tokenizer
 
 # Read lazily: the command line needs TextDataConfig without paying for numpy.
 _HOME = {
@@ -20,7 +21,7 @@ _HOME = {
     "TextDataConfig": "config",
     "Tokenizer": "tokenizer",
     "load_text": "text",
-    "load_tokenizer": "tokenizer",
+    "load_tokenizer": "saved",
 }
 
 __all__ = [

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from blockyard.data.config import TextDataConfig
 from blockyard.data.corpus import read_standard_library, standard_library_version
 from blockyard.data.readers import Pieces, limited, read_path
-from blockyard.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from blockyard.data.saved import load_tokenizer
+from blockyard.data.tokenizer import ByteTokenizer, Tokenizer
 from blockyard.errors import require
 
 if TYPE_CHECKING:
