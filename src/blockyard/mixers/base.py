@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from blockyard.cache import LayerCache
 from blockyard.costs import Cost
 from blockyard.errors import InputError
+from blockyard.layers.attention import check_padding_mask
 
 
 class Mixer(nn.Module):
@@ -72,6 +73,39 @@ class Mixer(nn.Module):
     def zero_init_output(self) -> None:
         """Make the output projection zero, so that a residual block starts as the identity."""
         raise NotImplementedError
+
+    def _check(
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None,
+        causal: bool | None,
+        positions: Tensor | None,
+        context: Tensor | None,
+        cache: LayerCache | None,
+    ) -> tuple[bool, int]:
+        """Refuse what does not fit together; returns whether attention is causal, and how many tokens are cached."""
+        check_input(x, self.d_model)
+        causal = self.causal if causal is None else causal
+        if context is not None:
+            self._check_context(context, x, causal, positions, cache)
+            causal = False
+        past = cache.length if cache is not None else 0
+        if cache is not None and not causal and (past or x.shape[1] > 1):
+            raise InputError("a cache needs causal attention: earlier positions cannot see later ones any more")
+        if padding_mask is not None:
+            check_padding_mask(padding_mask, x.shape[0], past + (x if context is None else context).shape[1])
+        return causal, past
+
+    def _check_context(
+        self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: LayerCache | None
+    ) -> None:
+        check_input(context, self.d_model)
+        if context.shape[0] != x.shape[0]:
+            raise InputError(f"context has batch {context.shape[0]}, x has {x.shape[0]}")
+        if causal:
+            raise InputError("causal=True with a context: its positions have no order relative to x; pass causal=False")
+        if positions is not None or cache is not None:
+            raise InputError("positions and cache cannot be used with a context")
 
     def _placement(self, dtype: torch.dtype | None, device: torch.device | str | None) -> dict[str, Any]:
         parameter = next(self.parameters())

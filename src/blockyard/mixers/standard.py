@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from blockyard.cache import LayerCache
 from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
-from blockyard.layers.attention import Kernel, attend, check_padding_mask
+from blockyard.layers.attention import Kernel, attend
 from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Linear, plain
 from blockyard.layers.norms import RMSNorm, rms_norm
 from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
-from blockyard.mixers.base import Mixer, check_heads, check_input, default_positions
+from blockyard.mixers.base import Mixer, check_heads, default_positions
 from blockyard.registry import Traits, register_attn
 
 # From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
@@ -113,16 +113,7 @@ class StandardAttention(Mixer):
         cache: LayerCache | None = None,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        check_input(x, self.d_model)
-        causal = self.causal if causal is None else causal
-        if context is not None:
-            self._check_context(context, x, causal, positions, cache)
-            causal = False
-        past = cache.length if cache is not None else 0
-        if cache is not None and not causal and (past or x.shape[1] > 1):
-            raise InputError("a cache needs causal attention: earlier positions cannot see later ones any more")
-        if padding_mask is not None:
-            check_padding_mask(padding_mask, x.shape[0], past + (x if context is None else context).shape[1])
+        causal, past = self._check(x, padding_mask, causal, positions, context, cache)
         if context is None:
             if positions is None and padding_mask is not None:
                 positions = default_positions(padding_mask, x.shape[1])
@@ -147,17 +138,6 @@ class StandardAttention(Mixer):
         )
         out = self.output_proj(mixed.transpose(1, 2).flatten(2).to(x.dtype))
         return out, weights
-
-    def _check_context(
-        self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: LayerCache | None
-    ) -> None:
-        check_input(context, self.d_model)
-        if context.shape[0] != x.shape[0]:
-            raise InputError(f"context has batch {context.shape[0]}, x has {x.shape[0]}")
-        if causal:
-            raise InputError("causal=True with a context: its positions have no order relative to x; pass causal=False")
-        if positions is not None or cache is not None:
-            raise InputError("positions and cache cannot be used with a context")
 
     def _project_self(self, x: Tensor, positions: Tensor | None, past: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, head_dim], keys and values [B, H_kv, T, head_dim] of one sequence, rotated."""

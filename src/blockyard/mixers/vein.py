@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from blockyard.cache import LayerCache
 from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
-from blockyard.layers.attention import Kernel, attend, check_padding_mask
+from blockyard.layers.attention import Kernel, attend
 from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Linear, plain
 from blockyard.layers.norms import RMSNorm
 from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.layers.vein import VeinProjector, orthonormal_rows
-from blockyard.mixers.base import Mixer, check_heads, check_input, default_positions
+from blockyard.mixers.base import Mixer, check_heads, default_positions
 from blockyard.registry import Traits, register_attn
 
 # From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
@@ -163,16 +163,7 @@ class TVAAttention(Mixer):
         cache: LayerCache | None = None,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        check_input(x, self.d_model)
-        causal = self.causal if causal is None else causal
-        if context is not None:
-            self._check_context(context, x, causal, positions, cache)
-            causal = False
-        past = cache.length if cache is not None else 0
-        if cache is not None and not causal and (past or x.shape[1] > 1):
-            raise InputError("a cache needs causal attention: earlier positions cannot see later ones any more")
-        if padding_mask is not None:
-            check_padding_mask(padding_mask, x.shape[0], past + (x if context is None else context).shape[1])
+        causal, past = self._check(x, padding_mask, causal, positions, context, cache)
         q, k, v = self._to_vein(x, x if context is None else context)
         q, k = self.q_norm(q), self.k_norm(k)
         if context is None:
@@ -193,17 +184,6 @@ class TVAAttention(Mixer):
             return_weights=return_weights,
         )
         return self._from_vein(mixed.to(x.dtype)), weights
-
-    def _check_context(
-        self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: LayerCache | None
-    ) -> None:
-        check_input(context, self.d_model)
-        if context.shape[0] != x.shape[0]:
-            raise InputError(f"context has batch {context.shape[0]}, x has {x.shape[0]}")
-        if causal:
-            raise InputError("causal=True with a context: its positions have no order relative to x; pass causal=False")
-        if positions is not None or cache is not None:
-            raise InputError("positions and cache cannot be used with a context")
 
     def _to_vein(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, rank] of x, keys [B, H, S, rank] and values [B, H, S, v_rank] of the source."""

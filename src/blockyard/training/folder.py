@@ -22,6 +22,31 @@ CONFIG, METRICS, ENVIRONMENT, LOCK, CHECKPOINTS = (
 )
 
 
+def locked_folder(path: Path, lock: str, name: str, owner: str) -> IO[str]:
+    """Make a folder if it is missing and hold its lock file, until that is closed or the process ends.
+
+    Args:
+        path: the folder.
+        lock: the lock file's name in it.
+        name: the folder, as the errors name it.
+        owner: what else may be using it.
+
+    Raises:
+        InputError: when it cannot be written, or is in use.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / lock).open("a+")
+    except OSError as error:
+        raise InputError(f"cannot write to {name}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise InputError(f"{name} is in use by another {owner}") from error
+    return file
+
+
 class RunFolder:
     """A folder that holds one run; taken for as long as this object is open.
 
@@ -37,16 +62,7 @@ class RunFolder:
         self.path = path
         if resume and not (path / CONFIG).exists():
             raise InputError(f"nothing to resume: {path} holds no run (no {CONFIG} in it)")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = (path / LOCK).open("a+")
-        except OSError as error:
-            raise InputError(f"cannot write to run folder {path}: {error.strerror or error}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise InputError(f"run folder {path} is in use by another process") from error
+        self._lock = locked_folder(path, LOCK, f"run folder {path}", "process")
         # Asked with the lock in hand: another process may have begun and ended a run here in the meantime.
         if not resume and (path / CONFIG).exists():
             self._lock.close()

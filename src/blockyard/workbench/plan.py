@@ -6,20 +6,20 @@ same folder are refused, except more choices and more seeds, which only add runs
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from blockyard.data import TextData
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig
 from blockyard.pattern import format_choice, parse_choice
 from blockyard.training.config import FREE_ON_RESUME, TrainConfig, as_dict
+from blockyard.training.folder import locked_folder
 from blockyard.training.resolve import LMRun, as_groups, resolve
 from blockyard.workbench import schema
 from blockyard.workbench.budget import steps_for
@@ -170,16 +170,7 @@ class State:
 
     def __init__(self, out: Path) -> None:
         self.path = out / STATE
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = (out / LOCK).open("a+")
-        except OSError as error:
-            raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise InputError(f"{out} is in use by another comparison") from error
+        self._lock = locked_folder(out, LOCK, str(out), "comparison")
         try:
             self.data = self._read()
         except BaseException:
