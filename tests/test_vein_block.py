@@ -121,6 +121,16 @@ def test_ffn_cost_counts_what_torch_counts_and_every_option_trains(stabilizer, g
     assert all(p.grad is not None and p.grad.isfinite().all() for p in ffn.parameters())
 
 
+def test_ffns_that_share_a_vein_add_up_inside_it():
+    vein = VeinProjector(D, R, tied=True)
+    experts = [VFTFeedForward(D, vein_projector=vein, stabilizer="none", gated=gated) for gated in (False, True)]
+    x = sample()
+    rebuilt = vein.reconstruct(sum(expert.core(vein.project(x)) for expert in experts))
+    torch.testing.assert_close(rebuilt, experts[0](x) + experts[1](x))
+    parts = [expert.core_cost(12) + vein.cost(12) for expert in experts]
+    assert parts == [expert.cost(12) for expert in experts]
+
+
 @pytest.mark.parametrize("options", [{}, {"preset": "seed"}, {"s": 3, "ffn_rank": 6, "tied": False}, {"s": 0}], ids=str)
 def test_block_cost_counts_what_torch_counts(options):
     made = block(correction="dense", **options)

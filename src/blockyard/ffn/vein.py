@@ -162,19 +162,28 @@ class VFTFeedForward(FFN):
             z: its projection.
             u: the vein's U.
         """
+        y = F.linear(self.core(z), u)
+        return y if self.stabilizer is None else y + self.stabilizer(x)
+
+    def core(self, z: Tensor) -> Tensor:
+        """The non-linear part alone, z [..., rank] -> [..., rank], without V, U and the stabiliser.
+
+        Modules that share one vein (the experts of a mixture, say) add these up and rebuild once.
+        """
         h = _ACTIVATIONS[self.activation](self.w1(z))
         if self.w3 is not None:
             h = h * self.w3(z)
-        y = F.linear(self.w2(self.dropout(h)), u)
-        return y if self.stabilizer is None else y + self.stabilizer(x)
+        return self.w2(self.dropout(h))
 
-    def cost(self, tokens: int) -> Cost:
+    def core_cost(self, tokens: int) -> Cost:
+        """Parameters and FLOPs of `core`."""
         up = 2 if self.gated else 1
         shapes = [(self.rank, self.r_hidden)] * up + [(self.r_hidden, self.rank)]
-        biases = up * self.r_hidden + self.rank
-        core = Cost(sum(a * b for a, b in shapes) + biases, linear_flops(tokens, *shapes))
+        return Cost(sum(a * b for a, b in shapes) + up * self.r_hidden + self.rank, linear_flops(tokens, *shapes))
+
+    def cost(self, tokens: int) -> Cost:
         direct = self.stabilizer.cost(tokens) if self.stabilizer is not None else Cost()
-        return core + self.vein.cost(tokens) + direct
+        return self.core_cost(tokens) + self.vein.cost(tokens) + direct
 
     def zero_init_output(self) -> None:
         nn.init.zeros_(self.w2.weight)
