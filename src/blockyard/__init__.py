@@ -14,6 +14,7 @@ _EXPORTS = {
     "InputError": "blockyard.errors",
     "LMConfig": "blockyard.models.lm",
     "LayerSpec": "blockyard.pattern",
+    "MultiheadAttention": "blockyard.multihead",
     "TransformerLM": "blockyard.models.lm",
     "attention_class": "blockyard.registry",
     "ffn_class": "blockyard.registry",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from blockyard.errors import InputError as InputError
     from blockyard.models.lm import LMConfig as LMConfig
     from blockyard.models.lm import TransformerLM as TransformerLM
+    from blockyard.multihead import MultiheadAttention as MultiheadAttention
     from blockyard.pattern import LayerSpec as LayerSpec
     from blockyard.registry import Traits as Traits
     from blockyard.registry import attention_class as attention_class
