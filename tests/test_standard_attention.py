@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from blockyard.conformance.subject import own_random, random, randomise
 from blockyard.errors import InputError
+from blockyard.layers.attention import attend
 from blockyard.mixers.standard import StandardAttention
 from blockyard.mixers.vein import TVAAttention
 from twins.standard import standard_attention
@@ -71,6 +72,34 @@ def test_any_length_window_and_padding_equals_the_definition(length, window, cau
     assert_equal_to_twin(build(window=window, kernel=kernel), random(2, length, 16), keep, causal=causal)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    length=st.integers(1, 160),
+    window=st.integers(1, 70),
+    past=st.integers(0, 90),
+    causal=st.booleans(),
+    kernel=st.sampled_from(["matmul", "sdpa"]),
+    padded=st.booleans(),
+)
+def test_a_window_in_blocks_equals_a_window_as_a_mask(length, window, past, causal, kernel, padded):
+    past = past if causal else 0
+    q, k, v = random(2, 4, length, 6), random(2, 2, past + length, 6, seed=2), random(2, 2, past + length, 5, seed=3)
+    keep = None
+    if padded:
+        keep = torch.ones(2, past + length)
+        keep[0, : (past + length) // 2] = 0
+    q, k, v = (t.requires_grad_() for t in (q, k, v))
+    rows = torch.arange(past, past + length)[:, None] - torch.arange(past + length)
+    mask = ((rows >= 0) if causal else True) & (rows.abs() < window)
+    outs = [
+        attend(q, k, v, causal=causal, window=window, padding_mask=keep, kernel=kernel)[0],
+        attend(q, k, v, attn_mask=mask, padding_mask=keep, kernel=kernel)[0],
+    ]
+    torch.testing.assert_close(*outs)
+    fast, slow = (torch.autograd.grad((out * random(*out.shape, seed=4)).sum(), (q, k, v)) for out in outs)
+    torch.testing.assert_close(fast, slow)
+
+
 def test_cross_attention_equals_its_definition():
     for options in ({}, {"n_kv_heads": 2, "bias": True}, {"window": 2}):
         attention, x, context = build(**options), random(1, 5, 16), random(1, 7, 16, seed=2)
@@ -78,6 +107,21 @@ def test_cross_attention_equals_its_definition():
         out, found = attention(x, context=context, return_weights=True)
         torch.testing.assert_close(out[0], expected)
         torch.testing.assert_close(found[0], weights)
+
+
+def test_a_windowed_cache_honours_masks_over_the_whole_text_and_returns_weights_over_it():
+    attention, x = build(window=3), random(2, 90, 16)
+    keep = torch.ones(2, 90)
+    keep[0, :20] = 0
+    mask = (random(90, 90, seed=3) > -0.5) | torch.eye(90, dtype=torch.bool)
+    expected, weights = attention(x, causal=True, padding_mask=keep, attn_mask=mask, return_weights=True)
+    cache = attention.new_cache(2)
+    attention(x[:, :80], causal=True, padding_mask=keep[:, :80], attn_mask=mask[:80, :80], cache=cache)
+    out, found = attention(
+        x[:, 80:], causal=True, padding_mask=keep, attn_mask=mask[80:], cache=cache, return_weights=True
+    )
+    torch.testing.assert_close(out, expected[:, 80:])
+    torch.testing.assert_close(found, weights[:, :, 80:])
 
 
 def test_a_fully_masked_query_gives_zero_as_the_definition_does():

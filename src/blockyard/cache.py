@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 
-_FIRST_CAPACITY = 64
+FIRST_CAPACITY = 64
 
 
 class Snapshot:
@@ -60,7 +60,7 @@ class LayerCache:
         self.max_len = max_len
         self.dtype = dtype or torch.get_default_dtype()
         self.device = torch.device(device or "cpu")
-        self.length = 0
+        self.length = 0  # tokens seen
         self.capacity = 0
         self._buffers: dict[str, Tensor] = {}
         self._snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
@@ -68,7 +68,9 @@ class LayerCache:
             self._allocate(max_len)
 
     def append(self, **tensors: Tensor) -> tuple[Tensor, ...]:
-        """Store new tokens; return every slot's full contents, in the order of the arguments, as views.
+        """Store new tokens; return what every slot now shows them, in the order of the arguments, as views.
+
+        That is the full contents, or in a windowed cache the part that the new tokens can see.
 
         Args:
             tensors: one `[batch, *lead, new, width]` tensor for each slot.
@@ -82,6 +84,9 @@ class LayerCache:
         new = next(iter(tensors.values())).shape[-2]
         for name, tensor in tensors.items():
             self._check(name, tensor, new)
+        return self._store(tensors, new)
+
+    def _store(self, tensors: Mapping[str, Tensor], new: int) -> tuple[Tensor, ...]:
         self.reserve(new)
         end = self.length + new
         for name, tensor in tensors.items():
@@ -101,9 +106,18 @@ class LayerCache:
         if tensor.requires_grad and torch.is_grad_enabled():
             raise InputError("a cache is for inference; call the model under torch.no_grad() or inference_mode()")
 
+    @property
+    def held(self) -> int:
+        """Tokens stored: all that were seen, unless the cache drops what nothing will look at again."""
+        return self.length
+
+    def _stored(self) -> slice:
+        """Where the held tokens lie in the buffers."""
+        return slice(0, self.length)
+
     def __getitem__(self, name: str) -> Tensor:
-        """The stored contents of a slot, `[batch, *lead, length, width]`, as a view."""
-        return self._buffers[name][..., : self.length, :]
+        """The stored contents of a slot, `[batch, *lead, held, width]`, as a view."""
+        return self._buffers[name][..., self._stored(), :]
 
     def reserve(self, new: int) -> None:
         """Make room for `new` more tokens.
@@ -111,14 +125,17 @@ class LayerCache:
         Raises:
             InputError: when that exceeds `max_len`.
         """
+        self._check_room(new)
         wanted = self.length + new
-        if self.max_len is not None and wanted > self.max_len:
-            raise InputError(f"the cache is full: {self.length} + {new} tokens exceed max_len={self.max_len}")
         if wanted > self.capacity or not self._buffers:
-            self._allocate(max(wanted, 2 * self.capacity, _FIRST_CAPACITY))
+            self._allocate(max(wanted, 2 * self.capacity, FIRST_CAPACITY))
+
+    def _check_room(self, new: int) -> None:
+        if self.max_len is not None and self.length + new > self.max_len:
+            raise InputError(f"the cache is full: {self.length} + {new} tokens exceed max_len={self.max_len}")
 
     def _allocate(self, capacity: int) -> None:
-        old = self._buffers
+        old, stored = self._buffers, self._stored()
         # A buffer made inside inference_mode could not be written to outside of it.
         with torch.inference_mode(False):
             self._buffers = {
@@ -126,14 +143,14 @@ class LayerCache:
                 for name, (*lead, width) in self.slots.items()
             }
         for name, buffer in old.items():
-            self._buffers[name][..., : self.length, :] = buffer[..., : self.length, :]
+            self._buffers[name][..., stored, :] = buffer[..., stored, :]
         self.capacity = capacity
 
     def crop(self, length: int) -> None:
         """Forget all tokens from position `length` on.
 
         Raises:
-            InputError: when `length` is negative or beyond what is stored.
+            InputError: when `length` is negative or beyond what was seen.
         """
         if not 0 <= length <= self.length:
             raise InputError(f"crop({length}): the cache holds {self.length} tokens")
@@ -158,24 +175,38 @@ class LayerCache:
         self.crop(snapshot.length)
 
     def reorder(self, index: Tensor) -> None:
-        """Take sequence `index[i]` as the new sequence i (beam search). index: LongTensor [batch]."""
+        """Take sequence `index[i]` as the new sequence i (beam search). index: LongTensor [batch].
+
+        Only rows that change are copied; when none does, nothing happens.
+        """
         if index.numel() != self.batch:
             raise InputError(f"reorder got {index.numel()} indices for a batch of {self.batch}; select() resizes")
-        self.select(index)
+        index = self._check_rows(index)
+        moved = (index != torch.arange(self.batch, device=self.device)).nonzero().flatten()
+        if not moved.numel():
+            return
+        self._invalidate()
+        for name in self._buffers:
+            rows = self[name]
+            rows.index_copy_(0, moved, rows.index_select(0, index[moved]))
 
     def select(self, index: Tensor) -> None:
         """Keep the sequences `index`, in that order; the batch becomes its length. index: LongTensor [n]."""
-        index = index.to(self.device)
-        if index.numel() < 1 or int(index.min()) < 0 or int(index.max()) >= self.batch:
-            raise InputError(f"select/reorder index {index.tolist()} is outside a batch of {self.batch}")
+        index = self._check_rows(index)
         self._invalidate()
         self.batch = index.numel()
-        old, self._buffers = self._buffers, {}
+        old, self._buffers, stored = self._buffers, {}, self._stored()
         if old:
             self._allocate(self.capacity)
             for name, buffer in old.items():
-                # Only the stored part is copied.
-                self._buffers[name][..., : self.length, :] = buffer[..., : self.length, :].index_select(0, index)
+                # Only the stored part is copied, straight to its place.
+                torch.index_select(buffer[..., stored, :], 0, index, out=self._buffers[name][..., stored, :])
+
+    def _check_rows(self, index: Tensor) -> Tensor:
+        index = index.to(self.device)
+        if index.numel() < 1 or int(index.min()) < 0 or int(index.max()) >= self.batch:
+            raise InputError(f"select/reorder index {index.tolist()} is outside a batch of {self.batch}")
+        return index
 
     def repeat(self, n: int) -> None:
         """Repeat every sequence n times, copies side by side (as `repeat_interleave`)."""
@@ -207,7 +238,7 @@ class LayerCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the stored tokens of all sequences."""
-        return self.batch * self.length * self.bytes_per_token
+        return self.batch * self.held * self.bytes_per_token
 
     @property
     def allocated_nbytes(self) -> int:
@@ -215,7 +246,8 @@ class LayerCache:
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def __repr__(self) -> str:
-        return f"LayerCache(batch={self.batch}, length={self.length}, slots={self.slots}, max_len={self.max_len})"
+        size = f"batch={self.batch}, length={self.length}, slots={self.slots}, max_len={self.max_len}"
+        return f"{type(self).__name__}({size})"
 
 
 class ModelCache:

@@ -88,6 +88,20 @@ def rolling_back_equals_never_having_gone_on(subject: Subject) -> None:
 
 
 @check_of("attn", "cache", "causal")
+def a_long_text_can_be_gone_back_over_by_a_few_tokens(subject: Subject) -> None:
+    # Long enough that a cache which drops what nothing sees again has dropped some.
+    mixer, x, other = subject.build(True), subject.x(length=150), subject.x(length=4, seed=2)
+    cache = mixer.new_cache()
+    mixer.decode(x, [97, 1, 52], cache)
+    point = cache.snapshot()
+    mixer.decode(subject.x(length=5, seed=3), [4, 1], cache)
+    cache.rollback(point)
+    assert cache.length == 150, f"length is {cache.length} after rolling back to 150"
+    expected = mixer(torch.cat([x, other], dim=1))[:, 150:]
+    close(mixer.decode(other, [1, 3], cache), expected, "after rolling back from 155 tokens to 150")
+
+
+@check_of("attn", "cache", "causal")
 def beams_are_reordered_selected_and_repeated_with_their_cache(subject: Subject) -> None:
     mixer, x, other = subject.build(True), subject.x(batch=3, length=5), subject.x(batch=3, length=4, seed=2)
     changes = {

@@ -57,11 +57,20 @@ def attend(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     queries, keys = q.shape[-2], k.shape[-2]
-    if window is not None and window >= keys:
-        window = None
-    plain = attn_mask is None and not return_weights and not dropout
-    if window is not None and plain and queries == keys and keys > 2 * window:
-        return _windowed(q, k, v, causal, padding_mask, window, scale, kernel), None
+    if padding_mask is not None:
+        check_padding_mask(padding_mask, q.shape[0], keys)
+    if window is not None:
+        plain = attn_mask is None and not return_weights and not dropout
+        if plain and causal and keys > queries + window - 1:
+            # The oldest keys, which no query sees.
+            keys = queries + window - 1
+            k, v = k[:, :, -keys:], v[:, :, -keys:]
+            padding_mask = None if padding_mask is None else padding_mask[:, -keys:]
+        if plain and (causal or queries == keys) and keys > window_span(window, causal):
+            return _windowed(q, k, v, causal, padding_mask, window, scale, kernel), None
+        # The one query of a decoding step is the last position and sees what is left.
+        if window >= keys:
+            window = None
     # Only the caller's masks can leave a query with nothing to see.
     guard = padding_mask is not None or attn_mask is not None
     matmul = return_weights or dropout > 0 or _use_matmul(q, k, v, kernel)
@@ -221,6 +230,23 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
     return out if sees is None else out.masked_fill(~sees, 0.0)
 
 
+def window_block(window: int) -> int:
+    """Queries that a sliding window scores together: few enough to score little in vain, enough to be a product."""
+    # Forward and backward at windows of 64 to 1024 (benchmarks/window.py).
+    return max(32, min(window, 64), window // 4)
+
+
+def window_span(window: int, causal: bool) -> int:
+    """Keys that a block of queries is scored against; up to that length the window is a mask, above it blocks."""
+    return window_block(window) + window * (1 if causal else 2)
+
+
+def windowed_pairs(tokens: int, window: int, causal: bool) -> int:
+    """Query-key pairs that a sliding window scores over a whole sequence."""
+    block, span = window_block(window), window_span(window, causal)
+    return tokens * tokens if tokens <= span else block * -(-tokens // block) * span
+
+
 def _windowed(
     q: Tensor,
     k: Tensor,
@@ -231,39 +257,45 @@ def _windowed(
     scale: float,
     kernel: Kernel,
 ) -> Tensor:
-    """Blocks of `window` queries against their own and the neighbouring blocks of keys: O(T · window)."""
-    batch, heads, length, _ = q.shape
-    blocks = -(-length // window)
-    extra = blocks * window - length
-    sides = (1, 0) if causal else (1, 1)
-    q = _fold_blocks(F.pad(q, (0, 0, 0, extra)), blocks)
-    k, v = (_fold_blocks(_neighbours(t, blocks, window, extra, sides), blocks) for t in (k, v))
-    # Which keys exist: not those padded in front of the first block or behind the last.
-    exists = torch.ones(batch, length, dtype=torch.bool, device=q.device)
-    if padding_mask is not None:
-        exists = padding_mask.to(torch.bool)
-    exists = _neighbours(exists[:, None, :, None], blocks, window, extra, sides)[:, 0, :, :, 0]  # [B, blocks, keys]
-    span = window * (1 + sum(sides))
-    distance = torch.arange(window, device=q.device)[:, None] + window - torch.arange(span, device=q.device)
+    """Blocks of queries, each against its own keys and a window before (and after) them: O(T · window).
+
+    With a cache there are up to window − 1 keys in front of the queries.
+    """
+    batch, _, queries, _ = q.shape
+    block, span = window_block(window), window_span(window, causal)
+    blocks = -(-queries // block)
+    extra = blocks * block - queries
+    before, after = window - (k.shape[-2] - queries), 0 if causal else window
+    q = _fold(F.pad(q, (0, 0, 0, extra)).unflatten(2, (blocks, block)), padding_mask)
+    # The overlapping blocks of keys are views of one padded copy.
+    k, v = (
+        _fold(F.pad(t, (0, 0, before, extra + after)).unfold(2, span, block).mT, padding_mask) for t in (k, v)
+    )  # [blocks, B · H_kv, span, d]
+    steps, starts = (torch.arange(n, device=q.device) for n in (span, blocks))
+    distance = torch.arange(block, device=q.device)[:, None] + window - steps
     near = (distance >= 0) & (distance < window) if causal else distance.abs() < window
-    mask = (exists[:, :, None, None, :] & near).flatten(0, 1)  # [B · blocks, 1, window, keys]
-    if _use_matmul(q, k, v, kernel):
-        out, _ = _matmul_attention(q, k, v, mask, scale, True, 0.0, None, False)
+    # Which keys exist: not those in front of the first; those behind the last only behind queries that do not exist.
+    place = starts[:, None] * block + steps  # [blocks, span]
+    exists = place >= before if causal else (place >= before) & (place < before + queries)
+    guard = padding_mask is not None or bool(extra and not causal)
+    if padding_mask is None:
+        mask = exists[:, None, None, :] & near  # [blocks, 1, block, span]
     else:
-        out = _sdpa(q, k, v, mask, False, scale, True)
-    out = out.view(batch, blocks, heads, window, -1).transpose(1, 2).flatten(2, 3)
-    return out[:, :, :length]
+        padded = F.pad(padding_mask.to(torch.bool), (before, extra + after)).unfold(1, span, block)
+        mask = (padded[:, :, None, None, :] & near).flatten(0, 1)  # [B · blocks, 1, block, span]
+    if _use_matmul(q, k, v, kernel):
+        out, _ = _matmul_attention(q, k, v, mask, scale, guard, 0.0, None, False)
+    else:
+        out = _sdpa(q, k, v, mask, False, scale, guard)
+    if padding_mask is None:
+        out = out.unflatten(1, (batch, -1)).permute(1, 2, 0, 3, 4)
+    else:
+        out = out.unflatten(0, (batch, blocks)).transpose(1, 2)
+    return out.flatten(2, 3)[:, :, :queries]
 
 
-def _fold_blocks(t: Tensor, blocks: int) -> Tensor:
-    """[B, H, blocks, L, d] or [B, H, blocks · L, d] -> [B · blocks, H, L, d]."""
-    if t.ndim == 4:
-        t = t.unflatten(2, (blocks, -1))
+def _fold(t: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """[B, H, blocks, L, d] -> [blocks, B · H, L, d], or [B · blocks, H, L, d] where each row has its own mask."""
+    if padding_mask is None:
+        return t.permute(2, 0, 1, 3, 4).flatten(1, 2)
     return t.transpose(1, 2).flatten(0, 1)
-
-
-def _neighbours(t: Tensor, blocks: int, window: int, extra: int, sides: tuple[int, int]) -> Tensor:
-    """[B, H, T, d] -> [B, H, blocks, span, d]: each block with the ones beside it, zeros outside."""
-    before, after = sides
-    padded = F.pad(t, (0, 0, before * window, extra + after * window)).unflatten(2, (-1, window))
-    return torch.cat([padded[:, :, i : i + blocks] for i in range(1 + before + after)], dim=3)

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from blockyard.cache import LayerCache
 from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
-from blockyard.layers.attention import Kernel, attend
+from blockyard.layers.attention import Kernel, attend, check_attn_mask, windowed_pairs
 from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Linear, plain
 from blockyard.layers.norms import RMSNorm, rms_norm
 from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.mixers.base import Mixer, check_heads, default_positions
 from blockyard.registry import Traits, register_attn
+from blockyard.window_cache import WindowCache
 
 # From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
 _STACK_FROM = 64
@@ -120,9 +121,14 @@ class StandardAttention(Mixer):
             q, k, v = self._project_self(x, positions, past)
         else:
             q, k, v = self._project_cross(x, context)
+        hidden = 0
         if cache is not None:
             k, v = cache.append(k=k.to(cache.dtype), v=v.to(cache.dtype))
             q = q.to(cache.dtype)
+            # A windowed cache shows no more than the new tokens can see; the caller's masks cover all tokens.
+            hidden = past + x.shape[1] - k.shape[-2]
+            if hidden:
+                padding_mask, attn_mask = self._visible(hidden, past, x, padding_mask, attn_mask)
         mixed, weights = attend(
             q,
             k,
@@ -137,7 +143,21 @@ class StandardAttention(Mixer):
             return_weights=return_weights,
         )
         out = self.output_proj(mixed.transpose(1, 2).flatten(2).to(x.dtype))
+        if hidden and weights is not None:
+            weights = F.pad(weights, (hidden, 0))
         return out, weights
+
+    def _visible(
+        self, hidden: int, past: int, x: Tensor, padding_mask: Tensor | None, attn_mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The masks without the `hidden` oldest tokens, which the cache does not show."""
+        if padding_mask is not None:
+            padding_mask = padding_mask[:, hidden:]
+        if attn_mask is not None:
+            check_attn_mask(attn_mask, (x.shape[0], self.n_heads, x.shape[1], past + x.shape[1]))
+            if attn_mask.ndim and attn_mask.shape[-1] > 1:
+                attn_mask = attn_mask[..., hidden:]
+        return padding_mask, attn_mask
 
     def _project_self(self, x: Tensor, positions: Tensor | None, past: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, head_dim], keys and values [B, H_kv, T, head_dim] of one sequence, rotated."""
@@ -173,8 +193,11 @@ class StandardAttention(Mixer):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> LayerCache:
-        shape = (self.n_kv_heads, self.head_dim)
-        return LayerCache(batch, {"k": shape, "v": shape}, max_len=max_len, **self._placement(dtype, device))
+        slots = dict.fromkeys(("k", "v"), (self.n_kv_heads, self.head_dim))
+        placement = self._placement(dtype, device)
+        if self.window is not None:
+            return WindowCache(batch, slots, window=self.window, max_len=max_len, **placement)
+        return LayerCache(batch, slots, max_len=max_len, **placement)
 
     def cost(self, tokens: int) -> Cost:
         width, kv_width = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
@@ -190,11 +213,7 @@ class StandardAttention(Mixer):
 
     def _pairs(self, tokens: int) -> int:
         """Query-key pairs that are scored."""
-        # Below that length the window is only a mask; above, whole blocks are scored (see layers/attention.py).
-        if self.window is None or tokens <= 2 * self.window:
-            return tokens * tokens
-        padded = self.window * -(-tokens // self.window)
-        return padded * self.window * (2 if self.causal else 3)
+        return tokens * tokens if self.window is None else windowed_pairs(tokens, self.window, self.causal)
 
     def zero_init_output(self) -> None:
         nn.init.zeros_(self.output_proj.weight)
