@@ -20,6 +20,17 @@ MIXER_OPTIONS = {
         {"kernel": "sdpa", "window": 3},
         {"kernel": "sdpa", "n_kv_heads": 1},
     ],
+    "mla": [
+        {"kv_rank": 24, "decode": "naive"},
+        {"kv_rank": 24, "decode": "absorbed", "q_rank": 12, "bias": True},
+        {"kv_rank": 24, "cache": "mixed", "rope_layout": "interleaved"},
+        {"cache": "mixed", "decode": "absorbed", "kernel": "sdpa"},
+        {"cache": "expanded", "kernel": "matmul"},
+        {"rope": "full"},
+        {"rope": "full", "cache": "latent", "kv_rank": 24, "rope_layout": "interleaved"},
+        {"rope": "full", "cache": "expanded", "v_dim": 5, "kernel": "sdpa"},
+        {"rope_dim": 6, "nope_dim": 5, "v_dim": 20, "latent_norm": False},
+    ],
     "tva": [
         {"rank": 3, "v_rank": 5, "kernel": "sdpa"},
         {"rank": 2, "factored": True, "v_rank": 3},

@@ -21,7 +21,11 @@ KIND_WORDS: dict[str, str] = {"attn": "attention", "ffn": "FFN", "block": "block
 
 # Where the built-in names live. They are imported on first use, so that listing names costs no torch.
 BUILTIN: dict[Kind, dict[str, str]] = {
-    "attn": {"standard": "blockyard.mixers.standard", "tva": "blockyard.mixers.vein"},
+    "attn": {
+        "standard": "blockyard.mixers.standard",
+        "mla": "blockyard.mixers.latent",
+        "tva": "blockyard.mixers.vein",
+    },
     "ffn": {
         "standard": "blockyard.ffn.dense",
         "swiglu": "blockyard.ffn.gated",

@@ -44,7 +44,7 @@ def attend(
     Args:
         q: [B, H, T, d]; with S > T keys, the queries are the last T positions.
         k: [B, H_kv, S, d], H_kv dividing H.
-        v: [B, H_kv, S, d_v].
+        v: [B, H_kv, S, d_v], or [B, 1, S, d_v] for values that all heads share.
         causal: position i sees keys up to i.
         padding_mask: [B, S], nonzero = keep.
         attn_mask: broadcastable to [B, H, T, S]; bool (True = attend) or additive, combined with the others.
@@ -91,7 +91,7 @@ def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
     if q.shape[-2] == 1:
         # A decoding step: SDPA is as fast in float32, two to eight times faster in bfloat16, but would copy the whole
         # cache to expand grouped heads or to pad values.
-        return q.shape[1] != k.shape[1] or q.shape[-1] != v.shape[-1]
+        return q.shape[1] != k.shape[1] or q.shape[1] != v.shape[1] or q.shape[-1] != v.shape[-1]
     return k.shape[-2] <= MATMUL_UP_TO.get(q.dtype, _MATMUL_UP_TO_ELSE)
 
 
@@ -181,7 +181,7 @@ def _matmul_attention(
     # The heads that share a key head are stacked along the queries, so that no key is copied.
     q = q.reshape(batch * key_heads, -1, width)
     k = k.reshape(batch * key_heads, keys, width)
-    v = v.reshape(batch * key_heads, keys, -1)
+    v = v.reshape(batch * v.shape[1], keys, -1)
     if mask is None:
         scores = torch.bmm(q * scale, k.transpose(1, 2))
     else:
@@ -195,7 +195,9 @@ def _matmul_attention(
         dropped = drop(weights.view(batch, heads, queries, keys), dropout, dropout_keys).view(weights.shape)
     else:
         dropped = weights
-    out = torch.bmm(dropped.to(v.dtype), v).view(batch, heads, queries, -1)
+    # The heads that share values are stacked, too.
+    dropped = dropped.to(v.dtype).view(v.shape[0], -1, keys)
+    out = torch.bmm(dropped, v).view(batch, heads, queries, -1)
     return out, weights.view(batch, heads, queries, keys) if return_weights else None
 
 
@@ -216,6 +218,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
     if guard and mask is not None:
         mask, sees = _open_blind_rows(mask)
     grouped = q.shape[1] != k.shape[1]
+    if v.shape[1] != k.shape[1]:
+        v = v.expand(-1, k.shape[1], -1, -1)
     width, extra = v.shape[-1], q.shape[-1] - v.shape[-1]
     # The flag is the CPU kernel's too; a compiler cannot read it.
     flash = torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled()
