@@ -1,0 +1,205 @@
+"""The price document's names and call forms (`from blockyard.compat.price_transformer import TransformerBlock, …`).
+
+Its attention is `blockyard.mixers.latent.LatentAttention` with rope="full" and interleaved pairs. Three things are
+mended: the document leaves queries, keys and values as [B, T, H, d] in front of `scaled_dot_product_attention`, which
+would attend over heads; it has no output projection; and it uses a `v_dim` that it never sets.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockyard import registry
+from blockyard.compat.basics import RMSNorm, SwiGLU
+from blockyard.errors import InputError
+from blockyard.layers.rotary import rotary_tables, rotate
+from blockyard.mixers.latent import LatentAttention
+from blockyard.options import options_of
+
+__all__ = [
+    "MultiHeadLatentAttention",
+    "PricePredictionConfig",
+    "RMSNorm",
+    "SwiGLU",
+    "TransformerBlock",
+    "apply_rotary_emb",
+    "get_ffn",
+    "precompute_freqs_cis",
+    "reshape_for_broadcast",
+]
+
+
+@dataclass
+class PricePredictionConfig:
+    """The document's configuration. Fields may be assigned to until a module is built, which copies what it needs.
+
+    Args:
+        d_model: width of the residual stream.
+        n_layers: number of blocks.
+        n_heads: number of attention heads, dividing d_model.
+        kv_lora_rank: width of the latent that keys and values come from.
+        v_dim: width of a head's values; None = d_model / n_heads.
+        intermediate_size: hidden width of the FFN.
+        learning_rate: of the optimizer.
+        weight_decay: of the optimizer.
+        dropout: probability of dropping attention weights and hidden elements in training.
+        rope_theta: base of the rotary wavelengths.
+        max_seq_len: longest sequence.
+        layer_overrides: fields that a layer has otherwise, by its index: `{0: {"kv_lora_rank": 64}}`.
+    """
+
+    d_model: int = 512
+    n_layers: int = 8
+    n_heads: int = 8
+    kv_lora_rank: int = 256
+    v_dim: int | None = None
+    intermediate_size: int = 2048
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    dropout: float = 0.1
+    rope_theta: float = 10_000.0
+    max_seq_len: int = 512
+    layer_overrides: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+def precompute_freqs_cis(dim: int, end: int, theta: float = 1e4) -> Tensor:
+    """e^(i·m·theta^(−2j/dim)) for positions m below `end`: complex64 [end, dim / 2].
+
+    Raises:
+        InputError: for an odd `dim`, or an `end` below 1.
+    """
+    if dim < 2 or dim % 2:
+        raise InputError(f"dim={dim}: rotation turns pairs; use an even width")
+    if end < 1:
+        raise InputError(f"end={end} should be at least 1")
+    cos, sin = rotary_tables(end, dim, theta, torch.device("cpu"), torch.float32)
+    return torch.complex(cos[:end], sin[:end])
+
+
+def reshape_for_broadcast(freqs_cis: Tensor, x: Tensor) -> Tensor:
+    """freqs_cis [T, w] as [1, T, 1, …, w], to be multiplied with a complex x [B, T, …, w].
+
+    Raises:
+        InputError: when the sizes differ.
+    """
+    if x.ndim < 2 or tuple(freqs_cis.shape) != (x.shape[1], x.shape[-1]):
+        found, wanted = tuple(freqs_cis.shape), (*x.shape[1:2], *x.shape[-1:])
+        raise InputError(f"freqs_cis has shape {found}, expected {wanted}, the length and the last axis of x")
+    return freqs_cis.view(1, x.shape[1], *(1,) * (x.ndim - 3), x.shape[-1])
+
+
+def apply_rotary_emb(xq: Tensor, xk: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn neighbouring pairs of features of queries and keys [B, T, H, d] by freqs_cis [T, d / 2].
+
+    Raises:
+        InputError: for real factors or another length or width.
+    """
+    return _turn(xq, freqs_cis), _turn(xk, freqs_cis)
+
+
+def _turn(x: Tensor, freqs_cis: Tensor) -> Tensor:
+    cos, sin = _tables(freqs_cis, x.dtype)
+    halves = x[..., ::2]  # of the shape that x has as complex numbers
+    return rotate(x, reshape_for_broadcast(cos, halves), reshape_for_broadcast(sin, halves), "interleaved")
+
+
+def _tables(freqs_cis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin, in at least the precision of x."""
+    if not freqs_cis.is_complex():
+        raise InputError(f"freqs_cis has dtype {freqs_cis.dtype}, expected complex factors from precompute_freqs_cis")
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return freqs_cis.real.to(wide), freqs_cis.imag.to(wide)
+
+
+class MultiHeadLatentAttention(nn.Module):
+    """The document's attention: latents c = RMSNorm(W_c x), k = R(W_uk c), v = W_uv c, q = R(W_q x).
+
+    Args:
+        args: has d_model, n_heads, kv_lora_rank, and may have v_dim and dropout.
+
+    Shapes: x [B, T, d_model] -> [B, T, d_model].
+    Raises: InputError when d_model / n_heads is not a whole, even number.
+    """
+
+    def __init__(self, args: Any) -> None:
+        super().__init__()
+        self.mla = LatentAttention(
+            args.d_model,
+            args.n_heads,
+            kv_rank=args.kv_lora_rank,
+            v_dim=getattr(args, "v_dim", None),
+            rope="full",
+            rope_layout="interleaved",
+            dropout=getattr(args, "dropout", 0.0),
+        )
+        self.n_heads, self.qk_head_dim, self.v_dim = self.mla.n_heads, self.mla.nope_dim, self.mla.v_dim
+
+    def forward(self, x: Tensor, freqs_cis: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Attend.
+
+        Args:
+            x: [B, T, d_model].
+            freqs_cis: complex [T, head width / 2] from `precompute_freqs_cis`.
+            attn_mask: bool (True = attend) or additive, broadcastable to [B, H, T, T].
+            is_causal: hide the future, beside what the mask hides.
+        """
+        cos, sin = _tables(freqs_cis, x.dtype)
+        return self.mla.forward_rotated(x, cos, sin, causal=is_causal, attn_mask=attn_mask)
+
+
+def get_ffn(args: Any, ffn_type: str = "swiglu") -> Any:
+    """An FFN by name, of width `args.d_model` and hidden width `args.intermediate_size`.
+
+    Args:
+        args: has d_model and intermediate_size, and may have dropout.
+        ffn_type: a registered name.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    known = options_of(registry.ffn_class(ffn_type))
+    given = {"d_model": args.d_model, "d_ff": args.intermediate_size, "dropout": getattr(args, "dropout", 0.0)}
+    return registry.get_ffn(ffn_type, **{name: value for name, value in given.items() if name in known})
+
+
+class TransformerBlock(nn.Module):
+    """x + attn(norm(x)), then x + ffn(norm(x)); returns the tensor alone, as in the document.
+
+    Args:
+        args: as for `MultiHeadLatentAttention` and `get_ffn`.
+        layer_idx: which layer this is; its entry in `args.layer_overrides`, if there is one, replaces fields.
+
+    Shapes: x [B, T, d_model] -> [B, T, d_model].
+    """
+
+    def __init__(self, args: Any, layer_idx: int = 0) -> None:
+        super().__init__()
+        args = _for_layer(args, layer_idx)
+        self.layer_idx = layer_idx
+        self.attn_norm = RMSNorm(args.d_model)
+        self.attn = MultiHeadLatentAttention(args)
+        self.ffn_norm = RMSNorm(args.d_model)
+        self.ffn = get_ffn(args, ffn_type="swiglu")
+
+    def forward(self, x: Tensor, freqs_cis: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Arguments as for `MultiHeadLatentAttention`."""
+        x = x + self.attn(self.attn_norm(x), freqs_cis, attn_mask, is_causal)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+def _for_layer(args: Any, layer_idx: int) -> Any:
+    """The configuration of one layer."""
+    if layer_idx < 0:
+        raise InputError(f"layer_idx={layer_idx} should be at least 0")
+    overrides = getattr(args, "layer_overrides", {}).get(layer_idx, {})
+    own = copy.copy(args)
+    for name, value in overrides.items():
+        if not hasattr(args, name):
+            raise InputError(f"layer_overrides[{layer_idx}] names {name!r}, which the configuration does not have")
+        setattr(own, name, value)
+    return own
