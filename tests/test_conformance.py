@@ -36,10 +36,19 @@ MIXER_OPTIONS = {
         {"rank": 2, "factored": True, "v_rank": 3},
         {"qk_norm": True, "rope": "interleaved"},
     ],
+    "complex": [
+        {"score": "magnitude", "gate": "learned"},
+        {"score": "phase", "n_kv_heads": 1},
+        {"score": "split", "gate": "magnitude"},
+        {"rope": "none", "qk_norm": False, "bias": True},
+        {"linear": "block", "kernel": "matmul"},
+        {"linear": "gauss"},
+    ],
 }
 FFN_OPTIONS = {
     "standard": [{"activation": "relu"}, {"activation": "silu", "bias": True}],
     "swiglu": [{"d_ff": 24, "bias": True}],
+    "complex_swiglu": [{"d_ff": 24, "bias": True, "gate_bias": -1.0}, {"linear": "gauss"}, {"linear": "block"}],
     "vft": [{"tied": True, "gated": True, "stabilizer": "lowrank"}, {"stabilizer": "diag", "rank": 2}],
 }
 

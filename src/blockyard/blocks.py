@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blockyard.costs import Cost
 from blockyard.errors import InputError
+from blockyard.layers.complex_norms import make_complex_norm
 from blockyard.layers.norms import make_norm
 from blockyard.options import check_options, options_of
 from blockyard.pattern import LayerSpec
@@ -23,6 +24,7 @@ from blockyard.registry import (
 )
 
 Aux = dict[str, Any]
+BlockNorm = Literal["rms", "layer", "whiten"]
 
 
 class ResidualBlock(nn.Module):
@@ -35,10 +37,11 @@ class ResidualBlock(nn.Module):
         attn: a mixer, ours or foreign; a foreign one is passed only the arguments that its `forward` names.
         ffn: an FFN, ours or foreign.
         d_model: width of the residual stream.
-        norm: rms or layer.
+        norm: rms or layer; whiten for a complex mixer, whose norms are those of layers/complex_norms.py.
         norm_position: pre or post.
 
     Shapes: x [B, T, d_model] -> (the same, aux | None).
+    Raises: InputError when one of mixer and FFN is complex and the other real.
     """
 
     def __init__(
@@ -47,16 +50,17 @@ class ResidualBlock(nn.Module):
         ffn: nn.Module,
         d_model: int,
         *,
-        norm: Literal["rms", "layer"] = "rms",
+        norm: BlockNorm = "rms",
         norm_position: Literal["pre", "post"] = "pre",
     ) -> None:
         super().__init__()
         self.d_model = d_model
-        self.ln1, self.ln2 = make_norm(norm, d_model), make_norm(norm, d_model)
+        self.complex_valued = common_domain(attn, ffn)
+        make = make_complex_norm if self.complex_valued else make_norm
+        self.ln1, self.ln2 = make(norm, d_model), make(norm, d_model)
         # Any: a foreign module has no declared interface beyond being called.
         self.attn: Any = attn
         self.ffn: Any = ffn
-        self.d_model = d_model
         self.pre = norm_position == "pre"
         self._accepts = accepted_arguments(attn.forward)
 
@@ -111,6 +115,23 @@ class ResidualBlock(nn.Module):
         return self.attn.new_cache(*arguments)
 
 
+def common_domain(*members: nn.Module) -> bool:
+    """Whether the members are complex-valued.
+
+    Raises:
+        InputError: when some are and others are not: there is no silent way from one to the other.
+    """
+    domains = {type(m).__name__: bool(getattr(m, "complex_valued", False)) for m in members}
+    if len(set(domains.values())) > 1:
+        real = ", ".join(name for name, is_complex in domains.items() if not is_complex)
+        complexes = ", ".join(name for name, is_complex in domains.items() if is_complex)
+        raise InputError(
+            f"{complexes} is complex-valued, {real} is real: a block is one or the other; "
+            "write complex+complex_swiglu, or standard+swiglu"
+        )
+    return any(domains.values())
+
+
 def needs_causal_mask(mixer: nn.Module, accepts: frozenset[str]) -> bool:
     """Whether causality must come as a mask: a foreign mixer that knows `attn_mask` but has no `causal`."""
     return not hasattr(mixer, "causal") and "causal" not in accepts and "attn_mask" in accepts
@@ -145,17 +166,22 @@ def build_block(
     d_model: int,
     n_heads: int,
     causal: bool,
-    norm: Literal["rms", "layer"] = "rms",
+    norm: BlockNorm = "rms",
     norm_position: Literal["pre", "post"] = "pre",
     rope_theta: float = 10_000.0,
     dropout: float = 0.0,
+    complex_valued: bool = False,
 ) -> nn.Module:
     """Construct the block of a layer specification.
 
     A mixer and FFN that are registered as a pair become their paired block; others go into a `ResidualBlock`.
 
+    Args:
+        complex_valued: whether the residual stream that the block is for is complex.
+
     Raises:
-        InputError: for unknown names or options, or a mixer whose traits lack causality when it is wanted.
+        InputError: for unknown names or options, a mixer whose traits lack causality when it is wanted, or a complex
+            mixer for a real stream and the other way round.
     """
     from_model = {
         "d_model": d_model,
@@ -165,6 +191,9 @@ def build_block(
         "dropout": dropout,
     }
     attn = implementation("attn", spec.attn)
+    if attn.traits.complex_valued != complex_valued:
+        has, wants = ("complex", "real") if attn.traits.complex_valued else ("real", "complex")
+        raise InputError(f"attention {spec.attn!r} is {has}-valued, but this model's stream is {wants}")
     if causal and not attn.traits.causal:
         raise InputError(f"attention {spec.attn!r} cannot be causal, so it cannot model language")
     if not causal and not attn.traits.bidirectional:

@@ -17,6 +17,8 @@ from blockyard.options import check_options, unknown_option
 from blockyard.registry import Kind, implementation, names, owners
 
 DEFAULT_FFN = "swiglu"
+# The one of a complex mixer, which no real FFN fits.
+COMPLEX_FFN = "complex_swiglu"
 # More layers than any model has; a slip of the finger must not fill the memory.
 MOST_REPEATS = 10_000
 
@@ -102,9 +104,14 @@ def _parse_layer(text: str, default_ffn: str) -> LayerSpec:
         name, options = heads[0]
         if name not in names("attn") and name in names("ffn"):
             return LayerSpec("standard", name, {}, _typed("ffn", name, options))
-        return LayerSpec(name, default_ffn, _typed("attn", name, options), {})
+        return LayerSpec(name, default_ffn_of(name, default_ffn), _typed("attn", name, options), {})
     (attn, attn_options), (ffn, ffn_options) = heads
     return LayerSpec(attn, ffn, _typed("attn", attn, attn_options), _typed("ffn", ffn, ffn_options))
+
+
+def default_ffn_of(mixer: str, default_ffn: str = DEFAULT_FFN) -> str:
+    """The FFN of a layer that names none: the default one, or the complex one for a complex mixer."""
+    return COMPLEX_FFN if implementation("attn", mixer).traits.complex_valued else default_ffn
 
 
 def _parse_part(text: str) -> tuple[str, dict[str, str]]:

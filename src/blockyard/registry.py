@@ -25,6 +25,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "standard": "blockyard.mixers.standard",
         "mla": "blockyard.mixers.latent",
         "tva": "blockyard.mixers.vein",
+        "complex": "blockyard.mixers.complex",
     },
     "ffn": {
         "standard": "blockyard.ffn.dense",
@@ -32,6 +33,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "glu": "blockyard.ffn.gated",
         "relu2": "blockyard.ffn.dense",
         "vft": "blockyard.ffn.vein",
+        "complex_swiglu": "blockyard.ffn.complex",
     },
     "block": {"tva+vft": "blockyard.blocks_vein"},
 }
@@ -54,7 +56,7 @@ class Traits:
         cross: attends to `context`.
         weights: returns attention weights on request.
         positions: honours explicit `positions`.
-        dtypes: floating types it computes in.
+        dtypes: types it computes in; complex64 and complex128 say that its input and output are complex.
     """
 
     causal: bool = False
@@ -66,6 +68,11 @@ class Traits:
     weights: bool = False
     positions: bool = False
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float64")
+
+    @property
+    def complex_valued(self) -> bool:
+        """Whether input and output are complex."""
+        return any(dtype.startswith("complex") for dtype in self.dtypes)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.conformance.subject import LENGTH, Built, Subject, close, own_random, random, skip
+from blockyard.conformance.subject import LENGTH, Built, Subject, close, own_random, random, reals, skip
 from blockyard.conformance.suite import check_of
 
 # Far below what a leak could be and still carry anything, far above float64's rounding in a Fourier transform.
@@ -21,7 +21,7 @@ LEAK = 1e-9
 
 
 def leak_tolerance(subject: Subject) -> float:
-    return LEAK if subject.dtype == torch.float64 else 1e-5
+    return LEAK if subject.precise else 1e-5
 
 
 @check_of("attn", "causal")
@@ -42,7 +42,7 @@ def the_jacobian_of_the_past_in_the_future_is_zero(subject: Subject) -> None:
     out = mixer(x)
     probe = random(LENGTH, subject.d_model, seed=4, dtype=out.dtype)
     for now in range(LENGTH):
-        (gradient,) = torch.autograd.grad((out[0, now] * probe[now]).sum(), x, retain_graph=True)
+        (gradient,) = torch.autograd.grad(reals(out[0, now] * probe[now]).sum(), x, retain_graph=True)
         leaked = gradient[0, now + 1 :]
         close(leaked, torch.zeros_like(leaked), f"gradient of output {now} in later inputs", leak_tolerance(subject))
         assert gradient[0, now].any(), f"output {now} does not depend on its own input"
@@ -77,7 +77,7 @@ def random_tokens_cannot_be_predicted(subject: Subject) -> None:
     vocabulary, length, steps = 16, 24, 200
     with own_random(0):
         mixer = subject.build(True, torch.float32)
-        model = _TinyModel(vocabulary, subject.d_model, mixer)
+        model = _TinyModel(vocabulary, subject, mixer)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         for _ in range(steps):
             loss = _next_token_loss(model, torch.randint(vocabulary, (16, length + 1)))
@@ -91,17 +91,20 @@ def random_tokens_cannot_be_predicted(subject: Subject) -> None:
 
 
 class _TinyModel(nn.Module):
-    """Embedding, one residual mixer, head."""
+    """Embedding, one residual mixer, head. Complex vectors are read as twice as many reals."""
 
-    def __init__(self, vocabulary: int, d_model: int, mixer: Built) -> None:
+    def __init__(self, vocabulary: int, subject: Subject, mixer: Built) -> None:
         super().__init__()
-        self.embed = nn.Embedding(vocabulary, d_model)
+        self.complex_valued = subject.traits.complex_valued
+        width = subject.d_model * (2 if self.complex_valued else 1)
+        self.embed = nn.Embedding(vocabulary, width)
         self.mixer, self.call = mixer.module.train(), mixer
-        self.norm, self.head = nn.LayerNorm(d_model), nn.Linear(d_model, vocabulary)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
-        return self.head(self.norm(x + self.call(x)))
+        data = torch.view_as_complex(x.unflatten(-1, (-1, 2))) if self.complex_valued else x
+        return self.head(self.norm(x + reals(self.call(data)).reshape(x.shape)))
 
 
 def _next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:

@@ -74,12 +74,15 @@ def eval_mode_is_deterministic(subject: Subject) -> None:
 
 @check_of("ffn")
 def bfloat16_is_close_to_float32(subject: Subject) -> None:
+    if "bfloat16" not in subject.traits.dtypes:
+        skip("its traits do not claim bfloat16")
     exact, half = subject.build(dtype=torch.float32), subject.build(dtype=torch.bfloat16, seed=5)
     half.module.load_state_dict({name: tensor.bfloat16() for name, tensor in exact.module.state_dict().items()})
-    x = subject.x().bfloat16()
+    x = subject.x(precision=torch.bfloat16)
     out = half(x)
-    assert out.dtype == torch.bfloat16, f"bfloat16 in, {out.dtype} out"
-    close(out.float(), exact(x.float()), "bfloat16 against float32", tolerance=0.06)
+    assert out.dtype == x.dtype, f"{x.dtype} in, {out.dtype} out"
+    single = subject.data_dtype(torch.float32)
+    close(out.to(single), exact(x.to(single)), "bfloat16 against float32", tolerance=0.06)
 
 
 @check_of("ffn")
@@ -92,7 +95,7 @@ def a_gradient_reaches_every_parameter(subject: Subject) -> None:
 
 @check_of("ffn")
 def its_gradients_equal_finite_differences(subject: Subject) -> None:
-    if subject.dtype != torch.float64:
+    if not subject.precise:
         skip("its traits do not claim float64")
     ffn = subject.build()
     training.check_gradients(ffn.module, ffn, subject.x(batch=1, length=3))
@@ -139,5 +142,5 @@ def the_formula_counts_parameters_and_flops(subject: Subject) -> None:
     for tokens in TOKENS:
         cost = ffn.module.cost(tokens)
         assert cost.parameters == count, f"cost().parameters is {cost.parameters}, the module has {count}"
-        flops = counted_flops(ffn, subject.x(batch=1, length=tokens).float())
+        flops = counted_flops(ffn, subject.x(batch=1, length=tokens, precision=torch.float32))
         assert cost.flops == flops, f"cost({tokens}).flops is {cost.flops}, counted are {flops}"

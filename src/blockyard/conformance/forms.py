@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from blockyard.conformance.subject import BATCH, LENGTH, Subject, close, influence, random, skip
+from blockyard.conformance.subject import BATCH, LENGTH, Subject, close, influence, random, reals, skip
 from blockyard.conformance.suite import check_of
 
 LENGTHS = (1, 2, 3, 5, 13, 31, 67)
@@ -72,11 +72,11 @@ def bfloat16_weights_load_and_compute_close_to_float32(subject: Subject) -> None
         half = subject.build(causal, torch.bfloat16, seed=5)
         state = {name: t.bfloat16() if t.is_floating_point() else t for name, t in exact.module.state_dict().items()}
         half.module.load_state_dict(state)
-        x = subject.x().bfloat16()
-        out, expected = half(x), exact(x.float())
-        assert out.dtype == torch.bfloat16, f"bfloat16 in, {out.dtype} out"
+        x, single = subject.x(precision=torch.bfloat16), subject.data_dtype(torch.float32)
+        out, expected = half(x), exact(x.to(single))
+        assert out.dtype == x.dtype, f"{x.dtype} in, {out.dtype} out"
         # bfloat16 has 8 bits: about 0.4 % per operation, and a handful of operations in a row.
-        close(out.float(), expected, f"bfloat16 against float32, causal={causal}", tolerance=0.06)
+        close(out.to(single), expected, f"bfloat16 against float32, causal={causal}", tolerance=0.06)
 
 
 @check_of("attn", "positions")
@@ -119,7 +119,7 @@ def weights_are_a_distribution_and_change_nothing(subject: Subject) -> None:
 def weights_follow_an_additive_mask_as_a_softmax_does(subject: Subject) -> None:
     # softmax(s + m) is softmax(s) · exp(m), normalised: the returned weights are those of the scores themselves.
     mixer, x = subject.build(False), subject.x()
-    bias = random(LENGTH, LENGTH, seed=3, dtype=subject.dtype)
+    bias = random(LENGTH, LENGTH, seed=3, dtype=subject.real_dtype)
     _, plain = mixer.full(x, return_weights=True)
     _, shifted = mixer.full(x, attn_mask=bias, return_weights=True)
     expected = plain * bias.exp()
@@ -132,7 +132,7 @@ def context_of_another_length_is_attended_to(subject: Subject) -> None:
     context = subject.x(length=5, seed=2).requires_grad_()
     out = mixer(x, context=context)
     assert out.shape == x.shape, f"output {list(out.shape)} for input {list(x.shape)} and context {list(context.shape)}"
-    (gradient,) = torch.autograd.grad(out.sum(), context)
+    (gradient,) = torch.autograd.grad(reals(out).sum(), context)
     assert gradient.abs().sum(-1).all(), "some positions of the context have no influence"
     if subject.traits.padding:
         keep = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blockyard.conformance.subject import BATCH, LENGTH, Subject, close, influence, random
+from blockyard.conformance.subject import BATCH, LENGTH, Subject, close, influence, random, reals
 from blockyard.conformance.suite import check_of
 
 PAD = 3
@@ -47,7 +47,7 @@ def padding_has_no_influence_and_no_gradient(subject: Subject) -> None:
         wide, keep = padded(subject.x(), left=True)
         wide.requires_grad_()
         out = mixer(wide, padding_mask=keep)
-        (gradient,) = torch.autograd.grad(out[1, PAD:].sum(), wide)
+        (gradient,) = torch.autograd.grad(reals(out[1, PAD:]).sum(), wide)
         close(gradient[1, :PAD], torch.zeros_like(gradient[1, :PAD]), "gradient of real outputs in padding", 1e-9)
 
 
@@ -67,7 +67,7 @@ def a_row_of_nothing_but_padding_is_finite(subject: Subject) -> None:
         out = mixer(x, padding_mask=keep)
         assert torch.isfinite(out).all(), "a row of padding alone makes the output NaN"
         close(out[:1], mixer(x[:1]), "the row beside one of padding alone")
-        gradients = torch.autograd.grad(out.sum(), [x, *_used(mixer.module)], allow_unused=True)
+        gradients = torch.autograd.grad(reals(out).sum(), [x, *_used(mixer.module)], allow_unused=True)
         assert all(g is None or torch.isfinite(g).all() for g in gradients), "its gradient is not finite"
 
 
@@ -88,9 +88,9 @@ def an_additive_mask_of_minus_infinity_equals_the_boolean_one(subject: Subject) 
     for causal in subject.modes:
         mixer, x = subject.build(causal), subject.x()
         visible = _some_mask()
-        additive = torch.zeros(LENGTH, LENGTH, dtype=x.dtype).masked_fill(~visible, -torch.inf)
+        additive = torch.zeros(LENGTH, LENGTH, dtype=subject.real_dtype).masked_fill(~visible, -torch.inf)
         close(mixer(x, attn_mask=additive), mixer(x, attn_mask=visible), f"additive mask, causal={causal}")
-        bias = random(LENGTH, LENGTH, seed=6, dtype=x.dtype)
+        bias = random(LENGTH, LENGTH, seed=6, dtype=subject.real_dtype)
         difference = (mixer(x, attn_mask=bias) - mixer(x)).abs().max()
         assert difference > 1e-6, "an additive mask with finite numbers is ignored"
 
@@ -111,14 +111,14 @@ def a_query_that_may_see_nothing_gives_zero_and_no_nan(subject: Subject) -> None
         mixer, x = subject.build(causal), subject.x().requires_grad_()
         visible = torch.ones(LENGTH, LENGTH, dtype=torch.bool)
         visible[2] = False
-        for mask in (visible, torch.zeros(LENGTH, LENGTH, dtype=x.dtype).masked_fill(~visible, -torch.inf)):
+        for mask in (visible, torch.zeros(LENGTH, LENGTH, dtype=subject.real_dtype).masked_fill(~visible, -torch.inf)):
             out = mixer(x, attn_mask=mask)
             assert torch.isfinite(out).all(), f"a fully masked row ({mask.dtype}) makes the output NaN"
             # An output bias is added to what attention gives, which is 0.
             biased = any(name.endswith("bias") for name, _ in mixer.module.named_parameters())
             rest = out[:, 2] - mixer(3 * x, attn_mask=mask)[:, 2] if biased else out[:, 2]
             close(rest, torch.zeros_like(rest), f"a fully masked row ({mask.dtype})")
-            gradients = torch.autograd.grad(out.sum(), [x, *_used(mixer.module)], allow_unused=True)
+            gradients = torch.autograd.grad(reals(out).sum(), [x, *_used(mixer.module)], allow_unused=True)
             assert all(g is None or torch.isfinite(g).all() for g in gradients), "its gradient is not finite"
 
 

@@ -73,7 +73,7 @@ def arguments_beyond_the_traits_are_refused_and_not_ignored(subject: Subject) ->
         "attn_mask": (traits.attn_mask, torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril(-1)),
         "positions": (traits.positions, torch.arange(LENGTH) * 2),
         "context": (traits.cross, subject.x(seed=2)),
-        "cache": (traits.cache != "none", LayerCache(BATCH, {"k": (1,)}, dtype=subject.dtype)),
+        "cache": (traits.cache != "none", LayerCache(BATCH, {"k": (1,)}, dtype=subject.real_dtype)),
         "return_weights": (traits.weights, True),
     }
     tried = [name for name, (honoured, _) in beyond.items() if not honoured and name in subject.arguments]

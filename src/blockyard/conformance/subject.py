@@ -37,8 +37,14 @@ def own_random(seed: int) -> Iterator[None]:
 
 
 def random(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Standard normal numbers that depend on the seed and shape alone."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    """Standard normal numbers, complex ones for a complex dtype, that depend on the seed and shape alone."""
+    widest = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=widest).to(dtype)
+
+
+def reals(x: Tensor) -> Tensor:
+    """The tensor itself, or the real view [..., 2] of a complex one, on which sums and squares are real."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def randomise(module: nn.Module) -> None:
@@ -107,9 +113,25 @@ class Subject:
         return self.options.get("d_model", SIZES["d_model"])
 
     @property
+    def precise(self) -> bool:
+        """Whether the class computes in float64 or complex128."""
+        return bool({"float64", "complex128"} & set(self.traits.dtypes))
+
+    @property
+    def real_dtype(self) -> torch.dtype:
+        """The dtype of parameters and masks in most checks: float64 if it can be, so that rounding is no excuse."""
+        return torch.float64 if self.precise else torch.float32
+
+    @property
     def dtype(self) -> torch.dtype:
-        """The dtype most checks run in: float64 where the class computes in it, so that rounding is no excuse."""
-        return torch.float64 if "float64" in self.traits.dtypes else torch.float32
+        """The dtype of the data in most checks."""
+        return self.data_dtype(self.real_dtype)
+
+    def data_dtype(self, real: torch.dtype) -> torch.dtype:
+        """The dtype of the data that goes with parameters of a dtype: half precision has no complex data of its own."""
+        if not self.traits.complex_valued:
+            return real
+        return torch.complex128 if real == torch.float64 else torch.complex64
 
     @property
     def dropout(self) -> dict[str, Any]:
@@ -144,11 +166,13 @@ class Subject:
         with own_random(seed):
             module = self.cls(**checked)
             randomise(module)
-        return Built(self, module.to(dtype or self.dtype).eval(), causal)
+        return Built(self, module.to(dtype or self.real_dtype).eval(), causal)
 
-    def x(self, batch: int = BATCH, length: int = LENGTH, seed: int = 1) -> Tensor:
-        """A random input [batch, length, d_model]."""
-        return random(batch, length, self.d_model, seed=seed, dtype=self.dtype)
+    def x(
+        self, batch: int = BATCH, length: int = LENGTH, seed: int = 1, precision: torch.dtype | None = None
+    ) -> Tensor:
+        """A random input [batch, length, d_model] for parameters of the given precision."""
+        return random(batch, length, self.d_model, seed=seed, dtype=self.data_dtype(precision or self.real_dtype))
 
 
 @dataclass
@@ -202,7 +226,7 @@ def influence(mixer: Built, x: Tensor, **arguments: Tensor) -> Tensor:
     """bool [T, T]: whether the output of a row's position depends on the input at another one."""
     x = x.clone().requires_grad_()
     out = mixer(x, **arguments)
-    rows = [torch.autograd.grad(out[:, t].sum(), x, retain_graph=True)[0][0] for t in range(x.shape[1])]
+    rows = [torch.autograd.grad(reals(out[:, t]).sum(), x, retain_graph=True)[0][0] for t in range(x.shape[1])]
     return torch.stack(rows).abs().amax(-1) > 0
 
 

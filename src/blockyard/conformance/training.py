@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from blockyard.conformance.subject import Built, Subject, close, own_random, skip
+from blockyard.conformance.subject import Built, Subject, close, own_random, reals, skip
 from blockyard.conformance.suite import check_of
 from blockyard.errors import InputError
 
@@ -20,6 +20,7 @@ def gradients(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x: Tens
     x = x.clone().requires_grad_()
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     out = call(x)
+    out = reals(out)
     scalar = (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum()
     found = torch.autograd.grad(scalar, [x, *named.values()], allow_unused=True)
     return dict(zip(["x", *named], found))
@@ -48,7 +49,7 @@ def every_parameter_gets_a_gradient(subject: Subject) -> None:
 
 @check_of("attn")
 def gradients_equal_finite_differences(subject: Subject) -> None:
-    if subject.dtype != torch.float64:
+    if not subject.precise:
         skip("its traits do not claim float64")
     for causal in subject.modes:
         mixer = subject.build(causal)
@@ -127,7 +128,7 @@ def train_every_value(subject: Subject, causal: bool = False) -> None:
                 continue
             raise
         built.module.train()
-        loss = built(x).square().mean()
+        loss = reals(built(x)).square().mean()
         loss.backward()
         slopes = [(p, p.grad) for p in built.module.parameters() if p.grad is not None]
         size = sum(g.square().sum() for _, g in slopes)
@@ -135,7 +136,7 @@ def train_every_value(subject: Subject, causal: bool = False) -> None:
             for parameter, gradient in slopes:
                 # A step short enough for the slope to hold: it should lower the loss by a hundredth.
                 parameter -= 1e-2 * loss / size * gradient
-            after = built(x).square().mean()
+            after = reals(built(x)).square().mean()
         assert torch.isfinite(after), f"{name}={value!r}: the output is not finite after a step"
         assert after < loss, f"{name}={value!r}: a step down the gradient raises the loss"
 

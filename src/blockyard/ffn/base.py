@@ -20,6 +20,8 @@ class FFN(nn.Module):
     """
 
     d_model: int
+    # Whether x is complex64 or complex128 and parameters are real pairs (see layers/complex.py).
+    complex_valued = False
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d_model] -> the same shape."""

@@ -154,7 +154,7 @@ def _distance(queries: int, keys: int, device: torch.device) -> Tensor:
     return rows[:, None] - torch.arange(keys, device=device)
 
 
-def _open_blind_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
+def open_blind_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Let queries that see nothing see all, so that softmax stays finite; also return who does see."""
     allowed = mask if mask.dtype == torch.bool else mask > float("-inf")
     sees = allowed.any(-1, keepdim=True)
@@ -177,7 +177,7 @@ def _matmul_attention(
     key_heads, keys = k.shape[1], k.shape[2]
     sees = None
     if guard and mask is not None:
-        mask, sees = _open_blind_rows(mask)
+        mask, sees = open_blind_rows(mask)
     # The heads that share a key head are stacked along the queries, so that no key is copied.
     q = q.reshape(batch * key_heads, -1, width)
     k = k.reshape(batch * key_heads, keys, width)
@@ -216,7 +216,7 @@ def _as_bias(mask: Tensor, dtype: torch.dtype, shape: tuple[int, int, int, int, 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, guard: bool) -> Tensor:
     sees = None
     if guard and mask is not None:
-        mask, sees = _open_blind_rows(mask)
+        mask, sees = open_blind_rows(mask)
     grouped = q.shape[1] != k.shape[1]
     if v.shape[1] != k.shape[1]:
         v = v.expand(-1, k.shape[1], -1, -1)

@@ -41,7 +41,12 @@ class Dropout(nn.Module):
 
 
 def dropout(x: Tensor, p: float, keys: Tensor | None) -> Tensor:
-    """Drop elements of x [B, ...]; with keys [B] (int64) the mask is a hash of row key and element index."""
+    """Drop elements of x [B, ...]; with keys [B] (int64) the mask is a hash of row key and element index.
+
+    One mask drops both parts of a complex element: two would turn what is left.
+    """
+    if x.is_complex():
+        return x * dropout(torch.ones_like(x.real), p, keys)
     if keys is None:
         return F.dropout(x, p)
     if keys.shape[0] != x.shape[0]:

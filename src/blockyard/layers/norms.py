@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from blockyard.errors import InputError
+
 
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x²) + eps) · weight, computed in at least float32 and cast back.
@@ -122,5 +124,12 @@ class LayerNorm(nn.Module):
 
 
 def make_norm(kind: str, d_model: int) -> nn.Module:
-    """The norm of a name: `rms` or `layer`."""
-    return {"rms": RMSNorm, "layer": LayerNorm}[kind](d_model)
+    """The norm of a name: `rms` or `layer`.
+
+    Raises:
+        InputError: for another name.
+    """
+    kinds: dict[str, type[nn.Module]] = {"rms": RMSNorm, "layer": LayerNorm}
+    if kind not in kinds:
+        raise InputError(f"norm={kind!r} should be one of {', '.join(kinds)}")
+    return kinds[kind](d_model)

@@ -16,11 +16,13 @@ class Role:
         kind: matrix (decayed; Muon's domain), embedding, head (the output matrix) or vector (gains, biases).
         axes: the two axes that form the matrix; any others are a stack of independent matrices.
         group: option group for its learning rate: "main", or "vein" for projectors that warm up slowly.
+        pairs: the last axis holds real and imaginary parts; the matrix is complex.
     """
 
     kind: Literal["matrix", "embedding", "head", "vector"]
     axes: tuple[int, int] = (-2, -1)
     group: str = "main"
+    pairs: bool = False
 
 
 def roles(model: nn.Module) -> dict[str, Role]:

@@ -11,6 +11,7 @@ from blockyard.cache import LayerCache
 from blockyard.costs import Cost
 from blockyard.errors import InputError
 from blockyard.layers.attention import check_padding_mask
+from blockyard.layers.complex import check_complex
 
 
 class Mixer(nn.Module):
@@ -22,6 +23,10 @@ class Mixer(nn.Module):
 
     d_model: int
     causal: bool
+    # Whether x is complex64 or complex128 and parameters are real pairs (see layers/complex.py).
+    complex_valued = False
+    # Whether a context may run on the same clock as x: causal cross-attention, with a cache of the context.
+    causal_cross = False
 
     def forward(
         self,
@@ -84,11 +89,10 @@ class Mixer(nn.Module):
         cache: LayerCache | None,
     ) -> tuple[bool, int]:
         """Refuse what does not fit together; returns whether attention is causal, and how many tokens are cached."""
-        check_input(x, self.d_model)
+        check_input(x, self.d_model, self.complex_valued)
         causal = self.causal if causal is None else causal
         if context is not None:
             self._check_context(context, x, causal, positions, cache)
-            causal = False
         past = cache.length if cache is not None else 0
         if cache is not None and not causal and (past or x.shape[1] > 1):
             raise InputError("a cache needs causal attention: earlier positions cannot see later ones any more")
@@ -99,9 +103,16 @@ class Mixer(nn.Module):
     def _check_context(
         self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: LayerCache | None
     ) -> None:
-        check_input(context, self.d_model)
+        check_input(context, self.d_model, self.complex_valued)
         if context.shape[0] != x.shape[0]:
             raise InputError(f"context has batch {context.shape[0]}, x has {x.shape[0]}")
+        if causal and self.causal_cross:
+            if context.shape[1] != x.shape[1]:
+                raise InputError(
+                    f"causal=True with a context of {context.shape[1]} positions and x of {x.shape[1]}: "
+                    "causal cross-attention needs both on one clock; pass causal=False"
+                )
+            return
         if causal:
             raise InputError("causal=True with a context: its positions have no order relative to x; pass causal=False")
         if positions is not None or cache is not None:
@@ -112,13 +123,15 @@ class Mixer(nn.Module):
         return {"dtype": dtype or parameter.dtype, "device": device or parameter.device}
 
 
-def check_input(x: Tensor, d_model: int) -> None:
-    """Raise InputError unless x is a floating [B, T, d_model] with at least one row and one position."""
+def check_input(x: Tensor, d_model: int, complex_valued: bool = False) -> None:
+    """Raise InputError unless x is a floating (or complex) [B, T, d_model] with at least one row and one position."""
     if x.ndim != 3 or x.shape[-1] != d_model:
         raise InputError(f"x has shape {tuple(x.shape)}, expected [batch, length, {d_model}]")
     if x.shape[0] == 0 or x.shape[1] == 0:
         raise InputError(f"x has shape {tuple(x.shape)}; batch and length should be at least 1")
-    if not x.is_floating_point():
+    if complex_valued:
+        check_complex(x, d_model)
+    elif not x.is_floating_point():
         raise InputError(f"x has dtype {x.dtype}, expected a floating type")
 
 

@@ -84,12 +84,28 @@ def orthogonalize(matrices: Tensor, steps: int = 4, dtype: torch.dtype = torch.b
     return x
 
 
+def real_blocks(pairs: Tensor) -> Tensor:
+    """Complex matrices A + iB as pairs [..., r, c, 2] -> real ones [[A, −B], [B, A]], [n, 2r, 2c].
+
+    Products and transposes keep that form, so the iteration makes the complex matrix nearly unitary.
+    """
+    a, b = pairs.reshape(-1, *pairs.shape[-3:]).unbind(-1)
+    return torch.cat([torch.cat([a, -b], dim=-1), torch.cat([b, a], dim=-1)], dim=-2)
+
+
+def from_real_blocks(blocks: Tensor) -> Tensor:
+    """The inverse of `real_blocks`: [n, 2r, 2c] -> [n, r, c, 2]."""
+    rows, columns = blocks.shape[-2] // 2, blocks.shape[-1] // 2
+    return torch.stack([blocks[..., :rows, :columns], blocks[..., rows:, :columns]], dim=-1)
+
+
 class Muon(Optimizer):
     """Muon over (stacks of) matrices: each update has root mean square 0.2 x `lr`, whatever the shape.
 
     Args:
         params: parameters of at least two axes, or groups of them as torch's optimizers take. A group's `axes`
-            names, per parameter, the two axes that form a matrix; all other axes are a stack.
+            names, per parameter, the two axes that form a matrix; all other axes are a stack. Its `pairs` says of
+            which the last axis holds real and imaginary parts: a complex matrix is made nearly unitary.
         lr: learning rate.
         momentum: averaging of the gradients.
         weight_decay: decoupled decay.
@@ -110,13 +126,21 @@ class Muon(Optimizer):
         steps: int = 4,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps, "axes": None}
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "steps": steps,
+            "axes": None,
+            "pairs": None,
+        }
         self.dtype = dtype
         self._averages: dict[int, Tensor] = {}
         self._views: dict[int, list[Tensor]] = {}
         super().__init__(params, defaults)
         for group in self.param_groups:
             group["axes"] = group["axes"] or [(-2, -1)] * len(group["params"])
+            group["pairs"] = group["pairs"] or [False] * len(group["params"])
             for parameter in group["params"]:
                 if parameter.ndim < 2:
                     raise ValueError(f"Muon takes matrices; got a parameter of shape {tuple(parameter.shape)}")
@@ -126,22 +150,28 @@ class Muon(Optimizer):
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[tuple[Any, ...], list[nn.Parameter]] = {}
-            for parameter, axes in zip(group["params"], group["axes"]):
+            for parameter, axes, pairs in zip(group["params"], group["axes"], group["pairs"]):
                 if parameter.grad is not None:
-                    key = (parameter.shape, parameter.dtype, axes)
+                    key = (parameter.shape, parameter.dtype, axes, pairs)
                     by_shape.setdefault(key, []).append(parameter)
-            for (_, _, axes), parameters in by_shape.items():
-                self._update(parameters, axes, group)
+            for (_, _, axes, pairs), parameters in by_shape.items():
+                self._update(parameters, axes, pairs, group)
 
-    def _update(self, parameters: list[nn.Parameter], axes: tuple[int, int], group: Mapping[str, Any]) -> None:
+    def _update(
+        self, parameters: list[nn.Parameter], axes: tuple[int, int], pairs: bool, group: Mapping[str, Any]
+    ) -> None:
         """Update parameters of one shape: one chain of batched products for all of them."""
         sharded = is_sharded(parameters[0])
         stack = (self._gathered if sharded else self._stacked)(parameters, group["momentum"])
         # To [n, rows, columns]: the matrix axes last, every other axis a part of the stack.
-        moved = stack.movedim([a if a < 0 else a + 1 for a in axes], (-2, -1))
-        matrices = moved.reshape(-1, *moved.shape[-2:])
-        update = orthogonalize(matrices, group["steps"], self.dtype).reshape(moved.shape)
-        update = update.movedim((-2, -1), [a if a < 0 else a + 1 for a in axes])
+        places = [a if a < 0 else a + 1 for a in axes]
+        moved = stack.movedim([*places, -1], (-3, -2, -1)) if pairs else stack.movedim(places, (-2, -1))
+        matrices = real_blocks(moved) if pairs else moved.reshape(-1, *moved.shape[-2:])
+        update = orthogonalize(matrices, group["steps"], self.dtype)
+        update = from_real_blocks(update) if pairs else update
+        update = update.reshape(moved.shape).movedim(
+            (-3, -2, -1) if pairs else (-2, -1), [*places, -1] if pairs else places
+        )
         # An orthogonal r x c matrix has root mean square 1/sqrt(max(r, c)).
         scale = UPDATE_RMS * max(matrices.shape[-2:]) ** 0.5
         lr = group["lr"]

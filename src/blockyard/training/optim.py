@@ -24,6 +24,7 @@ class _Members:
     names: list[str] = field(default_factory=list)
     parameters: list[nn.Parameter] = field(default_factory=list)
     axes: list[tuple[int, int]] = field(default_factory=list)
+    pairs: list[bool] = field(default_factory=list)
 
 
 class Optimizers:
@@ -52,7 +53,7 @@ class Optimizers:
             if group["vein"]:
                 group["peak_lr"] *= config.vein_lr_scale
             if by_muon:
-                muon.append(group | {"axes": members.axes})
+                muon.append(group | {"axes": members.axes, "pairs": members.pairs})
             else:
                 adam.append(group)
             self.names.update(zip(members.parameters, members.names))
@@ -78,6 +79,7 @@ class Optimizers:
             members.names.append(name)
             members.parameters.append(parameter)
             members.axes.append(role.axes)
+            members.pairs.append(role.pairs)
         if not groups:
             raise InputError("the model has no trainable parameter")
         return groups

@@ -11,7 +11,7 @@ from blockyard.data import TextDataConfig
 from blockyard.errors import InputError, suggest
 from blockyard.models.lm import LMConfig
 from blockyard.options import check_options, options_of
-from blockyard.pattern import LayerSpec, format_choice, layer_options, parse_choice
+from blockyard.pattern import LayerSpec, default_ffn_of, format_choice, layer_options, parse_choice
 from blockyard.registry import Entry, Kind, entries, find_block, implementation
 from blockyard.training.config import TrainConfig, as_dict
 
@@ -123,8 +123,9 @@ def _layers(groups: Groups) -> list[LayerSpec]:
             raise InputError(f"model.pattern={pattern!r} already names the mixers; leave attn.impl={attn_impl!r} out")
         specs = parse_choice(pattern, default_ffn=ffn_impl or FFN)
     else:
-        mixer, feed = attn_impl or MIXER, ffn_impl or FFN
+        mixer = attn_impl or MIXER
         implementation("attn", mixer)
+        feed = ffn_impl or default_ffn_of(mixer, FFN)
         implementation("ffn", feed)
         specs = [LayerSpec(mixer, feed)]
     for name, options in {**_families(groups), "attn": attn, "ffn": ffn}.items():
