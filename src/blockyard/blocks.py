@@ -202,9 +202,9 @@ def build_block(
     if pair is not None:
         extra = {"norm": norm, "norm_position": norm_position}
         options = _merge(spec)
-        return _construct(pair, {**from_model, **extra}, options)
-    mixer = _construct(attn, from_model, spec.attn_options)
-    ffn = _construct(implementation("ffn", spec.ffn), from_model, spec.ffn_options)
+        return construct(pair, {**from_model, **extra}, options)
+    mixer = construct(attn, from_model, spec.attn_options)
+    ffn = construct(implementation("ffn", spec.ffn), from_model, spec.ffn_options)
     return ResidualBlock(mixer, ffn, d_model, norm=norm, norm_position=norm_position)
 
 
@@ -217,7 +217,7 @@ def _merge(spec: LayerSpec) -> dict[str, Any]:
     return {**spec.attn_options, **spec.ffn_options}
 
 
-def _construct(entry: Entry, from_model: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+def construct(entry: Entry, from_model: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     """Build an implementation: what the model decides where the constructor names it, and the checked options."""
     known = options_of(entry.cls)
     given = {name: value for name, value in from_model.items() if name in known}
