@@ -176,3 +176,32 @@ def test_a_hook_on_a_projection_is_called_at_every_length(length):
     attention.k_proj.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     attention(random(1, length, 16, dtype=torch.float32))
     assert seen == [(1, length, 16)]
+
+
+@pytest.mark.parametrize("queries", [1, 3, 16, 17])
+@pytest.mark.parametrize("mask", ["none", "causal", "padding", "per head", "additive"])
+def test_grouped_heads_of_few_queries_are_scored_together_and_change_nothing(queries, mask):
+    q, k, v = random(2, 6, queries, 8), random(2, 2, 20, 8, seed=2), random(2, 2, 20, 5, seed=3)
+    given = {
+        "none": {},
+        "causal": {"causal": True},
+        "padding": {"padding_mask": torch.arange(20) >= torch.tensor([[3], [0]])},
+        "per head": {"attn_mask": random(2, 6, queries, 20, seed=4) > 0, "causal": True},
+        "additive": {"attn_mask": random(2, 1, queries, 20, seed=5)},
+    }[mask]
+    expected, _ = attend(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), kernel="matmul", **given)
+    for kernel in ("auto", "matmul", "sdpa"):
+        torch.testing.assert_close(attend(q, k, v, kernel=kernel, **given)[0], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("queries", [1, 5, 17])
+@pytest.mark.parametrize("width", [3, 8, 11])
+def test_values_may_be_shared_by_all_heads_and_lie_within_the_keys(queries, width):
+    q, k, latents = random(2, 6, queries, 8), random(2, 6, 20, 8, seed=2), random(2, 20, 11, seed=3)
+    for keys in (k, latents[..., :8].unsqueeze(1)):
+        values = latents[..., :width].unsqueeze(1)
+        wide, v = keys.expand(-1, 6, -1, -1).clone(), values.expand(-1, 6, -1, -1).clone()
+        expected, _ = attend(q, wide, v, causal=True, kernel="matmul")
+        for kernel in ("auto", "matmul", "sdpa"):
+            found, _ = attend(q, keys, values, causal=True, kernel=kernel)
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
