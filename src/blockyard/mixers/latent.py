@@ -251,8 +251,7 @@ class LatentAttention(Mixer):
         masks: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Attention of x to the source, with rotations already worked out."""
-        q, latents = self._queries(x), self._latents(source)
-        q, latents = self._rotate_new(q, latents, turn)
+        q, latents = self._project(x, source, turn)
         k = v = None
         if cache is not None:
             dtype = cache.dtype
@@ -266,13 +265,14 @@ class LatentAttention(Mixer):
                 k, v = cache.append(k=k.to(dtype), v=v.to(dtype))
         form: Form = "naive" if v is not None else self._form(x.shape[1], latents.shape[1], k is None)
         if form == "both":
-            q, k = self._absorb_keys(q), latents.unsqueeze(1)
+            # The queries meet latents instead of keys, the same ones for all heads.
+            q, k = [_per_head(q[0], self.k_up), q[1]], latents.unsqueeze(1)
         elif k is None:
             k = self._keys(latents, key_turn)
         if v is None:
             v = self._values(latents) if form == "naive" else latents[..., : self.kv_rank].unsqueeze(1)
         mixed, weights = attend(
-            q.to(k.dtype),
+            (torch.cat(q, dim=-1) if len(q) > 1 else q[0]).to(k.dtype),
             k,
             v.to(k.dtype),
             **masks,
@@ -286,6 +286,28 @@ class LatentAttention(Mixer):
         if form != "naive":
             mixed = _per_head(mixed, self.v_up.mT)
         return self.output_proj(mixed.transpose(1, 2).flatten(2)), weights
+
+    def _project(self, x: Tensor, source: Tensor, turn: Turn) -> tuple[list[Tensor], Tensor]:
+        """Queries and latents, with what is rotary in them rotated.
+
+        Returns:
+            The queries as [B, H, T, nope] and [B, H, T, rope], or whole; the latents with the rotary key beside them,
+            [B, S, rank + rope].
+        """
+        q, latents = self._queries(x), self.kv_down_proj(source)
+        c, k_rope = latents.split([self.kv_rank, self.rope_dim], dim=-1)
+        if self.kv_norm is not None:
+            c = self.kv_norm(c)
+        cos, sin = (None, None) if turn is None else (table.unsqueeze(-2) for table in turn)
+        if not self.decoupled:
+            q = q if cos is None or sin is None else rotate(q, cos, sin, self.rope.layout)
+            return [q.transpose(1, 2)], c
+        q_nope, q_rope = q.split([self.nope_dim, self.rope_dim], dim=-1)
+        if cos is not None and sin is not None:
+            # All rotary parts in one call: half as many passes as one after the other.
+            turned = rotate(torch.cat([q_rope, k_rope.unsqueeze(2)], dim=2), cos, sin, self.rope.layout)
+            q_rope, k_rope = turned[:, :, :-1], turned[:, :, -1]
+        return [q_nope.transpose(1, 2), q_rope.transpose(1, 2)], torch.cat([c, k_rope], dim=-1)
 
     def _form(self, queries: int, keys: int, keys_open: bool) -> Form:
         """What to absorb.
@@ -314,30 +336,6 @@ class LatentAttention(Mixer):
             x = self.q_norm(self.q_down_proj(x))
         return self.q_proj(x).unflatten(-1, (self.n_heads, -1))
 
-    def _latents(self, source: Tensor) -> Tensor:
-        """[B, S, rank + rope]: the normalised latent, and beside it the rotary key, not rotated."""
-        latents = self.kv_down_proj(source)
-        if self.kv_norm is None:
-            return latents
-        if not self.rope_dim:
-            return self.kv_norm(latents)
-        c, k_rope = latents.split([self.kv_rank, self.rope_dim], dim=-1)
-        return torch.cat([self.kv_norm(c), k_rope], dim=-1)
-
-    def _rotate_new(self, q: Tensor, latents: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
-        """Queries as [B, H, T, nope + rope] and latents of the new tokens, with what is rotary in them rotated."""
-        if turn is None:
-            return q.transpose(1, 2), latents
-        cos, sin = (table.unsqueeze(-2) for table in turn)
-        if not self.decoupled:
-            return rotate(q, cos, sin, self.rope.layout).transpose(1, 2), latents
-        q_nope, q_rope = q.split([self.nope_dim, self.rope_dim], dim=-1)
-        c, k_rope = latents.split([self.kv_rank, self.rope_dim], dim=-1)
-        # All rotary parts in one call: half as many passes as one after the other.
-        turned = rotate(torch.cat([q_rope, k_rope.unsqueeze(2)], dim=2), cos, sin, self.rope.layout)
-        q_rope, k_rope = turned.split([self.n_heads, 1], dim=2)
-        return torch.cat([q_nope, q_rope], dim=-1).transpose(1, 2), torch.cat([c, k_rope.squeeze(2)], dim=-1)
-
     def _keys(self, latents: Tensor, turn: Turn) -> Tensor:
         """Expanded keys [B, H, S, nope + rope]; `turn` rotates them where the latents hold no rotary key."""
         latents = latents.to(self.k_up.dtype)
@@ -353,11 +351,6 @@ class LatentAttention(Mixer):
         """Expanded values [B, H, S, v]."""
         c = latents[..., : self.kv_rank].to(self.v_up.dtype)
         return F.linear(c, self.v_up.flatten(0, 1)).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-
-    def _absorb_keys(self, q: Tensor) -> Tensor:
-        """Queries that meet latents instead of keys: [B, H, T, rank + rope]."""
-        q_nope, q_rope = q.split([self.nope_dim, self.rope_dim], dim=-1)
-        return torch.cat([_per_head(q_nope, self.k_up), q_rope], dim=-1)
 
     def new_cache(
         self,
