@@ -126,16 +126,16 @@ class PriceData:
         self.features = tuple(common_features(prices) if features is None else features)
         self.borders = borders_of(prices, config)
         self.tables = [feature_table(asset, self.features) for asset in prices.assets]
-        self.mean, self.std = fit_scaling(self.tables, self.borders)
-        self.fingerprint: dict[str, Any] = prices.fingerprint() | self.borders.describe()
-        self._starts = np.cumsum([0, *(len(t) for t in self.tables)])[:-1]
         self._parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._inputs = torch.from_numpy(np.concatenate([t.values for t in self.tables]).astype(np.float32))
-        y = [targets(t.log_close, t.sigma, self.horizons) for t in self.tables]
-        self._targets = torch.from_numpy(np.concatenate(y).astype(np.float32))
         for part in ("train", "val", "test"):
             if not len(self.origins(part)[0]):
                 raise InputError(self._too_short(part))
+        self.mean, self.std = fit_scaling(self.tables, self.borders)
+        self.fingerprint: dict[str, Any] = prices.fingerprint() | self.borders.describe()
+        self._starts = np.cumsum([0, *(len(t) for t in self.tables)])[:-1]
+        self._inputs = torch.from_numpy(np.concatenate([t.values for t in self.tables]).astype(np.float32))
+        y = [targets(t.log_close, t.sigma, self.horizons) for t in self.tables]
+        self._targets = torch.from_numpy(np.concatenate(y).astype(np.float32))
 
     def origins(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Asset numbers and row numbers of a part's origins, asset after asset."""
