@@ -1,16 +1,19 @@
 """Speed of vein blocks against a fused standard block, one thread, causal, float32.
 
-    python benchmarks/vein_speed.py [OUT.json] [--long]
+    python benchmarks/vein_speed.py [--long] [--only SHAPE] [--out FILE]
 
 Prints and writes milliseconds of process CPU time, forward and forward + backward, and ratios to the standard block
-(fused qkv, SDPA, GELU). Blocks take turns, and the best of several rounds counts, so that a busy machine slows all
-alike.
+(fused qkv, SDPA, GELU) of the same round; medians over rounds in which the blocks take turns of about equal length.
+As in the middle of a model, the backward pass starts from a dense gradient and goes on to the input; as in
+`blockyard train`, freed memory is kept by the process. The standard block has no positions, so the vein blocks it is
+compared with have none either; "rotary" rows have them on both sides.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,18 +23,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.blocks_vein import VFTBlock
+from blockyard.training.memory import keep_freed_memory
 
 D_MODEL, N_HEADS = 768, 12
 SHAPES = [(8, 128), (4, 512)]
 LONG = [(1, 2048), (1, 4096)]
 VARIANTS: dict[str, dict[str, Any]] = {
     "seed, rank 4": {"rank": 4, "preset": "seed"},
-    "folded, full stabiliser, rank 4": {"rank": 4, "stabilizer": "full"},
-    "folded, no stabiliser, rank 4": {"rank": 4},
-    "folded, no stabiliser, no correction, rank 4": {"rank": 4, "s": 0},
-    "3 heads x 16, ffn rank 4, no correction": {"n_heads": 3, "rank": 16, "ffn_rank": 4, "s": 0},
-    "fast preset, default ranks": {},
+    "folded, full stabiliser": {"rank": 4, "stabilizer": "full", "s": 0, "rope": "none"},
+    "folded, full stabiliser, one correction": {"rank": 4, "stabilizer": "full", "rope": "none"},
+    "folded, no stabiliser": {"rank": 4, "s": 0, "rope": "none"},
+    "folded, no stabiliser, one correction": {"rank": 4, "rope": "none"},
+    "folded, no stabiliser, rotary": {"rank": 4, "s": 0},
+    "3 heads x 16, ffn rank 4": {"n_heads": 3, "rank": 16, "ffn_rank": 4, "s": 0, "rope": "none"},
+    "fast preset, default ranks, rotary": {},
 }
+# Each block's turn in a round lasts about this long.
+TURN_MS = 60.0
 
 
 class FusedStandard(nn.Module):
@@ -58,54 +66,74 @@ def build(options: dict[str, Any]) -> nn.Module:
     )
 
 
-def cpu_ms(run: Callable[[], object]) -> float:
+def cpu_ms(run: Callable[[], object], times: int = 1) -> float:
+    """Process CPU milliseconds per call."""
     start = time.process_time()
-    run()
-    return 1000 * (time.process_time() - start)
+    for _ in range(times):
+        run()
+    return 1000 * (time.process_time() - start) / times
 
 
-def steps(block: nn.Module, x: Tensor) -> list[Callable[[], object]]:
+def steps(block: nn.Module, x: Tensor, gradient: Tensor) -> list[Callable[[], object]]:
     def forward() -> None:
-        with torch.no_grad():
+        with torch.inference_mode():
             block(x)
 
     def both() -> None:
         block.zero_grad(set_to_none=True)
+        x.grad = None
         out = block(x)
-        (out[0] if isinstance(out, tuple) else out).sum().backward()
+        (out[0] if isinstance(out, tuple) else out).backward(gradient)
 
     return [forward, both]
 
 
-def measure(batch: int, length: int, rounds: int) -> dict[str, list[float]]:
-    x = torch.randn(batch, length, D_MODEL)
+def measure(batch: int, length: int, rounds: int) -> dict[str, list[list[float]]]:
+    """Milliseconds by block: [forward of each round, forward and backward of each round]."""
+    x, gradient = torch.randn(batch, length, D_MODEL, requires_grad=True), torch.randn(batch, length, D_MODEL)
     # The seed's factored attention at great length is out of this benchmark's patience.
     chosen = {name: options for name, options in VARIANTS.items() if length < 2048 or "seed" not in name}
-    runs = {"standard": steps(FusedStandard(), x), **{name: steps(build(o), x) for name, o in chosen.items()}}
-    best = {name: [float("inf")] * 2 for name in runs}
-    for round_ in range(rounds + 1):
+    runs = {name: steps(build(options), x, gradient) for name, options in chosen.items()}
+    runs = {"standard": steps(FusedStandard(), x, gradient), **runs}
+    for pair in runs.values():
+        for run in pair:
+            run()
+    calls = {name: [max(1, round(TURN_MS / cpu_ms(run))) for run in pair] for name, pair in runs.items()}
+    taken: dict[str, list[list[float]]] = {name: [[], []] for name in runs}
+    for _ in range(rounds):
         for name, pair in runs.items():
-            for i, run in enumerate(pair):
-                taken = cpu_ms(run)
-                if round_:  # the first round warms up
-                    best[name][i] = min(best[name][i], taken)
-    return best
+            for times, run, repeats in zip(taken[name], pair, calls[name]):
+                times.append(cpu_ms(run, repeats))
+    return taken
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--long", action="store_true", help="also lengths 2048 and 4096")
+    parser.add_argument("--only", help="one shape, e.g. 8x128")
+    parser.add_argument("--out", help="write the figures to this JSON file")
+    given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
+    shapes = SHAPES + LONG * given.long
+    if given.only:
+        shapes = [tuple(map(int, given.only.split("x")))]  # type: ignore[misc]
     rows = []
-    for batch, length in SHAPES + LONG * ("--long" in sys.argv):
-        best = measure(batch, length, rounds=8 if length < 1024 else 3)
-        base = best["standard"]
-        for name, (forward, both) in best.items():
-            row = {"batch": batch, "T": length, "block": name, "forward_ms": forward, "forward_backward_ms": both}
+    for batch, length in shapes:
+        taken = measure(batch, length, rounds=9 if length < 512 else 7 if length < 1024 else 4)
+        for name, pair in taken.items():
+            row: dict[str, Any] = {"batch": batch, "T": length, "block": name}
+            for what, times, base in zip(("forward", "forward_backward"), pair, taken["standard"]):
+                row[f"{what}_ms"] = statistics.median(times)
+                row[f"{what}_ratio"] = statistics.median(b / t for b, t in zip(base, times))
             rows.append(row)
-            ratios = f"x{base[0] / forward:5.1f} / x{base[1] / both:5.1f}"
-            print(f"B{batch} T{length:5} {name:46} {forward:8.2f} / {both:8.2f} ms  {ratios}", flush=True)
-    paths = [word for word in sys.argv[1:] if not word.startswith("--")]
-    if paths:
-        with open(paths[0], "w", encoding="utf-8") as file:
+            print(
+                f"B{batch} T{length:5} {name:46} {row['forward_ms']:8.2f} / {row['forward_backward_ms']:8.2f} ms  "
+                f"x{row['forward_ratio']:5.1f} / x{row['forward_backward_ratio']:5.1f}",
+                flush=True,
+            )
+    if given.out:
+        with open(given.out, "w", encoding="utf-8") as file:
             json.dump({"torch": torch.__version__, "threads": 1, "rows": rows}, file, indent=1)
 
 

@@ -226,29 +226,33 @@ class VFTBlock(nn.Module):
                 correction_norm (detached scalars, no device sync) and rank.
         """
         check_input(x, self.d_model)
-        masks: dict[str, Any] = {"attn_mask": attn_mask, "padding_mask": padding_mask}
-        x, h = self._attended(x, **masks, positions=positions, cache=cache)
+        x = self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask, positions=positions, cache=cache)
         v, u = self.vein.matrices()
+        h = self._read(x)
         z = F.linear(h, v)
-        out = x + self.ffn.from_vein(h, z, u)
         wanted = return_metrics or self.metrics
         if not (wanted or self.normals.s):
-            return self._finish(out), None
+            return self._finish(self.ffn.add_to(x, h, z, u)), None
         with torch.no_grad():
             eps = self.vein.error_from(h, z, u, relative=self.eps == "relative")
+        out = self.ffn.add_to(x, h, z, u)
         corrected = self.normals(out, eps)
         if not wanted:
             return self._finish(corrected), None
         found = self._metrics(eps, corrected.detach() - out.detach())
         return self._finish(corrected), found if return_metrics else {"losses": {}, "stats": found}
 
-    def _attended(self, x: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
-        """The residual stream behind the attention, and what the FFN reads of it."""
-        if self.pre:
-            x = x + self.attn(self.ln1(x), **arguments)[0]
-            return x, self.ln2(x)
-        x = self.ln1(x + self.attn(x, **arguments)[0])
-        return x, x
+    def _attended(self, x: Tensor, **arguments: Any) -> Tensor:
+        """The residual stream behind the attention."""
+        if not self.pre:
+            return self.ln1(x + self.attn(x, **arguments)[0])
+        if isinstance(self.attn, TVAAttention):
+            return self.attn.add_to(x, self.ln1(x), **arguments)
+        return x + self.attn(self.ln1(x), **arguments)[0]
+
+    def _read(self, x: Tensor) -> Tensor:
+        """What the FFN reads of it."""
+        return self.ln2(x) if self.pre else x
 
     def _finish(self, x: Tensor) -> Tensor:
         return x if self.pre else self.ln2(x)
@@ -268,7 +272,7 @@ class VFTBlock(nn.Module):
     ) -> Tensor:
         """The error [B, T] of every token of a block input x, by the block's own choice of relative or absolute."""
         check_input(x, self.d_model)
-        _, h = self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask)
+        h = self._read(self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask))
         v, u = self.vein.matrices()
         return self.vein.error_from(h, F.linear(h, v), u, relative=self.eps == "relative")
 
@@ -310,7 +314,7 @@ class VFTBlock(nn.Module):
         _, metrics = self(x, attn_mask=attn_mask, padding_mask=padding_mask, return_metrics=True)
         masks: dict[str, Any] = {"attn_mask": attn_mask, "padding_mask": padding_mask}
         _, weights = self.attn(self.ln1(x) if self.pre else x, return_weights=True, **masks)
-        _, h = self._attended(x, **masks)
+        h = self._read(self._attended(x, **masks))
         z = F.linear(h, self.vein.matrices()[0])
         if padding_mask is not None:
             keep = padding_mask.to(torch.bool)

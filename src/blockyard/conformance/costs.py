@@ -29,12 +29,13 @@ def _complex_aware(rows_at: int) -> Callable[..., int]:
 
 
 def counted_flops(call: Callable[[Tensor], Any], x: Tensor) -> int:
-    """Real FLOPs of all matrix products in a forward pass."""
+    """Real FLOPs of all matrix products in a training step's forward pass."""
     aten = torch.ops.aten
     products = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
     known = {product: _complex_aware(place) for product, place in products.items()}
-    # The fused kernel of the CPU is not in the counter's books; the plain one does the same products.
-    with FlopCounterMode(display=False, custom_mapping=known) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+    # The fused kernel of the CPU is not in the counter's books; the plain one does the same products. Gradients stay
+    # on: without them a module may keep what it computed from its parameters alone.
+    with FlopCounterMode(display=False, custom_mapping=known) as counter, sdpa_kernel(SDPBackend.MATH):
         call(x)
     return counter.get_total_flops()
 

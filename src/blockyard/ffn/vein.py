@@ -16,8 +16,9 @@ from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
 from blockyard.ffn.base import FFN, check_width
 from blockyard.layers.dropout import Dropout
-from blockyard.layers.linear import Linear
+from blockyard.layers.linear import Linear, plain
 from blockyard.layers.norms import LayerNorm
+from blockyard.layers.thin import add_linear
 from blockyard.layers.vein import Implementation, InitMethod, VeinProjector, check_choice
 from blockyard.registry import register_ffn
 
@@ -54,6 +55,15 @@ class Stabilizer(nn.Module):
         if self.kind == "diag":
             return x * self.scale
         return self.up(self.down(x)) if self.kind == "lowrank" else self.up(x)
+
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """y + A · LN(x); without gradients y is overwritten."""
+        if self.kind == "diag":
+            return torch.addcmul(y, self.norm(x), self.scale)
+        if not plain(self.up):
+            return y + self(x)
+        x = self.norm(x)
+        return add_linear(y, self.down(x) if self.kind == "lowrank" else x, self.up.weight, owned=True)
 
     def zero_init_output(self) -> None:
         nn.init.zeros_(self.scale if self.kind == "diag" else self.up.weight)
@@ -163,7 +173,20 @@ class VFTFeedForward(FFN):
             u: the vein's U.
         """
         y = F.linear(self.core(z), u)
-        return y if self.stabilizer is None else y + self.stabilizer(x)
+        return y if self.stabilizer is None else self.stabilizer.add_to(y, x)
+
+    def add_to(self, x: Tensor, h: Tensor, z: Tensor, u: Tensor) -> Tensor:
+        """x + the output, with the addition inside the last product.
+
+        Args:
+            x: the residual stream [..., d_model]; without gradients it is overwritten.
+            h: what the FFN reads of it.
+            z: V h.
+            u: the vein's U.
+        """
+        # Behind post-norm the FFN reads the residual stream itself, and the stabiliser needs it once more.
+        x = add_linear(x, self.core(z), u, owned=h is not x)
+        return x if self.stabilizer is None else self.stabilizer.add_to(x, h)
 
     def core(self, z: Tensor) -> Tensor:
         """The non-linear part alone, z [..., rank] -> [..., rank], without V, U and the stabiliser.

@@ -60,10 +60,12 @@ def plain(*modules: nn.Module) -> bool:
 
     One that was replaced (by an adapter such as LoRA), parametrised or hooked has to be called.
     """
-    return all(
-        type(m) is Linear and m.bias is None and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks)
-        for m in modules
-    )
+    return all(type(m) is Linear and m.bias is None and not hooked(m) for m in modules)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether someone listens to calls of this module, so that it has to be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 class Embedding(nn.Module):

@@ -77,6 +77,8 @@ class VeinProjector(nn.Module):
             raise InputError(f"rank={rank} should be at least 1 and below the projected width {d_model}")
         self.d_model, self.rank, self.tied = d_model, rank, tied
         self.implementation, self.init_method = implementation, init_method
+        # Tied, without gradients: the parameter last seen, and what was made of it.
+        self._made: tuple[Tensor, Tensor] | None = None
         if implementation == "linear":
             self.V: nn.Module | nn.Parameter = VeinLinear(d_model, rank)
             self.U: nn.Module | nn.Parameter | None = None if tied else VeinLinear(rank, d_model)
@@ -107,8 +109,21 @@ class VeinProjector(nn.Module):
         stored = self.stored()
         if not self.tied:
             return stored[0], stored[1]
-        v = orthonormal_rows(stored[0])
+        v = self._orthonormal(stored[0])
         return v, v.mT
+
+    def _orthonormal(self, weight: Tensor) -> Tensor:
+        learns = torch.is_grad_enabled() and weight.requires_grad
+        if learns or weight.device.type != "cpu" or torch.compiler.is_compiling():
+            return orthonormal_rows(weight)
+        # A decoding step would spend most of its time here. Comparing is cheap, and notices whatever changed the
+        # parameter; a version counter would miss what goes through `.data`.
+        made = self._made
+        if made is None or made[0].dtype != weight.dtype or not torch.equal(made[0], weight):
+            # Kept for later calls, which may record gradients of something else: no inference tensors.
+            with torch.inference_mode(False), torch.no_grad():
+                made = self._made = (weight.clone(), orthonormal_rows(weight.clone()))
+        return made[1]
 
     def project(self, x: Tensor) -> Tensor:
         """z = V x."""
@@ -178,7 +193,8 @@ def orthonormal_rows(weight: Tensor) -> Tensor:
         ridge = torch.finfo(wide.dtype).eps * gram.diagonal().mean().detach()
         gram = gram + ridge * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
         lower = torch.linalg.cholesky_ex(gram).L
-        return torch.linalg.solve_triangular(lower, wide, upper=False).to(weight.dtype)
+        # LAPACK leaves its result in columns, and products with that are slower.
+        return torch.linalg.solve_triangular(lower, wide, upper=False).contiguous().to(weight.dtype)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
 from blockyard.layers.attention import Kernel, attend
 from blockyard.layers.dropout import Dropout
-from blockyard.layers.linear import Linear, plain
-from blockyard.layers.norms import RMSNorm
+from blockyard.layers.linear import Linear, hooked, plain
+from blockyard.layers.norms import RMSNorm, rms_norm
 from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
+from blockyard.layers.thin import add_linear
 from blockyard.layers.vein import VeinProjector, orthonormal_rows
 from blockyard.mixers.base import Mixer, check_heads, default_positions
 from blockyard.registry import Traits, register_attn
@@ -164,14 +165,110 @@ class TVAAttention(Mixer):
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         causal, past = self._check(x, padding_mask, causal, positions, context, cache)
-        q, k, v = self._to_vein(x, x if context is None else context)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if context is None:
-            q, k = self._turn(q, k, positions, padding_mask, past)
+        veins = self._veins()
+        qk, v = self._to_vein(x, context, veins)
+        mixed, weights = self._mix(
+            qk,
+            v,
+            causal=causal,
+            padding_mask=padding_mask,
+            attn_mask=attn_mask,
+            positions=positions,
+            past=past,
+            turn=context is None,
+            cache=cache,
+            return_weights=return_weights,
+        )
+        return self._from_vein(mixed.to(x.dtype), veins), weights
+
+    def add_to(
+        self,
+        x: Tensor,
+        h: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """x + self(h), with the addition inside the last product where nothing stands between.
+
+        Args:
+            x: the residual stream [B, T, d_model].
+            h: what the attention reads of it.
+            padding_mask: this and the others as in `forward`.
+        """
+        masks: Any = {"padding_mask": padding_mask, "attn_mask": attn_mask, "positions": positions}
+        dropped = self.training and self.proj_dropout.p > 0
+        if self.form != "folded" or dropped or hooked(self) or not plain(self.output_proj):
+            return x + self(h, cache=cache, **masks)[0]
+        causal, past = self._check(h, padding_mask, None, positions, None, cache)
+        projected = self._to_vein(h, None, None)
+        mixed, _ = self._mix(*projected, causal=causal, past=past, turn=True, cache=cache, **masks)
+        return add_linear(x, mixed.to(x.dtype).transpose(1, 2).flatten(2), self.output_proj.weight)
+
+    def _veins(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """V and U for queries and keys, V and U for values, made once per forward; None when folded."""
+        if self.form == "folded":
+            return None
+        shared = self._shared().matrices()
+        return *shared, *(shared if self.value_vein is None else self.value_vein.matrices())
+
+    def _to_vein(
+        self, x: Tensor, context: Tensor | None, veins: tuple[Tensor, ...] | None
+    ) -> tuple[tuple[Tensor, Tensor] | Tensor, Tensor]:
+        """Queries and keys [B, T, 2 H, rank], or apart [B, T, H, rank] and [B, S, H, rank], and values."""
+        source = x if context is None else context
+        if self.form == "shared":
+            assert veins is not None
+            x = F.linear(x, veins[0])
+            source = x if context is None else F.linear(source, veins[0])
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        if context is None and x.shape[0] * x.shape[1] >= _STACK_FROM and plain(*projections):
+            qk, v = self._split(F.linear(x, torch.cat([p.weight for p in projections])))
+        else:
+            q, k, v = (p(t).unflatten(-1, (self.n_heads, -1)) for p, t in zip(projections, (x, source, source)))
+            if context is not None:
+                if self.form == "factored":
+                    assert veins is not None
+                    q, k, v = F.linear(q, veins[0]), F.linear(k, veins[0]), F.linear(v, veins[2])
+                return (q, k), v
+            qk = torch.cat([q, k], dim=2)
+        if self.form == "factored":
+            assert veins is not None
+            qk, v = F.linear(qk, veins[0]), F.linear(v, veins[2])
+        return qk, v
+
+    def _split(self, stacked: Tensor) -> tuple[Tensor, Tensor]:
+        """Stacked projections [B, T, ...] -> queries and keys [B, T, 2 H, width], values [B, T, H, width]."""
+        widths = [p.weight.shape[0] for p in (self.q_proj, self.k_proj, self.v_proj)]
+        qk, v = stacked.split([widths[0] + widths[1], widths[2]], dim=-1)
+        return qk.unflatten(-1, (2 * self.n_heads, -1)), v.unflatten(-1, (self.n_heads, -1))
+
+    def _mix(
+        self,
+        qk: tuple[Tensor, Tensor] | Tensor,
+        v: Tensor,
+        *,
+        causal: bool,
+        padding_mask: Tensor | None,
+        attn_mask: Tensor | None,
+        positions: Tensor | None,
+        past: int,
+        turn: bool,
+        cache: LayerCache | None,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention inside the vein: mixed values [B, H, T, v_rank] and weights."""
+        if isinstance(qk, Tensor):
+            q, k = self._normed_and_turned(qk, positions, padding_mask, past, turn).split(self.n_heads, dim=2)
+        else:
+            q, k = self.q_norm(qk[0]), self.k_norm(qk[1])
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k=k.to(cache.dtype), v=v.to(cache.dtype))
             q = q.to(cache.dtype)
-        mixed, weights = attend(
+        return attend(
             q,
             k,
             v,
@@ -183,51 +280,34 @@ class TVAAttention(Mixer):
             dropout_keys=self.attn_dropout.keys,
             return_weights=return_weights,
         )
-        return self._from_vein(mixed.to(x.dtype)), weights
 
-    def _to_vein(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, rank] of x, keys [B, H, S, rank] and values [B, H, S, v_rank] of the source."""
-        same = x is source
-        if self.form == "shared":
-            v_matrix = self._shared().matrices()[0]
-            x = F.linear(x, v_matrix)
-            source = x if same else F.linear(source, v_matrix)
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        if same and x.shape[0] * x.shape[1] >= _STACK_FROM and plain(*projections):
-            stacked = F.linear(x, torch.cat([p.weight for p in projections]))
-            parts: Any = stacked.split([p.weight.shape[0] for p in projections], dim=-1)
-        else:
-            parts = (self.q_proj(x), self.k_proj(source), self.v_proj(source))
-        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in parts)
-        if self.form == "factored":
-            into, values_into = self._shared().matrices()[0], self._values().matrices()[0]
-            q, k, v = F.linear(q, into), F.linear(k, into), F.linear(v, values_into)
-        return q, k, v
-
-    def _from_vein(self, mixed: Tensor) -> Tensor:
-        """Mixed values [B, H, T, v_rank] -> [B, T, d_model]."""
-        if self.form == "factored":
-            mixed = self._values().reconstruct(mixed)
-        out = self.output_proj(mixed.transpose(1, 2).flatten(2))
-        if self.form == "shared":
-            out = self._shared().reconstruct(out)
-        return self.proj_dropout(out)
-
-    def _turn(
-        self, q: Tensor, k: Tensor, positions: Tensor | None, padding_mask: Tensor | None, past: int
-    ) -> tuple[Tensor, Tensor]:
-        """Rotate queries and keys, in the vein, by their positions."""
-        if self.rope is None:
-            return q, k
+    def _normed_and_turned(
+        self, qk: Tensor, positions: Tensor | None, padding_mask: Tensor | None, past: int, turn: bool
+    ) -> Tensor:
+        """Queries and keys [B, T, 2 H, rank] together, normalised and rotated by their positions."""
+        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+            gains = torch.cat([norm.weight.expand(self.n_heads, -1) for norm in (self.q_norm, self.k_norm)])
+            qk = rms_norm(qk, gains, self.q_norm.eps)
+        if self.rope is None or not turn:
+            return qk
         if positions is None and padding_mask is not None:
-            positions = default_positions(padding_mask, q.shape[-2])
-        cos, sin = (t.unsqueeze(-3) for t in self.rope.tables(q.shape[-2], q, positions, offset=past))
+            positions = default_positions(padding_mask, qk.shape[1])
+        cos, sin = (t.unsqueeze(-2) for t in self.rope.tables(qk.shape[1], qk, positions, offset=past))
         width, layout = self.rope.d_k, self.rope.layout
         if width == self.rank:
-            return rotate(q, cos, sin, layout), rotate(k, cos, sin, layout)
-        turned = (torch.cat([rotate(t[..., :width], cos, sin, layout), t[..., width:]], dim=-1) for t in (q, k))
-        q, k = turned
-        return q, k
+            return rotate(qk, cos, sin, layout)
+        return torch.cat([rotate(qk[..., :width], cos, sin, layout), qk[..., width:]], dim=-1)
+
+    def _from_vein(self, mixed: Tensor, veins: tuple[Tensor, ...] | None) -> Tensor:
+        """Mixed values [B, H, T, v_rank] -> [B, T, d_model]."""
+        if self.form == "factored":
+            assert veins is not None
+            mixed = F.linear(mixed, veins[3])
+        out = self.output_proj(mixed.transpose(1, 2).flatten(2))
+        if self.form == "shared":
+            assert veins is not None
+            out = F.linear(out, veins[1])
+        return self.proj_dropout(out)
 
     def _shared(self) -> VeinProjector:
         assert self.vein is not None
@@ -329,8 +409,8 @@ class TVAAttention(Mixer):
         else:
             into, back = (vein.d_model, self.rank), (self.v_rank, vein.d_model)
             flops = linear_flops(tokens * self.n_heads, into, into, back[::-1], back)
-        # Tied veins are made orthonormal anew each time that their matrices are asked for.
-        asked = [vein, vein] if self.form == "shared" else [vein, values, values]
+        # Tied veins are made orthonormal once per forward.
+        asked = [vein] if self.form == "shared" or values is vein else [vein, values]
         return Cost(parameters, flops + sum(each.cost(0).flops for each in asked))
 
     def zero_init_output(self) -> None:
