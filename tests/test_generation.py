@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from blockyard import registry
-from blockyard.conformance.subject import own_random, randomise
 from blockyard.data.tokenizer import ByteTokenizer as LibraryByteTokenizer
 from blockyard.errors import InputError
 from blockyard.generation import (
@@ -17,10 +16,9 @@ from blockyard.generation import (
     generate_text,
     prompt_tokens,
 )
-from blockyard.models.lm import LMConfig, TransformerLM
+from generation_models import PROMPT, build
 
 GREEDY = SamplingConfig(temperature=0)
-PROMPT = [3, 141, 59, 26, 5]
 
 
 @pytest.fixture(autouse=True)
@@ -29,18 +27,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def build(context=32, blocks="standard", vocab_size=256, **options):
-    # Random weights everywhere: a model whose blocks start as the identity repeats one token.
-    with own_random(0):
-        config = LMConfig(vocab_size, blocks, d_model=16, n_layers=2, n_heads=2, context=context, **options)
-        model = TransformerLM(config)
-        randomise(model)
-        # Logits far enough apart that rounding decides nothing, near enough that sampling has a choice.
-        with torch.no_grad():
-            model.lm_head.weight.mul_(2.0)
-    return model.eval()
 
 
 class ByteTokenizer:

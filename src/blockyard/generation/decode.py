@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
@@ -21,6 +22,55 @@ if TYPE_CHECKING:
     from blockyard.models.lm import TransformerLM
 
 PastContext = Literal["slide", "stop"]
+# Prompt tokens read at a time: what a long prompt takes in memory beside its cache is that of one chunk.
+PREFILL_CHUNK = 2048
+
+
+def check_chunk(chunk: int | None) -> int | None:
+    """The chunk length, or InputError below 1."""
+    if chunk is not None and chunk < 1:
+        raise InputError(f"prefill_chunk={chunk} should be at least 1, or none to read a prompt at once")
+    return chunk
+
+
+def read(
+    model: TransformerLM,
+    ids: Tensor,
+    cache: ModelCache | None,
+    *,
+    mask: Tensor | None = None,
+    chunk: int | None = None,
+    last: int = 1,
+) -> Tensor:
+    """Logits [B, last, V] of the last positions of new tokens; with a cache, long ones are read in chunks.
+
+    Args:
+        model: in eval mode, gradients off.
+        ids: [B, T].
+        cache: holds what came before, and receives the new tokens; None when ids are all there is.
+        mask: padding mask [B, past + T].
+        chunk: most tokens read at a time; None reads all at once.
+        last: number of positions to score.
+    """
+    start, length = 0, ids.shape[1]
+    while cache is not None and chunk is not None and length - start > max(chunk, last):
+        # What is left for the end is at least as long as what is scored.
+        end = min(start + chunk, length - last)
+        seen = None if mask is None else mask[:, : cache.length + end - start]
+        model(ids[:, start:end], padding_mask=seen, cache=cache, last=0)
+        start = end
+    return model(ids[:, start:], padding_mask=mask, cache=cache, last=last).logits
+
+
+def has_cache(model: TransformerLM, note: Callable[[str], None]) -> bool:
+    """Whether every mixer of the model has a cache; if not, the user is told what that means."""
+    try:
+        model.new_cache(1)
+    except InputError as error:
+        # A mixer from elsewhere may have none; its model still writes, in quadratic time.
+        note(f"{error}: the whole text is read again for every token")
+        return False
+    return True
 
 
 @contextmanager
@@ -61,6 +111,7 @@ class Decoder:
         past_context: what happens when a row's tokens fill the trained context. "slide" keeps the last half
             of them, reads that half again from position 0 and goes on; "stop" ends the row.
         use_cache: False reads the whole window again for each token (slow; the cache's own proof).
+        prefill_chunk: prompt tokens read at a time; None reads a prompt at once.
         note: receives a line when the context is passed.
 
     Raises:
@@ -75,13 +126,15 @@ class Decoder:
         *,
         past_context: PastContext = "slide",
         use_cache: bool = True,
+        prefill_chunk: int | None = PREFILL_CHUNK,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
         if past_context not in ("slide", "stop"):
             raise InputError(f"past_context={past_context!r} is not known; use 'slide' or 'stop'")
         self.model, self.past_context, self.note = model, past_context, note
         self._modules = list(model.modules())
-        self.use_cache = use_cache and self._has_cache()
+        self.use_cache = use_cache and has_cache(model, note)
+        self._chunk = check_chunk(prefill_chunk)
         self.context, vocabulary = model.config.context, model.config.vocab_size
         self.device = next(model.parameters()).device
         self.windows = [self._fit(check_prompt(prompt, vocabulary)) for prompt in prompts]
@@ -122,15 +175,6 @@ class Decoder:
         if self._mask is not None:
             self._mask = self._mask[index]
 
-    def _has_cache(self) -> bool:
-        try:
-            self.model.new_cache(1)
-        except InputError as error:
-            # A mixer from elsewhere may have none; its model still writes, in quadratic time.
-            self.note(f"{error}: the whole text is read again for every token")
-            return False
-        return True
-
     def _logits(self) -> Tensor:
         """Logits [live rows, V] of each live row's next token."""
         slid = [row for row in self.live if len(self.windows[row]) > self.context]
@@ -139,20 +183,21 @@ class Decoder:
         if self._cache is None or slid:
             return self._read()
         ids = torch.tensor([self.windows[row][-1:] for row in self.live], device=self.device)
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.live), 1)], dim=1)
-        return self._forward(ids)
+        return self._forward(ids, self._cache.length + 1)
 
     def _read(self) -> Tensor:
         """Read all live windows from their beginning, into a new cache."""
-        ids, self._mask = pad_left([self.windows[row] for row in self.live], self.device)
+        ids, mask = pad_left([self.windows[row] for row in self.live], self.device)
+        # Nothing is padded after the prompts: one mask with room for the whole context serves every step.
+        room = self.context + 1 - ids.shape[1]
+        self._mask = None if mask is None else F.pad(mask, (0, room), value=True)
         self._cache = self.model.new_cache(len(self.live)) if self.use_cache else None
-        return self._forward(ids)
+        return self._forward(ids, ids.shape[1])
 
-    def _forward(self, ids: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, length: int) -> Tensor:
+        mask = None if self._mask is None else self._mask[:, :length]
         with evaluating(self._modules):
-            output = self.model(ids, padding_mask=self._mask, cache=self._cache)
-        return output.logits[:, -1]
+            return read(self.model, ids, self._cache, mask=mask, chunk=self._chunk)[:, -1]
 
     def _fit(self, prompt: list[int]) -> list[int]:
         if len(prompt) <= self.context:

@@ -12,6 +12,7 @@ import secrets
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from blockyard.errors import InputError
@@ -121,19 +122,40 @@ def process(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) 
     return logits
 
 
+def probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
+    """The distribution [B, V] that the next token is drawn from, float64; at temperature 0 all of it on one token."""
+    processed = process(logits, config, seen)
+    if config.temperature == 0:
+        return F.one_hot(processed.argmax(-1), logits.shape[-1]).double()
+    return processed.double().softmax(-1)
+
+
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """The token where the cumulated probability first exceeds `uniform` [B] in [0, 1).
+    """The token where the cumulated probability first exceeds `uniform` [B] in [0, 1)."""
+    return draw_weighted(logits.double().softmax(-1), uniform)
+
+
+def draw_weighted(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The token where the cumulated weight [B, V] first exceeds the share `uniform` [B] in [0, 1) of its total.
 
     One number per row, drawn on the CPU, gives the same text on every device, which a device's own generator
     would not.
     """
-    cumulated = logits.double().softmax(-1).cumsum(-1)
+    cumulated = weights.double().cumsum(-1)
     total = cumulated[:, -1:]
     target = uniform.to(cumulated).unsqueeze(-1) * total
     chosen = torch.searchsorted(cumulated, target, right=True)
     # Rounding may lift the target to the total itself: never go past the last token that has any probability.
     last = (cumulated >= total).int().argmax(-1, keepdim=True)
     return torch.minimum(chosen, last).squeeze(-1)
+
+
+def check_finite(logits: Tensor) -> Tensor:
+    """The logits in float32, or InputError when they hold NaN or no token has a finite one."""
+    logits = logits.float()
+    if bool(logits.isnan().any()) or not bool((logits.amax(-1).isfinite()).all()):
+        raise InputError("the model's logits are not finite: its weights are broken")
+    return logits
 
 
 class Sampler:
@@ -158,11 +180,12 @@ class Sampler:
         Raises:
             InputError: when the logits hold NaN, or no token has a finite logit.
         """
-        logits = logits.float()
-        if bool(logits.isnan().any()) or not bool((logits.amax(-1).isfinite()).all()):
-            raise InputError("the model's logits are not finite: its weights are broken")
-        processed = process(logits, self.config, seen)
+        logits = check_finite(logits)
         if self.config.temperature == 0:
-            return processed.argmax(-1)
-        uniform = torch.stack([torch.rand((), dtype=torch.float64, generator=self._generators[row]) for row in rows])
-        return draw(processed, uniform.to(logits.device))
+            return process(logits, self.config, seen).argmax(-1)
+        uniform = torch.cat([self.uniform(row) for row in rows])
+        return draw_weighted(probabilities(logits, self.config, seen), uniform.to(logits.device))
+
+    def uniform(self, row: int, count: int = 1) -> Tensor:
+        """The row's next random numbers, float64 [count] in [0, 1), on the CPU."""
+        return torch.rand(count, dtype=torch.float64, generator=self._generators[row])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from blockyard.errors import InputError
-from blockyard.generation.decode import Decoder, PastContext
+from blockyard.generation.decode import PREFILL_CHUNK, Decoder, PastContext
 from blockyard.generation.sampling import SamplingConfig
+from blockyard.generation.speculative import Acceptance, SpeculativeDecoder
 from blockyard.generation.text import Decoder as TextDecoder
 from blockyard.generation.text import StopMatcher, TextStream
 
@@ -41,10 +42,14 @@ class Batch:
         end_tokens: tokens that end a row; they are not emitted.
         past_context: "slide" or "stop", see `decode.Decoder`.
         use_cache: False recomputes everything for each token.
+        prefill_chunk: prompt tokens read at a time; None reads a prompt at once.
+        draft: a smaller model that proposes tokens (one prompt only), see `speculative.SpeculativeDecoder`.
+        draft_tokens: most tokens that it proposes at a time.
         on_note: called with a line when something the user should know happens (the context was passed).
 
     Attributes:
         notes: the lines given to `on_note`.
+        acceptance: with a draft, how many of its proposals were kept; else None.
         finished: per row None while it runs, then "length", "stop" (string), "end" (token) or "context".
 
     Raises:
@@ -63,6 +68,9 @@ class Batch:
         end_tokens: Sequence[int] = (),
         past_context: PastContext = "slide",
         use_cache: bool = True,
+        prefill_chunk: int | None = PREFILL_CHUNK,
+        draft: TransformerLM | None = None,
+        draft_tokens: int = 4,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
         if operator.index(max_new_tokens) < 0:
@@ -78,10 +86,16 @@ class Batch:
         self._streams = [None if tokenizer is None else TextStream(tokenizer, stop) for _ in prompts]
         # Without stop strings no token ever has to wait for what follows it.
         self._hold = bool(stop)
-        self._decoder = Decoder(
-            model, prompts, sampling or SamplingConfig(), past_context=past_context, use_cache=use_cache,
-            note=self._note,
-        )  # fmt: skip
+        common: dict[str, Any] = {
+            "past_context": past_context, "use_cache": use_cache, "prefill_chunk": prefill_chunk, "note": self._note,
+        }  # fmt: skip
+        sampling = sampling or SamplingConfig()
+        self.acceptance: Acceptance | None = None
+        if draft is None:
+            self._decoder: Decoder = Decoder(model, prompts, sampling, **common)
+        else:
+            fast = SpeculativeDecoder(model, prompts, sampling, draft=draft, draft_tokens=draft_tokens, **common)
+            self._decoder, self.acceptance = fast, fast.acceptance
 
     @property
     def seed(self) -> int:
@@ -143,6 +157,9 @@ def generate(
     end_tokens: Sequence[int] = (),
     past_context: PastContext = "slide",
     use_cache: bool = True,
+    prefill_chunk: int | None = PREFILL_CHUNK,
+    draft: TransformerLM | None = None,
+    draft_tokens: int = 4,
     on_note: Callable[[str], None] | None = None,
 ) -> Iterator[int]:
     """Tokens that continue one prompt, each as soon as it is certain.
@@ -153,7 +170,8 @@ def generate(
     Args:
         model: a language model of this library; it is not left in another mode, and no gradient is kept.
         prompt_ids: token ids [T], at least one.
-        max_new_tokens, sampling, stop, tokenizer, end_tokens, past_context, use_cache, on_note: see `Batch`.
+        max_new_tokens, sampling, stop, tokenizer, end_tokens, past_context, use_cache, prefill_chunk, draft,
+            draft_tokens, on_note: see `Batch`.
 
     Raises:
         InputError: for a bad prompt or option, at the call and not at the first token.
@@ -163,7 +181,8 @@ def generate(
         raise InputError("prompt_ids is one prompt, token ids [T]; use generate_batch for several")
     batch = Batch(
         model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, tokenizer=tokenizer,
-        end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, on_note=on_note,
+        end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, prefill_chunk=prefill_chunk,
+        draft=draft, draft_tokens=draft_tokens, on_note=on_note,
     )  # fmt: skip
     return (token for ((tokens, _text),) in batch for token in tokens)
 
@@ -179,6 +198,7 @@ def generate_batch(
     end_tokens: Sequence[int] = (),
     past_context: PastContext = "slide",
     use_cache: bool = True,
+    prefill_chunk: int | None = PREFILL_CHUNK,
     on_note: Callable[[str], None] | None = None,
 ) -> list[list[int]]:
     """The new tokens of several prompts at once (padded on the left); each row is what it would be alone.
@@ -187,7 +207,8 @@ def generate_batch(
     """
     batch = Batch(
         model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, tokenizer=tokenizer,
-        end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, on_note=on_note,
+        end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, prefill_chunk=prefill_chunk,
+        on_note=on_note,
     )  # fmt: skip
     rows: list[list[int]] = [[] for _ in prompts]
     for step in batch:
@@ -207,6 +228,9 @@ def generate_text(
     end_tokens: Sequence[int] | None = None,
     past_context: PastContext = "slide",
     use_cache: bool = True,
+    prefill_chunk: int | None = PREFILL_CHUNK,
+    draft: TransformerLM | None = None,
+    draft_tokens: int = 4,
     on_note: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """Text that continues the prompt, piece by piece; never half a character, never any of a stop string.
@@ -218,20 +242,26 @@ def generate_text(
         tokenizer: the tokenizer that it was trained with.
         prompt: text to continue; empty begins a new document, when the tokenizer has a `separator_id`.
         end_tokens: tokens that end the text; None = the tokenizer's `separator_id`, the end of the document.
-        max_new_tokens, sampling, stop, past_context, use_cache, on_note: see `Batch`.
+        max_new_tokens, sampling, stop, past_context, use_cache, prefill_chunk, draft, draft_tokens, on_note: see
+            `Batch`.
 
     Raises:
         InputError: for an empty prompt without a `separator_id`, or as `Batch` says; at the call.
     """
     ids = prompt_tokens(tokenizer, prompt)
-    if end_tokens is None:
-        separator = getattr(tokenizer, "separator_id", None)
-        end_tokens = () if separator is None else (separator,)
+    end_tokens = end_of_text(tokenizer) if end_tokens is None else end_tokens
     batch = Batch(
         model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, tokenizer=tokenizer,
-        end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, on_note=on_note,
+        end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, prefill_chunk=prefill_chunk,
+        draft=draft, draft_tokens=draft_tokens, on_note=on_note,
     )  # fmt: skip
     return (text for ((_tokens, text),) in batch if text)
+
+
+def end_of_text(tokenizer: Coder) -> tuple[int, ...]:
+    """The tokens that end a text unless told otherwise: the separator between documents, if the tokenizer has one."""
+    separator = getattr(tokenizer, "separator_id", None)
+    return () if separator is None else (separator,)
 
 
 def prompt_tokens(tokenizer: Coder, prompt: str) -> list[int]:

@@ -163,6 +163,7 @@ class TransformerLM(nn.Module):
         padding_mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: ModelCache | None = None,
+        last: int | None = None,
     ) -> LMOutput:
         """Score every next token.
 
@@ -172,11 +173,15 @@ class TransformerLM(nn.Module):
             padding_mask: [B, T], nonzero = keep; with a cache [B, past + T].
             positions: [T] or [B, T]; by default from the cache and the padding mask.
             cache: from `new_cache`.
+            last: score only the last so many positions (all by default): reading a prompt needs one.
 
         Raises:
-            InputError: for ids of the wrong shape or type, or a cache of another batch or depth.
+            InputError: for ids of the wrong shape or type, a cache of another batch or depth, or a negative `last`
+                or one together with targets.
         """
         self._check(input_ids, targets, cache)
+        if last is not None and (last < 0 or targets is not None):
+            raise InputError(f"last={last} should be 0 or more, and goes without targets")
         x = self.dropout(self.token_embeddings(input_ids))
         collected: list[tuple[int, dict[str, Any]]] = []
         for i, layer in enumerate(self.layers):
@@ -191,6 +196,8 @@ class TransformerLM(nn.Module):
                 x, aux = layer(x, **arguments)
             if aux:
                 collected.append((i, aux))
+        if last is not None:
+            x = x[:, max(0, x.shape[1] - last) :]
         logits = self.lm_head(self.ln_final(x))
         if self.config.logit_softcap is not None:
             logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
