@@ -72,6 +72,65 @@ def test_samples_have_seeds_one_after_the_other(run: str, capsys: pytest.Capture
     assert both == f"--- 1 of 2\n{singles[0]}--- 2 of 2\n{singles[1]}"
 
 
+def test_several_prompts_are_written_together_as_each_alone(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["line", "a prompt longer than sixteen", "fox"]
+    given = [word for prompt in prompts for word in ("--prompt", prompt)]
+    together = text_of(capsys, run, *given, "--tokens", "20", "--seed", "3")
+    alone = [
+        text_of(capsys, run, "--prompt", prompt, "--tokens", "20", "--seed", str(3 + n))
+        for n, prompt in enumerate(prompts)
+    ]
+    assert together == "".join(f"--- {n + 1} of 3\n{text}" for n, text in enumerate(alone))
+    for size in ("1", "2"):
+        assert text_of(capsys, run, *given, "--tokens", "20", "--seed", "3", "--batch_size", size) == together
+
+
+def test_prompts_come_from_files(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lines.txt").write_text("line\n\nfox\n")
+    (tmp_path / "lines.jsonl").write_text('{"prompt": "quick"}\n"dogs\\n"\n')
+    command = (run, "--tokens", "5", "--seed", "3")
+    files = ["--prompt_file", str(tmp_path / "lines.txt"), "--prompt_file", str(tmp_path / "lines.jsonl")]
+    given = [word for prompt in ("line", "fox", "quick", "dogs\n") for word in ("--prompt", prompt)]
+    assert text_of(capsys, *command, *files) == text_of(capsys, *command, *given)
+
+
+def test_beams_find_the_same_text_every_time_and_rank_several(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = (run, "--prompt", "line", "--tokens", "8", "--beams", "3")
+    best = text_of(capsys, *command)
+    assert best.startswith("line")
+    three = text_of(capsys, *command, "--num_samples", "3", "--prompt", "fox", "--length_penalty", "0")
+    assert [int(line.split()[1]) for line in three.splitlines() if line.startswith("--- ")] == [1, 2, 3, 4, 5, 6]
+    marks = [float(line.split()[-1]) for line in three.splitlines() if line.startswith("--- ")]
+    assert marks[:3] == sorted(marks[:3], reverse=True)
+    assert marks[3:] == sorted(marks[3:], reverse=True)
+
+
+def test_one_beam_is_greedy_text(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = (run, "--prompt", "line", "--tokens", "8")
+    assert text_of(capsys, *command, "--beams", "1") == text_of(capsys, *command, "--temperature", "0")
+
+
+def test_a_draft_writes_the_same_greedy_text_and_says_what_was_kept(
+    run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = (run, "--prompt", "line", "--tokens", "40", "--temperature", "0")
+    assert main(["generate", *command, "--draft", run, "--draft_tokens", "3"]) == 0
+    captured = capsys.readouterr()
+    assert "proposed tokens were kept (100%)" in captured.err
+    assert captured.out == text_of(capsys, *command)
+
+
+def test_a_draft_with_another_tokenizer_is_refused(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    other = str(tmp_path / "other")
+    flags = {"data.tokenizer": "bpe", "data.vocab_size": 270}
+    assert main([*words(tmp_path, **flags), "--out", other]) == 0
+    told = error_of(capsys, "generate", run, "--draft", other, "--seed", "0")
+    assert "its tokenizer (bpe, 270 tokens) is not the run's (byte, 256 tokens)" in told
+
+
 def test_text_ends_before_a_stop_string(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = (run, "--prompt", "line", "--tokens", "40", "--seed", "3", "--echo", "false")
     whole = text_of(capsys, *command)
@@ -95,6 +154,13 @@ def test_seed_that_was_drawn_is_told(run: str, capsys: pytest.CaptureFixture[str
         (["--tokens", "many"], "--tokens='many' should be int"),
         (["--tokens", "0"], "--tokens=0 should be 1 or more"),
         (["--num_samples", "0"], "--num_samples=0 should be 1 or more"),
+        (["--batch_size", "0"], "--batch_size=0 should be 1 or more"),
+        (["--prefill_chunk", "0"], "prefill_chunk=0 should be at least 1"),
+        (["--beams", "2"], "--seed does not go with --beams"),
+        (["--length_penalty", "2"], "--length_penalty belongs to beam search: give --beams N too"),
+        (["--draft_tokens", "2"], "--draft_tokens needs a draft: name its run with --draft DIR"),
+        (["--draft", "nowhere"], "nowhere"),
+        (["--prompt_file", "nowhere.txt"], "--prompt_file: cannot read nowhere.txt"),
         (["--temperature", "-1"], "temperature=-1.0 is out of range"),
         (["--top_p", "2"], "top_p=2.0 is out of range"),
         (["--past_context", "jump"], "--past_context='jump' should be slide | stop"),
@@ -105,6 +171,39 @@ def test_seed_that_was_drawn_is_told(run: str, capsys: pytest.CaptureFixture[str
 )
 def test_bad_option_is_told(run: str, capsys: pytest.CaptureFixture[str], given: list[str], told: str) -> None:
     assert told in error_of(capsys, "generate", run, "--seed", "0", *given)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--beams", "0"], "--beams=0 should be 1 or more"),
+        (["--beams", "2", "--num_samples", "3"], "there are no more texts than --beams=2"),
+        (["--beams", "2", "--stop", "x"], "--stop does not go with --beams"),
+        (["--beams", "2", "--past_context", "stop"], "--past_context does not go with --beams"),
+        (["--beams", "2", "--prompt", "a prompt longer than sixteen"], "the model's context is 16"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_beams_cannot_honour_are_told(
+    run: str, capsys: pytest.CaptureFixture[str], given: list[str], told: str
+) -> None:
+    assert told in error_of(capsys, "generate", run, *given)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("empty.txt", "\n\n", "holds no prompt"),
+        ("bad.jsonl", '"fine"\n{"text": 1}\n', "prompt 2 of"),
+        ("latin.txt", b"\xff", "is not UTF-8 text (byte 0)"),
+    ],
+    ids=["empty", "json", "bytes"],
+)
+def test_prompt_file_that_holds_no_prompts_is_told(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str | bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    assert told in error_of(capsys, "generate", run, "--prompt_file", str(tmp_path / name))
 
 
 def test_missing_run_is_told(capsys: pytest.CaptureFixture[str]) -> None:

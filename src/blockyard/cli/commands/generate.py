@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from blockyard.cli.app import see_current_folder
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
+from blockyard.cli.prompts import read_prompts
 from blockyard.errors import InputError
 
 
@@ -20,18 +22,46 @@ class GenerateOptions:
     """What to write, apart from how each token is drawn.
 
     Args:
-        prompt: the text to continue; "-" reads it from standard input.
         tokens: how many tokens to write at most.
         past_context: at the end of the trained context, go on with the latest half of it or stop.
-        num_samples: how many continuations; the next one's seed is one higher.
+        num_samples: how many continuations of each prompt; the next one's seed is one higher. With beams, the best.
+        batch_size: how many texts are written at a time.
         echo: print the prompt before its continuation.
+        prefill_chunk: prompt tokens read at a time, which bounds the memory of long prompts; none reads all at once.
     """
 
-    prompt: str = "\n"
     tokens: int = 256
     past_context: Literal["slide", "stop"] = "slide"
     num_samples: int = 1
+    batch_size: int = 16
     echo: bool = True
+    prefill_chunk: int | None = 2048
+
+
+@dataclass(frozen=True)
+class BeamOptions:
+    """The most probable text instead of a drawn one.
+
+    Args:
+        beams: how many continuations are followed at a time; none draws tokens instead.
+        length_penalty: a text of n tokens is ranked by its log-probability / n ** length_penalty; 0 prefers short ones.
+    """
+
+    beams: int | None = None
+    length_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """A smaller model that proposes tokens, which changes the speed and not the text's quality.
+
+    Args:
+        draft: folder of a trained run with the same tokenizer; none writes without.
+        draft_tokens: how many tokens it proposes at a time.
+    """
+
+    draft: str | None = None
+    draft_tokens: int = 4
 
 
 def add_arguments(parser: Parser) -> None:
@@ -41,10 +71,16 @@ def add_arguments(parser: Parser) -> None:
 
     parser.usage = "%(prog)s DIR [options]"
     parser.plain("run", "folder of a trained run", metavar="DIR", nargs="?")
+    parser.plain("--prompt", 'the text to continue (a line break by default); "-" reads it from standard input; may be '
+                 "repeated", metavar="TEXT", action="append", default=[])  # fmt: skip
+    parser.plain("--prompt_file", "a file of prompts: one on each line, or in each line's \"prompt\" of a .jsonl file; "
+                 "may be repeated", metavar="FILE", action="append", default=[])  # fmt: skip
     add_flat(parser, "what to write", options_of(GenerateOptions))
     parser.plain("--stop", "end at this text, which is not printed; may be repeated",
                  metavar="TEXT", action="append", default=[])  # fmt: skip
     add_flat(parser, "how each token is drawn", options_of(SamplingConfig))
+    add_flat(parser, "beam search", options_of(BeamOptions))
+    add_flat(parser, "a draft", options_of(DraftOptions))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,44 +92,159 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.run is None:
         raise InputError("which run? Give the folder of a trained one: blockyard generate DIR")
     options = GenerateOptions(**read_flat(arguments, options_of(GenerateOptions)))
-    sampling = SamplingConfig(**read_flat(arguments, options_of(SamplingConfig)))
-    if options.tokens < 1:
-        raise InputError(f"--tokens={options.tokens} should be 1 or more")
-    if options.num_samples < 1:
-        raise InputError(f"--num_samples={options.num_samples} should be 1 or more")
-    prompt = read_prompt() if options.prompt == "-" else options.prompt
+    drawing = read_flat(arguments, options_of(SamplingConfig))
+    searching = read_flat(arguments, options_of(BeamOptions))
+    helping = read_flat(arguments, options_of(DraftOptions))
+    beams, draft, sampling = BeamOptions(**searching), DraftOptions(**helping), SamplingConfig(**drawing)
+    for name in ("tokens", "num_samples", "batch_size"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name}={getattr(options, name)} should be 1 or more")
+    prompts = read_prompts(arguments.prompt, arguments.prompt_file)
+    drawn_only = [*drawing, *helping, *(["stop"] if arguments.stop else [])]
+    drawn_only += ["past_context"] if "--past_context" in vars(arguments) else []
+    check_together(options, beams, draft, drawn_only, [*searching], [*helping])
     # A run may name plug-ins that lie there, as `train lm` found them.
     see_current_folder()
     model, tokenizer, _ = load_run(Path(arguments.run))
+    if beams.beams is not None:
+        write_beams(model, tokenizer, prompts, options, beams)
+        return 0
     if sampling.seed is None and sampling.temperature > 0:
         sampling = dataclasses.replace(sampling, seed=fresh_seed())
         note(f"seed {sampling.seed}")
-    for number in range(options.num_samples):
-        if options.num_samples > 1:
-            write(f"--- {number + 1} of {options.num_samples}\n")
-        drawn = sampling if sampling.seed is None else dataclasses.replace(sampling, seed=sampling.seed + number)
-        write_sample(model, tokenizer, prompt, options, drawn, arguments.stop)
+    # Text number n draws with seed + n, whichever texts are written beside it.
+    texts = [prompt for prompt in prompts for _ in range(options.num_samples)]
+    helper = None if draft.draft is None else load_draft(Path(draft.draft), tokenizer)
+    proposed = accepted = passes = 0
+    at_a_time = 1 if helper is not None else options.batch_size
+    for start in range(0, len(texts), at_a_time):
+        drawn = sampling if sampling.seed is None else dataclasses.replace(sampling, seed=sampling.seed + start)
+        batch = make_batch(
+            model, tokenizer, texts[start : start + at_a_time], options, drawn, arguments.stop, helper, draft
+        )
+        write_batch(batch, texts, start, options)
+        if batch.acceptance is not None:
+            proposed += batch.acceptance.proposed
+            accepted += batch.acceptance.accepted
+            passes += batch.acceptance.passes
+    if passes:
+        share = f" ({accepted / proposed:.0%})" if proposed else ""
+        note(
+            f"draft: {accepted} of {proposed} proposed tokens were kept{share}; the model read "
+            f"{(accepted + passes) / passes:.2f} tokens a pass"
+        )
     return 0
 
 
-def write_sample(
-    model: Any, tokenizer: Any, prompt: str, options: GenerateOptions, sampling: Any, stop: list[str]
+def check_together(
+    options: GenerateOptions,
+    beams: BeamOptions,
+    draft: DraftOptions,
+    drawn_only: list[str],
+    searching: list[str],
+    helping: list[str],
 ) -> None:
-    """Print one continuation, each piece as soon as it is certain."""
-    from blockyard.generation import generate_text
+    """Refuse options that do not go together, rather than ignore one of them.
 
-    pieces = generate_text(
-        model, tokenizer, prompt, max_new_tokens=options.tokens, sampling=sampling, stop=stop,
-        past_context=options.past_context, on_note=note,
+    Args:
+        drawn_only: options given that only drawn text has.
+        searching, helping: options given for beams, and for a draft.
+    """
+    if draft.draft is None and helping:
+        raise InputError(f"--{helping[0]} needs a draft: name its run with --draft DIR")
+    if beams.beams is None:
+        if searching:
+            raise InputError(f"--{searching[0]} belongs to beam search: give --beams N too")
+        return
+    if beams.beams < 1:
+        raise InputError(f"--beams={beams.beams} should be 1 or more")
+    if drawn_only:
+        raise InputError(f"--{drawn_only[0]} does not go with --beams, which draws nothing: leave one of them out")
+    if options.num_samples > beams.beams:
+        raise InputError(f"--num_samples={options.num_samples}: there are no more texts than --beams={beams.beams}")
+
+
+def load_draft(folder: Path, tokenizer: Any) -> Any:
+    """The draft's model.
+
+    Raises:
+        InputError: when its tokenizer is another one.
+    """
+    from blockyard.training.run import load_run
+
+    model, its, _ = load_run(folder)
+    if its.fingerprint() != tokenizer.fingerprint():
+        raise InputError(
+            f"--draft={folder}: its tokenizer ({its.name}, {its.vocab_size} tokens) is not the run's "
+            f"({tokenizer.name}, {tokenizer.vocab_size} tokens); train both with the same --data.tokenizer"
+        )
+    return model
+
+
+def make_batch(
+    model: Any, tokenizer: Any, prompts: Sequence[str], options: GenerateOptions, sampling: Any, stop: list[str],
+    helper: Any, draft: DraftOptions,
+) -> Any:  # fmt: skip
+    """The texts as rows of one batch, which is read and written together."""
+    from blockyard.generation import Batch, end_of_text, prompt_tokens
+
+    return Batch(
+        model, [prompt_tokens(tokenizer, prompt) for prompt in prompts], max_new_tokens=options.tokens,
+        sampling=sampling, stop=stop, tokenizer=tokenizer, end_tokens=end_of_text(tokenizer),
+        past_context=options.past_context, prefill_chunk=options.prefill_chunk, draft=helper,
+        draft_tokens=draft.draft_tokens, on_note=note,
     )  # fmt: skip
-    if options.echo:
-        write(prompt)
+
+
+def write_batch(batch: Any, texts: Sequence[str], start: int, options: GenerateOptions) -> None:
+    """Print the texts in order: the first that is unfinished as it comes, those behind it when it is their turn."""
+    rows = len(batch.finished)
+    waiting = [""] * rows
+    turn = 0
+    begin(texts, start, options)
     try:
-        for piece in pieces:
-            write(piece)
+        for step in batch:
+            for row, (_tokens, text) in enumerate(step):
+                waiting[row] += text
+            while True:
+                write(waiting[turn])
+                waiting[turn] = ""
+                if batch.finished[turn] is None or turn + 1 == rows:
+                    break
+                write("\n")
+                turn += 1
+                begin(texts, start + turn, options)
     finally:
         # Also after Ctrl-C: the shell's prompt begins on a line of its own.
         write("\n")
+
+
+def begin(texts: Sequence[str], number: int, options: GenerateOptions) -> None:
+    """Print what stands before a text."""
+    if len(texts) > 1:
+        write(f"--- {number + 1} of {len(texts)}\n")
+    if options.echo:
+        write(texts[number])
+
+
+def write_beams(model: Any, tokenizer: Any, prompts: list[str], options: GenerateOptions, beams: BeamOptions) -> None:
+    """Print the most probable continuations of every prompt, best first."""
+    from blockyard.generation import beam_search, end_of_text, prompt_tokens
+
+    total, number = len(prompts) * options.num_samples, 0
+    for start in range(0, len(prompts), options.batch_size):
+        some = prompts[start : start + options.batch_size]
+        found = beam_search(
+            model, [prompt_tokens(tokenizer, prompt) for prompt in some], max_new_tokens=options.tokens,
+            beams=beams.beams or 1, n_best=options.num_samples, length_penalty=beams.length_penalty,
+            end_tokens=end_of_text(tokenizer), prefill_chunk=options.prefill_chunk,
+        )  # fmt: skip
+        for prompt, best in zip(some, found):
+            for hypothesis in best:
+                number += 1
+                if total > 1:
+                    write(f"--- {number} of {total}, log-probability {hypothesis.log_probability:.2f}\n")
+                write((prompt if options.echo else "") + tokenizer.decode(hypothesis.tokens) + "\n")
 
 
 def write(text: str) -> None:
@@ -106,14 +257,6 @@ def write(text: str) -> None:
 def note(line: str) -> None:
     """Tell the user something without mixing it into the text."""
     print(f"note: {line}", file=sys.stderr, flush=True)
-
-
-def read_prompt() -> str:
-    """The whole standard input as text."""
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"--prompt -: standard input is not UTF-8 text (byte {error.start})") from None
 
 
 def fresh_seed() -> int:
