@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from blockyard.costs import Cost
+from blockyard.costs import Cost, cost_of
 from blockyard.errors import InputError
 from blockyard.layers.complex_norms import make_complex_norm
 from blockyard.layers.norms import make_norm
@@ -135,29 +135,6 @@ def common_domain(*members: nn.Module) -> bool:
 def needs_causal_mask(mixer: nn.Module, accepts: frozenset[str]) -> bool:
     """Whether causality must come as a mask: a foreign mixer that knows `attn_mask` but has no `causal`."""
     return not hasattr(mixer, "causal") and "causal" not in accepts and "attn_mask" in accepts
-
-
-def cost_of(module: Any, tokens: int, d_model: int) -> Cost:
-    """A module's own formula, or for a foreign one without: parameters counted, FLOPs measured once.
-
-    Args:
-        module: a mixer or FFN.
-        tokens: length of the sequence.
-        d_model: width of its input.
-    """
-    if hasattr(module, "cost"):
-        return module.cost(tokens)
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    parameters = sum(p.numel() for p in module.parameters())
-    first = next(module.parameters(), torch.empty(0))
-    x = torch.zeros(1, tokens, d_model, device=first.device, dtype=first.dtype)
-    counter = FlopCounterMode(display=False)
-    # The counter does not know SDPA's CPU kernel; in its plain form every product is seen.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        module(x)
-    return Cost(parameters, int(counter.get_total_flops()))
 
 
 def build_block(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,27 @@ class Cost:
 def linear_flops(tokens: int, *shapes: tuple[int, int]) -> int:
     """FLOPs of passing `tokens` rows through matrices of the given (in, out) shapes."""
     return sum(2 * tokens * d_in * d_out for d_in, d_out in shapes)
+
+
+def cost_of(module: Any, tokens: int, d_model: int) -> Cost:
+    """A module's own formula, or for a foreign one without: parameters counted, FLOPs measured once.
+
+    Args:
+        module: a mixer or FFN.
+        tokens: length of the sequence.
+        d_model: width of its input.
+    """
+    if hasattr(module, "cost"):
+        return module.cost(tokens)
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parameters = sum(p.numel() for p in module.parameters())
+    first = next(module.parameters(), torch.empty(0))
+    x = torch.zeros(1, tokens, d_model, device=first.device, dtype=first.dtype)
+    counter = FlopCounterMode(display=False)
+    # The counter does not know SDPA's CPU kernel; in its plain form every product is seen.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        module(x)
+    return Cost(parameters, int(counter.get_total_flops()))

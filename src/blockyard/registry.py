@@ -34,6 +34,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "relu2": "blockyard.ffn.dense",
         "vft": "blockyard.ffn.vein",
         "complex_swiglu": "blockyard.ffn.complex",
+        "moe": "blockyard.ffn.moe",
     },
     "block": {"tva+vft": "blockyard.blocks_vein"},
 }

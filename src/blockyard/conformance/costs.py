@@ -31,7 +31,7 @@ def _complex_aware(rows_at: int) -> Callable[..., int]:
 def counted_flops(call: Callable[[Tensor], Any], x: Tensor) -> int:
     """Real FLOPs of all matrix products in a training step's forward pass."""
     aten = torch.ops.aten
-    products = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
+    products = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1, aten._grouped_mm: 0}
     known = {product: _complex_aware(place) for product, place in products.items()}
     # The fused kernel of the CPU is not in the counter's books; the plain one does the same products. Gradients stay
     # on: without them a module may keep what it computed from its parameters alone.

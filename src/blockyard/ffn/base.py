@@ -22,6 +22,9 @@ class FFN(nn.Module):
     d_model: int
     # Whether x is complex64 or complex128 and parameters are real pairs (see layers/complex.py).
     complex_valued = False
+    # Whether forward is made of calls of `Linear` members and of operations on single rows, and all parameters sit in
+    # those members: then a mixture of experts computes many of them at once, by layers that hold a matrix per expert.
+    stackable = False
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d_model] -> the same shape."""

@@ -20,6 +20,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F
 class _TwoMatrixFFN(FFN):
     """W2 · act(W1 x)."""
 
+    stackable = True
+
     def __init__(self, d_model: int, d_ff: int | None, bias: bool, dropout: float) -> None:
         super().__init__()
         self.d_model = d_model

@@ -14,6 +14,8 @@ from blockyard.registry import register_ffn
 
 
 class _GatedFFN(FFN):
+    stackable = True
+
     def __init__(self, d_model: int, d_ff: int | None, bias: bool, dropout: float) -> None:
         super().__init__()
         self.d_model = d_model

@@ -41,19 +41,19 @@ class Dropout(nn.Module):
 
 
 def dropout(x: Tensor, p: float, keys: Tensor | None) -> Tensor:
-    """Drop elements of x [B, ...]; with keys [B] (int64) the mask is a hash of row key and element index.
+    """Drop elements of x [B, ...]; with keys (int64) the mask is a hash of row key and element index.
 
-    One mask drops both parts of a complex element: two would turn what is left.
+    Keys are [B], or [B, C] for rows that lie along the first two axes. One mask drops both parts of a complex element:
+    two would turn what is left.
     """
     if x.is_complex():
         return x * dropout(torch.ones_like(x.real), p, keys)
     if keys is None:
         return F.dropout(x, p)
-    if keys.shape[0] != x.shape[0]:
+    if keys.shape != x.shape[: keys.ndim]:
         raise InputError(f"dropout has keys for {keys.shape[0]} rows, but the batch has {x.shape[0]}")
-    elements = x[0].numel()
-    index = torch.arange(elements, device=x.device)
-    bits = mix(keys[:, None] ^ mix(index)).view(x.shape)
+    index = torch.arange(x.shape[keys.ndim :].numel(), device=x.device)
+    bits = mix(keys[..., None] ^ mix(index)).view(x.shape)
     keep = bits >= int(p * 2**32)
     return x * keep.to(x.dtype) / (1.0 - p)
 
