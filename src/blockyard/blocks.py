@@ -63,6 +63,8 @@ class ResidualBlock(nn.Module):
         self.ffn: Any = ffn
         self.pre = norm_position == "pre"
         self._accepts = accepted_arguments(attn.forward)
+        # An FFN that wants to know what is padding, or that tokens come piece by piece, names it.
+        self._feeds = accepted_arguments(ffn.with_aux if hasattr(ffn, "with_aux") else ffn.forward)  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -75,10 +77,10 @@ class ResidualBlock(nn.Module):
         given = {"padding_mask": padding_mask, "positions": positions, "cache": cache}
         if self.pre:
             x = x + self._mix(self.ln1(x), given)
-            change, aux = self._feed(self.ln2(x))
+            change, aux = self._feed(self.ln2(x), given)
             return x + change, aux
         x = self.ln1(x + self._mix(x, given))
-        change, aux = self._feed(x)
+        change, aux = self._feed(x, given)
         return self.ln2(x + change), aux
 
     def _mix(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
@@ -92,10 +94,16 @@ class ResidualBlock(nn.Module):
         out = self.attn(x, **arguments)
         return out[0] if isinstance(out, tuple) else out
 
-    def _feed(self, x: Tensor) -> tuple[Tensor, Aux | None]:
+    def _feed(self, x: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Aux | None]:
+        arguments = {name: value for name, value in given.items() if value is not None and name in self._feeds}
         if hasattr(self.ffn, "with_aux"):
-            return self.ffn.with_aux(x)
-        return self.ffn(x), None
+            return self.ffn.with_aux(x, **arguments)
+        return self.ffn(x, **arguments), None
+
+    def after_step(self, stats: Mapping[str, Tensor]) -> None:
+        """Let the FFN act on what the whole optimizer step counted (a router moves its bias)."""
+        if hasattr(self.ffn, "after_step"):
+            self.ffn.after_step(stats)
 
     def cost(self, tokens: int) -> Cost:
         """Cost of the mixer, the FFN and the two norms."""

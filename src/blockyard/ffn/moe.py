@@ -110,6 +110,7 @@ class MoE(FFN):
             k_groups=k_groups,
             biased=balance == "bias",
         )
+        self.complex_valued = bool(getattr(members[0], "complex_valued", False))
         routed = members[:n_experts]
         self.experts: StackedExperts | SeparateExperts
         if self.part == "core" or getattr(members[0], "stackable", False):

@@ -39,6 +39,7 @@ class TrainConfig:
         final_lr: learning rate at the end, as a fraction of the peak.
         grad_clip: largest global gradient norm; 0 leaves gradients as they are.
         aux_loss_weight: factor on auxiliary losses that blocks return (a router's balance, say).
+        z_loss_weight: factor on routers' z-losses, which keep their logits small.
         precision: `fp32`; `bf16` (mixed precision); or `auto`, the faster one that this machine supports.
         compile: `on` (block by block), `model` (the model whole: slower to compile, faster to run), `off`, or
             `auto`: what the predicted times say takes least over the run, compiling included.
@@ -77,6 +78,7 @@ class TrainConfig:
     final_lr: float = 0.05
     grad_clip: float = 1.0
     aux_loss_weight: float = 0.01
+    z_loss_weight: float = 0.001
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "model", "off"] = "auto"
     checkpoint_activations: bool = False
@@ -103,7 +105,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"train.{name}={getattr(self, name)} must be a number above 0")
-        for name in ("weight_decay", "grad_clip", "vein_lr_scale", "aux_loss_weight"):
+        for name in ("weight_decay", "grad_clip", "vein_lr_scale", "aux_loss_weight", "z_loss_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"train.{name}={getattr(self, name)} must be a number of at least 0")
         for name in ("beta1", "beta2", "momentum"):

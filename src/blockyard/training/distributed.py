@@ -80,6 +80,16 @@ class Ranks:
             tensor /= self.size
         return tensor
 
+    def sum_of(self, counts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The vectors among these summed over ranks, in one exchange; scalars stay as they are."""
+        vectors = {name: v for name, v in counts.items() if v.ndim}
+        if self.size == 1 or not vectors:
+            return counts
+        flat = torch.cat([v.flatten().float() for v in vectors.values()])
+        torch.distributed.all_reduce(flat)
+        parts = flat.split([v.numel() for v in vectors.values()])
+        return counts | {name: part.view(v.shape) for (name, v), part in zip(vectors.items(), parts)}
+
     def close(self) -> None:
         """End the process group, if it was started here."""
         if self.started and torch.distributed.is_initialized():

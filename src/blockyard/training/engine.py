@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.layers.dropout import Dropout, set_dropout_keys
+from blockyard.layers.finite import watched_elsewhere
 from blockyard.training.compilation import Extent, compile_model, eager
 from blockyard.training.config import TrainConfig
 from blockyard.training.decisions import Decisions
@@ -33,7 +34,7 @@ class StepResult:
         grad_norm: global norm before clipping.
         lr: AdamW's learning rate.
         skipped: the batch was not finite, and nothing was changed.
-        stats: what the task logs, still on the device.
+        stats: what the task logs, still on the device; vectors are summed over the passes and ranks of the step.
     """
 
     loss: float
@@ -73,6 +74,8 @@ class Engine:
             self.wrapped = replicate(self.model, ranks)
         self.optimizers = Optimizers(self.model, config, decisions.precision)
         self.model.train()
+        # Modules that act once a step is made, on what it counted: a router's balancing bias.
+        self._listeners = {n: m for n, m in self.model.named_modules() if hasattr(m, "after_step")}
         self._skips_in_a_row = 0
 
     def step(self, step: int) -> StepResult:
@@ -94,6 +97,7 @@ class Engine:
                 self._skips_in_a_row = 0
                 self.optimizers.clip(norm)
                 factor = self.optimizers.step(step)
+                self._tell(stats)
             else:
                 self._not_finite(step, loss_value, norm)
             self.optimizers.zero_grad()
@@ -108,14 +112,26 @@ class Engine:
         for micro in range(passes):
             batch = self.batch(step, micro)
             with last_pass_only(self.wrapped, micro == passes - 1, self.kind):
-                with self._autocast():
-                    loss, stats = self.task.loss(self.wrapped, batch)
+                # What is not finite shows in loss and gradients, and is handled there as the options say.
+                with self._autocast(), watched_elsewhere():
+                    loss, found = self.task.loss(self.wrapped, batch)
+                stats = {name: v + stats[name] if v.ndim and name in stats else v for name, v in found.items()}
                 # Passes have equally many rows, so the mean of their means is the mean of the batch.
                 scaled = loss / passes if passes > 1 else loss
                 scaled.backward()
             total = scaled.detach() if total is None else total + scaled.detach()
         assert total is not None
-        return total.float(), stats
+        return total.float(), self.ranks.sum_of(stats)
+
+    def _tell(self, stats: dict[str, Tensor]) -> None:
+        """Hand every module that listens what it counted in this step."""
+        counted: dict[str, dict[str, Tensor]] = {}
+        for name, value in stats.items():
+            path, _, key = name.rpartition("/")
+            if value.ndim and path in self._listeners:
+                counted.setdefault(path, {})[key] = value
+        for path, own in counted.items():
+            self._listeners[path].after_step(own)  # type: ignore[operator]
 
     def batch(self, step: int, micro: int) -> Batch:
         """This rank's rows of one forward pass, on the device; dropout is keyed by their numbers."""
@@ -144,7 +160,8 @@ class Engine:
         if keys_were_set:
             set_dropout_keys(self.model, None)
         try:
-            with torch.no_grad(), self._autocast(), float32_matmul(self.decisions.matmul), eager(self.compiled):
+            matmul = float32_matmul(self.decisions.matmul)
+            with torch.no_grad(), self._autocast(), matmul, eager(self.compiled), watched_elsewhere():
                 return self.task.evaluate(self.model)
         finally:
             self.model.train()
@@ -202,7 +219,7 @@ class Engine:
 
     def _loss_of(self, step: int, micro: int) -> Callable[[], Tensor]:
         def run() -> Tensor:
-            with self._autocast():
+            with self._autocast(), watched_elsewhere():
                 return self.task.loss(self.model, self.batch(step, micro))[0]
 
         return run

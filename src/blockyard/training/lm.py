@@ -56,11 +56,11 @@ class LMTask:
             stats["lm_loss"] = loss.detach()
             for name, value in output.aux["losses"].items():
                 stats[f"loss/{name}"] = value.detach()
-                loss = loss + self.config.aux_loss_weight * value
+                weight = self.config.z_loss_weight if name == "z" else self.config.aux_loss_weight
+                loss = loss + weight * value
         if output.aux:
             for layer, found in output.aux.get("stats", {}).items():
-                scalars = {name: v for name, v in found.items() if isinstance(v, Tensor) and v.numel() == 1}
-                stats |= {f"{layer}/{name}": v.detach() for name, v in scalars.items()}
+                stats |= {f"{layer}/{name}": v.detach() for name, v in found.items() if isinstance(v, Tensor)}
         return loss, stats
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:

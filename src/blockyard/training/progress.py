@@ -117,6 +117,8 @@ def _figures(row: dict[str, Any]) -> list[str]:
         shown.append(f"loss {row['loss']:.4f}")
     if row.get("val_loss") is not None:
         shown.append(f"val_loss {row['val_loss']:.4f}")
+    if row.get("max_load") is not None:
+        shown.append(f"max load {row['max_load']:.2f}x")
     if row.get("tokens_per_second"):
         shown.append(f"{row['tokens_per_second']:,.0f} tokens/s")
     return shown

@@ -30,7 +30,10 @@ class Task(Protocol):
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss over the rows (a scalar to differentiate) and statistics to log (detached scalars).
+        """Mean loss over the rows (a scalar to differentiate) and statistics, detached.
+
+        Scalars are logged as the last pass gave them. Vectors are counts: they are summed over the passes and ranks of
+        a step, and `MODULE/NAME` of a module that has `after_step` is handed to it once the step is made.
 
         `model` is the task's model or a wrapper around it (DDP): call this one.
         """

@@ -27,6 +27,7 @@ from blockyard.training.folder import RunFolder, differing_keys, plain
 from blockyard.training.memory import keep_freed_memory
 from blockyard.training.progress import Progress, Silent, make_progress
 from blockyard.training.signals import Interrupted, StopRequest
+from blockyard.training.statistics import statistics_row
 from blockyard.training.task import Task
 
 # With compile=auto a run's first steps are eager and timed; the first two pay for warming up.
@@ -212,7 +213,7 @@ class Trainer:
             "lr": result.lr,
             "grad_norm": result.grad_norm if _finite(result.grad_norm) else None,
             "tokens_per_second": round(self.task.tokens_per_step / wall, 1),
-            **{name: float(value) for name, value in result.stats.items()},
+            **statistics_row(result.stats),
             **evaluated,
         }
         if result.skipped:
