@@ -19,6 +19,7 @@ from blockyard.registry import (
     Entry,
     accepted_arguments,
     find_block,
+    fold_members,
     implementation,
     owners,
 )
@@ -209,5 +210,6 @@ def construct(entry: Entry, from_model: Mapping[str, Any], options: Mapping[str,
     reserved = [name for name in options if name in MODEL_PARAMETERS]
     if reserved:
         raise InputError(f"{reserved[0]!r} is set by the model (--model.{reserved[0]}), not by {entry.name!r}")
-    checked = check_options(known, {**given, **options}, f"{entry.name!r}", owners=lambda k: owners(k, entry.kind))
+    every = {**given, **fold_members(options)}
+    checked = check_options(known, every, f"{entry.name!r}", owners=lambda k: owners(k, entry.kind))
     return entry.cls(**checked)

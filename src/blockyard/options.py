@@ -273,6 +273,10 @@ def check_options(
 
 def unknown_option(name: str, known: Mapping[str, Option], owners: Callable[[str], list[str]] | None = None) -> str:
     """`'rnak' (did you mean 'rank'?)`, or `'rank': 'rank' is an option of: tva`, or the options there are."""
+    inner = [other for other in known if other.endswith(f".{name}")]
+    if inner:
+        member = inner[0].partition(".")[0]
+        return f"{name!r}: its {member} has it, write {inner[0]}=… (from Python {member}_options={{{name!r}: …}})"
     holders = owners(name) if owners else []
     if holders:
         return f"{name!r}: {name!r} is an option of: {', '.join(holders)}"

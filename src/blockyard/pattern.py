@@ -14,7 +14,7 @@ from typing import Any
 
 from blockyard.errors import InputError
 from blockyard.options import check_options, unknown_option
-from blockyard.registry import Kind, implementation, names, owners
+from blockyard.registry import Kind, implementation, member_options, names, owners, unfold_members
 
 DEFAULT_FFN = "swiglu"
 # The one of a complex mixer, which no real FFN fits.
@@ -129,7 +129,7 @@ def _parse_part(text: str) -> tuple[str, dict[str, str]]:
 
 def _typed(kind: Kind, name: str, options: Mapping[str, str]) -> dict[str, Any]:
     """Options read from text by the implementation's types."""
-    known = layer_options(kind, name)
+    known = layer_options(kind, name, options)
     typed = {}
     for key, text in options.items():
         if key not in known:
@@ -138,9 +138,11 @@ def _typed(kind: Kind, name: str, options: Mapping[str, str]) -> dict[str, Any]:
     return typed
 
 
-def layer_options(kind: Kind, name: str) -> dict[str, Any]:
-    """What may stand in the brackets behind a name: its own options and those of paired blocks it is part of."""
-    known = dict(implementation(kind, name).options)
+def layer_options(kind: Kind, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What may stand in the brackets behind a name: its own options, those of paired blocks it is part of, and those
+    of its members (`expert.d_ff`), which the options given already may name."""
+    entry = implementation(kind, name)
+    known = {**entry.options, **member_options(entry, options)}
     for pair in names("block"):
         if name == pair.split("+")[kind == "ffn"]:
             known = {**implementation("block", pair).options, **known}
@@ -158,10 +160,10 @@ def check_layer(spec: LayerSpec) -> LayerSpec:
         ("ffn", spec.ffn, spec.ffn_options),
     )
     checked = []
-    for kind, name, options in parts:
-        known = {
-            key: option for key, option in layer_options(kind, name).items() if not option.required or key in options
-        }
+    for kind, name, given in parts:
+        options = unfold_members(implementation(kind, name), given)
+        every = layer_options(kind, name, options)
+        known = {key: option for key, option in every.items() if not option.required or key in options}
         checked.append(check_options(known, options, f"{name!r}", owners=partial(owners, kind=kind)))
     return LayerSpec(spec.attn, spec.ffn, *checked)
 

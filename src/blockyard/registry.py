@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any, Literal, TypeVar, overload
 
@@ -222,13 +222,61 @@ def find_block(attn: str, ffn: str) -> Entry | None:
     return implementation("block", name) if name in names("block") else None
 
 
+def members_of(entry: Entry, options: Mapping[str, Any]) -> dict[str, Entry]:
+    """The implementations that an entry is made of by name (a mixture's expert): option -> entry.
+
+    A class says so by `members = {"expert": "ffn"}`: its option `expert` names an FFN, whose options are written
+    `expert.d_ff` and reach the constructor in `expert_options`.
+
+    Args:
+        entry: any implementation.
+        options: options given so far, for the names; defaults stand in.
+    """
+    named: dict[str, Kind] = getattr(entry.cls, "members", {})
+    known = options_of(entry.cls)
+    return {option: implementation(kind, options.get(option, known[option].default)) for option, kind in named.items()}
+
+
+def member_options(entry: Entry, options: Mapping[str, Any]) -> dict[str, Option]:
+    """Options of an entry's members, as `expert.d_ff`."""
+    return {
+        f"{option}.{name}": replace(own, name=f"{option}.{name}")
+        for option, member in members_of(entry, options).items()
+        for name, own in member.options.items()
+    }
+
+
+def fold_members(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`expert.d_ff=512` as constructors take it: `expert_options={"d_ff": 512}`."""
+    folded: dict[str, Any] = {}
+    for name, value in options.items():
+        option, dot, key = name.partition(".")
+        if dot:
+            inner = f"{option}_options"
+            folded[inner] = {**(folded.get(inner) or {}), key: value}
+        else:
+            folded[name] = {**(folded.get(name) or {}), **value} if isinstance(value, Mapping) else value
+    return folded
+
+
+def unfold_members(entry: Entry, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The other way: `expert_options={"d_ff": 512}` as `expert.d_ff=512`."""
+    inner = {f"{option}_options": option for option in getattr(entry.cls, "members", {})}
+    flat = {name: value for name, value in options.items() if name not in inner}
+    for name, option in inner.items():
+        flat.update({f"{option}.{key}": value for key, value in (options.get(name) or {}).items()})
+    return flat
+
+
 def create(kind: Kind, name: str, options: Mapping[str, Any]) -> Any:
     """Construct an implementation after checking its options."""
     entry = implementation(kind, name)
-    checked = check_options(
-        options_of(entry.cls), options, f"{KIND_WORDS[kind]} {name!r}", owners=lambda key: owners(key, kind)
-    )
-    return entry.cls(**checked)
+    known = {**options_of(entry.cls), **member_options(entry, options)}
+    # A member's required options are asked for where it is constructed.
+    known = {key: option for key, option in known.items() if "." not in key or key in options or not option.required}
+    where = f"{KIND_WORDS[kind]} {name!r}"
+    checked = check_options(known, options, where, owners=lambda key: owners(key, kind))
+    return entry.cls(**fold_members(checked))
 
 
 def owners(option: str, kind: Kind | None = None) -> list[str]:

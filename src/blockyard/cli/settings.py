@@ -16,7 +16,7 @@ from blockyard.cli.groups import FFN_GROUP, MIXER_GROUP, Group
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError, suggest
 from blockyard.options import Option
-from blockyard.registry import Entry, find_block, implementation, owners
+from blockyard.registry import Entry, find_block, implementation, members_of, owners
 
 Settings = dict[str, dict[str, Any]]
 Key = tuple[str, str]
@@ -220,12 +220,16 @@ def selected(settled: Settings, last: Mapping[Key, Given]) -> set[tuple[str, str
     pairs = [(settled[MIXER_GROUP]["impl"], settled[FFN_GROUP]["impl"])]
     mixer, ffn = last.get(MIXER), last.get(FFN)
     pattern = settled.get("model", {}).get("pattern")
+    in_brackets: set[tuple[str, str]] = set()
     if pattern:
         from blockyard.pattern import parse_choice
 
         if mixer is not None:
             raise InputError(f"{mixer.origin}: model.pattern names the mixers already; leave one of them out")
-        pairs = [(layer.attn, layer.ffn) for layer in parse_choice(pattern, default_ffn=pairs[0][1])]
+        layers = parse_choice(pattern, default_ffn=pairs[0][1])
+        pairs = [(layer.attn, layer.ffn) for layer in layers]
+        for layer in layers:
+            in_brackets |= members(implementation("ffn", layer.ffn), layer.ffn_options)
         # Not a mixer that any layer need have: a settings file made of these settings shall say it once.
         del settled[MIXER_GROUP]["impl"]
     chosen: set[tuple[str, str]] = set()
@@ -233,7 +237,26 @@ def selected(settled: Settings, last: Mapping[Key, Given]) -> set[tuple[str, str
         entries: list[Entry | None] = [named("attn", mixer_name, mixer), named("ffn", ffn_name, ffn)]
         entries.append(find_block(mixer_name, ffn_name))
         chosen |= {(entry.kind, entry.name) for entry in entries if entry is not None}
-    return chosen
+    return chosen | in_brackets | given_members(chosen, last)
+
+
+def given_members(chosen: Iterable[tuple[Any, str]], last: Mapping[Key, Given]) -> set[tuple[str, str]]:
+    """What the selected blocks name in turn: a mixture's expert, from its group or by default."""
+    found: set[tuple[str, str]] = set()
+    for kind, name in chosen:
+        entry = implementation(kind, name)
+        for option in members_of(entry, {}):
+            item = last.get((entry.kind if entry.name == "standard" else entry.group, option))
+            try:
+                found |= members(entry, {option: str(item.value)} if item else {})
+            except InputError as error:
+                raise InputError(f"{item.origin}: {error}" if item else str(error)) from None
+    return found
+
+
+def members(entry: Entry, options: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Kind and name of an entry's members under these options."""
+    return {(member.kind, member.name) for member in members_of(entry, options).values()}
 
 
 def named(kind: Any, name: str, item: Given | None) -> Entry:

@@ -131,13 +131,13 @@ def collect(rows: Tensor, gates: Tensor, plan: Plan) -> Tensor:
 
 class _Send(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, plan: Plan) -> Tensor:  # type: ignore[override, no-untyped-def]
+    def forward(ctx, x: Tensor, plan: Plan) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.plan = plan
         return plan.lay(x.index_select(0, plan.token))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_rows: Tensor) -> tuple[Tensor, None]:  # type: ignore[override, no-untyped-def]
+    def backward(ctx, d_rows: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         plan: Plan = ctx.plan
         back = plan.take(d_rows)
         return (back if plan.kept is None else back * plan.kept[..., None]).sum(1), None
@@ -145,7 +145,7 @@ class _Send(torch.autograd.Function):
 
 class _Collect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, gates: Tensor, plan: Plan) -> Tensor:  # type: ignore[override, no-untyped-def]
+    def forward(ctx, rows: Tensor, gates: Tensor, plan: Plan) -> Tensor:  # type: ignore[no-untyped-def]
         chosen = plan.take(rows)
         ctx.save_for_backward(chosen, gates)
         ctx.plan = plan
@@ -156,7 +156,7 @@ class _Collect(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_out: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override, no-untyped-def]
+    def backward(ctx, d_out: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
         chosen, gates = ctx.saved_tensors
         plan: Plan = ctx.plan
         sorted_gates = gates.flatten().index_select(0, plan.order)

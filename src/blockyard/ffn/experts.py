@@ -125,7 +125,7 @@ class SeparateExperts(nn.ModuleList):
     def zero_init_output(self) -> None:
         for expert in self:
             if hasattr(expert, "zero_init_output"):
-                expert.zero_init_output()
+                expert.zero_init_output()  # type: ignore[operator]
 
 
 @contextlib.contextmanager

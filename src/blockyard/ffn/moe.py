@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,9 @@ class MoE(FFN):
         k=1 with renormalise (a weight of 1 teaches the router nothing), logits that are not finite, or a capacity in
         training with a cache.
     """
+
+    # The registry gives an option that names an expert's class, and the options of that class, their meaning.
+    members: ClassVar[dict[str, str]] = {"expert": "ffn"}
 
     def __init__(
         self,
@@ -132,9 +135,9 @@ class MoE(FFN):
         if self.expert != "vft":
             self.vein = VeinProjector(self.d_model, vein_rank)
             return [create("ffn", self.expert, {"d_model": vein_rank, **options}) for _ in range(count)]
-        if options.setdefault("rank", vein_rank) not in (None, vein_rank):
+        if options.get("rank") not in (None, vein_rank):
             raise InputError(f"vein_rank={vein_rank} is the experts' rank, too, but expert.rank={options['rank']}")
-        whole = create("ffn", "vft", {"d_model": self.d_model, **options})
+        whole = create("ffn", "vft", {"d_model": self.d_model, **options, "rank": vein_rank})
         self.vein, self.stabilizer, self.part = whole.vein, whole.stabilizer, "core"
         core = {
             name: value for name, value in options.items() if name in ("r_hidden", "activation", "gated", "dropout")
@@ -252,7 +255,7 @@ class MoE(FFN):
         if isinstance(self.experts, SeparateExperts):
             return "segment"
         if self.impl in ("segment", "grouped", "padded"):
-            return self.impl  # type: ignore[return-value]
+            return self.impl
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         if torch.compiler.is_compiling():
@@ -286,6 +289,11 @@ class MoE(FFN):
         """
         if self.balance == "bias" and "load" in stats:
             self.router.rebalance(stats["load"], self.bias_rate)
+
+    def member(self, option: str) -> Any:
+        """One of the modules that an option names: the first expert."""
+        assert option == "expert"
+        return self.experts.body if isinstance(self.experts, StackedExperts) else self.experts[0]
 
     def active_parameters(self) -> int:
         """Parameters that one token passes: all but the experts that it is not sent to."""

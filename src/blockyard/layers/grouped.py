@@ -80,7 +80,7 @@ class GroupedLinear(nn.Module):
         if self.only is not None:
             return F.linear(x, *self.only)
         assert self.rows is not None, "a GroupedLinear is run by its bank of experts"
-        weight = self.weight
+        weight: Tensor = self.weight
         if torch.is_autocast_enabled(x.device.type) and x.dtype not in (torch.float64, torch.complex128):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
@@ -161,14 +161,14 @@ class _Segments(torch.autograd.Function):
     """One product per segment into one buffer, and one gradient buffer for all matrices."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, sizes: tuple[int, ...]) -> Tensor:  # type: ignore[override, no-untyped-def]
+    def forward(ctx, x: Tensor, weight: Tensor, sizes: tuple[int, ...]) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight)
         ctx.sizes = sizes
         return _times(x, weight.transpose(1, 2), sizes)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override, no-untyped-def]
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         dx = _times(dy, weight.conj(), ctx.sizes) if ctx.needs_input_grad[0] else None
         dw = _outer(dy, x, ctx.sizes) if ctx.needs_input_grad[1] else None
@@ -183,7 +183,7 @@ class _Batched(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override, no-untyped-def]
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight)
         if x.dtype == torch.bfloat16 and not x.is_cuda:
             return torch.bmm(weight, x.transpose(1, 2)).transpose(1, 2)
@@ -191,7 +191,7 @@ class _Batched(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override, no-untyped-def]
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         dx = dw = None
         if ctx.needs_input_grad[0]:

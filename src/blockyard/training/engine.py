@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class Engine:
         self.optimizers = Optimizers(self.model, config, decisions.precision)
         self.model.train()
         # Modules that act once a step is made, on what it counted: a router's balancing bias.
-        self._listeners = {n: m for n, m in self.model.named_modules() if hasattr(m, "after_step")}
+        self._listeners: dict[str, Any] = {n: m for n, m in self.model.named_modules() if hasattr(m, "after_step")}
         self._skips_in_a_row = 0
 
     def step(self, step: int) -> StepResult:
@@ -131,7 +131,7 @@ class Engine:
             if value.ndim and path in self._listeners:
                 counted.setdefault(path, {})[key] = value
         for path, own in counted.items():
-            self._listeners[path].after_step(own)  # type: ignore[operator]
+            self._listeners[path].after_step(own)
 
     def batch(self, step: int, micro: int) -> Batch:
         """This rank's rows of one forward pass, on the device; dropout is keyed by their numbers."""

@@ -12,7 +12,7 @@ from blockyard.errors import InputError, suggest
 from blockyard.models.lm import LMConfig
 from blockyard.options import check_options, options_of
 from blockyard.pattern import LayerSpec, default_ffn_of, format_choice, layer_options, parse_choice
-from blockyard.registry import Entry, Kind, entries, find_block, implementation
+from blockyard.registry import Entry, Kind, entries, find_block, implementation, members_of
 from blockyard.training.config import TrainConfig, as_dict
 
 Groups = Mapping[str, Any]
@@ -79,10 +79,12 @@ def as_groups(run: LMRun) -> dict[str, Any]:
         clash = False
         for kind, name, options in kinds:
             for key, value in options.items():
-                group = groups.setdefault(_home(kind, name, key, spec), {})
-                clash = clash or group.setdefault(key, value) != value
-        if clash:
-            # One family option with two values, one for the mixer and one for the FFN: only a pattern says that.
+                home, short = _home(kind, name, key, spec)
+                group = groups.setdefault(home, {})
+                clash = clash or group.setdefault(short, value) != value
+        # What stands in a family's group goes to all that live there, an expert and the mixer, say.
+        if clash or (_has_members(spec) and _layers(groups) != [spec]):
+            # One family option with two values, or for one of two members: only a pattern says that.
             groups = {"model": {**model, "pattern": format_choice(specs)}}
     else:
         model["pattern"] = format_choice(specs)
@@ -128,10 +130,22 @@ def _layers(groups: Groups) -> list[LayerSpec]:
         feed = ffn_impl or default_ffn_of(mixer, FFN)
         implementation("ffn", feed)
         specs = [LayerSpec(mixer, feed)]
-    for name, options in {**_families(groups), "attn": attn, "ffn": ffn}.items():
-        for key, value in (options or {}).items():
-            specs = _give(specs, name, key, value)
+    given = {**_families(groups), "attn": attn, "ffn": ffn}
+    words = [(name, key, value) for name, options in given.items() for key, value in (options or {}).items()]
+    # Which expert it is decides whose its options are, so that comes first.
+    for name, key, value in sorted(words, key=lambda word: word[1] not in _naming_options(specs)):
+        specs = _give(specs, name, key, value)
     return specs
+
+
+def _naming_options(specs: list[LayerSpec]) -> set[str]:
+    """Options that name a member, such as a mixture's expert."""
+    entries_used = [implementation(kind, name) for spec in specs for kind, name, _ in _members(spec)]
+    return {option for entry in entries_used for option in members_of(entry, {})}
+
+
+def _has_members(spec: LayerSpec) -> bool:
+    return bool(_naming_options([spec]))
 
 
 def _give(specs: list[LayerSpec], group: str, key: str, value: Any) -> list[LayerSpec]:
@@ -140,10 +154,11 @@ def _give(specs: list[LayerSpec], group: str, key: str, value: Any) -> list[Laye
     for spec in specs:
         changed: dict[str, Any] = {}
         for kind, name, held in _members(spec):
-            if key in _options_under(kind, name, group, spec):
+            for place in _places(kind, name, group, key, spec, held):
                 taken = True
-                option = layer_options(kind, name)[key]
-                changed[f"{kind}_options"] = {key: _checked(option, value, group), **held}
+                option = layer_options(kind, name, held)[place]
+                before = changed.get(f"{kind}_options", held)
+                changed[f"{kind}_options"] = {place: _checked(option, value, group), **before}
         given.append(replace(spec, **changed))
     if not taken:
         raise InputError(_unused(group, key))
@@ -154,15 +169,17 @@ def _members(spec: LayerSpec) -> tuple[tuple[Kind, str, Mapping[str, Any]], ...]
     return (("attn", spec.attn, spec.attn_options), ("ffn", spec.ffn, spec.ffn_options))
 
 
-def _options_under(kind: Kind, name: str, group: str, spec: LayerSpec) -> set[str]:
-    """Options that a block takes from a group: its own if it lives there, and those of a pair it is half of."""
-    found: set[str] = set()
-    entry = implementation(kind, name)
-    if _group_of(kind, entry) == group:
-        found |= set(entry.options)
-    pair = find_block(spec.attn, spec.ffn)
-    if pair is not None and pair.group == group:
-        found |= set(pair.options)
+def _places(kind: Kind, name: str, group: str, key: str, spec: LayerSpec, held: Mapping[str, Any]) -> list[str]:
+    """What a block calls an option of a group: the same if it lives there or is half of a pair that does, and
+    `expert.d_ff` if its expert does."""
+    found = []
+    entry, pair = implementation(kind, name), find_block(spec.attn, spec.ffn)
+    mine = _group_of(kind, entry) == group and key in entry.options
+    if mine or (pair is not None and pair.group == group and key in pair.options):
+        found.append(key)
+    for option, member in members_of(entry, held).items():
+        if _group_of(member.kind, member) == group and key in member.options:
+            found.append(f"{option}.{key}")
     return found
 
 
@@ -171,13 +188,17 @@ def _group_of(kind: Kind, entry: Entry) -> str:
     return kind if entry.name == "standard" else entry.group
 
 
-def _home(kind: Kind, name: str, key: str, spec: LayerSpec) -> str:
-    """The group in which config.yaml keeps an option of a block."""
+def _home(kind: Kind, name: str, key: str, spec: LayerSpec) -> tuple[str, str]:
+    """The group in which config.yaml keeps an option of a block, and its name there."""
     entry = implementation(kind, name)
+    option, dot, short = key.partition(".")
+    if dot:
+        member = members_of(entry, spec.ffn_options if kind == "ffn" else spec.attn_options)[option]
+        return _group_of(member.kind, member), short
     if key in entry.options:
-        return _group_of(kind, entry)
+        return _group_of(kind, entry), key
     pair = find_block(spec.attn, spec.ffn)
-    return pair.group if pair is not None else _group_of(kind, entry)
+    return (pair.group if pair is not None else _group_of(kind, entry)), key
 
 
 def _checked(option: Any, value: Any, group: str) -> Any:

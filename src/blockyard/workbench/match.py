@@ -133,8 +133,8 @@ def changes(before: LMConfig, after: LMConfig) -> dict[str, Any]:
     widths: dict[str, list[int]] = {}
     for spec in after.layers:
         written = [old.ffn_options for old in before.layers if (old.attn, old.ffn) == (spec.attn, spec.ffn)]
-        for name in WIDTH_OPTIONS:
-            if name in spec.ffn_options and not any(name in options for options in written):
+        for name in spec.ffn_options:
+            if is_width(name) and not any(name in options for options in written):
                 values = widths.setdefault(name, [])
                 if spec.ffn_options[name] not in values:
                     values.append(spec.ffn_options[name])
@@ -195,7 +195,8 @@ class _Search:
         knobs = free_widths(config)
         if not any(knobs):
             return
-        low, high = WIDTH_RANGE
+        # A mixture of n experts is as large as one FFN when each has a n-th of its width.
+        low, high = WIDTH_RANGE[0] / most_experts(config), WIDTH_RANGE[1]
         for _ in range(20):
             middle = (low * high) ** 0.5
             candidate = with_widths(config, knobs, middle, multiple)
@@ -240,6 +241,17 @@ def pattern_of(config: LMConfig) -> tuple[LayerSpec, ...]:
     return tuple(parse_choice(config.blocks)) if isinstance(config.blocks, str) else tuple(config.blocks)
 
 
+def is_width(name: str) -> bool:
+    """Whether an option is a hidden width, of the FFN itself or of a mixture's experts (`expert.d_ff`)."""
+    return name.rpartition(".")[2] in WIDTH_OPTIONS
+
+
+def most_experts(config: LMConfig) -> int:
+    """How many hidden layers of its own an FFN has at most: 1, or a mixture's experts."""
+    blocks = [meta_block(config, spec) for spec in pattern_of(config)]
+    return max(getattr(getattr(block, "ffn", None), "n_experts", 1) for block in blocks)
+
+
 def free_widths(config: LMConfig) -> list[dict[str, int]]:
     """For each layer of the pattern, the hidden width that may be changed (name -> default), or nothing.
 
@@ -247,12 +259,14 @@ def free_widths(config: LMConfig) -> list[dict[str, int]]:
     """
     found: list[dict[str, int]] = []
     for spec in pattern_of(config):
-        known = layer_options("ffn", spec.ffn)
+        known = layer_options("ffn", spec.ffn, spec.ffn_options)
         free: dict[str, int] = {}
-        for name in WIDTH_OPTIONS:
-            if name in known and name not in spec.ffn_options and name not in spec.attn_options:
-                ffn = getattr(meta_block(config, spec), "ffn", None)
-                default = getattr(ffn, name, None)
+        for name in filter(is_width, known):
+            if name not in spec.ffn_options and name not in spec.attn_options:
+                ffn: Any = getattr(meta_block(config, spec), "ffn", None)
+                # expert.d_ff is the d_ff of the FFN's member called expert.
+                member, dot, own = name.rpartition(".")
+                default = getattr(ffn.member(member) if dot else ffn, own, None)
                 if isinstance(default, int) and default > 0:
                     free[name] = default
                 break
