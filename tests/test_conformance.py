@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from blockyard.conformance import ffn_checks, mixer_checks
-from blockyard.registry import Traits, entries
+from blockyard.registry import Traits, attention_class, entries
 
 # Beside the defaults: options that take another path through the code.
 MIXER_OPTIONS = {
@@ -44,7 +44,19 @@ MIXER_OPTIONS = {
         {"linear": "block", "kernel": "matmul"},
         {"linear": "gauss"},
     ],
+    "spectral": [{"bucket_spacing": "log", "interpolation": "cubic", "use_toeplitz": True, "num_groups": 2}],
 }
+# Options of one form only, with what that form claims.
+ENCODER = Traits(causal=False, padding=True)
+DECODER = Traits(causal=True, bidirectional=False, padding=True, cache="recurrent")
+SPECTRAL_FORMS = [
+    (DECODER, {"window": 8, "chunk": 4}),
+    (DECODER, {"window": 7, "chunk": 3, "num_buckets": 6, "use_toeplitz": True}),
+    (DECODER, {"window": 5, "chunk": 1}),
+    (DECODER, {"window": 6, "gate": "token", "interpolation": "cubic", "bucket_spacing": "log"}),
+    (ENCODER, {"n_fft": 67, "pooling_type": "attention", "memory_size": 3}),
+    (ENCODER, {"pooling_type": "mean", "wavelet_on_rate": 0.5, "memory_size": 2, "memory_frozen": True}),
+]
 FFN_OPTIONS = {
     "standard": [{"activation": "relu"}, {"activation": "silu", "bias": True}],
     "swiglu": [{"d_ff": 24, "bias": True}],
@@ -74,6 +86,15 @@ def cases(kind, checks, options):
 
 @pytest.mark.parametrize("case", cases("attn", mixer_checks, MIXER_OPTIONS), ids=str)
 def test_mixer(case):
+    case()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c for traits, chosen in SPECTRAL_FORMS for c in mixer_checks(attention_class("spectral"), chosen, traits=traits)],
+    ids=str,
+)
+def test_spectral_form(case):
     case()
 
 

@@ -181,7 +181,10 @@ def build_block(
         has, wants = ("complex", "real") if attn.traits.complex_valued else ("real", "complex")
         raise InputError(f"attention {spec.attn!r} is {has}-valued, but this model's stream is {wants}")
     if causal and not attn.traits.causal:
-        raise InputError(f"attention {spec.attn!r} cannot be causal, so it cannot model language")
+        raise InputError(
+            f"attention {spec.attn!r} cannot be causal (it has no causal=True): it would see what it has to predict, "
+            "so it cannot model language"
+        )
     if not causal and not attn.traits.bidirectional:
         raise InputError(f"attention {spec.attn!r} is only causal")
     pair = find_block(spec.attn, spec.ffn)

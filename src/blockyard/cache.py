@@ -152,11 +152,15 @@ class LayerCache:
         Raises:
             InputError: when `length` is negative or beyond what was seen.
         """
-        if not 0 <= length <= self.length:
-            raise InputError(f"crop({length}): the cache holds {self.length} tokens")
+        self.check_crop(length)
         for snapshot in self._snapshots:
             snapshot.valid &= snapshot.length <= length
         self.length = length
+
+    def check_crop(self, length: int) -> None:
+        """Raise InputError unless `crop(length)` can be done."""
+        if not 0 <= length <= self.length:
+            raise InputError(f"crop({length}): the cache holds {self.length} tokens")
 
     def snapshot(self) -> Snapshot:
         """A token for `rollback`; costs nothing."""
@@ -281,6 +285,10 @@ class ModelCache:
             layer.reserve(new)
 
     def crop(self, length: int) -> None:
+        # All or none: a recurrent layer refuses most lengths, and those before it should not have been cut by then.
+        for layer in self.layers:
+            if hasattr(layer, "check_crop"):
+                layer.check_crop(length)
         for layer in self.layers:
             layer.crop(length)
 

@@ -26,6 +26,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "mla": "blockyard.mixers.latent",
         "tva": "blockyard.mixers.vein",
         "complex": "blockyard.mixers.complex",
+        "spectral": "blockyard.mixers.spectral",
     },
     "ffn": {
         "standard": "blockyard.ffn.dense",

@@ -15,7 +15,8 @@ class Role:
     Args:
         kind: matrix (decayed; Muon's domain), embedding, head (the output matrix) or vector (gains, biases).
         axes: the two axes that form the matrix; any others are a stack of independent matrices.
-        group: option group for its learning rate: "main", or "vein" for projectors that warm up slowly.
+        group: its option group: "main", "vein" for projectors that warm up slowly, or "gate" for spectral gates,
+            whose decay can be set apart.
         pairs: the last axis holds real and imaginary parts; the matrix is complex.
     """
 

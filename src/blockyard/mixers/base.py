@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.cache import LayerCache
+from blockyard.cache_ring import RingCache
 from blockyard.costs import Cost
 from blockyard.errors import InputError
 from blockyard.layers.attention import check_padding_mask
@@ -60,7 +61,7 @@ class Mixer(nn.Module):
         max_len: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-    ) -> LayerCache:
+    ) -> LayerCache | RingCache:
         """An empty cache for this layer, owned by the caller.
 
         Args:
@@ -86,7 +87,7 @@ class Mixer(nn.Module):
         causal: bool | None,
         positions: Tensor | None,
         context: Tensor | None,
-        cache: LayerCache | None,
+        cache: LayerCache | RingCache | None,
     ) -> tuple[bool, int]:
         """Refuse what does not fit together; returns whether attention is causal, and how many tokens are cached."""
         check_input(x, self.d_model, self.complex_valued)
@@ -101,7 +102,7 @@ class Mixer(nn.Module):
         return causal, past
 
     def _check_context(
-        self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: LayerCache | None
+        self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: Any
     ) -> None:
         check_input(context, self.d_model, self.complex_valued)
         if context.shape[0] != x.shape[0]:

@@ -27,6 +27,8 @@ class TrainConfig:
         matrix_lr: peak learning rate of Muon's matrices; an update has root mean square 0.2 x rate (as
             AdamW's have, arXiv 2502.16982), whatever the matrix's shape.
         weight_decay: decoupled decay of matrices and of the head; embeddings, gains and biases have none.
+        gate_weight_decay: decay of the matrices that compute spectral gates, for spectra that oscillate; none means
+            weight_decay.
         beta1: AdamW's averaging of gradients.
         beta2: AdamW's averaging of squared gradients.
         momentum: Muon's averaging of gradients (Nesterov).
@@ -66,6 +68,7 @@ class TrainConfig:
     lr: float | None = None
     matrix_lr: float = 2e-2
     weight_decay: float = 0.01
+    gate_weight_decay: float | None = None
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.9
@@ -105,8 +108,16 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"train.{name}={getattr(self, name)} must be a number above 0")
-        for name in ("weight_decay", "grad_clip", "vein_lr_scale", "aux_loss_weight", "z_loss_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
+        weights = (
+            "weight_decay",
+            "gate_weight_decay",
+            "grad_clip",
+            "vein_lr_scale",
+            "aux_loss_weight",
+            "z_loss_weight",
+        )
+        for name in weights:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"train.{name}={getattr(self, name)} must be a number of at least 0")
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:

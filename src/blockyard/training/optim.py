@@ -43,10 +43,13 @@ class Optimizers:
         groups = self._members(model)
         adam, muon = [], []
         for (kind, group_name), members in groups.items():
+            decay = config.weight_decay
+            if group_name == "gate" and config.gate_weight_decay is not None:
+                decay = config.gate_weight_decay
             by_muon = kind == "matrix" and config.optimizer == "muon"
             group: dict[str, Any] = {
                 "params": members.parameters,
-                "weight_decay": config.weight_decay if kind in ("matrix", "head") else 0.0,
+                "weight_decay": decay if kind in ("matrix", "head") else 0.0,
                 "peak_lr": config.matrix_lr if by_muon else config.adamw_lr,
                 "vein": group_name == "vein",
             }
