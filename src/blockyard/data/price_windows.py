@@ -98,7 +98,96 @@ def fit_scaling(tables: Sequence[FeatureTable], borders: Borders) -> tuple[np.nd
     return seen.mean(axis=0), np.where(std > 1e-9, std, 1.0)
 
 
-class PriceData:
+@dataclass(frozen=True)
+class PriceAssets:
+    """What using a trained forecaster takes beside its weights.
+
+    Args:
+        features: names of the input's features.
+        train_end: last date that training saw.
+        val_end: last date that choices were made on.
+        assets: names of the series it was trained on.
+        source: where they came from.
+    """
+
+    features: tuple[str, ...]
+    train_end: str
+    val_end: str
+    assets: tuple[str, ...]
+    source: str
+
+
+class PriceTables:
+    """Feature tables of one or many assets, and windows of them.
+
+    Args:
+        prices: what was read.
+        context: rows of a window.
+        horizons: steps ahead, rising.
+        features: which ones, None = all that every asset allows.
+    """
+
+    def __init__(
+        self, prices: Prices, *, context: int, horizons: Sequence[int], features: Sequence[str] | None = None
+    ) -> None:
+        self.prices = prices
+        self.context, self.horizons, self.reach = context, tuple(horizons), max(horizons)
+        self.features = tuple(common_features(prices) if features is None else features)
+        self.tables = [feature_table(asset, self.features) for asset in prices.assets]
+        self._starts = np.cumsum([0, *(len(t) for t in self.tables)])[:-1]
+        self._inputs = torch.from_numpy(np.concatenate([t.values for t in self.tables]).astype(np.float32))
+        y = [targets(t.log_close, t.sigma, self.horizons) for t in self.tables]
+        self._targets = torch.from_numpy(np.concatenate(y).astype(np.float32))
+
+    def windows(self, assets: np.ndarray, rows: np.ndarray) -> Tensor:
+        """Unscaled features of the windows that end at the given rows: float32 [N, context, F]."""
+        last = torch.from_numpy(self._starts[assets] + rows)
+        return self._inputs[last[:, None] + torch.arange(1 - self.context, 1)]
+
+    def labels(self, assets: np.ndarray, rows: np.ndarray) -> Tensor:
+        """Targets of the given origins: float32 [N, H]; NaN where they lie beyond the end."""
+        return self._targets[torch.from_numpy(self._starts[assets] + rows)]
+
+    def examples(self, assets: np.ndarray, rows: np.ndarray) -> dict[str, Tensor]:
+        """Windows and their targets."""
+        return {"x": self.windows(assets, rows), "y": self.labels(assets, rows)}
+
+    def returns(self, assets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """What happened: log returns over each horizon, float64 [N, H]; NaN beyond the end."""
+        return self._gather([future_returns(t.log_close, self.horizons) for t in self.tables], assets, rows)
+
+    def unit(self, assets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """σ20 · √h: a target times this is a log return. [N, H]."""
+        sigma = self._gather([t.sigma for t in self.tables], assets, rows)
+        return sigma[:, None] * np.sqrt(np.asarray(self.horizons, np.float64))
+
+    def dates(self, assets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Date of each row, [N]."""
+        return self._gather([t.ds for t in self.tables], assets, rows)
+
+    def between(self, after: Any, until: Any = None, *, labelled: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Asset and row numbers of all origins after a date (None: from the first full window on).
+
+        Args:
+            after: a date.
+            until: the last date of a label, or of an origin where labels do not matter; None = to the end.
+            labelled: leave out origins whose furthest label is not known.
+        """
+        found = []
+        for table in self.tables:
+            low = WARM_UP + self.context - 1
+            if after is not None:
+                low = max(low, int(np.searchsorted(table.ds, after, "right")))
+            high = len(table) if until is None else int(np.searchsorted(table.ds, until, "right"))
+            found.append(np.arange(low, max(low, high - (self.reach if labelled else 0)), dtype=np.int64))
+        return np.repeat(np.arange(len(found)), [len(rows) for rows in found]), np.concatenate(found)
+
+    def _gather(self, per_asset: Sequence[np.ndarray], assets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        found: np.ndarray = np.concatenate(per_asset)[self._starts[assets] + rows]
+        return found
+
+
+class PriceData(PriceTables):
     """Windows of one or many assets, split by date.
 
     Args:
@@ -121,21 +210,24 @@ class PriceData:
         horizons: Sequence[int],
         features: Sequence[str] | None = None,
     ) -> None:
-        self.prices, self.config = prices, config
-        self.context, self.horizons, self.reach = context, tuple(horizons), max(horizons)
-        self.features = tuple(common_features(prices) if features is None else features)
+        super().__init__(prices, context=context, horizons=horizons, features=features)
+        self.config = config
         self.borders = borders_of(prices, config)
-        self.tables = [feature_table(asset, self.features) for asset in prices.assets]
         self._parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for part in ("train", "val", "test"):
             if not len(self.origins(part)[0]):
                 raise InputError(self._too_short(part))
         self.mean, self.std = fit_scaling(self.tables, self.borders)
         self.fingerprint: dict[str, Any] = prices.fingerprint() | self.borders.describe()
-        self._starts = np.cumsum([0, *(len(t) for t in self.tables)])[:-1]
-        self._inputs = torch.from_numpy(np.concatenate([t.values for t in self.tables]).astype(np.float32))
-        y = [targets(t.log_close, t.sigma, self.horizons) for t in self.tables]
-        self._targets = torch.from_numpy(np.concatenate(y).astype(np.float32))
+        # Kept here by whoever computes them first: they depend on nothing but the data.
+        self.baselines: dict[str, Any] | None = None
+
+    @property
+    def assets(self) -> PriceAssets:
+        """What a trained model needs beside its weights."""
+        ends = self.borders.describe()
+        names = tuple(asset.unique_id for asset in self.prices.assets)
+        return PriceAssets(self.features, str(ends["train_end"]), str(ends["val_end"]), names, self.prices.source)
 
     def origins(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Asset numbers and row numbers of a part's origins, asset after asset."""
@@ -148,29 +240,6 @@ class PriceData:
             self._parts[part] = assets, np.concatenate(found)
         return self._parts[part]
 
-    def windows(self, assets: np.ndarray, rows: np.ndarray) -> Tensor:
-        """Unscaled features of the windows that end at the given rows: float32 [N, context, F]."""
-        last = torch.from_numpy(self._starts[assets] + rows)
-        return self._inputs[last[:, None] + torch.arange(1 - self.context, 1)]
-
-    def labels(self, assets: np.ndarray, rows: np.ndarray) -> Tensor:
-        """Targets of the given origins: float32 [N, H]."""
-        return self._targets[torch.from_numpy(self._starts[assets] + rows)]
-
-    def returns(self, part: str) -> np.ndarray:
-        """What happened: log returns over each horizon from a part's origins, float64 [N, H]."""
-        assets, rows = self.origins(part)
-        return self._gather([future_returns(t.log_close, self.horizons) for t in self.tables], assets, rows)
-
-    def unit(self, part: str) -> np.ndarray:
-        """σ20 · √h at a part's origins: a target times this is a log return. [N, H]."""
-        assets, rows = self.origins(part)
-        sigma = self._gather([t.sigma for t in self.tables], assets, rows)
-        return sigma[:, None] * np.sqrt(np.asarray(self.horizons, np.float64))
-
-    def _gather(self, per_asset: Sequence[np.ndarray], assets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        return np.concatenate(per_asset)[self._starts[assets] + rows]
-
     def batch(self, seed: int, step: int, batch_size: int, rows: slice) -> dict[str, Tensor]:
         """Rows of the global training batch of a step: a pure function of (seed, step)."""
         assets, origins = self.origins("train")
@@ -178,10 +247,6 @@ class PriceData:
         bits = np.random.Philox(key=seed | step << 64).random_raw(batch_size)[rows]
         chosen = (bits % np.uint64(len(origins))).astype(np.int64)
         return self.examples(assets[chosen], origins[chosen])
-
-    def examples(self, assets: np.ndarray, rows: np.ndarray) -> dict[str, Tensor]:
-        """Windows and their targets."""
-        return {"x": self.windows(assets, rows), "y": self.labels(assets, rows)}
 
     def batches(self, part: str, batch_size: int, limit: int | None = None) -> Iterator[dict[str, Tensor]]:
         """A part in order, in batches; with a limit, at most so many, evenly spread over the part."""
@@ -196,9 +261,8 @@ class PriceData:
         """The parts in words."""
         words = []
         for part in ("train", "val", "test"):
-            assets, rows = self.origins(part)
-            ds = self._gather([t.ds for t in self.tables], assets, rows)
-            words.append(f"{part} {len(rows):,} origins {show_ds(ds.min())} … {show_ds(ds.max())}")
+            ds = self.dates(*self.origins(part))
+            words.append(f"{part} {len(ds):,} origins {show_ds(ds.min())} … {show_ds(ds.max())}")
         return "; ".join(words)
 
     def _too_short(self, part: str) -> str:

@@ -1,0 +1,123 @@
+"""Split-conformal calibration: quantiles are shifted by what was missing on data that training did not see.
+
+For each horizon and level τ the shift is the τ-quantile of y − q_τ over the calibration rows, taken with the finite-
+sample correction of conformal prediction (Vovk et al. 2005; for quantiles Romano et al. 2019, arXiv 1905.03222). Under
+exchangeable rows the corrected level is then exact; prices are not exchangeable, so it is a repair, no guarantee, and
+`chosen` keeps it only where one half of the rows says that it helps the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blockyard.errors import InputError
+from blockyard.forecasting.scores import pinball_loss
+
+FILE = "calibration.json"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Shifts of quantiles in units of σ20 √h.
+
+    Args:
+        levels: of the quantiles.
+        shifts: [H, levels]; for a model of points the quantiles' distances from the point.
+        rows: how many origins they come from.
+        why: how it was decided to use them, in words.
+    """
+
+    levels: tuple[float, ...]
+    shifts: np.ndarray
+    rows: int
+    why: str = ""
+
+    def apply(self, point: np.ndarray, quantiles: np.ndarray | None) -> np.ndarray:
+        """Calibrated quantiles [N, H, levels], rising: shifted ones that would cross are sorted."""
+        base = point[..., None] if quantiles is None else quantiles
+        return np.sort(base + self.shifts, axis=-1)
+
+    def save(self, folder: Path) -> None:
+        """Write calibration.json into a run folder."""
+        data = {"levels": list(self.levels), "shifts": self.shifts.tolist(), "rows": self.rows, "why": self.why}
+        (folder / FILE).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(folder: Path) -> Calibration | None:
+        """The calibration of a run folder, None where there is none.
+
+        Raises:
+            InputError: when it is damaged.
+        """
+        file = folder / FILE
+        if not file.exists():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            shifts = np.array(found["shifts"], np.float64)
+            return Calibration(tuple(found["levels"]), shifts, int(found["rows"]), str(found["why"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is damaged ({error}); remove it to forecast without calibration") from error
+
+
+def fit_calibration(
+    y: np.ndarray, point: np.ndarray, quantiles: np.ndarray | None, levels: Sequence[float]
+) -> Calibration:
+    """Shifts from calibration rows.
+
+    Args:
+        y: what happened ÷ (σ20 √h), [N, H].
+        point: forecasts in the same unit, [N, H].
+        quantiles: [N, H, levels], or None for a model of points.
+        levels: of the quantiles.
+    """
+    n = len(y)
+    base = np.repeat(point[..., None], len(levels), axis=-1) if quantiles is None else quantiles
+    missing = y[..., None] - base
+    shifts = np.empty(missing.shape[1:])
+    for k, level in enumerate(levels):
+        # Towards the outside, so that the level is met at least: ceil for upper quantiles, floor for lower ones.
+        rank = np.ceil((n + 1) * level) if level >= 0.5 else np.floor((n + 1) * level)
+        place = int(np.clip(rank - 1, 0, n - 1))
+        shifts[:, k] = np.partition(missing[..., k], place, axis=0)[place]
+    return Calibration(tuple(levels), shifts, n)
+
+
+def chosen(
+    y: np.ndarray, point: np.ndarray, quantiles: np.ndarray, levels: Sequence[float], ds: np.ndarray, reach: int
+) -> Calibration | None:
+    """Calibrate if that helps: each half of the rows is scored with shifts from the other.
+
+    Args:
+        y: as for `fit_calibration`.
+        point: likewise.
+        quantiles: likewise.
+        levels: likewise.
+        ds: date of each row.
+        reach: largest horizon; so many dates at the seam are left out, where labels of both halves overlap.
+
+    Returns: the calibration from all rows, or None when it does not help.
+    """
+    dates = np.unique(ds)
+    if len(dates) < 4 * reach:
+        return None
+    middle = len(dates) // 2
+    early, late = ds < dates[middle - reach // 2], ds >= dates[middle + (reach + 1) // 2]
+    plain, repaired = 0.0, 0.0
+    for fit, score in ((early, late), (late, early)):
+        moved = fit_calibration(y[fit], point[fit], quantiles[fit], levels).apply(point[score], quantiles[score])
+        for h in range(y.shape[1]):
+            plain += float(pinball_loss(y[score, h], quantiles[score, h], levels).sum())
+            repaired += float(pinball_loss(y[score, h], moved[:, h], levels).sum())
+    if repaired >= plain:
+        return None
+    found = fit_calibration(y, point, quantiles, levels)
+    return Calibration(
+        found.levels, found.shifts, found.rows, f"pinball loss {repaired / plain - 1:+.2%} on held-out halves"
+    )
