@@ -7,6 +7,7 @@ two abreast, slightly enlarged.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from blockyard.errors import require
@@ -40,17 +41,32 @@ def charts_of(report: Report) -> list[Chart]:
 
 
 def render_svg(chart: Chart, report: Report) -> str:
-    """Inline SVG without network addresses; text and lines in CSS colours, ids prefixed with the chart's name."""
-    figure = _figure(chart, report, PLACEHOLDER, legend=False)
+    """A figure of a report as `figure_svg` draws it."""
+    return figure_svg(chart, [choice["name"] for choice in report["choices"]])
+
+
+def render_png(chart: Chart, report: Report) -> bytes:
+    """A figure of a report as `figure_png` draws it."""
+    return figure_png(chart, [choice["name"] for choice in report["choices"]])
+
+
+def figure_svg(chart: Chart, names: Sequence[str]) -> str:
+    """Inline SVG without network addresses; text and lines in CSS colours, ids prefixed with the chart's name.
+
+    Args:
+        chart: what to draw.
+        names: the choices, in the order of their colours and markers.
+    """
+    figure = _figure(chart, names, PLACEHOLDER, legend=False)
     buffer = io.StringIO()
     with _style():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return for_the_page(buffer.getvalue(), chart.name, chart.title)
 
 
-def render_png(chart: Chart, report: Report) -> bytes:
+def figure_png(chart: Chart, names: Sequence[str]) -> bytes:
     """The figure on white paper with its own legend, 160 dots per inch."""
-    figure = _figure(chart, report, LIGHT, legend=chart.legend and len(report["choices"]) > 1)
+    figure = _figure(chart, names, LIGHT, legend=chart.legend and len(names) > 1)
     buffer = io.BytesIO()
     with _style():
         figure.savefig(buffer, format="png", dpi=160, facecolor=LIGHT.paper)
@@ -61,18 +77,18 @@ def _style() -> Any:
     return require("matplotlib", extra="report").rc_context(_RC)
 
 
-def _figure(chart: Chart, report: Report, palette: Palette, *, legend: bool) -> Any:
+def _figure(chart: Chart, names: Sequence[str], palette: Palette, *, legend: bool) -> Any:
     figures = require("matplotlib.figure", extra="report")
     lines = require("matplotlib.lines", extra="report")
     with _style():
-        rows = (len(report["choices"]) + 1) // 2 if legend else 0
+        rows = (len(names) + 1) // 2 if legend else 0
         figure = figures.Figure(figsize=(WIDTH, chart.height + 0.22 * rows), layout="constrained")
         axes = figure.add_subplot()
         _dress(axes, palette)
         chart.draw(axes, palette)
         if legend:
             handles = []
-            for i, choice in enumerate(report["choices"]):
+            for i, name in enumerate(names):
                 look = palette.style(i)
                 handles.append(
                     lines.Line2D(
@@ -82,7 +98,7 @@ def _figure(chart: Chart, report: Report, palette: Palette, *, legend: bool) -> 
                         marker=look.marker,
                         markersize=5,
                         dashes=look.dashes or (None, None),
-                        label=choice["name"],
+                        label=name,
                     )
                 )
             figure.legend(

@@ -41,11 +41,12 @@ def render_html(report: Report) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title(report))}: {escape(_names(report))}</title>\n"
-        f"<style>\n{_style_sheet()}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<style>\n{style_sheet()}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
-def _style_sheet() -> str:
+def style_sheet() -> str:
+    """The page's CSS, with the palette's colours."""
     text = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     for word, column in (("LIGHT_SERIES", 0), ("DARK_SERIES", 1)):
         text = text.replace(word, " ".join(f"--c{i}: {pair[column]};" for i, pair in enumerate(SERIES)))
@@ -81,7 +82,8 @@ def _header(report: Report) -> str:
     )
 
 
-def _swatch(index: int, *, marker_only: bool = False) -> str:
+def swatch(index: int, *, marker_only: bool = False) -> str:
+    """The line and marker of choice number `index`, for a key."""
     look = PLACEHOLDER.style(index)
     shift = 0 if marker_only else 17
     path = f'<path d="{MARKER_PATHS[look.marker]}" transform="translate({shift} 0)" fill="{look.css}"/>'
@@ -100,7 +102,7 @@ def _ranking(report: Report, charts: list[Chart], drawn: dict[str, str]) -> str:
     for row in rows:
         name = (
             f'<td class="first"><div class="choice"><span class="place">{escape(row.place)}</span>'
-            f"{_swatch(index[row.name], marker_only=True)}"
+            f"{swatch(index[row.name], marker_only=True)}"
             f"{_name(row.name)}</div></td>"
         )
         cells = "".join(
@@ -136,7 +138,7 @@ def _figure(chart: Chart, drawn: dict[str, str], *, wide: bool = False) -> str:
 def _figures(report: Report, heading: str, charts: list[Chart], drawn: dict[str, str]) -> str:
     if not charts:
         return ""
-    key = "".join(f"<li>{_swatch(i)}{_name(choice['name'])}</li>" for i, choice in enumerate(report["choices"]))
+    key = "".join(f"<li>{swatch(i)}{_name(choice['name'])}</li>" for i, choice in enumerate(report["choices"]))
     figures = "\n".join(_figure(chart, drawn) for chart in charts)
     return (
         f'<section>\n<h2>{escape(heading)}</h2>\n<ul class="key">{key}</ul>\n'
@@ -154,7 +156,7 @@ def _samples(report: Report) -> str:
         sample = choice["sample"]
         assert sample is not None
         cards.append(
-            f'<article class="sample"><header><span class="choice">{_swatch(index[choice["name"]], marker_only=True)}'
+            f'<article class="sample"><header><span class="choice">{swatch(index[choice["name"]], marker_only=True)}'
             f"{_name(choice['name'])}</span></header>"
             f'<pre><span class="prompt">{escape(sample["prompt"])}</span>{escape(sample["text"])}</pre></article>'
         )

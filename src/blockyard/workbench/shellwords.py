@@ -18,6 +18,8 @@ def command_line(command: str, options: Iterable[tuple[str, Any]]) -> str:
 def _word(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(map(_word, value)) or "none"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return str(value)

@@ -1,0 +1,223 @@
+"""`bench decode`: what one more token costs behind a cache of so many, for every mixer, in time and in bytes."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import torch
+
+from blockyard.errors import InputError
+from blockyard.training.environment import describe_environment
+from blockyard.workbench.bench.schema import SCHEMA, Bench, Choice, Row
+from blockyard.workbench.bench.subject import DTYPES, REFERENCE, Part, Subject, names_of
+from blockyard.workbench.bench.timing import Case, Clock, interleave, summarise
+
+# Tokens read at a time when a cache is filled.
+FILL_CHUNK = 1024
+# Steps of a round at most: the cache should stay about as long as it is said to be.
+MOST_STEPS = 48
+
+
+@dataclass(frozen=True)
+class DecodeBenchConfig:
+    """What is timed: one new token per sequence, behind a cache that holds `context` tokens of each.
+
+    Args:
+        blocks: the choices, separated by `;` or (when none has brackets) `,`; by default every mixer that decodes.
+            `standard` is always among them: it is what speed is relative to.
+        part: the mixers alone, or whole layers with their norms and FFNs.
+        d_model: width of the residual stream.
+        n_heads: number of heads.
+        contexts: tokens in the cache.
+        batches: sequences decoded at a time.
+        dtype: float32, bfloat16 or float64, of parameters, inputs and cache.
+        cache: growing (doubling when full) or static (allocated once).
+        rounds: turns of each choice; medians and quartiles are over them.
+        round_seconds: how long a turn lasts.
+        threads: CPU threads; none leaves torch's number.
+        device: where it runs; auto takes CUDA when it is there.
+        seed: of the random parameters and inputs.
+    """
+
+    blocks: str | None = None
+    part: Part = "mixer"
+    d_model: int = 512
+    n_heads: int = 8
+    contexts: tuple[int, ...] = (512, 2048, 8192)
+    batches: tuple[int, ...] = (1, 4)
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    cache: Literal["growing", "static"] = "growing"
+    rounds: int = 9
+    round_seconds: float = 0.1
+    threads: int | None = None
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("contexts", "batches"):
+            values = getattr(self, name)
+            if not values or min(values) < 1:
+                raise InputError(f"{name}={','.join(map(str, values))} should be whole numbers of at least 1")
+        for name in ("d_model", "n_heads", "rounds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} should be at least 1")
+        if not 0 < self.round_seconds < float("inf"):
+            raise InputError(f"round_seconds={self.round_seconds} should be above 0")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads={self.threads} should be at least 1, or none")
+
+
+def bench_decode(
+    config: DecodeBenchConfig, *, command: str = "", say: Callable[[str], None] = lambda line: None
+) -> Bench:
+    """Measure, and return the contents of bench.json.
+
+    Args:
+        config: what to measure.
+        command: the command line that asks for this, for the record.
+        say: receives a line on every size that is done.
+
+    Raises:
+        InputError: for a choice that cannot be built or cannot decode, or a device that is not there.
+    """
+    started = time.perf_counter()
+    device = find_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    subjects = {
+        name: Subject(
+            name, config.part, d_model=config.d_model, n_heads=config.n_heads, dtype=DTYPES[config.dtype],
+            device=device, seed=config.seed,
+        )
+        for name in names_of(config.blocks)
+    }  # fmt: skip
+    contexts, rows = sorted(set(config.contexts)), []
+    limit = contexts[-1] + MOST_STEPS + 1 if config.cache == "static" else None
+    with torch.inference_mode():
+        filled = {name: subject.new_caches(1, limit) for name, subject in subjects.items()}
+        for context in contexts:
+            for name, subject in subjects.items():
+                _fill(subject, filled[name], context, config.seed)
+            for batch in sorted(set(config.batches)):
+                say(f"{context} tokens in the cache, batch {batch}")
+                rows += _measure(config, subjects, filled, context, batch, device)
+    return {
+        "schema": SCHEMA,
+        "kind": "decode",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "title": "Decoding one token",
+        "reference": REFERENCE,
+        "settings": asdict(config),
+        "environment": describe_environment(device, 1),
+        "command": command,
+        "seconds": time.perf_counter() - started,
+        "choices": [_choice(subject) for subject in subjects.values()],
+        "rows": rows,
+        "notes": [],
+    }
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name, `auto` being CUDA when there is one; InputError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name!r}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _fill(subject: Subject, caches: list[Any], context: int, seed: int) -> None:
+    """Read random inputs until the caches hold `context` tokens."""
+    while (missing := context - caches[0].length) > 0:
+        subject(subject.random(1, min(missing, FILL_CHUNK), seed), caches)
+
+
+class _Step:
+    """Decoding steps of one subject behind a copy of its filled caches."""
+
+    def __init__(self, subject: Subject, filled: list[Any], batch: int, seed: int) -> None:
+        self.subject, self.filled, self.batch = subject, filled, batch
+        self.x = subject.random(batch, 1, seed + 1)
+        self.context = filled[0].length
+        self.caches = self._copies()
+        self.facts: dict[str, float | int | None] = self._count()
+
+    def _copies(self) -> list[Any]:
+        caches = copy.deepcopy(self.filled)
+        for cache in caches:
+            if self.batch > 1:
+                cache.repeat(self.batch)
+            if hasattr(cache, "reserve"):
+                # Growing is paid for once per doubling, not by whichever step is timed.
+                cache.reserve(MOST_STEPS)
+        return caches
+
+    def _count(self) -> dict[str, float | int | None]:
+        layers = len(self.caches)
+        held = sum(cache.nbytes for cache in self.caches) / layers
+        allocated = [getattr(cache, "allocated_nbytes", None) for cache in self.caches]
+        known = [size for size in allocated if size is not None]
+        return {
+            "cache_bytes": held,
+            "cache_bytes_per_token": held / (self.batch * self.context),
+            "cache_bytes_allocated": sum(known) / layers if len(known) == layers else None,
+            "cache_bytes_per_token_formula_fp32": self.subject.cost(self.context).cache_bytes_per_token / layers,
+        }
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.subject(self.x, self.caches)
+
+    def rewind(self) -> None:
+        try:
+            for cache in self.caches:
+                cache.crop(self.context)
+        except InputError:
+            # A recurrent state, or a window that dropped what it would need.
+            self.caches = self._copies()
+
+
+def _measure(
+    config: DecodeBenchConfig,
+    subjects: Mapping[str, Subject],
+    filled: Mapping[str, list[Any]],
+    context: int,
+    batch: int,
+    device: torch.device,
+) -> list[Row]:
+    steps = {name: _Step(subject, filled[name], batch, config.seed) for name, subject in subjects.items()}
+    cases = {name: Case(step.run, step.rewind, MOST_STEPS) for name, step in steps.items()}
+    times = interleave(cases, Clock(device), rounds=config.rounds, round_seconds=config.round_seconds)
+    for name, subject in subjects.items():
+        # Per layer, so that a pattern of several compares with one.
+        taken = times[name]
+        taken.wall = [seconds / len(subject.layers) for seconds in taken.wall]
+        taken.cpu = [seconds / len(subject.layers) for seconds in taken.cpu]
+    return [
+        {
+            "choice": name,
+            "length": context,
+            "batch": batch,
+            "times": {"decode": summarise(times[name], times[REFERENCE], per_unit=batch)},
+            "facts": step.facts,
+            "note": "",
+        }
+        for name, step in steps.items()
+    ]
+
+
+def _choice(subject: Subject) -> Choice:
+    return {
+        "name": subject.name,
+        "blocks": subject.blocks if subject.part == "layer" else subject.name,
+        "layers": len(subject.layers),
+        "parameters": subject.parameters,
+    }
