@@ -50,14 +50,14 @@ def greedy_by_hand(model, prompt, steps):
     return out
 
 
-@pytest.mark.parametrize("blocks", ["standard", "standard[window=4]", "tva+vft", "tva/standard"])
+@pytest.mark.parametrize("blocks", ["standard", "standard[window=4]", "tva+vft", "tva/standard", "mla"])
 def test_greedy_generation_with_a_cache_equals_reading_everything_again(blocks):
     model = build(blocks=blocks)
     tokens = list(generate(model, PROMPT, max_new_tokens=20, sampling=GREEDY))
     assert tokens == greedy_by_hand(model, PROMPT, 20)
 
 
-@pytest.mark.parametrize("blocks", ["standard", "standard[window=4]", "tva+vft", "tva/standard"])
+@pytest.mark.parametrize("blocks", ["standard", "standard[window=4]", "tva+vft", "tva/standard", "mla"])
 def test_sampling_with_a_cache_equals_sampling_without(blocks):
     model, sampling = build(blocks=blocks), SamplingConfig(seed=2)
     tokens = list(generate(model, PROMPT, max_new_tokens=40, sampling=sampling))
@@ -93,7 +93,7 @@ def test_stopping_at_the_context_ends_when_it_is_full_and_says_so():
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(seed=5)], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("blocks", ["standard", "tva"])
+@pytest.mark.parametrize("blocks", ["standard", "tva", "mla[rope=full,cache=latent]"])
 def test_rows_of_a_padded_batch_are_what_they_are_alone(sampling, blocks):
     model = build(12, blocks)
     prompts = [PROMPT, [7], list(range(40, 52)), [200, 100]]

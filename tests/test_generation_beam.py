@@ -67,7 +67,7 @@ def test_more_beams_find_a_text_at_least_as_probable():
     assert found[1] > found[0]
 
 
-@pytest.mark.parametrize("blocks", ["standard", "standard[window=4]", "tva", "standard[n_kv_heads=1]"])
+@pytest.mark.parametrize("blocks", ["standard", "standard[window=4]", "tva", "standard[n_kv_heads=1]", "mla"])
 def test_prompts_of_different_length_are_searched_together_as_alone_and_as_without_a_cache(blocks):
     model = build(blocks=blocks, context=24)
     prompts = [PROMPT, [7], list(range(40, 52)), [200, 100]]

@@ -37,7 +37,9 @@ def drafts(model, **options):
 
 @pytest.mark.parametrize("draft_tokens", [1, 3, 8])
 @pytest.mark.parametrize("who", ["stranger", "itself", "near"])
-@pytest.mark.parametrize("blocks", ["standard", "standard[window=4]/tva", "standard[n_kv_heads=1]"])
+@pytest.mark.parametrize(
+    "blocks", ["standard", "standard[window=4]/tva", "standard[n_kv_heads=1]", "mla", "mla[rope=full]"]
+)
 def test_greedy_text_is_the_models_own_token_for_token(blocks, who, draft_tokens):
     model = build(blocks=blocks)
     expected = list(generate(model, PROMPT, max_new_tokens=24, sampling=GREEDY))

@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,8 +70,22 @@ def test_attention_equals_its_definition(options, causal):
 def test_padded_and_masked_attention_equals_its_definition(options):
     keep = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]])
     mask = (random(7, 7, seed=3) > -0.5) | torch.eye(7, dtype=torch.bool)
-    for given in (None, mask, torch.where(mask, random(7, 7, seed=4), -torch.inf)):
-        assert_equal_to_twin(build(**options), random(2, 7, 16), keep, given, causal=True)
+    for chosen in (None, mask, torch.where(mask, random(7, 7, seed=4), -torch.inf)):
+        assert_equal_to_twin(build(**options), random(2, 7, 16), keep, chosen, causal=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data(), length=st.integers(1, 9), causal=st.booleans(), rank=st.integers(1, 16))
+def test_any_sizes_and_padding_equal_the_definition(data, length, causal, rank):
+    widths = {name: data.draw(st.integers(1, 9)) for name in ("nope_dim", "v_dim")}
+    options = {"kv_rank": rank, "kernel": data.draw(st.sampled_from(["auto", "matmul", "sdpa"])), **widths}
+    options |= {
+        "rope_dim": data.draw(st.sampled_from([2, 8])),
+        "decode": data.draw(st.sampled_from(["auto", "absorbed"])),
+    }
+    pads = data.draw(st.lists(st.integers(0, length - 1), min_size=2, max_size=2))
+    keep = torch.stack([(torch.arange(length) >= pad).long() for pad in pads])
+    assert_equal_to_twin(build(**options), random(2, length, 16), keep, causal=causal)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

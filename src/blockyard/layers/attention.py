@@ -24,7 +24,7 @@ MATMUL_UP_TO = {torch.float32: 0, torch.bfloat16: 512}
 _MATMUL_UP_TO_ELSE = 512
 
 # Up to this many queries the heads that share a key head are scored as further queries of it: one product instead of
-# one per head, 1.1 to 3 times as fast in float32 and up to 5 times in bfloat16 (benchmarks/latent_decode.py).
+# one per head, up to 3 times as fast in float32 and 4 in bfloat16 (benchmarks/grouped_decode.py).
 FEW_QUERIES = 16
 
 
