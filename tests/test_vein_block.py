@@ -280,3 +280,18 @@ def test_the_ranks_of_attention_and_ffn_can_differ():
     config = LMConfig(vocab_size=11, blocks="tva[rank=4]+vft[ffn_rank=8]", d_model=32, n_layers=1, n_heads=2)
     layer = TransformerLM(config).layers[0]
     assert (layer.attn.rank, layer.rank) == (4, 8)
+
+
+@pytest.mark.parametrize("cached", [0, 2])
+def test_metrics_leave_padding_out(cached):
+    made, x = block(tau=0.9, causal=True), sample(6)
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        cache = made.new_cache(2) if cached else None
+        if cached:
+            made(x[:, :cached], cache=cache, padding_mask=mask[:, :cached])
+        found = made(x[:, cached:], cache=cache, padding_mask=mask, return_metrics=True)[1]
+        eps = made.reconstruction_error(x, padding_mask=mask)[:, cached:][mask[:, cached:].bool()]
+    torch.testing.assert_close(found["eps_mean"], eps.mean())
+    torch.testing.assert_close(found["eps_max"], eps.max())
+    torch.testing.assert_close(found["eps_frac_over_tau"], (eps > 0.9).float().mean())

@@ -4,13 +4,18 @@ import pytest
 import torch
 
 from blockyard.errors import InputError
+from blockyard.ffn.vein import Guide, VFTFeedForward
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.vein_training import (
     VeinSchedule,
+    attach_guides,
     calibrate_tau,
+    drop_guides,
     freeze_veins,
+    guide_share,
     log_vein_metrics,
     param_groups,
+    set_guide_share,
     tau_at,
     vein_blocks,
     vein_metrics,
@@ -88,3 +93,56 @@ def test_a_model_without_veins_is_refused():
         vein_blocks(model("standard"))
     with pytest.raises(InputError, match="holds no VeinProjector"):
         freeze_veins(model("standard"))
+
+
+@pytest.mark.parametrize(
+    "choice", ["tva+vft", "tva+vft[gated=false,tied=false,stabilizer=diag]", "standard+vft[gated=true]"]
+)
+def test_guides_change_nothing_when_they_come_and_nothing_when_they_go_at_share_0(choice):
+    lm = model(choice).double()
+    before, parameters = lm(IDS).logits, sum(p.numel() for p in lm.parameters())
+    added = attach_guides(lm)
+    assert sum(p.numel() for p in lm.parameters()) == parameters + added
+    torch.testing.assert_close(lm(IDS).logits, before)
+    with torch.no_grad():
+        for module in lm.modules():
+            if isinstance(module, Guide):
+                for parameter in module.parameters():
+                    parameter.add_(0.1)
+    assert not torch.allclose(lm(IDS).logits, before)
+    set_guide_share(lm, 0.0)
+    torch.testing.assert_close(lm(IDS).logits, before)
+    drop_guides(lm)
+    assert sum(p.numel() for p in lm.parameters()) == parameters
+
+
+def test_a_guided_ffn_mixes_every_matrix_with_its_dense_one():
+    torch.manual_seed(0)
+    ffn = VFTFeedForward(8, 2, 5, gated=True, stabilizer="none").double()
+    ffn.guide = guide = Guide(ffn)
+    with torch.no_grad():
+        for parameter in (guide.up, guide.gate, guide.down, ffn.w1.bias, ffn.w2.bias, ffn.w3.bias):
+            parameter.add_(torch.randn_like(parameter))
+        guide.share.fill_(0.3)
+    x = torch.randn(4, 8, dtype=torch.float64)
+    v, u = ffn.vein.matrices()
+    up, gate, down = (
+        0.3 * dense + 0.7 * low
+        for dense, low in (
+            (guide.up, ffn.w1.weight @ v),
+            (guide.gate, ffn.w3.weight @ v),
+            (guide.down, u @ ffn.w2.weight),
+        )
+    )
+    hidden = torch.nn.functional.silu(x @ up.T + ffn.w1.bias) * (x @ gate.T + ffn.w3.bias)
+    torch.testing.assert_close(ffn(x), hidden @ down.T + u @ ffn.w2.bias)
+
+
+def test_the_guides_share_falls_from_1_to_0():
+    shares = [guide_share(step / 8) for step in range(9)]
+    assert shares[0] == 1 and shares[-1] == pytest.approx(0) and shares == sorted(shares, reverse=True)
+
+
+def test_a_model_without_vein_ffns_has_nothing_to_guide():
+    with pytest.raises(InputError, match="no vein FFN"):
+        attach_guides(model("standard"))

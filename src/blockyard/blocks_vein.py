@@ -223,7 +223,7 @@ class VFTBlock(nn.Module):
             positions: [T] or [B, T].
             cache: from `new_cache`.
             return_metrics: return the metrics themselves instead of the aux: eps_mean, eps_max, eps_frac_over_tau,
-                correction_norm (detached scalars, no device sync) and rank.
+                correction_norm (detached scalars without a device sync; padding is left out) and rank.
         """
         check_input(x, self.d_model)
         x = self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask, positions=positions, cache=cache)
@@ -239,7 +239,7 @@ class VFTBlock(nn.Module):
         corrected = self.normals(out, eps)
         if not wanted:
             return self._finish(corrected), None
-        found = self._metrics(eps, corrected.detach() - out.detach())
+        found = self._metrics(eps, corrected.detach() - out.detach(), padding_mask)
         return self._finish(corrected), found if return_metrics else {"losses": {}, "stats": found}
 
     def _attended(self, x: Tensor, **arguments: Any) -> Tensor:
@@ -257,12 +257,21 @@ class VFTBlock(nn.Module):
     def _finish(self, x: Tensor) -> Tensor:
         return x if self.pre else self.ln2(x)
 
-    def _metrics(self, eps: Tensor, correction: Tensor) -> dict[str, Any]:
+    def _metrics(self, eps: Tensor, correction: Tensor, padding_mask: Tensor | None) -> dict[str, Any]:
+        """Means and the largest error over the tokens that are not padding."""
+        over = (eps > self.normals.tau).to(eps.dtype)
+        size = torch.linalg.vector_norm(correction.to(eps.dtype), dim=-1)
+        if padding_mask is None:
+            share = torch.full_like(eps, 1 / eps.numel())
+        else:
+            # Behind a cache the mask covers past tokens, too.
+            keep = padding_mask[:, -eps.shape[1] :].to(eps.dtype)
+            share = keep / keep.sum().clamp_(min=1)
         return {
-            "eps_mean": eps.mean(),
-            "eps_max": eps.amax(),
-            "eps_frac_over_tau": (eps > self.normals.tau).to(eps.dtype).mean(),
-            "correction_norm": torch.linalg.vector_norm(correction.to(eps.dtype), dim=-1).mean(),
+            "eps_mean": (eps * share).sum(),
+            "eps_max": (eps * (share > 0)).amax(),
+            "eps_frac_over_tau": (over * share).sum(),
+            "correction_norm": (size * share).sum(),
             "rank": self.rank,
         }
 

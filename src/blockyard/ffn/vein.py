@@ -74,6 +74,33 @@ class Stabilizer(nn.Module):
         return Cost(sum(p.numel() for p in self.parameters()), flops)
 
 
+class Guide(nn.Module):
+    """Dense matrices that lead a vein FFN's low-rank ones early in training, then are dropped.
+
+    A vein FFN is one whose matrices W1 V and U W2 have rank r at most, and low-rank factors train badly from the start.
+    So dense matrices, equal to the products at first, take their place and hand over to them: self-guided training
+    (Wei et al. 2024, arXiv 2406.16450).
+
+    Args:
+        ffn: the FFN that is led; what is copied from it starts both alike.
+    """
+
+    def __init__(self, ffn: VFTFeedForward) -> None:
+        super().__init__()
+        with torch.no_grad():
+            v, u = ffn.vein.matrices()
+            self.up = nn.Parameter(ffn.w1.weight @ v)
+            self.gate = nn.Parameter(ffn.w3.weight @ v) if ffn.w3 is not None else None
+            self.down = nn.Parameter(u @ ffn.w2.weight)
+        # A buffer: saved with the weights, and changed by the schedule without recompiling.
+        self.share: Tensor
+        self.register_buffer("share", torch.ones((), dtype=self.up.dtype, device=self.up.device))
+
+    def flops(self, tokens: int) -> int:
+        """Forward FLOPs, beside those of the FFN."""
+        return 2 * tokens * sum(p.numel() for p in self.parameters())
+
+
 @register_ffn("vft", group="vft")
 class VFTFeedForward(FFN):
     """An FFN inside a vein of `rank` directions, with a direct path beside it (vein-flow document).
@@ -132,6 +159,8 @@ class VFTFeedForward(FFN):
         kind = self._stabilizer_kind(stabilizer, use_stabilizer)
         direct_rank = stabilizer_rank if stabilizer_rank is not None else max(1, d_model // 16)
         self.stabilizer = Stabilizer(d_model, kind, direct_rank) if kind != "none" else None
+        # Put here for a part of training, see `blockyard.vein_training.attach_guides`.
+        self.guide: Guide | None = None
 
     def _own_or_shared(
         self,
@@ -172,7 +201,7 @@ class VFTFeedForward(FFN):
             z: its projection.
             u: the vein's U.
         """
-        y = F.linear(self.core(z), u)
+        y = F.linear(self.core(z), u) if self.guide is None else self._guided(self.guide, x, z, u)
         return y if self.stabilizer is None else self.stabilizer.add_to(y, x)
 
     def add_to(self, x: Tensor, h: Tensor, z: Tensor, u: Tensor) -> Tensor:
@@ -184,6 +213,8 @@ class VFTFeedForward(FFN):
             z: V h.
             u: the vein's U.
         """
+        if self.guide is not None:
+            return x + self.from_vein(h, z, u)
         # Behind post-norm the FFN reads the residual stream itself, and the stabiliser needs it once more.
         x = add_linear(x, self.core(z), u, owned=h is not x)
         return x if self.stabilizer is None else self.stabilizer.add_to(x, h)
@@ -197,6 +228,16 @@ class VFTFeedForward(FFN):
         if self.w3 is not None:
             h = h * self.w3(z)
         return self.w2(self.dropout(h))
+
+    def _guided(self, guide: Guide, x: Tensor, z: Tensor, u: Tensor) -> Tensor:
+        """U core(z) with every low-rank matrix mixed with its dense guide."""
+        h = _ACTIVATIONS[self.activation](torch.lerp(self.w1(z), F.linear(x, guide.up, self.w1.bias), guide.share))
+        if self.w3 is not None and guide.gate is not None:
+            h = h * torch.lerp(self.w3(z), F.linear(x, guide.gate, self.w3.bias), guide.share)
+        h = self.dropout(h)
+        assert self.w2.bias is not None
+        dense = F.linear(h, guide.down) + F.linear(self.w2.bias, u)
+        return torch.lerp(F.linear(self.w2(h), u), dense, guide.share)
 
     def core_cost(self, tokens: int) -> Cost:
         """Parameters and FLOPs of `core`."""

@@ -101,9 +101,7 @@ class Mixer(nn.Module):
             check_padding_mask(padding_mask, x.shape[0], past + (x if context is None else context).shape[1])
         return causal, past
 
-    def _check_context(
-        self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: Any
-    ) -> None:
+    def _check_context(self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: Any) -> None:
         check_input(context, self.d_model, self.complex_valued)
         if context.shape[0] != x.shape[0]:
             raise InputError(f"context has batch {context.shape[0]}, x has {x.shape[0]}")

@@ -35,6 +35,8 @@ class TrainConfig:
         orthogonal_steps: Newton-Schulz iterations per Muon update.
         vein_lr_scale: factor on the learning rate of vein projectors.
         vein_freeze_steps: vein projectors stay at their initial values for this many steps.
+        vein_guide_steps: for this many steps dense matrices lead the vein FFNs, fading out (self-guided training,
+            arXiv 2406.16450); then they are dropped, and the model is as large as it says. One process only.
         schedule: `cosine` decay, `wsd` (constant, then a linear decay at the end), or `constant`.
         warmup: steps of linear warm-up before the schedule.
         decay_fraction: part of the run in which `wsd` decays.
@@ -75,6 +77,7 @@ class TrainConfig:
     orthogonal_steps: int = 3
     vein_lr_scale: float = 0.2
     vein_freeze_steps: int = 0
+    vein_guide_steps: int = 0
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup: int = 20
     decay_fraction: float = 0.3
@@ -102,7 +105,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "eval_batches", "keep", "log_every"):
             _at_least(self, name, 1)
-        for name in ("warmup", "eval_every", "save_every", "vein_freeze_steps", "threads", "seed"):
+        for name in ("warmup", "eval_every", "save_every", "vein_freeze_steps", "vein_guide_steps", "threads", "seed"):
             _at_least(self, name, 0)
         for name in ("lr", "matrix_lr"):
             value = getattr(self, name)

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.ffn.vein import Guide
 from blockyard.layers.dropout import Dropout, set_dropout_keys
 from blockyard.layers.finite import watched_elsewhere
+from blockyard.training.checkpoint import Checkpoint
 from blockyard.training.compilation import Extent, compile_model, eager
 from blockyard.training.config import TrainConfig
 from blockyard.training.decisions import Decisions
-from blockyard.training.distributed import Ranks, last_pass_only, replicate, shard
+from blockyard.training.distributed import Ranks, last_pass_only, load_whole_state, replicate, shard
 from blockyard.training.guard import NonFiniteError, locate
 from blockyard.training.optim import Optimizers
 from blockyard.training.precision import autocast, float32_matmul
 from blockyard.training.task import Batch, Task
+from blockyard.vein_training import attach_guides, drop_guides, guide_share, match_guides, set_guide_share
 
 # So many batches in a row that are not finite mean that the weights are lost, not that one batch was bad.
 MOST_SKIPS = 20
@@ -62,6 +65,10 @@ class Engine:
             if not hasattr(self.model, "checkpoint_activations"):
                 raise InputError(f"train.checkpoint_activations: {type(self.model).__name__} does not support it")
             self.model.checkpoint_activations = True  # type: ignore[assignment]
+        if config.vein_guide_steps:
+            if ranks.size > 1:
+                raise InputError("train.vein_guide_steps: guided vein FFNs train in one process only")
+            attach_guides(self.model)
         self.rows = config.rows(ranks.size)
         self.kind: Literal["none", "ddp", "fsdp2"] = config.parallel if ranks.size > 1 else "none"
         self.wrapped: nn.Module = self.model
@@ -84,6 +91,8 @@ class Engine:
         Raises:
             NonFiniteError: when loss or gradients are not finite and the option says to stop.
         """
+        if step < self.config.vein_guide_steps:
+            set_guide_share(self.model, guide_share((step + 1) / self.config.vein_guide_steps))
         with float32_matmul(self.decisions.matmul):
             loss, stats = self.forward_backward(step)
             # One read of the device per step: the loss, which is shown anyway, and the norm, which tells of any
@@ -101,7 +110,25 @@ class Engine:
             else:
                 self._not_finite(step, loss_value, norm)
             self.optimizers.zero_grad()
+        if step + 1 == self.config.vein_guide_steps:
+            # Their share was 0 already.
+            drop_guides(self.model)
+            self.optimizers.forget_all_but(self.model)
         return StepResult(loss_value, norm, factor * self.config.adamw_lr, not finite, stats)
+
+    def guide_flops(self, step: int) -> int:
+        """FLOPs of a step that go into the guides of vein FFNs."""
+        if step >= self.config.vein_guide_steps:
+            return 0
+        return sum(3 * m.flops(self.task.tokens_per_step) for m in self.model.modules() if isinstance(m, Guide))
+
+    def load(self, loaded: Checkpoint) -> None:
+        """Take weights and optimizer state from a checkpoint."""
+        if self.config.vein_guide_steps:
+            match_guides(self.model, loaded.model)
+            self.optimizers.forget_all_but(self.model)
+        load_whole_state(self.model, loaded.model)
+        self.optimizers.load_state(loaded.optimizer)
 
     def forward_backward(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Accumulate the gradients of the global batch number `step`; returns this rank's mean loss and stats."""

@@ -98,6 +98,20 @@ class Optimizers:
             optimizer.step()
         return factor
 
+    def forget_all_but(self, model: nn.Module) -> None:
+        """Drop the parameters that the model has no longer, and their state."""
+        kept = {id(p) for p in model.parameters()}
+        for optimizer in self.members:
+            for group in optimizer.param_groups:
+                stays = [id(p) in kept for p in group["params"]]
+                # Beside the parameters lie lists of what is known of each.
+                for key in [key for key, value in group.items() if isinstance(value, list)]:
+                    group[key] = [each for each, stay in zip(group[key], stays, strict=True) if stay]
+            for parameter in [p for p in optimizer.state if id(p) not in kept]:
+                del optimizer.state[parameter]
+        self.names = {p: name for p, name in self.names.items() if id(p) in kept}
+        self.parameters = list(self.names)
+
     def zero_grad(self) -> None:
         """Drop the gradients."""
         for parameter in self.parameters:

@@ -16,6 +16,7 @@ from blockyard.training.folder import CHECKPOINTS, read_config
 from blockyard.training.lm import LMTask
 from blockyard.training.resolve import LMRun, as_groups, resolve, with_vocabulary
 from blockyard.training.trainer import Trainer
+from blockyard.vein_training import match_guides
 
 
 def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -> Path:
@@ -70,5 +71,8 @@ def load_run(folder: Path | str, *, which: Literal["last", "best"] = "last") -> 
     tokenizer = load_tokenizer(folder / "tokenizer")
     run = replace(run, model=with_vocabulary(run, tokenizer.vocab_size))
     model = TransformerLM(run.model)
+    if run.train.vein_guide_steps:
+        # A run that was interrupted while its vein FFNs were guided is the guided function.
+        match_guides(model, loaded.model)
     load_whole_state(model, loaded.model)
     return model.eval(), tokenizer, run

@@ -20,7 +20,7 @@ from blockyard.training import checkpoint as checkpoints
 from blockyard.training.compilation import Extent, block_kinds, compilation_plan, compiler_missing
 from blockyard.training.config import FREE_ON_RESUME, TrainConfig
 from blockyard.training.decisions import Decisions, Remembered, decide_precision
-from blockyard.training.distributed import join_ranks, load_whole_state, whole_state
+from blockyard.training.distributed import join_ranks, whole_state
 from blockyard.training.engine import Engine, StepResult
 from blockyard.training.environment import describe_environment
 from blockyard.training.folder import RunFolder, differing_keys, plain
@@ -177,6 +177,7 @@ class Trainer:
             self._decide_by_timing()
         if self._compiles and not self.engine.compiled and self.step >= self._compile_from:
             self._compile()
+        flops = self.task.flops_per_step + self.engine.guide_flops(self.step)
         wall, cpu = time.perf_counter(), time.process_time()
         result = self.engine.step(self.step)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -184,7 +185,7 @@ class Trainer:
         clock.seconds += wall
         clock.cpu_seconds += cpu
         clock.tokens += self.task.tokens_per_step
-        clock.flops += self.task.flops_per_step
+        clock.flops += flops
         if self.step < TIMED_STEPS:
             self._timings.append(wall)
         self.step += 1
@@ -319,8 +320,7 @@ class Trainer:
         return stored or (Decisions.from_dict(loaded.state.get("decisions")) if loaded else None)
 
     def _restore(self, loaded: checkpoints.Checkpoint) -> None:
-        load_whole_state(self.engine.model, loaded.model)
-        self.engine.optimizers.load_state(loaded.optimizer)
+        self.engine.load(loaded)
         state = loaded.state
         try:
             self.step = self._saved_step = int(state["step"])
