@@ -252,7 +252,8 @@ class LatentAttention(Mixer):
     ) -> tuple[Tensor, Tensor | None]:
         """Attention of x to the source, with rotations already worked out."""
         q, latents = self._project(x, source, turn)
-        k = v = None
+        # What products give: under autocast neither x's dtype nor the weights'. A cache may hold yet another.
+        native, k, v = latents.dtype, None, None
         if cache is not None:
             dtype = cache.dtype
             if self.cache_kind == "latent":
@@ -268,9 +269,9 @@ class LatentAttention(Mixer):
             # The queries meet latents instead of keys, the same ones for all heads.
             q, k = [_per_head(q[0], self.k_up), q[1]], latents.unsqueeze(1)
         elif k is None:
-            k = self._keys(latents, key_turn)
+            k = self._keys(latents.to(native), key_turn)
         if v is None:
-            v = self._values(latents) if form == "naive" else latents[..., : self.kv_rank].unsqueeze(1)
+            v = self._values(latents.to(native)) if form == "naive" else latents[..., : self.kv_rank].unsqueeze(1)
         mixed, weights = attend(
             (torch.cat(q, dim=-1) if len(q) > 1 else q[0]).to(k.dtype),
             k,
@@ -282,7 +283,7 @@ class LatentAttention(Mixer):
             dropout_keys=self.attn_dropout.keys,
             return_weights=return_weights,
         )
-        mixed = mixed.to(x.dtype)
+        mixed = mixed.to(native)
         if form != "naive":
             mixed = _per_head(mixed, self.v_up.mT)
         return self.output_proj(mixed.transpose(1, 2).flatten(2)), weights
@@ -338,10 +339,9 @@ class LatentAttention(Mixer):
 
     def _keys(self, latents: Tensor, turn: Turn) -> Tensor:
         """Expanded keys [B, H, S, nope + rope]; `turn` rotates them where the latents hold no rotary key."""
-        latents = latents.to(self.k_up.dtype)
         k = F.linear(latents[..., : self.kv_rank], self.k_up.flatten(0, 1)).unflatten(-1, (self.n_heads, -1))
         if self.decoupled:
-            k_rope = latents[..., self.kv_rank :].to(k.dtype).unsqueeze(2).expand(-1, -1, self.n_heads, -1)
+            k_rope = latents[..., self.kv_rank :].unsqueeze(2).expand(-1, -1, self.n_heads, -1)
             k = torch.cat([k, k_rope], dim=-1)
         elif turn is not None:
             k = rotate(k, turn[0].unsqueeze(-2), turn[1].unsqueeze(-2), self.rope.layout)
@@ -349,8 +349,11 @@ class LatentAttention(Mixer):
 
     def _values(self, latents: Tensor) -> Tensor:
         """Expanded values [B, H, S, v]."""
-        c = latents[..., : self.kv_rank].to(self.v_up.dtype)
-        return F.linear(c, self.v_up.flatten(0, 1)).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        return (
+            F.linear(latents[..., : self.kv_rank], self.v_up.flatten(0, 1))
+            .unflatten(-1, (self.n_heads, -1))
+            .transpose(1, 2)
+        )
 
     def new_cache(
         self,
