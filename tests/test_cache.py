@@ -1,5 +1,7 @@
 """The cache protocol on its own: growth, limits, rows, snapshots."""
 
+import copy
+
 import pytest
 import torch
 
@@ -72,6 +74,34 @@ def test_rollback_is_refused_when_older_tokens_changed(spoil):
     cache.append(**tokens(9))
     with pytest.raises(InputError, match="no longer valid"):
         cache.rollback(point)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_buffers_hold_what_small_ones_hold(monkeypatch, dtype):
+    monkeypatch.setattr("blockyard.pages.FROM_BYTES", 1)
+    large = LayerCache(2, {"k": (3, 4), "v": (3, 5)}, dtype=dtype)
+    monkeypatch.setattr("blockyard.pages.FROM_BYTES", 1 << 40)
+    small = LayerCache(2, {"k": (3, 4), "v": (3, 5)}, dtype=dtype)
+    for n in (1, 70, 200):
+        part = {name: t.to(dtype) for name, t in tokens(n).items()}
+        monkeypatch.setattr("blockyard.pages.FROM_BYTES", 1)
+        found = large.append(**part)
+        monkeypatch.setattr("blockyard.pages.FROM_BYTES", 1 << 40)
+        assert all(torch.equal(a, b) for a, b in zip(found, small.append(**part)))
+    large.reorder(torch.tensor([1, 1]))
+    small.reorder(torch.tensor([1, 1]))
+    assert torch.equal(copy.deepcopy(large)["k"], small["k"])
+    assert large.nbytes == small.nbytes
+
+
+def test_a_system_without_huge_pages_is_served_with_ordinary_ones(monkeypatch):
+    def refuse(*arguments, **settings):
+        raise OSError("no")
+
+    monkeypatch.setattr("blockyard.pages.FROM_BYTES", 1)
+    monkeypatch.setattr("blockyard.pages.mmap.mmap", refuse)
+    cache, part = make(), tokens(7)
+    assert torch.equal(cache.append(**part)[0], part["k"])
 
 
 def test_bytes_follow_from_the_slots():

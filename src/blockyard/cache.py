@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
+from blockyard.pages import empty
 
 FIRST_CAPACITY = 64
 
@@ -139,7 +140,7 @@ class LayerCache:
         # A buffer made inside inference_mode could not be written to outside of it.
         with torch.inference_mode(False):
             self._buffers = {
-                name: torch.empty(self.batch, *lead, capacity, width, dtype=self.dtype, device=self.device)
+                name: empty(self.batch, *lead, capacity, width, dtype=self.dtype, device=self.device)
                 for name, (*lead, width) in self.slots.items()
             }
         for name, buffer in old.items():

@@ -153,8 +153,8 @@ class _Step:
     def _copies(self) -> list[Any]:
         caches = copy.deepcopy(self.filled)
         for cache in caches:
-            if self.batch > 1:
-                cache.repeat(self.batch)
+            # Also for one row: what is measured should lie in memory as the cache itself places it.
+            cache.repeat(self.batch)
             if hasattr(cache, "reserve"):
                 # Growing is paid for once per doubling, not by whichever step is timed.
                 cache.reserve(MOST_STEPS)
