@@ -224,7 +224,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
     if guard and mask is not None:
         mask, sees = open_blind_rows(mask)
     shape = q.shape
-    if q.shape[1] != k.shape[1] and q.shape[2] <= FEW_QUERIES and q.device.type == "cpu" and not causal:
+    if q.shape[1] != k.shape[1] and q.shape[2] <= FEW_QUERIES and not causal:
         q, mask = _fold_groups(q, mask, k.shape[1])
     grouped = q.shape[1] != k.shape[1]
     if v.shape[1] != k.shape[1]:
