@@ -58,14 +58,15 @@ def chunk_convolution(
     """
     plan = _Plan(v, anchors, first, window, chunk, interpolation, spacing)
     rows, gates = plan.rows(v), plan.gates(anchors)
-    out = torch.empty(*rows.shape[:2], plan.outputs * chunk, dtype=v.dtype, device=v.device)
+    out = torch.empty(*rows.shape[:2], plan.outputs, chunk, dtype=v.dtype, device=v.device)
     for block in plan.blocks():
-        spectra = plan.spectra(rows[block])
-        total = torch.zeros_like(spectra[:, :, first:])
-        for part, to, source in plan.pairs():
-            total[:, :, to].addcmul_(plan.kernel(gates[block, to], part)[:, None], spectra[:, :, source])
-        out[block] = torch.fft.irfft(total, plan.n)[..., -chunk:].flatten(-2)
-    return out[..., : plan.length - first * chunk].reshape(v.shape[0], v.shape[1], -1).contiguous()
+        spectra, chosen = plan.spectra(rows[block]), gates[:, block].contiguous()
+        total = plan.kernel(chosen, 0) * spectra[:, :, first:]
+        for part, to, source in plan.pairs(1):
+            total[:, :, to].addcmul_(plan.kernel(chosen[to], part), spectra[:, :, source])
+        out[block] = torch.fft.irfft(total, plan.n)[..., -chunk:]
+    out = out.flatten(-2)[..., : plan.length - first * chunk]
+    return out.reshape(v.shape[0], v.shape[1], -1).contiguous()
 
 
 @torch.library.custom_op("blockyard::chunk_convolution_backward", mutates_args=())
@@ -78,19 +79,19 @@ def _backward(
     grad_rows, grad_gates = torch.empty_like(rows), torch.zeros_like(gates)
     weights = bin_weights(plan.n, v)
     for block in plan.blocks():
-        spectra = plan.spectra(rows[block])
+        spectra, chosen = plan.spectra(rows[block]), gates[:, block].contiguous()
         slope = F.pad(slopes[block], (0, plan.outputs * chunk - slopes.shape[-1])).unflatten(-1, (-1, chunk))
         slope = torch.fft.rfft(F.pad(slope, (plan.n - chunk, 0)))
         grad_spectra = torch.zeros_like(spectra)
         spectra.conj_physical_()
         for part, to, source in plan.pairs():
-            kernel = plan.kernel(gates[block, to], part).conj_physical_()[:, None]
+            kernel = plan.kernel(chosen[to], part).conj_physical_()
             grad_spectra[:, :, source].addcmul_(kernel, slope[:, :, to])
-            grad_kernel = (spectra[:, :, source] * slope[:, :, to]).sum(1).mul_(weights)
-            grad_gates[block, to] += torch.view_as_real(grad_kernel).flatten(-2) @ plan.parts[part].T
+            grad_kernel = (spectra[:, :, source] * slope[:, :, to]).sum(1).mul_(weights).transpose(0, 1)
+            grad_gates[to, block] += torch.view_as_real(grad_kernel).flatten(-2) @ plan.parts[part].T
         pieces = torch.fft.irfft(grad_spectra, plan.n)
         grad_rows[block] = plan.overlap_add(pieces)
-    return grad_rows.view(v.shape), plan.ungated(grad_gates, anchors)
+    return grad_rows.view(v.shape), plan.ungated(grad_gates)
 
 
 class _Plan:
@@ -117,28 +118,30 @@ class _Plan:
         return v.contiguous().view(self.batch * self.kernels, -1, self.length)
 
     def gates(self, anchors: Tensor) -> Tensor:
-        """[B, chunks, M, 2K] -> [B·M, chunks, 2K]."""
-        return anchors.transpose(1, 2).reshape(-1, self.outputs, 2 * self.buckets)
+        """[B, chunks, M, 2K] -> [chunks, B·M, 2K]."""
+        return anchors.transpose(0, 1).reshape(self.outputs, -1, 2 * self.buckets)
 
-    def ungated(self, gates: Tensor, anchors: Tensor) -> Tensor:
-        return gates.view(self.batch, self.kernels, *gates.shape[1:]).transpose(1, 2).reshape(anchors.shape)
+    def ungated(self, gates: Tensor) -> Tensor:
+        """[chunks, B·M, 2K] -> [B, chunks, M, 2K]."""
+        return gates.unflatten(1, (self.batch, self.kernels)).transpose(0, 1).contiguous()
 
     def spectra(self, rows: Tensor) -> Tensor:
         """Of every chunk together with what precedes it, [b, c, chunks, bins]."""
         padded = F.pad(rows, (self.n - self.chunk, self.chunks * self.chunk - self.length))
         return torch.fft.rfft(padded.unfold(-1, self.n, self.chunk))
 
-    def pairs(self) -> list[tuple[int, slice, slice]]:
-        """(part of the kernel, output chunks that use it, chunks of values that they use it on)."""
+    def pairs(self, begin: int = 0) -> list[tuple[int, slice, slice]]:
+        """(part of the kernel, output chunks that use it, chunks of values that they use it on), from part `begin`."""
         found = []
-        for part in range(min(self.parts.shape[0], self.chunks)):
+        for part in range(begin, min(self.parts.shape[0], self.chunks)):
             start = max(self.first, part)
             found.append((part, slice(start - self.first, None), slice(start - part, self.chunks - part)))
         return found
 
     def kernel(self, anchors: Tensor, part: int) -> Tensor:
-        """The spectrum of a part of kernels, [b, chunks, bins]."""
-        return torch.view_as_complex((anchors @ self.parts[part]).unflatten(-1, (-1, 2)))
+        """Spectra of a part of the kernels of anchors [chunks, b, 2K]: [b, 1, chunks, bins]."""
+        spectra = torch.view_as_complex((anchors @ self.parts[part]).unflatten(-1, (-1, 2)))
+        return spectra.transpose(0, 1)[:, None]
 
     def overlap_add(self, pieces: Tensor) -> Tensor:
         """Chunks [b, c, chunks, n] that overlap, added up where they lie: [b, c, T]."""

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from blockyard.layers.spectral import bin_matrix, smooth_length
 
 # Bytes of one block's spectra. Half a megabyte keeps a spectrum, its product and the values within a core's own cache.
-_BLOCK_BYTES = 1 << 19
+_BLOCK_BYTES = 1 << 21
 
 
 def blocks(rows: int, bytes_per_row: int, device: torch.device) -> list[slice]:
