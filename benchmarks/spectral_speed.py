@@ -1,0 +1,222 @@
+"""Spectral mixing against softmax attention on a CPU, in one process and one run, interleaved.
+
+    python benchmarks/spectral_speed.py [--part all|mixing|memory|layer] [--out OUT.json] [--plot OUT.png]
+
+mixing: spectral mixing with the making of its kernels, and SDPA, both on given values, without the projections.
+memory: peak resident bytes of a forward and backward pass above what stood before, each in a fresh process.
+layer:  whole layers with their projections over N = 128 … 16384, and where the lines cross.
+
+d_model 768, 12 heads, batch 1, one thread, float32. Kernels reach over the whole input; chunk = 256 tokens, or window / 8 when that is more.
+Times are medians of interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blockyard.mixers.spectral import SpectralMixer
+from blockyard.mixers.standard import StandardAttention
+
+D_MODEL, HEADS = 768, 12
+LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+# Seconds that one comparison may take, beside its first round.
+PATIENCE = 2.0
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Median milliseconds of each, in rounds."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    began = time.perf_counter()
+    for round_ in range(12):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            # The first round warms up, unless it is all that the patience allows.
+            times[name].append(1000 * (time.perf_counter() - start))
+        if round_ >= 1 and time.perf_counter() - began > PATIENCE:
+            break
+    return {name: round(statistics.median(found[1:]), 3) for name, found in times.items()}
+
+
+def spectral(length: int, causal: bool) -> SpectralMixer:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"window": length, "chunk": min(length, max(256, length // 8))} if causal else {}
+    return SpectralMixer(D_MODEL, HEADS, causal=causal, **options).eval()
+
+
+def mixing_of(mixer: SpectralMixer, x: Tensor, v: Tensor) -> Callable[[], Tensor]:
+    return lambda: mixer.form(x, v, mixer._query, mixer.gate, None)
+
+
+def heads(length: int) -> list[Tensor]:
+    return [torch.randn(1, HEADS, length, D_MODEL // HEADS) for _ in range(3)]
+
+
+def mixing() -> list[dict[str, Any]]:
+    rows = []
+    for form, lengths, bars in (("causal", (1024, 4096), (3.0, 4.5)), ("encoder", (2048, 4096), (None, 30.0))):
+        for length, bar in zip(lengths, bars):
+            causal = form == "causal"
+            mixer, x, v = spectral(length, causal), torch.randn(1, length, D_MODEL), torch.randn(1, D_MODEL, length)
+            q, k, values = heads(length)
+            with torch.no_grad():
+                found = interleaved(
+                    {
+                        "spectral": mixing_of(mixer, x, v),
+                        "sdpa": lambda q=q, k=k, v=values, c=causal: F.scaled_dot_product_attention(
+                            q, k, v, is_causal=c
+                        ),
+                    }
+                )
+            ratio = round(found["sdpa"] / found["spectral"], 2)
+            rows.append({"form": form, "N": length, **found, "ratio": ratio, "wanted": bar})
+            print(f"mixing, {form:7} N={length:5}: spectral {found['spectral']:8.2f} ms, SDPA {found['sdpa']:8.2f} ms, "
+                  f"{ratio:.1f} times" + (f" (wanted {bar})" if bar else ""))  # fmt: skip
+    return rows
+
+
+def layer() -> dict[str, Any]:
+    rows = []
+    for length in LENGTHS:
+        x, row = torch.randn(1, length, D_MODEL), {"N": length}
+        for form in ("causal", "encoder"):
+            causal = form == "causal"
+            mixer = spectral(length, causal)
+            attention = StandardAttention(D_MODEL, HEADS, causal=causal, rope="none", qk_norm=False, kernel="sdpa")
+            with torch.no_grad():
+                found = interleaved({"spectral": partial(mixer, x), "attention": partial(attention, x)})
+            row |= {f"{form} {name}": milliseconds for name, milliseconds in found.items()}
+        rows.append(row)
+        print(
+            "layer,  "
+            + ", ".join(f"{name} {value:.2f}" if name != "N" else f"N={value:5}" for name, value in row.items())
+        )
+    return {"rows": rows, "crossover": {form: crossover(rows, form) for form in ("causal", "encoder")}}
+
+
+def crossover(rows: list[dict[str, Any]], form: str) -> float | None:
+    """The N from which on spectral mixing is the faster, between two measured ones on a logarithmic scale."""
+    ratios = [(row["N"], row[f"{form} attention"] / row[f"{form} spectral"]) for row in rows]
+    slower = [i for i, (_, ratio) in enumerate(ratios) if ratio < 1]
+    if not slower or slower[-1] + 1 == len(ratios):
+        return None
+    (n, low), (m, high) = ratios[slower[-1]], ratios[slower[-1] + 1]
+    share = (0 - _log(low)) / (_log(high) - _log(low))
+    return round(n * (m / n) ** share)
+
+
+def _log(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float64).log())
+
+
+def memory(length: int = 4096) -> list[dict[str, Any]]:
+    """Peak extra bytes of forward + backward; `stored` is the same mixing with its spectra kept by autograd."""
+    rows = []
+    for what in ("spectral encoder", "spectral causal", "sdpa", "sdpa causal", "spectral encoder stored"):
+        command = [sys.executable, __file__, "--part", "peak", "--what", what, "--length", str(length)]
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        rows.append({"what": what, "N": length, "peak_bytes": int(found)})
+        print(f"memory, N={length}: {what:24} {int(found) / 2**20:7.1f} MiB")
+    return rows
+
+
+def peak(what: str, length: int) -> int:
+    """Bytes that this process's peak rose by during a forward and backward pass."""
+    if what.startswith("sdpa"):
+        tensors = [t.requires_grad_() for t in heads(length)]
+        run = lambda: F.scaled_dot_product_attention(*tensors, is_causal="causal" in what)  # noqa: E731
+    else:
+        mixer = spectral(length, "causal" in what)
+        x, v = torch.randn(1, length, D_MODEL), torch.randn(1, D_MODEL, length, requires_grad=True)
+        run = stored(mixer, x, v) if "stored" in what else mixing_of(mixer, x, v)
+    small = torch.randn(1, 1, 32, 64, requires_grad=True)
+    F.scaled_dot_product_attention(small, small, small).sum().backward()
+    torch.fft.irfft(torch.fft.rfft(torch.randn(64)), 64)
+    gradient = torch.ones_like(run().detach())
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+    before = resident("VmRSS")
+    run().backward(gradient)
+    return resident("VmHWM") - before
+
+
+def stored(mixer: SpectralMixer, x: Tensor, v: Tensor) -> Callable[[], Tensor]:
+    """The encoder's definition in plain torch operations, whose spectra autograd keeps."""
+
+    def run() -> Tensor:
+        anchors = mixer.gate(mixer.form.pooling(x, mixer._query, None, torch.float32))
+        n = v.shape[2]
+        from blockyard.layers.spectral import anchor_matrix
+
+        matrix = anchor_matrix(n // 2 + 1, anchors.shape[-1] // 2, "linear", "linear").float()
+        re, im = anchors.chunk(2, dim=-1)
+        gate = torch.complex(re @ matrix, im @ matrix).repeat_interleave(D_MODEL // anchors.shape[1], dim=1)
+        return torch.fft.irfft(torch.fft.rfft(v, n) * gate, n)
+
+    return run
+
+
+def resident(field: str) -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field + ":"))
+
+
+def plot(result: dict[str, Any], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    for axis, form in zip(axes, ("causal", "encoder")):
+        lengths = [row["N"] for row in result["rows"]]
+        for name in ("attention", "spectral"):
+            axis.loglog(lengths, [row[f"{form} {name}"] for row in result["rows"]], marker="o", label=name)
+        at = result["crossover"][form]
+        if at:
+            axis.axvline(at, linestyle=":", color="gray")
+            axis.annotate(f"N ≈ {at}", (at, axis.get_ylim()[0]), xytext=(4, 4), textcoords="offset points")
+        axis.set(title=f"{form} layer, d = {D_MODEL}, batch 1, one thread", xlabel="tokens N")
+        axis.legend()
+    axes[0].set_ylabel("forward, ms")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", default="all", choices=("all", "mixing", "memory", "layer", "peak"))
+    parser.add_argument("--out", help="write JSON here")
+    parser.add_argument("--plot", help="draw the layers' times here (PNG)")
+    parser.add_argument("--what", help=argparse.SUPPRESS)
+    parser.add_argument("--length", type=int, default=4096, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.part == "peak":
+        print(peak(given.what, given.length))
+        return
+    found: dict[str, Any] = {"torch": torch.__version__, "threads": 1, "d_model": D_MODEL, "heads": HEADS, "batch": 1}
+    for name, part in (("mixing", mixing), ("memory", memory), ("layer", layer)):
+        if given.part in ("all", name):
+            found[name] = part()
+    if given.out:
+        with open(given.out, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=1)
+    if given.plot and "layer" in found:
+        plot(found["layer"], given.plot)
+
+
+if __name__ == "__main__":
+    main()
