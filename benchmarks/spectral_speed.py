@@ -6,8 +6,8 @@ mixing: spectral mixing with the making of its kernels, and SDPA, both on given 
 memory: peak resident bytes of a forward and backward pass above what stood before, each in a fresh process.
 layer:  whole layers with their projections over N = 128 … 16384, and where the lines cross.
 
-d_model 768, 12 heads, batch 1, one thread, float32. Kernels reach over the whole input; chunk = 256 tokens, or window / 8 when that is more.
-Times are medians of interleaved rounds.
+d_model 768, 12 heads, batch 1, one thread, float32. Kernels reach over the whole input; a chunk is 256 tokens,
+or window / 8 when that is more. Times are medians of interleaved rounds.
 """
 
 from __future__ import annotations
