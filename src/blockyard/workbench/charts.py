@@ -15,6 +15,7 @@ from blockyard.workbench.chart import WIDTH, Chart
 from blockyard.workbench.chart_costs import trade_offs
 from blockyard.workbench.chart_curves import loss_curves
 from blockyard.workbench.chart_finals import final_losses
+from blockyard.workbench.chart_kernels import learnt_kernels
 from blockyard.workbench.palette import LIGHT, PLACEHOLDER, Palette
 from blockyard.workbench.schema import Report
 from blockyard.workbench.svg import for_the_page
@@ -36,7 +37,7 @@ _RC = {
 
 def charts_of(report: Report) -> list[Chart]:
     """The figures that this report has data for, in reading order."""
-    found = [final_losses(report), *loss_curves(report), *trade_offs(report)]
+    found = [final_losses(report), *loss_curves(report), *trade_offs(report), *learnt_kernels(report)]
     return [chart for chart in found if chart is not None]
 
 

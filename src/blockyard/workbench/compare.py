@@ -28,6 +28,7 @@ from blockyard.training.machine import processor_name, system_name
 from blockyard.training.resolve import LMRun
 from blockyard.training.run import load_run
 from blockyard.workbench import measure, schema
+from blockyard.workbench.kernels import kernels_of
 from blockyard.workbench.live import Board, make_board
 from blockyard.workbench.plan import (
     Planned,
@@ -229,6 +230,7 @@ def _choice(
         "speed": measured["speed"],
         "memory": measured["memory"],
         "sample": _sample(config, out, planned, runs, data),
+        "kernels": _kernels(out, planned, runs, model),
         "runs": runs,
     }
 
@@ -245,6 +247,14 @@ def _sample(
     sampling = SamplingConfig(temperature=config.temperature, seed=0)
     pieces = generate_text(model, tokenizer, prompt, max_new_tokens=config.sample_tokens, sampling=sampling)
     return {"prompt": prompt, "text": "".join(pieces), "seed": 0}
+
+
+def _kernels(out: Path, planned: Planned, runs: list[schema.Run], model: TransformerLM) -> list[dict[str, Any]] | None:
+    """What the filtering layers of the first finished run learnt; None when there are none."""
+    finished = next((run for run in runs if run["status"] == "finished"), None)
+    if finished is None or not any(hasattr(getattr(layer, "attn", None), "kernels") for layer in model.layers):
+        return None
+    return kernels_of(load_run(folder_of(out, planned.name, finished["seed"]))[0])
 
 
 def _beginning(data: TextData) -> str:

@@ -31,6 +31,7 @@ def render_html(report: Report) -> str:
         _ranking(report, [c for c in charts if c.group == "answer"], drawn),
         _figures(report, "How the loss falls", [c for c in charts if c.group == "curves"], drawn),
         _figures(report, "What quality costs", [c for c in charts if c.group == "costs"], drawn),
+        _kernels([c for c in charts if c.group == "kernels"], drawn),
         _samples(report),
         _fairness(report),
         _reading(report),
@@ -142,6 +143,17 @@ def _figures(report: Report, heading: str, charts: list[Chart], drawn: dict[str,
     figures = "\n".join(_figure(chart, drawn) for chart in charts)
     return (
         f'<section>\n<h2>{escape(heading)}</h2>\n<ul class="key">{key}</ul>\n'
+        f'<div class="grid">\n{figures}\n</div>\n</section>'
+    )
+
+
+def _kernels(charts: list[Chart], drawn: dict[str, str]) -> str:
+    if not charts:
+        return ""
+    figures = "\n".join(_figure(chart, drawn) for chart in charts)
+    lede = "Layers that filter: how far back their kernels reach, and which frequencies their gates pass."
+    return (
+        f'<section>\n<h2>What the filters learnt</h2>\n<p class="lede">{escape(lede)}</p>\n'
         f'<div class="grid">\n{figures}\n</div>\n</section>'
     )
 

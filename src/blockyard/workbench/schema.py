@@ -96,6 +96,7 @@ class Choice(TypedDict):
     speed: Speed | None
     memory: Memory | None
     sample: Sample | None
+    kernels: NotRequired[list[dict[str, Any]] | None]  # per filtering layer, see `blockyard.workbench.kernels`
     runs: list[Run]
 
 
