@@ -185,8 +185,11 @@ def _number(kind: Callable[[str], Any], text: str) -> Any:
 
 @cache
 def _signature_options(cls: type) -> tuple[Option, ...]:
+    parameters: Mapping[str, inspect.Parameter]
     if dataclasses.is_dataclass(cls):
-        parameters = inspect.signature(cls).parameters
+        # In the order of the fields, inherited ones first: the signature puts keyword-only ones last.
+        signature = inspect.signature(cls).parameters
+        parameters = {f.name: signature[f.name] for f in dataclasses.fields(cls) if f.name in signature}
         hints = typing.get_type_hints(cls)
     else:
         init = cls.__init__  # type: ignore[misc]
@@ -219,10 +222,15 @@ def options_of(cls: type) -> dict[str, Option]:
 
 
 def argument_texts(cls: type) -> dict[str, str]:
-    """The `Args:` section of the class's docstring, or of its constructor's: name -> one line of text."""
+    """The `Args:` section of the class's docstring, or of its constructor's: name -> one line of text.
+
+    A dataclass also inherits the texts of the fields that it inherits.
+    """
     init_doc = inspect.getdoc(cls.__init__) or ""  # type: ignore[misc]
+    inherits = dataclasses.is_dataclass(cls)
+    bases = [base for base in reversed(cls.__mro__[1:]) if inherits and dataclasses.is_dataclass(base)]
     texts: dict[str, str] = {}
-    for doc in (inspect.getdoc(cls) or "", init_doc):
+    for doc in (*(inspect.getdoc(base) or "" for base in bases), inspect.getdoc(cls) or "", init_doc):
         section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.MULTILINE)
         if not section:
             continue

@@ -66,10 +66,10 @@ def dispatch(words: list[str]) -> int:
     if len(words) == 2 and words[1] in HELP_WORDS and any(n.startswith(f"{words[0]} ") for n in command_names()):
         print(overview(words[0]))
         return 0
+    # Plug-ins add tasks, implementations and with them options: they are imported before anything is declared.
+    load_plugins(plugins_in(words))
     name, rest = find_command(words)
     command = load_command(name)
-    # Plug-ins add implementations and with them options: they are imported before the options are declared.
-    load_plugins(plugins_in(rest))
     command.prepare(rest)
     parser = Parser(command.name, command.summary, command.example)
     command.add_arguments(parser)

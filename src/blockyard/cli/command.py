@@ -1,7 +1,8 @@
 """What a subcommand is: a name, a line about it, its arguments and what it does.
 
 A further subcommand is one file in `commands/`: `train_lm.py` holds `COMMAND` and is reached as `blockyard train lm`.
-The file imports torch inside its functions only, so that the overview can read its summary for nothing.
+The file imports torch inside its functions only, so that the overview can read its summary for nothing. `train` and
+`compare` also know the tasks that plug-ins register, without a file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from blockyard.cli import commands
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError, suggest
+
+# Commands that a task registered by a plug-in has, too.
+TASK_VERBS = ("train", "compare")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,13 @@ def command_names() -> list[str]:
 
 
 def load_command(name: str) -> Command:
-    """Import the one file that holds the command."""
+    """Import the one file that holds the command; a registered task needs none."""
+    if name not in command_names():
+        from blockyard.cli import tasks
+
+        verb, task = name.split()
+        make = tasks.train_command if verb == "train" else tasks.compare_command
+        return make(task, f"{verb} the task {task!r} of a plug-in")
     module = importlib.import_module(f"{commands.__name__}.{name.replace(' ', '_')}")
     command: Command = module.COMMAND
     return command
@@ -64,6 +74,15 @@ def find_command(words: list[str]) -> tuple[str, list[str]]:
         if len(words) >= length and name in names:
             return name, words[length:]
     first = words[0]
+    if first in TASK_VERBS and len(words) > 1 and not words[1].startswith("-"):
+        from blockyard.cli.sources import load_file_plugins
+        from blockyard.training.kinds import task_names
+
+        load_file_plugins(words[2:])
+        registered = [task for task in task_names() if f"{first} {task}" not in names]
+        if words[1] in registered:
+            return f"{first} {words[1]}", words[2:]
+        names += [f"{first} {task}" for task in registered]
     seconds = [name.split()[1] for name in names if name.startswith(f"{first} ")]
     if seconds and len(words) > 1 and not words[1].startswith("-"):
         hint = suggest(words[1], seconds)

@@ -113,14 +113,14 @@ def by_name(groups: Iterable[Group]) -> dict[str, Group]:
     return found
 
 
-def lm_groups() -> dict[str, Group]:
-    """The groups of `train lm`: model, attn, ffn, families, train, data."""
-    from blockyard.data.config import TextDataConfig
-    from blockyard.models.lm import LMConfig
+def train_groups(task: str) -> dict[str, Group]:
+    """The groups of `train TASK`: model, attn, ffn, families, train, data."""
     from blockyard.training.config import TrainConfig
-    from blockyard.training.resolve import FFN, MIXER
+    from blockyard.training.kinds import task_kind
 
-    model = dataclass_group("model", "the language model", LMConfig, without=("vocab_size", "blocks"), extra=(PATTERN,))
+    kind = task_kind(task)
+    hidden = (*kind.from_data, "blocks")
+    model = dataclass_group("model", f"the {kind.title}", kind.model_config, without=hidden, extra=(PATTERN,))
     train = dataclass_group("train", "the training run", TrainConfig)
-    data = dataclass_group("data", "the text", TextDataConfig)
-    return by_name([model, *block_groups(MIXER, FFN), train, data])
+    data = dataclass_group("data", kind.data_title, kind.data_config)
+    return by_name([model, *block_groups(kind.attn, kind.ffn), train, data])

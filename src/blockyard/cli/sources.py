@@ -11,8 +11,9 @@ from blockyard.cli.groups import Group
 from blockyard.cli.parser import Parser
 from blockyard.cli.settings import Given, given_words
 from blockyard.cli.yamlfile import given_in, plugins_of, read_yaml
+from blockyard.errors import InputError
 
-PLUGINS = "plugins"
+PLUGINS, TASK = "plugins", "task"
 
 
 def add_config(parser: Parser) -> None:
@@ -48,7 +49,7 @@ def settings_files(configs: Sequence[str], out: str | None, resume: bool) -> lis
 
 
 def given_settings(
-    arguments: argparse.Namespace, files: Sequence[Path], groups: Mapping[str, Group]
+    arguments: argparse.Namespace, files: Sequence[Path], groups: Mapping[str, Group], task: str
 ) -> tuple[list[Given], list[str]]:
     """All settings as given, files first, and the plug-ins that were imported.
 
@@ -56,14 +57,17 @@ def given_settings(
         arguments: the parsed words.
         files: settings files, the later one wins over the earlier.
         groups: the groups there are.
+        task: what is trained or compared; a file may name it but no other.
 
     Raises:
-        InputError: as `read_yaml` and `given_in` say.
+        InputError: as `read_yaml` and `given_in` say, or for a file of another task.
     """
     given: list[Given] = []
     plugins: list[str] = []
     for layer, path in enumerate(files):
         content = read_yaml(path)
         plugins += plugins_of(path, content)
-        given += given_in(path, content, groups, (PLUGINS,), layer)
+        if content.get(TASK, task) != task:
+            raise InputError(f"{path}: {TASK}={content[TASK]!r}, but this command is of the task {task!r}")
+        given += given_in(path, content, groups, (PLUGINS, TASK), layer)
     return [*given, *given_words(arguments)], list(dict.fromkeys([*plugins, *arguments.plugin]))

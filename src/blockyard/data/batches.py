@@ -58,6 +58,11 @@ class TextData:
         self._bytes_per_token: float | None = None
 
     @property
+    def assets(self) -> Tokenizer:
+        """What using a model of this text takes beside its weights."""
+        return self.tokenizer
+
+    @property
     def bytes_per_token(self) -> float:
         """UTF-8 bytes per validation token: nats per token divided by this are nats per byte.
 

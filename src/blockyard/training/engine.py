@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from blockyard.training.optim import Optimizers
 from blockyard.training.precision import autocast, float32_matmul
 from blockyard.training.task import Batch, Task
 from blockyard.vein_training import attach_guides, drop_guides, guide_share, match_guides, set_guide_share
+
+T = TypeVar("T")
 
 # So many batches in a row that are not finite mean that the weights are lost, not that one batch was bad.
 MOST_SKIPS = 20
@@ -182,14 +184,17 @@ class Engine:
 
     def evaluate(self) -> dict[str, float]:
         """The task's validation figures. Blocks run as written: a few passes do not repay a compilation."""
+        return self.with_model_at_rest(self.task.evaluate)
+
+    def with_model_at_rest(self, look: Callable[[nn.Module], T]) -> T:
+        """What `look` finds in the model while that is in eval mode, without gradients, in the run's precision."""
         self.model.eval()
-        keys_were_set = self._has_dropout
-        if keys_were_set:
+        if self._has_dropout:
             set_dropout_keys(self.model, None)
         try:
             matmul = float32_matmul(self.decisions.matmul)
             with torch.no_grad(), self._autocast(), matmul, eager(self.compiled), watched_elsewhere():
-                return self.task.evaluate(self.model)
+                return look(self.model)
         finally:
             self.model.train()
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from blockyard.errors import InputError, require
 from blockyard.training.checkpoint import list_checkpoints, sweep, write_atomically
+from blockyard.training.kinds import DEFAULT
 
 CONFIG, METRICS, ENVIRONMENT, LOCK, CHECKPOINTS = (
     "config.yaml",
@@ -157,8 +158,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise InputError(f"{path} should hold groups of options (model, attn, ffn, train, data)")
+        raise InputError(f"{path} should hold groups of options (task, model, attn, ffn, train, data)")
     return data
+
+
+def with_task(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolved options that name their task; those written before there were several are of a language model."""
+    return {"task": DEFAULT, **resolved}
 
 
 def plain(value: Any) -> Any:

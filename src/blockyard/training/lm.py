@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import random
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from blockyard.data import TextData
+from blockyard.data import TextData, TextDataConfig, Tokenizer, load_text, load_tokenizer
 from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
+from blockyard.training.kinds import Quality, Run, TaskKind, register_task
+from blockyard.training.seeding import seeded
 from blockyard.training.task import Batch
 
 
 def build_lm(config: LMConfig, seed: int) -> TransformerLM:
     """A model whose initial weights are a function of the seed; the process's random state is left as it was."""
-    state, python_state = torch.get_rng_state(), random.getstate()
-    torch.manual_seed(seed)
-    try:
+    with seeded(seed):
         return TransformerLM(config)
-    finally:
-        torch.set_rng_state(state)
-        random.setstate(python_state)
 
 
 class LMTask:
@@ -51,17 +49,7 @@ class LMTask:
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean nats per token, plus the blocks' own losses, weighted; what the blocks report is logged."""
         output = model(batch["input_ids"], targets=batch["targets"])
-        loss, stats = output.loss, {}
-        if output.aux and output.aux.get("losses"):
-            stats["lm_loss"] = loss.detach()
-            for name, value in output.aux["losses"].items():
-                stats[f"loss/{name}"] = value.detach()
-                weight = self.config.z_loss_weight if name == "z" else self.config.aux_loss_weight
-                loss = loss + weight * value
-        if output.aux:
-            for layer, found in output.aux.get("stats", {}).items():
-                stats |= {f"{layer}/{name}": v.detach() for name, v in found.items() if isinstance(v, Tensor)}
-        return loss, stats
+        return with_auxiliary(output.loss, output.aux, self.config, "lm_loss")
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`val_loss`: nats per token over the validation batches; `val_loss_per_byte` for tokens that are not bytes."""
@@ -80,3 +68,56 @@ class LMTask:
     def save_assets(self, folder: Path) -> None:
         """The tokenizer."""
         self.data.tokenizer.save(folder / "tokenizer")
+
+
+@register_task
+class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
+    """Predict the next token of a text."""
+
+    name = "lm"
+    title = "language model"
+    data_title = "the text"
+    model_config = LMConfig
+    data_config = TextDataConfig
+    from_data = MappingProxyType({"vocab_size": 1})
+    decodes = True
+    report = "blockyard.workbench.report_lm"
+
+    def load_data(self, data: TextDataConfig, model: LMConfig) -> TextData:
+        return load_text(data, model.context)
+
+    def make_task(self, run: Run[LMConfig, TextDataConfig], data: TextData) -> LMTask:
+        return LMTask(run.model, data, run.train)
+
+    def build_model(self, model: LMConfig) -> TransformerLM:
+        return TransformerLM(model)
+
+    def fit(self, model: LMConfig, assets: Tokenizer) -> LMConfig:
+        return replace(model, vocab_size=assets.vocab_size)
+
+    def load_assets(self, folder: Path) -> Tokenizer:
+        return load_tokenizer(folder / "tokenizer")
+
+    def quality(self, data: TextData) -> Quality:
+        is_byte = data.tokenizer.name == "byte"
+        return Quality(
+            unit="nats/byte" if is_byte else "nats/token",
+            facts={"bytes_per_token": 1.0 if is_byte else data.bytes_per_token},
+        )
+
+    def sample_data(self, run: Run[LMConfig, TextDataConfig]) -> TextData:
+        """Random tokens: a text may take long to read, and memory does not depend on what it says."""
+        import numpy as np
+
+        from blockyard.data import ByteTokenizer
+
+        context = run.model.context
+        tokens = np.random.default_rng(0).integers(0, run.model.vocab_size, 64 * (context + 1)).astype(np.uint32)
+        return TextData(tokens, ByteTokenizer(), val_fraction=0.1, context=context, fingerprint={})
+
+    def terms(self, run: Run[LMConfig, TextDataConfig], data: TextData) -> dict[str, Any]:
+        return {
+            "data sha256": data.fingerprint.get("sha256"),
+            "tokenizer": data.fingerprint.get("tokenizer_sha256") or data.tokenizer.name,
+            "val_fraction": run.data.val_fraction,
+        }

@@ -4,70 +4,58 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
-from blockyard.data import TextDataConfig
 from blockyard.errors import InputError, suggest
-from blockyard.models.lm import LMConfig
 from blockyard.options import check_options, options_of
 from blockyard.pattern import LayerSpec, default_ffn_of, format_choice, layer_options, parse_choice
 from blockyard.registry import Entry, Kind, entries, find_block, implementation, members_of
 from blockyard.training.config import TrainConfig, as_dict
+from blockyard.training.kinds import DEFAULT, Run, TaskKind, task_kind
 
 Groups = Mapping[str, Any]
-# What `train lm` takes when nothing is named. Squared ReLU reaches a lower loss than SwiGLU per CPU-second: 1.951 and
-# 1.960 nats per byte after ten at 0.8M parameters, the other defaults being the same (one seed).
-MIXER, FFN = "standard", "relu2"
+# Top-level keys of config.yaml that are no families of blocks.
+OWN_GROUPS = ("task", "model", "attn", "ffn", "train", "data", "plugins")
 
 
-@dataclass(frozen=True)
-class LMRun:
-    """Everything that defines a run of `train lm`.
-
-    Args:
-        model: the architecture; its vocab_size follows from the tokenizer, so it is set once the data is loaded.
-        data: the text.
-        train: the training.
-        plugins: modules whose import registers further implementations.
-    """
-
-    model: LMConfig
-    data: TextDataConfig
-    train: TrainConfig
-    plugins: tuple[str, ...] = ()
-
-
-def resolve(groups: Groups) -> LMRun:
+def resolve(groups: Groups, task: str | None = None) -> Run[Any, Any]:
     """Check option groups and build the run's configuration.
 
     Args:
-        groups: `model` (LMConfig's options and `pattern`), `attn` and `ffn` (`impl` and the options of blocks that
-            live there), one group per family of blocks, `train`, `data`, `plugins`. All are optional.
+        groups: `task` (its name), `model` (its configuration's options and `pattern`), `attn` and `ffn` (`impl` and the
+            options of blocks that live there), one group per family of blocks, `train`, `data`, `plugins`. All are
+            optional; without `task` it is a language model.
+        task: the task that the groups must be of.
 
     Raises:
-        InputError: for an unknown group or option, a wrong type, or a family that no layer uses.
+        InputError: for an unknown group, task or option, a wrong type, or a family that no layer uses.
     """
     plugins = tuple(groups.get("plugins") or ())
     load_plugins(plugins)
     for name in groups:
         if name not in _known_groups():
             raise InputError(f"no option group {name!r}{suggest(name, _known_groups())}")
-    specs = _layers(groups)
+    named = groups.get("task") or task or DEFAULT
+    if task is not None and named != task:
+        raise InputError(f"task={named!r}: these are the options of another task than {task!r}")
+    kind = task_kind(named)
+    specs = _layers(groups, kind)
     model = dict(groups.get("model") or {})
     model.pop("pattern", None)
-    known = {k: o for k, o in options_of(LMConfig).items() if k not in ("vocab_size", "blocks")}
-    # 1 until the tokenizer is known.
-    lm = LMConfig(vocab_size=1, blocks=tuple(specs), **check_options(known, model, "model"))
-    data = TextDataConfig(**check_options(options_of(TextDataConfig), groups.get("data") or {}, "data"))
+    known = {k: o for k, o in options_of(kind.model_config).items() if k not in (*kind.from_data, "blocks")}
+    given = {**kind.from_data, **check_options(known, model, "model")}
+    architecture = kind.model_config(blocks=tuple(specs), **given)
+    data = kind.data_config(**check_options(options_of(kind.data_config), groups.get("data") or {}, "data"))
     train = TrainConfig(**check_options(options_of(TrainConfig), groups.get("train") or {}, "train"))
-    return LMRun(lm, data, train, plugins)
+    return Run(architecture, data, train, plugins, kind.name)
 
 
-def as_groups(run: LMRun) -> dict[str, Any]:
+def as_groups(run: Run[Any, Any]) -> dict[str, Any]:
     """The run as option groups that `resolve` reads back to the same run: what config.yaml holds."""
-    model = {f.name: getattr(run.model, f.name) for f in fields(LMConfig) if f.name not in ("vocab_size", "blocks")}
-    groups: dict[str, Any] = {"model": model}
+    hidden = ("blocks", *run.kind.from_data)
+    model = {f.name: getattr(run.model, f.name) for f in fields(run.model) if f.name not in hidden}
+    groups: dict[str, Any] = {"task": run.task, "model": model}
     specs = list(run.model.blocks) if not isinstance(run.model.blocks, str) else parse_choice(run.model.blocks)
     if len({(s.attn, s.ffn, str(s)) for s in specs}) == 1:
         spec = specs[0]
@@ -83,9 +71,9 @@ def as_groups(run: LMRun) -> dict[str, Any]:
                 group = groups.setdefault(home, {})
                 clash = clash or group.setdefault(short, value) != value
         # What stands in a family's group goes to all that live there, an expert and the mixer, say.
-        if clash or (_has_members(spec) and _layers(groups) != [spec]):
+        if clash or (_has_members(spec) and _layers(groups, run.kind) != [spec]):
             # One family option with two values, or for one of two members: only a pattern says that.
-            groups = {"model": {**model, "pattern": format_choice(specs)}}
+            groups = {"task": run.task, "model": {**model, "pattern": format_choice(specs)}}
     else:
         model["pattern"] = format_choice(specs)
     groups["train"] = as_dict(run.train)
@@ -93,11 +81,6 @@ def as_groups(run: LMRun) -> dict[str, Any]:
     if run.plugins:
         groups["plugins"] = list(run.plugins)
     return groups
-
-
-def with_vocabulary(run: LMRun, size: int) -> LMConfig:
-    """The model's configuration, now that the tokenizer is known."""
-    return replace(run.model, vocab_size=size)
 
 
 def load_plugins(modules: tuple[str, ...]) -> None:
@@ -115,7 +98,7 @@ def load_plugins(modules: tuple[str, ...]) -> None:
             raise InputError(f"plugin {module!r} cannot be imported: {error}") from error
 
 
-def _layers(groups: Groups) -> list[LayerSpec]:
+def _layers(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
     """The layer specifications with the groups' options given to the blocks that they belong to."""
     attn, ffn = dict(groups.get("attn") or {}), dict(groups.get("ffn") or {})
     attn_impl, ffn_impl = attn.pop("impl", None), ffn.pop("impl", None)
@@ -123,11 +106,11 @@ def _layers(groups: Groups) -> list[LayerSpec]:
     if pattern:
         if attn_impl:
             raise InputError(f"model.pattern={pattern!r} already names the mixers; leave attn.impl={attn_impl!r} out")
-        specs = parse_choice(pattern, default_ffn=ffn_impl or FFN)
+        specs = parse_choice(pattern, default_ffn=ffn_impl or kind.ffn)
     else:
-        mixer = attn_impl or MIXER
+        mixer = attn_impl or kind.attn
         implementation("attn", mixer)
-        feed = ffn_impl or default_ffn_of(mixer, FFN)
+        feed = ffn_impl or default_ffn_of(mixer, kind.ffn)
         implementation("ffn", feed)
         specs = [LayerSpec(mixer, feed)]
     given = {**_families(groups), "attn": attn, "ffn": ffn}
@@ -221,10 +204,10 @@ def _unused(group: str, key: str) -> str:
 
 
 def _families(groups: Groups) -> dict[str, Any]:
-    return {name: groups[name] for name in groups if name not in ("model", "attn", "ffn", "train", "data", "plugins")}
+    return {name: groups[name] for name in groups if name not in OWN_GROUPS}
 
 
 def _known_groups() -> set[str]:
     kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
     families = {entry.group for kind in kinds for entry in entries(kind)}
-    return {"model", "attn", "ffn", "train", "data", "plugins"} | families
+    return set(OWN_GROUPS) | families

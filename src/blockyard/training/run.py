@@ -1,31 +1,45 @@
-"""Whole runs: train a language model from option groups, and load what a run folder holds."""
+"""Whole runs: train a task from option groups, and load what a run folder holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from blockyard.data import Tokenizer, load_text, load_tokenizer
 from blockyard.errors import InputError
-from blockyard.models.lm import TransformerLM
 from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
 from blockyard.training.distributed import load_whole_state
 from blockyard.training.folder import CHECKPOINTS, read_config
-from blockyard.training.lm import LMTask
-from blockyard.training.resolve import LMRun, as_groups, resolve, with_vocabulary
+from blockyard.training.kinds import Run
+from blockyard.training.resolve import as_groups, resolve
+from blockyard.training.task import Task
 from blockyard.training.trainer import Trainer
 from blockyard.vein_training import match_guides
 
 
-def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -> Path:
-    """Train a language model into a run folder.
+class Trained(NamedTuple):
+    """What a run folder holds.
+
+    Args:
+        model: the trained model, in eval mode.
+        assets: what using it takes beside its weights: a tokenizer, labels, scales.
+        run: its configuration.
+    """
+
+    model: Any
+    assets: Any
+    run: Run[Any, Any]
+
+
+def train(groups: Mapping[str, Any], out: Path | str, resume: bool = False, *, task: str | None = None) -> Path:
+    """Train a model into a run folder.
 
     Args:
         groups: option groups, as `blockyard.training.resolve.resolve` reads them.
         out: the run folder.
         resume: continue the run in it.
+        task: the kind of task; `task` of the groups, or a language model, when not given.
 
     Returns: the run folder.
 
@@ -33,7 +47,7 @@ def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -
         InputError: for anything that the user can put right.
         Interrupted: after SIGTERM or SIGINT, when the run has been saved.
     """
-    run = resolve(groups)
+    run = resolve(groups, task)
     trainer = Trainer(make_task(run), run.train, out, resolved=as_groups(run), resume=resume)
     try:
         return trainer.run()
@@ -41,24 +55,40 @@ def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -
         trainer.close()
 
 
-def make_task(run: LMRun) -> LMTask:
-    """Load the text and build the model."""
-    data = load_text(run.data, run.model.context)
-    return LMTask(with_vocabulary(run, data.tokenizer.vocab_size), data, run.train)
+def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -> Path:
+    """Train a language model into a run folder; see `train`."""
+    return train(groups, out, resume, task="lm")
 
 
-def load_run(folder: Path | str, *, which: Literal["last", "best"] = "last") -> tuple[TransformerLM, Tokenizer, LMRun]:
-    """A trained model in eval mode, its tokenizer and its configuration.
+def make_task(run: Run[Any, Any]) -> Task:
+    """Load the data and build the model."""
+    fitted, data = load_data(run)
+    return run.kind.make_task(fitted, data)
+
+
+def load_data(run: Run[Any, Any]) -> tuple[Run[Any, Any], Any]:
+    """The run's data, and the run with a model that fits them."""
+    data = run.kind.load_data(run.data, run.model)
+    return replace(run, model=run.kind.fit(run.model, data.assets)), data
+
+
+def load_run(
+    folder: Path | str, *, which: Literal["last", "best"] = "last", tasks: tuple[str, ...] | None = None
+) -> Trained:
+    """A trained model in eval mode, its assets (a language model's tokenizer, say) and its configuration.
 
     Args:
         folder: a run folder.
         which: the last checkpoint, or the one with the lowest validation loss.
+        tasks: the tasks that the caller can use; any when not given.
 
     Raises:
-        InputError: when the folder holds no run, no checkpoint, or a damaged one.
+        InputError: when the folder holds no run, no checkpoint, a damaged one, or a run of another task.
     """
     folder = Path(folder)
     run = resolve(read_config(folder))
+    if tasks is not None and run.task not in tasks:
+        raise InputError(f"{folder} holds a run of `train {run.task}`; this takes one of `train {' or '.join(tasks)}`")
     found = list_checkpoints(folder / CHECKPOINTS)
     if not found:
         raise InputError(f"{folder} holds no checkpoint yet; let its training reach one")
@@ -68,11 +98,11 @@ def load_run(folder: Path | str, *, which: Literal["last", "best"] = "last") -> 
         path = dict(found).get(int(best["step"]))
         if path is not None:
             loaded = load_checkpoint(path, with_optimizer=False)
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    run = replace(run, model=with_vocabulary(run, tokenizer.vocab_size))
-    model = TransformerLM(run.model)
+    assets = run.kind.load_assets(folder)
+    run = replace(run, model=run.kind.fit(run.model, assets))
+    model = run.kind.build_model(run.model)
     if run.train.vein_guide_steps:
         # A run that was interrupted while its vein FFNs were guided is the guided function.
         match_guides(model, loaded.model)
     load_whole_state(model, loaded.model)
-    return model.eval(), tokenizer, run
+    return Trained(model.eval(), assets, run)

@@ -23,7 +23,7 @@ from blockyard.training.decisions import Decisions, Remembered, decide_precision
 from blockyard.training.distributed import join_ranks, whole_state
 from blockyard.training.engine import Engine, StepResult
 from blockyard.training.environment import describe_environment
-from blockyard.training.folder import RunFolder, differing_keys, plain
+from blockyard.training.folder import RunFolder, differing_keys, plain, with_task
 from blockyard.training.memory import keep_freed_memory
 from blockyard.training.progress import Progress, Silent, make_progress
 from blockyard.training.signals import Interrupted, StopRequest
@@ -286,15 +286,15 @@ class Trainer:
             # Last, as it makes the folder a run.
             folder.write_config(resolved)
             return None
-        different = differing_keys(folder.read_config(), resolved, FREE_ON_RESUME)
+        different = differing_keys(with_task(folder.read_config()), with_task(resolved), FREE_ON_RESUME)
         if different:
             raise InputError(
                 f"--resume with another configuration: {'; '.join(different)}; use the run's own or another --out"
             )
         before = folder.read_environment().get("data")
-        for key, what in (("sha256", "text"), ("tokenizer_sha256", "tokenizer")):
-            now = self.task.fingerprint.get(key)
-            if isinstance(before, dict) and before.get(key) != now:
+        for key, now in self.task.fingerprint.items():
+            what = key.removesuffix("sha256").removesuffix("_") or "data"
+            if key.endswith("sha256") and isinstance(before, dict) and before.get(key) != now:
                 raise InputError(
                     f"--resume with other data: the {what} of {folder.path} had sha256 {before.get(key)}, "
                     f"{self.task.fingerprint.get('source')} now has {now}"
@@ -304,7 +304,9 @@ class Trainer:
         if loaded is not None and isinstance(loaded.state.get("config"), dict):
             # A config.yaml that was edited agrees with itself, so the checkpoint has the last word. Not on the data:
             # files may have moved, and their content was compared.
-            trained, asked = ({k: v for k, v in c.items() if k != "data"} for c in (loaded.state["config"], resolved))
+            trained, asked = (
+                {k: v for k, v in with_task(c).items() if k != "data"} for c in (loaded.state["config"], resolved)
+            )
             different = differing_keys(trained, asked, FREE_ON_RESUME)
             if different:
                 raise InputError(

@@ -10,7 +10,7 @@ from blockyard.errors import require
 from blockyard.workbench import units
 from blockyard.workbench.chart import Chart, seeds_in
 from blockyard.workbench.palette import Palette
-from blockyard.workbench.schema import Choice, Report
+from blockyard.workbench.schema import Choice, Report, higher_is_better, input_unit, quality_word, with_unit
 
 
 def trade_offs(report: Report) -> list[Chart]:
@@ -27,7 +27,8 @@ def trade_offs(report: Report) -> list[Chart]:
         if len(points) < 2 or len({value for _, _, value in points}) < 2:
             continue
         caption = (
-            f"Lower and further {'right' if better == 'more' else 'left'} is better. The stepped line joins the "
+            f"{'Higher' if higher_is_better(report) else 'Lower'} and further "
+            f"{'right' if better == 'more' else 'left'} is better. The stepped line joins the "
             f"choices that no other beats in both. n = {seeds_in(report)} seeds."
         )
         found.append(
@@ -35,7 +36,7 @@ def trade_offs(report: Report) -> list[Chart]:
                 f"loss-{name}",
                 title,
                 caption,
-                _point_drawer(report, points, finals, label, better),
+                _point_drawer(report, points, finals, label.replace("token", input_unit(report)), better),
                 group="costs",
             )
         )
@@ -93,9 +94,11 @@ def _point_drawer(
         else:
             axes.margins(x=0.22)
         front: list[tuple[float, float]] = []
-        for value, loss in sorted(((v, finals[n]["mean"]) for _, n, v in points), key=lambda p: (sign * p[0], p[1])):
-            if not front or loss < front[-1][1]:
-                front.append((value, loss))
+        down = -1 if higher_is_better(report) else 1
+        ends = ((v, finals[n]["mean"]) for _, n, v in points)
+        for value, level in sorted(ends, key=lambda p: (sign * p[0], down * p[1])):
+            if not front or down * level < down * front[-1][1]:
+                front.append((value, level))
         axes.plot(
             [x for x, _ in front],
             [y for _, y in front],
@@ -137,7 +140,7 @@ def _point_drawer(
         named = [(v, finals[n]["mean"], _short(n)) for _, n, v in points]
         _name_points(axes, named, [finals[n]["half_width"] or 0.0 for _, n, _ in points], front, palette)
         axes.set_xlabel(label)
-        axes.set_ylabel(f"final loss ({report['quality']['unit']})")
+        axes.set_ylabel(with_unit(report, f"final {quality_word(report)}"))
 
     return draw
 

@@ -9,37 +9,51 @@ from typing import Any
 from blockyard.workbench import units
 from blockyard.workbench.chart import Chart, seeds_in
 from blockyard.workbench.palette import Palette
-from blockyard.workbench.schema import Report, Run
+from blockyard.workbench.schema import Report, Run, higher_is_better, input_unit, quality_unit, quality_word, with_unit
 
 # Share of the horizontal axis whose losses may lie above the vertical one.
 STEEP_PART = 0.2
 
 _AXES = {
-    "tokens": ("training tokens", "", "the same text seen"),
+    "tokens": ("training {}s", "", "the same data seen"),
     "seconds": ("training clock", "s", "the same time spent on this machine"),
     "flops": ("training compute", "FLOP", "the same arithmetic done"),
 }
 
 
 def loss_curves(report: Report) -> list[Chart]:
+    """The quality against tokens, seconds and FLOPs, and what losses there are beside it."""
     found = []
+    is_loss = not any("quality" in run for choice in report["choices"] for run in choice["runs"])
+    which, metric = ("validation", "validation loss") if is_loss else ("quality", str(report["quality"]["metric"]))
     for key, (_, _, meaning) in _AXES.items():
-        runs = [run for choice in report["choices"] for run in choice["runs"] if _known(run["validation"])]
-        if not runs or max(len(run["validation"]["step"]) for run in runs) < 2:
+        if not _long_enough(report, which):
             continue
-        caption = f"Validation loss at {meaning}: read it upwards from one point of the axis. " + _band_words(report)
+        way = "downwards" if higher_is_better(report) else "upwards"
+        caption = f"{_capital(metric)} at {meaning}: read it {way} from one point of the axis. " + _band_words(report)
+        against = key if key != "flops" else "FLOPs"
+        if key == "tokens":
+            against = f"{input_unit(report)}s"
+        title = f"{_capital(quality_word(report))} against {against}"
+        found.append(Chart(f"loss-{key}", title, caption, _curve_drawer(report, which, key)))
+    if not is_loss and _long_enough(report, "validation"):
+        caption = f"What is minimised, on data kept aside. {_band_words(report)}"
         found.append(
-            Chart(
-                f"loss-{key}",
-                f"Loss against {key if key != 'flops' else 'FLOPs'}",
-                caption,
-                _curve_drawer(report, "validation", key),
-            )
+            Chart("validation-loss", "Validation loss", caption, _curve_drawer(report, "validation", "tokens"))
         )
     if any(len(_known(run["train"])) > 2 for choice in report["choices"] for run in choice["runs"]):
         caption = f"Training loss of every batch, averaged over a sliding window. {_band_words(report)}"
         found.append(Chart("train-loss", "Training loss", caption, _curve_drawer(report, "train", "tokens")))
     return found
+
+
+def _long_enough(report: Report, which: str) -> bool:
+    curves: list[Any] = [dict(run).get(which) for choice in report["choices"] for run in choice["runs"]]
+    return any(curve and _known(curve) and len(curve["step"]) > 1 for curve in curves)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _band_words(report: Report) -> str:
@@ -58,7 +72,11 @@ def _known(curve: Any) -> list[int]:
 def _curve_drawer(report: Report, which: str, key: str) -> Callable[[Any, Palette], None]:
     def draw(axes: Any, palette: Palette) -> None:
         label, unit, _ = _AXES[key]
-        curves: list[Any] = [dict(run)[which] for choice in report["choices"] for run in choice["runs"]]
+        label = label.format(input_unit(report))
+        # A quality of which more is better rises: its steep beginning is below.
+        rises = which == "quality" and higher_is_better(report)
+        runs = [run for choice in report["choices"] for run in choice["runs"] if which in run]
+        curves: list[Any] = [dict(run)[which] for run in runs]
         largest = max((curve[key][-1] for curve in curves if curve[key]), default=1.0)
         letter, factor = units.prefix(largest)
         early: list[float] = []
@@ -67,7 +85,7 @@ def _curve_drawer(report: Report, which: str, key: str) -> Callable[[Any, Palett
             look = palette.style(i)
             # A run that diverged stops early: it is drawn alone, so that it does not cut the mean short.
             for run in choice["runs"]:
-                if run["status"] == "diverged":
+                if run["status"] == "diverged" and which in run:
                     x, loss, _, _ = _over_seeds([run], which, key)
                     axes.plot(
                         [value / factor for value in x],
@@ -79,7 +97,8 @@ def _curve_drawer(report: Report, which: str, key: str) -> Callable[[Any, Palett
                         markersize=8,
                         markeredgewidth=2,
                     )
-            xs, means, lows, highs = _over_seeds([r for r in choice["runs"] if r["status"] == "finished"], which, key)
+            ended = [r for r in choice["runs"] if r["status"] == "finished" and which in r]
+            xs, means, lows, highs = _over_seeds(ended, which, key)
             if not xs:
                 continue
             xs = [x / factor for x in xs]
@@ -101,13 +120,14 @@ def _curve_drawer(report: Report, which: str, key: str) -> Callable[[Any, Palett
             # The first steps fall from log(vocabulary) and would press everything of interest into a corner.
             beyond = [m for x, m in zip(xs, means) if x >= STEEP_PART * largest / factor]
             early.append(beyond[0] if beyond else means[-1])
-            late.extend(lows)
+            late.extend(highs if rises else lows)
         if late:
-            low, high = min(late), max(early)
+            low, high = (min(early), max(late)) if rises else (min(late), max(early))
             if high > low:
                 axes.set_ylim(low - 0.06 * (high - low), high + 0.04 * (high - low))
         axes.set_xlim(0, None)
-        axes.set_ylabel(f"loss ({report['quality']['unit']})")
+        loss_unit = report["quality"].get("loss_unit") or quality_unit(report)
+        axes.set_ylabel(with_unit(report, quality_word(report)) if which == "quality" else f"loss ({loss_unit})")
         axes.set_xlabel(f"{label} ({_axis_unit(letter, unit)})" if letter or unit else label)
 
     return draw

@@ -6,7 +6,8 @@ from typing import Any
 
 from blockyard.workbench.chart import Chart, seeds_in
 from blockyard.workbench.palette import Palette
-from blockyard.workbench.schema import Report
+from blockyard.workbench.schema import Report, higher_is_better, with_unit
+from blockyard.workbench.verdict import finals
 
 
 def final_losses(report: Report) -> Chart | None:
@@ -14,11 +15,9 @@ def final_losses(report: Report) -> Chart | None:
     if not order:
         return None
     index = {choice["name"]: i for i, choice in enumerate(report["choices"])}
-    values = {
-        choice["name"]: [r["final_loss"] for r in choice["runs"] if r["final_loss"] is not None]
-        for choice in report["choices"]
-    }
-    unit = report["quality"]["unit"]
+    values = {choice["name"]: finals(choice) for choice in report["choices"]}
+    label = with_unit(report, f"final {report['quality']['metric']}")
+    side = "right" if higher_is_better(report) else "left"
 
     def draw(axes: Any, palette: Palette) -> None:
         names = list(order)
@@ -48,7 +47,7 @@ def final_losses(report: Report) -> Chart | None:
         axes.set_ylim(len(names) - 0.45, -0.55)
         axes.grid(False, axis="y")
         axes.margins(x=0.08)
-        axes.set_xlabel(f"final validation loss ({unit}); left is better")
+        axes.set_xlabel(f"{label}; {side} is better")
 
     n = seeds_in(report)
     caption = f"Each mark is one run, n = {n} per choice."

@@ -17,6 +17,7 @@ from blockyard.workbench.chart_curves import loss_curves
 from blockyard.workbench.chart_finals import final_losses
 from blockyard.workbench.chart_kernels import learnt_kernels
 from blockyard.workbench.palette import LIGHT, PLACEHOLDER, Palette
+from blockyard.workbench.parts import parts_of
 from blockyard.workbench.schema import Report
 from blockyard.workbench.svg import for_the_page
 
@@ -37,7 +38,8 @@ _RC = {
 
 def charts_of(report: Report) -> list[Chart]:
     """The figures that this report has data for, in reading order."""
-    found = [final_losses(report), *loss_curves(report), *trade_offs(report), *learnt_kernels(report)]
+    own = [chart for section in parts_of(report["task"]).sections(report) for chart in section.charts]
+    found = [final_losses(report), *loss_curves(report), *trade_offs(report), *own, *learnt_kernels(report)]
     return [chart for chart in found if chart is not None]
 
 

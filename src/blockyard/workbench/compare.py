@@ -1,8 +1,8 @@
 """`compare`: block choices trained side by side at an equal budget, measured, and reported.
 
-The whole path in one place: check every name, load the text once, size the models, plan the steps, train in turns,
-measure what they cost, let each write the same text's continuation, report. Everything before training either succeeds
-or says in one line what to change.
+The whole path in one place: check every name, load the data once, size the models, plan the steps, train in turns,
+measure what they cost, report. What differs between tasks comes from the task's kind (`training/kinds.py`) and its
+parts of the report (`parts.py`). Everything before training either succeeds or says in one line what to change.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from typing import Any
 
 import torch
 
-from blockyard.data import TextData, load_text
 from blockyard.errors import InputError
-from blockyard.generation.sampling import SamplingConfig
-from blockyard.generation.stream import generate_text
-from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.models.config import BlocksConfig
 from blockyard.training.config import as_dict
 from blockyard.training.environment import describe_environment
+from blockyard.training.kinds import Run
 from blockyard.training.machine import processor_name, system_name
-from blockyard.training.resolve import LMRun
 from blockyard.training.run import load_run
+from blockyard.training.task import Task
 from blockyard.workbench import measure, schema
 from blockyard.workbench.kernels import kernels_of
 from blockyard.workbench.live import Board, make_board
+from blockyard.workbench.parts import first_finished, parts_of
 from blockyard.workbench.plan import (
     Planned,
     State,
@@ -38,26 +37,38 @@ from blockyard.workbench.plan import (
     folder_of,
     make_plan,
     run_of,
+    task_on_meta,
     terms_of,
 )
 from blockyard.workbench.report import load_report, write_report
 from blockyard.workbench.runs import decisions_of, jobs_of, train_all
 from blockyard.workbench.settings import CompareConfig, Groups
 
-PROMPT_CHARACTERS = 48
-
 
 def compare_lm(
     config: CompareConfig, groups: Groups | None = None, out: str | Path = "comparison", *, show: bool = True
 ) -> schema.Report:
-    """Compare block choices as language models and write the report into a folder.
+    """Compare block choices as language models; see `compare`."""
+    return compare("lm", config, groups, out, show=show)
+
+
+def compare(
+    task: str,
+    config: CompareConfig,
+    groups: Groups | None = None,
+    out: str | Path = "comparison",
+    *,
+    show: bool = True,
+) -> schema.Report:
+    """Compare block choices on a task and write the report into a folder.
 
     The folder can be given again after a kill (the same terms go on where the last checkpoints are), or with more
     choices or seeds (only what is missing is run).
 
     Args:
+        task: the kind of task, by name.
         config: the terms.
-        groups: shared options: `model`, `train`, `data` (as `train lm` takes them) and `plugins`.
+        groups: shared options: `model`, `train`, `data` (as `train` takes them) and `plugins`.
         out: folder of the runs and the report.
         show: show progress on standard error.
 
@@ -72,15 +83,15 @@ def compare_lm(
         raise InputError("compare runs in one process; start it without torchrun")
     groups = dict(groups or {})
     out = Path(out)
-    base = base_run(groups)
+    base = base_run(task, groups)
     choices = configurations(config, base)
     for model in choices.values():
-        _ = model.layers  # every layer's options, before any text is read
+        _ = model.layers  # every layer's options, before any data are read
     if base.train.threads:
         torch.set_num_threads(base.train.threads)
-    board = make_board(show)
+    board = make_board(show, base.kind.unit)
     try:
-        data = load_text(base.data, base.model.context)
+        data = base.kind.load_data(base.data, base.model)
         state = State(out)
         try:
             return _compare(config, groups, out, base, choices, data, state, board, started)
@@ -94,22 +105,22 @@ def _compare(
     config: CompareConfig,
     groups: Groups,
     out: Path,
-    base: LMRun,
-    choices: Mapping[str, LMConfig],
-    data: TextData,
+    base: Run[Any, Any],
+    choices: Mapping[str, BlocksConfig],
+    data: Any,
     state: State,
     board: Board,
     started: float,
 ) -> schema.Report:
-    choices = {name: replace(model, vocab_size=data.tokenizer.vocab_size) for name, model in choices.items()}
+    choices = {name: base.kind.fit(model, data.assets) for name, model in choices.items()}
     state.agree(terms_of(config, base, data))
 
-    def pace(models: dict[str, LMConfig]) -> dict[str, float]:
+    def pace(models: dict[str, BlocksConfig]) -> dict[str, float]:
         board.say(f"measuring the speed of {', '.join(models)}")
         runs = {name: replace(base, model=model) for name, model in models.items()}
         return measure.seconds_per_step(runs, data, config.budget_value)
 
-    plan = make_plan(config, choices, base, state.data["plan"], pace)
+    plan = make_plan(config, choices, base, data, state.data["plan"], pace)
     state.keep_plan(plan)
     for planned in plan:
         board.say(f"{planned.name}: {planned.steps} steps, {planned.match['got']:,} ({planned.match['miss']:+.2%})")
@@ -122,18 +133,18 @@ def _compare(
 
 
 def _measurements(
-    config: CompareConfig, base: LMRun, plan: list[Planned], data: TextData, state: State, board: Board, out: Path
+    config: CompareConfig, base: Run[Any, Any], plan: list[Planned], data: Any, state: State, board: Board, out: Path
 ) -> dict[str, Any]:
     """Speed, cache and memory of every choice; measured together, so again for all when a choice is added."""
     kept = state.data["measured"]
     if set(kept) >= {p.name for p in plan} and (not config.measure_memory or all(k["memory"] for k in kept.values())):
         return kept
-    board.say("measuring speed, cache and memory")
+    board.say("measuring speed, cache and memory" if base.kind.decodes else "measuring speed and memory")
     seed = base.train.seed
     runs = {p.name: run_of(p, base, config, seed) for p in plan}
     compiled = {p.name: measure.compiled_in(decisions_of(folder_of(out, p.name, seed))) for p in plan}
     speeds = measure.training_speed(runs, data, compiled)
-    decoded = measure.decoding({p.name: p.model for p in plan})
+    decoded = measure.decoding(runs)
     memory = measure.peak_memory(runs) if config.measure_memory else {}
     state.data["measured"] = {
         p.name: {
@@ -159,34 +170,48 @@ def _report(
     config: CompareConfig,
     groups: Groups,
     out: Path,
-    base: LMRun,
+    base: Run[Any, Any],
     plan: list[Planned],
-    data: TextData,
+    data: Any,
     results: Mapping[tuple[str, int], schema.Run],
     measured: Mapping[str, Any],
     seconds: float,
 ) -> schema.Report:
+    kind, parts = base.kind, parts_of(base.task)
     seeds = list(range(base.train.seed, base.train.seed + config.seeds))
-    is_byte = data.tokenizer.name == "byte"
+    tasks = {p.name: task_on_meta(replace(base, model=p.model), data) for p in plan}
     choices = []
     for planned in plan:
         runs = [results[(planned.name, seed)] for seed in seeds]
-        choices.append(_choice(config, out, planned, runs, measured[planned.name], data))
+        choice = _choice(planned, runs, measured[planned.name], tasks[planned.name])
+        shown = first_finished(runs)
+        if shown is not None:
+            folder = folder_of(out, planned.name, shown["seed"])
+            choice["sample"] = parts.sample(config, folder, data)
+            choice["kernels"] = _kernels(folder, tasks[planned.name].model)
+        choices.append(choice)
     free = ("steps", "seed", "eval_every", "save_every", "log_every", "keep", "save_best", "progress", "tensorboard")
     model = {k: v for k, v in asdict(plan[0].model).items() if k != "blocks"}
+    quality = kind.quality(data)
+    read = {p.name: p.steps * tasks[p.name].tokens_per_step for p in plan}
     return {
         "schema": schema.SCHEMA,
         "status": "complete",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": "lm",
+        "task": kind.name,
+        "title": kind.title,
+        "input_unit": kind.unit,
         "reference": plan[0].name,
         "budget": {"unit": config.budget_unit, "value": config.budget_value},
         "match": config.match,
         "seeds": seeds,
         "quality": {
-            "metric": "validation loss",
-            "unit": "nats/byte" if is_byte else "nats/token",
-            "bytes_per_token": 1.0 if is_byte else data.bytes_per_token,
+            "metric": quality.metric,
+            "unit": quality.unit,
+            "key": quality.key,
+            "better": quality.better,
+            "loss_unit": quality.loss_unit or quality.unit,
+            **quality.facts,
         },
         "settings": {
             "model": model,
@@ -195,89 +220,55 @@ def _report(
             "compare": {k: v for k, v in asdict(config).items() if k != "blocks"},
         },
         "provenance": {
-            "command": config.command(groups, str(out)),
+            "command": config.command(base.task, groups, str(out)),
             "versions": _versions(),
             "data": data.fingerprint,
             "machine": _machine(base),
             "decisions": {p.name: decisions_of(folder_of(out, p.name, seeds[0])) for p in plan},
             "seconds_total": seconds,
         },
-        "notes": _notes(config, data, plan, results, base),
+        "notes": [*parts.notes(config, data, read), *_clock_notes(config, plan, results)],
         "choices": choices,
     }
 
 
-def _choice(
-    config: CompareConfig,
-    out: Path,
-    planned: Planned,
-    runs: list[schema.Run],
-    measured: Mapping[str, Any],
-    data: TextData,
-) -> schema.Choice:
-    with torch.device("meta"):
-        model = TransformerLM(planned.model)
-    context = planned.model.context
+def _choice(planned: Planned, runs: list[schema.Run], measured: Mapping[str, Any], task: Task) -> schema.Choice:
+    model: Any = task.model
     return {
         "name": planned.name,
         "blocks": planned.blocks,
         "shape": {key: getattr(planned.model, key) for key in ("d_model", "n_layers", "n_heads")},
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_core": model.non_embedding_parameters,
-        "flops_per_token": model.cost(context).flops / context,
+        # A step is three forward passes: one, and two for the gradients.
+        "flops_per_token": task.flops_per_step / 3 / task.tokens_per_step,
         "cache_bytes_per_token": measured["cache_bytes_per_token"],
         "match": planned.match,
         "speed": measured["speed"],
         "memory": measured["memory"],
-        "sample": _sample(config, out, planned, runs, data),
-        "kernels": _kernels(out, planned, runs, model),
+        "sample": None,
+        "kernels": None,
         "runs": runs,
     }
 
 
-def _sample(
-    config: CompareConfig, out: Path, planned: Planned, runs: list[schema.Run], data: TextData
-) -> schema.Sample | None:
-    """What the first finished run writes; None when none finished."""
-    finished = next((run for run in runs if run["status"] == "finished"), None)
-    if finished is None:
+def _kernels(folder: Path, model: Any) -> list[dict[str, Any]] | None:
+    """What the filtering layers of a finished run learnt; None when there are none.
+
+    Args:
+        folder: the run's.
+        model: the same model without memory, asked before the trained one is read.
+    """
+    if not any(hasattr(getattr(layer, "attn", None), "kernels") for layer in model.layers):
         return None
-    model, tokenizer, _ = load_run(folder_of(out, planned.name, finished["seed"]))
-    prompt = config.prompt if config.prompt is not None else _beginning(data)
-    sampling = SamplingConfig(temperature=config.temperature, seed=0)
-    pieces = generate_text(model, tokenizer, prompt, max_new_tokens=config.sample_tokens, sampling=sampling)
-    return {"prompt": prompt, "text": "".join(pieces), "seed": 0}
+    return kernels_of(load_run(folder).model)
 
 
-def _kernels(out: Path, planned: Planned, runs: list[schema.Run], model: TransformerLM) -> list[dict[str, Any]] | None:
-    """What the filtering layers of the first finished run learnt; None when there are none."""
-    finished = next((run for run in runs if run["status"] == "finished"), None)
-    if finished is None or not any(hasattr(getattr(layer, "attn", None), "kernels") for layer in model.layers):
-        return None
-    return kernels_of(load_run(folder_of(out, planned.name, finished["seed"]))[0])
-
-
-def _beginning(data: TextData) -> str:
-    """The first words of the validation text, cut after a blank where there is one."""
-    text = data.tokenizer.decode([int(t) for t in data.val[:PROMPT_CHARACTERS]]).replace("\ufffd", "")
-    text = text[:PROMPT_CHARACTERS].lstrip()
-    cut = max(text.rfind(" "), text.rfind("\n"))
-    return text[: cut + 1] if cut > 0 else text
-
-
-def _notes(
-    config: CompareConfig,
-    data: TextData,
-    plan: list[Planned],
-    results: Mapping[tuple[str, int], schema.Run],
-    base: LMRun,
+def _clock_notes(
+    config: CompareConfig, plan: list[Planned], results: Mapping[tuple[str, int], schema.Run]
 ) -> list[str]:
-    """What a reader should know beside the figures."""
+    """Which choices did not meet a budget in seconds."""
     found = []
-    for planned in plan:
-        tokens = planned.steps * base.train.batch_size * planned.model.context
-        if tokens > len(data.train):
-            found.append(f"{planned.name} reads the training text {tokens / len(data.train):.1f} times.")
     if config.budget_unit == "seconds":
         for planned in plan:
             spent = [run["seconds"] for (name, _), run in results.items() if name == planned.name]
@@ -292,7 +283,7 @@ def _versions() -> dict[str, str]:
     return {"blockyard": found["blockyard"], "python": found["python"], **found["packages"]}
 
 
-def _machine(base: LMRun) -> dict[str, Any]:
+def _machine(base: Run[Any, Any]) -> dict[str, Any]:
     cuda = torch.cuda.is_available() and base.train.device != "cpu"
     return {
         "cpu": processor_name(),

@@ -24,7 +24,7 @@ class Line:
         part: share of the budget spent, 0 to 1.
         loss: latest training loss, nats per token.
         val_loss: latest validation loss.
-        tokens_per_second: over the training clock.
+        tokens_per_second: tokens (or other units of input), over the training clock.
         status: waiting, training, finished, kept (from before), diverged.
     """
 
@@ -51,16 +51,21 @@ class Board(Protocol):
     def close(self) -> None: ...
 
 
-def make_board(shown: bool) -> Board:
-    """A live table when standard error is a terminal and rich is there, plain lines otherwise, or nothing."""
+def make_board(shown: bool, unit: str = "token") -> Board:
+    """A live table when standard error is a terminal and rich is there, plain lines otherwise, or nothing.
+
+    Args:
+        shown: whether to show anything.
+        unit: what the task's input is counted in, in the singular.
+    """
     if not shown:
         return Silent()
     if sys.stderr.isatty():
         try:
-            return Table()
+            return Table(unit)
         except MissingExtra:
             pass
-    return Lines()
+    return Lines(unit)
 
 
 class Silent:
@@ -79,7 +84,8 @@ class Silent:
 class Lines:
     """One plain line for each run in training, every ten seconds and when a run ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "token") -> None:
+        self._unit = unit
         self._shown = time.monotonic()
 
     def show(self, lines: list[Line], *, now: bool = False) -> None:
@@ -89,7 +95,7 @@ class Lines:
         self._shown = time.monotonic()
         for line in lines:
             if line.status == "training":
-                self.say("  ".join([f"{line.name} seed {line.seed}", *_figures(line)]))
+                self.say("  ".join([f"{line.name} seed {line.seed}", *_figures(line, self._unit)]))
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -101,7 +107,8 @@ class Lines:
 class Table:
     """rich's live table, drawn by our own calls: a drawing thread would take turns with the training."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "token") -> None:
+        self._unit = unit
         live = require("rich.live", extra="train")
         console = require("rich.console", extra="train").Console(stderr=True)
         self._live = live.Live(console=console, auto_refresh=False, transient=False)
@@ -118,7 +125,7 @@ class Table:
         table = require("rich.table", extra="train").Table(box=None, pad_edge=False)
         bar = require("rich.progress_bar", extra="train").ProgressBar
         text = require("rich.text", extra="train").Text
-        for name in ("choice", "seed", "progress", "loss", "val loss", "tokens/s", ""):
+        for name in ("choice", "seed", "progress", "loss", "val loss", f"{self._unit}s/s", ""):
             table.add_column(name, justify="left" if name in ("choice", "progress", "") else "right")
         for line in lines:
             table.add_row(
@@ -139,14 +146,14 @@ class Table:
         self._live.stop()
 
 
-def _figures(line: Line) -> list[str]:
+def _figures(line: Line, unit: str) -> list[str]:
     found = [f"{min(1.0, line.part):.0%}"]
     if line.loss is not None:
         found.append(f"loss {line.loss:.4f}")
     if line.val_loss is not None:
         found.append(f"val_loss {line.val_loss:.4f}")
     if line.tokens_per_second is not None:
-        found.append(f"{line.tokens_per_second:,.0f} tokens/s")
+        found.append(f"{line.tokens_per_second:,.0f} {unit}s/s")
     return found
 
 

@@ -8,19 +8,19 @@ the blocks and norms, without embedding and output matrix, of models built witho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
-from blockyard.blocks import build_block
 from blockyard.errors import InputError
-from blockyard.models.lm import LMConfig
+from blockyard.models.config import BlocksConfig
 from blockyard.pattern import LayerSpec, layer_options, parse_choice
 from blockyard.workbench import schema
 
+T = TypeVar("T")
 Unit = Literal["params", "flops", "none"]
 
 # The hidden width of an FFN by the names blocks give it; the only option that is solved for.
@@ -38,7 +38,7 @@ class Size:
     """What a model of blocks costs, without embedding and output matrix."""
 
     params: int
-    flops: int  # forward, per token, at the model's context
+    flops: int  # forward, per position, at the model's length
 
     def of(self, unit: Unit) -> int:
         return self.flops if unit == "flops" else self.params
@@ -48,11 +48,11 @@ class Size:
 class Matched:
     """A configuration of the reference's size, and the record of how it was reached."""
 
-    config: LMConfig
+    config: BlocksConfig
     record: schema.Match
 
 
-def size_of(config: LMConfig) -> Size:
+def size_of(config: BlocksConfig) -> Size:
     """Size of the blocks and the last norm of a model, by building each distinct layer once on the meta device.
 
     Raises:
@@ -65,35 +65,27 @@ def size_of(config: LMConfig) -> Size:
         if key not in known:
             block = meta_block(config, spec)
             cost: Any = block
-            known[key] = (sum(p.numel() for p in block.parameters()), cost.cost(config.context).flops)
+            known[key] = (sum(p.numel() for p in block.parameters()), cost.cost(config.length).flops)
         params, flops = params + known[key][0], flops + known[key][1]
-    if config.norm_position == "pre":
-        params += config.d_model * (2 if config.norm == "layer" else 1)
-    return Size(params, flops // config.context)
+    params += sum(p.numel() for p in on_meta(config.build_final_norm).parameters())
+    return Size(params, flops // config.length)
 
 
-def meta_block(config: LMConfig, spec: LayerSpec) -> nn.Module:
-    """The block of a layer without memory; on the CPU for a foreign module that cannot be built so."""
-    for device in ("meta", "cpu"):
-        try:
-            with torch.device(device):
-                return build_block(
-                    spec,
-                    d_model=config.d_model,
-                    n_heads=config.n_heads,
-                    causal=True,
-                    norm=config.norm,
-                    norm_position=config.norm_position,
-                    rope_theta=config.rope_theta,
-                    dropout=config.dropout,
-                )
-        except (NotImplementedError, RuntimeError):
-            if device == "cpu":
-                raise
-    raise AssertionError("unreachable")
+def meta_block(config: BlocksConfig, spec: LayerSpec) -> nn.Module:
+    """The block of a layer without memory."""
+    return on_meta(lambda: config.build_block(spec))
 
 
-def match(reference: LMConfig, choice: LMConfig, unit: Unit) -> Matched:
+def on_meta(build: Callable[[], T]) -> T:
+    """What `build` makes, without memory; on the CPU for a foreign module that cannot be built so."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except (NotImplementedError, RuntimeError):
+        return build()
+
+
+def match(reference: BlocksConfig, choice: BlocksConfig, unit: Unit) -> Matched:
     """Bring a choice to the reference's size.
 
     Args:
@@ -125,7 +117,7 @@ def match(reference: LMConfig, choice: LMConfig, unit: Unit) -> Matched:
     return Matched(found, record)
 
 
-def changes(before: LMConfig, after: LMConfig) -> dict[str, Any]:
+def changes(before: BlocksConfig, after: BlocksConfig) -> dict[str, Any]:
     """Options that differ, by name; a hidden width that differs between layers as "344/128"."""
     found: dict[str, Any] = {
         name: getattr(after, name) for name in ("d_model", "n_layers") if getattr(after, name) != getattr(before, name)
@@ -145,14 +137,14 @@ def changes(before: LMConfig, after: LMConfig) -> dict[str, Any]:
 class _Search:
     """Looks for the configuration nearest to a target, remembering the sizes it has worked out."""
 
-    def __init__(self, start: LMConfig, target: int, unit: Unit) -> None:
+    def __init__(self, start: BlocksConfig, target: int, unit: Unit) -> None:
         self.start, self.target, self.unit = start, target, unit
-        self._sizes: dict[LMConfig, float | None] = {}
+        self._sizes: dict[BlocksConfig, float | None] = {}
 
-    def best(self) -> LMConfig:
+    def best(self) -> BlocksConfig:
         """The first acceptable match of the stages in order, or the nearest of all: later stages change more."""
         best, least = self.start, self.miss(self.start)
-        stages: tuple[Iterator[LMConfig], ...] = (
+        stages: tuple[Iterator[BlocksConfig], ...] = (
             self.widths(self.start, 8),
             self.widths(self.start, 1),
             self.shapes("d_model", self.start),
@@ -170,12 +162,12 @@ class _Search:
                     return best
         return best
 
-    def miss(self, config: LMConfig) -> float:
+    def miss(self, config: BlocksConfig) -> float:
         """Relative distance from the target; infinite for what cannot be built."""
         size = self.size(config)
         return float("inf") if size is None else abs(size - self.target) / self.target
 
-    def size(self, config: LMConfig) -> float | None:
+    def size(self, config: BlocksConfig) -> float | None:
         key = replace(config, blocks=config.choice)  # a choice as text, which can be hashed
         if key not in self._sizes:
             self._sizes[key] = None
@@ -187,7 +179,7 @@ class _Search:
                     raise
         return self._sizes[key]
 
-    def widths(self, config: LMConfig, multiple: int) -> Iterator[LMConfig]:
+    def widths(self, config: BlocksConfig, multiple: int) -> Iterator[BlocksConfig]:
         """The same model with other hidden widths: a bisection of their common factor, rounded to a multiple.
 
         Multiples of 8 come first because matrix kernels are fast at them.
@@ -206,7 +198,7 @@ class _Search:
             yield candidate
             low, high = (middle, high) if size < self.target else (low, middle)
 
-    def shapes(self, name: Literal["d_model", "n_layers"], start: LMConfig) -> Iterator[LMConfig]:
+    def shapes(self, name: Literal["d_model", "n_layers"], start: BlocksConfig) -> Iterator[BlocksConfig]:
         """Models of other width or depth near the target, each with its hidden widths fitted for the rest."""
         # Heads of a width divisible by 8 are fast; by 2 is what rotary pairs need.
         steps = (8 * start.n_heads, 2 * start.n_heads) if name == "d_model" else (1,)
@@ -217,13 +209,13 @@ class _Search:
                 for multiple in (8, 1):
                     yield from self.widths(config, multiple)
 
-    def both(self) -> Iterator[LMConfig]:
+    def both(self) -> Iterator[BlocksConfig]:
         """Another depth and another width together, for choices whose size moves in coarse steps."""
         for layers in range(max(1, len(pattern_of(self.start)), self.start.n_layers - 2), self.start.n_layers + 5):
             if layers != self.start.n_layers:
                 yield from self.shapes("d_model", replace(self.start, n_layers=layers, blocks=pattern_of(self.start)))
 
-    def _ladder(self, name: str, step: int, start: LMConfig) -> Iterator[LMConfig]:
+    def _ladder(self, name: str, step: int, start: BlocksConfig) -> Iterator[BlocksConfig]:
         """Rising values of an option, up to eight times its start or well past the target."""
         pattern = pattern_of(start)
         least = max(step, len(pattern) if name == "n_layers" else step)
@@ -236,7 +228,7 @@ class _Search:
                 return
 
 
-def pattern_of(config: LMConfig) -> tuple[LayerSpec, ...]:
+def pattern_of(config: BlocksConfig) -> tuple[LayerSpec, ...]:
     """The layers as written, before they repeat over the depth."""
     return tuple(parse_choice(config.blocks)) if isinstance(config.blocks, str) else tuple(config.blocks)
 
@@ -246,13 +238,13 @@ def is_width(name: str) -> bool:
     return name.rpartition(".")[2] in WIDTH_OPTIONS
 
 
-def most_experts(config: LMConfig) -> int:
+def most_experts(config: BlocksConfig) -> int:
     """How many hidden layers of its own an FFN has at most: 1, or a mixture's experts."""
     blocks = [meta_block(config, spec) for spec in pattern_of(config)]
     return max(getattr(getattr(block, "ffn", None), "n_experts", 1) for block in blocks)
 
 
-def free_widths(config: LMConfig) -> list[dict[str, int]]:
+def free_widths(config: BlocksConfig) -> list[dict[str, int]]:
     """For each layer of the pattern, the hidden width that may be changed (name -> default), or nothing.
 
     Only what the user left open: a width written into the choice is what they want to compare.
@@ -274,7 +266,7 @@ def free_widths(config: LMConfig) -> list[dict[str, int]]:
     return found
 
 
-def with_widths(config: LMConfig, knobs: list[dict[str, int]], factor: float, multiple: int) -> LMConfig:
+def with_widths(config: BlocksConfig, knobs: list[dict[str, int]], factor: float, multiple: int) -> BlocksConfig:
     """The configuration with every free hidden width scaled by a factor and rounded to a multiple."""
     specs = []
     for spec, free in zip(pattern_of(config), knobs):

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 
 import blockyard
-from blockyard.data import TextData
 from blockyard.errors import InputError
-from blockyard.models.lm import LMConfig
 from blockyard.training.compilation import Extent, block_kinds, compilation_plan, compiler_missing
 from blockyard.training.decisions import decide_precision
 from blockyard.training.distributed import join_ranks
 from blockyard.training.engine import Engine
-from blockyard.training.lm import LMTask, build_lm
-from blockyard.training.resolve import LMRun, as_groups
+from blockyard.training.kinds import Run
+from blockyard.training.resolve import as_groups
+from blockyard.training.seeding import seeded
 from blockyard.workbench import schema
+from blockyard.workbench.plan import task_on_meta
 from blockyard.workbench.stats import spread
 
 WARM_STEPS = 3
@@ -41,11 +41,11 @@ DECODE_TOKENS = 64
 class _Clocked:
     """An engine that makes training steps on wall and CPU clocks."""
 
-    def __init__(self, run: LMRun, data: TextData, compiled: Extent) -> None:
+    def __init__(self, run: Run[Any, Any], data: Any, compiled: Extent) -> None:
         self.ranks = join_ranks(run.train.device)
         # The work of a real step, but the weights stay: a rate that makes training diverge must not stop the clock.
         still = replace(run.train, lr=1e-12, matrix_lr=1e-12)
-        self.task = LMTask(run.model, data, still)
+        self.task = run.kind.make_task(replace(run, train=still), data)
         self.engine = Engine(self.task, still, self.ranks, decide_precision(still, self.ranks.device))
         self.made = 0
         if compiled != "no":
@@ -63,13 +63,13 @@ class _Clocked:
 
 
 def training_speed(
-    runs: Mapping[str, LMRun], data: TextData, compiled: Mapping[str, Extent], rounds: int | None = None
+    runs: Mapping[str, Run[Any, Any]], data: Any, compiled: Mapping[str, Extent], rounds: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Tokens per second of training steps, by wall clock and by process CPU time.
+    """Tokens (or other units of input) per second of training steps, by wall clock and by process CPU time.
 
     Args:
         runs: the runs to imitate, by choice.
-        data: the text.
+        data: the task's data.
         compiled: how far a choice's own runs were compiled.
         rounds: turns of each choice; ROUNDS by default.
 
@@ -92,12 +92,12 @@ def training_speed(
     return {name: {"train_wall": spread(wall[name]), "train_cpu": spread(cpu[name])} for name in runs}
 
 
-def seconds_per_step(runs: Mapping[str, LMRun], data: TextData, budget: float) -> dict[str, float]:
+def seconds_per_step(runs: Mapping[str, Run[Any, Any]], data: Any, budget: float) -> dict[str, float]:
     """Training clock of one step for a budget in seconds, compilation spread over the steps where it will be done.
 
     Args:
         runs: the runs to imitate; their own number of steps does not matter.
-        data: the text.
+        data: the task's data.
         budget: seconds of a whole run.
     """
     # A twentieth of the budget for measuring, within reason.
@@ -105,45 +105,53 @@ def seconds_per_step(runs: Mapping[str, LMRun], data: TextData, budget: float) -
     speeds = training_speed(runs, data, {}, rounds)
     found = {}
     for name, run in runs.items():
-        tokens = run.train.batch_size * run.model.context
-        eager = tokens / speeds[name]["train_wall"]["median"]
+        eager = task_on_meta(run, data).tokens_per_step / speeds[name]["train_wall"]["median"]
         found[name] = _with_compilation(run, eager, budget)
     return found
 
 
-def _with_compilation(run: LMRun, eager: float, budget: float) -> float:
+def _with_compilation(run: Run[Any, Any], eager: float, budget: float) -> float:
     option = run.train.compile
     if option == "off" or compiler_missing():
         return eager
-    blocks = build_lm(run.model, 0).layers
+    blocks = list(getattr(_build(run, run.model), "layers", []))
+    if not blocks:
+        return eager
     # A budget below one step is refused later, where it is turned into steps.
     steps = max(1, round(budget / eager))
     _, seconds, _ = compilation_plan(eager, steps, kinds=block_kinds(blocks), layers=len(blocks))
     return seconds / steps
 
 
+def _build(run: Run[Any, Any], model: Any) -> Any:
+    """A model of the run's task with weights of seed 0."""
+    with seeded(0):
+        return run.kind.build_model(model)
+
+
 def decoding(
-    models: Mapping[str, LMConfig], rounds: int | None = None
+    runs: Mapping[str, Run[Any, Any]], rounds: int | None = None
 ) -> dict[str, tuple[dict[str, Any], float] | None]:
     """Tokens per second of greedy generation with the cache (one sequence), and the cache's bytes per token.
 
     Half of the context is read first, then up to 64 tokens are written one by one; only the writing is timed. The
-    bytes are those the cache holds at the end, divided by its tokens. None for a choice whose mixer has no cache.
+    bytes are those the cache holds at the end, divided by its tokens. None for a choice whose mixer has no cache, and
+    for a task whose models do not write.
     """
-    built = {name: build_lm(model, 0).eval() for name, model in models.items()}
-    speeds: dict[str, list[float]] = {name: [] for name in models}
+    built = {name: _build(run, run.model).eval() for name, run in runs.items() if run.kind.decodes}
+    speeds: dict[str, list[float]] = {name: [] for name in runs}
     sizes: dict[str, float] = {}
     order = list(built)
     for _ in range(rounds or DECODE_ROUNDS):
         for name in list(order):
             try:
-                tokens_per_second, sizes[name] = _decode(built[name], models[name].context)
+                tokens_per_second, sizes[name] = _decode(built[name], runs[name].model.length)
             except InputError:
                 order.remove(name)  # no cache: nothing to measure
                 continue
             speeds[name].append(tokens_per_second)
         order.reverse()
-    return {name: (spread(speeds[name]), sizes[name]) if speeds[name] else None for name in models}
+    return {name: (spread(speeds[name]), sizes[name]) if speeds[name] else None for name in runs}
 
 
 def _decode(model: Any, context: int) -> tuple[float, float]:
@@ -161,13 +169,14 @@ def _decode(model: Any, context: int) -> tuple[float, float]:
     return write / seconds, cache.nbytes / cache.length
 
 
-def peak_memory(runs: Mapping[str, LMRun]) -> dict[str, schema.Memory]:
+def peak_memory(runs: Mapping[str, Run[Any, Any]]) -> dict[str, schema.Memory]:
     """Peak memory of training, each choice in a fresh process (see peak_memory.py)."""
     return {name: _peak_memory(run) for name, run in runs.items()}
 
 
-def _peak_memory(run: LMRun) -> schema.Memory:
-    request = json.dumps({"groups": as_groups(run), "vocab_size": run.model.vocab_size}, default=list)
+def _peak_memory(run: Run[Any, Any]) -> schema.Memory:
+    fitted = {name: getattr(run.model, name) for name in run.kind.from_data}
+    request = json.dumps({"groups": as_groups(run), "fitted": fitted}, default=list)
     source = str(Path(blockyard.__file__).parents[1])
     path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
     try:

@@ -1,8 +1,9 @@
 """Run in a fresh process: how much memory training a model takes beyond the process itself.
 
-Reads {"groups", "vocab_size"} as JSON from standard input, builds the model, makes three training steps on random
-tokens and prints {"peak_bytes", "how"}. On a CPU it is the peak resident size minus the resident size before the model
-was built (libraries loaded and warm); on CUDA torch's own peak of allocated bytes.
+Reads {"groups", "fitted"} (the run, and what its model knows from its data) as JSON from standard input, builds the
+model, makes three training steps on the task's sample data and prints {"peak_bytes", "how"}. On a CPU it is the peak
+resident size minus the resident size before the model was built (libraries loaded and warm, data read); on CUDA torch's
+own peak of allocated bytes.
 """
 
 from __future__ import annotations
@@ -22,35 +23,37 @@ def main() -> int:
     """Measure what standard input asks for."""
     import torch
 
-    from blockyard.models.lm import LMConfig
     from blockyard.training.decisions import decide_precision
     from blockyard.training.distributed import join_ranks
     from blockyard.training.engine import Engine
-    from blockyard.training.lm import LMTask
+    from blockyard.training.kinds import Run
     from blockyard.training.resolve import resolve
 
     request = json.load(sys.stdin)
     run = resolve(request["groups"])
-    run = replace(run, model=replace(run.model, vocab_size=request["vocab_size"]))
+    run = replace(run, model=replace(run.model, **request["fitted"]))
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
 
     ranks = join_ranks(run.train.device)
     device = ranks.device
 
-    def train(model: LMConfig) -> Engine:
-        task = LMTask(model, _random_text(model.vocab_size, model.context), run.train)
-        engine = Engine(task, run.train, ranks, decide_precision(run.train, device))
+    def train(run: Run[Any, Any], data: Any) -> Engine:
+        engine = Engine(run.kind.make_task(run, data), run.train, ranks, decide_precision(run.train, device))
         for step in range(STEPS):
             engine.step(step)
         return engine
 
-    # Libraries, kernels and thread pools are not the model's memory: a tiny model wakes them first.
-    train(LMConfig(vocab_size=16, d_model=16, n_layers=1, n_heads=1, context=8))
+    # Libraries, kernels and thread pools are not the model's memory, nor are the data: a tiny language model wakes the
+    # former first.
+    tiny = resolve({"model": {"d_model": 16, "n_layers": 1, "n_heads": 1, "context": 8}})
+    tiny = replace(tiny, model=replace(tiny.model, vocab_size=16), train=run.train)
+    train(tiny, tiny.kind.sample_data(tiny))
+    data = run.kind.sample_data(run)
     gc.collect()
     _forget_peak()
     before = _status("VmRSS")
-    train(run.model)
+    train(run, data)
     if device.type == "cuda":
         peak: int | None = torch.cuda.max_memory_allocated(device)
         how = f"torch's peak of allocated CUDA memory over {STEPS} training steps, in a fresh process"
@@ -62,15 +65,6 @@ def main() -> int:
         how = f"peak resident size over {STEPS} training steps in a fresh process, less its size without the model"
     print(json.dumps({"peak_bytes": peak, "how": how}))
     return 0
-
-
-def _random_text(vocabulary: int, context: int) -> Any:
-    import numpy as np
-
-    from blockyard.data import ByteTokenizer, TextData
-
-    tokens = np.random.default_rng(0).integers(0, vocabulary, 64 * (context + 1)).astype(np.uint32)
-    return TextData(tokens, ByteTokenizer(), val_fraction=0.1, context=context, fingerprint={})
 
 
 def _forget_peak() -> None:

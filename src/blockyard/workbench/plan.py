@@ -14,16 +14,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from blockyard.data import TextData
 from blockyard.errors import InputError
-from blockyard.models.lm import LMConfig
+from blockyard.models.config import BlocksConfig
 from blockyard.pattern import format_choice, parse_choice
-from blockyard.training.config import FREE_ON_RESUME, TrainConfig, as_dict
+from blockyard.training.config import FREE_ON_RESUME, as_dict
 from blockyard.training.folder import locked_folder
-from blockyard.training.resolve import LMRun, as_groups, resolve
+from blockyard.training.kinds import DEFAULT, Run
+from blockyard.training.resolve import as_groups, resolve
+from blockyard.training.task import Task
 from blockyard.workbench import schema
 from blockyard.workbench.budget import steps_for
-from blockyard.workbench.match import match
+from blockyard.workbench.match import match, on_meta
 from blockyard.workbench.report import write_atomically
 from blockyard.workbench.settings import CompareConfig, Groups
 
@@ -46,7 +47,7 @@ class Planned:
     """
 
     name: str
-    model: LMConfig
+    model: BlocksConfig
     match: schema.Match
     steps: int
     seconds_per_step: float | None
@@ -59,8 +60,8 @@ class Planned:
         )
 
 
-def base_run(groups: Groups) -> LMRun:
-    """The shared options, checked: model, train, data and plugins.
+def base_run(task: str, groups: Groups) -> Run[Any, Any]:
+    """The shared options of a task, checked: model, train, data and plugins.
 
     Raises:
         InputError: for an unknown group or option, or a wrong type.
@@ -73,24 +74,26 @@ def base_run(groups: Groups) -> LMRun:
             )
     if (groups.get("model") or {}).get("pattern"):
         raise InputError("model.pattern: compare takes its layers from --blocks")
-    return resolve(groups)
+    return resolve(groups, task)
 
 
-def configurations(config: CompareConfig, base: LMRun) -> dict[str, LMConfig]:
+def configurations(config: CompareConfig, base: Run[Any, Any]) -> dict[str, Any]:
     """Every choice as a model configuration, unmatched.
 
     Raises:
         InputError: for an unknown name or option in a choice.
     """
-    return {name: replace(base.model, blocks=tuple(parse_choice(name))) for name in config.names}
+    ffn = base.kind.choice_ffn
+    return {name: replace(base.model, blocks=tuple(parse_choice(name, ffn))) for name in config.names}
 
 
 def make_plan(
     config: CompareConfig,
-    choices: Mapping[str, LMConfig],
-    base: LMRun,
+    choices: Mapping[str, BlocksConfig],
+    base: Run[Any, Any],
+    data: Any,
     known: Mapping[str, Any],
-    seconds_per_step: Callable[[dict[str, LMConfig]], dict[str, float]],
+    seconds_per_step: Callable[[dict[str, BlocksConfig]], dict[str, float]],
 ) -> list[Planned]:
     """Size every choice and count its steps.
 
@@ -98,6 +101,7 @@ def make_plan(
         config: the terms.
         choices: name -> configuration, the reference first.
         base: the shared options.
+        data: the task's data.
         known: what compare.json holds of a plan made before, by name: its steps and speeds are kept.
         seconds_per_step: measures the training clock of a step for the choices that need it, in turns.
 
@@ -112,26 +116,26 @@ def make_plan(
         speeds.update(seconds_per_step(missing))
     planned = []
     for name, found in matched.items():
-        steps = known.get(name, {}).get("steps") or steps_for(
-            config.budget_unit,
-            config.budget_value,
-            tokens_per_step=base.train.batch_size * found.config.context,
-            flops_per_step=training_flops(found.config, base.train),
-            seconds_per_step=speeds[name],
-        )
+        steps = known.get(name, {}).get("steps")
+        if not steps:
+            task = task_on_meta(replace(base, model=found.config), data)
+            steps = steps_for(
+                config.budget_unit,
+                config.budget_value,
+                tokens_per_step=task.tokens_per_step,
+                flops_per_step=task.flops_per_step,
+                seconds_per_step=speeds[name],
+            )
         planned.append(Planned(name, found.config, found.record, steps, speeds[name]))
     return planned
 
 
-def training_flops(model: LMConfig, train: TrainConfig) -> int:
-    """FLOPs of one optimizer step: three forward passes over the batch, with the output matrix."""
-    from blockyard.workbench.match import size_of
-
-    head = 2 * model.d_model * model.vocab_size
-    return 3 * train.batch_size * model.context * (size_of(model).flops + head)
+def task_on_meta(run: Run[Any, Any], data: Any) -> Task:
+    """The task of a run with a model that takes no memory: what a step counts, what the model's size is."""
+    return on_meta(lambda: run.kind.make_task(run, data))
 
 
-def run_of(planned: Planned, base: LMRun, config: CompareConfig, seed: int) -> LMRun:
+def run_of(planned: Planned, base: Run[Any, Any], config: CompareConfig, seed: int) -> Run[Any, Any]:
     """One run: the planned model with one seed, evaluated and saved at even distances."""
     every = max(1, planned.steps // config.evaluations)
     train = replace(
@@ -232,7 +236,7 @@ class State:
         self._lock.close()
 
 
-def terms_of(config: CompareConfig, base: LMRun, data: TextData) -> dict[str, Any]:
+def terms_of(config: CompareConfig, base: Run[Any, Any], data: Any) -> dict[str, Any]:
     """Everything that must stay the same for runs to belong to one comparison, as flat plain data."""
     groups = as_groups(base)
     model = {key: value for key, value in groups["model"].items() if key != "pattern"}
@@ -243,10 +247,10 @@ def terms_of(config: CompareConfig, base: LMRun, data: TextData) -> dict[str, An
         "budget.unit": config.budget_unit,
         "budget.value": config.budget_value,
         "evaluations": config.evaluations,
-        "data sha256": data.fingerprint.get("sha256"),
-        "tokenizer": data.fingerprint.get("tokenizer_sha256") or data.tokenizer.name,
-        "val_fraction": base.data.val_fraction,
+        **base.kind.terms(base, data),
     }
+    if base.task != DEFAULT:  # folders from before there were several tasks do not name it
+        terms["task"] = base.task
     if config.match != "none":
         terms["first choice (the reference)"] = config.names[0]
     terms |= {f"model.{key}": value for key, value in model.items()}

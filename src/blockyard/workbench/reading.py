@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from blockyard.workbench import units
-from blockyard.workbench.schema import Choice, Ranked, Report
+from blockyard.workbench.parts import parts_of
+from blockyard.workbench.schema import (
+    Choice,
+    Ranked,
+    Report,
+    bytes_per_token,
+    final_of,
+    input_unit,
+    position_word,
+    quality_word,
+    with_unit,
+)
 from blockyard.workbench.verdict import budget_amount
-
-TASKS = {"lm": "language model"}
 
 
 def title(report: Report) -> str:
     """The name of the page."""
-    return f"Transformer blocks compared: {TASKS.get(report['task'], report['task'])}"
+    return f"Transformer blocks compared: {report.get('title', 'language model')}"
 
 
-_MATCH_WORDS = {"params": "equal parameters", "flops": "equal FLOPs per token", "none": "not matched in size"}
+_MATCH_WORDS = {"params": "equal parameters", "flops": "equal FLOPs per {}", "none": "not matched in size"}
 
 
 @dataclass(frozen=True)
@@ -34,10 +43,12 @@ def facts(report: Report) -> list[tuple[str, str]]:
     """The terms of the comparison at a glance."""
     settings = report["settings"]
     model, train = settings.get("model", {}), settings.get("train", {})
-    unit = {"tokens": "tokens", "seconds": "of training each", "flops": "each"}[report["budget"]["unit"]]
+    unit = {"tokens": f"{input_unit(report)}s", "seconds": "of training each", "flops": "each"}[
+        report["budget"]["unit"]
+    ]
     found = [
         ("Budget", f"{budget_amount(report)} {unit}"),
-        ("Size", _MATCH_WORDS[report["match"]]),
+        ("Size", _MATCH_WORDS[report["match"]].format(position_word(report))),
         ("Seeds", str(len(report["seeds"]))),
     ]
     reference = next((c["shape"] for c in report["choices"] if c["name"] == report["reference"]), {})
@@ -46,35 +57,31 @@ def facts(report: Report) -> list[tuple[str, str]]:
         reference.get("d_model", model.get("d_model")),
     )
     if layers and width:
-        found.append(
-            (
-                "Reference model",
-                f"{layers} layers, width {width}, context {model.get('context', units.NOTHING)}",
-            )
-        )
+        context = f", context {model['context']}" if model.get("context") else ""
+        found.append(("Reference model", f"{layers} layers, width {width}{context}"))
     if train.get("optimizer"):
         rate = "default learning rates" if train.get("lr") is None else f"learning rate {train['lr']}"
         found.append(("Training", f"{train['optimizer']}, {rate}, batch {train.get('batch_size')}"))
     source = report["provenance"].get("data", {}).get("source")
     if source:
-        found.append(("Text", str(source)))
-    return found
+        found.append(("Data", str(source)))
+    return found + parts_of(report["task"]).facts(report)
 
 
 def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
     """Column names and rows of the ranking."""
     choices = {choice["name"]: choice for choice in report["choices"]}
     reference = choices[report["reference"]]
-    unit, per_byte = report["quality"]["unit"], _bytes_per_token(report)
+    unit, per_byte, word = input_unit(report), bytes_per_token(report), quality_word(report)
     columns = [
         "choice",
-        f"final loss ({unit})",
+        with_unit(report, f"final {word}"),
         "parameters",
-        "FLOPs / token",
-        "training tokens / s",
+        f"FLOPs / {unit}",
+        f"training {unit}s / s",
         "peak memory",
-        "cache bytes / token",
-        "generated tokens / s",
+        f"cache bytes / {unit}",
+        f"generated {unit}s / s",
     ]
     rows = []
     for ranked in report["ranking"]:
@@ -110,6 +117,9 @@ def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
         ]
         place = _place(report, ranked)
         rows.append(Row(place, ranked["name"], ranked["rank"] == 1 and report["verdict"]["kind"] == "winner", cells))
+    if not any(choice["cache_bytes_per_token"] or _median(choice, "decode_wall") for choice in choices.values()):
+        # Models that write nothing have no cache.
+        return columns[:-2], [replace(row, cells=row.cells[:-2]) for row in rows]
     return columns, rows
 
 
@@ -147,13 +157,11 @@ def _against(choice: Choice, reference: Choice, figure: Any) -> str:
     return units.ratio(share) if share >= 0.35 else f"1/{its / mine:.2g}"
 
 
-def _bytes_per_token(report: Report) -> float:
-    return float(report["quality"].get("bytes_per_token") or 1.0)
-
-
 def match_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     """How each choice was sized, and by how much that missed the reference."""
-    matched = {"params": "parameters", "flops": "FLOPs / token", "none": "parameters"}[report["match"]]
+    matched = {"params": "parameters", "flops": f"FLOPs / {position_word(report)}", "none": "parameters"}[
+        report["match"]
+    ]
     rows = []
     for choice in report["choices"]:
         match, shape = choice["match"], choice["shape"]
@@ -193,26 +201,18 @@ def run_rows(report: Report) -> tuple[list[str], list[list[str]]]:
                     units.count(run["tokens"]),
                     units.duration(run["seconds"]),
                     units.count(run["flops"]),
-                    units.NOTHING if run["final_loss"] is None else f"{run['final_loss']:.4f}",
+                    units.NOTHING if (final := final_of(run)) is None else f"{final:.4f}",
                     run["status"] + (f": {run['note']}" if run["note"] else ""),
                 ]
             )
-    return ["choice", "seed", "steps", "tokens", "training clock", "FLOPs", "final loss", "status"], rows
+    columns = ["choice", "seed", "steps", f"{input_unit(report)}s", "training clock", "FLOPs"]
+    return [*columns, f"final {quality_word(report)}", "status"], rows
 
 
 def how_to_read(report: Report) -> list[str]:
     """What the figures mean and what they do not."""
-    n = len(report["seeds"])
-    unit = report["quality"]["unit"]
-    lines = [
-        f"Loss is the mean cross-entropy on held-out text in {unit}; lower is better. "
-        + (
-            "A token is a byte, so it compares with any other byte-level result."
-            if _bytes_per_token(report) == 1
-            else f"A token is {_bytes_per_token(report):.2f} bytes on average; only the figure per byte compares with "
-            "results of other tokenizers."
-        )
-    ]
+    n, word = len(report["seeds"]), quality_word(report)
+    lines = parts_of(report["task"]).how_to_read(report)
     if n > 1:
         lines.append(
             f"± is a 95 % t-interval over {n} seeds. A choice is called worse only when the interval of its difference "
@@ -220,7 +220,8 @@ def how_to_read(report: Report) -> list[str]:
             "shown, which is not the same as none."
         )
     else:
-        lines.append("With one seed there is no interval, so the order of the losses is not a finding.")
+        lines.append(f"With one seed there is no interval, so the order by {word} is not a finding.")
+    has_cache = any(choice["cache_bytes_per_token"] for choice in report["choices"])
     lines += [
         "The same seed gives every choice the same batches in the same order. Optimizer and learning rate are the same "
         "for all and were not tuned for any: a choice that wants another rate may do better than shown.",
@@ -228,8 +229,8 @@ def how_to_read(report: Report) -> list[str]:
         "counts batches and steps, compilation included, and leaves out evaluation and checkpoints.",
         "Parameters leave out embeddings and the output layer. FLOPs count matrix multiplications of one forward pass, "
         "two per multiply-add, attention dense; training compute is three times that.",
-        "Speed is measured apart from training, in a raw loop that alternates between the choices: medians. Cache "
-        "bytes are those of the cache itself after filling it.",
+        "Speed is measured apart from training, in a raw loop that alternates between the choices: medians."
+        + (" Cache bytes are those of the cache itself after filling it." if has_cache else ""),
     ]
     memory = next((c["memory"]["how"] for c in report["choices"] if c["memory"]), None)
     if memory:

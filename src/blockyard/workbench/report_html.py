@@ -10,6 +10,7 @@ from typing import Any
 from blockyard.workbench import units
 from blockyard.workbench.charts import Chart, charts_of, render_svg
 from blockyard.workbench.palette import LIGHT, MARKER_PATHS, PLACEHOLDER, SERIES
+from blockyard.workbench.parts import Section, parts_of
 from blockyard.workbench.reading import (
     facts,
     how_to_read,
@@ -19,18 +20,23 @@ from blockyard.workbench.reading import (
     run_rows,
     title,
 )
-from blockyard.workbench.schema import Report
+from blockyard.workbench.schema import Report, higher_is_better, quality_word
 
 
 def render_html(report: Report) -> str:
     """The whole page. `report` has been through `verdict.analyse`."""
     charts = charts_of(report)
     drawn = {chart.name: render_svg(chart, report) for chart in charts}
+    own = parts_of(report["task"]).sections(report)
+    listed = {chart.name for section in own for chart in section.charts}
+    charts = [chart for chart in charts if chart.name not in listed]
+    curves = f"How the {quality_word(report)} {'rises' if higher_is_better(report) else 'falls'}"
     sections = [
         _header(report),
         _ranking(report, [c for c in charts if c.group == "answer"], drawn),
-        _figures(report, "How the loss falls", [c for c in charts if c.group == "curves"], drawn),
+        _figures(report, curves, [c for c in charts if c.group == "curves"], drawn),
         _figures(report, "What quality costs", [c for c in charts if c.group == "costs"], drawn),
+        *(_own(report, section, drawn) for section in own),
         _kernels([c for c in charts if c.group == "kernels"], drawn),
         _samples(report),
         _fairness(report),
@@ -136,15 +142,30 @@ def _figure(chart: Chart, drawn: dict[str, str], *, wide: bool = False) -> str:
     )
 
 
+def _key(report: Report) -> str:
+    """Which line and mark is which choice."""
+    items = "".join(f"<li>{swatch(i)}{_name(choice['name'])}</li>" for i, choice in enumerate(report["choices"]))
+    return f'<ul class="key">{items}</ul>'
+
+
 def _figures(report: Report, heading: str, charts: list[Chart], drawn: dict[str, str]) -> str:
     if not charts:
         return ""
-    key = "".join(f"<li>{swatch(i)}{_name(choice['name'])}</li>" for i, choice in enumerate(report["choices"]))
     figures = "\n".join(_figure(chart, drawn) for chart in charts)
-    return (
-        f'<section>\n<h2>{escape(heading)}</h2>\n<ul class="key">{key}</ul>\n'
-        f'<div class="grid">\n{figures}\n</div>\n</section>'
-    )
+    return f'<section>\n<h2>{escape(heading)}</h2>\n{_key(report)}\n<div class="grid">\n{figures}\n</div>\n</section>'
+
+
+def _own(report: Report, section: Section, drawn: dict[str, str]) -> str:
+    """A section of the task's own: tables, then charts."""
+    lede = f'<p class="lede">{_prose(section.lede)}</p>\n' if section.lede else ""
+    tables = ""
+    for table in section.tables:
+        caption = f"<h3>{escape(table.caption)}</h3>\n" if table.caption else ""
+        tables += f"{caption}{_table(list(table.columns), [list(row) for row in table.rows], frozenset())}\n"
+    shown = [chart for chart in section.charts if chart.name in drawn]
+    figures = "\n".join(_figure(chart, drawn) for chart in shown)
+    grid = f'{_key(report)}\n<div class="grid">\n{figures}\n</div>\n' if shown else ""
+    return f"<section>\n<h2>{escape(section.heading)}</h2>\n{lede}{tables}{grid}</section>"
 
 
 def _kernels(charts: list[Chart], drawn: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 
 from blockyard.workbench.charts import charts_of
+from blockyard.workbench.parts import parts_of
 from blockyard.workbench.reading import (
     facts,
     how_to_read,
@@ -15,7 +16,7 @@ from blockyard.workbench.reading import (
     run_rows,
     title,
 )
-from blockyard.workbench.schema import Report
+from blockyard.workbench.schema import Report, best_of, final_of, quality_unit
 
 
 def render_markdown(report: Report) -> str:
@@ -39,6 +40,10 @@ def render_markdown(report: Report) -> str:
         "## Figures",
         *(f"![{chart.title}]({chart.name}.png)\n\n{chart.caption}" for chart in charts_of(report)),
     ]
+    for section in parts_of(report["task"]).sections(report):
+        parts += [f"## {section.heading}", _plain(section.lede)]
+        for table in section.tables:
+            parts += [table.caption, _table(list(table.columns), [list(row) for row in table.rows])]
     samples = [choice for choice in report["choices"] if choice["sample"]]
     if samples:
         parts.append("## What they write")
@@ -93,6 +98,8 @@ CSV_COLUMNS = (
     "status",
     "final_loss",
     "best_loss",
+    "final_quality",
+    "best_quality",
     "unit",
     "steps",
     "tokens",
@@ -139,7 +146,9 @@ def render_csv(report: Report) -> str:
                     run["status"],
                     run["final_loss"],
                     run["best_loss"],
-                    report["quality"]["unit"],
+                    final_of(run),
+                    best_of(run),
+                    quality_unit(report),
                     run["steps"],
                     run["tokens"],
                     run["seconds"],

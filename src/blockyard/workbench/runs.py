@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockyard.data import TextData
 from blockyard.errors import InputError
-from blockyard.training.folder import CONFIG, METRICS
+from blockyard.training.folder import CONFIG, METRICS, plain
 from blockyard.training.guard import NonFiniteError
-from blockyard.training.lm import LMTask
-from blockyard.training.resolve import LMRun, as_groups
+from blockyard.training.kinds import Quality, Run
+from blockyard.training.resolve import as_groups
 from blockyard.training.signals import Interrupted, StopRequest
 from blockyard.training.trainer import Trainer
 from blockyard.workbench import schema
@@ -38,10 +37,10 @@ class Job:
     planned: Planned
     seed: int
     folder: Path
-    run: LMRun
+    run: Run[Any, Any]
 
 
-def jobs_of(plan: list[Planned], base: LMRun, config: CompareConfig, out: Path) -> dict[int, list[Job]]:
+def jobs_of(plan: list[Planned], base: Run[Any, Any], config: CompareConfig, out: Path) -> dict[int, list[Job]]:
     """The runs by seed."""
     first = base.train.seed
     return {
@@ -51,7 +50,7 @@ def jobs_of(plan: list[Planned], base: LMRun, config: CompareConfig, out: Path) 
 
 
 def train_all(
-    jobs: Mapping[int, list[Job]], config: CompareConfig, data: TextData, board: Board
+    jobs: Mapping[int, list[Job]], config: CompareConfig, data: Any, board: Board
 ) -> dict[tuple[str, int], schema.Run]:
     """Train what is missing; returns every run by (choice, seed).
 
@@ -85,7 +84,7 @@ def _note(line: Line, run: schema.Run, status: str) -> None:
 
 
 def _train_in_turns(
-    jobs: list[Job], config: CompareConfig, data: TextData, board: Board, lines: Mapping[tuple[str, int], Line]
+    jobs: list[Job], config: CompareConfig, data: Any, board: Board, lines: Mapping[tuple[str, int], Line]
 ) -> Iterator[tuple[Job, schema.Run]]:
     with ExitStack() as open_runs, StopRequest().listening() as stop:
         waiting = [(job, _open(job, data, open_runs)) for job in jobs]
@@ -93,13 +92,13 @@ def _train_in_turns(
             # There and back again: the first in one round is the last in the next.
             for job, trainer in list(waiting):
                 line = lines[(job.planned.name, job.seed)]
-                ended = _advance(job, trainer, config)
+                ended = _advance(job, trainer, config, data)
                 _look(line, trainer, config, job)
                 if ended is not None:
                     trainer.close()
                     waiting.remove((job, trainer))
                     _note(line, ended, "finished")
-                    board.say(_end_line(job, ended))
+                    board.say(_end_line(job, ended, job.run.kind.quality(data)))
                     yield job, ended
                 board.show(list(lines.values()), now=ended is not None)
                 if stop.signal is not None and waiting:
@@ -109,15 +108,15 @@ def _train_in_turns(
             waiting.reverse()
 
 
-def _open(job: Job, data: TextData, stack: ExitStack) -> Trainer:
+def _open(job: Job, data: Any, stack: ExitStack) -> Trainer:
     resume = (job.folder / CONFIG).exists()
-    task = LMTask(job.run.model, data, job.run.train)
+    task = job.run.kind.make_task(job.run, data)
     trainer = Trainer(task, job.run.train, job.folder, resolved=as_groups(job.run), resume=resume)
     stack.callback(trainer.close)
     return trainer
 
 
-def _advance(job: Job, trainer: Trainer, config: CompareConfig) -> schema.Run | None:
+def _advance(job: Job, trainer: Trainer, config: CompareConfig, data: Any) -> schema.Run | None:
     """One slice of a run; its record when that ended it."""
     steps = config.slice_steps
     if config.budget_unit == "seconds":
@@ -126,23 +125,34 @@ def _advance(job: Job, trainer: Trainer, config: CompareConfig) -> schema.Run | 
         steps = steps_left(left, pace, steps)
         # The clock ends the run, so the clock is what the schedule must end with.
         trainer.end_schedule_at(trainer.step + round(left / max(pace, 1e-9)))
+    kind = job.run.kind
+    quality = kind.quality(data)
     try:
         if steps:
             trainer.advance(steps)
     except NonFiniteError as error:
-        return _finish(job, trainer, "diverged", note=str(error))
+        return _finish(job, trainer, quality, "diverged", note=str(error))
     spent = config.budget_unit == "seconds" and trainer.seconds >= config.budget_value
     if not (trainer.done or spent):
         return None
     extra = {}
     if not trainer.done:  # the clock ended it between two evaluations
-        extra = {"val_loss": trainer.evaluate()["val_loss"]}
+        evaluated = trainer.evaluate()
+        extra = {key: evaluated[key] for key in ("val_loss", quality.key)}
     trainer.save()
-    return _finish(job, trainer, "finished", extra=extra)
+    figures = trainer.engine.with_model_at_rest(lambda model: kind.figures(job.run, data, model))
+    return _finish(job, trainer, quality, "finished", extra=extra, figures=figures)
 
 
 def _finish(
-    job: Job, trainer: Trainer, status: str, *, note: str = "", extra: Mapping[str, float] | None = None
+    job: Job,
+    trainer: Trainer,
+    quality: Quality,
+    status: str,
+    *,
+    note: str = "",
+    extra: Mapping[str, float] | None = None,
+    figures: Mapping[str, Any] | None = None,
 ) -> schema.Run:
     rows = read_metrics(job.folder)
     if extra:
@@ -165,6 +175,13 @@ def _finish(
         "train": curve(rows, "loss"),
         "validation": curve(rows, "val_loss"),
     }
+    if quality.key != "val_loss":
+        found = [row[quality.key] for row in rows if row.get(quality.key) is not None]
+        run["final_quality"] = found[-1] if ended and found else None
+        run["best_quality"] = (min if quality.better == "lower" else max)(found) if ended and found else None
+        run["quality"] = curve(rows, quality.key)
+    if figures:
+        run["figures"] = plain(figures)
     run = without_nan(run)
     write_result(job.folder, run, trainer.decisions.why)
     return run
@@ -180,11 +197,14 @@ def _look(line: Line, trainer: Trainer, config: CompareConfig, job: Job) -> None
     line.part = trainer.seconds / config.budget_value if by_clock else trainer.step / job.planned.steps
 
 
-def _end_line(job: Job, run: schema.Run) -> str:
+def _end_line(job: Job, run: schema.Run, quality: Quality) -> str:
     name = f"{job.planned.name} seed {job.seed}"
     if run["status"] == "diverged":
         return f"{name}: diverged; {run['note']}"
-    return f"{name}: val_loss {run['final_loss']:.4f} after {run['steps']} steps, {run['seconds']:.1f} s"
+    figures = f"val_loss {run['final_loss']:.4f}"
+    if run.get("final_quality") is not None:
+        figures += f", {quality.metric} {run['final_quality']:.4f}"
+    return f"{name}: {figures} after {run['steps']} steps, {run['seconds']:.1f} s"
 
 
 def curve(rows: list[dict[str, Any]], key: str) -> schema.Curve:

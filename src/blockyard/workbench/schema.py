@@ -37,6 +37,11 @@ class Run(TypedDict):
     note: str
     train: Curve
     validation: Curve
+    # Only where the quality is another figure than the validation loss; `quality.loss` holds its values.
+    final_quality: NotRequired[float | None]
+    best_quality: NotRequired[float | None]
+    quality: NotRequired[Curve]
+    figures: NotRequired[dict[str, Any]]  # the task's own, see its page
 
 
 class Spread(TypedDict):
@@ -49,7 +54,7 @@ class Spread(TypedDict):
 
 
 class Speed(TypedDict):
-    """Raw-loop speed, tokens per second of wall clock and of process CPU time."""
+    """Raw-loop speed, tokens (or other units of input) per second of wall clock and of process CPU time."""
 
     train_wall: Spread
     train_cpu: Spread
@@ -119,7 +124,7 @@ class Ranked(TypedDict):
 
 
 class Comparison(TypedDict):
-    """A choice against the leader. `difference` = its mean loss - the leader's, nats per token."""
+    """A choice against the leader. `difference` = its mean final quality - the leader's."""
 
     name: str
     against: str
@@ -147,7 +152,9 @@ class Report(TypedDict):
     budget: dict[str, Any]  # {"unit", "value"}
     match: str
     seeds: list[int]
-    quality: dict[str, Any]  # {"metric", "unit", "bytes_per_token"}
+    title: NotRequired[str]  # what the models are: "language model"
+    input_unit: NotRequired[str]  # what tokens, tokens/s and FLOPs/token count: "token", "sample", "window"
+    quality: dict[str, Any]  # {"metric", "unit", "key", "better"} and the task's own facts, such as bytes_per_token
     settings: dict[str, Any]  # the resolved groups: model, train, data, compare
     provenance: dict[str, Any]
     notes: list[str]
@@ -155,3 +162,49 @@ class Report(TypedDict):
     ranking: NotRequired[list[Ranked]]
     comparisons: NotRequired[list[Comparison]]
     verdict: NotRequired[Verdict]
+
+
+def final_of(run: Run) -> float | None:
+    """The run's final quality, which is its validation loss unless it says otherwise; None unless it finished."""
+    return run.get("final_quality", run["final_loss"])
+
+
+def best_of(run: Run) -> float | None:
+    """The run's best quality over its evaluations."""
+    return run.get("best_quality", run["best_loss"])
+
+
+def quality_word(report: Report) -> str:
+    """The quality as a noun within a sentence: "loss", "accuracy"."""
+    return str(report["quality"].get("metric", "loss")).removeprefix("validation ")
+
+
+def quality_unit(report: Report) -> str:
+    """Its unit, "" for a plain number."""
+    return str(report["quality"].get("unit", ""))
+
+
+def with_unit(report: Report, word: str) -> str:
+    """ "final loss (nats/byte)", or "final accuracy"."""
+    unit = quality_unit(report)
+    return f"{word} ({unit})" if unit else word
+
+
+def higher_is_better(report: Report) -> bool:
+    """Whether more of the quality is better; reports that do not say are about a loss."""
+    return report["quality"].get("better") == "higher"
+
+
+def input_unit(report: Report) -> str:
+    """What is counted as input, in the singular."""
+    return report.get("input_unit", "token")
+
+
+def position_word(report: Report) -> str:
+    """What the blocks see a row of: tokens, or, where the input is counted otherwise, positions."""
+    return "token" if input_unit(report) == "token" else "position"
+
+
+def bytes_per_token(report: Report) -> float:
+    """Bytes per token of the validation text, 1 where that does not apply."""
+    return float(report["quality"].get("bytes_per_token") or 1.0)

@@ -15,12 +15,13 @@ Groups = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """The terms of a comparison; what the models, the training and the text are comes as option groups beside it.
+    """The terms of a comparison; what the models, the training and the data are comes as option groups beside it.
 
     Args:
         blocks: the choices, separated by `;` or (when none has brackets) `,`; the first is the reference.
         match: make all choices as large as the first in `params` or in `flops` per token, or `none`.
-        budget_unit: what every run may spend: `tokens`, `seconds` of training clock, or `flops` of training.
+        budget_unit: what every run may spend: `tokens` (or whatever the task's input is counted in), `seconds` of
+            training clock, or `flops` of training.
         budget_value: how much of it.
         seeds: number of runs of each choice, with seeds train.seed, train.seed + 1, …; intervals need two or more.
         slice_steps: steps a run makes before it is the next one's turn.
@@ -64,7 +65,7 @@ class CompareConfig:
         """The choices as written, the reference first."""
         return ["".join(choice.split()) for choice in split_choices(self.blocks)]
 
-    def command(self, groups: Groups, out: str) -> str:
+    def command(self, task: str, groups: Groups, out: str) -> str:
         """The command line that asks for this comparison again."""
         words: list[tuple[str, Any]] = [("blocks", ";".join(self.names))]
         words += [
@@ -77,7 +78,7 @@ class CompareConfig:
                 words += [("plugin", module) for module in options]
             else:
                 words += [(f"{group}.{key}", value) for key, value in options.items()]
-        return command_line("blockyard compare lm", [*words, ("out", out)])
+        return command_line(f"blockyard compare {task}", [*words, ("out", out)])
 
 
 def flag(field: str) -> str:

@@ -10,7 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blockyard.workbench import units
-from blockyard.workbench.schema import Choice, Comparison, Interval, Ranked, Report, Verdict
+from blockyard.workbench.schema import (
+    Choice,
+    Comparison,
+    Interval,
+    Ranked,
+    Report,
+    Verdict,
+    best_of,
+    final_of,
+    higher_is_better,
+    input_unit,
+    position_word,
+    quality_unit,
+    quality_word,
+)
 from blockyard.workbench.stats import difference, interval
 
 CONFIDENCE = 0.95
@@ -28,16 +42,16 @@ def analyse(report: Report) -> Report:
 
 
 def finals(choice: Choice) -> list[float]:
-    """Final validation losses of the runs that have one, in nats per token."""
-    return [run["final_loss"] for run in choice["runs"] if run["final_loss"] is not None]
+    """Final qualities of the runs that have one."""
+    return [value for run in choice["runs"] if (value := final_of(run)) is not None]
 
 
 def rank(report: Report) -> list[Ranked]:
-    """Choices by mean final loss; one with a diverged run comes after all that have none."""
+    """Choices by mean final quality; one with a diverged run comes after all that have none."""
     rows: list[Ranked] = []
     for choice in report["choices"]:
         diverged = sum(run["status"] == "diverged" for run in choice["runs"])
-        best = [run["best_loss"] for run in choice["runs"] if run["best_loss"] is not None]
+        best = [value for run in choice["runs"] if (value := best_of(run)) is not None]
         final = _interval(finals(choice), diverged)
         rows.append({"name": choice["name"], "rank": None, "final": final, "best": _interval(best, diverged)})
     # Python's sort is stable: choices that never finished keep the order in which they were named.
@@ -45,13 +59,18 @@ def rank(report: Report) -> list[Ranked]:
         key=lambda row: (
             row["final"]["mean"] is None,
             row["final"]["diverged"] > 0,
-            row["final"]["mean"] or 0.0,
+            _sign(report) * (row["final"]["mean"] or 0.0),
         )
     )
     for place, row in enumerate(rows, start=1):
         if row["final"]["mean"] is not None and row["final"]["diverged"] == 0:
             row["rank"] = place
     return rows
+
+
+def _sign(report: Report) -> int:
+    """Multiplied by it, a quality is the better the lower it is."""
+    return -1 if higher_is_better(report) else 1
 
 
 def _interval(values: list[float], diverged: int) -> Interval:
@@ -74,7 +93,7 @@ def compare_with_leader(report: Report, ranking: list[Ranked]) -> list[Compariso
         if gap is None or half_width is None or row["final"]["diverged"]:
             verdict = "unknown"
         else:
-            verdict = "worse" if gap > half_width else "none"
+            verdict = "worse" if _sign(report) * gap > half_width else "none"
         found.append(
             {
                 "name": row["name"],
@@ -100,7 +119,7 @@ def put_in_words(report: Report) -> Verdict:
         }
     leader = ranked[0]
     by_name = {choice["name"]: choice for choice in report["choices"]}
-    level = f"{_loss(leader['final'])} {report['quality']['unit']}"
+    level = f"{_level(leader['final'])} {quality_unit(report) or quality_word(report)}"
     where = at_equal(report)
     if len(ranking) == 1:
         headline = f"{leader['name']} reached {level} {spent(report)}."
@@ -111,7 +130,7 @@ def put_in_words(report: Report) -> Verdict:
     same = [row["name"] for row in report["comparisons"] if row["verdict"] == "none"]
     worse = [row["name"] for row in report["comparisons"] if row["verdict"] == "worse"]
     trade_offs = [
-        _trade_off(by_name[row["name"]], by_name[leader["name"]], row)
+        _trade_off(report, by_name[row["name"]], by_name[leader["name"]], row)
         for row in report["comparisons"]
         if row["difference"] is not None and row["verdict"] != "unknown"
     ]
@@ -137,7 +156,7 @@ def put_in_words(report: Report) -> Verdict:
 
 
 def _one_seed(report: Report, ranked: list[Ranked], details: list[str]) -> Verdict:
-    unit, places = report["quality"]["unit"], 3
+    unit, places = quality_unit(report) or quality_word(report), 3
     losses = [f"{row['name']} {row['final']['mean']:.{places}f}" for row in ranked]
     headline = (
         f"One seed, so no claim: {join(losses)} {unit} {at_equal(report)}. "
@@ -146,36 +165,41 @@ def _one_seed(report: Report, ranked: list[Ranked], details: list[str]) -> Verdi
     leader, by_name = ranked[0]["name"], {choice["name"]: choice for choice in report["choices"]}
     advantages = []
     for row in ranked[1:]:
-        gains = _advantages(by_name[row["name"]], by_name[leader])
+        gains = _advantages(report, by_name[row["name"]], by_name[leader])
         if gains:
             advantages.append(f"What needs no seeds: against {leader}, {row['name']} {join(gains)}.")
     advice = "Run the same command with --seeds 3 or more to learn whether they differ; this run is kept."
     return {"kind": "one_seed", "headline": headline, "details": [*advantages, advice, *details]}
 
 
-def _trade_off(choice: Choice, leader: Choice, row: Comparison) -> str:
+def _trade_off(report: Report, choice: Choice, leader: Choice, row: Comparison) -> str:
     """ "tva+vft is 0.40 ± 0.03 worse, but caches 16× fewer bytes per token." """
     assert row["difference"] is not None
-    gains = _advantages(choice, leader)
+    word = quality_word(report)
+    gains = _advantages(report, choice, leader)
     if row["verdict"] == "none":
         if not gains:
-            return f"{choice['name']} differs from {leader['name']} in loss by less than the seeds do."
-        return f"{choice['name']}, no different in loss, {join(gains)}."
-    gap = units.plus_minus(row["difference"], row["half_width"])
+            return f"{choice['name']} differs from {leader['name']} in {word} by less than the seeds do."
+        return f"{choice['name']}, no different in {word}, {join(gains)}."
+    gap = units.plus_minus(_sign(report) * row["difference"], row["half_width"])
     if not gains:
         return f"{choice['name']} is {gap} worse, with no advantage in speed, memory or cache."
     return f"{choice['name']} is {gap} worse, but {join(gains)}."
 
 
-def _advantages(choice: Choice, other: Choice) -> list[str]:
-    """What the choice does better than the other, apart from loss, largest first."""
+def _advantages(report: Report, choice: Choice, other: Choice) -> list[str]:
+    """What the choice does better than the other, apart from quality, largest first."""
     found: list[tuple[float, str]] = []
 
     def note(better: float | None, worse: float | None, text: str) -> None:
         if better and worse and worse / better >= _WORTH_SAYING:
             found.append((worse / better, text.format(units.times(worse / better))))
 
-    note(choice["cache_bytes_per_token"], other["cache_bytes_per_token"], "caches {} fewer bytes per token")
+    note(
+        choice["cache_bytes_per_token"],
+        other["cache_bytes_per_token"],
+        f"caches {{}} fewer bytes per {input_unit(report)}",
+    )
     mine, its = choice["speed"], other["speed"]
     if mine and its:
         note(its["train_wall"]["median"], mine["train_wall"]["median"], "trains {} faster")
@@ -191,6 +215,7 @@ def _advantages(choice: Choice, other: Choice) -> list[str]:
 def _warnings(report: Report) -> list[str]:
     """What makes the comparison less than it seems: divergence, unfinished runs, a match that missed."""
     found: list[str] = []
+    matched = "parameters" if report["match"] == "params" else f"FLOPs per {position_word(report)}"
     for choice in report["choices"]:
         lost = [run for run in choice["runs"] if run["status"] == "diverged"]
         if lost:
@@ -212,7 +237,7 @@ def _warnings(report: Report) -> list[str]:
         if report["match"] != "none" and abs(miss) > 0.02:
             found.append(
                 f"{choice['name']} is {abs(miss):.1%} {'larger' if miss > 0 else 'smaller'} than {report['reference']} "
-                f"in {_MATCHED[report['match']]}: no setting of its widths comes nearer."
+                f"in {matched}: no setting of its widths comes nearer."
             )
     return found + report["notes"]
 
@@ -228,21 +253,17 @@ def _widened(choice: Choice, report: Report) -> str:
     )
 
 
-_MATCHED = {"params": "parameters", "flops": "FLOPs per token"}
-
-
 def at_equal(report: Report) -> str:
     """ "at equal tokens (2.0 M)" """
-    return f"at equal {_BUDGET[report['budget']['unit']]} ({budget_amount(report)})"
+    unit = report["budget"]["unit"]
+    what = {"tokens": f"{input_unit(report)}s", "seconds": "training time", "flops": "training FLOPs"}[unit]
+    return f"at equal {what} ({budget_amount(report)})"
 
 
 def spent(report: Report) -> str:
     """ "after 2.0 M tokens" """
-    what = {"tokens": " tokens", "flops": "", "seconds": " of training"}[report["budget"]["unit"]]
+    what = {"tokens": f" {input_unit(report)}s", "flops": "", "seconds": " of training"}[report["budget"]["unit"]]
     return f"after {budget_amount(report)}{what}"
-
-
-_BUDGET = {"tokens": "tokens", "seconds": "training time", "flops": "training FLOPs"}
 
 
 def budget_amount(report: Report) -> str:
@@ -253,7 +274,7 @@ def budget_amount(report: Report) -> str:
     return units.count(value, "FLOP" if unit == "flops" else "")
 
 
-def _loss(found: Interval) -> str:
+def _level(found: Interval) -> str:
     return units.plus_minus(found["mean"], found["half_width"])
 
 

@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_together(options, beams, draft, drawn_only, [*searching], [*helping])
     # A run may name plug-ins that lie there, as `train lm` found them.
     see_current_folder()
-    model, tokenizer, _ = load_run(Path(arguments.run))
+    model, tokenizer, _ = load_run(Path(arguments.run), tasks=("lm",))
     if beams.beams is not None:
         write_beams(model, tokenizer, prompts, options, beams)
         return 0

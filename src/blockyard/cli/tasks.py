@@ -1,0 +1,165 @@
+"""`train TASK` and `compare TASK` for every kind of task: the command files are one line each."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blockyard.cli.command import Command
+from blockyard.cli.parser import Parser
+from blockyard.errors import InputError
+
+if TYPE_CHECKING:
+    from blockyard.cli.groups import Group
+
+RUNS = Path("runs")
+FOLDER = "comparison"
+BUDGET = "budget_"
+# What a comparison decides for every run by itself.
+DECIDED = ("steps", "eval_every", "save_every", "log_every", "keep", "save_best", "on_non_finite", "progress",
+           "tensorboard")  # fmt: skip
+# Terms of a comparison that only models have that write.
+WRITING = ("prompt", "sample_tokens", "temperature")
+
+
+def prepare(words: list[str]) -> None:
+    """Import the plug-ins that settings files name."""
+    from blockyard.cli.sources import load_file_plugins
+
+    load_file_plugins(words)
+
+
+def train_command(task: str, summary: str, *, order: int = 12, example: str = "") -> Command:
+    """`blockyard train TASK`.
+
+    Args:
+        task: the task's name.
+        summary: one line for the overview.
+        order: place in the overview.
+        example: a command line shown below the help.
+    """
+
+    def add_arguments(parser: Parser) -> None:
+        from blockyard.cli.groups import train_groups
+        from blockyard.cli.settings import add_groups
+        from blockyard.cli.sources import add_config
+
+        parser.plain("--out", f"folder of the run; the next free runs/{task}-NNN when not given", metavar="DIR")
+        add_config(parser)
+        parser.plain("--resume", "go on from the last checkpoint in --out, with that run's settings",
+                     action="store_true")  # fmt: skip
+        add_groups(parser, train_groups(task))
+
+    def run(arguments: argparse.Namespace) -> int:
+        from blockyard.cli.groups import train_groups
+        from blockyard.cli.settings import resolve
+        from blockyard.cli.sources import PLUGINS, given_settings, settings_files
+        from blockyard.training.run import train
+
+        if arguments.resume and arguments.out is None:
+            raise InputError("--resume needs the run to go on with: --out DIR")
+        files = settings_files(arguments.config, arguments.out, arguments.resume)
+        groups = train_groups(task)
+        given, plugins = given_settings(arguments, files, groups, task)
+        settings = resolve(groups, given)
+        out = Path(arguments.out) if arguments.out is not None else next_folder(task)
+        train({**settings, PLUGINS: plugins}, out, arguments.resume, task=task)
+        return 0
+
+    return Command(f"train {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example)
+
+
+def next_folder(task: str) -> Path:
+    """The first free runs/TASK-NNN.
+
+    Raises:
+        InputError: under torchrun, where the processes could each find another one free.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+        raise InputError("several processes train one run: name its folder with --out DIR")
+    number = 1
+    while (RUNS / f"{task}-{number:03}").exists():
+        number += 1
+    return RUNS / f"{task}-{number:03}"
+
+
+def compare_groups(task: str) -> dict[str, Group]:
+    """The terms of the comparison, its budget, and what all its models share."""
+    from blockyard.cli.groups import Group, by_name, dataclass_group
+    from blockyard.options import options_of
+    from blockyard.training.config import TrainConfig
+    from blockyard.training.kinds import task_kind
+    from blockyard.workbench.settings import CompareConfig
+
+    kind = task_kind(task)
+    terms = options_of(CompareConfig)
+    budget = {
+        name.removeprefix(BUDGET): replace(option, name=name.removeprefix(BUDGET))
+        for name, option in terms.items()
+        if name.startswith(BUDGET)
+    }
+    hidden = () if kind.decodes else WRITING
+    own = {name: option for name, option in terms.items() if not name.startswith(BUDGET) and name not in hidden}
+    hidden_model = (*kind.from_data, "blocks")
+    return by_name(
+        [
+            Group("", "what is compared", own),
+            Group("budget", "when each run stops", budget),
+            dataclass_group("model", "the shape that all start from", kind.model_config, without=hidden_model),
+            dataclass_group("train", "the training of every run", TrainConfig, without=DECIDED),
+            dataclass_group("data", kind.data_title, kind.data_config),
+        ]
+    )
+
+
+def block_option(flag: str, known: dict[str, Group]) -> str | None:
+    """Where an option of a block belongs in a comparison, or None when the flag is none."""
+    from blockyard.registry import owners
+
+    group, dot, key = flag.removeprefix("--").partition(".")
+    holders = owners(key) if dot and group not in known else []
+    if not holders:
+        return None
+    return f"{flag}: an option of a block stands behind its name here, as in --blocks '{holders[0]}[{key}=...]'"
+
+
+def compare_command(task: str, summary: str, *, order: int = 32, example: str = "") -> Command:
+    """`blockyard compare TASK`; arguments as for `train_command`."""
+
+    def add_arguments(parser: Parser) -> None:
+        from blockyard.cli.settings import add_groups
+        from blockyard.cli.sources import add_config
+
+        parser.plain("--out", f"folder of the runs and the report; given again, the comparison goes on ({FOLDER})",
+                     metavar="DIR", default=FOLDER)  # fmt: skip
+        add_config(parser)
+        known = compare_groups(task)
+        add_groups(parser, known)
+        otherwise = parser.explain_unknown
+        parser.explain_unknown = lambda flag: block_option(flag, known) or otherwise(flag)
+
+    def run(arguments: argparse.Namespace) -> int:
+        from blockyard.cli.settings import read_given
+        from blockyard.cli.sources import PLUGINS, given_settings, settings_files
+        from blockyard.workbench.compare import compare
+        from blockyard.workbench.settings import CompareConfig
+
+        known = compare_groups(task)
+        given, plugins = given_settings(arguments, settings_files(arguments.config, None, False), known, task)
+        settings = read_given(known, given)
+        budget = {BUDGET + key: value for key, value in settings.pop("budget").items()}
+        config = CompareConfig(**settings.pop(""), **budget)
+        shared: dict[str, Any] = {name: options for name, options in settings.items() if options}
+        if plugins:
+            shared[PLUGINS] = plugins
+        compare(task, config, shared, Path(arguments.out))
+        if not (sys.stdout.isatty() and sys.stderr.isatty()):
+            # A person at a terminal has just been told; a script reads it here.
+            print(Path(arguments.out) / "report.html")
+        return 0
+
+    return Command(f"compare {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example)

@@ -1,0 +1,103 @@
+"""The part of a model's configuration that all models share: which blocks, how wide, how many, how normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from blockyard.blocks import build_block
+from blockyard.errors import InputError
+from blockyard.layers.complex_norms import make_complex_norm
+from blockyard.layers.norms import make_norm
+from blockyard.pattern import LayerSpec, check_layer, format_choice, parse_choice, repeat_to_depth
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksConfig:
+    """The blocks of a model. A model's own configuration inherits from it and adds what goes in and what comes out.
+
+    Args:
+        blocks: the layers, as a choice (`"spectral*3/standard"`) or specifications; fewer than n_layers repeat.
+        d_model: width of the residual stream.
+        n_layers: number of blocks.
+        n_heads: number of attention heads, dividing d_model.
+        norm: rms or layer.
+        norm_position: pre (norm before each sublayer, and a last one) or post (after each addition).
+        dropout: probability of dropping, for the embedding and for every mixer and FFN that has dropout.
+        rope_theta: base of the rotary wavelengths; larger for longer contexts.
+        zero_init_outputs: start every block as the identity and every output at 0.
+    """
+
+    blocks: str | tuple[LayerSpec, ...] = "standard"
+    d_model: int = 256
+    n_layers: int = 4
+    n_heads: int = 4
+    norm: Literal["rms", "layer"] = "rms"
+    norm_position: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+    rope_theta: float = 10_000.0
+    zero_init_outputs: bool = True
+
+    def __post_init__(self) -> None:
+        self.check_at_least_one("d_model", "n_layers", "n_heads")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"dropout={self.dropout} should be at least 0 and below 1")
+        # Written so that NaN and infinity are refused, too.
+        if not 0 < self.rope_theta < float("inf"):
+            raise InputError(f"rope_theta={self.rope_theta} should be positive")
+
+    def check_at_least_one(self, *names: str) -> None:
+        """Refuse sizes below 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} should be at least 1")
+
+    @property
+    def length(self) -> int:
+        """Positions that the blocks see at once in training: what costs are counted and matched at."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many positions its blocks see")
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether every position is to see the past alone."""
+        return True
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether the activations are complex numbers."""
+        return False
+
+    @property
+    def layers(self) -> list[LayerSpec]:
+        """One checked specification per layer."""
+        specs: Sequence[LayerSpec] = parse_choice(self.blocks) if isinstance(self.blocks, str) else self.blocks
+        if not specs:
+            raise InputError("blocks is empty; name at least one layer")
+        return repeat_to_depth([check_layer(spec) for spec in specs], self.n_layers)
+
+    @property
+    def choice(self) -> str:
+        """The layers as one line of text."""
+        return self.blocks if isinstance(self.blocks, str) else format_choice(self.blocks)
+
+    def build_block(self, spec: LayerSpec) -> Any:
+        """Construct one layer as this model has it."""
+        return build_block(
+            spec,
+            d_model=self.d_model,
+            n_heads=self.n_heads,
+            causal=self.is_causal,
+            norm=self.norm,
+            norm_position=self.norm_position,
+            rope_theta=self.rope_theta,
+            dropout=self.dropout,
+            complex_valued=self.is_complex,
+        )
+
+    def build_final_norm(self) -> nn.Module:
+        """The norm after the last block; post-norm blocks end in one of their own."""
+        make = make_complex_norm if self.is_complex else make_norm
+        return make(self.norm, self.d_model) if self.norm_position == "pre" else nn.Identity()

@@ -1,0 +1,138 @@
+"""What every model of blocks has between its embedding and its head: the blocks by layer pattern, and the last norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from blockyard.blocks import Aux
+from blockyard.cache import ModelCache
+from blockyard.costs import Cost
+from blockyard.layers.rotary import RotaryPositionalEmbedding
+from blockyard.models.config import BlocksConfig
+
+
+class Trunk(nn.Module):
+    """Base of the models: a model adds its embedding before and its head after.
+
+    A model's constructor makes its modules in the order in which data pass through them and calls `build_blocks` and,
+    last, `start_as_identity`. Activations are [B, T, d_model], real or, with blocks for them, complex.
+
+    Args:
+        config: the blocks.
+    """
+
+    def __init__(self, config: BlocksConfig) -> None:
+        super().__init__()
+        self.config = config
+        # Recompute each block in the backward pass instead of keeping its activations.
+        self.checkpoint_activations = False
+
+    def build_blocks(self) -> None:
+        """Make `layers` and `ln_final`.
+
+        Raises:
+            InputError: for a mixer that cannot be causal where the model is, or options that do not fit.
+        """
+        self.layers: Any = nn.ModuleList(self.config.build_block(spec) for spec in self.config.layers)
+        self.ln_final = self.config.build_final_norm()
+
+    def start_as_identity(self) -> None:
+        """Make every block the identity if the configuration says so, and compute rotary tables once for all."""
+        if self.config.zero_init_outputs:
+            for layer in self.layers:
+                if hasattr(layer, "zero_init_output"):
+                    layer.zero_init_output()
+        for module in self.modules():
+            if isinstance(module, RotaryPositionalEmbedding):
+                module.prepare(self.config.length)
+
+    def through_blocks(
+        self,
+        x: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: ModelCache | None = None,
+        last: int | None = None,
+    ) -> tuple[Tensor, Aux | None]:
+        """Pass activations through the blocks and the last norm.
+
+        Args:
+            x: [B, T, d_model].
+            padding_mask: [B, T], nonzero = keep; with a cache [B, past + T].
+            positions: [T] or [B, T]; by default from the cache and the padding mask.
+            cache: from `new_cache`.
+            last: return only the last so many positions; all by default.
+
+        Returns: [B, T, d_model], and `{"losses": {name: sum over layers}, "stats": {"layers.0": …}}` when a block has
+            something to say.
+        """
+        collected: list[tuple[int, Aux]] = []
+        for i, layer in enumerate(self.layers):
+            arguments: dict[str, Any] = {
+                "padding_mask": padding_mask,
+                "positions": positions,
+                "cache": None if cache is None else cache[i],
+            }
+            if self.checkpoint_activations and torch.is_grad_enabled() and cache is None:
+                x, aux = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=True, **arguments)
+            else:
+                x, aux = layer(x, **arguments)
+            if aux:
+                collected.append((i, aux))
+        if last is not None:
+            x = x[:, max(0, x.shape[1] - last) :]
+        return self.ln_final(x), _merge_aux(collected)
+
+    def new_cache(
+        self,
+        batch: int,
+        max_len: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> ModelCache:
+        """An empty cache of every layer, owned by the caller.
+
+        Args:
+            batch: number of sequences.
+            max_len: capacity in tokens; None grows on demand.
+            dtype: floating type, by default that of the parameters.
+            device: by default that of the parameters.
+
+        Raises:
+            InputError: when a layer's mixer has no cache.
+        """
+        return ModelCache([layer.new_cache(batch, max_len, dtype, device) for layer in self.layers])
+
+    def blocks_cost(self, length: int) -> Cost:
+        """Parameters and cache bytes per position of blocks and last norm; forward FLOPs for one row of `length`."""
+        total = Cost(sum(p.numel() for p in self.ln_final.parameters()))
+        for layer in self.layers:
+            total = total + layer.cost(length)
+        return total
+
+    def cost(self, length: int) -> Cost:
+        """The same of the whole model, embedding and head included."""
+        raise NotImplementedError
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """Parameters of the blocks and norms: without the embedding and the head."""
+        return sum(p.numel() for m in (self.layers, self.ln_final) for p in m.parameters())
+
+
+def _merge_aux(collected: list[tuple[int, Aux]]) -> Aux | None:
+    if not collected:
+        return None
+    losses: dict[str, Tensor] = {}
+    stats: dict[str, Any] = {}
+    for i, aux in collected:
+        for name, value in aux.get("losses", {}).items():
+            losses[name] = losses[name] + value if name in losses else value
+        if aux.get("stats"):
+            stats[f"layers.{i}"] = aux["stats"]
+    return {"losses": losses, "stats": stats}

@@ -1,0 +1,35 @@
+"""What blocks return beside their output, as part of a task's loss and of its log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from blockyard.training.config import TrainConfig
+
+
+def with_auxiliary(
+    loss: Tensor, aux: dict[str, Any] | None, config: TrainConfig, name: str = "task_loss"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add the blocks' own losses, weighted, and gather what is to be logged.
+
+    Args:
+        loss: the task's loss, a scalar.
+        aux: a model's `aux`: `{"losses": {name: scalar}, "stats": {"layers.0": {name: tensor}}}`, or None.
+        config: the factors on auxiliary losses.
+        name: under which the task's own loss is logged when others are added to it.
+
+    Returns: the loss to differentiate, and detached: the losses apart, and the blocks' statistics.
+    """
+    if not aux:
+        return loss, {}
+    stats: dict[str, Tensor] = {}
+    if aux.get("losses"):
+        stats[name] = loss.detach()
+        for key, value in aux["losses"].items():
+            stats[f"loss/{key}"] = value.detach()
+            loss = loss + (config.z_loss_weight if key == "z" else config.aux_loss_weight) * value
+    for layer, found in aux.get("stats", {}).items():
+        stats |= {f"{layer}/{key}": v.detach() for key, v in found.items() if isinstance(v, Tensor)}
+    return loss, stats
