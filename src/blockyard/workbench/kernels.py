@@ -19,7 +19,7 @@ def kernels_of(model: Any) -> list[dict[str, Any]] | None:
     """
     found = []
     for number, layer in enumerate(model.layers):
-        mixer = getattr(layer, "attn", None)
+        mixer: Any = getattr(layer, "attn", None)
         if not hasattr(mixer, "kernels"):
             continue
         kernels, lags = mixer.kernels()
