@@ -225,6 +225,31 @@ def test_zeroed_outputs_make_the_block_the_identity():
     close(b, x_out)
 
 
+MOE = "moe[expert=complex_swiglu,expert.d_ff=6,n_experts=4,k={k}]"
+
+
+def test_all_experts_chosen_is_the_dense_sum_by_magnitudes():
+    from blockyard import get_ffn
+
+    torch.manual_seed(0)
+    ffn = get_ffn("moe", d_model=D, expert="complex_swiglu", n_experts=3, k=3, expert_options={"d_ff": 6}).double()
+    with torch.no_grad():
+        ffn.router.linear.weight.normal_()
+    x = randn(2, 5, D)
+    shares = (x.abs() @ ffn.router.linear.weight.T).softmax(-1)
+    expected = sum(shares[..., i : i + 1] * member(x) for i, member in enumerate(ffn.experts))
+    close(ffn(x), expected)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_mixtures_of_complex_experts_keep_the_symmetry_and_return_their_losses(shared):
+    block = built(ffn=MOE.format(k=2), share_weights=shared)
+    assert check_equivariance(block, randn(2, 5, D), randn(2, 3, D, seed=1))
+    a, b, aux = block(randn(2, 5, D), randn(2, 3, D, seed=1))
+    assert set(aux["stats"]) == {"in", "out"} and aux["losses"]["balance"].ndim == 0
+    (a.abs().sum() + b.abs().sum() + aux["losses"]["balance"]).backward()
+
+
 # The document's names and calls
 
 
@@ -261,11 +286,6 @@ def ran():
             # Its `...` stands for the eight tensors, of which a cache wants equally many steps.
             code = code.replace("...", ", ".join(names))
             shared |= dict(zip(names, eight(48, 8, 5, 5)))
-        if "use_moe=True" in code:
-            from blockyard.registry import names as registered
-
-            if "moe" not in registered("ffn"):
-                continue
         if not code.isascii() and "TransformerBlock" not in code:
             # Prose between code fences.
             continue

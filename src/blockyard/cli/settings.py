@@ -16,7 +16,8 @@ from blockyard.cli.groups import FFN_GROUP, MIXER_GROUP, Group
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError, suggest
 from blockyard.options import Option
-from blockyard.registry import Entry, find_block, implementation, members_of, owners
+from blockyard.pattern import default_ffn_of
+from blockyard.registry import Entry, find_block, implementation, members_of, names, owners
 
 Settings = dict[str, dict[str, Any]]
 Key = tuple[str, str]
@@ -160,6 +161,9 @@ def resolve(groups: Mapping[str, Group], given: Iterable[Given]) -> Settings:
     for (name, key), item in last.items():
         if key in groups[name].own:
             settled[name][key] = read_value(groups[name].own[key], item)
+    if FFN not in last and MIXER in last and settled[MIXER[0]]["impl"] in names("attn"):
+        # A mixer may need another FFN than the usual one.
+        settled[FFN[0]]["impl"] = default_ffn_of(settled[MIXER[0]]["impl"], settled[FFN[0]]["impl"])
     chosen = selected(settled, last)
     model = groups["model"].own if "model" in groups else {}
     choice_layer = max((last[key].layer for key in (MIXER, FFN, PATTERN) if key in last), default=-1)

@@ -68,22 +68,20 @@ class ComplexSwiGLU(ComplexModule, FFN):
 
     def forward(self, x: Tensor) -> Tensor:
         check_complex(x, self.d_model)
-        g, u = self._project(to_pairs(x))
-        hidden = gated(g, u, self.gate_bias)
+        hidden = gated(self._project(to_pairs(x)), self.gate_bias)
         if self.training and self.dropout.p:
             # On complex numbers, so that one mask drops both parts.
             hidden = to_pairs(self.dropout(from_pairs(hidden)))
         return from_pairs(self.w2.pairs(hidden)).to(x.dtype)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """W₁ x and W₃ x as pairs [..., 2·d_ff]; by one product where the weights alone say what they give."""
+    def _project(self, x: Tensor) -> Tensor:
+        """W₁ x and W₃ x as pairs [..., 4·d_ff], by one product where the weights alone say what they give."""
         projections = (self.w1, self.w3)
         mode = resolve_mode(self.w1.mode, self.w1.weight)
         bare = all(type(p) is ComplexLinear and p.bias is None and not p._forward_hooks for p in projections)
         if not bare or (mode == "block" and not self.training):
-            return self.w1.pairs(x), self.w3.pairs(x)
-        g, u = linear_pairs(x, torch.cat([p.weight for p in projections]), mode).chunk(2, dim=-1)
-        return g, u
+            return torch.cat([p.pairs(x) for p in projections], dim=-1)
+        return linear_pairs(x, torch.cat([p.weight for p in projections]), mode)
 
     def cost(self, tokens: int) -> Cost:
         projections = (self.w1, self.w2, self.w3)
@@ -93,37 +91,55 @@ class ComplexSwiGLU(ComplexModule, FFN):
         nn.init.zeros_(self.w2.weight)
 
 
-def gated(g: Tensor, u: Tensor, bias: Tensor) -> Tensor:
-    """u · m·σ(m + b) with m = √(|g|² + ε), on interleaved pairs g, u [..., 2d] and b [d] -> [..., 2d]."""
-    if g.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _Gated.apply(g, u, bias)
-    a, c = g.unflatten(-1, (-1, 2)).unbind(-1)
-    m = (a.square() + c.square() + EPS).sqrt()
-    factor = m * torch.sigmoid(m + bias)
-    return (u.unflatten(-1, (-1, 2)) * factor.unsqueeze(-1)).flatten(-2)
+def gated(gu: Tensor, bias: Tensor) -> Tensor:
+    """u · m·σ(m + b) with m = √(|g|² + ε): interleaved pairs of g, then of u, [..., 4d] and b [d] -> [..., 2d]."""
+    if gu.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _Gated.apply(gu, bias)
+    g, u = gu.chunk(2, dim=-1)
+    m = _size(g)
+    return _times(u, m * torch.sigmoid(m + bias))
+
+
+def _size(pairs: Tensor) -> Tensor:
+    """√(|z|² + ε) of interleaved pairs."""
+    # Adding every other element of the squares is four times as fast as a norm or a sum over an axis of two.
+    squares = pairs * pairs
+    return (squares[..., 0::2] + squares[..., 1::2] + EPS).sqrt()
+
+
+def _times(pairs: Tensor, factor: Tensor) -> Tensor:
+    """Both parts of interleaved pairs [..., 2d] times a real factor [..., d]."""
+    if factor.dtype in (torch.float32, torch.float64) and pairs.dtype == factor.dtype:
+        # A complex times a real number: faster than broadcasting over an axis of two.
+        return to_pairs(torch.view_as_complex(pairs.unflatten(-1, (-1, 2))) * factor)
+    return (pairs.unflatten(-1, (-1, 2)) * factor.unsqueeze(-1)).flatten(-2)
 
 
 class _Gated(torch.autograd.Function):
     """The gate with a hand-written backward: a third of the passes over memory that autograd would make."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, u: Tensor, bias: Tensor) -> Tensor:
-        pairs = g.unflatten(-1, (-1, 2))
-        m = torch.linalg.vector_norm(pairs, dim=-1).square_().add_(EPS).sqrt_()
+    def forward(ctx: Any, gu: Tensor, bias: Tensor) -> Tensor:
+        g, u = gu.chunk(2, dim=-1)
+        m = _size(g)
         gate = torch.sigmoid(m + bias)
-        ctx.save_for_backward(g, u, m, gate)
+        ctx.save_for_backward(gu, m, gate)
         ctx.bias_dtype = bias.dtype
-        return (u.unflatten(-1, (-1, 2)) * (m * gate).unsqueeze(-1)).flatten(-2).to(g.dtype)
+        return _times(u, m * gate).to(gu.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        g, u, m, gate = ctx.saved_tensors
-        grad = grad.unflatten(-1, (-1, 2))
-        grad_u = (grad * (m * gate).unsqueeze(-1)).flatten(-2)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gu, m, gate = ctx.saved_tensors
+        g, u = gu.chunk(2, dim=-1)
         # d/dm of m·σ(m + b) = σ + m·σ(1 − σ); the bias sees the second part.
-        along = (grad * u.unflatten(-1, (-1, 2))).sum(-1)
-        by_bias = m * gate * (1 - gate) * along
-        towards = (gate * along).add_(by_bias).div_(m).unsqueeze(-1)
-        grad_g = (g.unflatten(-1, (-1, 2)) * towards).flatten(-2)
-        return grad_g, grad_u, by_bias.flatten(0, -2).sum(0).to(ctx.bias_dtype)
+        products = grad * u
+        along = (products[..., 0::2] + products[..., 1::2]).mul_(gate)
+        by_bias = torch.rsub(gate, 1).mul_(m).mul_(along)
+        towards = along.add_(by_bias).div_(m)
+        # g and u lie side by side in one tensor, and so do their gradients.
+        grad_gu = torch.empty_like(gu)
+        grad_g, grad_u = grad_gu.chunk(2, dim=-1)
+        grad_g.copy_(_times(g, towards))
+        grad_u.copy_(_times(grad, m * gate))
+        return grad_gu, by_bias.flatten(0, -2).sum(0).to(ctx.bias_dtype)

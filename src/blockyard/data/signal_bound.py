@@ -1,0 +1,146 @@
+"""The maximum-likelihood bound: the accuracy that no classifier of the same frames can exceed, by Monte Carlo.
+
+For symbols in white noise of known variance σ² at one sample per symbol, the likelihood of a modulation is a product
+over the samples of a mean over its points, p(y | m) = Π_n mean_s exp(−|y_n − s|² / σ²) / πσ². With equally likely
+modulations, choosing the largest is right most often. `coherent` knows the phase; `unknown phase` averages the product
+over all phases. Exact but for the number of frames, and cheap: where a constellation is a product of real and imaginary
+levels, so is its mean; phases are averaged over one period of the constellation's symmetry, on a grid much finer than
+the likelihood's width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blockyard.data.modulations import constellation, product_levels, symmetry_order
+from blockyard.data.signals import SignalDataConfig, SignalGenerator
+from blockyard.errors import InputError
+
+FRAMES = 20_000
+# Samples of one pass: what a processor's cache holds, times the points of a constellation.
+_SAMPLES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Accuracies of the maximum-likelihood classifier.
+
+    Args:
+        snr: dB.
+        accuracy: share of right decisions at each SNR.
+        confusion: [SNR][true class][chosen class], shares of each true class.
+        frames: frames per SNR.
+        coherent: whether the phase is known.
+    """
+
+    snr: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    confusion: tuple[tuple[tuple[float, ...], ...], ...]
+    frames: int
+    coherent: bool
+
+    @property
+    def standard_error(self) -> tuple[float, ...]:
+        """Standard deviation of each accuracy from the number of frames."""
+        return tuple((a * (1 - a) / self.frames) ** 0.5 for a in self.accuracy)
+
+
+def maximum_likelihood_bound(
+    classes: Sequence[str],
+    length: int,
+    snr: Sequence[float],
+    *,
+    coherent: bool = True,
+    frames: int = FRAMES,
+    seed: int = 0,
+    on_snr: Callable[[float, float], None] | None = None,
+) -> Bound:
+    """Accuracy of the maximum-likelihood classifier at one sample per symbol with known SNR.
+
+    Args:
+        classes: modulations, equally likely.
+        length: samples per frame.
+        snr: dB.
+        coherent: the phase is known; else it is drawn evenly from all angles and averaged out.
+        frames: frames per SNR.
+        seed: of the frames.
+        on_snr: called with (SNR, accuracy) as each is done.
+    """
+    if frames < 1:
+        raise InputError(f"frames={frames} should be at least 1")
+    config = SignalDataConfig(
+        modulations=",".join(classes), length=length, phase=0.0 if coherent else math.pi, snr_min=-60, snr_max=100
+    )
+    source = SignalGenerator(config)
+    accuracy, confusion = [], []
+    for number, level in enumerate(snr):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        counts = torch.zeros(len(classes), len(classes))
+        left = frames
+        while left:
+            n = min(left, max(1, _SAMPLES // length))
+            left -= n
+            drawn = source.generate(n, generator, snr=torch.full((n,), float(level)))
+            scores = log_likelihoods(drawn.iq, classes, float(level), coherent=coherent)
+            counts.index_put_((drawn.modulation, scores.argmax(-1)), torch.ones(n), accumulate=True)
+        accuracy.append(float(counts.diagonal().sum() / frames))
+        shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+        confusion.append(tuple(tuple(row) for row in shares.tolist()))
+        if on_snr is not None:
+            on_snr(float(level), accuracy[-1])
+    return Bound(tuple(map(float, snr)), tuple(accuracy), tuple(confusion), frames, coherent)
+
+
+def log_likelihoods(iq: Tensor, classes: Sequence[str], snr: float, *, coherent: bool = True) -> Tensor:
+    """ln p(frame | modulation) up to a constant: [n, classes].
+
+    Args:
+        iq: [n, length], one sample per symbol, symbols of unit mean power.
+        classes: modulations.
+        snr: dB.
+        coherent: whether the phase is 0, or unknown and averaged over.
+    """
+    variance = 10 ** (-snr / 10)
+    if coherent:
+        return torch.stack([_coherent(iq, name, variance) for name in classes], dim=-1)
+    return torch.stack([_any_phase(iq, name, variance) for name in classes], dim=-1)
+
+
+def _coherent(iq: Tensor, name: str, variance: float) -> Tensor:
+    """Sum over the samples of ln mean_s exp(−|y − s|² / variance): [n]."""
+    levels = product_levels(name)
+    if levels is not None:
+        # |y − s|² is a sum of two squares, so the mean over a grid is a product of two means.
+        return sum(_mixture(part, level, variance) for part, level in zip((iq.real, iq.imag), levels)).sum(-1)  # type: ignore[union-attr]
+    points = constellation(name).to(iq.dtype)
+    distance = (iq.unsqueeze(-1) - points).abs().square_()
+    return torch.logsumexp(distance.div_(-variance), dim=-1).sum(-1) - iq.shape[-1] * math.log(len(points))
+
+
+def _mixture(y: Tensor, levels: Tensor, variance: float) -> Tensor:
+    """ln mean_l exp(−(y − l)² / variance), elementwise."""
+    y = y.contiguous()
+    if len(levels) == 1:
+        return (y - float(levels[0])).square_().div_(-variance)
+    distance = (y.unsqueeze(-1) - levels.to(y.dtype)).square_().div_(-variance)
+    return torch.logsumexp(distance, dim=-1) - math.log(len(levels))
+
+
+def _any_phase(iq: Tensor, name: str, variance: float) -> Tensor:
+    """ln of the likelihood averaged over the phase: [n]."""
+    period = 2 * math.pi / symmetry_order(name)
+    # The likelihood is about this wide in the phase where the SNR is high; the mean over an even grid converges
+    # exponentially once it has a few points across that width.
+    width = (variance / (2 * iq.shape[-1])) ** 0.5
+    count = max(16, math.ceil(2 * period / width))
+    total = torch.full((iq.shape[0],), -torch.inf)
+    for step in range(count):
+        angle = period * step / count
+        turned = iq * complex(math.cos(angle), -math.sin(angle))
+        total = torch.logaddexp(total, _coherent(turned, name, variance))
+    return total - math.log(count)

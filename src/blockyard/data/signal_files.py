@@ -1,0 +1,197 @@
+"""Recorded signals: complex samples from npy, npz and SigMF files, cut into frames.
+
+SigMF (https://sigmf.org, specification 1.2): `name.sigmf-meta` is JSON that names the type of the samples in
+`name.sigmf-data`. npy holds complex numbers, or real ones with a last axis of two (I and Q).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blockyard.data.signals import Frames, SignalDataConfig
+from blockyard.errors import InputError, require
+
+SUFFIXES = (".npy", ".npz", ".sigmf-meta", ".sigmf-data")
+# What the largest code of an integer type stands for is 1.
+_SIGMF_TYPES = {"f32": ("f4", 1.0), "f64": ("f8", 1.0), "i32": ("i4", 2.0**31), "i16": ("i2", 2.0**15),
+                "i8": ("i1", 2.0**7), "u32": ("u4", 2.0**31), "u16": ("u2", 2.0**15), "u8": ("u1", 2.0**7)}  # fmt: skip
+
+
+def read_iq(path: Path | str) -> Tensor:
+    """The samples of a file: complex64 [n], or [frames, n] as an npy file holds them.
+
+    Raises:
+        InputError: for a missing, unreadable or damaged file, one that is not complex, or one that is not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give .npy, .npz or .sigmf-meta")
+    if path.suffix in (".sigmf-meta", ".sigmf-data"):
+        samples = _read_sigmf(path)
+    elif path.suffix in (".npy", ".npz"):
+        samples = _complex_array(_load_array(path), path)
+    else:
+        raise InputError(f"{path}: files are .npy, .npz or .sigmf-meta, not {path.suffix or 'without a suffix'!r}")
+    if samples.numel() == 0:
+        raise InputError(f"{path} holds no samples")
+    if not bool(torch.isfinite(torch.view_as_real(samples)).all()):
+        raise InputError(f"{path} holds samples that are NaN or infinite")
+    return samples
+
+
+def frames_of(samples: Tensor, length: int, path: Path | str = "the file") -> Tensor:
+    """Samples cut into frames [n, length]; a rest shorter than a frame is left out.
+
+    Raises:
+        InputError: when there are fewer samples than one frame has.
+    """
+    rows = samples.reshape(-1, samples.shape[-1])
+    count = rows.shape[1] // length
+    if count == 0:
+        raise InputError(f"{path} holds {rows.shape[1]} samples in a row; a frame has {length}")
+    return rows[:, : count * length].reshape(-1, length)
+
+
+def _load_array(path: Path) -> Any:
+    np = require("numpy", extra="train")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if path.suffix == ".npz":
+            name = "iq" if "iq" in loaded.files else loaded.files[0] if len(loaded.files) == 1 else None
+            if name is None:
+                raise InputError(f"{path} holds {', '.join(loaded.files)}; name the samples iq")
+            return loaded[name]
+        return loaded
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no readable {path.suffix[1:]} file: {error}") from error
+
+
+def _complex_array(array: Any, path: Path) -> Tensor:
+    np = require("numpy", extra="train")
+    if array.dtype.kind == "c":
+        samples = array.astype(np.complex64)
+    elif array.dtype.kind in "fiu" and array.ndim >= 2 and array.shape[-1] == 2:
+        samples = array[..., 0].astype(np.float32) + 1j * array[..., 1].astype(np.float32)
+    else:
+        raise InputError(
+            f"{path} holds {array.dtype} {array.shape}; expected complex numbers, or real ones with a last axis of 2"
+        )
+    if samples.ndim not in (1, 2):
+        raise InputError(f"{path} has shape {array.shape}; expected [samples] or [frames, samples]")
+    return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.complex64))
+
+
+def _read_sigmf(path: Path) -> Tensor:
+    np = require("numpy", extra="train")
+    meta_path, data_path = path.with_suffix(".sigmf-meta"), path.with_suffix(".sigmf-data")
+    meta = _sigmf_meta(meta_path)
+    datatype = str(meta.get("global", {}).get("core:datatype", ""))
+    match = re.fullmatch(r"([cr])([fiu](?:8|16|32|64))(?:_(le|be))?", datatype)
+    if not match or match.group(2) not in _SIGMF_TYPES:
+        raise InputError(f"{meta_path}: core:datatype={datatype!r} should be a SigMF type such as cf32_le or ci16_le")
+    if match.group(1) == "r":
+        raise InputError(f"{meta_path}: core:datatype={datatype!r} is real; complex samples (c…) are wanted")
+    code, full = _SIGMF_TYPES[match.group(2)]
+    order = ">" if match.group(3) == "be" else "<"
+    if not data_path.is_file():
+        raise InputError(f"{data_path}: no such file, though {meta_path.name} describes it")
+    raw = np.fromfile(data_path, dtype=np.dtype(order + code))
+    if len(raw) % 2:
+        raise InputError(f"{data_path} holds an odd number of {datatype} parts: it is cut short")
+    channels = int(meta.get("global", {}).get("core:num_channels", 1))
+    if channels != 1:
+        raise InputError(f"{meta_path}: core:num_channels={channels}; one channel is wanted")
+    values = raw.astype(np.float32)
+    if code.startswith("u"):
+        values = values - np.float32(full)
+    values = values / np.float32(full)
+    return torch.view_as_complex(torch.from_numpy(np.ascontiguousarray(values)).view(-1, 2))
+
+
+def _sigmf_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, though its data is there") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is no readable SigMF metadata: {error}") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("global"), dict):
+        raise InputError(f"{path}: SigMF metadata is an object with a key 'global'")
+    return meta
+
+
+class RecordedSignals:
+    """Labelled recordings: a folder with one folder of files per class, `DIR/qpsk/a.sigmf-meta`.
+
+    Every tenth frame of each class, picked evenly, is for validation. SNRs are not known: they are given as NaN.
+
+    Args:
+        config: `path`, `length` and `val_seed` count; what describes generation does not apply.
+
+    Raises:
+        InputError: for a folder without classes, or a class with fewer than ten frames.
+    """
+
+    def __init__(self, config: SignalDataConfig) -> None:
+        self.config = config
+        folder = Path(str(config.path))
+        if not folder.is_dir():
+            raise InputError(f"data.path={config.path!r} should be a folder with one folder of recordings per class")
+        if config.target != "modulation":
+            raise InputError("data.target=symbols needs generated signals: recordings do not say their symbols")
+        self.classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and _recordings(p)))
+        if len(self.classes) < 2:
+            raise InputError(f"data.path={config.path!r} holds {len(self.classes)} folders with recordings; 2 or more")
+        digest = hashlib.sha256()
+        train, val = [], []
+        for number, name in enumerate(self.classes):
+            paths = _recordings(folder / name)
+            frames = torch.cat([frames_of(read_iq(p), config.length, p) for p in paths])
+            digest.update(name.encode() + frames.numpy().tobytes())
+            if len(frames) < 10:
+                raise InputError(f"{folder / name} holds {len(frames)} frames of {config.length} samples; at least 10")
+            held = torch.arange(len(frames)) % 10 == 0
+            labels = torch.full((len(frames),), number)
+            train.append((frames[~held], labels[~held]))
+            val.append((frames[held], labels[held]))
+        self.iq, self.modulation = (torch.cat(parts) for parts in zip(*train))
+        iq, modulation = (torch.cat(parts) for parts in zip(*val))
+        self.validation = Frames(iq, modulation, torch.zeros(len(iq), 0), torch.full((len(iq),), torch.nan))
+        self._sha256 = digest.hexdigest()
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the data."""
+        return {
+            "source": str(self.config.path), "sha256": self._sha256, "frames": len(self.iq), **asdict(self.config),
+        }  # fmt: skip
+
+    def batch(self, seed: int, step: int, batch_size: int, rows: slice) -> dict[str, Tensor]:
+        """Rows of the global batch of a step: classes drawn evenly, then frames of the class."""
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 63))
+        wanted = torch.randint(len(self.classes), (batch_size,), generator=generator)
+        counts = torch.bincount(self.modulation, minlength=len(self.classes))
+        starts = counts.cumsum(0) - counts
+        share = torch.rand(batch_size, generator=generator, dtype=torch.float64)
+        index = starts[wanted] + (share * counts[wanted]).long()
+        return {"iq": self.iq[index][rows], "targets": self.modulation[index][rows]}
+
+    def targets(self, frames: Frames) -> Tensor:
+        """[n] classes."""
+        return frames.modulation
+
+
+def _recordings(folder: Path) -> Sequence[Path]:
+    """The files of a class, SigMF ones by their metadata."""
+    return sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.suffix != ".sigmf-data")
