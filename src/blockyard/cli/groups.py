@@ -6,7 +6,8 @@ A group's options come from where they are used: constructors of the registered 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from blockyard.errors import InputError
 from blockyard.options import Option, options_of
@@ -58,11 +59,18 @@ class Group:
 
 
 def dataclass_group(
-    name: str, help: str, cls: type, *, without: Iterable[str] = (), extra: Iterable[Option] = ()
+    name: str,
+    help: str,
+    cls: type,
+    *,
+    without: Iterable[str] = (),
+    extra: Iterable[Option] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> Group:
-    """The group of a configuration dataclass: one option per field."""
+    """The group of a configuration dataclass: one option per field, with other defaults where some are given."""
     hidden = set(without)
     own = {n: o for n, o in options_of(cls).items() if n not in hidden and o.settable}
+    own |= {n: replace(own[n], default=value) for n, value in (defaults or {}).items() if n in own}
     return Group(name, help, own | {option.name: option for option in extra})
 
 
@@ -121,6 +129,6 @@ def train_groups(task: str) -> dict[str, Group]:
     kind = task_kind(task)
     hidden = (*kind.from_data, "blocks")
     model = dataclass_group("model", f"the {kind.title}", kind.model_config, without=hidden, extra=(PATTERN,))
-    train = dataclass_group("train", "the training run", TrainConfig)
+    train = dataclass_group("train", "the training run", TrainConfig, defaults=kind.train_defaults)
     data = dataclass_group("data", kind.data_title, kind.data_config)
     return by_name([model, *block_groups(kind.attn, kind.ffn), train, data])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from blockyard.errors import InputError
 
 if TYPE_CHECKING:
     from blockyard.cli.groups import Group
+    from blockyard.cli.settings import Given
 
 RUNS = Path("runs")
 FOLDER = "comparison"
@@ -55,22 +57,38 @@ def train_command(task: str, summary: str, *, order: int = 12, example: str = ""
         add_groups(parser, train_groups(task))
 
     def run(arguments: argparse.Namespace) -> int:
-        from blockyard.cli.groups import train_groups
-        from blockyard.cli.settings import resolve
-        from blockyard.cli.sources import PLUGINS, given_settings, settings_files
-        from blockyard.training.run import train
-
-        if arguments.resume and arguments.out is None:
-            raise InputError("--resume needs the run to go on with: --out DIR")
-        files = settings_files(arguments.config, arguments.out, arguments.resume)
-        groups = train_groups(task)
-        given, plugins = given_settings(arguments, files, groups, task)
-        settings = resolve(groups, given)
-        out = Path(arguments.out) if arguments.out is not None else next_folder(task)
-        train({**settings, PLUGINS: plugins}, out, arguments.resume, task=task)
+        train_as_told(task, arguments)
         return 0
 
     return Command(f"train {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example)
+
+
+def train_as_told(
+    task: str, arguments: argparse.Namespace, *, below: Sequence[Given] = (), above: Sequence[Given] = ()
+) -> Path:
+    """Train what the words and settings files of a `train` command say.
+
+    Args:
+        task: the task's name.
+        arguments: the parsed words.
+        below: settings that files and words override.
+        above: settings that override files.
+
+    Returns: the run folder.
+    """
+    from blockyard.cli.groups import train_groups
+    from blockyard.cli.settings import resolve
+    from blockyard.cli.sources import PLUGINS, given_settings, settings_files
+    from blockyard.training.run import train
+
+    if arguments.resume and arguments.out is None:
+        raise InputError("--resume needs the run to go on with: --out DIR")
+    files = settings_files(arguments.config, arguments.out, arguments.resume)
+    groups = train_groups(task)
+    given, plugins = given_settings(arguments, files, groups, task)
+    settings = resolve(groups, [*below, *given, *above])
+    out = Path(arguments.out) if arguments.out is not None else next_folder(task)
+    return train({**settings, PLUGINS: plugins}, out, arguments.resume, task=task)
 
 
 def next_folder(task: str) -> Path:
@@ -110,7 +128,9 @@ def compare_groups(task: str) -> dict[str, Group]:
             Group("", "what is compared", own),
             Group("budget", "when each run stops", budget),
             dataclass_group("model", "the shape that all start from", kind.model_config, without=hidden_model),
-            dataclass_group("train", "the training of every run", TrainConfig, without=DECIDED),
+            dataclass_group(
+                "train", "the training of every run", TrainConfig, without=DECIDED, defaults=kind.train_defaults
+            ),
             dataclass_group("data", kind.data_title, kind.data_config),
         ]
     )

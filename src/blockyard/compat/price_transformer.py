@@ -1,8 +1,12 @@
-"""The price document's names and call forms (`from blockyard.compat.price_transformer import TransformerBlock, …`).
+"""The price document's names and call forms (`from blockyard.compat.price_transformer import PriceTransformer, …`).
 
 Its attention is `blockyard.mixers.latent.LatentAttention` with rope="full" and interleaved pairs. Three things are
 mended: the document leaves queries, keys and values as [B, T, H, d] in front of `scaled_dot_product_attention`, which
 would attend over heads; it has no output projection; and it uses a `v_dim` that it never sets.
+
+`PriceTransformer` is the document's layout alone: features in, ten numbers out. The one to forecast with is
+`blockyard.models.price.PriceForecaster`: it adds scaling, distributions and the patch layout. The presets' widths and
+the ten horizons are those of the same author's code; the document does not state them.
 """
 
 from __future__ import annotations
@@ -17,13 +21,20 @@ from torch import Tensor, nn
 from blockyard import registry
 from blockyard.compat.basics import RMSNorm, SwiGLU
 from blockyard.errors import InputError
+from blockyard.layers.dropout import Dropout
+from blockyard.layers.linear import Linear
 from blockyard.layers.rotary import rotary_tables, rotate
 from blockyard.mixers.latent import LatentAttention
+from blockyard.models.price import HORIZONS
+from blockyard.models.price_embedding import GroupedEmbedding
 from blockyard.options import options_of
 
 __all__ = [
+    "FinancialEmbeddingLayer",
     "MultiHeadLatentAttention",
     "PricePredictionConfig",
+    "PricePredictionConfigs",
+    "PriceTransformer",
     "RMSNorm",
     "SwiGLU",
     "TransformerBlock",
@@ -32,6 +43,14 @@ __all__ = [
     "precompute_freqs_cis",
     "reshape_for_broadcast",
 ]
+
+# The document speaks of groups among its twenty features and does not list them; these are by kind of source.
+FEATURE_GROUPS = {
+    "price": (0, 1, 2, 3, 4),
+    "volume": (5, 6, 7, 8),
+    "technical": (9, 10, 11, 12, 13, 14),
+    "flow": (15, 16, 17, 18, 19),
+}
 
 
 @dataclass
@@ -50,6 +69,8 @@ class PricePredictionConfig:
         dropout: probability of dropping attention weights and hidden elements in training.
         rope_theta: base of the rotary wavelengths.
         max_seq_len: longest sequence.
+        feature_groups: feature numbers by group; each group has its own projection and normalisation.
+        horizons: steps ahead that are predicted.
         layer_overrides: fields that a layer has otherwise, by its index: `{0: {"kv_lora_rank": 64}}`.
     """
 
@@ -64,7 +85,34 @@ class PricePredictionConfig:
     dropout: float = 0.1
     rope_theta: float = 10_000.0
     max_seq_len: int = 512
+    feature_groups: dict[str, tuple[int, ...]] = field(default_factory=lambda: dict(FEATURE_GROUPS))
+    horizons: tuple[int, ...] = HORIZONS
     layer_overrides: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def n_features(self) -> int:
+        """Features of a step."""
+        return sum(len(group) for group in self.feature_groups.values())
+
+
+class PricePredictionConfigs:
+    """The presets; each call makes a new configuration, to be assigned to freely."""
+
+    @staticmethod
+    def tiny() -> PricePredictionConfig:
+        return PricePredictionConfig(d_model=256, n_layers=4, n_heads=4, kv_lora_rank=128)
+
+    @staticmethod
+    def small() -> PricePredictionConfig:
+        return PricePredictionConfig(d_model=512, n_layers=6, n_heads=8, kv_lora_rank=256)
+
+    @staticmethod
+    def base() -> PricePredictionConfig:
+        return PricePredictionConfig(d_model=512, n_layers=8, n_heads=8, kv_lora_rank=256)
+
+    @staticmethod
+    def large() -> PricePredictionConfig:
+        return PricePredictionConfig(d_model=1024, n_layers=12, n_heads=16, kv_lora_rank=512)
 
 
 def precompute_freqs_cis(dim: int, end: int, theta: float = 1e4) -> Tensor:
@@ -203,3 +251,94 @@ def _for_layer(args: Any, layer_idx: int) -> Any:
             raise InputError(f"layer_overrides[{layer_idx}] names {name!r}, which the configuration does not have")
         setattr(own, name, value)
     return own
+
+
+class FinancialEmbeddingLayer(nn.Module):
+    """Features [B, T, F] -> [B, T, d_model]: each group of features is batch-normalised and projected apart.
+
+    Batch normalisation is over batch and time, with running statistics in eval mode: a z-score over the window's own
+    time axis would let later steps change earlier ones.
+
+    Args:
+        config: has d_model and feature_groups.
+
+    Raises: InputError when the groups do not hold every feature once.
+    """
+
+    def __init__(self, config: PricePredictionConfig) -> None:
+        super().__init__()
+        self.groups = GroupedEmbedding(list(config.feature_groups.values()), config.d_model, norm="batch")
+        self.n_features = config.n_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 3 or x.shape[-1] != self.n_features or 0 in x.shape:
+            raise InputError(f"x has shape {tuple(x.shape)}, expected [batch, length, {self.n_features}]")
+        embedded: Tensor = self.groups(x)
+        return embedded
+
+
+class PriceTransformer(nn.Module):
+    """The document's forecaster: grouped embedding, blocks, the last step's vector, one number per horizon.
+
+    `PriceTransformer(PricePredictionConfigs.base())(x)` -> [B, 10]
+
+    Args:
+        config: copied; assigning to it later changes nothing here.
+
+    Shapes: x [B, T, F] -> predictions [B, horizons]; see `forward`.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: PricePredictionConfig) -> None:
+        super().__init__()
+        self.config = config = copy.deepcopy(config)
+        self.embedding = FinancialEmbeddingLayer(config)
+        self.dropout = Dropout(config.dropout)
+        self.layers = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model)
+        self.price_head = Linear(config.d_model, len(config.horizons), bias=True)
+        factors = precompute_freqs_cis(config.d_model // config.n_heads, config.max_seq_len, config.rope_theta)
+        # A complex buffer would turn real under `.to(bfloat16)`: two real ones, seen as one complex when used.
+        self.register_buffer("cos", factors.real.clone(), persistent=False)
+        self.register_buffer("sin", factors.imag.clone(), persistent=False)
+
+    @property
+    def freqs_cis(self) -> Tensor:
+        """The rotation's factors, complex [max_seq_len, head width / 2]."""
+        wide = torch.float64 if self.cos.dtype == torch.float64 else torch.float32
+        return torch.complex(self.cos.to(wide), self.sin.to(wide))
+
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        return_features: bool = False,
+        return_dict: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor] | dict[str, Tensor]:
+        """Predict.
+
+        Args:
+            x: features [B, T, F].
+            attn_mask: as for `TransformerBlock`.
+            is_causal: likewise.
+            return_features: also return the last step's vector [B, d_model], the document's strategy features.
+            return_dict: return {"price_predictions", "strategy_features"} instead of a tensor or a pair.
+
+        Raises:
+            InputError: for another number of features, or a sequence longer than max_seq_len.
+        """
+        if x.ndim == 3 and x.shape[1] > self.config.max_seq_len:
+            raise InputError(f"x has {x.shape[1]} steps, more than max_seq_len={self.config.max_seq_len}")
+        h = self.dropout(self.embedding(x))
+        turns = self.freqs_cis[: x.shape[1]]
+        for layer in self.layers:
+            h = layer(h, turns, attn_mask, is_causal)
+        features = self.norm(h[:, -1])
+        predictions = self.price_head(features)
+        if return_dict:
+            more = {"strategy_features": features} if return_features else {}
+            return {"price_predictions": predictions, **more}
+        return (predictions, features) if return_features else predictions

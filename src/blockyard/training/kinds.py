@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from blockyard.training.config import TrainConfig
     from blockyard.training.task import Task
 
-BUILTIN = {"lm": "blockyard.training.lm"}
+BUILTIN = {"lm": "blockyard.training.lm", "price": "blockyard.training.price"}
 ENTRY_POINTS = "blockyard.tasks"
 DEFAULT = "lm"
 
@@ -111,6 +111,7 @@ class TaskKind(ABC, Generic[M, D, X]):
         attn: the default mixer of `train NAME`.
         ffn: the default FFN of `train NAME`.
         choice_ffn: the FFN of a choice of `compare NAME` that names none.
+        train_defaults: options of the training whose defaults this task has otherwise.
         own_data_options: data options that may differ between runs that are compared: paths and caches, whose
             content is compared instead.
         decodes: whether the model writes its own input, token by token, with a cache.
@@ -129,6 +130,7 @@ class TaskKind(ABC, Generic[M, D, X]):
     # parameters, the other defaults being the same (`lm`, one seed).
     ffn: str = "relu2"
     choice_ffn: str = "swiglu"
+    train_defaults: Mapping[str, Any] = {}
     own_data_options: tuple[str, ...] = ("path", "cache_dir")
     decodes: bool = False
     report: str = ""

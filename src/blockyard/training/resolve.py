@@ -47,7 +47,8 @@ def resolve(groups: Groups, task: str | None = None) -> Run[Any, Any]:
     given = {**kind.from_data, **check_options(known, model, "model")}
     architecture = kind.model_config(blocks=tuple(specs), **given)
     data = kind.data_config(**check_options(options_of(kind.data_config), groups.get("data") or {}, "data"))
-    train = TrainConfig(**check_options(options_of(TrainConfig), groups.get("train") or {}, "train"))
+    trained = check_options(options_of(TrainConfig), groups.get("train") or {}, "train")
+    train = TrainConfig(**{**kind.train_defaults, **trained})
     return Run(architecture, data, train, plugins, kind.name)
 
 

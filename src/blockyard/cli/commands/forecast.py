@@ -1,0 +1,64 @@
+"""`blockyard forecast`: the next steps of a file of prices, as quantiles."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from blockyard.cli.command import Command
+from blockyard.cli.parser import Parser
+from blockyard.errors import InputError
+
+
+def add_arguments(parser: Parser) -> None:
+    from blockyard.cli.price_files import add_files
+
+    parser.plain("--out", "the table: .csv or .parquet", metavar="FILE", default="forecast.csv")
+    parser.plain("--at", "forecast from this date on, and look at no later row; by default from the last one",
+                 metavar="DATE")  # fmt: skip
+    parser.plain("--plot", "PNG of the fans; by default beside the table; none draws nothing", metavar="FILE")
+    add_files(parser, "to forecast")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from blockyard.cli.app import see_current_folder
+    from blockyard.cli.price_files import read_files
+    from blockyard.errors import MissingExtra
+    from blockyard.forecasting.forecaster import future_table, load_forecaster, write_table
+
+    see_current_folder()
+    out = Path(arguments.out)
+    if out.suffix.lower() not in (".csv", ".parquet", ".pq"):
+        raise InputError(f"--out={arguments.out} should end in .csv or .parquet")
+    folder, prices, _ = read_files(arguments, "forecast")
+    forecaster, _, _ = load_forecaster(folder)
+    frame = future_table(forecaster, prices, arguments.at)
+    write_table(frame, out)
+    print(frame.to_string(index=False, max_rows=40, float_format=lambda v: f"{v:.5g}"))
+    print(out)
+    plot = Path(arguments.plot) if arguments.plot else out.with_suffix(".png")
+    drawn = [f"q{level:g}" for level in forecaster.config.quantiles if f"q{level:g}" in frame]
+    if arguments.plot == "none" or not drawn:
+        return 0
+    histories = {}
+    for asset in prices.assets:
+        cutoff = frame.loc[frame["unique_id"] == asset.unique_id, "cutoff"].iloc[0]
+        known = asset.ds <= (np.datetime64(cutoff, "ns") if asset.dated else cutoff)
+        histories[asset.unique_id] = asset.close[known][-90:]
+    try:
+        from blockyard.workbench.price_plots import save_fans
+
+        print(save_fans(frame, histories, forecaster.config.quantiles, plot))
+    except MissingExtra as error:
+        if arguments.plot:
+            raise
+        print(f"no plot: {error}")
+    return 0
+
+
+COMMAND = Command(
+    "forecast", "quantile forecasts of prices, as a table and a plot", add_arguments, run, order=22,
+    example="blockyard forecast runs/prices prices.csv --out forecast.csv",
+)  # fmt: skip

@@ -1,0 +1,46 @@
+"""`blockyard train price`: a forecaster of prices on the user's files, or on the S&P 500."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from blockyard.cli.command import Command
+from blockyard.cli.parser import Parser
+from blockyard.cli.tasks import prepare, train_as_told, train_command
+
+PRESETS = ("tiny", "small", "base", "large")
+BASE = train_command("price", "")
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.usage = "%(prog)s [FILE ...] [options]"
+    parser.plain("files", "CSV or parquet files of prices (data.path)", metavar="FILE", nargs="*")
+    parser.plain("--preset", "the price document's layout in one of its sizes: tiny, small, base, large; given "
+                 "options win", choices=PRESETS)  # fmt: skip
+    parser.plain("--calibrate", "shift quantiles by what validation shows: auto (where that helps), on, off",
+                 choices=("auto", "on", "off"), default="auto")  # fmt: skip
+    BASE.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from blockyard.cli.settings import Given
+    from blockyard.forecasting.finish import finish_run
+    from blockyard.forecasting.presets import preset
+
+    below = [
+        Given(group, key, value, f"--preset {arguments.preset}: {group}.{key}", layer=-1)
+        for group, options in (preset(arguments.preset) if arguments.preset else {}).items()
+        for key, value in options.items()
+    ]
+    above = [Given("data", "path", list(arguments.files), "FILE", layer=1 << 20)] if arguments.files else []
+    out = train_as_told("price", arguments, below=below, above=above)
+    if int(os.environ.get("RANK", "0") or 0) == 0:
+        print(finish_run(out, arguments.calibrate))
+    return 0
+
+
+COMMAND = Command(
+    "train price", "train a price forecaster on CSV or parquet files", add_arguments, run, prepare=prepare, order=12,
+    example="blockyard train price prices.csv --out runs/prices --attn.impl mla",
+)  # fmt: skip

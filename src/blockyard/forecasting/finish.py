@@ -1,0 +1,74 @@
+"""What follows training: calibration on the validation part, the test beside baselines, plots; all into the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from blockyard.data.price_windows import PriceData
+from blockyard.errors import InputError
+from blockyard.forecasting.baselines import run_baselines
+from blockyard.forecasting.calibrate import FILE
+from blockyard.forecasting.forecaster import Calibrate, load_forecaster
+from blockyard.forecasting.summary import summarise
+from blockyard.forecasting.tables import evaluation_table
+from blockyard.training.price import PriceForecasting
+
+EVALUATION = "evaluation.json"
+
+
+def finish_run(folder: Path, how: Calibrate = "auto", data: PriceData | None = None) -> str:
+    """Calibrate a trained run, test it beside the baselines, and keep both in its folder.
+
+    Args:
+        folder: the run folder.
+        how: calibration: auto, on or off.
+        data: the run's data, read again when not given.
+
+    Returns: the test in words and tables.
+
+    Raises:
+        InputError: when the run or its data cannot be read, or the folder cannot be written.
+    """
+    (folder / FILE).unlink(missing_ok=True)
+    forecaster, _, run = load_forecaster(folder)
+    if data is None:
+        data = PriceForecasting().load_data(run.data, run.model)
+    forecaster = forecaster.calibrated(data, how)
+    parameters = sum(p.numel() for p in forecaster.model.parameters())
+    lines = [data.prices.report(), data.describe(), f"{forecaster.name}: {parameters:,} parameters"]
+    if forecaster.calibration is not None:
+        forecaster.calibration.save(folder)
+        why = forecaster.calibration.why or "as asked"
+        lines.append(f"calibrated on {forecaster.calibration.rows:,} validation origins ({why})")
+    elif how == "auto":
+        lines.append("not calibrated: shifts from one half of the validation part do not help the other")
+    assets, rows = data.origins("test")
+    until, levels = data.borders.val_end, run.model.quantiles
+    beside, notes = run_baselines(data, levels, assets=assets, rows=rows, fit_until=until)
+    everyone = {forecaster.name: forecaster.forecast(data, assets, rows), **beside}
+    found = summarise(data, assets, rows, everyone, levels=levels, border=until)
+    save_summary(found, forecaster.name, folder)
+    return "\n".join([*lines, *notes, "", evaluation_table(found)])
+
+
+def save_summary(found: dict[str, Any], main: str, folder: Path) -> None:
+    """evaluation.json and, where matplotlib is installed, the plots.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
+    from blockyard.errors import MissingExtra
+    from blockyard.workbench.price_plots import save_summary_plots
+    from blockyard.workbench.report import without_nan
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / EVALUATION).write_text(json.dumps(without_nan(found), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror or error}") from error
+    # Pictures are not what the command was asked for.
+    with contextlib.suppress(MissingExtra):
+        save_summary_plots(found, main, folder)
