@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from blockyard.data.price_features import WARM_UP, feature_table, future_returns
+from blockyard.data.price_features import feature_table, future_returns
 from blockyard.data.price_reader import read_prices
 
 TEST = 0.2
