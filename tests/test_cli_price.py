@@ -148,7 +148,7 @@ def test_compare_price_reports_choices_and_baselines_together(file, tmp_path):
         "--match",
         "none",
         "--seeds",
-        "2",
+        "1",
         "--measure_memory",
         "false",
     ]

@@ -52,6 +52,12 @@ class BacktestConfig:
             raise InputError(f"rule={self.rule!r} is not one of: sign, volatility")
 
 
+def check_horizon(config: BacktestConfig, horizons: tuple[int, ...]) -> None:
+    """Refuse a horizon that is not forecast."""
+    if config.horizon not in horizons:
+        raise InputError(f"horizon={config.horizon} is not forecast; these are: {', '.join(map(str, horizons))}")
+
+
 def positions(forecast: Forecast, column: int, rule: Rule, levels: tuple[float, ...]) -> np.ndarray | None:
     """Position decided at each origin, [N]; None when the forecast lacks what the rule needs."""
     if rule == "sign":
@@ -80,8 +86,7 @@ def run_backtest(
     Raises:
         InputError: for a horizon that is not forecast, or too few rows.
     """  # fmt: skip
-    if config.horizon not in data.horizons:
-        raise InputError(f"horizon={config.horizon} is not forecast; these are: {', '.join(map(str, data.horizons))}")
+    check_horizon(config, data.horizons)
     column = data.horizons.index(config.horizon)
     per_date: dict[Any, list[tuple[float, float]]] = {}
     for number, table in enumerate(data.tables):

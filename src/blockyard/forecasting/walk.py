@@ -13,7 +13,7 @@ from blockyard.data.price_config import PriceDataConfig
 from blockyard.data.price_table import Prices, show_ds
 from blockyard.data.price_windows import PriceAssets, PriceData, PriceTables, parse_ds
 from blockyard.errors import InputError
-from blockyard.forecasting.backtest import BacktestConfig, run_backtest
+from blockyard.forecasting.backtest import BacktestConfig, check_horizon, run_backtest
 from blockyard.forecasting.baselines import Forecast, run_baselines
 from blockyard.forecasting.forecaster import Calibrate, Forecaster, load_forecaster
 from blockyard.forecasting.summary import summarise
@@ -116,6 +116,7 @@ def walk_forward(
     """
     forecaster, seen, run = load_forecaster(folder)
     tables = forecaster.tables(prices)
+    check_horizon(config, tables.horizons)
     border = _start(seen, tables, start)
     notes = []
     if start is not None and _start(seen, tables, None) > border:
