@@ -58,7 +58,7 @@ class PriceTask:
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The head's loss plus the blocks' own, weighted."""
         output = model(batch["x"], targets=batch["y"])
-        return with_auxiliary(output.loss, output.aux, self.config.aux_loss_weight, "price_loss")
+        return with_auxiliary(output.loss, output.aux, self.config, "price_loss")
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`val_loss`: mean pinball loss over the validation part (squared error for head=point), whichever the loss

@@ -148,8 +148,8 @@ def _curve_drawer(
             lines.append({"color": palette.soft, "dashes": dashes, "linewidth": 1.2, "label": name})
         for choice in choices:
             look = palette.style(index[choice["name"]])
-            found = [next(iter(test["curves"].values()), {}).get(h) for test in _figures(choice)]
-            known = [curve for curve in found if curve]
+            # A model of points has no curves.
+            known = [curve[h] for test in _figures(choice) for curve in list(test["curves"].values())[:1]]
             if known:
                 mean = {key: np.mean([c[key] for c in known], axis=0).tolist() for key in ("observed", "skill")}
                 curves.append({**known[0], **mean})

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     for asset in prices.assets:
         cutoff = frame.loc[frame["unique_id"] == asset.unique_id, "cutoff"].iloc[0]
         known = asset.ds <= (np.datetime64(cutoff, "ns") if asset.dated else cutoff)
-        histories[asset.unique_id] = asset.close[known][-90:]
+        histories[asset.unique_id] = asset.close[known][-90:].tolist()
     try:
         from blockyard.workbench.price_plots import save_fans
 
