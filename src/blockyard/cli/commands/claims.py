@@ -1,0 +1,59 @@
+"""`blockyard claims`: what the source documents say, measured again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from blockyard.cli.command import Command
+from blockyard.cli.parser import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.plain("claims", "names, or beginnings of names, as in `vein` or `vein.block`; all when none is given",
+                 nargs="*", metavar="NAME")  # fmt: skip
+    parser.plain("--document", "only the claims of one document: vein-flow, price-transformer, spectre-nlp, "
+                 "complex-block, basics", metavar="NAME")  # fmt: skip
+    parser.plain("--upto", "leave out what costs more: instant (counting), seconds (timing), minutes (training)",
+                 metavar="COST", default="minutes")  # fmt: skip
+    parser.plain("--list", "only list the claims, measure nothing", action="store_true")
+    parser.plain("--json", "print everything as JSON", action="store_true")
+    parser.plain("--page", "also write the outcome as a page of Markdown", metavar="FILE")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from blockyard.cli.table import print_table
+    from blockyard.errors import InputError
+    from blockyard.training.machine import processor_name
+    from blockyard.workbench.claims.collect import SCHEMA, choose, measure_claims, page
+
+    chosen = choose(arguments.claims, arguments.document, arguments.upto)
+    if arguments.list:
+        print_table(
+            "Claims", ["name", "claimed", "costs", "says"], [[c.key, c.claimed, c.cost, c.says] for c in chosen]
+        )
+        return 0
+    rows = measure_claims(chosen, lambda text: print(text, file=sys.stderr))
+    if arguments.page:
+        import torch
+
+        machine = f"{processor_name()}, torch {torch.__version__.split('+')[0]}"
+        try:
+            Path(arguments.page).write_text(page(rows, machine), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {arguments.page}: {error.strerror or error}") from error
+    if arguments.json:
+        import json
+
+        print(json.dumps({"schema": SCHEMA, "claims": rows}, indent=2, ensure_ascii=False))
+        return 0
+    head = ["name", "claimed", "verdict", "measured", "why"]
+    print_table("Claims", head, [[r["key"], r["claimed"], r["verdict"], r["measured"], r["why"]] for r in rows])
+    return 0
+
+
+COMMAND = Command(
+    "claims", "measure again what the source documents claim", add_arguments, run, order=35,
+    example="blockyard claims vein --upto instant",
+)  # fmt: skip

@@ -1,0 +1,117 @@
+"""What a claim is, and the rules by which a measurement decides about it.
+
+A claim is declared where it is measured:
+
+    @claim("vein.parameters", document="vein-flow", line=556, says=..., claimed="1.5 M", how=..., cost="instant")
+    def parameters() -> Finding: ...
+
+Verdicts follow from figures by the functions below, never from what is expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Cost = Literal["instant", "seconds", "minutes"]
+COSTS: tuple[Cost, ...] = ("instant", "seconds", "minutes")
+Verdict = Literal["holds", "partly", "false"]
+DOCUMENTS = {
+    "vein-flow": "vein-flow.md, low-rank vein blocks",
+    "price-transformer": "price-transformer.md, latent attention for prices",
+    "spectre-nlp": "spectre-nlp.md, spectral mixing",
+    "complex-block": "complex-block.md, complex-valued blocks",
+    "basics": "basics.md, language-model basics",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a measurement found.
+
+    Args:
+        measured: the figure in short, as a table cell.
+        verdict: holds, partly or false.
+        why: one or two sentences that explain the difference, or what makes the claim hold.
+        figures: the numbers behind it, by name.
+    """
+
+    measured: str
+    verdict: Verdict
+    why: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of a source document.
+
+    Args:
+        key: unique, as family.subject.
+        document: a key of DOCUMENTS.
+        line: line of the document.
+        says: the statement in our words.
+        claimed: its figure, or the shortest form of what is said.
+        how: how it is measured here.
+        cost: whether measuring is instant (counting), takes seconds (timing) or minutes (training).
+        measure: does it.
+    """
+
+    key: str
+    document: str
+    line: int
+    says: str
+    claimed: str
+    how: str
+    cost: Cost
+    measure: Callable[[], Finding]
+
+
+_claims: dict[str, Claim] = {}
+
+
+def claim(
+    key: str, *, document: str, line: int, says: str, claimed: str, how: str, cost: Cost
+) -> Callable[[Callable[[], Finding]], Callable[[], Finding]]:
+    """Decorator that declares a claim with the function that measures it."""
+    if document not in DOCUMENTS:
+        raise ValueError(f"no document {document!r}")
+
+    def add(measure: Callable[[], Finding]) -> Callable[[], Finding]:
+        if key in _claims and _claims[key].measure.__module__ != measure.__module__:
+            raise ValueError(f"claim {key!r} is declared twice")
+        _claims[key] = Claim(key, document, line, says, claimed, how, cost, measure)
+        return measure
+
+    return add
+
+
+def declared() -> dict[str, Claim]:
+    """Claims by key, as far as their modules are imported."""
+    return dict(_claims)
+
+
+def judge_ratio(measured: float, claimed: float, *, holds: float = 1.25, partly: float = 2.0) -> Verdict:
+    """How a measured factor stands to a claimed one that is better the larger it is.
+
+    Args:
+        measured: what was found.
+        claimed: what was said.
+        holds: the claim holds when the measured factor is at most this much smaller.
+        partly: it holds in part when at most this much smaller.
+    """
+    if measured * holds >= claimed:
+        return "holds"
+    return "partly" if measured * partly >= claimed else "false"
+
+
+def judge_number(measured: float, claimed: float, *, tolerance: float = 0.1) -> Verdict:
+    """Whether a number is the claimed one within a relative tolerance; within twice that it is so in part."""
+    miss = abs(measured - claimed) / abs(claimed)
+    return "holds" if miss <= tolerance else "partly" if miss <= 2 * tolerance else "false"
+
+
+def judge_all(*held: bool) -> Verdict:
+    """Holds when every part of a claim does, in part when some do."""
+    return "holds" if all(held) else "partly" if any(held) else "false"

@@ -1,0 +1,112 @@
+"""Measures claims and tells the outcome: as plain data, as a table, as a page of the documentation."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from blockyard.errors import InputError, suggest
+from blockyard.workbench.claims.claim import COSTS, DOCUMENTS, Claim, Cost, declared
+
+SCHEMA = "blockyard.claims/1"
+MODULES = ("vein", "basics")
+
+
+def all_claims() -> list[Claim]:
+    """Every claim, by document and line."""
+    for module in MODULES:
+        importlib.import_module(f"blockyard.workbench.claims.{module}")
+    order = list(DOCUMENTS)
+    return sorted(declared().values(), key=lambda c: (order.index(c.document), c.line, c.key))
+
+
+def choose(keys: Sequence[str] = (), document: str | None = None, upto: Cost = "minutes") -> list[Claim]:
+    """The claims to measure.
+
+    Args:
+        keys: names, or beginnings of names ("vein", "vein.block"); none = all.
+        document: only those of one document.
+        upto: only those that cost at most this.
+
+    Raises:
+        InputError: for a key or document that no claim has.
+    """
+    claims = all_claims()
+    if document is not None and document not in DOCUMENTS:
+        raise InputError(f"document={document!r} is not one of: {', '.join(DOCUMENTS)}")
+    if upto not in COSTS:
+        raise InputError(f"upto={upto!r} is not one of: {', '.join(COSTS)}")
+    for key in keys:
+        if not any(_named(c, key) for c in claims):
+            raise InputError(f"no claim named {key!r}{suggest(key, [c.key for c in claims])}")
+    return [
+        c
+        for c in claims
+        if (not keys or any(_named(c, key) for key in keys))
+        and document in (None, c.document)
+        and COSTS.index(c.cost) <= COSTS.index(upto)
+    ]
+
+
+def _named(found: Claim, key: str) -> bool:
+    return found.key == key or found.key.startswith(f"{key}.")
+
+
+def measure_claims(claims: Iterable[Claim], say: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+    """Measure claims one after the other; each with the random state and thread count it was met with.
+
+    Returns: a dict per claim: key, document, line, says, claimed, how, cost, measured, verdict, why, figures.
+    """
+    rows = []
+    for found in claims:
+        if found.cost != "instant":
+            say(f"measuring {found.key}")
+        state, threads = torch.get_rng_state(), torch.get_num_threads()
+        try:
+            finding = found.measure()
+        finally:
+            torch.set_rng_state(state)
+            torch.set_num_threads(threads)
+        row = {name: getattr(found, name) for name in ("key", "document", "line", "says", "claimed", "how", "cost")}
+        rows.append(
+            {**row, "measured": finding.measured, "verdict": finding.verdict, "why": finding.why,
+             "figures": {name: float(value) for name, value in finding.figures.items()}}
+        )  # fmt: skip
+    return rows
+
+
+def page(rows: Sequence[dict[str, Any]], machine: str) -> str:
+    """The outcome as a page of Markdown, a section per document."""
+    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("holds", "partly", "false")}
+    lines = [
+        "# What the source documents claim, and what is measured here",
+        "",
+        f"{len(rows)} claims: {counts['holds']} hold, {counts['partly']} hold in part, {counts['false']} do not. Made by "
+        "`blockyard claims --page docs/claims.md`; figures are of this library's implementations,",
+        f"times of {machine}. A time is a ratio of medians taken in turns in one process; it varies by some per cent "
+        "between runs and by more between machines.",
+    ]
+    for document, title in DOCUMENTS.items():
+        found = [row for row in rows if row["document"] == document]
+        if not found:
+            continue
+        lines += [
+            "",
+            f"## {title[0].upper()}{title[1:]}",
+            "",
+            "| line | the claim | measured | verdict |",
+            "|---|---|---|---|",
+        ]
+        for row in found:
+            lines.append(f"| {row['line']} | {_cell(row['says'])} | **{_cell(row['measured'])}** | {row['verdict']} |")
+        lines.append("")
+        for row in found:
+            lines.append(f"- **{row['key']}** (claimed: {row['claimed']}). {row['how']} {row['why']}")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,244 @@
+"""Claims of the vein-flow document that counting decides: FLOPs, parameters, ranks, reconstruction errors."""
+
+from __future__ import annotations
+
+import torch
+
+from blockyard.blocks import ResidualBlock
+from blockyard.blocks_vein import VFTBlock
+from blockyard.compat import vein_flow
+from blockyard.costs import Cost
+from blockyard.ffn.vein import VFTFeedForward
+from blockyard.layers.vein import VeinProjector
+from blockyard.registry import get_attention, get_ffn
+from blockyard.workbench import units
+from blockyard.workbench.claims.claim import Finding, claim, judge_all, judge_number, judge_ratio
+
+D, HEADS, RANK = 768, 12, 4
+DOCUMENT = "vein-flow"
+
+
+def standard_block() -> ResidualBlock:
+    """The block that the document compares with: 12 heads of 64, two FFN matrices with 3072 hidden units."""
+    attn = get_attention("standard", d_model=D, n_heads=HEADS, qk_norm=False)
+    return ResidualBlock(attn, get_ffn("standard", d_model=D, d_ff=4 * D), D, norm="layer")
+
+
+def seed_block() -> vein_flow.VFTBlock:
+    """The document's block, parameter for parameter."""
+    return vein_flow.VFTBlock(D, HEADS, RANK, preset="seed")
+
+
+def _cost(module: object, tokens: int) -> Cost:
+    return module.cost(tokens)  # type: ignore[attr-defined]
+
+
+@claim(
+    "vein.attention", document=DOCUMENT, line=508, claimed="192×", cost="instant",
+    says="Attention in the vein takes 192 times fewer FLOPs at d = 768, r = 4.",
+    how="FLOPs of a whole attention layer by formula (checked against FlopCounterMode), 12 heads, T = 128 and 2048.",
+)  # fmt: skip
+def attention() -> Finding:
+    standard = get_attention("standard", d_model=D, n_heads=HEADS)
+    seed = get_attention("tva", d_model=D, n_heads=HEADS, rank=RANK, factored=True)
+    folded = get_attention("tva", d_model=D, n_heads=HEADS, rank=RANK)
+    short, long = (_cost(standard, t).flops / _cost(seed, t).flops for t in (128, 2048))
+    best = _cost(standard, 2048).flops / _cost(folded, 2048).flops
+    scores = (D // HEADS) / RANK
+    return Finding(
+        f"{short:.2f}× at T = 128, {long:.1f}× at 2048",
+        judge_ratio(long, 192),
+        f"r is per head, so score and value products shrink by d_head / r = {scores:.0f}, not d / r, and the document's "
+        f"d × d projections stay. Folded into thin heads, which is the same function, it is {best:.0f}× at T = 2048.",
+        {"document_T128": short, "document_T2048": long, "folded_T2048": best, "score_products": scores},
+    )
+
+
+def _ffn_ratios(tokens: int = 128) -> tuple[float, float]:
+    standard = get_ffn("standard", d_model=D, d_ff=4 * D)
+    full, bare = (VFTFeedForward(D, RANK, stabilizer=kind, tied=False) for kind in ("full", "none"))
+    base = _cost(standard, tokens).flops
+    return base / _cost(full, tokens).flops, base / _cost(bare, tokens).flops
+
+
+@claim(
+    "vein.ffn", document=DOCUMENT, line=509, claimed="2,000×", cost="instant",
+    says="The feed-forward part in the vein takes about 2,000 times fewer FLOPs.",
+    how="FLOPs by formula against two matrices with 3072 hidden units, with the default stabiliser and without.",
+)  # fmt: skip
+def ffn() -> Finding:
+    full, bare = _ffn_ratios()
+    return Finding(
+        f"{full:.1f}× as it is by default",
+        judge_ratio(full, 2000),
+        f"The default stabiliser is a d × d matrix and takes nearly all of it; without one the ratio is {bare:.0f}×, "
+        "and projecting to the vein and back, 2·d·r, is what remains.",
+        {"default": full, "no_stabilizer": bare},
+    )
+
+
+@claim(
+    "vein.ffn_parameters", document=DOCUMENT, line=181, claimed="30,000×", cost="instant",
+    says="The feed-forward part has about 30,000 times fewer parameters.",
+    how="Parameters of the modules, with the default stabiliser and without.",
+)  # fmt: skip
+def ffn_parameters() -> Finding:
+    base = sum(p.numel() for p in get_ffn("standard", d_model=D, d_ff=4 * D).parameters())
+    counts = {
+        kind: sum(p.numel() for p in VFTFeedForward(D, RANK, stabilizer=kind, tied=False).parameters())
+        for kind in ("full", "none")
+    }
+    ratio, bare = base / counts["full"], base / counts["none"]
+    return Finding(
+        f"{ratio:.1f}× as it is by default",
+        judge_ratio(ratio, 30_000),
+        f"128 is the size of the non-linear core alone. The vein itself takes 2·d·r = {2 * D * RANK:,}, the default "
+        f"stabiliser d² more; without it the ratio is {bare:.0f}×.",
+        {"default": ratio, "no_stabilizer": bare},
+    )
+
+
+@claim(
+    "vein.block", document=DOCUMENT, line=510, claimed="100×", cost="instant",
+    says="A whole block takes about 100 times fewer FLOPs.",
+    how="FLOPs of the document's block by formula against a standard block, T = 128 and 4096.",
+)  # fmt: skip
+def block() -> Finding:
+    short, long = (_cost(standard_block(), t).flops / _cost(seed_block(), t).flops for t in (128, 4096))
+    folded = VFTBlock(D, HEADS, RANK, stabilizer="none", s=0, gated=False)
+    best = _cost(standard_block(), 4096).flops / _cost(folded, 4096).flops
+    return Finding(
+        f"{short:.2f}× at T = 128, {long:.1f}× at 4096",
+        judge_ratio(long, 100),
+        "The d × d projections and the stabiliser remain. "
+        f"Folded, without stabiliser and corrections, it is {best:.0f}× at T = 4096.",
+        {"document_T128": short, "document_T4096": long, "folded_T4096": best},
+    )
+
+
+@claim(
+    "vein.parameters", document=DOCUMENT, line=556, claimed="1.5 M", cost="instant",
+    says="A block of width 768 with 12 heads and rank 4 has about 1.5 million parameters.",
+    how="Parameters of the document's block.",
+)  # fmt: skip
+def parameters() -> Finding:
+    count = sum(p.numel() for p in seed_block().parameters())
+    base = sum(p.numel() for p in standard_block().parameters())
+    return Finding(
+        f"{count:,}",
+        judge_number(count, 1.5e6),
+        f"The four d × d projections alone are {4 * D * D:,}. The standard block has {base:,}: {base / count:.2f}× more.",
+        {"parameters": count, "standard": base},
+    )
+
+
+@claim(
+    "vein.compression", document=DOCUMENT, line=98, claimed="147×", cost="instant",
+    says="A projector from 768 to 4 compresses 147 times.",
+    how="get_compression_ratio() of the projector: d² over the parameters of both directions.",
+)  # fmt: skip
+def compression() -> Finding:
+    ratio = VeinProjector(D, RANK).get_compression_ratio()
+    return Finding(
+        f"{ratio:.0f}×",
+        judge_number(ratio, 147),
+        "d² / (2·d·r) = d / (2r). By width alone it would be d / r = 192.",
+        {"ratio": ratio},
+    )
+
+
+@claim(
+    "vein.parameter_form", document=DOCUMENT, line=89, claimed="less memory", cost="instant",
+    says="The projector held as plain parameters takes less memory than the one held as linear layers.",
+    how="Parameters of both forms.",
+)  # fmt: skip
+def parameter_form() -> Finding:
+    linear, plain = (
+        sum(p.numel() for p in VeinProjector(D, RANK, implementation=form).parameters())
+        for form in ("linear", "parameter")
+    )
+    return Finding(
+        f"{plain:,} and {linear:,}",
+        "holds" if plain < linear else "false",
+        "The same two matrices, held differently.",
+        {"linear": linear, "parameter": plain},
+    )
+
+
+@claim(
+    "vein.recommended_rank", document=DOCUMENT, line=577, claimed="4, 8, 16", cost="instant",
+    says="The rule √d / 4 recommends ranks 4, 8 and 16 for widths 768, 2048 and 4096.",
+    how="The rule, evaluated.",
+)  # fmt: skip
+def recommended_rank() -> Finding:
+    found = [vein_flow.recommend_rank(d) for d in (768, 2048, 4096)]
+    return Finding(
+        ", ".join(map(str, found)),
+        judge_all(*(a == b for a, b in zip(found, (4, 8, 16)))),
+        "The comments disagree with the formula beside them, except at the largest width.",
+        {f"d{d}": r for d, r in zip((768, 2048, 4096), found)},
+    )
+
+
+@claim(
+    "vein.errors", document=DOCUMENT, line=256, claimed="mean 0.12, 0.23 over 0.18", cost="instant",
+    says="The reconstruction error ‖h − U V h‖ of a block's tokens averages 0.12, and 23 % exceed the threshold of 0.18.",
+    how="The error as the document defines it, and relative to ‖h‖, on random input at d = 768, r = 4.",
+)  # fmt: skip
+def errors() -> Finding:
+    torch.manual_seed(0)
+    vein, h = VeinProjector(D, RANK, tied=True), torch.randn(256, D)
+    with torch.no_grad():
+        absolute, relative = (vein.compute_reconstruction_error(h, relative=form) for form in (False, True))
+    over = float((absolute > 0.18).float().mean())
+    return Finding(
+        f"mean {absolute.mean():.1f}, {over:.0%} over 0.18; relative {relative.mean():.3f}",
+        judge_all(abs(float(absolute.mean()) - 0.12) < 0.05, abs(over - 0.23) < 0.1),
+        "As written the error grows like √d, so every token is over any such threshold and it decides nothing. "
+        "The relative error of a tied vein lies in [0, 1]; `calibrate_tau` sets a threshold for a share of the tokens.",
+        {"absolute": float(absolute.mean()), "relative": float(relative.mean()), "over_tau": over},
+    )
+
+
+@claim(
+    "vein.tau_direction", document=DOCUMENT, line=612, claimed="lower tau", cost="instant",
+    says="When too many tokens are corrected, the threshold tau should be lowered.",
+    how="Share of tokens over a threshold and over a lower one, same tokens.",
+)  # fmt: skip
+def tau_direction() -> Finding:
+    torch.manual_seed(0)
+    vein = VeinProjector(64, 8, tied=True)
+    with torch.no_grad():
+        eps = vein.compute_reconstruction_error(torch.randn(4096, 64), relative=True)
+    middle = float(eps.median())
+    before, after = (float((eps > tau).float().mean()) for tau in (middle, middle - 0.02))
+    return Finding(
+        f"{before:.0%} corrected, {after:.0%} with a lower tau",
+        "holds" if after < before else "false",
+        "Tokens are corrected where the error exceeds tau, so a lower tau corrects more of them.",
+        {"before": before, "after": after},
+    )
+
+
+@claim(
+    "vein.flops_10_100", document=DOCUMENT, line=32, claimed="10–100×", cost="instant",
+    says="Typical settings (r = 4 to 32, d = 768 to 4096) save 10 to 100 times the FLOPs.",
+    how="FLOPs of the document's block against the standard block over r = 4, 32 and d = 768, 4096 at T = 2048.",
+)  # fmt: skip
+def typical_savings() -> Finding:
+    found = []
+    for d, heads in ((768, 12), (4096, 32)):
+        for rank in (4, 32):
+            with torch.device("meta"):
+                attn = get_attention("standard", d_model=d, n_heads=heads, qk_norm=False)
+                standard = ResidualBlock(attn, get_ffn("standard", d_model=d, d_ff=4 * d), d, norm="layer")
+                vein = vein_flow.VFTBlock(d, heads, rank, preset="seed")
+            found.append(_cost(standard, 2048).flops / _cost(vein, 2048).flops)
+    low, high = min(found), max(found)
+    return Finding(
+        f"{units.ratio(low)} to {units.ratio(high)}",
+        judge_all(low >= 10, high >= 100),
+        "Five d × d matrices of twelve stay in the document's block, so no rank can save more than about 2.4 times "
+        "where they dominate.",
+        {"least": low, "most": high},
+    )
