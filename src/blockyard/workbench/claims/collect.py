@@ -12,7 +12,7 @@ from blockyard.errors import InputError, suggest
 from blockyard.workbench.claims.claim import COSTS, DOCUMENTS, Claim, Cost, declared
 
 SCHEMA = "blockyard.claims/1"
-MODULES = ("vein", "basics")
+MODULES = ("vein", "basics", "training")
 
 
 def all_claims() -> list[Claim]:
@@ -84,10 +84,10 @@ def page(rows: Sequence[dict[str, Any]], machine: str) -> str:
     lines = [
         "# What the source documents claim, and what is measured here",
         "",
-        f"{len(rows)} claims: {counts['holds']} hold, {counts['partly']} hold in part, {counts['false']} do not. Made by "
-        "`blockyard claims --page docs/claims.md`; figures are of this library's implementations,",
-        f"times of {machine}. A time is a ratio of medians taken in turns in one process; it varies by some per cent "
-        "between runs and by more between machines.",
+        f"{len(rows)} claims: {counts['holds']} hold, {counts['partly']} hold in part, {counts['false']} do not.",
+        "Made by `blockyard claims --page docs/claims.md`; figures are of this library's implementations,",
+        f"times of {machine}. A time is a ratio of medians taken in turns in one process; it varies by",
+        "some per cent between runs and by more between machines.",
     ]
     for document, title in DOCUMENTS.items():
         found = [row for row in rows if row["document"] == document]

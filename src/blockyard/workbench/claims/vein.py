@@ -48,8 +48,9 @@ def attention() -> Finding:
     return Finding(
         f"{short:.2f}× at T = 128, {long:.1f}× at 2048",
         judge_ratio(long, 192),
-        f"r is per head, so score and value products shrink by d_head / r = {scores:.0f}, not d / r, and the document's "
-        f"d × d projections stay. Folded into thin heads, which is the same function, it is {best:.0f}× at T = 2048.",
+        f"r is per head, so score and value products shrink by d_head / r = {scores:.0f}, not d / r, and the "
+        "document's d × d projections stay. "
+        f"Folded into thin heads, which is the same function, it is {best:.0f}× at T = 2048.",
         {"document_T128": short, "document_T2048": long, "folded_T2048": best, "score_products": scores},
     )
 
@@ -127,7 +128,8 @@ def parameters() -> Finding:
     return Finding(
         f"{count:,}",
         judge_number(count, 1.5e6),
-        f"The four d × d projections alone are {4 * D * D:,}. The standard block has {base:,}: {base / count:.2f}× more.",
+        f"The four d × d projections alone are {4 * D * D:,}. "
+        f"A standard block has {base:,}, {base / count:.2f}× as many.",
         {"parameters": count, "standard": base},
     )
 
@@ -182,7 +184,7 @@ def recommended_rank() -> Finding:
 
 @claim(
     "vein.errors", document=DOCUMENT, line=256, claimed="mean 0.12, 0.23 over 0.18", cost="instant",
-    says="The reconstruction error ‖h − U V h‖ of a block's tokens averages 0.12, and 23 % exceed the threshold of 0.18.",
+    says="The reconstruction error ‖h − U V h‖ of a block's tokens averages 0.12, and 23 % exceed tau = 0.18.",
     how="The error as the document defines it, and relative to ‖h‖, on random input at d = 768, r = 4.",
 )  # fmt: skip
 def errors() -> Finding:
