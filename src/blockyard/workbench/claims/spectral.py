@@ -63,7 +63,8 @@ def replacement() -> Finding:
         f"earlier outputs change by {leak['document']:.0%}",
         "holds" if leak["document"] < 1e-5 else "partly",
         "Input and output shapes fit, so encoders can use it; a language model that does would read what it should "
-        f"predict, through negative lags and through the pooled gate. The causal form here changes by {leak['causal']:.0g}.",
+        "predict, through negative lags and through the pooled gate. "
+        f"The causal form here changes by {leak['causal']:.0g}.",
         leak,
     )
 
@@ -106,8 +107,8 @@ def global_mixing() -> Finding:
     return Finding(
         f"95 % within ±{span['linear']:.0f} of 1,024",
         "holds" if span["linear"] > 256 else "partly" if span["linear"] > 64 else "false",
-        f"A smooth gate is a short kernel: √F = {default_buckets(513)} anchors leave about as many lags. Fine buckets near "
-        f"zero frequency reach ±{span['log']:.0f}; learning may lengthen either.",
+        f"A smooth gate is a short kernel: √F = {default_buckets(513)} anchors leave about as many lags. "
+        f"Fine buckets near zero frequency reach ±{span['log']:.0f}; learning may lengthen either.",
         span,
     )
 
@@ -138,6 +139,7 @@ def size() -> Finding:
     return Finding(
         f"{mixer:,} for {attention:,}",
         "holds" if mixer <= attention else "false",
-        f"Smaller, since there are no keys. With its norms, residuals and FFN it is a block of {block:,}, which does not belong in attention's place.",
+        "Smaller, since there are no keys. "
+        f"With its norms, residuals and FFN it is a block of {block:,}, which does not belong in attention's place.",
         {"mixer": mixer, "block": block, "attention": attention},
     )
