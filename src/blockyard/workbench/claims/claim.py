@@ -18,11 +18,11 @@ Cost = Literal["instant", "seconds", "minutes"]
 COSTS: tuple[Cost, ...] = ("instant", "seconds", "minutes")
 Verdict = Literal["holds", "partly", "false"]
 DOCUMENTS = {
-    "vein-flow": "vein-flow.md, low-rank vein blocks",
-    "price-transformer": "price-transformer.md, latent attention for prices",
-    "spectre-nlp": "spectre-nlp.md, spectral mixing",
-    "complex-block": "complex-block.md, complex-valued blocks",
-    "basics": "basics.md, language-model basics",
+    "vein-flow": "Low-rank vein blocks (vein-flow.md)",
+    "price-transformer": "Latent attention and prices (price-transformer.md)",
+    "spectre-nlp": "Spectral mixing (spectre-nlp.md)",
+    "complex-block": "Complex-valued blocks (complex-block.md)",
+    "basics": "Language-model basics (basics.md)",
 }
 
 

@@ -12,7 +12,7 @@ from blockyard.errors import InputError, suggest
 from blockyard.workbench.claims.claim import COSTS, DOCUMENTS, Claim, Cost, declared
 
 SCHEMA = "blockyard.claims/1"
-MODULES = ("vein", "basics", "latent", "spectral", "complex", "training")
+MODULES = ("vein", "basics", "latent", "spectral", "complex", "timing", "training")
 
 
 def all_claims() -> list[Claim]:
@@ -95,7 +95,7 @@ def page(rows: Sequence[dict[str, Any]], machine: str) -> str:
             continue
         lines += [
             "",
-            f"## {title[0].upper()}{title[1:]}",
+            f"## {title}",
             "",
             "| line | the claim | measured | verdict |",
             "|---|---|---|---|",

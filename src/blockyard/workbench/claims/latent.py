@@ -94,29 +94,6 @@ def layer_parameters() -> Finding:
 
 
 @claim(
-    "price.outputs", document=DOCUMENT, line=422, claimed="[4, 10], [4, 512]", cost="instant",
-    says="The base model turns [4, 180, 20] into ten predictions and 512 features.",
-    how="The document's own call.",
-)  # fmt: skip
-def outputs() -> Finding:
-    import torch
-
-    from blockyard.compat.price_transformer import PricePredictionConfigs, PriceTransformer
-
-    model = PriceTransformer(PricePredictionConfigs.base()).eval()
-    with torch.no_grad():
-        found = model(torch.randn(4, DAYS, 20), return_features=True, return_dict=True)
-    shapes = [list(found[name].shape) for name in ("price_predictions", "strategy_features")]
-    count = sum(p.numel() for p in model.parameters())
-    return Finding(
-        f"{shapes[0]}, {shapes[1]}",
-        "holds" if shapes == [[4, 10], [4, 512]] else "false",
-        f"The base preset has {count:,} parameters.",
-        {"parameters": count},
-    )
-
-
-@claim(
     "price.ffn_width", document=DOCUMENT, line=505, claimed="4 d is the standard", cost="instant",
     says="A hidden width of 4 d is the standard for the gated FFN.",
     how="Parameters of SwiGLU with 4 d against two matrices with 4 d, d = 512.",

@@ -9,6 +9,7 @@ import torch
 from blockyard.compat.spectre_nlp import SpectreBlockNLP
 from blockyard.layers.spectral import default_buckets
 from blockyard.mixers.spectral import SpectralMixer
+from blockyard.registry import get_attention
 from blockyard.workbench.claims.claim import Finding, claim, judge_all, judge_number
 
 DOCUMENT = "spectre-nlp"
@@ -142,4 +143,43 @@ def size() -> Finding:
         "Smaller, since there are no keys. "
         f"With its norms, residuals and FFN it is a block of {block:,}, which does not belong in attention's place.",
         {"mixer": mixer, "block": block, "attention": attention},
+    )
+
+
+def _saved_bytes(module: torch.nn.Module, x: torch.Tensor) -> int:
+    """Bytes that the forward pass keeps for the backward one, parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = module(x.requires_grad_())
+    del kept
+    return sum(seen.values())
+
+
+@claim(
+    "spectral.memory", document=DOCUMENT, line=28, claimed="linear in N", cost="instant",
+    says="Memory grows about linearly with the sequence, while attention is dominated by its N² map.",
+    how="Bytes kept for the backward pass by the layer and by standard attention (SDPA), d = 256, N = 1,024 and 4,096.",
+)  # fmt: skip
+def memory() -> Finding:
+    torch.manual_seed(0)
+    grows = {}
+    for name, module in (
+        ("spectral", SpectralMixer(256, 4)),
+        ("attention", get_attention("standard", d_model=256, n_heads=4, kernel="sdpa")),
+    ):
+        short, long = (_saved_bytes(module, torch.randn(1, n, 256)) for n in (1024, 4096))
+        grows[name] = math.log(long / short, 4)
+    return Finding(
+        f"N^{grows['spectral']:.2f}, attention N^{grows['attention']:.2f}",
+        judge_all(grows["spectral"] < 1.15, grows["attention"] > 1.5),
+        "Linear it is, but so is attention since fused kernels do not keep the map.",
+        grows,
     )
