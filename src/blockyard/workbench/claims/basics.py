@@ -30,7 +30,7 @@ def _spreads(conjugated: bool) -> tuple[float, float]:
 
 
 @claim(
-    "basics.conjugated_key", document=DOCUMENT, line=320, claimed="conjugate the key", cost="instant",
+    "basics.conjugated_key", document=DOCUMENT, line=322, claimed="conjugate the key", cost="instant",
     says="The key must be turned by the conjugate of the rotation, or all information about position is lost.",
     how="Real dot products of random queries and keys, turned both ways, over pairs of equal distance (float64).",
 )  # fmt: skip
@@ -64,7 +64,7 @@ def rotation_keeps_length() -> Finding:
 
 
 @claim(
-    "rope.relative", document="price-transformer", line=232, claimed="depends on m − n", cost="instant",
+    "rope.relative", document="price-transformer", line=233, claimed="depends on m − n", cost="instant",
     says="The product of a rotated query and a rotated key depends on their distance only.",
     how="Spread of the product over 20 pairs at one distance (float64).",
 )  # fmt: skip

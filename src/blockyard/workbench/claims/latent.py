@@ -39,7 +39,7 @@ def complexity() -> Finding:
 
 
 @claim(
-    "mla.memory", document=DOCUMENT, line=490, claimed="14,242×", cost="instant",
+    "mla.memory", document=DOCUMENT, line=488, claimed="14,242×", cost="instant",
     says="At 180 steps, 8 heads of 64 and rank 256 latent attention needs 14,242 times less memory.",
     how="The document's own expressions evaluated, and bytes of the caches of both layers at 180 tokens.",
 )  # fmt: skip

@@ -34,7 +34,7 @@ def _cost(module: object, tokens: int) -> Cost:
 
 
 @claim(
-    "vein.attention", document=DOCUMENT, line=508, claimed="192×", cost="instant",
+    "vein.attention", document=DOCUMENT, line=507, claimed="192×", cost="instant",
     says="Attention in the vein takes 192 times fewer FLOPs at d = 768, r = 4.",
     how="FLOPs of a whole attention layer by formula (checked against FlopCounterMode), 12 heads, T = 128 and 2048.",
 )  # fmt: skip
@@ -63,7 +63,7 @@ def _ffn_ratios(tokens: int = 128) -> tuple[float, float]:
 
 
 @claim(
-    "vein.ffn", document=DOCUMENT, line=509, claimed="2,000×", cost="instant",
+    "vein.ffn", document=DOCUMENT, line=508, claimed="2,000×", cost="instant",
     says="The feed-forward part in the vein takes about 2,000 times fewer FLOPs.",
     how="FLOPs by formula against two matrices with 3072 hidden units, with the default stabiliser and without.",
 )  # fmt: skip
@@ -100,7 +100,7 @@ def ffn_parameters() -> Finding:
 
 
 @claim(
-    "vein.block", document=DOCUMENT, line=510, claimed="100×", cost="instant",
+    "vein.block", document=DOCUMENT, line=509, claimed="100×", cost="instant",
     says="A whole block takes about 100 times fewer FLOPs.",
     how="FLOPs of the document's block by formula against a standard block, T = 128 and 4096.",
 )  # fmt: skip
