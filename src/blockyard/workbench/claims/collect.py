@@ -12,7 +12,7 @@ from blockyard.errors import InputError, suggest
 from blockyard.workbench.claims.claim import COSTS, DOCUMENTS, Claim, Cost, declared
 
 SCHEMA = "blockyard.claims/1"
-MODULES = ("vein", "basics", "latent", "spectral", "complex", "timing", "training")
+MODULES = ("vein", "basics", "latent", "spectral", "complex", "prices", "timing", "training")
 
 
 def all_claims() -> list[Claim]:
