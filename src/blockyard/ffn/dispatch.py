@@ -13,6 +13,10 @@ from torch import Tensor
 from blockyard.layers.grouped import Kernel, Rows
 
 
+# Padded to a multiple of this, rows fill the tiles of the CPU's matrix units.
+TILE = 32
+
+
 @dataclass(frozen=True)
 class Plan:
     """The choices [N, k] of N tokens, laid out as rows for the experts.
@@ -85,7 +89,7 @@ def plan(experts: Tensor, counts: Tensor, kernel: Kernel, kept: Tensor | None = 
     if kernel != "padded":
         return Plan(rows, order, row, k, kept)
     # A token chooses an expert at most once, so N rows are enough for any.
-    capacity = n if rows.sizes is None else max(1, *rows.sizes)
+    capacity = n if rows.sizes is None else -(-max(1, *rows.sizes) // TILE) * TILE
     owner = flat.index_select(0, order)
     starts = torch.cat([ends - counts, ends[-1:]])
     filled = owner * capacity + (at - starts.index_select(0, owner))

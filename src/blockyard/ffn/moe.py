@@ -30,7 +30,7 @@ from blockyard.registry import create, ffn_class, register_ffn
 Implementation = Literal["auto", "loop", "segment", "grouped", "padded"]
 # bf16 on a CPU: one batched product of padded rows beats a product per expert while experts have few rows and little
 # of it is padding. Measured in docs/moe.md.
-PADDED_ROWS, PADDED_WASTE = 256, 1.25
+PADDED_ROWS, PADDED_WASTE = 256, 1.6
 
 
 @register_ffn("moe", group="moe")

@@ -178,14 +178,15 @@ class _Segments(torch.autograd.Function):
 class _Batched(torch.autograd.Function):
     """x [E, C, d_in] times weight [E, d_out, d_in], as one batched product.
 
-    In bf16 the result is laid out with the rows last: oneDNN rearranges the right operand at every call, and then that
-    is the small one. Gradients keep the layout of what they belong to. Measured in docs/moe.md.
+    In bf16 on a CPU every product is given the layouts that oneDNN multiplies fastest, at the price of copies: it
+    rearranges the right factor at every call, and so that should be the small one, and a transposed left factor costs as
+    much again. The result then has its rows last. Measured in docs/moe.md.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight)
-        if x.dtype == torch.bfloat16 and not x.is_cuda:
+        if _rows_last(x):
             return torch.bmm(weight, x.transpose(1, 2)).transpose(1, 2)
         return torch.bmm(x, weight.transpose(1, 2))
 
@@ -194,16 +195,22 @@ class _Batched(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         dx = dw = None
+        if not _rows_last(x):
+            dx = torch.bmm(dy, weight.conj()) if ctx.needs_input_grad[0] else None
+            dw = torch.bmm(dy.transpose(1, 2), x.conj()) if ctx.needs_input_grad[1] else None
+            return dx, dw
         if ctx.needs_input_grad[0]:
-            rows_last = x.stride(2) != 1 and x.stride(1) == 1
-            matrices = weight.conj()
-            if rows_last:
-                dx = torch.bmm(matrices.transpose(1, 2), dy.transpose(1, 2)).transpose(1, 2)
-            else:
-                dx = torch.bmm(dy, matrices)
+            dx = torch.bmm(dy.contiguous(), weight)
+            if not x.is_contiguous():
+                # Like x, so that what stands between two products is not computed on mixed layouts.
+                dx = dx.transpose(1, 2).contiguous().transpose(1, 2)
         if ctx.needs_input_grad[1]:
-            dw = torch.bmm(dy.transpose(1, 2), x.conj())
+            dw = torch.bmm(dy.transpose(1, 2).contiguous(), x.contiguous())
         return dx, dw
+
+
+def _rows_last(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
 # The same segments as an operator, for compiled code: how long they are is known only when it runs.
