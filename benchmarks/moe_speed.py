@@ -4,11 +4,11 @@
         [--impls auto] [--rounds 7] [--threads 1] [--plot FILE.png] [--out FILE.json]
 
 Every row is one run in which the contestants take turns: the mixture (each implementation asked for), `all experts`
-(the same experts, every one on every token, weighted and added), `equal active` (one SwiGLU with as many parameters as a
-token passes) and `equal total` (one SwiGLU with as many as the mixture has). Experts are SwiGLU of the default width.
-Forward under no_grad, and forward + backward from a dense gradient to the weights and the input; freed memory is kept, as
-in training. Medians of wall milliseconds; ratios are to `all experts` of the same run. `load` is the largest expert's share
-of the choices times n, which is what padding and uneven segments cost; `--plot` draws every expert's.
+(as many experts, every one on every token, weighted and added), `equal active` (one SwiGLU with as many parameters as
+a token passes) and `equal total` (one SwiGLU with as many as the mixture has). Experts are SwiGLU of the default
+width. Forward under no_grad, and forward + backward from a dense gradient to the weights and the input; freed memory
+is kept, as in training. Medians of wall milliseconds; ratios are to `all experts` of the same run. `load` is the
+experts' share of the choices times n, which padding and uneven segments cost; `--plot` draws it.
 """
 
 from __future__ import annotations

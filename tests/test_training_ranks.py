@@ -24,7 +24,13 @@ SCENARIOS = {
     "fsdp2_then_one": "2:fsdp2:4,1:ddp:8",
     "one_then_fsdp2": "1:ddp:4,2:fsdp2:8",
     "fsdp2_then_ddp": "2:fsdp2:4,2:ddp:8",
+    "moe": "1:ddp:8",
+    "moe_accumulated": "1:ddp:8:4",
+    "moe_ddp": "2:ddp:8",
+    "moe_fsdp2_then_ddp_accumulated": "2:fsdp2:4,2:ddp:8:2",
 }
+DENSE = [name for name in SCENARIOS if not name.startswith("moe")]
+MIXTURES = [name for name in SCENARIOS if name.startswith("moe_")]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,7 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "one"])
+@pytest.mark.parametrize("name", [name for name in DENSE if name != "one"])
 def test_ranks_compute_what_one_process_computes(runs: Path, name: str) -> None:
     one, several = metrics(runs / "one"), metrics(runs / name)
     assert [row["step"] for row in several] == [row["step"] for row in one]
@@ -64,3 +70,17 @@ def test_the_checkpoint_format_does_not_depend_on_the_ranks(runs: Path, name: st
 def test_a_sharded_run_loads_as_any_other(runs: Path) -> None:
     model, tokenizer, _ = load_run(runs / "fsdp2")
     assert model.config.vocab_size == tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_counts_and_balances_over_ranks_and_passes(runs: Path, name: str) -> None:
+    one, several = metrics(runs / "moe"), metrics(runs / name)
+    assert [row["loss"] for row in several] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+    for layer in ("layers.0/load", "layers.1/load"):
+        for a, b in zip(one, several):
+            assert b[layer] == pytest.approx(a[layer]), f"step {a['step']}"
+    first, second = (load_checkpoint(list_checkpoints(runs / r / "checkpoints")[-1][1]).model for r in ("moe", name))
+    biases = [key for key in first if key.endswith("router.bias")]
+    assert len(biases) == 2 and all(first[key].abs().max() > 0.005 for key in biases)
+    for key in biases:
+        assert second[key].tolist() == pytest.approx(first[key].tolist(), abs=1e-6)

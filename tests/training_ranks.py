@@ -3,7 +3,8 @@
     python training_ranks.py FOLDER TEXT SCENARIO...
 
 A scenario is `NAME=PART,PART`, its parts run one after the other in one run folder NAME; a part is
-RANKS:PARALLEL:STEPS[:ACCUMULATE]. torch is imported once and every rank is a forked child.
+RANKS:PARALLEL:STEPS[:ACCUMULATE]. A NAME that begins with moe trains a mixture of experts,
+balanced by a bias. torch is imported once and every rank is a forked child.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from blockyard.training.trainer import Trainer
 def rank(text: str, out: Path, part: str) -> None:
     """What one rank does."""
     size, parallel, steps, *rest = part.split(":")
+    mixture = {"ffn": {"impl": "moe", "d_ff": 16}, "moe": {"n_experts": 4, "balance": "bias", "bias_rate": 0.01}}
     run = resolve(
         {
+            **(mixture if out.name.startswith("moe") else {}),
             "model": {"d_model": 16, "n_layers": 2, "n_heads": 2, "context": 16, "dropout": 0.1},
             "data": {"path": text, "cache_dir": str(Path(text).parent / "cache")},
             "train": {

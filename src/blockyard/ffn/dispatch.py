@@ -12,7 +12,6 @@ from torch import Tensor
 
 from blockyard.layers.grouped import Kernel, Rows
 
-
 # Padded to a multiple of this, rows fill the tiles of the CPU's matrix units.
 TILE = 32
 

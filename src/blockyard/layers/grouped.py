@@ -179,7 +179,7 @@ class _Batched(torch.autograd.Function):
     """x [E, C, d_in] times weight [E, d_out, d_in], as one batched product.
 
     In bf16 on a CPU every product is given the layouts that oneDNN multiplies fastest, at the price of copies: it
-    rearranges the right factor at every call, and so that should be the small one, and a transposed left factor costs as
+    rearranges the right factor at every call, so that should be the small one, and a transposed left factor costs as
     much again. The result then has its rows last. Measured in docs/moe.md.
     """
 

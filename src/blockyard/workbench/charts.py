@@ -16,6 +16,7 @@ from blockyard.workbench.chart_costs import trade_offs
 from blockyard.workbench.chart_curves import loss_curves
 from blockyard.workbench.chart_finals import final_losses
 from blockyard.workbench.chart_kernels import learnt_kernels
+from blockyard.workbench.chart_load import expert_loads
 from blockyard.workbench.palette import LIGHT, PLACEHOLDER, Palette
 from blockyard.workbench.parts import parts_of
 from blockyard.workbench.schema import Report
@@ -39,7 +40,8 @@ _RC = {
 def charts_of(report: Report) -> list[Chart]:
     """The figures that this report has data for, in reading order."""
     own = [chart for section in parts_of(report["task"]).sections(report) for chart in section.charts]
-    found = [final_losses(report), *loss_curves(report), *trade_offs(report), *own, *learnt_kernels(report)]
+    inside = [*learnt_kernels(report), *expert_loads(report)]
+    found = [final_losses(report), *loss_curves(report), *trade_offs(report), *own, *inside]
     return [chart for chart in found if chart is not None]
 
 

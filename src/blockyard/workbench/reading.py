@@ -232,6 +232,11 @@ def how_to_read(report: Report) -> list[str]:
         "Speed is measured apart from training, in a raw loop that alternates between the choices: medians."
         + (" Cache bytes are those of the cache itself after filling it." if has_cache else ""),
     ]
+    if any(run.get("load") for choice in report["choices"] for run in choice["runs"]):
+        lines.append(
+            "A mixture of experts counts all its experts as parameters (they all have to be kept), and as FLOPs those "
+            "that a token passes."
+        )
     memory = next((c["memory"]["how"] for c in report["choices"] if c["memory"]), None)
     if memory:
         lines.append(f"Peak memory: {memory}.")

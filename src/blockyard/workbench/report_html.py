@@ -38,6 +38,7 @@ def render_html(report: Report) -> str:
         _figures(report, "What quality costs", [c for c in charts if c.group == "costs"], drawn),
         *(_own(report, section, drawn) for section in own),
         _kernels([c for c in charts if c.group == "kernels"], drawn),
+        _figures(report, "How busy the experts are", [c for c in charts if c.group == "experts"], drawn),
         _samples(report),
         _fairness(report),
         _reading(report),

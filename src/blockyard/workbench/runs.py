@@ -19,6 +19,7 @@ from blockyard.training.guard import NonFiniteError
 from blockyard.training.kinds import Quality, Run
 from blockyard.training.resolve import as_groups
 from blockyard.training.signals import Interrupted, StopRequest
+from blockyard.training.statistics import LOAD
 from blockyard.training.trainer import Trainer
 from blockyard.workbench import schema
 from blockyard.workbench.budget import steps_left
@@ -182,6 +183,9 @@ def _finish(
         run["quality"] = curve(rows, quality.key)
     if figures:
         run["figures"] = plain(figures)
+    loads = expert_loads(rows)
+    if loads:
+        run["load"] = loads
     run = without_nan(run)
     write_result(job.folder, run, trainer.decisions.why)
     return run
@@ -217,6 +221,18 @@ def curve(rows: list[dict[str, Any]], key: str) -> schema.Curve:
         "flops": [float(row["flops"]) for row in found],
         "loss": [None if row[key] is None else round(row[key], 5) for row in found],
     }
+
+
+def expert_loads(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Every expert's share of the tokens in the last tenth of the logged steps, by layer; empty without experts."""
+    found: dict[str, list[float]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        layer, _, what = name.rpartition("/")
+        if what == LOAD:
+            logged = [row[name] for row in rows if name in row]
+            last = logged[-max(1, len(logged) // 10) :]
+            found[layer] = [round(sum(shares) / len(last), 5) for shares in zip(*last)]
+    return found
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

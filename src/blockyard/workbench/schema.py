@@ -42,6 +42,8 @@ class Run(TypedDict):
     best_quality: NotRequired[float | None]
     quality: NotRequired[Curve]
     figures: NotRequired[dict[str, Any]]  # the task's own, see its page
+    load: NotRequired[dict[str, list[float]]]  # share of the tokens by layer and expert, last tenth of training
+
 
 
 class Spread(TypedDict):
