@@ -27,7 +27,7 @@ SCENARIOS = {
     "moe": "1:ddp:8",
     "moe_accumulated": "1:ddp:8:4",
     "moe_ddp": "2:ddp:8",
-    "moe_fsdp2_then_ddp_accumulated": "2:fsdp2:4,2:ddp:8:2",
+    "moe_fsdp2_accumulated_then_ddp": "2:fsdp2:4:2,2:ddp:8:2",
 }
 DENSE = [name for name in SCENARIOS if not name.startswith("moe")]
 MIXTURES = [name for name in SCENARIOS if name.startswith("moe_")]

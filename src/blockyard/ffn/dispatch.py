@@ -27,6 +27,8 @@ class Plan:
         k: choices per token.
         kept: [N, k] bool, the choices that are computed; None for all.
         filled: [N · k] padded form only: the row of each sorted choice; E · C, one too many, for dropped ones.
+        source: [E · C] padded form only: the token that fills each row; any for rows of padding, whose results nobody
+            takes and whose gradients are 0.
         shape: padded form only: E and C.
     """
 
@@ -36,12 +38,19 @@ class Plan:
     k: int
     kept: Tensor | None = None
     filled: Tensor | None = None
+    source: Tensor | None = None
     shape: tuple[int, int] | None = None
 
     @property
     def token(self) -> Tensor:
         """[N · k] the token of each sorted choice."""
         return self.order // self.k
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Tokens [N, d] as rows [N · k, d], padded [E, C, d]."""
+        if self.source is None or self.shape is None:
+            return x.index_select(0, self.token)
+        return x.index_select(0, self.source).view(*self.shape, x.shape[1])
 
     def lay(self, choices: Tensor) -> Tensor:
         """Sorted choices [N · k, ...] as rows: the same, or padded [E, C, ...]."""
@@ -94,10 +103,11 @@ def plan(experts: Tensor, counts: Tensor, kernel: Kernel, kept: Tensor | None = 
     filled = owner * capacity + (at - starts.index_select(0, owner))
     if kept is not None:
         filled = filled.clamp(max=n_experts * capacity)
+    source = order.new_zeros(n_experts * capacity + 1).scatter_(0, filled, order // k)[:-1]
     row = filled.index_select(0, row)
     if kept is not None:
         row = torch.where(kept.flatten(), row, 0)
-    return Plan(rows, order, row, k, kept, filled, (n_experts, capacity))
+    return Plan(rows, order, row, k, kept, filled, source, (n_experts, capacity))
 
 
 def within_capacity(experts: Tensor, n_experts: int, capacity: int, kept: Tensor | None) -> Tensor:
@@ -136,7 +146,7 @@ class _Send(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, plan: Plan) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.plan = plan
-        return plan.lay(x.index_select(0, plan.token))
+        return plan.gather(x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -175,9 +175,9 @@ class MoE(FFN):
         is the fraction of them that found no room (there with a capacity).
         """
         y, routing, load, counted, kept = self._compute(x, k, padding_mask, cache)
-        losses = {"z": z_loss(routing, counted)}
+        losses = {"z": z_loss(routing.logits, counted)}
         if self.balance == "loss":
-            losses["balance"] = balance_loss(routing, load, counted)
+            losses["balance"] = balance_loss(self.router.scores(routing.logits), load, counted)
         stats = {"load": load.float()}
         if self.capacity is not None:
             computed = load.sum() if kept is None else kept.sum()

@@ -33,13 +33,11 @@ class Routing:
         experts: [N, k] expert of each choice.
         gates: [N, k] weight of each choice, at least float32.
         logits: [N, E] at least float32.
-        scores: [N, E] softmax or sigmoids of them.
     """
 
     experts: Tensor
     gates: Tensor
     logits: Tensor
-    scores: Tensor
 
 
 class Router(nn.Module):
@@ -86,15 +84,22 @@ class Router(nn.Module):
         """
         logits = self.logits(x)
         check_finite(logits, "the router's logits")
-        scores = logits.softmax(-1) if self.scoring == "softmax" else logits.sigmoid()
+        softmax_after = self.scoring == "softmax" and self.renormalise
+        # The order of the logits is that of the scores; where only the order matters, they will do.
+        ordered_alike = softmax_after and self.bias is None and self.n_groups == 1
+        scores = logits if ordered_alike else self.scores(logits)
         experts = self.choose(scores, k)
-        if self.scoring == "softmax" and self.renormalise:
+        if softmax_after:
             gates = logits.gather(-1, experts).softmax(-1)
         else:
             gates = scores.gather(-1, experts)
             if self.renormalise:
                 gates = gates / (gates.sum(-1, keepdim=True) + TINY)
-        return Routing(experts, gates * self.scale if self.scale != 1.0 else gates, logits, scores)
+        return Routing(experts, gates * self.scale if self.scale != 1.0 else gates, logits)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """[N, E] softmax or sigmoids."""
+        return logits.softmax(-1) if self.scoring == "softmax" else logits.sigmoid()
 
     def logits(self, x: Tensor) -> Tensor:
         """W x, or W |x| of complex x. In half precision near ties would be broken by rounding."""
@@ -136,24 +141,24 @@ class Router(nn.Module):
         return Cost(self.linear.weight.numel(), linear_flops(tokens, shape))
 
 
-def balance_loss(routing: Routing, load: Tensor, counted: Tensor | None) -> Tensor:
+def balance_loss(scores: Tensor, load: Tensor, counted: Tensor | None) -> Tensor:
     """Switch's loss E · Σ f·P: 1 when the mean probabilities P are uniform, E when everything goes to one expert.
 
     f is the fraction of the choices that an expert got, without gradient. Sigmoids are divided by their sum first.
 
     Args:
-        routing: of N tokens.
+        scores: [N, E].
         load: [E] how many choices fell on each expert.
         counted: [N] bool, the tokens that count (no padding); None for all.
     """
-    scores = routing.scores / routing.scores.sum(-1, keepdim=True).clamp_min(TINY)
+    scores = scores / scores.sum(-1, keepdim=True).clamp_min(TINY)
     share = load / load.sum().clamp_min(1.0)
     return scores.shape[-1] * (share.to(scores) * _mean(scores, counted)).sum()
 
 
-def z_loss(routing: Routing, counted: Tensor | None) -> Tensor:
+def z_loss(logits: Tensor, counted: Tensor | None) -> Tensor:
     """mean(logsumexp(logits)²): keeps the logits small (ST-MoE, arXiv 2202.08906)."""
-    return _mean(routing.logits.logsumexp(-1).square(), counted)
+    return _mean(logits.logsumexp(-1).square(), counted)
 
 
 def _mean(values: Tensor, counted: Tensor | None) -> Tensor:

@@ -21,6 +21,8 @@ from blockyard.layers.roles import Role
 Kernel = Literal["segment", "grouped", "padded"]
 # What F.grouped_mm computes in; others go segment by segment.
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Elements from which on a matrix is worth copying the rows of a product for, in bf16 on a CPU.
+LARGE_MATRIX = 1 << 20
 # Row strides must be multiples of this many bytes for it.
 GROUPED_ALIGNMENT = 16
 
@@ -195,17 +197,21 @@ class _Batched(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         dx = dw = None
-        if not _rows_last(x):
-            dx = torch.bmm(dy, weight.conj()) if ctx.needs_input_grad[0] else None
-            dw = torch.bmm(dy.transpose(1, 2), x.conj()) if ctx.needs_input_grad[1] else None
+        if _rows_last(x) and weight[0].numel() >= LARGE_MATRIX:
+            # Copies of rows are small beside such matrices.
+            dw = torch.bmm(dy.transpose(1, 2).contiguous(), x.contiguous()) if ctx.needs_input_grad[1] else None
+            dy = dy.contiguous()
+        elif ctx.needs_input_grad[1]:
+            dw = torch.bmm(dy.transpose(1, 2), x.conj())
+        if not ctx.needs_input_grad[0]:
             return dx, dw
-        if ctx.needs_input_grad[0]:
-            dx = torch.bmm(dy.contiguous(), weight)
-            if not x.is_contiguous():
-                # Like x, so that what stands between two products is not computed on mixed layouts.
-                dx = dx.transpose(1, 2).contiguous().transpose(1, 2)
-        if ctx.needs_input_grad[1]:
-            dw = torch.bmm(dy.transpose(1, 2).contiguous(), x.contiguous())
+        # The gradient is laid out as x, so that what stands between two products is not computed on mixed layouts.
+        if x.is_contiguous():
+            dx = torch.bmm(dy, weight.conj())
+        elif weight[0].numel() >= LARGE_MATRIX:
+            dx = torch.bmm(dy, weight.conj()).transpose(1, 2).contiguous().transpose(1, 2)
+        else:
+            dx = torch.bmm(weight.conj().transpose(1, 2), dy.transpose(1, 2)).transpose(1, 2)
         return dx, dw
 
 
