@@ -65,6 +65,8 @@ def steps(module: nn.Module, x: Tensor, gradient: Tensor) -> tuple[Callable[[], 
 
 
 def seconds(run: Callable[[], object], times: int) -> float:
+    """Of one call, the mean over some, after one that brings the contestant's weights back into the caches."""
+    run()
     start = time.perf_counter()
     for _ in range(times):
         run()

@@ -460,3 +460,24 @@ def test_a_capacity_with_a_cache_is_refused_in_training():
     with pytest.raises(InputError, match=r"capacity=1.0 in training with a cache"):
         block(x, cache=block.new_cache(1))
     block.eval()(x, cache=block.new_cache(1))
+
+
+@pytest.mark.parametrize("options", [{"expert": "vft"}, {"impl": "loop"}], ids=str)
+def test_what_cannot_be_one_graph_breaks_it_and_computes_the_same(options):
+    moe, x = build(torch.float32, **options), inputs(torch.float32)
+    torch.compiler.reset()
+    compiled = torch.compile(moe, backend="eager")
+    for seed in (1, 2, 3):
+        x = inputs(torch.float32, seed=seed)
+        assert torch.allclose(compiled(x), moe(x), atol=1e-6)
+    y = compiled(x.requires_grad_())
+    y.sum().backward()
+    assert all(p.grad is not None for p in moe.parameters())
+
+
+def test_importing_the_mixture_does_not_import_the_compiler():
+    import subprocess
+    import sys
+
+    code = "import sys, blockyard.ffn.moe; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -62,10 +62,10 @@ def engine_of(blocks: str, skewed: bool = False, **options) -> Engine:
 
 
 BALANCED = {
-    "loss": ("moe[expert.d_ff=16]", {"aux_loss_weight": 0.05}),
+    "loss": ("moe[expert.d_ff=16]", {"aux_loss_weight": 0.2}),
     "bias": ("moe[balance=bias,bias_rate=0.01,expert.d_ff=16]", {}),
     "sigmoid bias": ("moe[scoring=sigmoid,balance=bias,bias_rate=0.01,expert.d_ff=16]", {}),
-    "sigmoid loss": ("moe[scoring=sigmoid,expert.d_ff=16]", {"aux_loss_weight": 0.05}),
+    "sigmoid loss": ("moe[scoring=sigmoid,expert.d_ff=16]", {"aux_loss_weight": 0.2}),
 }
 
 

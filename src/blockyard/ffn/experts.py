@@ -90,11 +90,16 @@ class SeparateExperts(nn.ModuleList):
         super().__init__(experts)
         self.d_in = d_in
 
-    # Segment lengths are data: compiled for each length anew, it would never end.
-    @torch.compiler.disable
     def run(self, x: Tensor, rows: Rows, keys: Tensor | None) -> Tensor:
         """All experts on their rows of x [N, d], sorted by expert. In training an expert without rows is called, too: a
         parameter without a gradient would make ranks wait for one another."""
+        if torch.compiler.is_compiling():
+            from blockyard.layers.uncompiled import uncompiled
+
+            return uncompiled(self._run, x, rows, keys)
+        return self._run(x, rows, keys)
+
+    def _run(self, x: Tensor, rows: Rows, keys: Tensor | None) -> Tensor:
         sizes = rows.sizes or tuple(torch.diff(rows.ends, prepend=rows.ends.new_zeros(1)).tolist())
         parts, start = [], 0
         for size, expert in zip(sizes, self.each()):

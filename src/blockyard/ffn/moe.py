@@ -194,7 +194,8 @@ class MoE(FFN):
         if counted is not None:
             # Whatever stands in padding must not reach a gradient, not even times 0.
             x = torch.where(counted.view(*x.shape[:-1], 1), x, torch.zeros_like(x))
-        z = x if self.vein is None else F.linear(x, self.vein.matrices()[0])
+        down, up = (None, None) if self.vein is None else self.vein.matrices()
+        z = x if down is None else F.linear(x, down)
         rows = z.reshape(-1, self.width)
         routing = self.router(rows, k)
         asked = None if counted is None else counted[:, None].expand(-1, k)
@@ -206,8 +207,8 @@ class MoE(FFN):
         y = self._mix(rows, routing, counts, kept, row_keys(self.experts, x.shape)).view(*x.shape[:-1], self.width)
         for expert in self.shared:
             y = y + getattr(expert, self.part)(z)
-        if self.vein is not None:
-            y = F.linear(y, self.vein.matrices()[1])
+        if up is not None:
+            y = F.linear(y, up)
         if self.stabilizer is not None:
             y = y + self.stabilizer(x)
         return y, routing, load, counted, kept
@@ -242,7 +243,14 @@ class MoE(FFN):
     def _mix(self, x: Tensor, routing: Routing, counts: Tensor, kept: Tensor | None, keys: Tensor | None) -> Tensor:
         """Σ gate · expert(x) over the chosen experts, [N, width]."""
         if self.impl == "loop":
+            if torch.compiler.is_compiling():
+                from blockyard.layers.uncompiled import uncompiled
+
+                return uncompiled(self._loop, x, routing, kept, keys)
             return self._loop(x, routing, kept, keys)
+        if isinstance(self.experts, StackedExperts) and x.is_floating_point():
+            # Before there are k of every row.
+            x = x.to(_product_dtype(x))
         placed = plan(routing.experts, counts, self._kernel(x, counts), kept)
         row_key = None
         if keys is not None:
@@ -256,17 +264,14 @@ class MoE(FFN):
             return "segment"
         if self.impl in ("segment", "grouped", "padded"):
             return self.impl
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         if torch.compiler.is_compiling():
-            return "grouped" if dtype == torch.bfloat16 else "segment"
-        if dtype == torch.bfloat16 and device == "cpu":
+            return "grouped" if x.dtype == torch.bfloat16 else "segment"
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
             most, rows = int(counts.max()), int(counts.sum())
             if rows <= PADDED_ROWS * self.n_experts and most * self.n_experts <= PADDED_WASTE * rows:
                 return "padded"
         return "grouped"
 
-    @torch.compiler.disable
     def _loop(self, x: Tensor, routing: Routing, kept: Tensor | None, keys: Tensor | None) -> Tensor:
         """Expert by expert: find its tokens, compute them, add them up. Slow, and plainly the definition."""
         total: Tensor | None = None
@@ -316,6 +321,14 @@ class MoE(FFN):
         for member in (*self.shared, self.stabilizer):
             if hasattr(member, "zero_init_output"):
                 member.zero_init_output()
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The type that products of x are computed in."""
+    device = x.device.type
+    return (
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
+    )
 
 
 def _counted(x: Tensor, padding_mask: Tensor | None) -> Tensor | None:
