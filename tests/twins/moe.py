@@ -8,7 +8,7 @@ from torch import Tensor
 
 def choice(scores: Tensor, k: int, bias: Tensor | None = None, n_groups: int = 1, k_groups: int = 1, best: int = 1):
     """The experts of one token, best first: its k highest scores (bias added) within the k_groups best groups."""
-    value = [float(s) + (float(bias[e]) if bias is not None else 0.0) for e, s in enumerate(scores)]
+    value = (scores.detach() + (0.0 if bias is None else bias)).tolist()
     size = len(value) // n_groups
     groups = [list(range(g * size, (g + 1) * size)) for g in range(n_groups)]
     strength = [sum(sorted((value[e] for e in group), reverse=True)[:best]) for group in groups]

@@ -30,6 +30,8 @@ def check_finite(values: Tensor, what: str) -> None:
     """
     if torch.compiler.is_compiling() or _watched[0] or values.device.type != "cpu":
         return
+    # Detached: an operation more than in the other pass would be an error under activation checkpointing.
+    values = values.detach()
     if not bool(torch.isfinite(values).all()):
         count = int((~torch.isfinite(values)).sum())
         raise InputError(f"{what} should be finite, but {count} of {values.numel()} are NaN or infinite")
