@@ -45,7 +45,6 @@ class Run(TypedDict):
     load: NotRequired[dict[str, list[float]]]  # share of the tokens by layer and expert, last tenth of training
 
 
-
 class Spread(TypedDict):
     """A repeated measurement: median and quartiles over n repeats."""
 
