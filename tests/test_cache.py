@@ -146,3 +146,18 @@ def test_model_cache_passes_operations_to_every_layer():
     cache.rollback(point)
     assert [layer.length for layer in cache] == [4, 4] and cache.length == 4
     assert cache.nbytes == sum(layer.nbytes for layer in cache)
+
+
+def test_a_lengthwise_cache_holds_the_same_and_reads_features_in_rows():
+    plain = make()
+    rows = LayerCache(2, {"k": (3, 4), "v": (3, 5)}, lengthwise=True)
+    for n in (1, 70, 3):
+        part = tokens(n)
+        for mine, its in zip(rows.append(**part), plain.append(**part)):
+            assert torch.equal(mine, its)
+    for cache in (plain, rows):
+        cache.crop(60)
+        cache.repeat(2)
+        cache.reorder(torch.tensor([3, 0, 1, 2]))
+    assert torch.equal(rows["v"], plain["v"]) and rows.nbytes == plain.nbytes
+    assert rows["k"].stride(-2) == 1 and rows.to(dtype=torch.float64)["k"].stride(-2) == 1

@@ -223,7 +223,7 @@ class VFTBlock(nn.Module):
             positions: [T] or [B, T].
             cache: from `new_cache`.
             return_metrics: return the metrics themselves instead of the aux: eps_mean, eps_max, eps_frac_over_tau,
-                correction_norm (detached scalars without a device sync; padding is left out) and rank.
+                correction_norm, effective_rank (detached scalars without a device sync; padding is left out), rank.
         """
         check_input(x, self.d_model)
         x = self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask, positions=positions, cache=cache)
@@ -239,7 +239,7 @@ class VFTBlock(nn.Module):
         corrected = self.normals(out, eps)
         if not wanted:
             return self._finish(corrected), None
-        found = self._metrics(eps, corrected.detach() - out.detach(), padding_mask)
+        found = self._metrics(eps, corrected.detach() - out.detach(), z.detach(), padding_mask)
         return self._finish(corrected), found if return_metrics else {"losses": {}, "stats": found}
 
     def _attended(self, x: Tensor, **arguments: Any) -> Tensor:
@@ -257,8 +257,8 @@ class VFTBlock(nn.Module):
     def _finish(self, x: Tensor) -> Tensor:
         return x if self.pre else self.ln2(x)
 
-    def _metrics(self, eps: Tensor, correction: Tensor, padding_mask: Tensor | None) -> dict[str, Any]:
-        """Means and the largest error over the tokens that are not padding."""
+    def _metrics(self, eps: Tensor, correction: Tensor, z: Tensor, padding_mask: Tensor | None) -> dict[str, Any]:
+        """Means, the largest error and the directions in use, over the tokens that are not padding."""
         over = (eps > self.normals.tau).to(eps.dtype)
         size = torch.linalg.vector_norm(correction.to(eps.dtype), dim=-1)
         if padding_mask is None:
@@ -272,6 +272,7 @@ class VFTBlock(nn.Module):
             "eps_max": (eps * (share > 0)).amax(),
             "eps_frac_over_tau": (over * share).sum(),
             "correction_norm": (size * share).sum(),
+            "effective_rank": _participation(z.to(eps.dtype), share),
             "rank": self.rank,
         }
 
@@ -315,24 +316,14 @@ class VFTBlock(nn.Module):
     def diagnose(
         self, x: Tensor, *, attn_mask: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> dict[str, Any]:
-        """The metrics of `forward` on a block input x, and two that cost more.
-
-        Returns: also attention_entropy, the mean entropy in nats of a query's weights, and effective_rank, the
-            exponential of the entropy of the variance shares along the vein's principal directions (1 … rank).
-        """
+        """The metrics of `forward` on a block input x, and attention_entropy: that of a query's weights, in nats."""
         _, metrics = self(x, attn_mask=attn_mask, padding_mask=padding_mask, return_metrics=True)
         masks: dict[str, Any] = {"attn_mask": attn_mask, "padding_mask": padding_mask}
         _, weights = self.attn(self.ln1(x) if self.pre else x, return_weights=True, **masks)
-        h = self._read(self._attended(x, **masks))
-        z = F.linear(h, self.vein.matrices()[0])
         if padding_mask is not None:
-            keep = padding_mask.to(torch.bool)
-            z, weights = z[keep], weights.transpose(1, 2)[keep]
+            weights = weights.transpose(1, 2)[padding_mask.to(torch.bool)]
         entropy = -torch.special.xlogy(weights.double(), weights.double()).sum(-1).mean()
-        spread = torch.linalg.svdvals(z.double().flatten(0, -2)).square()
-        shares = spread / spread.sum()
-        effective = (-torch.special.xlogy(shares, shares).sum()).exp()
-        return {**metrics, "attention_entropy": entropy, "effective_rank": effective}
+        return {**metrics, "attention_entropy": entropy}
 
     def new_cache(
         self,
@@ -364,3 +355,9 @@ class VFTBlock(nn.Module):
                 if theirs != ours:
                     raise InputError(f"the saved vein block has {name}={theirs}, but this one has {name}={ours}")
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _participation(z: Tensor, share: Tensor) -> Tensor:
+    """How many directions carry z [..., r]: (Σ λ)² / Σ λ² of its second moments, 1 … r, tokens weighted by share."""
+    moments = (z * share.unsqueeze(-1)).flatten(0, -2).mT @ z.flatten(0, -2)
+    return moments.trace().square() / moments.square().sum().clamp_(min=torch.finfo(moments.dtype).tiny)

@@ -38,6 +38,8 @@ class LayerCache:
         max_len: capacity in tokens; None grows by doubling.
         dtype: floating type of the stored tensors (default: torch's default dtype).
         device: where they live.
+        lengthwise: lay the values of one feature at all positions side by side in memory. Nothing changes to the
+            eye; a product with a few features of many tokens reads whole rows.
 
     Raises:
         InputError: for a batch or `max_len` below 1.
@@ -51,6 +53,7 @@ class LayerCache:
         max_len: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        lengthwise: bool = False,
     ) -> None:
         if batch < 1:
             raise InputError(f"batch={batch}: a cache needs at least one sequence")
@@ -61,6 +64,7 @@ class LayerCache:
         self.max_len = max_len
         self.dtype = dtype or torch.get_default_dtype()
         self.device = torch.device(device or "cpu")
+        self.lengthwise = lengthwise
         self.length = 0  # tokens seen
         self.capacity = 0
         self._buffers: dict[str, Tensor] = {}
@@ -139,13 +143,16 @@ class LayerCache:
         old, stored = self._buffers, self._stored()
         # A buffer made inside inference_mode could not be written to outside of it.
         with torch.inference_mode(False):
-            self._buffers = {
-                name: empty(self.batch, *lead, capacity, width, dtype=self.dtype, device=self.device)
-                for name, (*lead, width) in self.slots.items()
-            }
+            self._buffers = {name: self._empty(capacity, shape) for name, shape in self.slots.items()}
         for name, buffer in old.items():
             self._buffers[name][..., stored, :] = buffer[..., stored, :]
         self.capacity = capacity
+
+    def _empty(self, capacity: int, shape: tuple[int, ...]) -> Tensor:
+        *lead, width = shape
+        last = (width, capacity) if self.lengthwise else (capacity, width)
+        buffer = empty(self.batch, *lead, *last, dtype=self.dtype, device=self.device)
+        return buffer.mT if self.lengthwise else buffer
 
     def crop(self, length: int) -> None:
         """Forget all tokens from position `length` on.

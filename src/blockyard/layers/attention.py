@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blockyard.errors import InputError
+from blockyard.layers import thin_attention
 from blockyard.layers.dropout import dropout as drop
 
 Kernel = Literal["auto", "matmul", "sdpa"]
@@ -79,6 +80,8 @@ def attend(
     guard = padding_mask is not None or attn_mask is not None
     matmul = return_weights or dropout > 0 or _use_matmul(q, k, v, kernel)
     if causal and not matmul and not guard and window is None and queries == keys and queries > 1:
+        if kernel == "auto" and thin_attention.suits(q, k, v):
+            return thin_attention.thin_attention(q, k, v, scale), None
         # A square causal mask alone is a flag to SDPA: no T x T mask is made, and its fast path skips half the work.
         return _sdpa(q, k, v, None, True, scale, False), None
     mask = combine_masks(q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=window)
@@ -95,10 +98,18 @@ def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
     if q.shape[-2] <= FEW_QUERIES and (k.shape[1] != v.shape[1] or (q.shape[-1] != v.shape[-1] and not _within(v, k))):
         # Decoding: SDPA would copy the whole cache to expand shared values or to pad them.
         return True
+    if q.shape[-2] <= FEW_QUERIES and _lengthwise(k):
+        # Rows of a cache laid out for this: five times as fast as SDPA for heads 4 wide, twice for 32.
+        return True
     if q.shape[-2] == 1:
         # SDPA is as fast in float32 and two to eight times faster in bfloat16.
         return False
     return k.shape[-2] <= MATMUL_UP_TO.get(q.dtype, _MATMUL_UP_TO_ELSE)
+
+
+def _lengthwise(k: Tensor) -> bool:
+    """Whether the values of one feature at all positions lie side by side (see `LayerCache`)."""
+    return k.stride(-1) != 1 and k.stride(-2) == 1
 
 
 def combine_masks(
@@ -223,6 +234,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
     sees = None
     if guard and mask is not None:
         mask, sees = open_blind_rows(mask)
+    if _lengthwise(k):
+        # The kernel wants tokens whole.
+        k, v = k.contiguous(), v.contiguous()
     shape = q.shape
     if q.shape[1] != k.shape[1] and q.shape[2] <= FEW_QUERIES and not causal:
         q, mask = _fold_groups(q, mask, k.shape[1])

@@ -386,7 +386,10 @@ class TVAAttention(Mixer):
         device: torch.device | str | None = None,
     ) -> LayerCache:
         slots = {"k": (self.n_heads, self.rank), "v": (self.n_heads, self.v_rank)}
-        return LayerCache(batch, slots, max_len=max_len, **self._placement(dtype, device))
+        placement = self._placement(dtype, device)
+        # A few numbers per head: a decoding step reads rows over all tokens. (In bfloat16 SDPA is the faster one.)
+        lengthwise = placement["dtype"] in (torch.float32, torch.float64)
+        return LayerCache(batch, slots, max_len=max_len, **placement, lengthwise=lengthwise)
 
     def cost(self, tokens: int) -> Cost:
         inner, q_width, v_width = self._widths()

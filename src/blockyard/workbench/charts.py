@@ -64,7 +64,7 @@ def figure_svg(chart: Chart, names: Sequence[str]) -> str:
     """
     figure = _figure(chart, names, PLACEHOLDER, legend=False)
     buffer = io.StringIO()
-    with _style():
+    with drawing_style():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return for_the_page(buffer.getvalue(), chart.name, chart.title)
 
@@ -73,23 +73,24 @@ def figure_png(chart: Chart, names: Sequence[str]) -> bytes:
     """The figure on white paper with its own legend, 160 dots per inch."""
     figure = _figure(chart, names, LIGHT, legend=chart.legend and len(names) > 1)
     buffer = io.BytesIO()
-    with _style():
+    with drawing_style():
         figure.savefig(buffer, format="png", dpi=160, facecolor=LIGHT.paper)
     return buffer.getvalue()
 
 
-def _style() -> Any:
+def drawing_style() -> Any:
+    """Sizes and fonts of every figure, for as long as it is drawn."""
     return require("matplotlib", extra="report").rc_context(_RC)
 
 
 def _figure(chart: Chart, names: Sequence[str], palette: Palette, *, legend: bool) -> Any:
     figures = require("matplotlib.figure", extra="report")
     lines = require("matplotlib.lines", extra="report")
-    with _style():
+    with drawing_style():
         rows = (len(names) + 1) // 2 if legend else 0
         figure = figures.Figure(figsize=(WIDTH, chart.height + 0.22 * rows), layout="constrained")
         axes = figure.add_subplot()
-        _dress(axes, palette)
+        dress(axes, palette)
         chart.draw(axes, palette)
         if legend:
             handles = []
@@ -117,7 +118,8 @@ def _figure(chart: Chart, names: Sequence[str], palette: Palette, *, legend: boo
     return figure
 
 
-def _dress(axes: Any, palette: Palette) -> None:
+def dress(axes: Any, palette: Palette) -> None:
+    """Frame, ticks and grid in the palette's colours."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
