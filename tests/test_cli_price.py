@@ -234,3 +234,8 @@ def test_help_names_the_task_s_own_defaults(capsys):
     assert main(["train", "price", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--preset" in shown and "0.0003" in shown and "--data.embargo" in shown
+
+
+def test_help_of_compare_names_a_budget_that_does_not_only_measure_overfitting(capsys):
+    assert main(["compare", "price", "--help"]) == 0
+    assert "40000" in capsys.readouterr().out.replace(",", "")

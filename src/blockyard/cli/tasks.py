@@ -114,7 +114,8 @@ def compare_groups(task: str) -> dict[str, Group]:
     from blockyard.workbench.settings import CompareConfig
 
     kind = task_kind(task)
-    terms = options_of(CompareConfig)
+    known = options_of(CompareConfig)
+    terms = known | {n: replace(known[n], default=value) for n, value in kind.compare_defaults.items()}
     budget = {
         name.removeprefix(BUDGET): replace(option, name=name.removeprefix(BUDGET))
         for name, option in terms.items()
@@ -165,6 +166,7 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
     def run(arguments: argparse.Namespace) -> int:
         from blockyard.cli.settings import read_given
         from blockyard.cli.sources import PLUGINS, given_settings, settings_files
+        from blockyard.training.kinds import task_kind
         from blockyard.workbench.compare import compare
         from blockyard.workbench.settings import CompareConfig
 
@@ -172,7 +174,7 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
         given, plugins = given_settings(arguments, settings_files(arguments.config, None, False), known, task)
         settings = read_given(known, given)
         budget = {BUDGET + key: value for key, value in settings.pop("budget").items()}
-        config = CompareConfig(**settings.pop(""), **budget)
+        config = CompareConfig(**{**task_kind(task).compare_defaults, **settings.pop(""), **budget})
         shared: dict[str, Any] = {name: options for name, options in settings.items() if options}
         if plugins:
             shared[PLUGINS] = plugins

@@ -5,6 +5,7 @@ Rows are counted from 1, without the header.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -231,7 +232,10 @@ def _sessions(reading: Reading, ds: np.ndarray, code: str) -> None:
         raise InputError(f"data.calendar={code!r} is unknown{suggest(code, calendars.get_calendar_names())}")
     days = ds.astype("datetime64[D]")
     # A calendar must span some sessions even where the file has a day or two.
-    calendar = calendars.get_calendar(code, start=str(days[0]), end=str(days[-1] + 14))
+    with warnings.catch_warnings():
+        # The package and pandas warn each other's authors of coming changes.
+        warnings.simplefilter("ignore")
+        calendar = calendars.get_calendar(code, start=str(days[0]), end=str(days[-1] + 14))
     sessions = calendar.sessions.to_numpy("datetime64[D]")
     sessions = sessions[sessions <= days[-1]]
     missing = np.setdiff1d(sessions, days)

@@ -112,6 +112,7 @@ class TaskKind(ABC, Generic[M, D, X]):
         ffn: the default FFN of `train NAME`.
         choice_ffn: the FFN of a choice of `compare NAME` that names none.
         train_defaults: options of the training whose defaults this task has otherwise.
+        compare_defaults: likewise of the terms of `compare NAME`, such as its budget.
         own_data_options: data options that may differ between runs that are compared: paths and caches, whose
             content is compared instead.
         decodes: whether the model writes its own input, token by token, with a cache.
@@ -131,6 +132,7 @@ class TaskKind(ABC, Generic[M, D, X]):
     ffn: str = "relu2"
     choice_ffn: str = "swiglu"
     train_defaults: Mapping[str, Any] = {}
+    compare_defaults: Mapping[str, Any] = {}
     own_data_options: tuple[str, ...] = ("path", "cache_dir")
     decodes: bool = False
     report: str = ""

@@ -135,6 +135,8 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
         "eval_batches": 100,
         "precision": "fp32",
     }
+    # As many windows as `train price` sees; ten times as many would compare how choices overfit.
+    compare_defaults: Mapping[str, Any] = {"budget_value": 40_000.0}
     ffn = "swiglu"
     report = "blockyard.workbench.report_price"
 
