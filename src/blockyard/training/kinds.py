@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from blockyard.training.config import TrainConfig
     from blockyard.training.task import Task
 
-BUILTIN = {"lm": "blockyard.training.lm", "price": "blockyard.training.price"}
+BUILTIN = {
+    "lm": "blockyard.training.lm",
+    "price": "blockyard.training.price",
+    "signal": "blockyard.training.signal",
+}
 ENTRY_POINTS = "blockyard.tasks"
 DEFAULT = "lm"
 

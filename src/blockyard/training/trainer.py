@@ -359,6 +359,8 @@ class Trainer:
             self._decide(compile="no", reason=f"compile: no, {missing}")
         elif not self.engine.blocks or self.engine.kind == "fsdp2":
             self._decide(compile="no", reason="compile: no, auto compiles neither sharded nor foreign models")
+        elif any(getattr(block, "complex_valued", False) for block in self.engine.blocks):
+            self._decide(compile="no", reason="compile: no, the compiler makes no code for complex numbers")
 
     def _remembered(self) -> Remembered:
         return Remembered(self.engine.model, self.decisions, (self.config.batch_size, self.task.tokens_per_step))

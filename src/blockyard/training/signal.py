@@ -1,0 +1,247 @@
+"""Signal classification and equalisation as a task: frames of complex samples in, right decisions out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.data.modulations import constellation
+from blockyard.data.signal_bound import maximum_likelihood_bound
+from blockyard.data.signal_files import RecordedSignals
+from blockyard.data.signals import Frames, GeneratedSignals, SignalDataConfig
+from blockyard.errors import InputError
+from blockyard.models.signal import SignalConfig, SignalTransformer
+from blockyard.training.auxiliary import with_auxiliary
+from blockyard.training.config import TrainConfig
+from blockyard.training.kinds import Quality, Run, TaskKind, register_task
+from blockyard.training.seeding import seeded
+from blockyard.training.task import Batch
+
+ASSETS = "signal.json"
+# Frames shown of each modulation in a report, and samples of each.
+_SHOWN = 400
+# Frames of one forward pass when a model is examined.
+_ROWS = 512
+
+
+@dataclass(frozen=True)
+class SignalAssets:
+    """What using a trained model takes beside its weights.
+
+    Args:
+        classes: names of the modulations (or of the symbols' points, by number).
+        length: samples per frame.
+        symbols: symbols per frame that are told apart; 0 for whole frames.
+        power: mean power of the frames it was trained on, lowest and highest, on the scale of the samples.
+    """
+
+    classes: tuple[str, ...]
+    length: int
+    symbols: int
+    power: tuple[float, float] | None = None
+
+
+class SignalData:
+    """Signals, generated or recorded, and what a model of them takes.
+
+    Args:
+        config: the signals.
+    """
+
+    def __init__(self, config: SignalDataConfig) -> None:
+        self.config = config
+        self.source: GeneratedSignals | RecordedSignals
+        self.source = GeneratedSignals(config) if config.path is None else RecordedSignals(config)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return self.source.fingerprint
+
+    @property
+    def assets(self) -> SignalAssets:
+        c = self.config
+        power = None
+        if c.path is None:
+            # Signal and noise; the signal's own power is 1.
+            power = (
+                1 + c.samples_per_symbol * 10 ** (-c.snr_max / 10),
+                1 + c.samples_per_symbol * 10 ** (-c.snr_min / 10),
+            )
+        if c.target == "symbols":
+            points = constellation(c.classes[0])
+            names = tuple(f"{p.real:+.3f}{p.imag:+.3f}j" for p in points.tolist())
+            return SignalAssets(names, c.length, c.symbols, power)
+        return SignalAssets(self.source.classes, c.length, 0, power)
+
+    def validation_batches(self, rows: int, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(frames, targets) of up to `most` batches, in an order in which every part holds all SNRs and classes."""
+        frames = self.source.validation
+        targets = self.source.targets(frames)
+        order = torch.randperm(len(frames.iq), generator=torch.Generator().manual_seed(0))
+        for number, index in enumerate(order.split(rows)):
+            if number < most:
+                yield frames.iq[index], targets[index]
+
+
+class SignalTask:
+    """A `SignalTransformer` and the signals that it learns.
+
+    Args:
+        model_config: the architecture.
+        data: the signals.
+        config: batch size, seed, evaluation.
+    """
+
+    def __init__(self, model_config: SignalConfig, data: SignalData, config: TrainConfig) -> None:
+        with seeded(config.seed):
+            model = SignalTransformer(model_config)
+        self.model: nn.Module = model
+        self.data, self.config = data, config
+        self.tokens_per_step = config.batch_size * model_config.frame
+        self.flops_per_step = 3 * config.batch_size * model.cost(model_config.length).flops
+        self.fingerprint: dict[str, Any] = data.fingerprint
+
+    def batch(self, step: int, rows: slice) -> Batch:
+        """Rows of the global batch of a step."""
+        return self.data.source.batch(self.config.seed, step, self.config.batch_size, rows)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy in nats, plus the blocks' own losses, weighted."""
+        output = model(batch["iq"], targets=batch["targets"])
+        return with_auxiliary(output.loss, output.aux, self.config, "class_loss")
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """`val_loss` in nats and `val_accuracy` over the validation frames, up to eval_batches of them."""
+        loss, right, count, frames = 0.0, 0, 0, 0
+        device = next(model.parameters()).device
+        for iq, targets in self.data.validation_batches(self.config.batch_size, self.config.eval_batches):
+            output = model(iq.to(device), targets=targets.to(device))
+            loss += float(output.loss) * len(iq)
+            frames += len(iq)
+            right += int((output.logits.argmax(-1).cpu() == targets).sum())
+            count += targets.numel()
+        return {"val_loss": loss / frames, "val_accuracy": right / count}
+
+    def save_assets(self, folder: Path) -> None:
+        """Class names and the frame's length."""
+        (folder / ASSETS).write_text(json.dumps(asdict(self.data.assets), indent=2) + "\n", encoding="utf-8")
+
+
+@register_task
+class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
+    """Tell which modulation a frame of samples is, or which symbols are in it."""
+
+    name = "signal"
+    title = "signal model"
+    data_title = "the signals"
+    model_config = SignalConfig
+    data_config = SignalDataConfig
+    from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0})
+    unit = "sample"
+    own_data_options = ("path",)
+    report = "blockyard.workbench.report_signal"
+
+    def load_data(self, data: SignalDataConfig, model: SignalConfig) -> SignalData:
+        return SignalData(data)
+
+    def make_task(self, run: Run[SignalConfig, SignalDataConfig], data: SignalData) -> SignalTask:
+        return SignalTask(run.model, data, run.train)
+
+    def build_model(self, model: SignalConfig) -> SignalTransformer:
+        return SignalTransformer(model)
+
+    def fit(self, model: SignalConfig, assets: SignalAssets) -> SignalConfig:
+        return replace(model, frame=assets.length, n_classes=len(assets.classes), symbols=assets.symbols)
+
+    def load_assets(self, folder: Path) -> SignalAssets:
+        path = folder / ASSETS
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            power = stored["power"]
+            return SignalAssets(
+                tuple(stored["classes"]), int(stored["length"]), int(stored["symbols"]), tuple(power) if power else None
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is missing or damaged: {error}") from error
+
+    def quality(self, data: SignalData) -> Quality:
+        what = "symbol accuracy" if data.config.target == "symbols" else "accuracy"
+        return Quality(f"validation {what}", "", "val_accuracy", "higher", "nats")
+
+    def figures(self, run: Run[SignalConfig, SignalDataConfig], data: SignalData, model: nn.Module) -> dict[str, Any]:
+        """Accuracy over SNR, confusion at each SNR, and the maximum-likelihood bound where there is one."""
+        return signal_figures(run.data, data, model)
+
+
+def signal_figures(config: SignalDataConfig, data: SignalData, model: nn.Module) -> dict[str, Any]:
+    """What a report shows of a trained model, as plain data.
+
+    Args:
+        config: the signals.
+        data: their validation frames.
+        model: in eval mode.
+    """
+    frames = data.source.validation
+    chosen = predict(model, frames.iq).argmax(-1)
+    targets = data.source.targets(frames)
+    found: dict[str, Any] = {"target": config.target, "classes": list(data.assets.classes)}
+    if config.path is not None:
+        found["confusion"] = {"all": confusion(chosen, targets, len(data.assets.classes))}
+        return found
+    at = {f"{snr:g}": frames.snr == snr for snr in config.snr_grid}
+    found["snr"] = list(config.snr_grid)
+    found["accuracy"] = [float((chosen[rows] == targets[rows]).double().mean()) for rows in at.values()]
+    found["frames_per_snr"] = int(next(iter(at.values())).sum())
+    if config.target == "modulation":
+        count = len(data.assets.classes)
+        found["confusion"] = {snr: confusion(chosen[rows], targets[rows], count) for snr, rows in at.items()}
+        found["constellations"] = constellations(frames, config)
+        if has_bound(config):
+            bound = maximum_likelihood(config.classes, config.length, config.snr_grid)
+            found["bound"] = {"accuracy": list(bound.accuracy), "frames": bound.frames, "coherent": bound.coherent}
+    return found
+
+
+def predict(model: nn.Module, iq: Tensor) -> Tensor:
+    """Logits of frames [n, length], on the CPU."""
+    device = next(model.parameters()).device
+    return torch.cat([model(rows.to(device)).logits.float().cpu() for rows in iq.split(_ROWS)])
+
+
+def confusion(chosen: Tensor, targets: Tensor, classes: int) -> list[list[float]]:
+    """[true class][chosen class], shares of each true class."""
+    counts = torch.zeros(classes, classes)
+    counts.index_put_((targets.flatten(), chosen.flatten()), torch.ones(targets.numel()), accumulate=True)
+    return (counts / counts.sum(1, keepdim=True).clamp(min=1)).tolist()
+
+
+def constellations(frames: Frames, config: SignalDataConfig) -> dict[str, list[list[float]]]:
+    """Some samples of every modulation at the highest SNR of the grid: {class: [[re, im], …]}."""
+    best = frames.snr == max(config.snr_grid)
+    shown = {}
+    for number, name in enumerate(config.classes):
+        samples = frames.iq[best & (frames.modulation == number)].flatten()[:_SHOWN]
+        shown[name] = [[round(float(z.real), 3), round(float(z.imag), 3)] for z in samples]
+    return shown
+
+
+def has_bound(config: SignalDataConfig) -> bool:
+    """Whether symbols in white noise are all that there is, up to a turn of the frame: what the bound is exact for.
+
+    A carrier offset only makes it harder, so that the bound is still one.
+    """
+    return config.samples_per_symbol == 1 and config.fading == "none" and config.target == "modulation"
+
+
+@cache
+def maximum_likelihood(classes: tuple[str, ...], length: int, snr: tuple[float, ...]) -> Any:
+    """The coherent bound, computed once for all runs of a comparison."""
+    return maximum_likelihood_bound(classes, length, snr)

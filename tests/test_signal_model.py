@@ -1,0 +1,254 @@
+"""The signal model, its task, and its commands."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+
+from blockyard import InputError
+from blockyard.cli import main
+from blockyard.data.modulations import USUAL
+from blockyard.data.signal_bound import log_likelihoods
+from blockyard.data.signals import SignalDataConfig
+from blockyard.models.signal import OnParts, SignalConfig, SignalTransformer
+from blockyard.symmetry import check_equivariance
+from blockyard.training.config import TrainConfig
+from blockyard.training.resolve import as_groups, resolve
+from blockyard.training.run import load_run, train
+from blockyard.training.signal import SignalData, SignalTask, predict, signal_figures
+
+Done = namedtuple("Done", "status out err")
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command in this process."""
+
+    def call(*words):
+        status = main(list(words))
+        captured = capsys.readouterr()
+        return Done(status, captured.out, captured.err)
+
+    return call
+
+
+SMALL = {"d_model": 16, "n_layers": 2, "n_heads": 2, "frame": 12}
+
+
+def built(**options):
+    torch.manual_seed(0)
+    model = SignalTransformer(SignalConfig(**{**SMALL, **options}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def iq(n=3, length=12, seed=0):
+    return torch.randn(n, length, generator=torch.Generator().manual_seed(seed), dtype=torch.complex64)
+
+
+CHOICES = ["standard", "standard[rope=none]+relu2", "complex", "complex[score=phase,gate=magnitude]",
+           "complex/standard[rope=none]", "tva+vft", "complex+moe[expert=complex_swiglu,n_experts=4,k=2]"]  # fmt: skip
+
+
+@pytest.mark.parametrize("blocks", CHOICES)
+@pytest.mark.parametrize("options", [{}, {"symbols": 6, "patch": 2, "n_classes": 4}], ids=["frames", "symbols"])
+def test_real_and_complex_blocks_classify_frames_and_symbols(blocks, options):
+    model = built(blocks=blocks, **options)
+    classes = options.get("n_classes", 6)
+    shape = (3, 6) if options else (3,)
+    output = model(iq(), targets=torch.randint(classes, shape))
+    assert output.logits.shape == (*shape, classes)
+    output.loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+    cost = model.cost(model.config.length)
+    assert cost.parameters == sum(p.numel() for p in model.parameters()) and cost.flops > 0
+
+
+@pytest.mark.parametrize(
+    "options, kept",
+    [
+        ({"blocks": "complex"}, True),
+        ({"blocks": "complex", "norm": "whiten", "patch": 3, "normalise": True}, True),
+        ({"blocks": "complex", "norm_position": "post"}, True),
+        ({"blocks": "complex+moe[expert=complex_swiglu,n_experts=4,k=2]"}, True),
+        ({"blocks": "complex", "readout": "parts"}, False),
+        ({"blocks": "complex/standard"}, False),
+        ({"blocks": "standard"}, False),
+    ],
+    ids=str,
+)
+def test_which_models_do_not_see_a_turn_of_the_frame(options, kept):
+    found = check_equivariance(built(**options), iq().to(torch.complex128))
+    assert found.kind == "invariant" and bool(found) is kept, found
+
+
+def test_normalised_frames_have_no_scale():
+    model = built(blocks="complex", normalise=True).eval()
+    torch.testing.assert_close(model(1e4 * iq()).logits, model(iq()).logits, rtol=1e-3, atol=1e-4)
+    plain = built(blocks="complex").eval()
+    assert not torch.allclose(plain(3 * iq()).logits, plain(iq()).logits, atol=1e-3)
+
+
+def test_a_real_layer_in_a_complex_stream_sees_its_parts():
+    model = built(blocks="complex/standard+swiglu[d_ff=8]")
+    assert isinstance(model.layers[1], OnParts) and model.layers[1].block.d_model == 32
+    assert model.complex_valued and not built(blocks="standard").complex_valued
+
+
+def test_frames_and_settings_that_do_not_fit_are_refused():
+    model = built()
+    for given, message in ((iq(length=11), r"expected \[batch, 12\]"), (iq().real, "expected complex64")):
+        with pytest.raises(InputError, match=message):
+            model(given)
+    with pytest.raises(InputError, match="should divide the frame of 12"):
+        SignalConfig(frame=12, patch=5)
+    with pytest.raises(InputError, match="as many whole symbols"):
+        SignalConfig(frame=12, patch=1, symbols=6)
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpoint in (False, True):
+        model = built(blocks="complex")
+        model.checkpoint_activations = checkpoint
+        model(iq(), targets=torch.tensor([0, 1, 2])).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_settings_survive_the_way_through_groups():
+    groups = {
+        "attn": {"impl": "complex"}, "complex": {"score": "phase"}, "model": {"patch": 2, "norm": "whiten"},
+        "data": {"length": 32, "modulations": "bpsk,qpsk"},
+    }  # fmt: skip
+    first = resolve(groups, "signal")
+    assert str(first.model.layers[0]) == "complex[score=phase]+complex_swiglu" and first.model.norm == "whiten"
+    assert resolve(as_groups(first)) == first
+
+
+DATA = {"modulations": "bpsk,qpsk", "length": 16, "snr_min": 0.0, "snr_max": 20.0, "val_frames": 20}
+TRAIN = {"steps": 120, "batch_size": 32, "eval_every": 60, "warmup": 5, "precision": "fp32", "compile": "off",
+         "progress": False}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A complex model that tells BPSK from QPSK."""
+    out = tmp_path_factory.mktemp("signal") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = {"d_model": 16, "n_layers": 2, "n_heads": 2}
+    try:
+        train({"attn": {"impl": "complex"}, "model": model, "data": DATA, "train": TRAIN}, out, task="signal")
+    finally:
+        torch.set_num_threads(threads)
+    return out
+
+
+def test_training_reaches_far_more_than_chance_and_the_run_loads(trained):
+    model, assets, run = load_run(trained)
+    assert assets.classes == ("bpsk", "qpsk") and assets.length == 16 and run.task == "signal"
+    data = SignalData(run.data)
+    with torch.no_grad():
+        figures = signal_figures(run.data, data, model)
+    assert figures["accuracy"][-1] > 0.85
+    assert figures["bound"]["frames"] >= 20_000 and figures["bound"]["coherent"]
+    assert all(a <= b + 0.15 for a, b in zip(figures["accuracy"], figures["bound"]["accuracy"]))
+    for shares in figures["confusion"].values():
+        assert all(sum(row) == pytest.approx(1) for row in shares)
+    json.dumps(figures)
+
+
+def test_a_trained_complex_model_says_the_same_of_turned_frames(trained):
+    model, _, run = load_run(trained)
+    frames = SignalData(run.data).source.validation.iq
+    turned = frames * complex(math.cos(1.1), math.sin(1.1))
+    torch.testing.assert_close(predict(model, turned), predict(model, frames), rtol=1e-3, atol=1e-3)
+
+
+def test_evaluation_covers_all_snrs_and_classes_even_in_part():
+    data = SignalData(SignalDataConfig(**{**DATA, "val_frames": 40}))
+    _, targets = next(data.validation_batches(100, 1))
+    assert 30 < int(targets.sum()) < 70
+    assert sum(len(t) for _, t in data.validation_batches(64, 999)) == 5 * 2 * 40
+
+
+def test_losses_of_blocks_are_part_of_the_tasks_loss():
+    blocks = "complex+moe[expert=complex_swiglu,n_experts=4,k=2]"
+    data = SignalData(SignalDataConfig(**DATA))
+    task = SignalTask(SignalConfig(**{**SMALL, "frame": 16, "n_classes": 2}, blocks=blocks), data, TrainConfig())
+    loss, stats = task.loss(task.model, task.batch(0, slice(0, 4)))
+    assert loss > stats["class_loss"] and stats["loss/balance"] > 0
+
+
+def test_symbols_of_a_frame_can_be_the_target():
+    config = SignalDataConfig(modulations="qpsk,bpsk", target="symbols", length=16, samples_per_symbol=2, val_frames=4)
+    data = SignalData(config)
+    assert data.assets.symbols == 8 and len(data.assets.classes) == 4
+    model = SignalConfig(d_model=16, n_heads=2, frame=16, symbols=8, n_classes=4, patch=2)
+    task = SignalTask(model, data, TrainConfig(batch_size=4))
+    loss, _ = task.loss(task.model, task.batch(0, slice(0, 4)))
+    loss.backward()
+    task.model.eval()
+    with torch.no_grad():
+        assert 0 <= task.evaluate(task.model)["val_accuracy"] <= 1
+        assert "bound" not in signal_figures(config, data, task.model)
+
+
+def test_classify_reads_files_and_prints_rows(run, trained, tmp_path):
+    data = SignalData(load_run(trained).run.data).source.validation
+    best = data.snr == 20
+    np.save(tmp_path / "x.npy", data.iq[best].numpy())
+    done = run("classify", str(trained), str(tmp_path / "x.npy"), "--format", "json", "--top", "2")
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert len(rows) == int(best.sum()) and len(rows[0]["is"]) == 2
+    right = [r["is"][0]["class"] == ("bpsk", "qpsk")[m] for r, m in zip(rows, data.modulation[best].tolist())]
+    assert sum(right) / len(right) > 0.85
+    assert run("classify", str(trained), str(tmp_path / "x.npy")).out.splitlines()[-1].startswith("likeliest: ")
+    csv = run("classify", str(trained), str(tmp_path / "x.npy"), "--format", "csv").out.splitlines()
+    assert csv[0] == "frame,class_1,probability_1" and len(csv) == len(rows) + 1
+    np.save(tmp_path / "loud.npy", 1e3 * data.iq[best].numpy())
+    loud = run("classify", str(trained), str(tmp_path / "loud.npy"))
+    assert loud.status == 0 and "scaled to" in loud.err
+
+
+def test_classify_says_what_is_wrong_in_one_line(run, trained, tmp_path):
+    np.save(tmp_path / "short.npy", np.zeros(3, np.complex64))
+    for words, message in (
+        (["classify", str(trained)], "which run and which file?"),
+        (["classify", str(trained), str(tmp_path / "no.npy")], "no such file"),
+        (["classify", str(trained), str(tmp_path / "short.npy")], "a frame has 16"),
+        (["classify", str(tmp_path), str(tmp_path / "short.npy")], "holds no run"),
+    ):
+        done = run(*words)
+        assert done.status == 2 and message in done.err and len(done.err.splitlines()) == 1
+
+
+def test_the_symmetry_command_prints_the_table_and_judges_a_named_class(run):
+    table = run("symmetry")
+    assert table.status == 0 and "BROKEN" in table.out and "score=phase" in table.out
+    assert run("symmetry", "complex", "--with", "score=phase").status == 0
+    broken = run("symmetry", "complex_swiglu", "--with", "bias=true", "--json")
+    assert broken.status == 1 and json.loads(broken.out)[0]["kept"] is False
+    assert run("symmetry", "standard").status == 2
+
+
+def test_the_bound_is_not_beaten_by_knowing_less():
+    """The likelihood that averages over phases cannot be right more often than the one that knows it."""
+    from blockyard.data.signals import SignalGenerator
+
+    made = SignalGenerator(SignalDataConfig(length=64, snr_min=5, snr_max=5))
+    frames = made.generate(600, torch.Generator().manual_seed(1))
+    right = [
+        (log_likelihoods(frames.iq, USUAL, 5.0, coherent=coherent).argmax(-1) == frames.modulation).float().mean()
+        for coherent in (True, False)
+    ]
+    assert right[1] < right[0] + 0.03
