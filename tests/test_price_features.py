@@ -85,11 +85,24 @@ def leaky(one: Asset) -> dict[str, np.ndarray]:
         "whole-series z-score": (p - p.mean()) / p.std(),
         "min-max": (p - p.min()) / np.ptp(p),
         "next open": np.append(one.open[1:], one.open[-1]),
+        "share of the highest": one.close / one.close.max(),
+        "share of the lowest": one.close / one.close.min(),
     }
 
 
 def test_deliberately_leaky_features_are_found():
-    assert lookahead(leaky, asset(300)) == ["centred mean", "whole-series z-score", "min-max", "next open"]
+    one = asset(300)
+    # The series' own extremes lie early, where no ordinary future reaches them.
+    one = replace(one, close=one.close * np.where(np.arange(300) == 5, 3.0, np.where(np.arange(300) == 6, 0.3, 1.0)))
+    leaks = [
+        "centred mean",
+        "whole-series z-score",
+        "min-max",
+        "next open",
+        "share of the highest",
+        "share of the lowest",
+    ]
+    assert sorted(lookahead(leaky, one)) == sorted(leaks)
 
 
 def test_changing_the_future_leaves_the_past_and_changes_the_rest():

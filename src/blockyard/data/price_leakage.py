@@ -5,6 +5,7 @@ names = lookahead(my_features, prices.assets[0])      # [] when every feature ke
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,26 +16,36 @@ from blockyard.data.price_table import BARS, Asset, Prices
 from blockyard.errors import InputError
 
 Columns = Mapping[str, np.ndarray]
+# Log of the factor on the future's prices: beyond every price of most series, both ways.
+JUMP = 5.0
 
 
-def perturb_future(asset: Asset, row: int, seed: int = 0) -> Asset:
-    """The same asset up to and with `row`, and another course after it: other returns, bars, volumes and extras."""
+def perturb_future(asset: Asset, row: int, seed: int = 0, jump: float = 0.0) -> Asset:
+    """The same asset up to and with `row`, and another course after it: other returns, bars, volumes and extras.
+
+    Args:
+        asset: the series.
+        row: the last row that stays.
+        seed: of the other course.
+        jump: log of the factor by which all later prices and volumes change besides; extras move by as many times
+            their range. A maximum over the whole series, say, only shows when the future holds a higher one.
+    """
     draw = np.random.default_rng(seed)
     n = len(asset) - row - 1
     factor = np.ones(len(asset))
     # A walk that soon leaves the true one by far, so that even a weak dependence shows.
-    factor[row + 1 :] = np.exp(np.cumsum(0.05 * draw.standard_normal(n)))
+    factor[row + 1 :] = np.exp(jump + np.cumsum(0.05 * draw.standard_normal(n)))
     bars: dict[str, Any] = {
         name: None if getattr(asset, name) is None else getattr(asset, name) * factor for name in BARS
     }
     volume = asset.volume
     if volume is not None:
         volume = volume.copy()
-        volume[row + 1 :] *= np.exp(draw.standard_normal(n))
+        volume[row + 1 :] *= np.exp(jump + draw.standard_normal(n))
     extra = {}
     for name, values in asset.extra.items():
         extra[name] = values.copy()
-        extra[name][row + 1 :] += (values.std() + 1.0) * draw.standard_normal(n)
+        extra[name][row + 1 :] += (values.std() + 1.0) * draw.standard_normal(n) + jump * np.ptp(values)
     return replace(asset, close=asset.close * factor, **bars, volume=volume, extra=extra)
 
 
@@ -67,8 +78,8 @@ def lookahead(
         if len(values) != len(asset):
             raise InputError(f"column {name!r} has {len(values)} rows, the asset {len(asset)}")
     leaking: dict[str, None] = {}
-    for place in places:
-        after = compute(perturb_future(asset, place, seed))
+    for place, jump in itertools.product(places, (0.0, JUMP, -JUMP)):
+        after = compute(perturb_future(asset, place, seed, jump))
         for name, values in before.items():
             if not np.array_equal(values[: place + 1], after[name][: place + 1], equal_nan=True):
                 leaking[name] = None
