@@ -31,7 +31,9 @@ class ToyTask:
     def __init__(self, blocks: str, config: TrainConfig, skewed: bool = False) -> None:
         torch.manual_seed(0)
         self.model = TransformerLM(
-            LMConfig(VOCABULARY, blocks, d_model=32, n_layers=1, n_heads=2, context=CONTEXT, zero_init_outputs=False)
+            LMConfig(
+                VOCABULARY, blocks=blocks, d_model=32, n_layers=1, n_heads=2, context=CONTEXT, zero_init_outputs=False
+            )
         )
         if skewed:
             # The first two experts' rows point along the mean input: nearly everything goes there.
@@ -204,7 +206,7 @@ def test_the_report_draws_the_experts_loads(tmp_path):
     ids=str,
 )
 def test_groups_and_brackets_say_the_same_of_experts(groups, layer):
-    found, expected = resolve(groups), LMConfig(1, layer)
+    found, expected = resolve(groups), LMConfig(1, blocks=layer)
     assert found.model.layers == expected.layers
     assert resolve(as_groups(found)).model.layers == expected.layers
 
