@@ -33,21 +33,29 @@ D_MODEL, HEADS = 768, 12
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 # Seconds that one comparison may take, beside its first round.
 PATIENCE = 2.0
+# Milliseconds that a sample takes at least, by repeating the call, so that the caches are its own.
+SAMPLE = 60.0
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Median milliseconds of each, in rounds."""
     times: dict[str, list[float]] = {name: [] for name in runs}
+    repeats: dict[str, int] = {}
+    for name, run in runs.items():
+        run()
+        repeats[name] = max(1, round(SAMPLE / milliseconds(run, 1)))
     began = time.perf_counter()
-    for round_ in range(12):
+    while not times[name] or (time.perf_counter() - began < PATIENCE and len(times[name]) < 11):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            # The first round warms up, unless it is all that the patience allows.
-            times[name].append(1000 * (time.perf_counter() - start))
-        if round_ >= 1 and time.perf_counter() - began > PATIENCE:
-            break
-    return {name: round(statistics.median(found[1:]), 3) for name, found in times.items()}
+            times[name].append(milliseconds(run, repeats[name]))
+    return {name: round(statistics.median(found), 3) for name, found in times.items()}
+
+
+def milliseconds(run: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return 1000 * (time.perf_counter() - start) / repeats
 
 
 def spectral(length: int, causal: bool) -> SpectralMixer:

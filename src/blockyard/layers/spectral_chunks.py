@@ -127,8 +127,16 @@ class _Plan:
 
     def spectra(self, rows: Tensor) -> Tensor:
         """Of every chunk together with what precedes it, [b, c, chunks, bins]."""
-        padded = F.pad(rows, (self.n - self.chunk, self.chunks * self.chunk - self.length))
-        return torch.fft.rfft(padded.unfold(-1, self.n, self.chunk))
+        rest = self.chunks * self.chunk - self.length
+        if self.n != 2 * self.chunk:
+            return torch.fft.rfft(F.pad(rows, (self.n - self.chunk, rest)).unfold(-1, self.n, self.chunk))
+        # The same with half the copying, which at a thousand tokens is a tenth of everything.
+        chunks = (F.pad(rows, (0, rest)) if rest else rows).unflatten(-1, (-1, self.chunk))
+        both = chunks.new_empty(*chunks.shape[:3], 2, self.chunk)
+        both[:, :, :, 1] = chunks
+        both[:, :, 1:, 0] = chunks[:, :, :-1]
+        both[:, :, 0, 0] = 0
+        return torch.fft.rfft(both.flatten(-2))
 
     def pairs(self, begin: int = 0) -> list[tuple[int, slice, slice]]:
         """(part of the kernel, output chunks that use it, chunks of values that they use it on), from part `begin`."""
