@@ -4,7 +4,7 @@
 
 mixing: spectral mixing with the making of its kernels, and SDPA, both on given values, without the projections.
 memory: peak resident bytes of a forward and backward pass above what stood before, each in a fresh process.
-layer:  whole layers with their projections over N = 128 … 16384, and where the lines cross.
+layer:  whole layers with their projections over N = 8 … 16384, and where the lines cross.
 
 d_model 768, 12 heads, batch 1, one thread, float32. Kernels reach over the whole input; a chunk is 256 tokens,
 or window / 8 when that is more. Times are medians of interleaved rounds.
@@ -30,9 +30,9 @@ from blockyard.mixers.spectral import SpectralMixer
 from blockyard.mixers.standard import StandardAttention
 
 D_MODEL, HEADS = 768, 12
-LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 # Seconds that one comparison may take, beside its first round.
-PATIENCE = 2.0
+PATIENCE = 1.5
 # Milliseconds that a sample takes at least, by repeating the call, so that the caches are its own.
 SAMPLE = 60.0
 
@@ -95,9 +95,9 @@ def mixing() -> list[dict[str, Any]]:
     return rows
 
 
-def layer() -> dict[str, Any]:
+def layer(longest: int) -> dict[str, Any]:
     rows = []
-    for length in LENGTHS:
+    for length in (n for n in LENGTHS if n <= longest):
         x, row = torch.randn(1, length, D_MODEL), {"N": length}
         for form in ("causal", "encoder"):
             causal = form == "causal"
@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("--part", default="all", choices=("all", "mixing", "memory", "layer", "peak"))
     parser.add_argument("--out", help="write JSON here")
     parser.add_argument("--plot", help="draw the layers' times here (PNG)")
+    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="longest input of the layers")
     parser.add_argument("--what", help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, default=4096, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -216,7 +217,7 @@ def main() -> None:
         print(peak(given.what, given.length))
         return
     found: dict[str, Any] = {"torch": torch.__version__, "threads": 1, "d_model": D_MODEL, "heads": HEADS, "batch": 1}
-    for name, part in (("mixing", mixing), ("memory", memory), ("layer", layer)):
+    for name, part in (("mixing", mixing), ("memory", memory), ("layer", partial(layer, given.longest))):
         if given.part in ("all", name):
             found[name] = part()
     if given.out:
