@@ -90,9 +90,18 @@ def fit_calibration(
 
 
 def chosen(
-    y: np.ndarray, point: np.ndarray, quantiles: np.ndarray, levels: Sequence[float], ds: np.ndarray, reach: int
+    y: np.ndarray,
+    point: np.ndarray,
+    quantiles: np.ndarray,
+    levels: Sequence[float],
+    ds: np.ndarray,
+    horizons: Sequence[int],
 ) -> Calibration | None:
-    """Calibrate if that helps: each half of the rows is scored with shifts from the other.
+    """Calibrate the horizons that have rows enough and whom it helps: each half is scored with shifts from the other.
+
+    Forecasts over h steps share all but one of them with their neighbours, so that n dates hold n / h independent
+    outcomes. A tail of level α needs 1 / α of those before it can be read off at all; at horizons with fewer, quantiles
+    stay as they are.
 
     Args:
         y: as for `fit_calibration`.
@@ -100,24 +109,29 @@ def chosen(
         quantiles: likewise.
         levels: likewise.
         ds: date of each row.
-        reach: largest horizon; so many dates at the seam are left out, where labels of both halves overlap.
+        horizons: steps ahead, [H].
 
-    Returns: the calibration from all rows, or None when it does not help.
+    Returns: the calibration from all rows, or None when no horizon is calibrated.
     """
     dates = np.unique(ds)
-    if len(dates) < 4 * reach:
+    tail, reach = min(levels[0], 1 - levels[-1]), max(horizons)
+    enough = len(dates) / np.asarray(horizons) >= 1 / tail
+    if not enough.any() or len(dates) < 2 * reach + 2:
         return None
+    # Labels of both halves overlap at the seam: as many dates as the largest horizon are left out there.
     middle = len(dates) // 2
     early, late = ds < dates[middle - reach // 2], ds >= dates[middle + (reach + 1) // 2]
-    plain, repaired = 0.0, 0.0
+    plain, repaired = np.zeros(len(horizons)), np.zeros(len(horizons))
     for fit, score in ((early, late), (late, early)):
         moved = fit_calibration(y[fit], point[fit], quantiles[fit], levels).apply(point[score], quantiles[score])
-        for h in range(y.shape[1]):
-            plain += float(pinball_loss(y[score, h], quantiles[score, h], levels).sum())
-            repaired += float(pinball_loss(y[score, h], moved[:, h], levels).sum())
-    if repaired >= plain:
+        for h in range(len(horizons)):
+            plain[h] += pinball_loss(y[score, h], quantiles[score, h], levels).sum()
+            repaired[h] += pinball_loss(y[score, h], moved[:, h], levels).sum()
+    kept = enough & (repaired < plain)
+    if not kept.any():
         return None
     found = fit_calibration(y, point, quantiles, levels)
-    return Calibration(
-        found.levels, found.shifts, found.rows, f"pinball loss {repaired / plain - 1:+.2%} on held-out halves"
-    )
+    gain = repaired[kept].sum() / plain[kept].sum() - 1
+    at = ", ".join(str(h) for h, keep in zip(horizons, kept) if keep)
+    why = f"h = {at}: pinball loss {gain:+.2%} on held-out halves"
+    return Calibration(found.levels, np.where(kept[:, None], found.shifts, 0.0), found.rows, why)

@@ -44,7 +44,9 @@ def finish_run(folder: Path, how: Calibrate = "auto", data: PriceData | None = N
         why = forecaster.calibration.why or "as asked"
         lines.append(f"calibrated on {forecaster.calibration.rows:,} validation origins ({why})")
     elif how == "auto":
-        lines.append("not calibrated: shifts from one half of the validation part do not help the other")
+        lines.append(
+            "not calibrated: shifts from one half of the validation part do not help the other, or it is too short"
+        )
     assets, rows = data.origins("test")
     until, levels = data.borders.val_end, run.model.quantiles
     beside, notes = run_baselines(data, levels, assets=assets, rows=rows, fit_until=until)

@@ -77,8 +77,8 @@ class Forecaster:
 
         Args:
             data: the data it was trained on.
-            how: `on`, `off`, or `auto`: only where one half of the part says that it helps the other. A model of
-                points needs calibration for its quantiles, so for it `auto` means on.
+            how: `on`, `off`, or `auto`: horizons with rows enough where one half of the part says that it helps the
+                other. A model of points needs calibration for its quantiles, so for it `auto` means on.
         """
         if how == "off":
             return replace(self, calibration=None)
@@ -88,7 +88,7 @@ class Forecaster:
         levels = self.config.quantiles
         if how == "on" or quantiles is None:
             return replace(self, calibration=fit_calibration(y, point, quantiles, levels))
-        found = chosen(y, point, quantiles, levels, data.dates(assets, rows), data.reach)
+        found = chosen(y, point, quantiles, levels, data.dates(assets, rows), data.horizons)
         return replace(self, calibration=found)
 
 
