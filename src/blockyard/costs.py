@@ -13,7 +13,8 @@ class Cost:
     Args:
         parameters: number of parameters.
         flops: forward floating-point operations of the matrix products for the whole sequence, two per
-            multiply-add, attention counted dense (causality earns no credit, as `FlopCounterMode` counts).
+            multiply-add, attention counted dense (causality earns no credit, as `FlopCounterMode` counts). Fourier
+            transforms count as 2.5 n log2 n, and the products of their bins.
         cache_bytes_per_token: bytes of decoding state per token and sequence, float32.
     """
 
