@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from blockyard.cli.groups import train_groups
+from blockyard.cli.settings import WORDS, Given
+from blockyard.cli.settings import resolve as resolve_words
+from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.training.config import TrainConfig
 from blockyard.training.decisions import Decisions
@@ -215,3 +219,26 @@ def test_an_option_that_only_the_expert_has_stays_the_experts_on_the_way_through
     groups = {"model": {"pattern": "tva[rank=8]+moe[expert=vft]"}}
     once = resolve(groups)
     assert resolve(as_groups(once)).model.layers == once.model.layers
+
+
+def words(*pairs: tuple[str, str]):
+    """Settings as the command line gives them, resolved."""
+    given = [Given(*flag.split("."), value, f"--{flag}", is_word=True, layer=WORDS) for flag, value in pairs]
+    return resolve_words(train_groups("lm"), given)
+
+
+def test_a_selected_experts_family_counts_as_selected_on_the_command_line():
+    settings = words(("ffn.impl", "moe"), ("moe.expert", "vft"), ("moe.n_experts", "4"), ("vft.rank", "4"))
+    layer = resolve(settings).model.layers[0]
+    assert layer.ffn_options["expert.rank"] == 4 and layer.ffn_options["n_experts"] == 4
+    settings = words(("ffn.impl", "moe"), ("ffn.d_ff", "512"))
+    assert resolve(settings).model.layers[0].ffn_options["expert.d_ff"] == 512
+    settings = words(("model.pattern", "moe[expert=vft]"), ("vft.rank", "4"))
+    assert resolve(settings).model.layers[0].ffn_options["expert.rank"] == 4
+
+
+def test_options_of_an_expert_that_is_not_selected_are_refused_on_the_command_line():
+    with pytest.raises(InputError, match=r"--vft.rank: 'rank' is an option of: tva, .*vft.*selected are"):
+        words(("ffn.impl", "moe"), ("vft.rank", "4"))
+    with pytest.raises(InputError, match=r"--moe.expert: no FFN named 'swigl'. Did you mean 'swiglu'"):
+        words(("ffn.impl", "moe"), ("moe.expert", "swigl"))

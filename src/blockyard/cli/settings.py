@@ -16,7 +16,7 @@ from blockyard.cli.groups import FFN_GROUP, MIXER_GROUP, Group
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError, suggest
 from blockyard.options import Option
-from blockyard.pattern import default_ffn_of
+from blockyard.pattern import LayerSpec, default_ffn_of, parse_choice
 from blockyard.registry import Entry, find_block, implementation, members_of, names, owners
 
 Settings = dict[str, dict[str, Any]]
@@ -221,46 +221,34 @@ def latest(given: Iterable[Given]) -> dict[Key, Given]:
 
 def selected(settled: Settings, last: Mapping[Key, Given]) -> set[tuple[str, str]]:
     """Kind and name of every block that the settings select, through `impl` or through `model.pattern`."""
-    pairs = [(settled[MIXER_GROUP]["impl"], settled[FFN_GROUP]["impl"])]
+    layers = [LayerSpec(settled[MIXER_GROUP]["impl"], settled[FFN_GROUP]["impl"])]
     mixer, ffn = last.get(MIXER), last.get(FFN)
     pattern = settled.get("model", {}).get("pattern")
-    in_brackets: set[tuple[str, str]] = set()
     if pattern:
-        from blockyard.pattern import parse_choice
-
         if mixer is not None:
             raise InputError(f"{mixer.origin}: model.pattern names the mixers already; leave one of them out")
-        layers = parse_choice(pattern, default_ffn=pairs[0][1])
-        pairs = [(layer.attn, layer.ffn) for layer in layers]
-        for layer in layers:
-            in_brackets |= members(implementation("ffn", layer.ffn), layer.ffn_options)
+        layers = parse_choice(pattern, default_ffn=layers[0].ffn)
         # Not a mixer that any layer need have: a settings file made of these settings shall say it once.
         del settled[MIXER_GROUP]["impl"]
     chosen: set[tuple[str, str]] = set()
-    for mixer_name, ffn_name in pairs:
-        entries: list[Entry | None] = [named("attn", mixer_name, mixer), named("ffn", ffn_name, ffn)]
-        entries.append(find_block(mixer_name, ffn_name))
+    for layer in layers:
+        feed = named("ffn", layer.ffn, ffn)
+        entries: list[Entry | None] = [named("attn", layer.attn, mixer), feed, find_block(layer.attn, layer.ffn)]
+        entries += selected_members(feed, layer.ffn_options, last)
         chosen |= {(entry.kind, entry.name) for entry in entries if entry is not None}
-    return chosen | in_brackets | given_members(chosen, last)
+    return chosen
 
 
-def given_members(chosen: Iterable[tuple[Any, str]], last: Mapping[Key, Given]) -> set[tuple[str, str]]:
-    """What the selected blocks name in turn: a mixture's expert, from its group or by default."""
-    found: set[tuple[str, str]] = set()
-    for kind, name in chosen:
-        entry = implementation(kind, name)
-        for option in members_of(entry, {}):
-            item = last.get((entry.kind if entry.name == "standard" else entry.group, option))
-            try:
-                found |= members(entry, {option: str(item.value)} if item else {})
-            except InputError as error:
-                raise InputError(f"{item.origin}: {error}" if item else str(error)) from None
-    return found
-
-
-def members(entry: Entry, options: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """Kind and name of an entry's members under these options."""
-    return {(member.kind, member.name) for member in members_of(entry, options).values()}
+def selected_members(entry: Entry, brackets: Mapping[str, Any], last: Mapping[Key, Given]) -> list[Entry]:
+    """What a block is made of by name, a mixture's expert: as its brackets say, else its group, else by default."""
+    group = entry.kind if entry.name == "standard" else entry.group
+    given = {option: last[(group, option)] for option in members_of(entry, {}) if (group, option) in last}
+    try:
+        words = {option: str(item.value) for option, item in given.items()}
+        return list(members_of(entry, {**words, **brackets}).values())
+    except InputError as error:
+        origin = next(iter(given.values())).origin if given else None
+        raise InputError(f"{origin}: {error}" if origin else str(error)) from None
 
 
 def named(kind: Any, name: str, item: Given | None) -> Entry:
