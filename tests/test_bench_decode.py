@@ -102,13 +102,13 @@ def test_bytes_are_those_of_the_tokens_and_rows_that_are_said_to_be_cached(part,
 def test_caches_are_as_long_after_a_round_as_before_also_where_they_cannot_be_cropped(monkeypatch):
     lengths = []
 
-    class Watched(decode._Step):
+    class Watched(decode.Step):
         def run(self, steps):
             before = [cache.length for cache in self.caches]
             super().run(steps)
             lengths.append((before, [cache.length for cache in self.caches], steps))
 
-    monkeypatch.setattr(decode, "_Step", Watched)
+    monkeypatch.setattr(decode, "Step", Watched)
     monkeypatch.setattr("blockyard.window_cache.SLACK", 0)
     config = DecodeBenchConfig(blocks="standard[window=4];tva", contexts=(9,), batches=(2,), **QUICK)
     bench_decode(config)

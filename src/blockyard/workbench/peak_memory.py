@@ -51,8 +51,8 @@ def main() -> int:
     train(tiny, tiny.kind.sample_data(tiny))
     data = run.kind.sample_data(run)
     gc.collect()
-    _forget_peak()
-    before = _status("VmRSS")
+    forget_peak()
+    before = status_bytes("VmRSS")
     train(run, data)
     if device.type == "cuda":
         peak: int | None = torch.cuda.max_memory_allocated(device)
@@ -60,20 +60,20 @@ def main() -> int:
     elif before is None:
         peak, how = None, "not measured: this system does not tell the peak resident size of a process"
     else:
-        highest = _status("VmHWM")
+        highest = status_bytes("VmHWM")
         peak = None if highest is None else highest - before
         how = f"peak resident size over {STEPS} training steps in a fresh process, less its size without the model"
     print(json.dumps({"peak_bytes": peak, "how": how}))
     return 0
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Let the peak resident size start anew from now (Linux; elsewhere the warm-up is far below the model)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _status(name: str) -> int | None:
+def status_bytes(name: str) -> int | None:
     """Bytes of an entry of /proc/self/status. (ru_maxrss would count the parent's memory from before exec.)"""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():

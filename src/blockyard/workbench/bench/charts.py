@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,9 @@ Value = Callable[[Row], tuple[float, float, float] | None]
 def charts_of(bench: Bench) -> list[Chart]:
     """The figures that this benchmark has data for, in reading order."""
     found = []
+    kinds = list(dict.fromkeys(kind for row in bench["rows"] for kind in row["times"]))
     for batch in sorted({row["batch"] for row in bench["rows"]}):
-        for timed in bench["rows"][0]["times"] if bench["rows"] else ():
+        for timed in kinds:
             found += _of_time(bench, timed, batch)
     smallest = min((row["batch"] for row in bench["rows"]), default=1)
     if any("cache_bytes" in row["facts"] for row in bench["rows"]):
@@ -27,6 +29,18 @@ def charts_of(bench: Bench) -> list[Chart]:
                 "Bytes of the cache",
                 f"What the cache holds per layer, batch {smallest}, in the dtype of the run.",
                 _lines(bench, smallest, lambda row: _fact(row, "cache_bytes"), "cache per layer ({})", scale=_bytes),
+                group="costs",
+            )
+        )
+    if any(row["facts"].get("training_peak_bytes") is not None for row in bench["rows"]):
+        found.append(
+            Chart(
+                "training-peak-bytes",
+                "Peak memory of a training step",
+                f"Per layer, beyond the idle process with the parameters and their gradients, batch {smallest}.",
+                _lines(
+                    bench, smallest, lambda row: _fact(row, "training_peak_bytes"), "peak per layer ({})", scale=_bytes
+                ),
                 group="costs",
             )
         )
@@ -40,18 +54,23 @@ def _of_time(bench: Bench, timed: str, batch: int) -> list[Chart]:
     n = max((row["times"][timed]["wall_seconds"]["n"] for row in bench["rows"] if timed in row["times"]), default=0)
     return [
         Chart(
-            f"{timed}-time-batch{batch}",
+            f"{_file(timed)}-time-batch{batch}",
             f"Time of {what}",
             f"Milliseconds per {per}; median and quartiles of {n} interleaved rounds.",
             _lines(bench, batch, lambda row: _spread(row, timed, "wall_seconds", 1000), "time (ms)"),
         ),
         Chart(
-            f"{timed}-speedup-batch{batch}",
+            f"{_file(timed)}-speedup-batch{batch}",
             f"Speed relative to {bench['reference']}: {what}",
             f"Above 1 is faster than {bench['reference']} in the same round; median and quartiles of {n} rounds.",
             _lines(bench, batch, lambda row: _spread(row, timed, "speedup", 1), "speed / reference", one=True),
         ),
     ]  # fmt: skip
+
+
+def _file(timed: str) -> str:
+    """What was timed, as part of a file's name: "forward + backward, compiled" -> "forward-backward-compiled"."""
+    return "-".join(re.findall(r"\w+", timed))
 
 
 def _spread(row: Row, timed: str, key: str, factor: float) -> tuple[float, float, float] | None:
@@ -67,7 +86,8 @@ def _spread(row: Row, timed: str, key: str, factor: float) -> tuple[float, float
 
 def _fact(row: Row, name: str) -> tuple[float, float, float] | None:
     value = row["facts"].get(name)
-    return None if value is None else (float(value), float(value), float(value))
+    # A logarithmic axis has no place for 0.
+    return None if not value else (float(value), float(value), float(value))
 
 
 def _bytes(largest: float) -> tuple[str, float]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from blockyard.errors import InputError
-from blockyard.training.environment import describe_environment
-from blockyard.workbench.bench.schema import SCHEMA, Bench, Choice, Row
-from blockyard.workbench.bench.subject import DTYPES, REFERENCE, Part, Subject, names_of
+from blockyard.workbench.bench.record import check_options, find_device, make_record
+from blockyard.workbench.bench.schema import Bench, Row
+from blockyard.workbench.bench.subject import DTYPES, REFERENCE, Part, Subject, cached_mixers, names_of
 from blockyard.workbench.bench.timing import Case, Clock, interleave, summarise
 
 # Tokens read at a time when a cache is filled.
@@ -59,17 +58,7 @@ class DecodeBenchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("contexts", "batches"):
-            values = getattr(self, name)
-            if not values or min(values) < 1:
-                raise InputError(f"{name}={','.join(map(str, values))} should be whole numbers of at least 1")
-        for name in ("d_model", "n_heads", "rounds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} should be at least 1")
-        if not 0 < self.round_seconds < float("inf"):
-            raise InputError(f"round_seconds={self.round_seconds} should be above 0")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads={self.threads} should be at least 1, or none")
+        check_options(self, ("contexts", "batches"))
 
 
 def bench_decode(
@@ -94,7 +83,7 @@ def bench_decode(
             name, config.part, d_model=config.d_model, n_heads=config.n_heads, dtype=DTYPES[config.dtype],
             device=device, seed=config.seed,
         )
-        for name in names_of(config.blocks)
+        for name in names_of(config.blocks, cached_mixers())
     }  # fmt: skip
     contexts, rows = sorted(set(config.contexts)), []
     limit = contexts[-1] + MOST_STEPS + 1 if config.cache == "static" else None
@@ -102,45 +91,23 @@ def bench_decode(
         filled = {name: subject.new_caches(1, limit) for name, subject in subjects.items()}
         for context in contexts:
             for name, subject in subjects.items():
-                _fill(subject, filled[name], context, config.seed)
+                fill(subject, filled[name], context, config.seed)
             for batch in sorted(set(config.batches)):
                 say(f"{context} tokens in the cache, batch {batch}")
                 rows += _measure(config, subjects, filled, context, batch, device)
-    return {
-        "schema": SCHEMA,
-        "kind": "decode",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "title": "Decoding one token",
-        "reference": REFERENCE,
-        "settings": asdict(config),
-        "environment": describe_environment(device, 1),
-        "command": command,
-        "seconds": time.perf_counter() - started,
-        "choices": [_choice(subject) for subject in subjects.values()],
-        "rows": rows,
-        "notes": [],
-    }
+    return make_record(
+        "decode", "Decoding one token", config, subjects=subjects.values(), rows=rows, device=device,
+        seconds=time.perf_counter() - started, command=command, notes=[],
+    )  # fmt: skip
 
 
-def find_device(name: str) -> torch.device:
-    """The device of a name, `auto` being CUDA when there is one; InputError when it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name!r}: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def _fill(subject: Subject, caches: list[Any], context: int, seed: int) -> None:
+def fill(subject: Subject, caches: list[Any], context: int, seed: int) -> None:
     """Read random inputs until the caches hold `context` tokens."""
     while (missing := context - caches[0].length) > 0:
         subject(subject.random(1, min(missing, FILL_CHUNK), seed), caches)
 
 
-class _Step:
+class Step:
     """Decoding steps of one subject behind a copy of its filled caches."""
 
     def __init__(self, subject: Subject, filled: list[Any], batch: int, seed: int) -> None:
@@ -193,7 +160,7 @@ def _measure(
     batch: int,
     device: torch.device,
 ) -> list[Row]:
-    steps = {name: _Step(subject, filled[name], batch, config.seed) for name, subject in subjects.items()}
+    steps = {name: Step(subject, filled[name], batch, config.seed) for name, subject in subjects.items()}
     cases = {name: Case(step.run, step.rewind, MOST_STEPS) for name, step in steps.items()}
     times = interleave(cases, Clock(device), rounds=config.rounds, round_seconds=config.round_seconds)
     for name, subject in subjects.items():
@@ -212,12 +179,3 @@ def _measure(
         }
         for name, step in steps.items()
     ]
-
-
-def _choice(subject: Subject) -> Choice:
-    return {
-        "name": subject.name,
-        "blocks": subject.blocks if subject.part == "layer" else subject.name,
-        "layers": len(subject.layers),
-        "parameters": subject.parameters,
-    }

@@ -91,10 +91,10 @@ class Subject:
         """One empty cache for every layer (InputError when a mixer has none)."""
         return [_new_cache(self.name, layer, batch, max_len, self.dtype, self.device) for layer in self.layers]
 
-    def __call__(self, x: Tensor, caches: Sequence[Any]) -> Tensor:
+    def __call__(self, x: Tensor, caches: Sequence[Any] | None = None) -> Tensor:
         """Pass x [B, T, d_model] through all layers; a mixer's output is the next one's input."""
-        for layer, cache in zip(self.layers, caches):
-            out = layer(x, cache=cache)
+        for layer, cache in zip(self.layers, caches or [None] * len(self.layers)):
+            out = layer(x) if cache is None else layer(x, cache=cache)
             x = out[0] if isinstance(out, tuple) else out
         return x
 
@@ -110,13 +110,18 @@ def cached_mixers() -> list[str]:
     return [e.name for e in entries("attn") if e.traits.causal and e.traits.cache != "none"]
 
 
-def names_of(blocks: str | None) -> list[str]:
-    """The choices to time, `standard` first: those given (a lone mixer keeps its plain name), or all that decode.
+def causal_mixers() -> list[str]:
+    """Every registered mixer that can hide the future, by its traits."""
+    return [e.name for e in entries("attn") if e.traits.causal]
+
+
+def names_of(blocks: str | None, default: Sequence[str]) -> list[str]:
+    """The choices to time, `standard` first: those given, or by default these.
 
     Raises:
         InputError: when one is given twice.
     """
-    given = cached_mixers() if blocks is None else ["".join(choice.split()) for choice in split_choices(blocks)]
+    given = list(default) if blocks is None else ["".join(choice.split()) for choice in split_choices(blocks)]
     twice = next((name for name in given if given.count(name) > 1), None)
     if twice:
         raise InputError(f"blocks names {twice!r} twice; every choice stands once")
