@@ -50,6 +50,16 @@ def read_standard_library(root: Path | None = None) -> Pieces:
     yield from joined(_documents(standard_library_files(root)))
 
 
+def read_standard_library_packages(root: Path | None = None) -> Iterator[tuple[str, str, str]]:
+    """Yield the library's packages file by file: package, the file's relative name, its text."""
+    folder = root if root is not None else Path(sysconfig.get_path("stdlib"))
+    for path in standard_library_files(folder):
+        name = path.relative_to(folder)
+        if len(name.parts) > 1:
+            for document in _documents([path]):
+                yield name.parts[0], str(name), document[0]
+
+
 def _kept(name: str) -> bool:
     return name not in _LEFT_OUT_FOLDERS and not name.startswith(_LEFT_OUT_PREFIXES)
 

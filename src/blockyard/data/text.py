@@ -35,7 +35,7 @@ def load_text(
     from blockyard.data.tokens import encoded, scan
 
     text = scan(lambda: _pieces(config))
-    tokenizer = _tokenizer(config, text, progress)
+    tokenizer = tokenizer_for(config, text, progress)
     tokens = encoded(
         text,
         tokenizer,
@@ -64,9 +64,10 @@ def _pieces(config: TextDataConfig) -> Pieces:
     return pieces if config.max_bytes is None else limited(pieces, config.max_bytes)
 
 
-def _tokenizer(
+def tokenizer_for(
     config: TextDataConfig, text: ScannedText, progress: Callable[[str, int, int], None] | None
 ) -> Tokenizer:
+    """The tokenizer that a configuration asks for; a bpe one is trained on the text, once."""
     if config.tokenizer == "byte":
         return ByteTokenizer()
     if config.tokenizer == "bpe":

@@ -74,3 +74,17 @@ def set_dropout_keys(model: nn.Module, keys: Tensor | None) -> None:
     """
     for number, module in enumerate(m for m in model.modules() if isinstance(m, Dropout)):
         module.keys = None if keys is None else mix((keys + 0x9E3779B9 * (number + 1)) & _MASK32)
+
+
+def split_dropout_keys(model: nn.Module, parts: int, kept: Tensor) -> None:
+    """Give every part of a sample its own key, for a model that processes samples in parts.
+
+    Args:
+        model: the module whose `Dropout`s have keys of B samples (nothing happens without keys).
+        parts: parts of each sample.
+        kept: bool [B * parts], the parts that are processed, in the order of samples and then parts.
+    """
+    for module in model.modules():
+        if isinstance(module, Dropout) and module.keys is not None and len(module.keys) * parts == len(kept):
+            numbers = torch.arange(parts, device=module.keys.device)
+            module.keys = mix(module.keys[:, None] ^ mix(numbers)).flatten()[kept]

@@ -30,6 +30,8 @@ BUILTIN = {
     "lm": "blockyard.training.lm",
     "price": "blockyard.training.price",
     "signal": "blockyard.training.signal",
+    "recall": "blockyard.training.recall",
+    "classify": "blockyard.training.classify",
 }
 ENTRY_POINTS = "blockyard.tasks"
 DEFAULT = "lm"
@@ -120,6 +122,8 @@ class TaskKind(ABC, Generic[M, D, X]):
         own_data_options: data options that may differ between runs that are compared: paths and caches, whose
             content is compared instead.
         decodes: whether the model writes its own input, token by token, with a cache.
+        classifier: module whose `classify(trained, file, options)` serves `blockyard classify RUN FILE`, or "" for tasks
+            that do not classify.
         report: module with the task's own parts of a report (see `blockyard.workbench.parts`), or "".
     """
 
@@ -139,6 +143,7 @@ class TaskKind(ABC, Generic[M, D, X]):
     compare_defaults: Mapping[str, Any] = {}
     own_data_options: tuple[str, ...] = ("path", "cache_dir")
     decodes: bool = False
+    classifier: str = ""
     report: str = ""
 
     @abstractmethod

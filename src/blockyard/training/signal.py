@@ -147,6 +147,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0})
     unit = "sample"
     own_data_options = ("path",)
+    classifier = "blockyard.cli.classify_signal"
     report = "blockyard.workbench.report_signal"
 
     def load_data(self, data: SignalDataConfig, model: SignalConfig) -> SignalData:

@@ -1,10 +1,18 @@
-"""`blockyard classify`: what a trained signal model says of recorded samples."""
+"""`blockyard classify RUN FILE`: classes for the rows of text or the frames of samples in a file, by a trained run.
+
+What a file is read as depends on the run's task: its kind names the module that does it (`TaskKind.classifier`).
+"""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import importlib
+import io
 import json
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,17 +28,24 @@ class ClassifyOptions:
     """How to classify.
 
     Args:
-        format: table (for people), csv or json (one object per frame).
-        top: classes shown per frame, the likeliest first.
-        scale: power divides the file's samples by their root mean square and multiplies by that of the training's
-            middle SNR; none takes them as they are; auto is power for files whose power no training frame had.
+        format: table (for people), csv or json (one object per row or frame).
+        top: classes shown for each, the likeliest first.
         checkpoint: last, or best by validation loss.
+        text_field: column or field of the text, for runs of `train classify`; the run's own when not given.
+        label_field: column or field of the true label, if the file has one; the run's own when not given.
+        batch_size: rows of text that are classified at once.
+        scale: for runs of `train signal`: power divides the file's samples by their root mean square and multiplies by
+            that of the training's middle SNR; none takes them as they are; auto is power for files whose power no
+            training frame had.
     """
 
     format: Literal["table", "csv", "json"] = "table"
     top: int = 1
-    scale: Literal["auto", "power", "none"] = "auto"
     checkpoint: Literal["last", "best"] = "last"
+    text_field: str | None = None
+    label_field: str | None = None
+    batch_size: int = 32
+    scale: Literal["auto", "power", "none"] = "auto"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -38,94 +53,81 @@ def add_arguments(parser: Parser) -> None:
     from blockyard.options import options_of
 
     parser.usage = "%(prog)s DIR FILE [options]"
-    parser.plain("run", "folder of a run of `train signal`", metavar="DIR", nargs="?")
-    parser.plain("file", "samples: .npy, .npz or .sigmf-meta; cut into the model's frames", metavar="FILE", nargs="?")
+    parser.plain("run", "folder of a run of `train classify` or `train signal`", metavar="DIR", nargs="?")
+    parser.plain("file", "text: CSV, TSV or JSONL; samples: .npy, .npz or .sigmf-meta, cut into the model's frames",
+                 metavar="FILE", nargs="?")  # fmt: skip
+    parser.plain("--out", "write there; to standard output when not given", metavar="FILE")
     add_flat(parser, "how to classify", options_of(ClassifyOptions))
 
 
 def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.flat import read_flat
     from blockyard.options import options_of
+    from blockyard.training.checkpoint import write_atomically
+    from blockyard.training.run import load_run
 
     options = ClassifyOptions(**read_flat(arguments, options_of(ClassifyOptions)))
     if arguments.run is None or arguments.file is None:
         raise InputError("which run and which file? blockyard classify DIR FILE")
-    if options.top < 1:
-        raise InputError(f"--top={options.top} should be 1 or more")
-    rows = classify(Path(arguments.run), Path(arguments.file), options)
-    write(rows, options.format)
+    for name in ("top", "batch_size"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name}={getattr(options, name)} should be 1 or more")
+    # A run may name plug-ins that lie there.
+    see_current_folder()
+    trained = load_run(Path(arguments.run), which=options.checkpoint)
+    module = trained.run.kind.classifier
+    if not module:
+        raise InputError(f"a run of `train {trained.run.task}` does not classify")
+    rows = importlib.import_module(module).classify(trained, Path(arguments.file), options)
+    text = written(rows, options.format)
+    if arguments.out is None:
+        sys.stdout.write(text)
+    else:
+        try:
+            write_atomically(Path(arguments.out), text)
+        except OSError as error:
+            raise InputError(f"cannot write {arguments.out}: {error.strerror or error}") from error
+    told = [row["is"][0]["class"] == row["label"] for row in rows if "label" in row]
+    if told:
+        print(f"accuracy {sum(told) / len(told):.4f} ({sum(told)} of {len(told)} labelled rows)", file=sys.stderr)
     return 0
 
 
-def classify(folder: Path, file: Path, options: ClassifyOptions) -> list[dict[str, Any]]:
-    """One row per frame (per symbol for an equaliser): its number, the likeliest classes and their probabilities."""
-    import torch
-
-    from blockyard.data.signal_files import frames_of, read_iq
-    from blockyard.training.run import load_run
-    from blockyard.training.signal import predict
-
-    # A run may name plug-ins that lie there.
-    see_current_folder()
-    model, assets, _ = load_run(folder, which=options.checkpoint, tasks=("signal",))
-    frames = scaled(frames_of(read_iq(file), assets.length, file), assets.power, options.scale)
-    with torch.no_grad():
-        probabilities = predict(model, frames).softmax(-1)
-    per_frame = max(assets.symbols, 1)
-    likeliest = probabilities.reshape(-1, probabilities.shape[-1]).topk(min(options.top, len(assets.classes)))
-    rows = []
-    for number, (values, classes) in enumerate(zip(likeliest.values.tolist(), likeliest.indices.tolist())):
-        row: dict[str, Any] = {"frame": number // per_frame}
-        if assets.symbols:
-            row["symbol"] = number % per_frame
-        names = [{"class": assets.classes[c], "probability": round(value, 4)} for c, value in zip(classes, values)]
-        rows.append(row | {"is": names})
-    return rows
+def likeliest(probabilities: Sequence[float], classes: Sequence[str], top: int) -> list[dict[str, Any]]:
+    """The `top` classes with their probabilities, the likeliest first."""
+    order = sorted(range(len(classes)), key=lambda c: -probabilities[c])[:top]
+    return [{"class": classes[c], "probability": round(probabilities[c], 4)} for c in order]
 
 
-def scaled(frames: Any, power: tuple[float, float] | None, scale: str) -> Any:
-    """Frames on the scale of the training's, by the mean power of all of them."""
-    if power is None or scale == "none":
-        return frames
-    low, high = power
-    mean = float(frames.abs().square().mean())
-    if scale == "auto" and 0.5 * low <= mean <= 2 * high:
-        return frames
-    if mean == 0:
-        raise InputError("the samples are all zero")
-    # The geometric middle: where half of the training's decibels lie on either side.
-    wanted = (low * high) ** 0.5
-    note = (
-        f"note: mean power {mean:.3g}, trained on {low:.3g} to {high:.3g}; scaled to {wanted:.3g} (--scale none: as is)"
-    )
-    print(note, file=sys.stderr)
-    return frames * (wanted / mean) ** 0.5
+def written(rows: list[dict[str, Any]], format: str) -> str:
+    """The rows as text; for people also how often each class was the likeliest.
 
-
-def write(rows: list[dict[str, Any]], format: str) -> None:
-    """Print the rows, and for people how often each class was the likeliest."""
-    place = [key for key in ("frame", "symbol") if key in rows[0]]
+    Args:
+        rows: where each is (`row`, or `frame` and `symbol`), its true `label` if known, and what it `is`.
+        format: table, csv or json.
+    """
+    place = [key for key in ("row", "frame", "symbol", "label") if any(key in row for row in rows)]
     if format == "json":
-        for row in rows:
-            print(json.dumps(row))
-        return
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if format == "csv":
+        buffer = io.StringIO()
+        table = csv.writer(buffer, lineterminator="\n")
         ranks = range(1, len(rows[0]["is"]) + 1)
-        print(",".join([*place, *(f"{what}_{rank}" for rank in ranks for what in ("class", "probability"))]))
+        table.writerow([*place, *(f"{what}_{rank}" for rank in ranks for what in ("class", "probability"))])
         for row in rows:
-            found = [str(value) for entry in row["is"] for value in entry.values()]
-            print(",".join([*(str(row[key]) for key in place), *found]))
-        return
-    from collections import Counter
-
+            found = [value for entry in row["is"] for value in entry.values()]
+            table.writerow([*(row.get(key, "") for key in place), *found])
+        return buffer.getvalue()
+    lines = []
     for row in rows:
-        where = "  ".join(f"{key} {row[key]:>5}" for key in place)
-        print(f"{where}  " + "   ".join(f"{e['class']:<8} {100 * e['probability']:5.1f} %" for e in row["is"]))
+        where = "  ".join(f"{key} {row.get(key, ''):>5}" for key in place)
+        lines.append(f"{where}  " + "   ".join(f"{e['class']:<8} {100 * e['probability']:5.1f} %" for e in row["is"]))
     counts = Counter(row["is"][0]["class"] for row in rows)
-    print("likeliest: " + ", ".join(f"{name} {100 * n / len(rows):.1f} %" for name, n in counts.most_common()))
+    lines.append("likeliest: " + ", ".join(f"{name} {100 * n / len(rows):.1f} %" for name, n in counts.most_common()))
+    return "\n".join(lines) + "\n"
 
 
 COMMAND = Command(
-    "classify", "which modulation recorded samples are, by a trained signal model", add_arguments, run, order=22,
+    "classify", "classes for rows of text or frames of samples, by a trained run", add_arguments, run, order=22,
     example="blockyard classify runs/signal-001 recording.sigmf-meta --top 3",
 )  # fmt: skip
