@@ -171,6 +171,28 @@ def test_a_new_choice_and_a_new_seed_only_run_what_is_missing(tmp_path, text):
     assert [[run["seed"] for run in choice["runs"]] for choice in found["choices"]] == [[0, 1]] * 3
 
 
+def test_several_workers_give_the_same_report_as_one(tmp_path, text):
+    groups, config = groups_for(text), terms()
+    one = compare(config, groups, tmp_path / "one")
+    two = compare(replace(config, workers=2), groups, tmp_path / "two")
+    assert two["settings"]["compare"].pop("workers") == 2 and one["settings"]["compare"].pop("workers") == 1
+    assert without_timings(two) == without_timings(one)
+    # With one worker the same folder has nothing left to do.
+    kept = folder_of(tmp_path / "two", "relu2", 1) / "result.json"
+    before = kept.stat().st_mtime_ns
+    compare(config, groups, tmp_path / "two")
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_what_a_worker_cannot_do_is_one_line(tmp_path, text):
+    groups, config = groups_for(text), terms(seeds=1, workers=2)
+    folder = folder_of(tmp_path / "out", "relu2", 0)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("task: lm\n")
+    with pytest.raises(InputError, match="--resume with another configuration"):
+        compare(config, groups, tmp_path / "out")
+
+
 def test_other_terms_in_the_same_folder_are_refused(tmp_path, text):
     out = tmp_path / "out"
     compare(terms(seeds=1), groups_for(text), out)

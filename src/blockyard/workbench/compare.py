@@ -43,6 +43,7 @@ from blockyard.workbench.plan import (
 from blockyard.workbench.report import load_report, write_report
 from blockyard.workbench.runs import decisions_of, jobs_of, train_all
 from blockyard.workbench.settings import CompareConfig, Groups
+from blockyard.workbench.spread import train_spread
 
 
 def compare_lm(
@@ -124,7 +125,9 @@ def _compare(
     state.keep_plan(plan)
     for planned in plan:
         board.say(f"{planned.name}: {planned.steps} steps, {planned.match['got']:,} ({planned.match['miss']:+.2%})")
-    results = train_all(jobs_of(plan, base, config, out), config, data, board)
+    jobs = jobs_of(plan, base, config, out)
+    spread = config.workers > 1
+    results = train_spread(jobs, config, board) if spread else train_all(jobs, config, data, board)
     measured = _measurements(config, base, plan, data, state, board, out)
     report = _report(config, groups, out, base, plan, data, results, measured, time.monotonic() - started)
     files = write_report(report, out)

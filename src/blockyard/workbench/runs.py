@@ -58,8 +58,26 @@ def train_all(
     Raises:
         Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
     """
+    lines = lines_of(jobs)
+    results = kept_results(jobs, lines)
+    board.show(list(lines.values()), now=True)
+    for group in jobs.values():
+        missing = [job for job in group if (job.planned.name, job.seed) not in results]
+        for job, run in _train_in_turns(missing, config, data, board, lines):
+            results[(job.planned.name, job.seed)] = run
+    return results
+
+
+def lines_of(jobs: Mapping[int, list[Job]]) -> dict[tuple[str, int], Line]:
+    """What is to be shown of every run."""
+    return {(j.planned.name, j.seed): Line(j.planned.name, j.seed) for group in jobs.values() for j in group}
+
+
+def kept_results(
+    jobs: Mapping[int, list[Job]], lines: Mapping[tuple[str, int], Line]
+) -> dict[tuple[str, int], schema.Run]:
+    """The runs that have ended before, by (choice, seed)."""
     results: dict[tuple[str, int], schema.Run] = {}
-    lines = {(j.planned.name, j.seed): Line(j.planned.name, j.seed) for group in jobs.values() for j in group}
     for group in jobs.values():
         for job in group:
             key = (job.planned.name, job.seed)
@@ -67,11 +85,6 @@ def train_all(
             if kept is not None:
                 results[key] = kept
                 _note(lines[key], kept, "kept")
-    board.show(list(lines.values()), now=True)
-    for group in jobs.values():
-        missing = [job for job in group if (job.planned.name, job.seed) not in results]
-        for job, run in _train_in_turns(missing, config, data, board, lines):
-            results[(job.planned.name, job.seed)] = run
     return results
 
 

@@ -26,6 +26,8 @@ class CompareConfig:
         seeds: number of runs of each choice, with seeds train.seed, train.seed + 1, …; intervals need two or more.
         slice_steps: steps a run makes before it is the next one's turn.
         evaluations: evaluations spread over each run.
+        workers: processes that train at once, each a share of the runs; with a budget in seconds they share the clock's
+            machine, so one is fairer.
         prompt: text that every model continues; none takes the beginning of the validation text.
         sample_tokens: tokens each model writes for the report.
         temperature: temperature of that sampling.
@@ -39,6 +41,7 @@ class CompareConfig:
     seeds: int = 3
     slice_steps: int = 25
     evaluations: int = 12
+    workers: int = 1
     prompt: str | None = None
     sample_tokens: int = 300
     temperature: float = 0.8
@@ -50,7 +53,7 @@ class CompareConfig:
                 raise InputError(f"{flag(name)}={getattr(self, name)!r} is not one of: {', '.join(allowed)}")
         if not 0 < self.budget_value < float("inf"):
             raise InputError(f"budget.value={self.budget_value} must be a number above 0")
-        for name in ("seeds", "slice_steps", "evaluations", "sample_tokens"):
+        for name in ("seeds", "slice_steps", "evaluations", "sample_tokens", "workers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.temperature < float("inf"):

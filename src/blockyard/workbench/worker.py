@@ -1,0 +1,91 @@
+"""Run in a process of its own: trains a share of a comparison's runs, for `--workers`.
+
+Reads one line of JSON from standard input, {"config", "jobs"}, trains the jobs in turns, and writes how far they are to
+standard output, a JSON line each now and then. When standard input ends, whoever started it is gone: it saves and
+stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from blockyard.errors import InputError
+from blockyard.workbench.live import Line
+
+
+class Reporter:
+    """A board whose reader is the process that started this one."""
+
+    def show(self, lines: list[Line], *, now: bool = False) -> None:
+        self._write({"lines": [asdict(line) for line in lines if line.status != "waiting"]})
+
+    def say(self, text: str) -> None:
+        self._write({"say": text})
+
+    def fail(self, text: str) -> None:
+        """Tell an error that the user can put right."""
+        self._write({"error": text})
+
+    def close(self) -> None:
+        return
+
+    def _write(self, message: dict[str, Any]) -> None:
+        try:
+            print(json.dumps(message), flush=True)
+        except BrokenPipeError:
+            # Nobody reads any more; the end of standard input will stop this process.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def stop_when_input_ends() -> None:
+    """Ask this process to save and stop once the one that started it has gone."""
+
+    def wait() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> int:
+    """Train what standard input asks for."""
+    import torch
+
+    from blockyard.training.resolve import resolve
+    from blockyard.training.signals import Interrupted
+    from blockyard.workbench.plan import Planned
+    from blockyard.workbench.runs import Job, train_all
+    from blockyard.workbench.settings import CompareConfig
+
+    request = json.loads(sys.stdin.readline())
+    stop_when_input_ends()
+    reporter = Reporter()
+    try:
+        config = CompareConfig(**request["config"])
+        torch.set_num_threads(request["threads"])
+        jobs: dict[int, list[Job]] = {}
+        for job in request["jobs"]:
+            run = resolve(job["groups"])
+            run = replace(run, model=replace(run.model, **job["fitted"]))
+            planned = Planned(job["name"], run.model, job["match"], run.train.steps, job["seconds_per_step"])
+            jobs.setdefault(job["seed"], []).append(Job(planned, job["seed"], Path(job["folder"]), run))
+        first = next(iter(jobs.values()))[0].run
+        data = first.kind.load_data(first.data, first.model)
+        train_all(jobs, config, data, reporter)
+    except InputError as error:
+        reporter.fail(str(error))
+        return 2
+    except Interrupted as stop:
+        return int(stop.code) if isinstance(stop.code, int) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
