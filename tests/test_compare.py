@@ -171,6 +171,19 @@ def test_a_new_choice_and_a_new_seed_only_run_what_is_missing(tmp_path, text):
     assert [[run["seed"] for run in choice["runs"]] for choice in found["choices"]] == [[0, 1]] * 3
 
 
+def test_speed_is_measured_over_the_lengths_asked_for(tmp_path, text, monkeypatch):
+    config = terms(seeds=1, lengths=(32, 8))
+    found = compare_lm(config, groups_for(text), tmp_path / "out", show=False)
+    for choice in found["choices"]:
+        assert choice["scaling"]["lengths"] == [8, 32]
+        assert min(choice["scaling"]["tokens_per_second"]) > 0
+    assert (tmp_path / "out" / "speed-length.png").stat().st_size > 0
+    # Measured once: the same command only draws again.
+    monkeypatch.setattr(measure, "length_scaling", None)
+    again = compare(config, groups_for(text), tmp_path / "out")
+    assert again["choices"][0]["scaling"] == found["choices"][0]["scaling"]
+
+
 def test_several_workers_give_the_same_report_as_one(tmp_path, text):
     groups, config = groups_for(text), terms()
     one = compare(config, groups, tmp_path / "one")

@@ -110,7 +110,7 @@ def compare_groups(task: str) -> dict[str, Group]:
     from blockyard.cli.groups import Group, by_name, dataclass_group
     from blockyard.options import options_of
     from blockyard.training.config import TrainConfig
-    from blockyard.training.kinds import task_kind
+    from blockyard.training.kinds import TaskKind, task_kind
     from blockyard.workbench.settings import CompareConfig
 
     kind = task_kind(task)
@@ -121,7 +121,9 @@ def compare_groups(task: str) -> dict[str, Group]:
         for name, option in terms.items()
         if name.startswith(BUDGET)
     }
-    hidden = () if kind.decodes else WRITING
+    hidden: tuple[str, ...] = () if kind.decodes else WRITING
+    if type(kind).at_length is TaskKind.at_length:
+        hidden += ("lengths",)
     own = {name: option for name, option in terms.items() if not name.startswith(BUDGET) and name not in hidden}
     hidden_model = (*kind.from_data, "blocks")
     return by_name(

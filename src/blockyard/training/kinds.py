@@ -182,6 +182,13 @@ class TaskKind(ABC, Generic[M, D, X]):
         """Data of the same shape for measuring memory: made up where the true ones take long to read."""
         return self.load_data(run.data, run.model)
 
+    def at_length(self, model: M, length: int) -> M | None:
+        """The same model for rows of another length, to measure how its speed scales; None if it has but one.
+
+        A kind that gives one makes up `sample_data` of any length.
+        """
+        return None
+
     def figures(self, run: Run[M, D], data: X, model: nn.Module) -> dict[str, Any]:
         """Further figures of a trained model for the report, as plain data: {"accuracy over SNR": [...]}, say.
 

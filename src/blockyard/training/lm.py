@@ -115,6 +115,9 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
         tokens = np.random.default_rng(0).integers(0, run.model.vocab_size, 64 * (context + 1)).astype(np.uint32)
         return TextData(tokens, ByteTokenizer(), val_fraction=0.1, context=context, fingerprint={})
 
+    def at_length(self, model: LMConfig, length: int) -> LMConfig:
+        return replace(model, context=length)
+
     def terms(self, run: Run[LMConfig, TextDataConfig], data: TextData) -> dict[str, Any]:
         return {
             "data sha256": data.fingerprint.get("sha256"),

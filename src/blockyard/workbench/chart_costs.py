@@ -43,6 +43,30 @@ def trade_offs(report: Report) -> list[Chart]:
     return found
 
 
+def speed_over_length(report: Report) -> Chart | None:
+    """Training speed over the length of a row, for the choices where it was measured."""
+    found = [(i, choice["scaling"]) for i, choice in enumerate(report["choices"]) if "scaling" in choice]
+    if not found or len(found[0][1]["lengths"]) < 2:
+        return None
+    unit = input_unit(report)
+
+    def draw(axes: Any, palette: Palette) -> None:
+        for i, scaling in found:
+            look = palette.style(i)
+            axes.plot(scaling["lengths"], scaling["tokens_per_second"], color=look.colour, marker=look.marker,
+                      markersize=5, linewidth=1.7, dashes=look.dashes or (None, None))  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(0, None)
+        lengths = sorted({length for _, scaling in found for length in scaling["lengths"]})
+        axes.set_xticks(lengths, [units.count(length) for length in lengths])
+        axes.minorticks_off()
+        axes.set_xlabel(f"length of a row ({unit}s)")
+        axes.set_ylabel(f"training speed ({unit}s/s)")
+
+    caption = f"Eager training steps with as many {unit}s in a batch at every length. A flat line scales linearly."
+    return Chart("speed-length", "Training speed over length", caption, draw, group="costs")
+
+
 def _speed(key: str) -> Callable[[Choice], float | None]:
     def cost(choice: Choice) -> float | None:
         speed: Any = choice["speed"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from blockyard.errors import require
 from blockyard.workbench.chart import WIDTH, Chart
-from blockyard.workbench.chart_costs import trade_offs
+from blockyard.workbench.chart_costs import speed_over_length, trade_offs
 from blockyard.workbench.chart_curves import loss_curves
 from blockyard.workbench.chart_finals import final_losses
 from blockyard.workbench.chart_kernels import learnt_kernels
@@ -40,8 +40,9 @@ _RC = {
 def charts_of(report: Report) -> list[Chart]:
     """The figures that this report has data for, in reading order."""
     own = [chart for section in parts_of(report["task"]).sections(report) for chart in section.charts]
+    costs = [*trade_offs(report), speed_over_length(report)]
     inside = [*learnt_kernels(report), *expert_loads(report)]
-    found = [final_losses(report), *loss_curves(report), *trade_offs(report), *own, *inside]
+    found = [final_losses(report), *loss_curves(report), *costs, *own, *inside]
     return [chart for chart in found if chart is not None]
 
 

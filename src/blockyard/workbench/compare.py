@@ -85,6 +85,8 @@ def compare(
     groups = dict(groups or {})
     out = Path(out)
     base = base_run(task, groups)
+    if config.lengths is not None and base.kind.at_length(base.model, 1) is None:
+        raise InputError(f"lengths: models of the task {task!r} have one length")
     choices = configurations(config, base)
     for model in choices.values():
         _ = model.layers  # every layer's options, before any data are read
@@ -129,7 +131,10 @@ def _compare(
     spread = config.workers > 1
     results = train_spread(jobs, config, board) if spread else train_all(jobs, config, data, board)
     measured = _measurements(config, base, plan, data, state, board, out)
+    scaling = _scaling(config, base, plan, state, board)
     report = _report(config, groups, out, base, plan, data, results, measured, time.monotonic() - started)
+    for choice, found in zip(report["choices"], scaling):
+        choice["scaling"] = found
     files = write_report(report, out)
     board.say(f"report: {files['html']}")
     return load_report(out)
@@ -159,6 +164,21 @@ def _measurements(
     }
     state.save()
     return state.data["measured"]
+
+
+def _scaling(
+    config: CompareConfig, base: Run[Any, Any], plan: list[Planned], state: State, board: Board
+) -> list[schema.Scaling]:
+    """Training speed over length of every choice, if it is asked for; measured together, so again for all."""
+    if config.lengths is None:
+        return []
+    kept = state.data.get("scaling", {})
+    if not all(kept.get(p.name, {}).get("lengths") == sorted(set(config.lengths)) for p in plan):
+        board.say("measuring speed over length")
+        kept = measure.length_scaling({p.name: run_of(p, base, config, base.train.seed) for p in plan}, config.lengths)
+        state.data["scaling"] = kept
+        state.save()
+    return [kept[p.name] for p in plan]
 
 
 def _first(pair: tuple[dict[str, Any], float] | None) -> dict[str, Any] | None:

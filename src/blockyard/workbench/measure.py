@@ -92,6 +92,34 @@ def training_speed(
     return {name: {"train_wall": spread(wall[name]), "train_cpu": spread(cpu[name])} for name in runs}
 
 
+def length_scaling(
+    runs: Mapping[str, Run[Any, Any]], lengths: Sequence[int], rounds: int = 3
+) -> dict[str, dict[str, list[float]]]:
+    """Training speed over the length of a row, eager, with as many tokens in a batch at every length.
+
+    Args:
+        runs: the runs to imitate, by choice, of a task that has `at_length`.
+        lengths: the lengths, in any order.
+        rounds: turns of each choice at each length.
+
+    Returns: by choice, `lengths` in rising order and `tokens_per_second`, medians.
+    """
+    ordered = sorted(set(lengths))
+    found: dict[str, dict[str, list[float]]] = {name: {"lengths": [], "tokens_per_second": []} for name in runs}
+    for length in ordered:
+        at: dict[str, Run[Any, Any]] = {}
+        for name, run in runs.items():
+            rows = max(1, round(run.train.batch_size * run.model.length / length))
+            model = run.kind.at_length(run.model, length)
+            at[name] = replace(run, model=model, train=replace(run.train, batch_size=rows, accumulate=1))
+        first = next(iter(at.values()))
+        speeds = training_speed(at, first.kind.sample_data(first), {}, rounds)
+        for name, speed in speeds.items():
+            found[name]["lengths"].append(length)
+            found[name]["tokens_per_second"].append(speed["train_wall"]["median"])
+    return found
+
+
 def seconds_per_step(runs: Mapping[str, Run[Any, Any]], data: Any, budget: float) -> dict[str, float]:
     """Training clock of one step for a budget in seconds, compilation spread over the steps where it will be done.
 

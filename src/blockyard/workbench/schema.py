@@ -88,6 +88,13 @@ class Sample(TypedDict):
     seed: int
 
 
+class Scaling(TypedDict):
+    """Training speed over the length of a row, as columns: tokens per second of wall clock, eager."""
+
+    lengths: list[int]
+    tokens_per_second: list[float]
+
+
 class Choice(TypedDict):
     """One block choice: what it is, what it costs, what its runs reached."""
 
@@ -103,6 +110,7 @@ class Choice(TypedDict):
     memory: Memory | None
     sample: Sample | None
     kernels: NotRequired[list[dict[str, Any]] | None]  # per filtering layer, see `blockyard.workbench.kernels`
+    scaling: NotRequired[Scaling]  # only where it was asked for
     runs: list[Run]
 
 

@@ -32,6 +32,7 @@ class CompareConfig:
         sample_tokens: tokens each model writes for the report.
         temperature: temperature of that sampling.
         measure_memory: measure peak memory, in a fresh process for each choice.
+        lengths: lengths at which training speed is measured too, with as many tokens in a batch; none for none.
     """
 
     blocks: str
@@ -46,6 +47,7 @@ class CompareConfig:
     sample_tokens: int = 300
     temperature: float = 0.8
     measure_memory: bool = True
+    lengths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("match", ("params", "flops", "none")), ("budget_unit", ("tokens", "seconds", "flops"))):
@@ -58,6 +60,8 @@ class CompareConfig:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"temperature={self.temperature} must be at least 0")
+        if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
+            raise InputError(f"lengths={','.join(map(str, self.lengths))} should be numbers of at least 1")
         names = self.names
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
