@@ -122,8 +122,8 @@ class TaskKind(ABC, Generic[M, D, X]):
         own_data_options: data options that may differ between runs that are compared: paths and caches, whose
             content is compared instead.
         decodes: whether the model writes its own input, token by token, with a cache.
-        classifier: module whose `classify(trained, file, options)` serves `blockyard classify RUN FILE`, or "" for tasks
-            that do not classify.
+        classifier: module whose `classify(trained, file, options)` serves `blockyard classify RUN FILE`, or "" for
+            tasks that do not classify.
         report: module with the task's own parts of a report (see `blockyard.workbench.parts`), or "".
     """
 
