@@ -90,9 +90,11 @@ class Documents:
         for row, i in enumerate(indices):
             ids[row, : self.lengths[i]] = self.tokens[i]
             mask[row, : self.lengths[i]] = True
-        if chunks > 1:
-            ids, mask = (array.reshape(len(indices), count, -1) for array in (ids, mask))
-        return {"input_ids": torch.from_numpy(ids), "padding_mask": torch.from_numpy(mask)}
+        shape = (len(indices), count, -1) if chunks > 1 else ids.shape
+        return {
+            "input_ids": torch.from_numpy(ids.reshape(shape)),
+            "padding_mask": torch.from_numpy(mask.reshape(shape)),
+        }
 
 
 class LabelledData:
