@@ -12,6 +12,7 @@ from blockyard.cli import main
 from blockyard.cli.command import command_names, load_command
 from blockyard.cli.parser import Parser, underscored
 from blockyard.errors import InputError
+from blockyard.training.kinds import BUILTIN
 from cli_helpers import error_of
 
 
@@ -68,7 +69,9 @@ def test_misspelt_second_word_is_told_the_nearest_one(capsys: pytest.CaptureFixt
 
 def test_missing_second_word_is_told_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     # Every task that is added has its command.
-    assert error_of(capsys, "train").startswith("'train' needs to know what: blockyard train lm, ")
+    told = error_of(capsys, "train")
+    assert told.startswith("'train' needs to know what: blockyard train ")
+    assert all(f"blockyard train {task}" in told for task in BUILTIN)
 
 
 def test_unexpected_word_is_named(capsys: pytest.CaptureFixture[str]) -> None:
