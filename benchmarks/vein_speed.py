@@ -30,12 +30,12 @@ SHAPES = [(8, 128), (4, 512)]
 LONG = [(1, 2048), (1, 4096)]
 VARIANTS: dict[str, dict[str, Any]] = {
     "seed, rank 4": {"rank": 4, "preset": "seed"},
-    "folded, full stabiliser": {"rank": 4, "stabilizer": "full", "s": 0, "rope": "none"},
-    "folded, full stabiliser, one correction": {"rank": 4, "stabilizer": "full", "rope": "none"},
-    "folded, no stabiliser": {"rank": 4, "s": 0, "rope": "none"},
-    "folded, no stabiliser, one correction": {"rank": 4, "rope": "none"},
-    "folded, no stabiliser, rotary": {"rank": 4, "s": 0},
-    "3 heads x 16, ffn rank 4": {"n_heads": 3, "rank": 16, "ffn_rank": 4, "s": 0, "rope": "none"},
+    "folded, full stabiliser": {"rank": 4, "stabilizer": "full", "s": 0, "rope": "none", "qk_norm": False},
+    "folded, full stabiliser, one correction": {"rank": 4, "stabilizer": "full", "rope": "none", "qk_norm": False},
+    "folded, no stabiliser": {"rank": 4, "s": 0, "rope": "none", "qk_norm": False},
+    "folded, no stabiliser, one correction": {"rank": 4, "rope": "none", "qk_norm": False},
+    "folded, no stabiliser, rotary": {"rank": 4, "s": 0, "qk_norm": False},
+    "3 heads x 16, ffn rank 4": {"n_heads": 3, "rank": 16, "ffn_rank": 4, "s": 0, "rope": "none", "qk_norm": False},
     "fast preset, default ranks, rotary": {},
 }
 # Each block's turn in a round lasts about this long.

@@ -37,6 +37,8 @@ class Preset:
     tied: bool
     gated: bool
     gate_norm: bool
+    qk_norm: bool
+    wide: bool  # where no rank is named, the FFN's vein is d_model / 2 and its hidden layer d_model wide
     stabilizer: StabilizerKind
     eps: Literal["relative", "absolute"]
     rope: Literal["half", "interleaved", "none"]
@@ -49,6 +51,8 @@ PRESETS = {
         tied=True,
         gated=True,
         gate_norm=False,
+        qk_norm=True,
+        wide=True,
         stabilizer="none",
         eps="relative",
         rope="half",
@@ -59,6 +63,8 @@ PRESETS = {
         tied=False,
         gated=False,
         gate_norm=True,
+        qk_norm=False,
+        wide=False,
         stabilizer="full",
         eps="absolute",
         rope="none",
@@ -76,11 +82,12 @@ class VFTBlock(nn.Module):
     Args:
         d_model: width of the residual stream.
         n_heads: number of attention heads.
-        rank: directions per attention head and of the FFN's vein; None = half a head's width, and d_model / 4.
+        rank: directions per attention head and of the FFN's vein; None = half a head's width, and d_model / 2 (seed:
+            d_model / 4).
         preset: fast, or seed (the document's mathematics).
         v_rank: width of values per head; None = the attention's rank.
         ffn_rank: directions of the FFN's vein when they should differ from rank.
-        r_hidden: hidden width of the FFN inside the vein; None = 4 · its rank.
+        r_hidden: hidden width of the FFN inside the vein; None = 4 · its rank, or d_model if no rank is named.
         s: number of correction directions; 0 = no correction.
         tau: tokens whose reconstruction error exceeds it are corrected.
         alpha_scale: largest weight of a correction.
@@ -99,7 +106,7 @@ class VFTBlock(nn.Module):
         causal: hide the future.
         rope: rotary positions within the vein: half, interleaved or none.
         rope_theta: base of the rotary wavelengths.
-        qk_norm: RMS-normalise queries and keys per head.
+        qk_norm: RMS-normalise queries and keys per head; None = as the preset says.
         dropout: probability for attn_dropout and ffn_dropout where these are not given.
         attn_dropout: probability of dropping an attention weight in training.
         ffn_dropout: probability of dropping a hidden element of the FFN in training.
@@ -141,7 +148,7 @@ class VFTBlock(nn.Module):
         causal: bool = False,
         rope: Literal["half", "interleaved", "none"] | None = None,
         rope_theta: float = 10_000.0,
-        qk_norm: bool = False,
+        qk_norm: bool | None = None,
         dropout: float = 0.0,
         attn_dropout: float | None = None,
         ffn_dropout: float | None = None,
@@ -167,17 +174,20 @@ class VFTBlock(nn.Module):
             causal=causal,
             rope=rope if rope is not None else default.rope,
             rope_theta=rope_theta,
-            qk_norm=qk_norm,
+            qk_norm=default.qk_norm if qk_norm is None else qk_norm,
             attn_dropout=dropout if attn_dropout is None else attn_dropout,
             proj_dropout=proj_dropout,
             kernel=kernel,
         )
         self.ln2 = make_norm(norm or default.norm, d_model)
+        ffn_rank = ffn_rank if ffn_rank is not None else rank
+        if default.wide and ffn_rank is None:
+            ffn_rank, r_hidden = max(1, d_model // 2), d_model if r_hidden is None else r_hidden
         if stabilizer is None and use_stabilizer is None:
             stabilizer = default.stabilizer
         self.ffn = VFTFeedForward(
             d_model,
-            ffn_rank if ffn_rank is not None else rank,
+            ffn_rank,
             r_hidden,
             activation,
             dropout if ffn_dropout is None else ffn_dropout,

@@ -119,8 +119,8 @@ class VFTBlock(_VFTBlock):
     Args:
         d_model: width of the residual stream.
         n_heads: number of heads.
-        rank: directions of the veins; None = half a head's width, and d_model / 4 in the FFN.
-        r_hidden: hidden width of the FFN inside the vein; None = 4 · rank.
+        rank: directions of the veins; None = half a head's width, and d_model / 2 in the FFN.
+        r_hidden: hidden width of the FFN inside the vein; None = 4 · rank, or d_model without a rank.
         s_normals: number of correction directions; 0 = none.
         tau: threshold of the correction.
         attn_dropout: probability of dropping an attention weight in training.

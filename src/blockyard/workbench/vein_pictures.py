@@ -146,6 +146,10 @@ def draw_search(results: Path, picture: Path) -> Path:
             xs = [point[key] * factors[key] for point in front]
             axes.plot(xs, [point["loss"] for point in front], color=LIGHT.soft, linewidth=1, label="pareto front")
             axes.set_xscale("log")
+            ticker = require("matplotlib.ticker", extra="report")
+            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            axes.xaxis.set_minor_formatter(ticker.NullFormatter())
             axes.set_xlabel(panels[key])
             axes.set_ylabel("validation loss (nats per byte)")
 
