@@ -56,7 +56,10 @@ class Reading:
         """Refuse what stands at a place of `rows`."""
         where = f"{self.source}: row {int(self.rows[place]) + 1}"
         if self.columns.ds is not None:
-            where += f" ({self.frame[self.columns.ds].iloc[int(self.rows[place])]!s})".replace(" 00:00:00", "")
+            pandas = require("pandas", extra="prices")
+            date = self.frame[self.columns.ds].iloc[int(self.rows[place])]
+            if not pandas.isna(date):
+                where += f" ({date!s})".replace(" 00:00:00", "")
         if self.unique_id is not None:
             where += f" of {self.unique_id}"
         raise InputError(f"{where}{f', column {column}' if column else ''}: {what}")
