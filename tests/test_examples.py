@@ -28,4 +28,4 @@ def test_example_runs(script: Path):
 
 def test_the_demo_names_blocks_that_exist():
     demo = yaml.safe_load((ROOT / "examples" / "demo.yaml").read_text())
-    assert len([parse_choice(choice) for choice in split_choices(demo["blocks"])]) == 4
+    assert len([parse_choice(choice) for choice in split_choices(demo["blocks"])]) == 6
