@@ -109,7 +109,7 @@ def test_caches_are_as_long_after_a_round_as_before_also_where_they_cannot_be_cr
             lengths.append((before, [cache.length for cache in self.caches], steps))
 
     monkeypatch.setattr(decode, "Step", Watched)
-    monkeypatch.setattr("blockyard.window_cache.SLACK", 0)
+    monkeypatch.setattr("blockyard.cache_window.SLACK", 0)
     config = DecodeBenchConfig(blocks="standard[window=4];tva", contexts=(9,), batches=(2,), **QUICK)
     bench_decode(config)
     assert len(lengths) > 10

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.cache import LayerCache
+from blockyard.cache_window import WindowCache
 from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
 from blockyard.layers.attention import Kernel, attend, check_attn_mask, windowed_pairs
@@ -22,7 +23,6 @@ from blockyard.layers.norms import RMSNorm, rms_norm
 from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.mixers.base import Mixer, check_heads, default_positions
 from blockyard.registry import Traits, register_attn
-from blockyard.window_cache import WindowCache
 
 # From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
 _STACK_FROM = 64

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockyard.cache import LayerCache
+from blockyard.cache_window import WindowCache
 from blockyard.errors import InputError
 from blockyard.mixers.standard import StandardAttention
-from blockyard.window_cache import WindowCache
 
 SLOTS = {"k": (2, 3), "v": (2, 1)}
 
