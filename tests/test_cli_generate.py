@@ -224,7 +224,14 @@ def test_prompt_that_is_not_utf8_is_told(
 @pytest.mark.parametrize("how", ["ctrl-c", "closed pipe"])
 def test_interrupted_stream_ends_without_a_traceback(run: str, how: str) -> None:
     command = [sys.executable, "-m", "blockyard", "generate", run, "--prompt", "x", "--tokens", "1000000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ})
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ},
+        # Where the tests run in the background of a script, ctrl-c is ignored, and so it would be in what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None and process.stderr is not None
     # The first bytes come long before the last: the text is streamed.
     assert process.stdout.read(8)
