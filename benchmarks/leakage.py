@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from blockyard.data.price_features import feature_table, future_returns
-from blockyard.data.price_reader import read_prices
+from blockyard.data.prices.features import feature_table, future_returns
+from blockyard.data.prices.reader import read_prices
 
 TEST = 0.2
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from blockyard.data.price_config import PriceDataConfig
-from blockyard.data.price_windows import PriceData, load_price_data
+from blockyard.data.prices.config import PriceDataConfig
+from blockyard.data.prices.windows import PriceData, load_price_data
 from blockyard.forecasting.baselines import run_baselines
 from blockyard.forecasting.forecaster import Forecaster, load_forecaster
 from blockyard.forecasting.summary import summarise

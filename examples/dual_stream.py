@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.blocks_dual import DualStreamBlock
-from blockyard.data.modulations import constellation
+from blockyard.data.signals.modulations import constellation
 from blockyard.layers.complex import ComplexLinear, to_pairs
 
 SYMBOLS, PILOT, SNR_DB = 24, 8, 12.0

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from blockyard.data.price_config import PriceDataConfig
-from blockyard.data.price_leakage import lookahead
-from blockyard.data.price_reader import read_prices
-from blockyard.data.price_windows import PriceData
+from blockyard.data.prices.config import PriceDataConfig
+from blockyard.data.prices.leakage import lookahead
+from blockyard.data.prices.reader import read_prices
+from blockyard.data.prices.windows import PriceData
 from blockyard.forecasting.baselines import run_baselines
 from blockyard.forecasting.forecaster import Forecaster, future_table
 from blockyard.forecasting.summary import summarise

@@ -19,8 +19,10 @@ from blockyard.models.encoder import EncoderConfig, TextClassifier
 from blockyard.models.pooling import pool
 from blockyard.training.classify import macro_f1
 from blockyard.training.run import load_run, train
-from blockyard.workbench import measure, report, report_html, report_text
+from blockyard.workbench import measure
 from blockyard.workbench.compare import compare
+from blockyard.workbench.report import html, write
+from blockyard.workbench.report import text as report_text
 from blockyard.workbench.settings import CompareConfig
 from cli_helpers import error_of
 
@@ -255,7 +257,7 @@ def test_classifiers_are_compared_with_their_confusions(
 ) -> None:
     monkeypatch.setattr(measure, "ROUND_SECONDS", 0.005)
     monkeypatch.setattr(measure, "ROUNDS", 2)
-    for module in (report, report_html, report_text):
+    for module in (write, html, report_text):
         monkeypatch.setattr(module, "charts_of", lambda found: [])
     shared = groups(sounds)
     shared["train"] = {key: value for key, value in shared["train"].items() if key not in ("steps", "progress")}

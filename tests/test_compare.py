@@ -17,10 +17,12 @@ import torch
 
 import blockyard
 from blockyard.errors import InputError
-from blockyard.workbench import live, measure, report, report_html, report_text
+from blockyard.workbench import live, measure
 from blockyard.workbench.budget import steps_for, steps_left
 from blockyard.workbench.compare import compare_lm
 from blockyard.workbench.plan import LOCK, folder_of
+from blockyard.workbench.report import html, write
+from blockyard.workbench.report import text as report_text
 from blockyard.workbench.settings import CompareConfig
 
 STEPS, TOKENS_PER_STEP = 24, 4 * 16
@@ -62,7 +64,7 @@ def terms(blocks: str = "standard;relu2", **changes) -> CompareConfig:
 def compare(config: CompareConfig, groups: dict, out: Path) -> dict:
     """A comparison whose report has no figures: drawing takes longer than everything else here."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (report, report_html, report_text):
+        for module in (write, html, report_text):
             patch.setattr(module, "charts_of", lambda found: [])
         return compare_lm(config, groups, out, show=False)
 

@@ -20,8 +20,8 @@ from blockyard.training.engine import Engine
 from blockyard.training.resolve import as_groups, resolve
 from blockyard.training.run import load_run, train_lm
 from blockyard.training.statistics import statistics_row
-from blockyard.workbench.charts import charts_of
-from blockyard.workbench.report import write_report
+from blockyard.workbench.charts.render import charts_of
+from blockyard.workbench.report.write import write_report
 from blockyard.workbench.runs import expert_loads
 from report_fixtures import synthetic_report
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from blockyard.data.price_config import PriceDataConfig
-from blockyard.data.price_features import NAMES, WARM_UP, available, feature_table, future_returns, targets
-from blockyard.data.price_leakage import lookahead, perturb_future, perturb_futures
-from blockyard.data.price_table import Asset, Prices
-from blockyard.data.price_windows import PriceData, fit_scaling
+from blockyard.data.prices.config import PriceDataConfig
+from blockyard.data.prices.features import NAMES, WARM_UP, available, feature_table, future_returns, targets
+from blockyard.data.prices.leakage import lookahead, perturb_future, perturb_futures
+from blockyard.data.prices.table import Asset, Prices
+from blockyard.data.prices.windows import PriceData, fit_scaling
 from blockyard.errors import InputError
 from price_fixtures import asset, price_data, prices
 from twins.price_features import features as twin

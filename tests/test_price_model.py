@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from blockyard.data.price_leakage import perturb_future, perturb_futures
-from blockyard.data.price_windows import PriceData
+from blockyard.data.prices.leakage import perturb_future, perturb_futures
+from blockyard.data.prices.windows import PriceData
 from blockyard.errors import InputError
 from blockyard.forecasting.forecaster import Forecaster, future_dates, future_table
 from blockyard.models.price import GROUPS, LEVELS, PriceConfig, PriceForecaster

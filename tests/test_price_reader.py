@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blockyard.data.price_checks import jumps_like_splits
-from blockyard.data.price_config import PriceDataConfig
-from blockyard.data.price_reader import read_prices
+from blockyard.data.prices.checks import jumps_like_splits
+from blockyard.data.prices.config import PriceDataConfig
+from blockyard.data.prices.reader import read_prices
 from blockyard.errors import InputError
 from price_fixtures import ohlcv, write
 

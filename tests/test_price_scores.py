@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from blockyard.data.price_config import PriceDataConfig
-from blockyard.data.price_leakage import perturb_futures
-from blockyard.data.price_windows import PriceData
+from blockyard.data.prices.config import PriceDataConfig
+from blockyard.data.prices.leakage import perturb_futures
+from blockyard.data.prices.windows import PriceData
 from blockyard.errors import InputError
 from blockyard.forecasting.backtest import BacktestConfig, backtest_table, positions, run_backtest
 from blockyard.forecasting.baselines import BASELINES, Forecast, run_baselines

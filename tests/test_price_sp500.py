@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockyard.data.price_config import PriceDataConfig
-from blockyard.data.price_windows import load_price_data
+from blockyard.data.prices.config import PriceDataConfig
+from blockyard.data.prices.windows import load_price_data
 from blockyard.forecasting.baselines import run_baselines
 from blockyard.forecasting.forecaster import Forecaster
 from blockyard.forecasting.summary import summarise

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.workbench.chart_kernels import learnt_kernels
+from blockyard.workbench.charts.kernels import learnt_kernels
 from blockyard.workbench.kernels import kernels_of
-from blockyard.workbench.report_html import render_html
+from blockyard.workbench.report.html import render_html
 from blockyard.workbench.verdict import analyse
 from report_fixtures import synthetic_report
 

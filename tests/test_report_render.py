@@ -11,10 +11,10 @@ from html.parser import HTMLParser
 import pytest
 
 from blockyard.errors import InputError
-from blockyard.workbench.charts import charts_of, render_svg
-from blockyard.workbench.report import load_report, without_nan, write_report
-from blockyard.workbench.report_html import render_html
-from blockyard.workbench.report_text import CSV_COLUMNS, render_csv, render_markdown
+from blockyard.workbench.charts.render import charts_of, render_svg
+from blockyard.workbench.report.html import render_html
+from blockyard.workbench.report.text import CSV_COLUMNS, render_csv, render_markdown
+from blockyard.workbench.report.write import load_report, without_nan, write_report
 from blockyard.workbench.verdict import analyse
 from report_fixtures import SHAPES, synthetic_report
 

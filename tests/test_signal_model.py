@@ -12,9 +12,9 @@ import torch
 
 from blockyard import InputError
 from blockyard.cli import main
-from blockyard.data.modulations import USUAL
-from blockyard.data.signal_bound import log_likelihoods
-from blockyard.data.signals import SignalDataConfig
+from blockyard.data.signals.bound import log_likelihoods
+from blockyard.data.signals.generator import SignalDataConfig
+from blockyard.data.signals.modulations import USUAL
 from blockyard.models.signal import OnParts, SignalConfig, SignalTransformer
 from blockyard.symmetry import check_equivariance
 from blockyard.training.config import TrainConfig
@@ -243,7 +243,7 @@ def test_the_symmetry_command_prints_the_table_and_judges_a_named_class(run):
 
 def test_the_bound_is_not_beaten_by_knowing_less():
     """The likelihood that averages over phases cannot be right more often than the one that knows it."""
-    from blockyard.data.signals import SignalGenerator
+    from blockyard.data.signals.generator import SignalGenerator
 
     made = SignalGenerator(SignalDataConfig(length=64, snr_min=5, snr_max=5))
     frames = made.generate(600, torch.Generator().manual_seed(1))

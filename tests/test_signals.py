@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from blockyard import InputError
-from blockyard.data.modulations import (
+from blockyard.data.signals.bound import log_likelihoods, maximum_likelihood_bound
+from blockyard.data.signals.files import RecordedSignals, frames_of, read_iq
+from blockyard.data.signals.generator import GeneratedSignals, SignalDataConfig, SignalGenerator, root_raised_cosine
+from blockyard.data.signals.modulations import (
     MODULATIONS,
     USUAL,
     constellation,
@@ -19,9 +22,6 @@ from blockyard.data.modulations import (
     product_levels,
     symmetry_order,
 )
-from blockyard.data.signal_bound import log_likelihoods, maximum_likelihood_bound
-from blockyard.data.signal_files import RecordedSignals, frames_of, read_iq
-from blockyard.data.signals import GeneratedSignals, SignalDataConfig, SignalGenerator, root_raised_cosine
 
 SIZES = {"bpsk": 2, "pam4": 4, "qpsk": 4, "8psk": 8, "16qam": 16, "64qam": 64, "16apsk": 16, "32apsk": 32,
          "32qam": 32, "128qam": 128, "256qam": 256, "ook": 2, "32psk": 32}  # fmt: skip

@@ -15,7 +15,9 @@ from blockyard.errors import InputError
 from blockyard.training.kinds import TaskKind, register_task, task_kind, task_names
 from blockyard.training.resolve import as_groups, resolve
 from blockyard.training.run import load_run, train
-from blockyard.workbench import measure, report, report_html, report_text
+from blockyard.workbench import measure
+from blockyard.workbench.report import html, write
+from blockyard.workbench.report import text as report_text
 from cli_helpers import error_of
 
 yaml = pytest.importorskip("yaml")
@@ -70,7 +72,7 @@ def test_a_plug_ins_task_trains_resumes_and_loads(tmp_path: Path) -> None:
 
 
 def test_a_plug_ins_task_is_compared_by_its_own_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (report, report_html, report_text):
+    for module in (write, html, report_text):
         monkeypatch.setattr(module, "charts_of", lambda found: [])
     out = tmp_path / "out"
     terms = {"blocks": "standard,relu2", "seeds": 2, "budget.value": 8 * 8 * 12, "measure_memory": "false"}

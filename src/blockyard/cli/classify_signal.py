@@ -18,7 +18,7 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> list[dic
     import torch
 
     from blockyard.cli.commands.classify import likeliest
-    from blockyard.data.signal_files import frames_of, read_iq
+    from blockyard.data.signals.files import frames_of, read_iq
     from blockyard.training.signal import predict
 
     model, assets, _ = trained

@@ -12,7 +12,7 @@ from blockyard.errors import InputError
 
 if TYPE_CHECKING:
     from blockyard.cli.groups import Group
-    from blockyard.data.price_table import Prices
+    from blockyard.data.prices.table import Prices
 
 SPLITTING = ("path", "val_fraction", "test_fraction", "train_end", "val_end", "embargo")
 
@@ -20,7 +20,7 @@ SPLITTING = ("path", "val_fraction", "test_fraction", "train_end", "val_end", "e
 def groups() -> dict[str, Group]:
     """How files are read: the options of `data` that do not split them."""
     from blockyard.cli.groups import dataclass_group
-    from blockyard.data.price_config import PriceDataConfig
+    from blockyard.data.prices.config import PriceDataConfig
 
     return {"data": dataclass_group("data", "how the files are read", PriceDataConfig, without=SPLITTING)}
 
@@ -43,7 +43,7 @@ def read_files(arguments: argparse.Namespace, command: str) -> tuple[Path, Price
         InputError: when there is no run, or something is wrong with a file.
     """
     from blockyard.cli.settings import given_words, read_given
-    from blockyard.data.price_reader import read_prices
+    from blockyard.data.prices.reader import read_prices
     from blockyard.training.folder import read_config
     from blockyard.training.resolve import resolve
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from blockyard.data.price_windows import PriceTables
+from blockyard.data.prices.windows import PriceTables
 from blockyard.errors import InputError
 from blockyard.forecasting.baselines import Forecast
 from blockyard.forecasting.bootstrap import block_length, estimate

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blockyard.data.price_features import future_returns
-from blockyard.data.price_windows import PriceTables
+from blockyard.data.prices.features import future_returns
+from blockyard.data.prices.windows import PriceTables
 from blockyard.errors import InputError, MissingExtra, require, suggest
 
 RIDGE_STRENGTHS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from blockyard.data.price_table import show_ds
-from blockyard.data.price_windows import PriceTables
+from blockyard.data.prices.table import show_ds
+from blockyard.data.prices.windows import PriceTables
 from blockyard.errors import InputError
 from blockyard.forecasting.baselines import REFERENCE, WALK, Forecast
 from blockyard.forecasting.bootstrap import Estimate, block_length, estimate

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from blockyard.data.price_windows import PriceData
+from blockyard.data.prices.windows import PriceData
 from blockyard.errors import InputError
 from blockyard.forecasting.baselines import run_baselines
 from blockyard.forecasting.calibrate import FILE
@@ -63,8 +63,8 @@ def save_summary(found: dict[str, Any], main: str, folder: Path) -> None:
         InputError: when the folder cannot be written.
     """
     from blockyard.errors import MissingExtra
-    from blockyard.workbench.price_plots import save_summary_plots
-    from blockyard.workbench.report import without_nan
+    from blockyard.workbench.charts.prices import save_summary_plots
+    from blockyard.workbench.report.write import without_nan
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

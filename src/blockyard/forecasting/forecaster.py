@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from blockyard.data.price_config import PriceDataConfig
-from blockyard.data.price_features import WARM_UP
-from blockyard.data.price_table import Prices
-from blockyard.data.price_windows import PriceAssets, PriceData, PriceTables, parse_ds
+from blockyard.data.prices.config import PriceDataConfig
+from blockyard.data.prices.features import WARM_UP
+from blockyard.data.prices.table import Prices
+from blockyard.data.prices.windows import PriceAssets, PriceData, PriceTables, parse_ds
 from blockyard.errors import InputError, require
 from blockyard.forecasting.baselines import Forecast
 from blockyard.forecasting.calibrate import Calibration, chosen, fit_calibration

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from blockyard.data.price_table import show_ds
-from blockyard.data.price_windows import PriceTables
+from blockyard.data.prices.table import show_ds
+from blockyard.data.prices.windows import PriceTables
 from blockyard.forecasting.baselines import REFERENCE, WALK, Forecast
 from blockyard.forecasting.evaluate import evaluate, outcome_of
 from blockyard.forecasting.scores import pinball_loss

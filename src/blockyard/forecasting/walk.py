@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from blockyard.data.price_config import PriceDataConfig
-from blockyard.data.price_table import Prices, show_ds
-from blockyard.data.price_windows import PriceAssets, PriceData, PriceTables, parse_ds
+from blockyard.data.prices.config import PriceDataConfig
+from blockyard.data.prices.table import Prices, show_ds
+from blockyard.data.prices.windows import PriceAssets, PriceData, PriceTables, parse_ds
 from blockyard.errors import InputError
 from blockyard.forecasting.backtest import BacktestConfig, check_horizon, run_backtest
 from blockyard.forecasting.baselines import Forecast, run_baselines

@@ -125,7 +125,7 @@ class TextClassification(TaskKind[EncoderConfig, LabelledConfig, LabelledData]):
     from_data = MappingProxyType({"vocab_size": 1, "n_classes": 1})
     own_data_options = ("path", "val_path", "format", "cache_dir")
     classifier = "blockyard.cli.classify_text"
-    report = "blockyard.workbench.report_classify"
+    report = "blockyard.workbench.report.classify"
 
     def load_data(self, data: LabelledConfig, model: EncoderConfig) -> LabelledData:
         return load_labelled(data, model.context, model.chunks)

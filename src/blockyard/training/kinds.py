@@ -124,7 +124,7 @@ class TaskKind(ABC, Generic[M, D, X]):
         decodes: whether the model writes its own input, token by token, with a cache.
         classifier: module whose `classify(trained, file, options)` serves `blockyard classify RUN FILE`, or "" for
             tasks that do not classify.
-        report: module with the task's own parts of a report (see `blockyard.workbench.parts`), or "".
+        report: module with the task's own parts of a report (see `blockyard.workbench.report.parts`), or "".
     """
 
     name: str

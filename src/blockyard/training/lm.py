@@ -81,7 +81,7 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
     data_config = TextDataConfig
     from_data = MappingProxyType({"vocab_size": 1})
     decodes = True
-    report = "blockyard.workbench.report_lm"
+    report = "blockyard.workbench.report.lm"
 
     def load_data(self, data: TextDataConfig, model: LMConfig) -> TextData:
         return load_text(data, model.context)

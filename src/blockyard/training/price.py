@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blockyard.data.price_config import PriceDataConfig
-from blockyard.data.price_windows import PriceAssets, PriceData, load_price_data
+from blockyard.data.prices.config import PriceDataConfig
+from blockyard.data.prices.windows import PriceAssets, PriceData, load_price_data
 from blockyard.errors import InputError
 from blockyard.models.price import LEVELS, PriceConfig, PriceForecaster
 from blockyard.models.price_heads import pinball
@@ -138,7 +138,7 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
     # As many windows as `train price` sees; ten times as many would compare how choices overfit.
     compare_defaults: Mapping[str, Any] = {"budget_value": 40_000.0}
     ffn = "swiglu"
-    report = "blockyard.workbench.report_price"
+    report = "blockyard.workbench.report.price"
 
     def load_data(self, data: PriceDataConfig, model: PriceConfig) -> PriceData:
         return load_price_data(data, context=model.context, horizons=model.horizons)

@@ -92,7 +92,7 @@ class Recall(TaskKind[LMConfig, RecallConfig, RecallData]):
     model_config = LMConfig
     data_config = RecallConfig
     from_data = MappingProxyType({"vocab_size": 1, "context": 1})
-    report = "blockyard.workbench.report_recall"
+    report = "blockyard.workbench.report.recall"
 
     def load_data(self, data: RecallConfig, model: LMConfig) -> RecallData:
         return RecallData(data)

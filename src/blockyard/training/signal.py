@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockyard.data.modulations import constellation
-from blockyard.data.signal_bound import maximum_likelihood_bound
-from blockyard.data.signal_files import RecordedSignals
-from blockyard.data.signals import Frames, GeneratedSignals, SignalDataConfig
+from blockyard.data.signals.bound import maximum_likelihood_bound
+from blockyard.data.signals.files import RecordedSignals
+from blockyard.data.signals.generator import Frames, GeneratedSignals, SignalDataConfig
+from blockyard.data.signals.modulations import constellation
 from blockyard.errors import InputError
 from blockyard.models.signal import SignalConfig, SignalTransformer
 from blockyard.training.auxiliary import with_auxiliary
@@ -148,7 +148,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     unit = "sample"
     own_data_options = ("path",)
     classifier = "blockyard.cli.classify_signal"
-    report = "blockyard.workbench.report_signal"
+    report = "blockyard.workbench.report.signal"
 
     def load_data(self, data: SignalDataConfig, model: SignalConfig) -> SignalData:
         return SignalData(data)

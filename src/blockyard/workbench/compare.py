@@ -2,7 +2,7 @@
 
 The whole path in one place: check every name, load the data once, size the models, plan the steps, train in turns,
 measure what they cost, report. What differs between tasks comes from the task's kind (`training/kinds.py`) and its
-parts of the report (`parts.py`). Everything before training either succeeds or says in one line what to change.
+parts of the report (`report/parts.py`). Everything before training either succeeds or says in one line what to change.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from blockyard.training.task import Task
 from blockyard.workbench import measure, schema
 from blockyard.workbench.kernels import kernels_of
 from blockyard.workbench.live import Board, make_board
-from blockyard.workbench.parts import first_finished, parts_of
 from blockyard.workbench.plan import (
     Planned,
     State,
@@ -40,7 +39,8 @@ from blockyard.workbench.plan import (
     task_on_meta,
     terms_of,
 )
-from blockyard.workbench.report import load_report, write_report
+from blockyard.workbench.report.parts import first_finished, parts_of
+from blockyard.workbench.report.write import load_report, write_report
 from blockyard.workbench.runs import decisions_of, jobs_of, train_all
 from blockyard.workbench.settings import CompareConfig, Groups
 from blockyard.workbench.spread import train_spread

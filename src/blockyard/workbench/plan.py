@@ -25,7 +25,7 @@ from blockyard.training.task import Task
 from blockyard.workbench import schema
 from blockyard.workbench.budget import steps_for
 from blockyard.workbench.match import match, on_meta
-from blockyard.workbench.report import write_atomically
+from blockyard.workbench.report.write import write_atomically
 from blockyard.workbench.settings import CompareConfig, Groups
 
 STATE, LOCK = "compare.json", "compare.lock"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from blockyard.workbench import units
-from blockyard.workbench.parts import parts_of
+from blockyard.workbench.report.parts import parts_of
 from blockyard.workbench.schema import (
     Choice,
     Ranked,

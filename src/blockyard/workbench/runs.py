@@ -25,7 +25,7 @@ from blockyard.workbench import schema
 from blockyard.workbench.budget import steps_left
 from blockyard.workbench.live import Board, Line
 from blockyard.workbench.plan import Planned, folder_of, run_of
-from blockyard.workbench.report import without_nan, write_atomically
+from blockyard.workbench.report.write import without_nan, write_atomically
 from blockyard.workbench.settings import CompareConfig
 
 RESULT = "result.json"

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError, require
-from blockyard.workbench.charts import drawing_style, dress
-from blockyard.workbench.palette import LIGHT
+from blockyard.workbench.charts.palette import LIGHT
+from blockyard.workbench.charts.render import drawing_style, dress
 
 # What a block reports (see `VFTBlock.forward`), and how a panel names it.
 PANELS = {

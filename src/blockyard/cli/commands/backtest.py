@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.forecasting.tables import evaluation_table
     from blockyard.forecasting.walk import walk_forward
     from blockyard.options import options_of
-    from blockyard.workbench.report import without_nan
+    from blockyard.workbench.report.write import without_nan
 
     see_current_folder()
     config = BacktestConfig(**read_flat(arguments, options_of(BacktestConfig)))

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         known = asset.ds <= (np.datetime64(cutoff, "ns") if asset.dated else cutoff)
         histories[asset.unique_id] = asset.close[known][-90:].tolist()
     try:
-        from blockyard.workbench.price_plots import save_fans
+        from blockyard.workbench.charts.prices import save_fans
 
         print(save_fans(frame, histories, forecaster.config.quantiles, plot))
     except MissingExtra as error:

@@ -8,8 +8,8 @@ from typing import Any
 
 from blockyard.workbench import units
 from blockyard.workbench.bench.schema import Bench, Row
-from blockyard.workbench.chart import Chart
-from blockyard.workbench.palette import Palette
+from blockyard.workbench.charts.chart import Chart
+from blockyard.workbench.charts.palette import Palette
 
 Value = Callable[[Row], tuple[float, float, float] | None]
 

@@ -11,9 +11,9 @@ from blockyard.errors import InputError
 from blockyard.workbench import units
 from blockyard.workbench.bench.charts import charts_of
 from blockyard.workbench.bench.schema import SCHEMA, Bench, Measured
-from blockyard.workbench.charts import figure_png, figure_svg
-from blockyard.workbench.report import write_atomically
-from blockyard.workbench.report_html import style_sheet, swatch
+from blockyard.workbench.charts.render import figure_png, figure_svg
+from blockyard.workbench.report.html import style_sheet, swatch
+from blockyard.workbench.report.write import write_atomically
 
 
 def write_bench(bench: Bench, out: str | Path) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-from blockyard.workbench.palette import CSS_OF
+from blockyard.workbench.charts.palette import CSS_OF
 
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 _LONG_NUMBER = re.compile(r"(-?\d+\.\d{2})\d+")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from blockyard.data.price_table import BARS, Asset, Prices
+from blockyard.data.prices.table import BARS, Asset, Prices
 from blockyard.errors import InputError
 
 Columns = Mapping[str, np.ndarray]

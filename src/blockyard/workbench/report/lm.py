@@ -9,7 +9,7 @@ from blockyard.data import TextData
 from blockyard.generation.sampling import SamplingConfig
 from blockyard.generation.stream import generate_text
 from blockyard.training.run import load_run
-from blockyard.workbench.parts import Parts
+from blockyard.workbench.report.parts import Parts
 from blockyard.workbench.schema import Report, Sample, bytes_per_token
 from blockyard.workbench.settings import CompareConfig
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockyard.workbench.chart import Chart, seeds_in
-from blockyard.workbench.palette import Palette
+from blockyard.workbench.charts.chart import Chart, seeds_in
+from blockyard.workbench.charts.palette import Palette
 from blockyard.workbench.schema import Report, higher_is_better, with_unit
 from blockyard.workbench.verdict import finals
 

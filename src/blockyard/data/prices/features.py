@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from blockyard.data.price_table import Asset, Prices
+from blockyard.data.prices.table import Asset, Prices
 from blockyard.errors import InputError, require, suggest
 
 # Rows at the start for which the longest window (60 returns) is not full.

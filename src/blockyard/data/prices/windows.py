@@ -10,10 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockyard.data.price_config import PriceDataConfig
-from blockyard.data.price_features import WARM_UP, FeatureTable, common_features, feature_table, future_returns, targets
-from blockyard.data.price_reader import read_prices
-from blockyard.data.price_table import Prices, show_ds
+from blockyard.data.prices.config import PriceDataConfig
+from blockyard.data.prices.features import (
+    WARM_UP,
+    FeatureTable,
+    common_features,
+    feature_table,
+    future_returns,
+    targets,
+)
+from blockyard.data.prices.reader import read_prices
+from blockyard.data.prices.table import Prices, show_ds
 from blockyard.errors import InputError
 
 Part = Literal["train", "val", "test"]

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blockyard.data.modulations import constellation, product_levels, symmetry_order
-from blockyard.data.signals import SignalDataConfig, SignalGenerator
+from blockyard.data.signals.generator import SignalDataConfig, SignalGenerator
+from blockyard.data.signals.modulations import constellation, product_levels, symmetry_order
 from blockyard.errors import InputError
 
 FRAMES = 20_000

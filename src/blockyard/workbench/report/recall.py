@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockyard.workbench.chart import Chart
-from blockyard.workbench.palette import Palette
-from blockyard.workbench.parts import Parts, Section, Table
+from blockyard.workbench.charts.chart import Chart
+from blockyard.workbench.charts.palette import Palette
+from blockyard.workbench.report.parts import Parts, Section, Table
 from blockyard.workbench.schema import Choice, Report
 from blockyard.workbench.stats import interval
 from blockyard.workbench.units import plus_minus

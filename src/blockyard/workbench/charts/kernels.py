@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockyard.workbench.chart import Chart
-from blockyard.workbench.palette import Palette
+from blockyard.workbench.charts.chart import Chart
+from blockyard.workbench.charts.palette import Palette
 from blockyard.workbench.schema import Report
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockyard.data.signals import Frames, SignalDataConfig
+from blockyard.data.signals.generator import Frames, SignalDataConfig
 from blockyard.errors import InputError, require
 
 SUFFIXES = (".npy", ".npz", ".sigmf-meta", ".sigmf-data")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
-from blockyard.workbench.charts import charts_of, render_png
-from blockyard.workbench.report_html import render_html
-from blockyard.workbench.report_text import render_csv, render_markdown
+from blockyard.workbench.charts.render import charts_of, render_png
+from blockyard.workbench.report.html import render_html
+from blockyard.workbench.report.text import render_csv, render_markdown
 from blockyard.workbench.schema import SCHEMA, Report
 from blockyard.workbench.verdict import analyse
 

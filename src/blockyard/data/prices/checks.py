@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from blockyard.data.price_config import PriceDataConfig
-from blockyard.data.price_table import BARS, Asset, show_ds
+from blockyard.data.prices.config import PriceDataConfig
+from blockyard.data.prices.table import BARS, Asset, show_ds
 from blockyard.errors import InputError, require, suggest
 
 if TYPE_CHECKING:
-    from blockyard.data.price_reader import Columns
+    from blockyard.data.prices.reader import Columns
 
 # Usual split ratios, and how far the day's return may be from one: the market moves on that day, too. Real prices do
 # fall by a third in a day, so a ratio of 3:2 has to be met more closely.

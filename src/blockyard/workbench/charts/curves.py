@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from blockyard.workbench import units
-from blockyard.workbench.chart import Chart, seeds_in
-from blockyard.workbench.palette import Palette
+from blockyard.workbench.charts.chart import Chart, seeds_in
+from blockyard.workbench.charts.palette import Palette
 from blockyard.workbench.schema import Report, Run, higher_is_better, input_unit, quality_unit, quality_word, with_unit
 
 # Share of the horizontal axis whose losses may lie above the vertical one.

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from blockyard.errors import require
-from blockyard.workbench.chart import WIDTH, Chart
-from blockyard.workbench.chart_costs import speed_over_length, trade_offs
-from blockyard.workbench.chart_curves import loss_curves
-from blockyard.workbench.chart_finals import final_losses
-from blockyard.workbench.chart_kernels import learnt_kernels
-from blockyard.workbench.chart_load import expert_loads
-from blockyard.workbench.palette import LIGHT, PLACEHOLDER, Palette
-from blockyard.workbench.parts import parts_of
+from blockyard.workbench.charts.chart import WIDTH, Chart
+from blockyard.workbench.charts.costs import speed_over_length, trade_offs
+from blockyard.workbench.charts.curves import loss_curves
+from blockyard.workbench.charts.finals import final_losses
+from blockyard.workbench.charts.kernels import learnt_kernels
+from blockyard.workbench.charts.load import expert_loads
+from blockyard.workbench.charts.palette import LIGHT, PLACEHOLDER, Palette
+from blockyard.workbench.charts.svg import for_the_page
+from blockyard.workbench.report.parts import parts_of
 from blockyard.workbench.schema import Report
-from blockyard.workbench.svg import for_the_page
 
 _RC = {
     "font.size": 9.5,

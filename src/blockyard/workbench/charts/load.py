@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from blockyard.workbench.chart import Chart
-from blockyard.workbench.palette import Palette
+from blockyard.workbench.charts.chart import Chart
+from blockyard.workbench.charts.palette import Palette
 from blockyard.workbench.schema import Choice, Report
 
 

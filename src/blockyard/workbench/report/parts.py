@@ -14,7 +14,7 @@ from typing import Any
 
 from blockyard.errors import InputError
 from blockyard.training.kinds import task_kind
-from blockyard.workbench.chart import Chart
+from blockyard.workbench.charts.chart import Chart
 from blockyard.workbench.schema import Report, Run, Sample
 from blockyard.workbench.settings import CompareConfig
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from blockyard.data.modulations import constellation, parse_modulations
+from blockyard.data.signals.modulations import constellation, parse_modulations
 from blockyard.errors import InputError
 
 Fading = Literal["none", "rayleigh", "rician"]

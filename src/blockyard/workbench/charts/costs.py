@@ -8,8 +8,8 @@ from typing import Any
 
 from blockyard.errors import require
 from blockyard.workbench import units
-from blockyard.workbench.chart import Chart, seeds_in
-from blockyard.workbench.palette import Palette
+from blockyard.workbench.charts.chart import Chart, seeds_in
+from blockyard.workbench.charts.palette import Palette
 from blockyard.workbench.schema import Choice, Report, higher_is_better, input_unit, quality_word, with_unit
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blockyard.workbench.chart import Chart
-from blockyard.workbench.palette import Palette
-from blockyard.workbench.parts import Parts, Section, Table, first_finished
+from blockyard.workbench.charts.chart import Chart
+from blockyard.workbench.charts.palette import Palette
+from blockyard.workbench.report.parts import Parts, Section, Table, first_finished
 from blockyard.workbench.schema import Report
 
 

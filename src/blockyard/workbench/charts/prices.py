@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from blockyard.errors import InputError, require
-from blockyard.workbench.palette import LIGHT, Palette
+from blockyard.workbench.charts.palette import LIGHT, Palette
 
 # Central intervals of a fan and how dark they are.
 BANDS = ((0.025, 0.975, 0.12), (0.05, 0.95, 0.14), (0.1, 0.9, 0.18), (0.25, 0.75, 0.26))

@@ -8,9 +8,8 @@ from importlib import resources
 from typing import Any
 
 from blockyard.workbench import units
-from blockyard.workbench.charts import Chart, charts_of, render_svg
-from blockyard.workbench.palette import LIGHT, MARKER_PATHS, PLACEHOLDER, SERIES
-from blockyard.workbench.parts import Section, parts_of
+from blockyard.workbench.charts.palette import LIGHT, MARKER_PATHS, PLACEHOLDER, SERIES
+from blockyard.workbench.charts.render import Chart, charts_of, render_svg
 from blockyard.workbench.reading import (
     facts,
     how_to_read,
@@ -20,6 +19,7 @@ from blockyard.workbench.reading import (
     run_rows,
     title,
 )
+from blockyard.workbench.report.parts import Section, parts_of
 from blockyard.workbench.schema import Report, higher_is_better, quality_word
 
 

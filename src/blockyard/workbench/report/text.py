@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from blockyard.workbench.charts import charts_of
-from blockyard.workbench.parts import parts_of
+from blockyard.workbench.charts.render import charts_of
 from blockyard.workbench.reading import (
     facts,
     how_to_read,
@@ -16,6 +15,7 @@ from blockyard.workbench.reading import (
     run_rows,
     title,
 )
+from blockyard.workbench.report.parts import parts_of
 from blockyard.workbench.schema import Report, best_of, final_of, quality_unit
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from blockyard.data.price_checks import Reading, check_asset
-from blockyard.data.price_config import PriceDataConfig
-from blockyard.data.price_table import Prices
+from blockyard.data.prices.checks import Reading, check_asset
+from blockyard.data.prices.config import PriceDataConfig
+from blockyard.data.prices.table import Prices
 from blockyard.errors import InputError, require, suggest
 
 # Spellings of a column's name without case, blanks and punctuation; the first that a table has is taken.

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from blockyard.workbench.chart import Chart, seeds_in
-from blockyard.workbench.palette import Palette
-from blockyard.workbench.parts import Parts, Section, Table
-from blockyard.workbench.price_plots import draw_calibration, draw_fan, draw_over_time
+from blockyard.workbench.charts.chart import Chart, seeds_in
+from blockyard.workbench.charts.palette import Palette
+from blockyard.workbench.charts.prices import draw_calibration, draw_fan, draw_over_time
+from blockyard.workbench.report.parts import Parts, Section, Table
 from blockyard.workbench.schema import Choice, Report
 from blockyard.workbench.settings import CompareConfig
 

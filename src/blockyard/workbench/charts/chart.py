@@ -1,4 +1,4 @@
-"""What a figure of the report is; chart_finals, chart_curves and chart_costs make them, charts.py renders them."""
+"""What a figure of the report is; finals.py, curves.py, costs.py and others make them, render.py draws them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from blockyard.workbench.palette import Palette
+from blockyard.workbench.charts.palette import Palette
 from blockyard.workbench.schema import Report
 
 WIDTH, HEIGHT = 5.0, 3.5  # inches: 360 x 252 points

@@ -1,0 +1,1 @@
+"""Prices in, windows without leaks out: reader, validator, features, targets, purged splits, the look-ahead check."""
