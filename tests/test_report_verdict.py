@@ -136,3 +136,37 @@ def test_the_t_quantile_grows_with_confidence_and_shrinks_with_freedom(confidenc
 )
 def test_numbers_read_as_people_write_them(written, expected):
     assert written == expected
+
+
+def with_curves(*curves: list[float], better: str = "lower"):
+    """A report whose choices are one run each, evaluated at equal distances."""
+    report = synthetic_report(names=("standard", "tva+vft", "standard[window=64]+relu2")[: len(curves)], seeds=1)
+    report["quality"]["better"] = better
+    for choice, losses in zip(report["choices"], curves):
+        (run,) = choice["runs"]
+        ticks = [100 * (i + 1) for i in range(len(losses))]
+        run["validation"] = {"step": ticks, "tokens": ticks, "seconds": ticks, "flops": ticks, "loss": losses}
+        run["final_loss"] = run["best_loss"] = losses[-1]
+    return analyse(report)["verdict"]["details"]
+
+
+def test_a_fall_at_the_end_wider_than_the_gaps_is_said_to_leave_the_order_open():
+    details = with_curves([3.0, 2.0, 1.8, 1.7, 1.6], [3.0, 2.2, 2.0, 1.9, 1.68])
+    found = [line for line in details if line.startswith("Still learning")]
+    assert len(found) == 1
+    assert "the loss fell by 0.1 to 0.22, at least as much as parts tva+vft from the lead" in found[0]
+
+
+def test_runs_that_have_settled_leave_nothing_to_say_about_a_longer_budget():
+    details = with_curves([3.0, 1.6, 1.6, 1.6, 1.6], [3.0, 2.0, 1.91, 1.91, 1.9])
+    assert not any(line.startswith("Still learning") for line in details)
+
+
+def test_a_choice_far_behind_is_not_among_those_that_may_still_take_the_lead():
+    details = with_curves([3.0, 2.0, 1.8, 1.7, 1.6], [3.0, 2.2, 2.0, 1.9, 1.68], [3.0, 2.9, 2.9, 2.9, 2.9])
+    assert any("parts tva+vft from the lead" in line for line in details)
+
+
+def test_an_accuracy_that_still_rises_is_told_as_a_rise():
+    details = with_curves([0.2, 0.4, 0.5, 0.6, 0.7], [0.2, 0.3, 0.4, 0.5, 0.65], better="higher")
+    assert any("rose by 0.1 to 0.15" in line for line in details)

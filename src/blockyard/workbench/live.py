@@ -82,11 +82,12 @@ class Silent:
 
 
 class Lines:
-    """One plain line for each run in training, every ten seconds and when a run ends."""
+    """Every ten seconds one plain line for each run in training that has gone on since it last had one."""
 
     def __init__(self, unit: str = "token") -> None:
         self._unit = unit
         self._shown = time.monotonic()
+        self._said: dict[tuple[str, int], float] = {}
 
     def show(self, lines: list[Line], *, now: bool = False) -> None:
         # `now` marks the end of a run, which has a line of its own.
@@ -94,7 +95,9 @@ class Lines:
             return
         self._shown = time.monotonic()
         for line in lines:
-            if line.status == "training":
+            run = (line.name, line.seed)
+            if line.status == "training" and self._said.get(run) != line.part:
+                self._said[run] = line.part
                 self.say("  ".join([f"{line.name} seed {line.seed}", *_figures(line, self._unit)]))
 
     def say(self, text: str) -> None:

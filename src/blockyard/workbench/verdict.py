@@ -26,6 +26,7 @@ from blockyard.workbench.schema import (
     quality_word,
 )
 from blockyard.workbench.stats import difference, interval
+from blockyard.workbench.still_learning import still_learning
 
 CONFIDENCE = 0.95
 # Smaller advantages in speed or memory are not worth a sentence: they come and go with the machine.
@@ -111,6 +112,8 @@ def put_in_words(report: Report) -> Verdict:
     ranking = report["ranking"]
     ranked = [row for row in ranking if row["rank"] is not None]
     details = _warnings(report)
+    if (learning := still_learning(report, ranking)) is not None:
+        details.insert(0, learning)
     if not ranked:
         return {
             "kind": "none",
