@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import pytest
 
-from blockyard.cli.groups import PATTERN, Group, block_groups, by_name, dataclass_group
 from blockyard.cli.parser import Parser
 from blockyard.cli.settings import Settings, add_groups, given_words, resolve
 from blockyard.cli.yamlfile import given_in, plugins_of, read_yaml
 from blockyard.errors import InputError
+from blockyard.training.groups import PATTERN, Group, block_groups, by_name, dataclass_group
 from cli_helpers import toys
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockyard.cli.groups import train_groups
 from blockyard.cli.settings import WORDS, Given
 from blockyard.cli.settings import resolve as resolve_words
 from blockyard.errors import InputError
@@ -17,6 +16,7 @@ from blockyard.training.config import TrainConfig
 from blockyard.training.decisions import Decisions
 from blockyard.training.distributed import join_ranks
 from blockyard.training.engine import Engine
+from blockyard.training.groups import train_groups
 from blockyard.training.resolve import as_groups, resolve
 from blockyard.training.run import load_run, train_lm
 from blockyard.training.statistics import statistics_row

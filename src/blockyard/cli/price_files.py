@@ -11,16 +11,16 @@ from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
 
 if TYPE_CHECKING:
-    from blockyard.cli.groups import Group
     from blockyard.data.prices.table import Prices
+    from blockyard.training.groups import Group
 
 SPLITTING = ("path", "val_fraction", "test_fraction", "train_end", "val_end", "embargo")
 
 
 def groups() -> dict[str, Group]:
     """How files are read: the options of `data` that do not split them."""
-    from blockyard.cli.groups import dataclass_group
     from blockyard.data.prices.config import PriceDataConfig
+    from blockyard.training.groups import dataclass_group
 
     return {"data": dataclass_group("data", "how the files are read", PriceDataConfig, without=SPLITTING)}
 

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blockyard.cli.groups import FFN_GROUP, MIXER_GROUP, Group
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError, suggest
 from blockyard.options import Option
 from blockyard.pattern import LayerSpec, default_ffn_of, parse_choice
 from blockyard.registry import Entry, find_block, implementation, members_of, names, owners
+from blockyard.training.groups import FFN_GROUP, MIXER_GROUP, Group
 
 Settings = dict[str, dict[str, Any]]
 Key = tuple[str, str]

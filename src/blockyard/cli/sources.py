@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from blockyard.cli.app import load_plugins
-from blockyard.cli.groups import Group
 from blockyard.cli.parser import Parser
 from blockyard.cli.settings import Given, given_words
 from blockyard.cli.yamlfile import given_in, plugins_of, read_yaml
 from blockyard.errors import InputError
+from blockyard.training.groups import Group
 
 PLUGINS, TASK = "plugins", "task"
 

@@ -15,8 +15,8 @@ from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
 
 if TYPE_CHECKING:
-    from blockyard.cli.groups import Group
     from blockyard.cli.settings import Given
+    from blockyard.training.groups import Group
 
 RUNS = Path("runs")
 FOLDER = "comparison"
@@ -46,9 +46,9 @@ def train_command(task: str, summary: str, *, order: int = 12, example: str = ""
     """
 
     def add_arguments(parser: Parser) -> None:
-        from blockyard.cli.groups import train_groups
         from blockyard.cli.settings import add_groups
         from blockyard.cli.sources import add_config
+        from blockyard.training.groups import train_groups
 
         parser.plain("--out", f"folder of the run; the next free runs/{task}-NNN when not given", metavar="DIR")
         add_config(parser)
@@ -76,9 +76,9 @@ def train_as_told(
 
     Returns: the run folder.
     """
-    from blockyard.cli.groups import train_groups
     from blockyard.cli.settings import resolve
     from blockyard.cli.sources import PLUGINS, given_settings, settings_files
+    from blockyard.training.groups import train_groups
     from blockyard.training.run import train
 
     if arguments.resume and arguments.out is None:
@@ -107,9 +107,9 @@ def next_folder(task: str) -> Path:
 
 def compare_groups(task: str) -> dict[str, Group]:
     """The terms of the comparison, its budget, and what all its models share."""
-    from blockyard.cli.groups import Group, by_name, dataclass_group
     from blockyard.options import options_of
     from blockyard.training.config import TrainConfig
+    from blockyard.training.groups import Group, by_name, dataclass_group
     from blockyard.training.kinds import TaskKind, task_kind
     from blockyard.workbench.settings import CompareConfig
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blockyard.cli.groups import Group
 from blockyard.cli.settings import Given
 from blockyard.errors import InputError, require, suggest
+from blockyard.training.groups import Group
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
