@@ -2,6 +2,7 @@
 
     python benchmarks/vein_search.py --text FILE_OR_FOLDER --out RESULTS.json --measure
     python benchmarks/vein_search.py --text FILE_OR_FOLDER --out RESULTS.json [--cpu-seconds 12]
+    python benchmarks/vein_search.py --text FILE --out LONGER.json --only "NAME;NAME" --seeds 0,1,2 --cpu-seconds 60
 
 The first call times a training step of every choice, in turns; make it on a machine that does nothing else. The second
 trains every choice for as many steps as fit into the budget by those times, so that it may run beside other work. Its
@@ -10,6 +11,8 @@ parts, each appended to the JSON as it is done, so that a run that was killed go
 1. field: every choice, one seed, equal CPU-seconds;
 2. finalists, seconds: the best of the field and their rivals, two more seeds, equal CPU-seconds;
 3. finalists, tokens: the same, three seeds, an equal number of tokens.
+
+The third call runs the first part alone, of some choices and several seeds: for another budget, in a file of its own.
 
 Parameters are read against the thin standard blocks, which are given in several sizes: a vein form wins at equal
 parameters where its loss lies under theirs. Training is the library's own (`Trainer`, `LMTask`), eager, in float32, on
@@ -96,7 +99,16 @@ FIELD: dict[str, Choice] = {
     "vein ffn 48, standard 3x32": Choice("standard[head_dim=32]+vft[rank=48,gated=true,tied=true,stabilizer=none]"),
     # Other ways to train.
     "3x32, ffn 48, guided": Choice("tva[rank=32]+vft[ffn_rank=48,s=0]", guided=0.5),
+    "2x16, ffn 96, guided": Choice("tva[rank=16,qk_norm=true]+vft[ffn_rank=96,r_hidden=192,s=0]", 2, guided=0.5),
     "SVD of standard, ffn 48": Choice("tva+vft", 6, start="svd"),
+    # A rank that changes while it trains, and the two that it changes between.
+    "2x16, ffn 48, as wide": Choice("tva[rank=16,qk_norm=true]+vft[ffn_rank=48,r_hidden=192,s=0]", 2),
+    "2x16, ffn 24 to 96": Choice(
+        "tva[rank=16,qk_norm=true]+vft[ffn_rank=96,r_hidden=192,s=0]", 2, train={"vein_ranks": (24, 48, 96)}
+    ),
+    "2x16, ffn 96 to 48": Choice(
+        "tva[rank=16,qk_norm=true]+vft[ffn_rank=96,r_hidden=192,s=0]", 2, train={"vein_ranks": (96, 72, 48)}
+    ),
 }
 
 
@@ -121,9 +133,9 @@ class Search:
         found = {"torch": torch.__version__, "text": self.data.fingerprint, **setting}
         self.path.write_text(json.dumps({**found, "costs": self.costs, "rows": self.rows}, indent=1))
 
-    def measure(self) -> None:
+    def measure(self, names: list[str]) -> None:
         """Time the steps of every choice that has no times yet, in turns, on an idle machine."""
-        new = {name: choice for name, choice in FIELD.items() if name not in self.costs}
+        new = {name: FIELD[name] for name in names if name not in self.costs}
         with tempfile.TemporaryDirectory() as folder:
             trainers: dict[str, list[Trainer]] = {}
             for name, choice in new.items():
@@ -216,7 +228,9 @@ class Search:
     def _task(self, choice: Choice, config: TrainConfig) -> LMTask:
         vocabulary = self.data.tokenizer.vocab_size
         shape: dict[str, Any] = {"d_model": D_MODEL, "n_layers": LAYERS, "context": CONTEXT}
-        return LMTask(LMConfig(vocabulary, choice.blocks, n_heads=choice.heads, **shape), self.data, config)
+        return LMTask(
+            LMConfig(vocab_size=vocabulary, blocks=choice.blocks, n_heads=choice.heads, **shape), self.data, config
+        )
 
     def _figures(self, trainer: Trainer) -> dict[str, Any]:
         model: Any = trainer.engine.model
@@ -271,22 +285,30 @@ def main() -> None:
     parser.add_argument("--cpu-seconds", type=float, default=12.0, help="training time of a run")
     parser.add_argument("--tokens", type=int, default=300_000, help="tokens of a run in the third part")
     parser.add_argument("--only", help="names from the field, separated by ';'; runs the first part only")
+    parser.add_argument("--seeds", default="0", help="with --only: seeds of every choice, such as 0,1,2")
     parser.add_argument("--measure", action="store_true", help="time the steps instead of training")
     given = parser.parse_args()
     torch.set_num_threads(1)
     data = load_text(TextDataConfig(path=given.text, tokenizer="byte"), CONTEXT)
     search = Search(data, given.out, given.cpu_seconds)
+    names = given.only.split(";") if given.only else list(FIELD)
+    if unknown := [name for name in names if name not in FIELD]:
+        raise SystemExit(f"unknown choice {unknown[0]!r}; known: {'; '.join(FIELD)}")
+    # A start by SVD trains the standard block first.
+    needed = [*names, STANDARD] if any(FIELD[name].start == "svd" for name in names) else names
     if given.measure:
-        search.measure()
+        search.measure(needed)
         for name, costs in search.costs.items():
             print(f"{name:34} {' / '.join(f'{1000 * cost:.1f}' for cost in costs)} ms a step")
         return
-    if not set(FIELD) <= set(search.costs):
+    if not set(needed) <= set(search.costs):
         raise SystemExit(f"{given.out} holds no times of these choices; call with --measure first")
-    names = given.only.split(";") if given.only else list(FIELD)
-    rows = [search.run("field", name, 0) for name in names]
     if given.only:
+        for seed in map(int, given.seeds.split(",")):
+            for name in names:
+                search.run("field", name, seed)
         return
+    rows = [search.run("field", name, 0) for name in names]
     parts: list[tuple[str, tuple[int, ...], int | None]] = [
         ("finalists, seconds", (1, 2), None),
         ("finalists, tokens", (0, 1, 2), given.tokens),

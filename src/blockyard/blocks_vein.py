@@ -283,7 +283,7 @@ class VFTBlock(nn.Module):
             "eps_frac_over_tau": (over * share).sum(),
             "correction_norm": (size * share).sum(),
             "effective_rank": _participation(z.to(eps.dtype), share),
-            "rank": self.rank,
+            "rank": self.vein.rank_in_use,
         }
 
     @torch.no_grad()

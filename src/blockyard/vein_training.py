@@ -1,25 +1,27 @@
-"""Training models that hold veins: threshold and freezing schedules, learning rates, metrics per block.
+"""Training models that hold veins: schedules of threshold, rank and freezing, learning rates, metrics per block.
 
 Defaults are the vein-flow document's: tau 0.25, 0.18, 0.10 over the thirds of training, veins at learning rate 1e-4
-beside 5e-4, veins frozen for the first five epochs.
+beside 5e-4, veins frozen for the first five epochs. Schedules of the rank are ours.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from blockyard.blocks_vein import VFTBlock
 from blockyard.errors import InputError
+from blockyard.ffn.base import FFN
 from blockyard.ffn.vein import Guide, VFTFeedForward
 from blockyard.layers.roles import roles
 from blockyard.layers.vein import VeinProjector
 
 TAUS = (0.25, 0.18, 0.10)
+T = TypeVar("T")
 
 
 def vein_blocks(model: nn.Module) -> dict[str, VFTBlock]:
@@ -30,16 +32,21 @@ def vein_blocks(model: nn.Module) -> dict[str, VFTBlock]:
     return found
 
 
-def tau_at(progress: float, taus: Sequence[float] = TAUS) -> float:
-    """The threshold after a share of training: each value holds for an equal part.
+def value_at(progress: float, values: Sequence[T]) -> T:
+    """The value after a share of training: each holds for an equal part of it.
 
     Args:
         progress: 0 at the start, 1 at the end.
-        taus: the values in order. A smaller threshold corrects more tokens.
+        values: in order.
     """
     if not 0.0 <= progress <= 1.0:
         raise InputError(f"progress={progress} should be between 0 and 1")
-    return taus[min(int(progress * len(taus)), len(taus) - 1)]
+    return values[min(int(progress * len(values)), len(values) - 1)]
+
+
+def tau_at(progress: float, taus: Sequence[float] = TAUS) -> float:
+    """The threshold after a share of training; a smaller one corrects more tokens. See `value_at`."""
+    return value_at(progress, taus)
 
 
 def set_tau(model: nn.Module, tau: float) -> None:
@@ -81,29 +88,120 @@ def freeze_veins(model: nn.Module, frozen: bool = True) -> None:
         vein.requires_grad_(not frozen)
 
 
+def ffn_veins(model: nn.Module) -> dict[str, VeinProjector]:
+    """The veins of a model's FFNs (and of its errors) by name: of vft FFNs, and of mixtures that share one.
+
+    Raises: InputError when it holds none.
+    """
+    owners = {name: m for name, m in model.named_modules() if isinstance(m, FFN)}
+    found = {f"{name}.vein".lstrip("."): getattr(m, "vein", None) for name, m in owners.items()}
+    veins = {name: vein for name, vein in found.items() if isinstance(vein, VeinProjector)}
+    if not veins:
+        raise InputError(f"{type(model).__name__} holds no vein FFN (vft), so there is no rank to set")
+    return veins
+
+
+def use_rank(model: nn.Module, rank: int | None) -> None:
+    """Let every FFN's vein use its first `rank` directions only; None = all of them.
+
+    The model then computes what one of that FFN rank with the same parameters computes (its hidden width stays). The
+    heads of the attention keep theirs: its scale, rotary speeds and cache belong to their width.
+
+    Raises: InputError when a vein has fewer directions.
+    """
+    _check_ranks(model, () if rank is None else (rank,))
+    for vein in ffn_veins(model).values():
+        vein.use_rank(rank)
+
+
+def _check_ranks(model: nn.Module, ranks: Sequence[int]) -> None:
+    for name, vein in ffn_veins(model).items():
+        for rank in ranks:
+            if not 1 <= rank <= vein.rank:
+                raise InputError(f"rank {rank} should be at least 1 and at most {vein.rank}, the rank of {name}")
+
+
+def match_ranks(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make the veins hold a rank in use where a saved state dict has one, so that it can be loaded."""
+    for name, vein in ffn_veins(model).items():
+        vein.use_rank(vein.rank if f"{name}.active" in state else None)
+
+
+@torch.no_grad()
+def trim_veins(model: nn.Module) -> nn.Module:
+    """Cut the FFNs' veins to the directions in use, for good: the same function with fewer parameters.
+
+    Works in place, on vft FFNs. The state dict then fits a model built with that ffn_rank (and the r_hidden it had).
+
+    Raises: InputError when there is nothing to cut, or a mixture of experts shares the vein.
+    """
+    chosen = {name: vein for name, vein in ffn_veins(model).items() if vein.active is not None}
+    if not chosen:
+        raise InputError("every direction of every vein is in use; call use_rank first")
+    for name in chosen:
+        ffn = model.get_submodule(name.rpartition(".")[0])
+        if not isinstance(ffn, VFTFeedForward):
+            raise InputError(f"{name} belongs to a mixture of experts, whose veins cannot be cut")
+        ffn.trim()
+    for block in model.modules():
+        if isinstance(block, VFTBlock):
+            block.saved_as[1] = block.rank
+    return model
+
+
 class VeinSchedule:
-    """The document's schedule: veins frozen at first, a threshold that falls.
+    """What changes over training: veins frozen at first, a threshold that falls, a rank in use.
 
     Args:
         model: what is trained.
         epochs: number of epochs (or any other unit of progress).
-        taus: thresholds over training; None leaves them.
+        taus: thresholds over training, the document's by default; None leaves them.
         frozen_epochs: epochs during which the projectors stay as they are.
+        ranks: directions of the FFNs' veins in use over training, growing or shrinking; None = all.
 
-    Call `start_epoch(n)` with n = 0 … epochs − 1.
+    Each value holds for an equal part of training. Call `start_epoch(n)` with n = 0 … epochs − 1, or, finer, `at`.
+
+    Raises: InputError when there is nothing in the model that a schedule could change, or a rank is out of range.
     """
 
     def __init__(
-        self, model: nn.Module, epochs: int, *, taus: Sequence[float] | None = TAUS, frozen_epochs: int = 5
+        self,
+        model: nn.Module,
+        epochs: int,
+        *,
+        taus: Sequence[float] | None = TAUS,
+        frozen_epochs: int = 5,
+        ranks: Sequence[int] | None = None,
     ) -> None:
         if epochs < 1 or frozen_epochs < 0:
             raise InputError(f"epochs={epochs} should be at least 1 and frozen_epochs={frozen_epochs} at least 0")
-        self.model, self.epochs, self.taus, self.frozen_epochs = model, epochs, taus, frozen_epochs
+        self.model, self.epochs, self.frozen_epochs = model, epochs, frozen_epochs
+        self.taus, self.ranks = taus, ranks
+        if taus is not None:
+            vein_blocks(model)
+        if ranks is not None:
+            _check_ranks(model, ranks)
+            use_rank(model, ranks[0])
+        self._now: dict[str, float] = {}
 
     def start_epoch(self, epoch: int) -> None:
         freeze_veins(self.model, epoch < self.frozen_epochs)
+        self.at(min(1.0, epoch / self.epochs))
+
+    def at(self, progress: float) -> dict[str, float]:
+        """Set threshold and rank for a share of training, 0 … 1; returns what is scheduled: tau, rank."""
+        now: dict[str, float] = {}
         if self.taus is not None:
-            set_tau(self.model, tau_at(min(1.0, epoch / self.epochs), self.taus))
+            now["tau"] = value_at(progress, self.taus)
+        if self.ranks is not None:
+            now["rank"] = value_at(progress, self.ranks)
+        if now != self._now:
+            if "tau" in now:
+                set_tau(self.model, now["tau"])
+            if "rank" in now:
+                use_rank(self.model, int(now["rank"]))
+            self._now = now
+        return now
 
 
 def attach_guides(model: nn.Module) -> int:

@@ -239,6 +239,18 @@ class VFTFeedForward(FFN):
         dense = F.linear(h, guide.down) + F.linear(self.w2.bias, u)
         return torch.lerp(F.linear(self.w2(h), u), dense, guide.share)
 
+    @torch.no_grad()
+    def trim(self) -> None:
+        """Cut the vein, and what reads and writes it, to the directions in use; the function stays the same."""
+        kept = self.vein.trim()
+        self.rank = self.vein.rank
+        for linear in (self.w1, self.w3):
+            if linear is not None:
+                linear.weight = nn.Parameter(linear.weight[:, kept].clone())
+        self.w2.weight = nn.Parameter(self.w2.weight[kept].clone())
+        assert self.w2.bias is not None
+        self.w2.bias = nn.Parameter(self.w2.bias[kept].clone())
+
     def core_cost(self, tokens: int) -> Cost:
         """Parameters and FLOPs of `core`."""
         up = 2 if self.gated else 1

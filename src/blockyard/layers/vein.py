@@ -79,6 +79,9 @@ class VeinProjector(nn.Module):
         self.implementation, self.init_method = implementation, init_method
         # Tied, without gradients: the parameter last seen, and what was made of it.
         self._made: tuple[Tensor, Tensor] | None = None
+        # 1 for directions in use, 0 for the others; None = all are, see `use_rank`.
+        self.active: Tensor | None
+        self.register_buffer("active", None)
         if implementation == "linear":
             self.V: nn.Module | nn.Parameter = VeinLinear(d_model, rank)
             self.U: nn.Module | nn.Parameter | None = None if tied else VeinLinear(rank, d_model)
@@ -105,12 +108,43 @@ class VeinProjector(nn.Module):
         return [part.weight if isinstance(part, Linear) else part for part in parts]  # type: ignore[misc]
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """V [rank, d_model] and U [d_model, rank]. Ask once per forward: tied, they are made orthonormal here."""
+        """V [rank, d_model] and U [d_model, rank]. Ask once per forward: tied, they are made orthonormal here.
+
+        Directions that are not in use are rows of V and columns of U that are 0.
+        """
         stored = self.stored()
-        if not self.tied:
-            return stored[0], stored[1]
-        v = self._orthonormal(stored[0])
-        return v, v.mT
+        v = self._orthonormal(stored[0]) if self.tied else stored[0]
+        u = None if self.tied else stored[1]
+        if self.active is not None:
+            v, u = v * self.active.unsqueeze(-1), None if u is None else u * self.active
+        return v, v.mT if u is None else u
+
+    def use_rank(self, rank: int | None) -> None:
+        """Use the first directions only, as a projector of that rank with the same parameters would.
+
+        Tied, too: Gram-Schmidt makes a row from those before it. Shapes stay as they are, so a compiled model does not
+        change, and a saved one remembers; the other directions have no gradient.
+
+        Args:
+            rank: directions in use, 1 … rank; None = all, for good.
+
+        Raises: InputError for a number out of range.
+        """
+        if rank is None:
+            self.active = None
+            return
+        if not 1 <= rank <= self.rank:
+            raise InputError(f"rank={rank} in use should be at least 1 and at most the vein's rank {self.rank}")
+        weight = self.stored()[0]
+        if self.active is None:
+            self.active = torch.empty(self.rank, dtype=weight.dtype, device=weight.device)
+        with torch.no_grad():
+            self.active.copy_(torch.arange(self.rank, device=weight.device) < rank)
+
+    @property
+    def rank_in_use(self) -> int | Tensor:
+        """How many directions are in use: the rank, or, after `use_rank`, a scalar tensor (not read, so no wait)."""
+        return self.rank if self.active is None else self.active.sum()
 
     def _orthonormal(self, weight: Tensor) -> Tensor:
         learns = torch.is_grad_enabled() and weight.requires_grad
@@ -124,6 +158,19 @@ class VeinProjector(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 made = self._made = (weight.clone(), orthonormal_rows(weight.clone()))
         return made[1]
+
+    @torch.no_grad()
+    def trim(self) -> slice:
+        """Drop the directions that are not in use; returns which of them stayed."""
+        kept = slice(0, int(self.rank_in_use))
+        self.rank, self._made, self.active = kept.stop, None, None
+        for name, rows in (("V", True), ("U", False)):
+            part = getattr(self, name)
+            if isinstance(part, Linear):
+                part.weight = nn.Parameter((part.weight[kept] if rows else part.weight[:, kept]).clone())
+            elif part is not None:
+                setattr(self, name, nn.Parameter((part[kept] if rows else part[:, kept]).clone()))
+        return kept
 
     def project(self, x: Tensor) -> Tensor:
         """z = V x."""

@@ -37,6 +37,10 @@ class TrainConfig:
         vein_freeze_steps: vein projectors stay at their initial values for this many steps.
         vein_guide_steps: for this many steps dense matrices lead the vein FFNs, fading out (self-guided training,
             arXiv 2406.16450); then they are dropped, and the model is as large as it says. One process only.
+        vein_taus: thresholds of the vein blocks' corrections over training, each for an equal part of the steps (the
+            vein-flow document: 0.25,0.18,0.10); none leaves the blocks' own.
+        vein_ranks: directions of the FFNs' veins in use over training, growing or shrinking, each for an equal part of
+            the steps; none = all of them.
         schedule: `cosine` decay, `wsd` (constant, then a linear decay at the end), or `constant`.
         warmup: steps of linear warm-up before the schedule.
         decay_fraction: part of the run in which `wsd` decays.
@@ -78,6 +82,8 @@ class TrainConfig:
     vein_lr_scale: float = 0.2
     vein_freeze_steps: int = 0
     vein_guide_steps: int = 0
+    vein_taus: tuple[float, ...] | None = None
+    vein_ranks: tuple[int, ...] | None = None
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup: int = 20
     decay_fraction: float = 0.3
@@ -128,6 +134,11 @@ class TrainConfig:
         for name in ("final_lr", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"train.{name}={getattr(self, name)} must be between 0 and 1")
+        for name, least in (("vein_taus", 0), ("vein_ranks", 1)):
+            values = getattr(self, name)
+            if values is not None and not (values and all(least <= value < float("inf") for value in values)):
+                shown = ",".join(map(str, values)) or "nothing"
+                raise InputError(f"train.{name}={shown} must be numbers of at least {least}, separated by commas")
         if not 1 <= self.orthogonal_steps <= 20:
             raise InputError(f"train.orthogonal_steps={self.orthogonal_steps} must be between 1 and 20")
         if self.batch_size % self.accumulate:

@@ -22,6 +22,7 @@ from blockyard.training.guard import NonFiniteError, locate
 from blockyard.training.optim import Optimizers
 from blockyard.training.precision import autocast, float32_matmul
 from blockyard.training.task import Batch, Task
+from blockyard.training.veins import schedule_veins
 from blockyard.vein_training import attach_guides, drop_guides, guide_share, match_guides, set_guide_share
 
 T = TypeVar("T")
@@ -67,6 +68,8 @@ class Engine:
             if not hasattr(self.model, "checkpoint_activations"):
                 raise InputError(f"train.checkpoint_activations: {type(self.model).__name__} does not support it")
             self.model.checkpoint_activations = True  # type: ignore[assignment]
+        # Before guides: they start as what the directions in use compute.
+        self._veins = schedule_veins(self.model, config)
         if config.vein_guide_steps:
             if ranks.size > 1:
                 raise InputError("train.vein_guide_steps: guided vein FFNs train in one process only")
@@ -95,6 +98,9 @@ class Engine:
         """
         if step < self.config.vein_guide_steps:
             set_guide_share(self.model, guide_share((step + 1) / self.config.vein_guide_steps))
+        # A run that a clock ends has its schedules end there, too.
+        progress = min(1.0, step / self.optimizers.config.steps)
+        scheduled = self._veins.at(progress) if self._veins is not None else {}
         with float32_matmul(self.decisions.matmul):
             loss, stats = self.forward_backward(step)
             # One read of the device per step: the loss, which is shown anyway, and the norm, which tells of any
@@ -116,6 +122,7 @@ class Engine:
             # Their share was 0 already.
             drop_guides(self.model)
             self.optimizers.forget_all_but(self.model)
+        stats |= {f"vein_{name}": torch.tensor(float(value), dtype=torch.float64) for name, value in scheduled.items()}
         return StepResult(loss_value, norm, factor * self.config.adamw_lr, not finite, stats)
 
     def guide_flops(self, step: int) -> int:

@@ -15,7 +15,7 @@ from blockyard.training.kinds import Run
 from blockyard.training.resolve import as_groups, resolve
 from blockyard.training.task import Task
 from blockyard.training.trainer import Trainer
-from blockyard.vein_training import match_guides
+from blockyard.vein_training import match_guides, match_ranks
 
 
 class Trained(NamedTuple):
@@ -104,5 +104,7 @@ def load_run(
     if run.train.vein_guide_steps:
         # A run that was interrupted while its vein FFNs were guided is the guided function.
         match_guides(model, loaded.model)
+    if run.train.vein_ranks:
+        match_ranks(model, loaded.model)
     load_whole_state(model, loaded.model)
     return Trained(model.eval(), assets, run)
