@@ -16,6 +16,7 @@ from blockyard.ffn.complex import EPS, ComplexSwiGLU
 from blockyard.layers.complex import ComplexLinear, from_pairs, real_block, times_i, to_pairs
 from blockyard.layers.complex_attention import SCORES, complex_attend
 from blockyard.layers.complex_norms import COMPLEX_NORMS, ComplexLayerNorm, ComplexRMSNorm, ComplexWhitenNorm, ModReLU
+from blockyard.layers.complex_planes import gauss_product
 from blockyard.layers.dropout import Dropout
 from blockyard.layers.norms import RMSNorm
 from blockyard.layers.rotary import RotaryPositionalEmbedding
@@ -27,7 +28,7 @@ from blockyard.symmetry import check_equivariance, symmetry_table
 from blockyard.training.muon import Muon, orthogonalize, real_blocks
 from twins import complex as twin
 
-C = torch.complex128
+C, C64 = torch.complex128, torch.complex64
 D, H = 8, 2
 
 
@@ -206,6 +207,53 @@ def test_swiglu_gradients_are_right_also_at_zero():
     x = randn(3, 2)
     x[0], x[1, 0] = 0, 0
     torch.autograd.gradcheck(lambda x, *_: ffn(x), (x.requires_grad_(), *ffn.parameters()), atol=1e-5)
+
+
+def test_three_products_on_parts_held_apart_equal_four():
+    ffn = randomised(ComplexSwiGLU(4, d_ff=6, linear="native"))
+    apart = ComplexSwiGLU(4, d_ff=6, linear="gauss").double()
+    apart.load_state_dict(ffn.state_dict())
+    x, direction = randn(2, 3, 4), randn(2, 3, 4, seed=1)
+    x[0, 0], x[1, 0, 1] = 0, 0
+    x.requires_grad_()
+    close(apart(x), ffn(x))
+    grads = [torch.autograd.grad(f(x), (x, *f.parameters()), direction) for f in (apart, ffn)]
+    for found, expected in zip(*grads):
+        close(found, expected)
+    torch.autograd.gradcheck(lambda x, *_: apart(x), (x, *apart.parameters()), atol=1e-5)
+
+
+def test_parts_are_held_apart_for_many_wide_vectors_only(monkeypatch):
+    from blockyard.ffn import complex as module
+
+    ffn, calls = ComplexSwiGLU(module.WIDE), []
+    monkeypatch.setattr(module, "gauss_product", lambda *args: calls.append(1) or gauss_product(*args))
+    few, many = randn(module.LONG // 2, ffn.d_model, dtype=C64), randn(2, module.LONG // 2, ffn.d_model, dtype=C64)
+    expected = [ffn(few)]
+    assert not calls
+    found = ffn(many)
+    assert len(calls) == 2 and found.shape == many.shape
+    torch.testing.assert_close(ffn(torch.cat([few, few]))[: len(few)], expected[0], rtol=1e-4, atol=1e-5)
+    heard = []
+    ffn.w2.register_forward_pre_hook(lambda *_: heard.append(1))
+    calls.clear()
+    ffn(many), ComplexSwiGLU(module.WIDE, bias=True)(many), ComplexSwiGLU(module.WIDE, linear="native")(many)
+    with torch.autocast("cpu", torch.bfloat16):
+        ComplexSwiGLU(module.WIDE)(many)
+    assert not calls
+
+
+def test_a_frozen_input_or_weight_gets_no_gradient_and_the_others_theirs():
+    u, v, w = randn(3, 4).real, randn(3, 4).imag, torch.view_as_real(randn(5, 4, seed=1))
+    whole = [t.clone().requires_grad_() for t in (u, v, w)]
+    expected = torch.autograd.grad(sum(p.sum() for p in gauss_product(*whole[:2], whole[2:])), whole)
+    for kept in (slice(0, 2), slice(2, 3)):
+        given = [t.clone() for t in (u, v, w)]
+        for tensor in given[kept]:
+            tensor.requires_grad_()
+        found = torch.autograd.grad(sum(p.sum() for p in gauss_product(*given[:2], given[2:])), given[kept])
+        for a, b in zip(found, expected[kept]):
+            close(a, b)
 
 
 def test_the_gate_of_a_magnitude_can_close():

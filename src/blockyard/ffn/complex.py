@@ -25,11 +25,14 @@ from blockyard.layers.complex import (
     resolve_mode,
     to_pairs,
 )
+from blockyard.layers.complex_planes import gauss_product, join_parts, split_parts
 from blockyard.layers.dropout import Dropout
 from blockyard.registry import Traits, register_ffn
 
 # Added to |g|²: the magnitude is then smooth at 0.
 EPS = 1e-6
+# Rows and features from which on three products on parts held apart are faster than four (two cores, x86 with AMX).
+LONG, WIDE = 256, 64
 
 
 @register_ffn("complex_swiglu", group="complex", traits=Traits(dtypes=("complex64", "complex128", "bfloat16")))
@@ -41,7 +44,9 @@ class ComplexSwiGLU(ComplexModule, FFN):
         d_ff: hidden width; None = 8/3 · d_model rounded up to a multiple of 64.
         bias: complex biases in the three matrices; they break the phase symmetry.
         gate_bias: value of the real b at the start; the lower, the more the gate closes for small magnitudes.
-        linear: how complex products are computed: auto, native, block or gauss.
+        linear: how complex products are computed: native, block, gauss (three real products instead of four, on real
+            and imaginary parts held apart from the first product to the last), or auto: gauss on a CPU for 256 vectors
+            or more of 64 features or more, else native, but block where the products are bfloat16.
         dropout: probability of dropping a hidden element, both of its parts at once, in training.
 
     Shapes: x complex [..., d_model] -> the same.
@@ -68,18 +73,37 @@ class ComplexSwiGLU(ComplexModule, FFN):
 
     def forward(self, x: Tensor) -> Tensor:
         check_complex(x, self.d_model)
+        if self._in_parts(x):
+            parts = gauss_product(*split_parts(to_pairs(x)), (self.w1.weight, self.w3.weight))
+            parts = _GatedParts.apply(*parts, self.gate_bias)
+            return from_pairs(join_parts(*gauss_product(*parts, (self.w2.weight,)))).view(x.shape)
         hidden = gated(self._project(to_pairs(x)), self.gate_bias)
         if self.training and self.dropout.p:
             # On complex numbers, so that one mask drops both parts.
             hidden = to_pairs(self.dropout(from_pairs(hidden)))
         return from_pairs(self.w2.pairs(hidden)).to(x.dtype)
 
+    def _in_parts(self, x: Tensor) -> bool:
+        """Whether the three products are Gauss' and real and imaginary parts stay apart between them."""
+        mode, weight = self.w1.mode, self.w1.weight
+        if mode == "auto":
+            large = x.numel() >= LONG * self.d_model and min(self.d_model, self.d_ff) >= WIDE
+            mode = "gauss" if large else "native"
+        return (
+            mode == "gauss"
+            and resolve_mode(mode, weight) == mode
+            and x.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and x.real.dtype == weight.dtype
+            and all(w.is_bare for w in (self.w1, self.w2, self.w3))
+            and not (self.training and self.dropout.p)
+        )
+
     def _project(self, x: Tensor) -> Tensor:
         """W₁ x and W₃ x as pairs [..., 4·d_ff], by one product where the weights alone say what they give."""
         projections = (self.w1, self.w3)
         mode = resolve_mode(self.w1.mode, self.w1.weight)
-        bare = all(type(p) is ComplexLinear and p.bias is None and not p._forward_hooks for p in projections)
-        if not bare or (mode == "block" and not self.training):
+        if not all(p.is_bare for p in projections) or (mode == "block" and not self.training):
             return torch.cat([p.pairs(x) for p in projections], dim=-1)
         return linear_pairs(x, torch.cat([p.weight for p in projections]), mode)
 
@@ -113,6 +137,36 @@ def _times(pairs: Tensor, factor: Tensor) -> Tensor:
         # A complex times a real number: faster than broadcasting over an axis of two.
         return to_pairs(torch.view_as_complex(pairs.unflatten(-1, (-1, 2))) * factor)
     return (pairs.unflatten(-1, (-1, 2)) * factor.unsqueeze(-1)).flatten(-2)
+
+
+class _GatedParts(torch.autograd.Function):
+    """`gated` on parts held apart: [rows, 2d] each -> [rows, d] each."""
+
+    @staticmethod
+    def forward(ctx: Any, real: Tensor, imaginary: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        (g_re, u_re), (g_im, u_im) = real.chunk(2, dim=-1), imaginary.chunk(2, dim=-1)
+        m = (g_re * g_re).addcmul_(g_im, g_im).add_(EPS).sqrt_()
+        gate = torch.add(m, bias).sigmoid_()
+        ctx.save_for_backward(real, imaginary, m, gate)
+        factor = m * gate
+        return u_re * factor, u_im * factor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        real, imaginary, m, gate = ctx.saved_tensors
+        (g_re, u_re), (g_im, u_im) = real.chunk(2, dim=-1), imaginary.chunk(2, dim=-1)
+        # As in _Gated, where it is said why.
+        along = (p * u_re).addcmul_(q, u_im).mul_(gate)
+        by_bias = torch.rsub(gate, 1).mul_(m).mul_(along)
+        grad_bias = by_bias.sum(0)
+        towards, factor = along.add_(by_bias).div_(m), gate.mul(m)
+        grad_real, grad_imaginary = torch.empty_like(real), torch.empty_like(imaginary)
+        for grad, g, from_out in ((grad_real, g_re, p), (grad_imaginary, g_im, q)):
+            grad_g, grad_u = grad.chunk(2, dim=-1)
+            torch.mul(g, towards, out=grad_g)
+            torch.mul(from_out, factor, out=grad_u)
+        return grad_real, grad_imaginary, grad_bias
 
 
 class _Gated(torch.autograd.Function):

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from blockyard.errors import InputError
+from blockyard.layers.complex_planes import gauss_product, join_parts, split_parts
 from blockyard.layers.roles import Role
 
 LinearMode = Literal["auto", "native", "block", "gauss"]
@@ -130,6 +130,13 @@ class ComplexLinear(ComplexModule):
             self._assembled = (key, real_block(self.weight).detach())
         return self._assembled[1]
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether nothing but the weight says what it gives, so that several may be computed as one."""
+        return (
+            type(self) is ComplexLinear and self.bias is None and not (self._forward_hooks or self._forward_pre_hooks)
+        )
+
     def train(self, mode: bool = True) -> ComplexLinear:
         self._assembled = None
         return super().train(mode)
@@ -175,45 +182,8 @@ def real_block(weight: Tensor) -> Tensor:
 def _gauss(x: Tensor, weight: Tensor) -> Tensor:
     """(A + iB)(u + iv) by three products: A(u + v) − (A + B)v and A(u + v) + (B − A)u."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _Gauss.apply(x, weight)
+        return join_parts(*gauss_product(*split_parts(x), (weight,))).view(*x.shape[:-1], -1)
     a, b = weight.unbind(-1)
     u, v = x.unflatten(-1, (-1, 2)).unbind(-1)
     both = F.linear(u + v, a)
     return torch.stack([both - F.linear(v, a + b), both + F.linear(u, b - a)], dim=-1).flatten(-2)
-
-
-class _Gauss(torch.autograd.Function):
-    """Three products forward and three for each gradient, on parts taken apart once (products of strided parts would
-    each copy them)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        u, v = (part.flatten(0, -2).contiguous() for part in (x[..., 0::2], x[..., 1::2]))
-        a, b = weight[..., 0].contiguous(), weight[..., 1].contiguous()
-        ctx.save_for_backward(u, v, a, b)
-        ctx.shape = x.shape
-        real, imaginary = _three(u, v, a.mT, b.mT)
-        return _interleave(real, imaginary).view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        u, v, a, b = ctx.saved_tensors
-        p, q = (part.flatten(0, -2).contiguous() for part in (grad[..., 0::2], grad[..., 1::2]))
-        # Gradients in real pairs: of x it is Wᴴ g, of W it is g xᴴ.
-        grad_x = _interleave(*_three(p, q, a, -b)).view(ctx.shape)
-        grad_weight = torch.stack(_three(p.mT, q.mT, u, -v), dim=-1)
-        return grad_x, grad_weight
-
-
-def _three(u: Tensor, v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part of (u + iv)(a + ib) for matrices, by three products."""
-    both = (u + v) @ a
-    real = torch.addmm(both, v, a + b, alpha=-1.0)
-    return real, torch.addmm(both, u, b - a)
-
-
-def _interleave(real: Tensor, imaginary: Tensor) -> Tensor:
-    out = torch.empty(*real.shape[:-1], 2 * real.shape[-1], dtype=real.dtype, device=real.device)
-    out[..., 0::2], out[..., 1::2] = real, imaginary
-    return out

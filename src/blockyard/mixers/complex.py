@@ -69,7 +69,8 @@ class ComplexAttention(ComplexModule, Mixer):
         rope_theta: base of the rotary wavelengths.
         qk_norm: RMS-normalise queries and keys per head, with a real gain, before they are rotated.
         bias: complex biases in the four projections; they break the phase symmetry.
-        linear: how complex products are computed: auto, native, block or gauss.
+        linear: how complex products are computed: native, block, gauss, or auto (native, but block where the products
+            are bfloat16).
         dropout: probability of dropping an attention weight in training.
         kernel: auto, matmul or sdpa, for the scores real and split.
 
@@ -200,9 +201,8 @@ class ComplexAttention(ComplexModule, Mixer):
     def _project_self(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One product with the stacked weights, where nothing but the weights says what the projections give."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        bare = all(type(p) is ComplexLinear and p.bias is None and not p._forward_hooks for p in projections)
         mode = resolve_mode(self.q_proj.mode, self.q_proj.weight)
-        if not bare or (mode == "block" and not self.training):
+        if not all(p.is_bare for p in projections) or (mode == "block" and not self.training):
             # Eval mode has the block matrices at hand, one per projection.
             q, k, v = (p.pairs(x) for p in projections)
             return q, k, v
