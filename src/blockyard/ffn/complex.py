@@ -74,9 +74,9 @@ class ComplexSwiGLU(ComplexModule, FFN):
     def forward(self, x: Tensor) -> Tensor:
         check_complex(x, self.d_model)
         if self._in_parts(x):
-            parts = gauss_product(*split_parts(to_pairs(x)), (self.w1.weight, self.w3.weight))
-            parts = _GatedParts.apply(*parts, self.gate_bias)
-            return from_pairs(join_parts(*gauss_product(*parts, (self.w2.weight,)))).view(x.shape)
+            real, imaginary = gauss_product(*split_parts(to_pairs(x)), (self.w1.weight, self.w3.weight))
+            real, imaginary = _GatedParts.apply(real, imaginary, self.gate_bias)
+            return from_pairs(join_parts(*gauss_product(real, imaginary, (self.w2.weight,)))).view(x.shape)
         hidden = gated(self._project(to_pairs(x)), self.gate_bias)
         if self.training and self.dropout.p:
             # On complex numbers, so that one mask drops both parts.
