@@ -31,9 +31,10 @@ from blockyard.workbench import schema
 from blockyard.workbench.plan import task_on_meta
 from blockyard.workbench.stats import spread
 
-WARM_STEPS = 3
-ROUNDS = 9
+WARM_STEPS, WARM_SECONDS = 3, 0.5  # whichever comes first
+ROUNDS, LEAST_ROUNDS = 9, 3
 ROUND_SECONDS = 0.25
+CHOICE_SECONDS = 5.0  # about as long as measuring a choice may take: fewer rounds where its steps are slow
 DECODE_ROUNDS = 5
 DECODE_TOKENS = 64
 
@@ -50,8 +51,13 @@ class _Clocked:
         self.made = 0
         if compiled != "no":
             self.engine.compile(0, compiled)
-        wall, _ = self.steps(WARM_STEPS)
-        self.round = max(1, round(ROUND_SECONDS / max(wall / WARM_STEPS, 1e-6)))
+            self.steps(1)  # compiles
+        warm = 0.0
+        while self.made < WARM_STEPS and warm < WARM_SECONDS:
+            step = self.steps(1)[0]
+            warm += step
+        self.round = max(1, round(ROUND_SECONDS / max(step, 1e-6)))
+        self.round_seconds = self.round * step
 
     def steps(self, steps: int) -> tuple[float, float]:
         """Wall and CPU seconds of some steps; each ends with its loss read, so nothing is left running."""
@@ -71,7 +77,7 @@ def training_speed(
         runs: the runs to imitate, by choice.
         data: the task's data.
         compiled: how far a choice's own runs were compiled.
-        rounds: turns of each choice; ROUNDS by default.
+        rounds: turns of each choice; ROUNDS by default. Fewer, but LEAST_ROUNDS, where they would take too long.
 
     Returns: by choice, `train_wall` and `train_cpu` as medians with quartiles over the rounds.
     """
@@ -79,7 +85,9 @@ def training_speed(
     wall: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
     order = list(clocks)
-    for _ in range(rounds or ROUNDS):
+    longest = max(clock.round_seconds for clock in clocks.values())
+    affordable = max(LEAST_ROUNDS, int(CHOICE_SECONDS / max(longest, 1e-6)))
+    for _ in range(min(rounds or ROUNDS, affordable)):
         for name in order:
             clock = clocks[name]
             tokens = clock.round * clock.task.tokens_per_step
