@@ -246,3 +246,49 @@ def test_the_negative_oil_price_is_refused_and_turmoil_is_no_split():
     with pytest.raises(InputError, match=r"row 8644 \(2020-04-20\), column Price: -36.98 is not a price above 0"):
         read_prices(real_file("wti_daily.csv"))
     assert len(read_prices(real_file("brent_daily.csv"))) == 9958
+
+
+def closes_of(tmp_path, text, name="prices.csv", **config):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    (asset,) = read_prices(path, PriceDataConfig(**config)).assets
+    return [str(day) for day in asset.ds.astype("datetime64[D]")], list(asset.close)
+
+
+DAYS = ["2024-01-11", "2024-01-12", "2024-01-15"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("comma.csv", "Date,Close\n2024-01-11,1234.5\n2024-01-12,1235.5\n2024-01-15,1236.5\n"),
+        (
+            "thousands.csv",
+            'Date,Price\n"Jan 11, 2024","1,234.50"\n"Jan 12, 2024","1,235.50"\n"Jan 15, 2024","1,236.50"\n',
+        ),
+        ("semicolon.csv", "Date;Close\n11.01.2024;1234,5\n12.01.2024;1235,5\n15.01.2024;1236,5\n"),
+        ("dotted.csv", "Datum;Close\n11.01.2024;1.234,5\n12.01.2024;1.235,5\n15.01.2024;1.236,5\n"),
+        ("dots.csv", "Date;Close\n2024-01-11;1234.5\n2024-01-12;1235.5\n2024-01-15;1236.5\n"),
+        ("tab.tsv", "Date\tClose\n11/01/2024\t1234.5\n12/01/2024\t1235.5\n15/01/2024\t1236.5\n"),
+        ("blank.txt", "date close\n01/11/2024 1234.5\n01/12/2024 1235.5\n01/15/2024 1236.5\n"),
+        ("marked.csv", "\ufeffDate,Close\n2024-01-11,1234.5\n2024-01-12,1235.5\n2024-01-15,1236.5\n"),
+    ],
+)
+def test_the_separators_decimals_and_dates_of_other_countries_are_read(tmp_path, name, text):
+    assert closes_of(tmp_path, text, name) == (DAYS, [1234.5, 1235.5, 1236.5])
+
+
+def test_a_date_beyond_the_twelfth_says_which_number_is_the_day(tmp_path):
+    days, _ = closes_of(tmp_path, "date,close\n11/01/2024,101\n12/01/2024,102\n15/01/2024,103\n")
+    assert days == DAYS
+
+
+def test_dates_that_read_both_ways_are_months_first_unless_told(tmp_path):
+    text = "date,close\n02/01/2024,101\n03/01/2024,102\n04/01/2024,103\n"
+    assert closes_of(tmp_path, text, max_gap=40)[0][0] == "2024-02-01"
+    assert closes_of(tmp_path, text, day_first=True)[0] == ["2024-01-02", "2024-01-03", "2024-01-04"]
+
+
+def test_dates_under_a_name_of_their_own_are_found(tmp_path):
+    days, _ = closes_of(tmp_path, "Handelstag,close\n2024-01-11,101\n2024-01-12,102\n2024-01-15,103\n")
+    assert days == DAYS

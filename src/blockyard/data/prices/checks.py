@@ -5,6 +5,7 @@ Rows are counted from 1, without the header.
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ SPLIT_RATIOS = np.array([1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 15.0, 20.
 SPLIT_SLACK = np.where(SPLIT_RATIOS < 2, 0.03, 0.06)
 SPLIT_SIGMAS, SPLIT_STAYS = 8.0, 5
 DAY = np.timedelta64(1, "D")
+_DOTTED = re.compile(r"^\d{1,2}\.\d{1,2}\.\d{4}")
 
 
 @dataclass
@@ -94,7 +96,7 @@ def check_asset(reading: Reading, config: PriceDataConfig, least: int) -> tuple[
     notes: list[str] = []
     columns = reading.columns
     _drop_or_refuse_missing(reading, config, notes)
-    ds = _dates(reading)
+    ds = _dates(reading, config)
     ds = _in_order(reading, ds, config, notes)
     close = reading.numbers(columns.close)
     _positive(reading, close, columns.close)
@@ -145,8 +147,7 @@ def _drop_or_refuse_missing(reading: Reading, config: PriceDataConfig, notes: li
     notes.append(f"{reading.name}: {missing.sum()} rows without a price are left out")
 
 
-def _dates(reading: Reading) -> np.ndarray:
-    pandas = require("pandas", extra="prices")
+def _dates(reading: Reading, config: PriceDataConfig) -> np.ndarray:
     column = reading.columns.ds
     if column is None:
         return np.arange(len(reading.rows), dtype=np.int64)
@@ -159,13 +160,14 @@ def _dates(reading: Reading) -> np.ndarray:
         if not ((whole > 17000101) & (whole < 22001231)).all():
             return whole
         cells = cells.astype(str)
-    try:
-        parsed = pandas.to_datetime(cells, errors="coerce", utc=False)
-    except (ValueError, TypeError):
-        # Offsets that change within the column (summer time): one clock for all.
-        parsed = pandas.to_datetime(cells, errors="coerce", utc=True)
-    if parsed.dtype.kind == "O":
-        parsed = pandas.to_datetime(cells, errors="coerce", utc=True)
+    day_first = config.day_first
+    if day_first is None:
+        day_first = bool(_DOTTED.match(str(cells.iloc[0])))
+    parsed = _parsed(cells, day_first)
+    if config.day_first is None and parsed.isna().any():
+        # 13/02/2019 further down says which number is the day.
+        other = _parsed(cells, not day_first)
+        parsed = parsed if other.isna().any() else other
     bad = np.flatnonzero(parsed.isna().to_numpy())
     if bad.size:
         place = int(bad[0])
@@ -173,6 +175,22 @@ def _dates(reading: Reading) -> np.ndarray:
     if parsed.dt.tz is not None:
         parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
     return parsed.to_numpy("datetime64[ns]")
+
+
+def _parsed(cells: Any, day_first: bool) -> Any:
+    """Timestamps of a column of dates, NaT where one cannot be read like the first."""
+    pandas = require("pandas", extra="prices")
+    with warnings.catch_warnings():
+        # pandas warns where the first date decides against `day_first`; the caller tries both.
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            parsed = pandas.to_datetime(cells, errors="coerce", utc=False, dayfirst=day_first)
+        except (ValueError, TypeError):
+            # Offsets that change within the column (summer time): one clock for all.
+            parsed = pandas.to_datetime(cells, errors="coerce", utc=True, dayfirst=day_first)
+        if parsed.dtype.kind == "O":
+            parsed = pandas.to_datetime(cells, errors="coerce", utc=True, dayfirst=day_first)
+    return parsed
 
 
 def _in_order(reading: Reading, ds: np.ndarray, config: PriceDataConfig, notes: list[str]) -> np.ndarray:

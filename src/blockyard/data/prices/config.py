@@ -17,6 +17,7 @@ class PriceDataConfig:
         id_column: column that names the asset; none looks for unique_id, symbol, ticker, …; one asset without.
         date_column: column of dates; none looks for ds, date, timestamp, ….
         price_column: column of the price to forecast; none looks for adj close, close, y, price, ….
+        day_first: 03/04/2024 is the third of April; none means as a date beyond the 12th shows, and with dots.
         extra: further numeric columns as features, known at the end of their row: all, none, or names with commas.
         missing: refuse rows without a price, or drop them.
         order: refuse rows that do not run from old to new, or sort them.
@@ -37,6 +38,7 @@ class PriceDataConfig:
     id_column: str | None = None
     date_column: str | None = None
     price_column: str | None = None
+    day_first: bool | None = None
     extra: str = "all"
     missing: Literal["refuse", "drop"] = "refuse"
     order: Literal["refuse", "sort"] = "refuse"

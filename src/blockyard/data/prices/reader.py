@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 }
 DEFAULT_SOURCE = "S&P 500, daily (arch.data.sp500)"
 # What is kept as an index by writers of CSV files and means nothing.
+# 1,234.5 and 1.234,5, every cell of a column; the latter where commas do not separate cells.
+_WITH_COMMAS = re.compile(r"^[+-]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?$")
+_WITH_DECIMAL_COMMA = re.compile(r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?$")
 _NAMELESS = re.compile(r"^(Unnamed: \d+|index|level_\d+)$")
 
 
@@ -123,7 +127,7 @@ def _read_file(path: Path) -> Any:
         if path.suffix.lower() in (".parquet", ".pq"):
             require("pyarrow", extra="prices")
             return pandas.read_parquet(path)
-        return pandas.read_csv(path, sep=None if path.suffix.lower() in (".txt", ".tsv") else ",", engine=_engine(path))
+        return _read_csv(path)
     except InputError:
         raise
     except Exception as error:
@@ -133,8 +137,28 @@ def _read_file(path: Path) -> Any:
         raise InputError(f"{path} cannot be read as {kind}: {first}") from error
 
 
-def _engine(path: Path) -> str:
-    return "python" if path.suffix.lower() in (".txt", ".tsv") else "c"
+def _read_csv(path: Path) -> Any:
+    """A CSV file in the dialect that it shows: what separates cells, and how numbers are written."""
+    pandas = require("pandas", extra="prices")
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+    separator = max((",", ";", "\t", "|"), key=header.count)
+    if separator not in header and len(header.split()) > 1:
+        separator = r"\s+"
+    frame = pandas.read_csv(path, encoding="utf-8-sig", sep=separator)
+    for name in frame.columns:
+        cells = frame[name].dropna().astype(str).str.strip()
+        if frame[name].dtype.kind in "fiub" or not len(cells):
+            continue
+        # pandas' own `thousands` would take 12,5 for 125, and 31.01.2024 for a number.
+        if separator != "," and cells.str.match(_WITH_DECIMAL_COMMA).all():
+            plain = cells.str.replace(".", "").str.replace(",", ".")
+        elif cells.str.match(_WITH_COMMAS).all():
+            plain = cells.str.replace(",", "")
+        else:
+            continue
+        frame[name] = pandas.to_numeric(plain).reindex(frame.index)
+    return frame
 
 
 def _with_index_as_column(frame: Any) -> Any:
@@ -178,6 +202,9 @@ def find_columns(source: str, frame: Any, config: PriceDataConfig) -> Columns:
     if found["ds"] is None and names and _NAMELESS.match(names[0]) and frame[names[0]].dtype.kind not in "fiub":
         # A frame with nameless dates as its index, as to_csv writes it.
         found["ds"] = names[0]
+    if found["ds"] is None:
+        dated = [name for name in names if name not in found.values() and _holds_dates(frame[name])]
+        found["ds"] = dated[0] if len(dated) == 1 else None
     taken = {name for name in found.values() if name}
     left = [name for name in names if name not in taken and not _NAMELESS.match(name)]
     if not found["close"] and not found["adjusted"]:
@@ -193,6 +220,17 @@ def find_columns(source: str, frame: Any, config: PriceDataConfig) -> Columns:
     extra = _extra(source, frame, left, config.extra)
     parts: Mapping[str, str | None] = {part: found[part] for part in ("open", "high", "low", "volume")}
     return Columns(close, found["unique_id"], found["ds"], raw, **parts, extra=extra)
+
+
+def _holds_dates(cells: Any) -> bool:
+    """Whether a column under another name holds text that reads as dates."""
+    first = cells.dropna().iloc[:20]
+    if not len(first) or first.dtype.kind in "fiub":
+        return first.dtype.kind == "M"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        parsed = require("pandas", extra="prices").to_datetime(first, errors="coerce", format="mixed", utc=True)
+    return not parsed.isna().any()
 
 
 def _extra(source: str, frame: Any, left: Sequence[str], wanted: str) -> tuple[str, ...]:
