@@ -112,9 +112,7 @@ def test_a_rank_can_grow_and_shrink_in_a_mixture_of_experts_that_shares_a_vein()
 
 def test_ranks_out_of_range_and_models_without_a_vein_are_refused():
     model = lm(FORMS[0].format(8))
-    with pytest.raises(
-        InputError, match=r"rank 9 should be .* at most 8, the rank of layers\.0\.ffn\.vein"
-    ):
+    with pytest.raises(InputError, match=r"rank 9 should be .* at most 8, the rank of layers\.0\.ffn\.vein"):
         use_rank(model, 9)
     with pytest.raises(InputError, match="rank 0 should be"):
         VeinSchedule(model, 10, ranks=(4, 0))

@@ -16,9 +16,9 @@ from blockyard.data.prices.windows import PriceAssets, PriceData, PriceTables, p
 from blockyard.errors import InputError, require
 from blockyard.forecasting.baselines import Forecast
 from blockyard.forecasting.calibrate import Calibration, chosen, fit_calibration
+from blockyard.forecasting.predict import predictions
 from blockyard.models.price import PriceConfig, PriceForecaster
 from blockyard.training.kinds import Run
-from blockyard.training.price import predictions
 from blockyard.training.run import load_run
 
 ROWS = 256

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -94,23 +94,6 @@ def start_from_data(model: PriceForecaster, data: PriceData) -> None:
     x, y = data.windows(assets[some], rows[some]), data.labels(assets[some], rows[some])
     mean, std = torch.from_numpy(data.mean).float(), torch.from_numpy(data.std).float()
     model.start_at(mean, std, x, y)
-
-
-def predictions(model: nn.Module, windows: Iterator[Tensor]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Forecasts of windows in batches, in units of σ20 √h.
-
-    Returns: points [N, H], and quantiles [N, H, levels] (None with head=point), float64.
-    """
-    device = next(model.parameters()).device
-    points, quantiles = [], []
-    model.eval()
-    with torch.no_grad():
-        for x in windows:
-            output = model(x.to(device))
-            points.append(output.point.double().cpu().numpy())
-            if output.quantiles is not None:
-                quantiles.append(output.quantiles.double().cpu().numpy())
-    return np.concatenate(points), np.concatenate(quantiles) if quantiles else None
 
 
 @register_task

@@ -9,16 +9,14 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
+from blockyard.data.prices.columns import Columns
 from blockyard.data.prices.config import PriceDataConfig
 from blockyard.data.prices.table import BARS, Asset, show_ds
 from blockyard.errors import InputError, require, suggest
-
-if TYPE_CHECKING:
-    from blockyard.data.prices.reader import Columns
 
 # Usual split ratios, and how far the day's return may be from one: the market moves on that day, too. Real prices do
 # fall by a third in a day, so a ratio of 3:2 has to be met more closely.
