@@ -7,6 +7,7 @@ import torch
 
 from blockyard.conformance.subject import randomise
 from blockyard.errors import InputError
+from blockyard.layers.dropout import set_dropout_keys
 from blockyard.mixers.spectral import SpectralMixer
 from twins import spectral as twin
 
@@ -238,6 +239,18 @@ def test_a_wavelet_rate_of_one_half_reaches_half_of_the_samples_in_training():
     changed = trained.abs().amax((1, 2)) > 1e-6
     agree(trained[changed], 2 * branch[changed], 1e-5)
     assert 150 < changed.sum() < 250
+
+
+def test_a_keyed_wavelet_branch_follows_its_sample_through_a_padded_batch():
+    mixer = built(wavelet_on_rate=0.5, dtype=torch.float32).train()
+    x, keys = torch.randn(12, 24, 8), torch.arange(12) * 7919
+    mask = torch.arange(24) < torch.tensor([24, 3, 17, 24, 9, 20, 3, 1, 24, 12, 16, 5])[:, None]
+    set_dropout_keys(mixer, keys)
+    with torch.no_grad():
+        together = mixer(x, padding_mask=mask)[0]
+        for row in range(12):
+            set_dropout_keys(mixer, keys[row : row + 1])
+            agree(mixer(x[row : row + 1], padding_mask=mask[row : row + 1])[0], together[row : row + 1], 1e-5)
 
 
 def test_autocast_keeps_an_island_of_float32():

@@ -51,7 +51,8 @@ class WaveletRefinement(nn.Module):
         levels: how often the sequence is halved; the approximation is a band, too.
         detach: let no gradient pass through the branch to its input; its gates learn all the same.
 
-    Shapes: x [B, d_model, N], channels first -> the branch alone, the same shape; the caller adds it to x.
+    Shapes: x [B, d_model, N], channels first -> the branch alone, the same shape; the caller adds it to x. Who calls it
+        with a part of a batch passes the `shares` [part, 1, 1] that were drawn for the whole.
     """
 
     def __init__(self, d_model: int, on_rate: float = 0.1, *, levels: int = 3, detach: bool = False) -> None:
@@ -69,7 +70,12 @@ class WaveletRefinement(nn.Module):
     def parameter_roles(self) -> dict[str, Role]:
         return {"gates": Role("vector")}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def shares(self, samples: Tensor) -> Tensor:
+        """How much of the branch each sample [B, ...] gets, [B, 1, 1]: 0 or 1 in training, the rate in eval."""
+        # Dropout divides what it keeps by the rate; in training the branch is applied whole or not at all.
+        return self.off(samples.new_full((samples.shape[0], 1, 1), self.on_rate))
+
+    def forward(self, x: Tensor, shares: Tensor | None = None) -> Tensor:
         if x.ndim != 3 or x.shape[1] != self.gates.shape[1]:
             raise InputError(f"x has shape {tuple(x.shape)}, expected [batch, {self.gates.shape[1]}, length]")
         if self.on_rate == 0:
@@ -77,9 +83,7 @@ class WaveletRefinement(nn.Module):
         source = x.detach() if self.detach else x
         gates = self.gates.to(x.dtype)[:, None, :, None]
         bands = [band * gate for band, gate in zip(haar(source, self.levels), gates)]
-        # Dropout divides what it keeps by the rate; in training the branch is applied whole or not at all.
-        share = self.off(torch.full_like(x[:, :1, :1], self.on_rate))
-        return inverse_haar(bands, x.shape[-1]) * share
+        return inverse_haar(bands, x.shape[-1]) * (self.shares(x) if shares is None else shares)
 
     def extra_repr(self) -> str:
         return f"on_rate={self.on_rate}, levels={self.levels}, detach={self.detach}"

@@ -95,16 +95,20 @@ class EncoderMixing(nn.Module):
             return self._mix(v, anchors, self.n_fft or 0)
         # A row's transform is as long as the row alone asks for, whatever stands beside it.
         lengths = [self.transform_length(max(1, count)) for count in counts.tolist()]
+        # Drawn for the batch: a sample's luck belongs to its place there, not among the rows of its length.
+        shares = None if self.wavelet is None else self.wavelet.shares(v)
         out = torch.zeros_like(v)
         for n, rows in groups(torch.tensor(lengths)):
             rows = rows.to(v.device)
             width = max(1, int(counts[rows].max()))
             inside = torch.arange(width, device=v.device) < counts[rows, None]
-            mixed = self._mix(v[rows, :, :width], anchors[rows], n, inside)
+            mixed = self._mix(v[rows, :, :width], anchors[rows], n, inside, None if shares is None else shares[rows])
             out = out.index_copy(0, rows, nn.functional.pad(mixed, (0, v.shape[2] - width)))
         return out
 
-    def _mix(self, v: Tensor, anchors: Tensor, n: int, inside: Tensor | None = None) -> Tensor:
+    def _mix(
+        self, v: Tensor, anchors: Tensor, n: int, inside: Tensor | None = None, shares: Tensor | None = None
+    ) -> Tensor:
         memory = None if self.memory is None else self.memory.to(v.dtype)
         y = spectral_filter(v, anchors, memory, n, self.interpolation, self.spacing)
         if self.wavelet is None:
@@ -112,7 +116,7 @@ class EncoderMixing(nn.Module):
         if inside is not None:
             # The circle reaches beyond a row's end, where the wavelets would meet it.
             y = y * inside[:, None]
-        return y + self.wavelet(y)
+        return y + self.wavelet(y, shares)
 
     def kernels(self, anchors: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
         """Circular impulse responses [..., n] and their lags [n], from −⌊n/2⌋ up.

@@ -18,15 +18,22 @@ def add_arguments(parser: Parser) -> None:
     parser.plain("--upto", "leave out what costs more: instant (counting), seconds (timing), minutes (training)",
                  metavar="COST", default="minutes")  # fmt: skip
     parser.plain("--list", "only list the claims, measure nothing", action="store_true")
+    parser.plain("--resume", "keep every measurement in this file as soon as it is made, and take those it has: an "
+                 "interrupted command goes on", metavar="FILE")  # fmt: skip
     parser.plain("--json", "print everything as JSON", action="store_true")
     parser.plain("--page", "also write the outcome as a page of Markdown", metavar="FILE")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    import platform
+
+    import torch
+
     from blockyard.cli.table import print_table
     from blockyard.errors import InputError
     from blockyard.training.machine import processor_name
     from blockyard.workbench.claims.collect import SCHEMA, choose, measure_claims, page
+    from blockyard.workbench.claims.keep import Kept
 
     chosen = choose(arguments.claims, arguments.document, arguments.upto)
     if arguments.list:
@@ -34,11 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
             "Claims", ["name", "claimed", "costs", "says"], [[c.key, c.claimed, c.cost, c.says] for c in chosen]
         )
         return 0
-    rows = measure_claims(chosen, lambda text: print(text, file=sys.stderr))
+    machine = f"{processor_name()}, torch {torch.__version__.split('+')[0]}"
+    kept = Kept(arguments.resume, f"{machine}, Python {platform.python_version()}")
+    rows = measure_claims(chosen, lambda text: print(text, file=sys.stderr), kept)
     if arguments.page:
-        import torch
-
-        machine = f"{processor_name()}, torch {torch.__version__.split('+')[0]}"
         try:
             Path(arguments.page).write_text(page(rows, machine), encoding="utf-8")
         except OSError as error:

@@ -10,9 +10,13 @@ import torch
 
 from blockyard.errors import InputError, suggest
 from blockyard.workbench.claims.claim import COSTS, DOCUMENTS, Claim, Cost, declared
+from blockyard.workbench.claims.keep import Kept, keeping
 
 SCHEMA = "blockyard.claims/1"
-MODULES = ("vein", "basics", "latent", "spectral", "complex", "prices", "timing", "training")
+MODULES = (
+    "vein", "vein_rules", "basics", "latent", "spectral", "complex", "prices",
+    "timing", "timing_vein", "timing_spectral", "training", "training_tasks",
+)  # fmt: skip
 
 
 def all_claims() -> list[Claim]:
@@ -55,18 +59,28 @@ def _named(found: Claim, key: str) -> bool:
     return found.key == key or found.key.startswith(f"{key}.")
 
 
-def measure_claims(claims: Iterable[Claim], say: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+def measure_claims(
+    claims: Iterable[Claim], say: Callable[[str], None] = lambda _: None, kept: Kept | None = None
+) -> list[dict[str, Any]]:
     """Measure claims one after the other; each with the random state and thread count it was met with.
+
+    Args:
+        claims: what to measure.
+        say: told of each that takes time.
+        kept: where measurements are looked up, and kept as soon as they are made; None = in memory.
 
     Returns: a dict per claim: key, document, line, says, claimed, how, cost, measured, verdict, why, figures.
     """
     rows = []
+    kept = kept or Kept()
     for found in claims:
         if found.cost != "instant":
             say(f"measuring {found.key}")
         state, threads = torch.get_rng_state(), torch.get_num_threads()
+        kept.start(found.key)
         try:
-            finding = found.measure()
+            with keeping(kept):
+                finding = found.measure()
         finally:
             torch.set_rng_state(state)
             torch.set_num_threads(threads)

@@ -10,6 +10,7 @@ from blockyard.layers.complex_norms import COMPLEX_NORMS
 from blockyard.registry import get_attention, get_ffn
 from blockyard.symmetry import check_equivariance
 from blockyard.workbench.claims.claim import Finding, claim, judge_all, judge_number
+from blockyard.workbench.claims.memory import saved_bytes
 
 DOCUMENT = "complex-block"
 
@@ -36,6 +37,31 @@ def compute() -> Finding:
         judge_all(abs(equal_features - 2) < 0.2, abs(equal_parameters - 2) < 0.2),
         "A product of complex numbers is four real ones (scores take two); twice the parameters pay for half of it.",
         {"equal_features": equal_features, "equal_parameters": equal_parameters},
+    )
+
+
+@claim(
+    "complex.memory", document=DOCUMENT, line=191, claimed="real and imaginary parts", cost="instant",
+    says="Memory has to hold real and imaginary parts: twice that of a real block.",
+    how="Bytes kept for the backward pass by attention and FFN at 256 features, T = 256, and bytes of the parameters.",
+)  # fmt: skip
+def memory() -> Finding:
+    torch.manual_seed(0)
+    kept, held = {}, {}
+    for kind, mixer, ffn, dtype in (
+        ("complex", "complex", "complex_swiglu", torch.complex64),
+        ("real", "standard", "swiglu", torch.float32),
+    ):
+        parts = (get_attention(mixer, d_model=256, n_heads=4), get_ffn(ffn, d_model=256))
+        x = torch.randn(1, 256, 256, dtype=dtype)
+        kept[kind] = sum(saved_bytes(part, x.clone()) for part in parts)
+        held[kind] = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+    activations, weights = kept["complex"] / kept["real"], held["complex"] / held["real"]
+    return Finding(
+        f"{activations:.1f}× activations, {weights:.1f}× parameters",
+        judge_all(abs(activations - 2) < 0.4, abs(weights - 2) < 0.2),
+        "Two numbers for one, in weights and in what training keeps; magnitudes and gates come on top.",
+        {"activations": activations, "parameters": weights},
     )
 
 

@@ -7,7 +7,7 @@ import math
 from blockyard.mixers.latent import LatentAttention
 from blockyard.registry import get_attention
 from blockyard.workbench import units
-from blockyard.workbench.claims.claim import Finding, claim, judge_number, judge_ratio
+from blockyard.workbench.claims.claim import Finding, claim, judge_all, judge_number, judge_ratio
 
 DOCUMENT = "price-transformer"
 # The document's example: 8 heads of 64, rank 256, 180 days.
@@ -55,6 +55,23 @@ def memory() -> Finding:
         f"multiplications by numbers stored. The caches hold {standard:,} and {latent:,} bytes per token and layer; "
         "a forecast from a fixed window uses none.",
         {"caches": ratio, "own_expression": own, "standard_bytes": standard, "latent_bytes": latent},
+    )
+
+
+@claim(
+    "mla.arithmetic", document=DOCUMENT, line=487, claimed="663,552,000 and 46,592", cost="instant",
+    says="n_heads · n² · head_dim is 663,552,000 and kv_lora_rank · n + n_heads · head_dim is 46,592.",
+    how="Both expressions with the document's values: 8 heads of 64, n = 180, rank 256.",
+)  # fmt: skip
+def arithmetic() -> Finding:
+    head = D // HEADS
+    traditional, latent = HEADS * DAYS * DAYS * head, RANK * DAYS + HEADS * head
+    return Finding(
+        f"{traditional:,} and {latent:,}",
+        judge_all(traditional == 663_552_000, latent == 46_592),
+        f"The first is {663_552_000 / traditional:.0f} times too large as printed. Neither is a memory: attention "
+        f"stores n² scores per head, {HEADS * DAYS * DAYS:,} numbers, and with a fused kernel not even these.",
+        {"traditional": traditional, "latent": latent},
     )
 
 

@@ -1,4 +1,4 @@
-"""Claims of the vein-flow document that counting decides: FLOPs, parameters, ranks, reconstruction errors."""
+"""Claims of the vein-flow document that counting decides: FLOPs and parameters."""
 
 from __future__ import annotations
 
@@ -168,61 +168,6 @@ def parameter_form() -> Finding:
 
 
 @claim(
-    "vein.recommended_rank", document=DOCUMENT, line=577, claimed="4, 8, 16", cost="instant",
-    says="The rule √d / 4 recommends ranks 4, 8 and 16 for widths 768, 2048 and 4096.",
-    how="The rule, evaluated.",
-)  # fmt: skip
-def recommended_rank() -> Finding:
-    found = [vein_flow.recommend_rank(d) for d in (768, 2048, 4096)]
-    return Finding(
-        ", ".join(map(str, found)),
-        judge_all(*(a == b for a, b in zip(found, (4, 8, 16)))),
-        "The comments disagree with the formula beside them, except at the largest width.",
-        {f"d{d}": r for d, r in zip((768, 2048, 4096), found)},
-    )
-
-
-@claim(
-    "vein.errors", document=DOCUMENT, line=256, claimed="mean 0.12, 0.23 over 0.18", cost="instant",
-    says="The reconstruction error ‖h − U V h‖ of a block's tokens averages 0.12, and 23 % exceed tau = 0.18.",
-    how="The error as the document defines it, and relative to ‖h‖, on random input at d = 768, r = 4.",
-)  # fmt: skip
-def errors() -> Finding:
-    torch.manual_seed(0)
-    vein, h = VeinProjector(D, RANK, tied=True), torch.randn(256, D)
-    with torch.no_grad():
-        absolute, relative = (vein.compute_reconstruction_error(h, relative=form) for form in (False, True))
-    over = float((absolute > 0.18).float().mean())
-    return Finding(
-        f"mean {absolute.mean():.1f}, {over:.0%} over 0.18; relative {relative.mean():.3f}",
-        judge_all(abs(float(absolute.mean()) - 0.12) < 0.05, abs(over - 0.23) < 0.1),
-        "As written the error grows like √d, so every token is over any such threshold and it decides nothing. "
-        "The relative error of a tied vein lies in [0, 1]; `calibrate_tau` sets a threshold for a share of the tokens.",
-        {"absolute": float(absolute.mean()), "relative": float(relative.mean()), "over_tau": over},
-    )
-
-
-@claim(
-    "vein.tau_direction", document=DOCUMENT, line=612, claimed="lower tau", cost="instant",
-    says="When too many tokens are corrected, the threshold tau should be lowered.",
-    how="Share of tokens over a threshold and over a lower one, same tokens.",
-)  # fmt: skip
-def tau_direction() -> Finding:
-    torch.manual_seed(0)
-    vein = VeinProjector(64, 8, tied=True)
-    with torch.no_grad():
-        eps = vein.compute_reconstruction_error(torch.randn(4096, 64), relative=True)
-    middle = float(eps.median())
-    before, after = (float((eps > tau).float().mean()) for tau in (middle, middle - 0.02))
-    return Finding(
-        f"{before:.0%} corrected, {after:.0%} with a lower tau",
-        "holds" if after < before else "false",
-        "Tokens are corrected where the error exceeds tau, so a lower tau corrects more of them.",
-        {"before": before, "after": after},
-    )
-
-
-@claim(
     "vein.flops_10_100", document=DOCUMENT, line=32, claimed="10–100×", cost="instant",
     says="Typical settings (r = 4 to 32, d = 768 to 4096) save 10 to 100 times the FLOPs.",
     how="FLOPs of the document's block against the standard block over r = 4, 32 and d = 768, 4096 at T = 2048.",
@@ -243,4 +188,99 @@ def typical_savings() -> Finding:
         "Five d × d matrices of twelve stay in the document's block, so no rank can save more than about 2.4 times "
         "where they dominate.",
         {"least": low, "most": high},
+    )
+
+
+@claim(
+    "vein.score_cost", document=DOCUMENT, line=30, claimed="O(B·H·T²·r) for O(B·H·T²·d)", cost="instant",
+    says="Attention costs B·H·T²·r in the vein, where it costs B·H·T²·d otherwise: d / r = 192 times as much.",
+    how="FLOPs of scores and weighted sums by formula at T = 4096, 12 heads, projections taken off.",
+)  # fmt: skip
+def score_cost() -> Finding:
+    tokens = 4096
+    pairs = {}
+    for name, options in (("standard", {"qk_norm": False, "rope": "none"}), ("tva", {"rank": RANK, "rope": "none"})):
+        cost = _cost(get_attention(name, d_model=D, n_heads=HEADS, **options), tokens)
+        projections = 2 * tokens * cost.parameters
+        pairs[name] = (cost.flops - projections) / tokens**2
+    ratio = pairs["standard"] / pairs["tva"]
+    return Finding(
+        f"{ratio:.0f}×",
+        judge_ratio(ratio, D / RANK),
+        "The heads of ordinary attention share the width: a pair of tokens costs "
+        f"{pairs['standard']:,.0f} FLOPs, 4·d and not 4·H·d; in the vein {pairs['tva']:,.0f}, 4·H·r. What is left is "
+        "(d / H) / r.",
+        {"ratio": ratio, "standard_per_pair": pairs["standard"], "vein_per_pair": pairs["tva"]},
+    )
+
+
+@claim(
+    "vein.ffn_core", document=DOCUMENT, line=180, claimed="about 128", cost="instant",
+    says="The FFN in the vein has 2·rank·r_hidden = 128 parameters and a small overhead; r_hidden is 4·rank = 16.",
+    how="Parameters of the document's FFN: the two matrices inside the vein, everything else.",
+)  # fmt: skip
+def ffn_core() -> Finding:
+    ffn = VFTFeedForward(D, RANK, stabilizer="full", tied=False)
+    inside = 2 * RANK * ffn.r_hidden
+    whole = sum(p.numel() for p in ffn.parameters())
+    return Finding(
+        f"{inside} and {whole - inside:,} beside",
+        judge_all(inside == 128, whole - inside < 10 * inside),
+        "The core is as said. The overhead is not small: the vein's two matrices and the stabiliser's one are "
+        f"{(whole - inside) / inside:,.0f} times the core.",
+        {"core": inside, "beside": whole - inside, "r_hidden": ffn.r_hidden},
+    )
+
+
+@claim(
+    "vein.stabilizer", document=DOCUMENT, line=187, claimed="a small direct path", cost="instant",
+    says="The stabiliser adds a small direct path.",
+    how="Its share of the FFN's parameters and of its FLOPs, d = 768, rank 4, T = 128.",
+)  # fmt: skip
+def stabilizer() -> Finding:
+    full, bare = (VFTFeedForward(D, RANK, stabilizer=kind, tied=False) for kind in ("full", "none"))
+    share = {
+        name: 1 - getattr(_cost(bare, 128), name) / getattr(_cost(full, 128), name) for name in ("parameters", "flops")
+    }
+    return Finding(
+        f"{share['parameters']:.1%} of the parameters, {share['flops']:.1%} of the FLOPs",
+        judge_all(share["parameters"] < 0.25, share["flops"] < 0.25),
+        "A d × d matrix beside a vein of rank 4 is nearly all there is; `stabilizer=diag` has d numbers.",
+        share,
+    )
+
+
+@claim(
+    "vein.standard_size", document=DOCUMENT, line=550, claimed="2.36 M + 4.72 M = 7.08 M", cost="instant",
+    says="The standard block of width 768 has 2.36 million parameters in attention, 4.72 million in the FFN.",
+    how="Parameters of the standard modules, d_ff = 3072.",
+)  # fmt: skip
+def standard_size() -> Finding:
+    found = standard_block()
+    attn, ffn = (sum(p.numel() for p in part.parameters()) for part in (found.attn, found.ffn))
+    return Finding(
+        f"{attn / 1e6:.2f} M + {ffn / 1e6:.2f} M",
+        judge_all(abs(attn / 1e6 - 2.36) < 0.01, abs(ffn / 1e6 - 4.72) < 0.01),
+        "Four d × d matrices, and two of d × 4 d.",
+        {"attention": attn, "ffn": ffn},
+    )
+
+
+@claim(
+    "vein.reduction", document=DOCUMENT, line=558, claimed="7.08 / 1.5 = 4.7×", cost="instant",
+    says="A vein block has 4.7 times fewer parameters than the standard block.",
+    how="Parameters of the standard block over the document's block, and over this library's default of the same rank.",
+)  # fmt: skip
+def reduction() -> Finding:
+    def count(module: torch.nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    base = count(standard_block())
+    document, folded = base / count(seed_block()), base / count(VFTBlock(D, HEADS, RANK, stabilizer="none"))
+    return Finding(
+        f"{document:.2f}×",
+        judge_ratio(document, 7.08 / 1.5),
+        f"The document's d × d matrices stay, {5 * D * D:,} parameters. Folded into thin heads and without the "
+        f"stabiliser it would be {folded:.0f}×.",
+        {"document": document, "folded": folded},
     )
