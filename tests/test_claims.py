@@ -9,19 +9,25 @@ import pytest
 
 from blockyard.cli import main
 from blockyard.errors import InputError
-from blockyard.workbench.claims import training
+from blockyard.workbench.claims import timing, training, training_tasks
 from blockyard.workbench.claims.claim import DOCUMENTS, judge_all, judge_number, judge_ratio
 from blockyard.workbench.claims.collect import all_claims, choose, measure_claims, page
+from blockyard.workbench.claims.keep import Kept
 
 SEEDS = Path(__file__).parents[2] / "shared" / "seeds"
 INSTANT = choose(upto="instant")
+PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
 # What the project's specification asks the command to cover.
 EXPECTED = {
     "vein.attention", "vein.ffn", "vein.block", "vein.compression", "vein.parameters", "vein.loss", "mla.complexity",
     "mla.memory", "rope.extrapolation", "spectral.complexity", "spectral.memory", "spectral.wavelet_cost",
-    "complex.compute", "complex.parameters", "moe.share", "moe.time", "basics.rmsnorm_speed", "basics.conjugated_key",
-    "basics.swiglu", "basics.prenorm", "spectral.short", "spectral.precision", "vein.long_sequences", "vein.high_rank",
+    "spectral.wavelet_gain", "spectral.paper_128k", "spectral.gate_size", "complex.compute", "complex.parameters",
+    "moe.share", "moe.time", "basics.rmsnorm_speed", "basics.rmsnorm_quality", "basics.conjugated_key",
+    "basics.swiglu", "basics.prenorm", "spectral.short", "spectral.precision", "vein.long_sequences",
+    "vein.high_rank", "price.presets",
 }  # fmt: skip
+# Instant measurements of random numbers in floating point: their last digits are the machine's.
+ROUNDED = {"basics.conjugated_key", "rope.relative", "rope.length", "complex.rotation", "vein.compatible"}
 
 
 def test_every_claim_that_should_be_is_there():
@@ -77,15 +83,96 @@ def test_trained_claims_train(monkeypatch, tmp_path):
     small = {"steps": 3, "batch_size": 2, "eval_batches": 1}
     monkeypatch.setattr(training, "_TRAIN", training.replace(training._TRAIN, **small))
     monkeypatch.setattr(training, "SEEDS", (0, 1))
-    for cached in (training._text, training.final_losses):
-        cached.cache_clear()
+    training._text.cache_clear()
+    keys = ("rope.extrapolation", "vein.manifold", "vein.normals", "vein.slow_start", "basics.rmsnorm_quality")
+    kept = Kept(tmp_path / "kept.json", "here")
     try:
-        rows = measure_claims(choose(("rope.extrapolation", "vein.normals", "basics.rmsnorm_quality")))
+        rows = measure_claims(choose(keys), kept=kept)
+        monkeypatch.setattr(training, "_run", None)  # everything is in the file
+        again = measure_claims(choose(keys), kept=Kept(tmp_path / "kept.json", "here"))
     finally:
-        for cached in (training._text, training.final_losses):
-            cached.cache_clear()
+        training._text.cache_clear()
+    figures = {name: value for row in rows for name, value in row["figures"].items()}
     # Hardly trained: bytes are still all but equally likely.
-    assert all(2 < row["figures"][name] < 7 for row in rows for name in row["figures"] if name in ("inside", "rms"))
+    assert all(2 < figures[name] < 7 for name in ("inside", "outside", "rms", "slow", "frozen"))
+    assert 1 > figures["left_4"] > figures["left_16"] > figures["left_32"] > 0
+    assert again == rows
+
+
+def test_other_tasks_train_for_claims(monkeypatch, tmp_path):
+    monkeypatch.setenv("BLOCKYARD_CACHE", str(tmp_path))
+    monkeypatch.setattr(training, "SEEDS", (0, 1))
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "".join(f"{'ab' * (i % 9 + 1)},{i % 2}\n" for i in range(40)))
+    tiny = {"d_model": 16, "n_layers": 2, "n_heads": 2}
+    train = {"steps": 2, "batch_size": 4, "eval_batches": 1}
+    recall = {"task": "mqar", "length": 8, "vocab_size": 8, "sizes": (2,), "val_rows": 4}
+    for task, blocks, groups in (
+        ("recall", "spectral[window=8]/standard", {"model": tiny, "train": train, "data": recall}),
+        ("classify", "spectral[wavelet_on_rate=0.5]",
+         {"model": {**tiny, "context": 16}, "train": train, "data": {"path": str(data)}}),
+    ):  # fmt: skip
+        found = training_tasks.accuracies(task, blocks, groups)
+        assert len(found) == 2 and all(0 <= accuracy <= 1 for accuracy in found)
+
+
+def test_kept_measurements_are_not_made_again(tmp_path):
+    made = []
+
+    def measure(value: float) -> dict[str, float]:
+        made.append(value)
+        return {"value": value}
+
+    first = Kept(tmp_path / "kept.json", "here")
+    first.start("a.claim")
+    assert [first.recall(lambda: measure(1.5)), first.recall(lambda: measure(float("inf")))] == [
+        {"value": 1.5},
+        {"value": float("inf")},
+    ]
+    second = Kept(tmp_path / "kept.json", "here")
+    second.start("a.claim")
+    assert [second.recall(lambda: measure(3.0))["value"], second.recall(lambda: measure(4.0))["value"]] == [
+        1.5,
+        float("inf"),
+    ]
+    second.start("another.claim")
+    assert second.recall(lambda: measure(5.0)) == {"value": 5.0}
+    assert made == [1.5, float("inf"), 5.0]
+
+
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        ("{", "cannot be read"),
+        ("[]", "holds no kept measurements"),
+        ('{"schema": "blockyard.compare/1"}', "holds no kept measurements"),
+        ('{"schema": "blockyard.claims-kept/1", "machine": "there", "values": {}}', "was measured on there"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path, content, message):
+    (tmp_path / "kept.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        Kept(tmp_path / "kept.json", "here")
+
+
+def test_an_interrupted_command_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+    file = str(tmp_path / "kept.json")
+    words = ["claims", "spectral.toeplitz_cost", "spectral.wavelet_cost", "--resume", file]
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+    monkeypatch.setattr(timing, "ROUND_SECONDS", 0.001)
+    assert main([words[0], words[1], *words[3:]]) == 0  # what the first of two left behind
+    real = timing.interleave
+    monkeypatch.setattr(timing, "interleave", stop)
+    assert main(words) != 0
+    monkeypatch.setattr(timing, "interleave", real)
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["claims"]) == 2
+    assert set(json.loads(Path(file).read_text())["values"]) == {"spectral.toeplitz_cost 1", "spectral.wavelet_cost 1"}
 
 
 def test_the_command_prints_json_and_writes_a_page(tmp_path, capsys):

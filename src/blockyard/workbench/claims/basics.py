@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,7 @@ def init_embedding() -> Finding:
     )
 
 
-def _gradients(position: str, depth: int, width: int = 64) -> list[float]:
+def _gradients(position: Literal["pre", "post"], depth: int, width: int = 64) -> list[float]:
     """Norm of the loss's gradient at the input of each block, first to last, random parameters."""
     torch.manual_seed(0)
     blocks = []
@@ -168,8 +169,10 @@ def _gradients(position: str, depth: int, width: int = 64) -> list[float]:
         "post-norm.",
 )  # fmt: skip
 def gradient_flow() -> Finding:
-    found, spread = {}, {}
-    for position in ("pre", "post"):
+    found: dict[str, float] = {}
+    spread: dict[str, float] = {}
+    places: tuple[Literal["pre", "post"], ...] = ("pre", "post")
+    for position in places:
         norms = _gradients(position, 24)
         found |= {f"{position}_least": min(norms) / norms[-1], f"{position}_most": max(norms) / norms[-1]}
         spread[position] = max(norms) / min(norms)

@@ -114,12 +114,15 @@ def page(rows: Sequence[dict[str, Any]], machine: str) -> str:
             "| line | the claim | measured | verdict |",
             "|---|---|---|---|",
         ]
-        for row in found:
-            lines.append(f"| {row['line']} | {_cell(row['says'])} | **{_cell(row['measured'])}** | {row['verdict']} |")
-        lines.append("")
+        lines += [*map(row_line, found), ""]
         for row in found:
             lines.append(f"- **{row['key']}** (claimed: {row['claimed']}). {row['how']} {row['why']}")
     return "\n".join(lines) + "\n"
+
+
+def row_line(row: dict[str, Any]) -> str:
+    """One claim as a line of the page's table."""
+    return f"| {row['line']} | {_cell(row['says'])} | **{_cell(row['measured'])}** | {row['verdict']} |"
 
 
 def _cell(text: str) -> str:

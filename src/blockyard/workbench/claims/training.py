@@ -32,13 +32,13 @@ from blockyard.workbench.claims.keep import recall
 from blockyard.workbench.stats import difference, interval
 
 SEEDS = (0, 1, 2)
-STEPS = 400
+STEPS = 200
 TEXT_BYTES = 2_000_000
 BASE = LMConfig(vocab_size=256, blocks="standard+standard", d_model=128, n_layers=2, n_heads=4, context=64)
 _TRAIN = TrainConfig(
     steps=STEPS, batch_size=16, precision="fp32", compile="off", eval_every=STEPS, eval_batches=40, device="cpu"
 )
-SIZE = "d = 128, 2 layers, 400 steps of 16 × 64 bytes of the standard library's source, 3 seeds, nats per byte"
+SIZE = "d = 128, 2 layers, 200 steps of 16 × 64 bytes of the standard library's source, 3 seeds, nats per byte"
 
 
 @cache

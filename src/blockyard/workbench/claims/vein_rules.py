@@ -96,7 +96,7 @@ def rank_ranges() -> Finding:
 def tau_schedule() -> Finding:
     torch.manual_seed(0)
     h = F.layer_norm(torch.randn(512, D), (D,))
-    share = {}
+    share: dict[str, float] = {}
     with torch.no_grad():
         for name, relative, tied in (("absolute", False, False), ("relative", True, True)):
             eps = VeinProjector(D, RANK, tied=tied).compute_reconstruction_error(h, relative=relative)
