@@ -82,6 +82,15 @@ def test_info_shows_both_the_attention_and_the_ffn_of_a_name(capsys: pytest.Capt
     assert "blockyard.mixers.standard:StandardAttention" in text
 
 
+@pytest.mark.parametrize("name", ["tva", "vft"])
+def test_info_shows_with_each_half_the_block_that_two_become_together(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(capsys, "info", name)
+    assert "tva+vft (paired block)" in text and "--vft.tau" in text and "--vft.s " in text
+    assert [entry["kind"] for entry in json.loads(shown(capsys, "info", "tva+vft", "--json"))] == ["block"]
+
+
 def test_info_gives_the_figures_of_the_cost_formula(capsys: pytest.CaptureFixture[str]) -> None:
     attention, ffn = json.loads(shown(capsys, "info", "standard", "--json"))
     # Four projections and the gains of QK-norm; keys and values of 512 floats each.

@@ -31,6 +31,19 @@ def test_outputs_and_gradients_are_those_of_the_definition(length, v_width):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
+def test_heads_are_taken_together_or_apart_and_long_sequences_in_larger_pieces_with_the_same_numbers(monkeypatch):
+    inputs = made(130)
+    expected = plainly(*inputs, 0.7)
+    wanted = torch.autograd.grad(expected, inputs, torch.ones_like(expected))
+    for scores, long in ((1, 1024), (3 * 130 * 32, 1024), (2**18, 128)):
+        monkeypatch.setattr(thin_attention, "SCORES", scores)
+        monkeypatch.setattr(thin_attention, "LONG", long)
+        out = thin_attention.thin_attention(*inputs, 0.7)
+        torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
+        for a, b in zip(torch.autograd.grad(out, inputs, torch.ones_like(out)), wanted):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
 def test_scores_far_below_their_bound_are_left_to_the_kernel_that_looks_for_the_largest():
     q, k, v = made(70, size=30.0)
     with torch.no_grad():
@@ -56,6 +69,7 @@ def test_attend_takes_it_for_long_thin_causal_heads_only(monkeypatch):
     taken = []
     original = thin_attention.thin_attention
     monkeypatch.setattr(thin_attention, "FROM_LENGTH", 32)
+    monkeypatch.setattr(thin_attention, "FROM_SCORES", 4 * 40 * 40)
     monkeypatch.setattr(attention.thin_attention, "thin_attention", lambda *a: taken.append(1) or original(*a))
     q, k, v = (t.detach().float() for t in made(40))
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -66,4 +80,5 @@ def test_attend_takes_it_for_long_thin_causal_heads_only(monkeypatch):
     wide = [t.detach().float() for t in made(40, width=16, v_width=16)]
     attend(*wide, causal=True)
     attend(q[:, :, :20], k[:, :, :20], v[:, :, :20], causal=True)
+    attend(q[:1], k[:1], v[:1], causal=True)
     assert taken == [1]

@@ -9,7 +9,7 @@ import pytest
 
 from blockyard.errors import InputError
 from blockyard.training.run import train_lm
-from blockyard.workbench.vein_pictures import main, pareto, search_points, vein_curves
+from blockyard.workbench.vein_pictures import main, pareto, scheduled, search_points, vein_curves
 
 PNG = b"\x89PNG"
 
@@ -22,7 +22,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"path": str(folder / "text.txt"), "cache_dir": str(folder / "cache")},
         "model": {"d_model": 16, "n_layers": 2, "n_heads": 2, "context": 16, "pattern": "tva+vft"},
         "vft": {"metrics": True, "tau": 0.9},
-        "train": {"steps": 4, "batch_size": 2, "eval_batches": 1, "log_every": 2, "progress": False, "compile": "off"},
+        "train": {
+            "vein_taus": (0.9, 0.5),
+            "steps": 4,
+            "batch_size": 2,
+            "eval_batches": 1,
+            "log_every": 2,
+            "progress": False,
+            "compile": "off",
+        },
     }
     return train_lm(groups, folder / "run")
 
@@ -39,6 +47,10 @@ def test_a_run_with_metrics_has_every_layers_error_rank_and_share_over_tau(run):
         assert {layer: steps for layer, (steps, _) in panel.items()} == {"layers.0": [1, 2, 4], "layers.1": [1, 2, 4]}
     assert all(1 <= value <= 8 for value in curves["effective_rank"]["layers.1"][1])
     assert all(0 <= value <= 1 for value in curves["eps_mean"]["layers.0"][1])
+
+
+def test_what_was_scheduled_is_known_by_where_it_changed(run):
+    assert scheduled(run, "vein_tau") == [(1, 0.9), (4, 0.5)] and scheduled(run, "vein_rank") == []
 
 
 def test_a_run_is_drawn(run, tmp_path, capsys):

@@ -86,7 +86,7 @@ def test_errors_and_metrics_are_those_of_the_rank_in_use():
     use_rank(block, 3)
     _, metrics = block(x, return_metrics=True)
     v = block.vein.matrices()[0][:3]
-    h = block.ln2(block.attn.add_to(x, block.ln1(x)))
+    h = block.ln2(block.attn.add_to(x, block.ln1))
     errors = (h - h @ v.T @ v).norm(dim=-1) / h.norm(dim=-1)
     torch.testing.assert_close(metrics["eps_mean"], errors.mean())
     assert int(metrics["rank"]) == 3 and 1 <= float(metrics["effective_rank"]) <= 3

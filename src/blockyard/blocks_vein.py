@@ -20,6 +20,7 @@ from blockyard.ffn.vein import Activation, StabilizerKind, VFTFeedForward
 from blockyard.layers.attention import Kernel
 from blockyard.layers.compensator import Form, NormalCompensator
 from blockyard.layers.norms import make_norm
+from blockyard.layers.thin import norm_linear
 from blockyard.layers.vein import Implementation, InitMethod, VeinProjector, check_choice
 from blockyard.mixers.base import check_input
 from blockyard.mixers.vein import TVAAttention
@@ -238,9 +239,12 @@ class VFTBlock(nn.Module):
         check_input(x, self.d_model)
         x = self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask, positions=positions, cache=cache)
         v, u = self.vein.matrices()
+        wanted = return_metrics or self.metrics
+        if self.pre and not (wanted or self.normals.s or self.ffn.reads_all):
+            x, z = norm_linear(x, self.ln2, v)
+            return self.ffn.add_to(x, None, z, u), None
         h = self._read(x)
         z = F.linear(h, v)
-        wanted = return_metrics or self.metrics
         if not (wanted or self.normals.s):
             return self._finish(self.ffn.add_to(x, h, z, u)), None
         with torch.no_grad():
@@ -257,7 +261,7 @@ class VFTBlock(nn.Module):
         if not self.pre:
             return self.ln1(x + self.attn(x, **arguments)[0])
         if isinstance(self.attn, TVAAttention):
-            return self.attn.add_to(x, self.ln1(x), **arguments)
+            return self.attn.add_to(x, self.ln1, **arguments)
         return x + self.attn(self.ln1(x), **arguments)[0]
 
     def _read(self, x: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class LayerCache:
         self.reserve(new)
         end = self.length + new
         for name, tensor in tensors.items():
-            self._buffers[name][..., self.length : end, :] = tensor
+            self._buffers[name].narrow(-2, self.length, new).copy_(tensor)
         self.length = end
         return tuple(self[name] for name in tensors)
 

@@ -204,20 +204,29 @@ class VFTFeedForward(FFN):
         y = F.linear(self.core(z), u) if self.guide is None else self._guided(self.guide, x, z, u)
         return y if self.stabilizer is None else self.stabilizer.add_to(y, x)
 
-    def add_to(self, x: Tensor, h: Tensor, z: Tensor, u: Tensor) -> Tensor:
+    @property
+    def reads_all(self) -> bool:
+        """Whether it reads its input beside z = V x."""
+        return self.stabilizer is not None or self.guide is not None
+
+    def add_to(self, x: Tensor, h: Tensor | None, z: Tensor, u: Tensor) -> Tensor:
         """x + the output, with the addition inside the last product.
 
         Args:
             x: the residual stream [..., d_model]; without gradients it is overwritten.
-            h: what the FFN reads of it.
+            h: what the FFN reads of it; None will do unless `reads_all`.
             z: V h.
             u: the vein's U.
         """
         if self.guide is not None:
+            assert h is not None
             return x + self.from_vein(h, z, u)
         # Behind post-norm the FFN reads the residual stream itself, and the stabiliser needs it once more.
         x = add_linear(x, self.core(z), u, owned=h is not x)
-        return x if self.stabilizer is None else self.stabilizer.add_to(x, h)
+        if self.stabilizer is None:
+            return x
+        assert h is not None
+        return self.stabilizer.add_to(x, h)
 
     def core(self, z: Tensor) -> Tensor:
         """The non-linear part alone, z [..., rank] -> [..., rank], without V, U and the stabiliser.

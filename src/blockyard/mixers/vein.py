@@ -21,7 +21,7 @@ from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Linear, hooked, plain
 from blockyard.layers.norms import RMSNorm, rms_norm
 from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
-from blockyard.layers.thin import add_linear
+from blockyard.layers.thin import add_linear, norm_linear
 from blockyard.layers.vein import VeinProjector, orthonormal_rows
 from blockyard.mixers.base import Mixer, check_heads, default_positions
 from blockyard.registry import Traits, register_attn
@@ -165,6 +165,9 @@ class TVAAttention(Mixer):
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         causal, past = self._check(x, padding_mask, causal, positions, context, cache)
+        if self._steps(x, cache, padding_mask, attn_mask, positions) and not return_weights:
+            assert cache is not None
+            return self.proj_dropout(self.output_proj(self._step(x, cache))), None
         veins = self._veins()
         qk, v = self._to_vein(x, context, veins)
         mixed, weights = self._mix(
@@ -184,28 +187,62 @@ class TVAAttention(Mixer):
     def add_to(
         self,
         x: Tensor,
-        h: Tensor,
+        norm: nn.Module,
         *,
         padding_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """x + self(h), with the addition inside the last product where nothing stands between.
+        """x + self(norm(x)), with norm and addition inside the products where nothing stands between.
 
         Args:
             x: the residual stream [B, T, d_model].
-            h: what the attention reads of it.
+            norm: of what the attention reads of it.
             padding_mask: this and the others as in `forward`.
         """
         masks: Any = {"padding_mask": padding_mask, "attn_mask": attn_mask, "positions": positions}
+        projections = (self.q_proj, self.k_proj, self.v_proj)
         dropped = self.training and self.proj_dropout.p > 0
-        if self.form != "folded" or dropped or hooked(self) or not plain(self.output_proj):
-            return x + self(h, cache=cache, **masks)[0]
-        causal, past = self._check(h, padding_mask, None, positions, None, cache)
-        projected = self._to_vein(h, None, None)
-        mixed, _ = self._mix(*projected, causal=causal, past=past, turn=True, cache=cache, **masks)
+        if self.form != "folded" or dropped or hooked(self) or not plain(self.output_proj, *projections):
+            return x + self(norm(x), cache=cache, **masks)[0]
+        causal, past = self._check(x, padding_mask, None, positions, None, cache)
+        if self._steps(x, cache, padding_mask, attn_mask, positions):
+            assert cache is not None
+            return add_linear(x, self._step(norm(x), cache), self.output_proj.weight)
+        if x.shape[0] * x.shape[1] >= _STACK_FROM:
+            x, stacked = norm_linear(x, norm, torch.cat([p.weight for p in projections]))
+            qk, v = self._split(stacked)
+        else:
+            qk, v = self._to_vein(norm(x), None, None)
+        mixed, _ = self._mix(qk, v, causal=causal, past=past, turn=True, cache=cache, **masks)
         return add_linear(x, mixed.to(x.dtype).transpose(1, 2).flatten(2), self.output_proj.weight)
+
+    def _steps(self, x: Tensor, cache: LayerCache | None, *masks: Tensor | None) -> bool:
+        """Whether this is one token behind a cache, and nothing else."""
+        if x.shape[1] > 1 or type(cache) is not LayerCache or not cache.lengthwise or self.form != "folded":
+            return False
+        if x.dtype != cache.dtype or self.kernel != "auto" or not all(mask is None for mask in masks):
+            return False
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return False
+        return not (self.training and self.attn_dropout.p > 0) and plain(self.q_proj, self.k_proj, self.v_proj)
+
+    def _step(self, x: Tensor, cache: LayerCache) -> Tensor:
+        """Attention of one token [B, 1, d_model] to the cache: mixed values [B, 1, H · v_rank].
+
+        The numbers of `_to_vein` and `_mix` in half as many calls: with a few numbers per head, calls are the cost.
+        """
+        batch, heads, rank = x.shape[0], self.n_heads, self.rank
+        q, k, v = (F.linear(x, p.weight) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if self.rope is not None or isinstance(self.q_norm, RMSNorm):
+            qk = torch.cat([q, k], -1).view(batch, 1, 2 * heads, rank)
+            q, k = self._normed_and_turned(qk, None, None, cache.length, True).chunk(2, dim=2)
+        keys, values = cache.append(k=k.reshape(batch, heads, 1, rank), v=v.view(batch, heads, 1, self.v_rank))
+        scores = torch.bmm(q.reshape(batch * heads, 1, rank) * rank**-0.5, keys.flatten(0, 1).mT)
+        # A cache takes no gradients, so nothing but this reads the scores.
+        weights = torch.softmax(scores, -1, out=scores)
+        return torch.bmm(weights, values.flatten(0, 1)).view(batch, 1, -1)
 
     def _veins(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """V and U for queries and keys, V and U for values, made once per forward; None when folded."""

@@ -43,12 +43,8 @@ def vein_curves(run: Path) -> Curves:
     Raises:
         InputError: when there are no metrics, or no vein block reported any.
     """
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise InputError(f"{run} holds no metrics.jsonl; give the folder of a run")
     found: Curves = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in _metrics(run):
         for key, value in row.items():
             layer, _, name = key.rpartition("/")
             if layer and name in PANELS and value is not None:
@@ -60,9 +56,32 @@ def vein_curves(run: Path) -> Curves:
     return found
 
 
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise InputError(f"{run} holds no metrics.jsonl; give the folder of a run")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def scheduled(run: Path, name: str) -> list[tuple[int, float]]:
+    """(step, value) where a scheduled value of a run, `vein_tau` or `vein_rank`, starts and where it changes."""
+    found: list[tuple[int, float]] = []
+    for row in _metrics(run):
+        if name in row and (not found or found[-1][1] != row[name]):
+            found.append((row["step"], row[name]))
+    return found
+
+
 def draw_run(run: Path, picture: Path) -> Path:
-    """Reconstruction error, effective rank and share over tau of every layer over the steps, as PNG."""
+    """Reconstruction error, effective rank and share over tau of every layer over the steps, as PNG.
+
+    What `--train.vein_taus` and `--train.vein_ranks` scheduled is written where it holds.
+    """
     curves = vein_curves(run)
+    notes = {
+        "eps_frac_over_tau": ("τ", scheduled(run, "vein_tau")),
+        "effective_rank": ("k", scheduled(run, "vein_rank")),
+    }
     layers = sorted({layer for panel in curves.values() for layer in panel}, key=_natural)
 
     def panel(name: str) -> Draw:
@@ -73,9 +92,18 @@ def draw_run(run: Path, picture: Path) -> Path:
                     look = LIGHT.style(i)
                     axes.plot(steps, values, color=look.colour, dashes=look.dashes or (None, None), label=layer)
             axes.set_xlabel("step")
-            axes.set_ylabel(PANELS[name])
+            # Above the panel: along its side the longest name would not fit.
+            axes.set_title(PANELS[name], fontsize="medium", color=LIGHT.ink, loc="left")
             if name == "eps_frac_over_tau":
-                axes.set_ylim(-0.03, 1.03)
+                axes.set_ylim(-0.03, 1.12)
+                axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+            letter, changes = notes.get(name, ("", []))
+            for step, value in changes:
+                axes.axvline(step, color=LIGHT.soft, linewidth=0.8)
+                where = axes.get_xaxis_transform()
+                axes.text(
+                    step, 0.98, f" {letter} = {value:g}", transform=where, va="top", color=LIGHT.soft, fontsize="small"
+                )
 
         return draw
 

@@ -1,4 +1,5 @@
-"""`blockyard info NAME`: one block in full; an attention and an FFN that share the name are both shown."""
+"""`blockyard info NAME`: one block in full; an attention and an FFN that share the name are both shown, and a block
+that an attention becomes together with an FFN is shown with each of the two."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def entries_named(name: str) -> list[Entry]:
-    """Everything registered under the name.
+    """Everything registered under the name, and the paired blocks that it is a part of.
 
     Raises:
         InputError: for an unknown name, with the nearest one.
@@ -48,6 +49,8 @@ def entries_named(name: str) -> list[Entry]:
 
     kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
     found = [implementation(kind, name) for kind in kinds if name in names(kind)]
+    pairs = [] if "+" in name else [pair for pair in names("block") if name in pair.split("+")]
+    found += [implementation("block", pair) for pair in pairs if found]
     if not found:
         known = list(dict.fromkeys(known for kind in kinds for known in names(kind)))
         hint = suggest(name, known) or f"; there are: {', '.join(known)}"
