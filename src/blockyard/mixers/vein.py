@@ -212,10 +212,10 @@ class TVAAttention(Mixer):
             return add_linear(x, self._step(norm(x), cache), self.output_proj.weight)
         if x.shape[0] * x.shape[1] >= _STACK_FROM:
             x, stacked = norm_linear(x, norm, torch.cat([p.weight for p in projections]))
-            qk, v = self._split(stacked)
+            projected: Any = self._split(stacked)
         else:
-            qk, v = self._to_vein(norm(x), None, None)
-        mixed, _ = self._mix(qk, v, causal=causal, past=past, turn=True, cache=cache, **masks)
+            projected = self._to_vein(norm(x), None, None)
+        mixed, _ = self._mix(*projected, causal=causal, past=past, turn=True, cache=cache, **masks)
         return add_linear(x, mixed.to(x.dtype).transpose(1, 2).flatten(2), self.output_proj.weight)
 
     def _steps(self, x: Tensor, cache: LayerCache | None, *masks: Tensor | None) -> bool:
