@@ -7,7 +7,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, Union
@@ -287,6 +287,12 @@ def unknown_option(name: str, known: Mapping[str, Option], owners: Callable[[str
         return f"{name!r}: its {member} has it, write {inner[0]}=… (from Python {member}_options={{{name!r}: …}})"
     holders = owners(name) if owners else []
     if holders:
-        return f"{name!r}: {name!r} is an option of: {', '.join(holders)}"
+        return f"{name!r}: {belongs_to(name, holders)}"
     hint = suggest(name, known)
     return f"{name!r}{hint}" if hint else f"{name!r}; its options: {', '.join(known) or 'none'}"
+
+
+def belongs_to(name: str, holders: Iterable[str]) -> str:
+    """`'rank' is an option of: tva, vft`; a pair (tva+vft) whose halves stand there too is left out."""
+    found = list(dict.fromkeys(holders))
+    return f"{name!r} is an option of: {', '.join(h for h in found if not set(h.split('+')) & set(found) - {h})}"

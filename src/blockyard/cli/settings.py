@@ -14,10 +14,10 @@ from typing import Any
 
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError, suggest
-from blockyard.options import Option
+from blockyard.options import Option, belongs_to
 from blockyard.pattern import LayerSpec, default_ffn_of, parse_choice
-from blockyard.registry import Entry, find_block, implementation, members_of, names, owners
-from blockyard.training.groups import FFN_GROUP, MIXER_GROUP, Group
+from blockyard.registry import Entry, find_block, implementation, members_of, names
+from blockyard.training.groups import FFN_GROUP, MIXER_GROUP, Group, unknown_key
 
 Settings = dict[str, dict[str, Any]]
 Key = tuple[str, str]
@@ -106,23 +106,6 @@ def explain_flag(flag: str, groups: Mapping[str, Group]) -> str | None:
         hint = f" (did you mean '--{near[0]}.{key}'?)" if near else f"; groups: {', '.join(groups)}"
         return f"no option group {name!r} for {flag}{hint}"
     return unknown_key(flag, key, groups[name].options, groups[name])
-
-
-def unknown_key(origin: str, key: str, known: Iterable[str], group: Group) -> str:
-    """`--vft.rnak: 'rnak' (did you mean 'rank'?)`, or whose option it is, or which options there are."""
-    holders = owners(key)
-    if holders:
-        return f"{origin}: {key!r} is an option of: {joined(holders)}"
-    hint = suggest(key, known)
-    if hint:
-        return f"{origin}: no option {key!r}{hint}"
-    return f"{origin}: no option {key!r}; {group.name} has: {', '.join(known)}"
-
-
-def joined(holders: Iterable[str]) -> str:
-    """Names with commas between them, without pairs (tva+vft) whose halves stand there too."""
-    names = list(dict.fromkeys(holders))
-    return ", ".join(name for name in names if not set(name.split("+")) & set(names) - {name})
 
 
 def given_words(namespace: argparse.Namespace) -> list[Given]:
@@ -279,7 +262,7 @@ def misplaced(item: Given, group: Group, options: list[str], settled: Settings) 
         # Nothing of the family selected: the family's own names are still the best suggestion.
         return unknown_key(item.origin, item.key, [*group.own, *(options or group.options)], group)
     return (
-        f"{item.origin}: {item.key!r} is an option of: {joined(entry.name for entry in group.holders(item.key))}; "
+        f"{item.origin}: {belongs_to(item.key, (entry.name for entry in group.holders(item.key)))}; "
         f"selected are {selection_text(settled)}"
     )
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blockyard.errors import InputError
-from blockyard.options import Option, options_of
-from blockyard.registry import Entry, entries, names
+from blockyard.errors import InputError, suggest
+from blockyard.options import Option, belongs_to, options_of
+from blockyard.registry import Entry, entries, names, owners
 
 MIXER_GROUP, FFN_GROUP = "attn", "ffn"
 PATTERN = Option(
@@ -132,3 +132,14 @@ def train_groups(task: str) -> dict[str, Group]:
     train = dataclass_group("train", "the training run", TrainConfig, defaults=kind.train_defaults)
     data = dataclass_group("data", kind.data_title, kind.data_config)
     return by_name([model, *block_groups(kind.attn, kind.ffn), train, data])
+
+
+def unknown_key(origin: str, key: str, known: Iterable[str], group: Group) -> str:
+    """`--vft.rnak: no option 'rnak' (did you mean 'rank'?)`, or whose option it is, or which options there are."""
+    holders = owners(key)
+    if holders:
+        return f"{origin}: {belongs_to(key, holders)}"
+    hint = suggest(key, known)
+    if hint:
+        return f"{origin}: no option {key!r}{hint}"
+    return f"{origin}: no option {key!r}; {group.name} has: {', '.join(known)}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 from blockyard.errors import InputError, suggest
-from blockyard.options import check_options, options_of
+from blockyard.options import belongs_to, check_options, options_of
 from blockyard.pattern import LayerSpec, default_ffn_of, format_choice, layer_options, parse_choice
 from blockyard.registry import Entry, Kind, entries, find_block, implementation, members_of
 from blockyard.training.config import TrainConfig, as_dict
@@ -101,25 +101,61 @@ def load_plugins(modules: tuple[str, ...]) -> None:
 
 def _layers(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
     """The layer specifications with the groups' options given to the blocks that they belong to."""
-    attn, ffn = dict(groups.get("attn") or {}), dict(groups.get("ffn") or {})
-    attn_impl, ffn_impl = attn.pop("impl", None), ffn.pop("impl", None)
+    specs = _chosen(groups, kind)
+    for name, key, value in _words(groups, specs):
+        specs = _give(specs, name, key, value)
+    return specs
+
+
+def _chosen(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
+    """The layers as `impl` or `pattern` names them, before the groups' options."""
+    attn_impl, ffn_impl = (groups.get("attn") or {}).get("impl"), (groups.get("ffn") or {}).get("impl")
     pattern = (groups.get("model") or {}).get("pattern")
     if pattern:
         if attn_impl:
             raise InputError(f"model.pattern={pattern!r} already names the mixers; leave attn.impl={attn_impl!r} out")
-        specs = parse_choice(pattern, default_ffn=ffn_impl or kind.ffn)
-    else:
-        mixer = attn_impl or kind.attn
-        implementation("attn", mixer)
-        feed = ffn_impl or default_ffn_of(mixer, kind.ffn)
-        implementation("ffn", feed)
-        specs = [LayerSpec(mixer, feed)]
-    given = {**_families(groups), "attn": attn, "ffn": ffn}
+        return parse_choice(pattern, default_ffn=ffn_impl or kind.ffn)
+    mixer = attn_impl or kind.attn
+    implementation("attn", mixer)
+    feed = ffn_impl or default_ffn_of(mixer, kind.ffn)
+    implementation("ffn", feed)
+    return [LayerSpec(mixer, feed)]
+
+
+def _words(groups: Groups, specs: list[LayerSpec]) -> list[tuple[str, str, Any]]:
+    """The options of blocks as (group, key, value), those first that name a member: which expert it is decides whose
+    its options are."""
+    own = {side: {k: v for k, v in (groups.get(side) or {}).items() if k != "impl"} for side in ("attn", "ffn")}
+    given = {**_families(groups), **own}
     words = [(name, key, value) for name, options in given.items() for key, value in (options or {}).items()]
-    # Which expert it is decides whose its options are, so that comes first.
-    for name, key, value in sorted(words, key=lambda word: word[1] not in _naming_options(specs)):
-        specs = _give(specs, name, key, value)
-    return specs
+    return sorted(words, key=lambda word: word[1] not in _naming_options(specs))
+
+
+def used_options(groups: Groups, task: str) -> tuple[dict[str, Any], Callable[[str, str], bool]]:
+    """What of the groups the layers that they select have a use for, for searches that draw the blocks.
+
+    Args:
+        groups: option groups, as `resolve` reads them.
+        task: the kind of task, by name.
+
+    Returns: the groups without the options of blocks that no layer has, and a function that tells of a further option,
+        by group and key, whether any layer has it.
+
+    Raises:
+        InputError: as `resolve` for the names of blocks.
+    """
+    specs = _chosen(groups, task_kind(task))
+    kept = {name: options for name, options in groups.items() if name in ("task", "model", "train", "data", "plugins")}
+    kept |= {side: {"impl": groups[side]["impl"]} for side in ("attn", "ffn") if (groups.get(side) or {}).get("impl")}
+    for name, key, value in _words(groups, specs):
+        if _has_place(specs, name, key):
+            specs = _give(specs, name, key, value)
+            kept[name] = {**kept.get(name, {}), key: value}
+    return kept, lambda group, key: _has_place(specs, group, key)
+
+
+def _has_place(specs: list[LayerSpec], group: str, key: str) -> bool:
+    return any(_places(kind, name, group, key, spec, held) for spec in specs for kind, name, held in _members(spec))
 
 
 def _naming_options(specs: list[LayerSpec]) -> set[str]:
@@ -199,7 +235,7 @@ def _unused(group: str, key: str) -> str:
     holders = list(dict.fromkeys(e.name for _, e in members if key in e.options))
     if holders:
         neither = "neither is" if len(holders) == 2 else "it is not" if len(holders) == 1 else "none of them is"
-        return f"{group}.{key}: {key!r} is an option of: {', '.join(holders)}; {neither} selected"
+        return f"{group}.{key}: {belongs_to(key, holders)}; {neither} selected"
     known = {name for _, e in members for name in e.options}
     return f"{group} has no option {key!r}{suggest(key, known)}" + ("" if known else " (it has none)")
 
