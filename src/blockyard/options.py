@@ -293,6 +293,11 @@ def unknown_option(name: str, known: Mapping[str, Option], owners: Callable[[str
 
 
 def belongs_to(name: str, holders: Iterable[str]) -> str:
-    """`'rank' is an option of: tva, vft`; a pair (tva+vft) whose halves stand there too is left out."""
-    found = list(dict.fromkeys(holders))
-    return f"{name!r} is an option of: {', '.join(h for h in found if not set(h.split('+')) & set(found) - {h})}"
+    """`'rank' is an option of: tva, vft`."""
+    return f"{name!r} is an option of: {', '.join(without_pairs(holders))}"
+
+
+def without_pairs(names: Iterable[str]) -> list[str]:
+    """Names of blocks, each once, without pairs (tva+vft) whose halves stand there too."""
+    found = list(dict.fromkeys(names))
+    return [name for name in found if not set(name.split("+")) & set(found) - {name}]

@@ -1,8 +1,8 @@
 """What a subcommand is: a name, a line about it, its arguments and what it does.
 
 A further subcommand is one file in `commands/`: `train_lm.py` holds `COMMAND` and is reached as `blockyard train lm`.
-The file imports torch inside its functions only, so that the overview can read its summary for nothing. `train` and
-`compare` also know the tasks that plug-ins register, without a file.
+The file imports torch inside its functions only, so that the overview can read its summary for nothing. `train`,
+`compare` and `tune` also know the tasks that plug-ins register, without a file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from blockyard.cli.parser import Parser
 from blockyard.errors import InputError, suggest
 
 # Commands that a task registered by a plug-in has, too.
-TASK_VERBS = ("train", "compare")
+TASK_VERBS = ("train", "compare", "tune")
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ def command_names() -> list[str]:
 def load_command(name: str) -> Command:
     """Import the one file that holds the command; a registered task needs none."""
     if name not in command_names():
-        from blockyard.cli import tasks
+        from blockyard.cli import tasks, tuning
 
         verb, task = name.split()
-        make = tasks.train_command if verb == "train" else tasks.compare_command
-        return make(task, f"{verb} the task {task!r} of a plug-in")
+        makers = {"train": tasks.train_command, "compare": tasks.compare_command, "tune": tuning.tune_command}
+        return makers[verb](task, f"{verb} the task {task!r} of a plug-in")
     module = importlib.import_module(f"{commands.__name__}.{name.replace(' ', '_')}")
     command: Command = module.COMMAND
     return command

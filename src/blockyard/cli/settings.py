@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from blockyard.cli.parser import Parser
-from blockyard.errors import InputError, suggest
+from blockyard.errors import InputError
 from blockyard.options import Option, belongs_to
 from blockyard.pattern import LayerSpec, default_ffn_of, parse_choice
 from blockyard.registry import Entry, find_block, implementation, members_of, names
-from blockyard.training.groups import FFN_GROUP, MIXER_GROUP, Group, unknown_key
+from blockyard.training.groups import FFN_GROUP, MIXER_GROUP, Group, unknown_group, unknown_key
 
 Settings = dict[str, dict[str, Any]]
 Key = tuple[str, str]
@@ -190,7 +190,7 @@ def check_groups(groups: Mapping[str, Group], last: Mapping[Key, Given]) -> None
     """Refuse a setting of a group that does not exist."""
     for item in last.values():
         if item.group not in groups:
-            raise InputError(f"{item.origin}: no option group {item.group!r}{suggest(item.group, groups)}")
+            raise InputError(f"{item.origin}: {unknown_group(item.group, groups)}")
 
 
 def latest(given: Iterable[Given]) -> dict[Key, Given]:

@@ -49,7 +49,11 @@ def settings_files(configs: Sequence[str], out: str | None, resume: bool) -> lis
 
 
 def given_settings(
-    arguments: argparse.Namespace, files: Sequence[Path], groups: Mapping[str, Group], task: str
+    arguments: argparse.Namespace,
+    files: Sequence[Path],
+    groups: Mapping[str, Group],
+    task: str,
+    skip: tuple[str, ...] = (),
 ) -> tuple[list[Given], list[str]]:
     """All settings as given, files first, and the plug-ins that were imported.
 
@@ -58,6 +62,7 @@ def given_settings(
         files: settings files, the later one wins over the earlier.
         groups: the groups there are.
         task: what is trained or compared; a file may name it but no other.
+        skip: keys of a file that the command reads by itself.
 
     Raises:
         InputError: as `read_yaml` and `given_in` say, or for a file of another task.
@@ -69,5 +74,5 @@ def given_settings(
         plugins += plugins_of(path, content)
         if content.get(TASK, task) != task:
             raise InputError(f"{path}: {TASK}={content[TASK]!r}, but this command is of the task {task!r}")
-        given += given_in(path, content, groups, (PLUGINS, TASK), layer)
+        given += given_in(path, content, groups, (PLUGINS, TASK, *skip), layer)
     return [*given, *given_words(arguments)], list(dict.fromkeys([*plugins, *arguments.plugin]))

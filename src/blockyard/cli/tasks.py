@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 FOLDER = "comparison"
 BUDGET = "budget_"
-# What a comparison decides for every run by itself.
-DECIDED = ("steps", "eval_every", "save_every", "log_every", "keep", "save_best", "on_non_finite", "progress",
-           "tensorboard")  # fmt: skip
 # Terms of a comparison that only models have that write.
 WRITING = ("prompt", "sample_tokens", "temperature")
 
@@ -111,7 +108,7 @@ def compare_groups(task: str) -> dict[str, Group]:
     from blockyard.training.config import TrainConfig
     from blockyard.training.groups import Group, by_name, dataclass_group
     from blockyard.training.kinds import TaskKind, task_kind
-    from blockyard.workbench.settings import CompareConfig
+    from blockyard.workbench.settings import DECIDED, CompareConfig
 
     kind = task_kind(task)
     known = options_of(CompareConfig)

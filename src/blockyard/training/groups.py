@@ -143,3 +143,10 @@ def unknown_key(origin: str, key: str, known: Iterable[str], group: Group) -> st
     if hint:
         return f"{origin}: no option {key!r}{hint}"
     return f"{origin}: no option {key!r}; {group.name} has: {', '.join(known)}"
+
+
+def unknown_group(name: str, groups: Mapping[str, Group]) -> str:
+    """`no option group 'trian' (did you mean 'train'?)`; for a block's name, under which group its options stand."""
+    homes = {group.name for group in groups.values() for entry in group.members if entry.name == name}
+    hint = f"; options of {name} stand under {' and '.join(sorted(homes))}" if homes else suggest(name, groups)
+    return f"no option group {name!r}{hint}"

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from blockyard.errors import InputError, suggest
-from blockyard.options import belongs_to, check_options, options_of
+from blockyard.options import belongs_to, check_options, options_of, without_pairs
 from blockyard.pattern import LayerSpec, default_ffn_of, format_choice, layer_options, parse_choice
 from blockyard.registry import Entry, Kind, entries, find_block, implementation, members_of
 from blockyard.training.config import TrainConfig, as_dict
@@ -232,7 +232,7 @@ def _unused(group: str, key: str) -> str:
     """Why nothing takes an option: a typo, or its block is not selected."""
     kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
     members = [(k, e) for k in kinds for e in entries(k) if (k if e.name == "standard" else e.group) == group]
-    holders = list(dict.fromkeys(e.name for _, e in members if key in e.options))
+    holders = without_pairs(e.name for _, e in members if key in e.options)
     if holders:
         neither = "neither is" if len(holders) == 2 else "it is not" if len(holders) == 1 else "none of them is"
         return f"{group}.{key}: {belongs_to(key, holders)}; {neither} selected"

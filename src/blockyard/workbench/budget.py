@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from blockyard.errors import InputError
+
+if TYPE_CHECKING:
+    from blockyard.training.trainer import Trainer
 
 # The clock ends a run with a budget in seconds; it is planned longer, so that a machine that became faster is used.
 SLACK = 1.25
@@ -49,3 +52,25 @@ def steps_left(seconds: float, seconds_per_step: float, most: int) -> int:
     if seconds <= 0:
         return 0
     return max(1, min(most, int(seconds / max(seconds_per_step, 1e-9))))
+
+
+def next_slice(trainer: Trainer, unit: str, value: float, pace: float | None, most: int) -> int:
+    """Steps that a run makes before anyone looks at it again; with a budget in seconds its schedule is set to end with
+    the clock.
+
+    Args:
+        trainer: the run.
+        unit: of the budget.
+        value: how much of it the run may spend.
+        pace: seconds of a step as measured before the run began.
+        most: at most so many.
+
+    Returns: steps; 0 when the seconds are spent.
+    """
+    if unit != "seconds":
+        return most
+    found = trainer.seconds / trainer.step if trainer.step else pace or 0.0
+    left = value - trainer.seconds
+    # The clock ends the run, so the clock is what the schedule must end with.
+    trainer.end_schedule_at(trainer.step + round(left / max(found, 1e-9)))
+    return steps_left(left, found, most)

@@ -244,9 +244,9 @@ def _report(
         },
         "provenance": {
             "command": config.command(base.task, groups, str(out)),
-            "versions": _versions(),
+            "versions": versions(),
             "data": data.fingerprint,
-            "machine": _machine(base),
+            "machine": machine_of(base),
             "decisions": {p.name: decisions_of(folder_of(out, p.name, seeds[0])) for p in plan},
             "seconds_total": seconds,
         },
@@ -301,12 +301,14 @@ def _clock_notes(
     return found
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package, Python and what it runs on."""
     found = describe_environment(torch.device("cpu"), 1)
     return {"blockyard": found["blockyard"], "python": found["python"], **found["packages"]}
 
 
-def _machine(base: Run[Any, Any]) -> dict[str, Any]:
+def machine_of(base: Run[Any, Any]) -> dict[str, Any]:
+    """The machine as a report tells it."""
     cuda = torch.cuda.is_available() and base.train.device != "cpu"
     return {
         "cpu": processor_name(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -172,9 +173,12 @@ class State:
         InputError: when the folder cannot be written, is in use, or holds a damaged or foreign state.
     """
 
+    file, lock_file, schema, what = STATE, LOCK, STATE_SCHEMA, "comparison"
+    empty: Mapping[str, Any] = {"plan": {}, "measured": {}}
+
     def __init__(self, out: Path) -> None:
-        self.path = out / STATE
-        self._lock = locked_folder(out, LOCK, str(out), "comparison")
+        self.path = out / self.file
+        self.lock = locked_folder(out, self.lock_file, str(out), self.what)
         try:
             self.data = self._read()
         except BaseException:
@@ -183,13 +187,13 @@ class State:
 
     def _read(self) -> dict[str, Any]:
         if not self.path.exists():
-            return {"schema": STATE_SCHEMA, "terms": None, "plan": {}, "measured": {}}
+            return {"schema": self.schema, "terms": None, **deepcopy(dict(self.empty))}
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path} cannot be read ({error}); remove it to plan again") from error
-        if not isinstance(data, dict) or data.get("schema") != STATE_SCHEMA:
-            raise InputError(f"{self.path} is not of this version ({STATE_SCHEMA}); use another --out")
+        if not isinstance(data, dict) or data.get("schema") != self.schema:
+            raise InputError(f"{self.path} is not of this version ({self.schema}); use another --out")
         return data
 
     def agree(self, terms: dict[str, Any]) -> None:
@@ -210,7 +214,7 @@ class State:
         ]
         if different:
             raise InputError(
-                f"{self.path.parent} holds a comparison on other terms: {'; '.join(different)}; "
+                f"{self.path.parent} holds a {self.what} on other terms: {'; '.join(different)}; "
                 "use its own terms or another --out"
             )
 
@@ -233,7 +237,7 @@ class State:
 
     def close(self) -> None:
         """Let the folder go."""
-        self._lock.close()
+        self.lock.close()
 
 
 def terms_of(config: CompareConfig, base: Run[Any, Any], data: Any) -> dict[str, Any]:

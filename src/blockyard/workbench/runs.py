@@ -22,7 +22,7 @@ from blockyard.training.signals import Interrupted, StopRequest
 from blockyard.training.statistics import LOAD
 from blockyard.training.trainer import Trainer
 from blockyard.workbench import schema
-from blockyard.workbench.budget import steps_left
+from blockyard.workbench.budget import next_slice
 from blockyard.workbench.live import Board, Line
 from blockyard.workbench.plan import Planned, folder_of, run_of
 from blockyard.workbench.report.write import without_nan, write_atomically
@@ -132,13 +132,8 @@ def _open(job: Job, data: Any, stack: ExitStack) -> Trainer:
 
 def _advance(job: Job, trainer: Trainer, config: CompareConfig, data: Any) -> schema.Run | None:
     """One slice of a run; its record when that ended it."""
-    steps = config.slice_steps
-    if config.budget_unit == "seconds":
-        pace = trainer.seconds / trainer.step if trainer.step else job.planned.seconds_per_step or 0.0
-        left = config.budget_value - trainer.seconds
-        steps = steps_left(left, pace, steps)
-        # The clock ends the run, so the clock is what the schedule must end with.
-        trainer.end_schedule_at(trainer.step + round(left / max(pace, 1e-9)))
+    pace = job.planned.seconds_per_step
+    steps = next_slice(trainer, config.budget_unit, config.budget_value, pace, config.slice_steps)
     kind = job.run.kind
     quality = kind.quality(data)
     try:

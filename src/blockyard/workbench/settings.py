@@ -11,6 +11,9 @@ from blockyard.pattern import split_choices
 from blockyard.workbench.shellwords import command_line
 
 Groups = Mapping[str, Mapping[str, Any]]
+# What a comparison or a search decides for every run by itself: options of the group `train` that neither has.
+DECIDED = ("steps", "eval_every", "save_every", "log_every", "keep", "save_best", "on_non_finite", "progress",
+           "tensorboard")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,51 +7,29 @@ stops.
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import sys
-import threading
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from blockyard.errors import InputError
 from blockyard.workbench.live import Line
+from blockyard.workbench.processes import ask_for_work, report
 
 
 class Reporter:
     """A board whose reader is the process that started this one."""
 
     def show(self, lines: list[Line], *, now: bool = False) -> None:
-        self._write({"lines": [asdict(line) for line in lines if line.status != "waiting"]})
+        report({"lines": [asdict(line) for line in lines if line.status != "waiting"]})
 
     def say(self, text: str) -> None:
-        self._write({"say": text})
+        report({"say": text})
 
     def fail(self, text: str) -> None:
         """Tell an error that the user can put right."""
-        self._write({"error": text})
+        report({"error": text})
 
     def close(self) -> None:
         return
-
-    def _write(self, message: dict[str, Any]) -> None:
-        try:
-            print(json.dumps(message), flush=True)
-        except BrokenPipeError:
-            # Nobody reads any more; the end of standard input will stop this process.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def stop_when_input_ends() -> None:
-    """Ask this process to save and stop once the one that started it has gone."""
-
-    def wait() -> None:
-        sys.stdin.read()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> int:
@@ -64,8 +42,7 @@ def main() -> int:
     from blockyard.workbench.runs import Job, train_all
     from blockyard.workbench.settings import CompareConfig
 
-    request = json.loads(sys.stdin.readline())
-    stop_when_input_ends()
+    request = ask_for_work()
     reporter = Reporter()
     try:
         config = CompareConfig(**request["config"])

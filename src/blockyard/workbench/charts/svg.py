@@ -8,6 +8,7 @@ from html import escape
 from blockyard.workbench.charts.palette import CSS_OF
 
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
+_TAG = re.compile(r"<[^>]*>")
 _LONG_NUMBER = re.compile(r"(-?\d+\.\d{2})\d+")
 
 
@@ -26,7 +27,8 @@ def for_the_page(svg: str, name: str, title: str) -> str:
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = _COLOUR.sub(lambda found: CSS_OF.get(found.group(), found.group()), svg)
-    svg = _LONG_NUMBER.sub(r"\1", svg)  # a hundredth of a point is far below a pixel
+    # A hundredth of a point is far below a pixel; what is to be read (a tick at 0.001) keeps its digits.
+    svg = _TAG.sub(lambda tag: _LONG_NUMBER.sub(r"\1", tag.group()), svg)
     # One font for the page and its figures; the sizes stay matplotlib's. A <style> would reach the whole page.
     svg = re.sub(r"font-family: [^;\"]+", "font-family: inherit", svg)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)

@@ -62,7 +62,7 @@ def style_sheet() -> str:
     return text
 
 
-def _prose(text: str) -> str:
+def prose(text: str) -> str:
     """Escaped text in which an interval and an option of a command are not torn apart at a line's end."""
     text = escape(text).replace(" ± ", "\u00a0±\u00a0")
     return re.sub(r"--[a-z][\w.]*", r'<span class="nw">\g<0></span>', text)
@@ -80,11 +80,11 @@ def _names(report: Report) -> str:
 
 def _header(report: Report) -> str:
     verdict = report["verdict"]
-    details = "".join(f"<li>{_prose(line)}</li>" for line in verdict["details"])
+    details = "".join(f"<li>{prose(line)}</li>" for line in verdict["details"])
     chips = "".join(f"<li>{escape(label)} <b>{escape(value)}</b></li>" for label, value in facts(report))
     return (
         f"<header>\n<h1>{escape(title(report))}</h1>\n"
-        f'<div class="answer {escape(verdict["kind"])}">\n<p class="headline">{_prose(verdict["headline"])}</p>\n'
+        f'<div class="answer {escape(verdict["kind"])}">\n<p class="headline">{prose(verdict["headline"])}</p>\n'
         + (f"<ul>{details}</ul>\n" if details else "")
         + f'</div>\n<ul class="facts">{chips}</ul>\n</header>'
     )
@@ -158,11 +158,11 @@ def _figures(report: Report, heading: str, charts: list[Chart], drawn: dict[str,
 
 def _own(report: Report, section: Section, drawn: dict[str, str]) -> str:
     """A section of the task's own: tables, then charts."""
-    lede = f'<p class="lede">{_prose(section.lede)}</p>\n' if section.lede else ""
+    lede = f'<p class="lede">{prose(section.lede)}</p>\n' if section.lede else ""
     tables = ""
     for table in section.tables:
         caption = f"<h3>{escape(table.caption)}</h3>\n" if table.caption else ""
-        tables += f"{caption}{_table(list(table.columns), [list(row) for row in table.rows], frozenset())}\n"
+        tables += f"{caption}{cards_table(list(table.columns), [list(row) for row in table.rows], frozenset())}\n"
     shown = [chart for chart in section.charts if chart.name in drawn]
     figures = "\n".join(_figure(chart, drawn) for chart in shown)
     grid = f'{_key(report)}\n<div class="grid">\n{figures}\n</div>\n' if shown else ""
@@ -203,7 +203,9 @@ def _samples(report: Report) -> str:
     )
 
 
-def _table(columns: list[str], rows: list[list[str]], text: frozenset[int]) -> str:
+def cards_table(columns: list[str], rows: list[list[str]], text: frozenset[int]) -> str:
+    """A table whose rows are cards on a phone; the first column holds names, those in `text` words."""
+
     def kind(i: int) -> str:
         return ' class="text"' if i in text else ""
 
@@ -225,13 +227,13 @@ def _fairness(report: Report) -> str:
     run_columns, runs = run_rows(report)
     return (
         "<section>\n<h2>Was it fair?</h2>\n"
-        f"<h3>Size</h3>\n{_table(match_columns, matches, frozenset({1, 5}))}\n"
-        f"<h3>Every run</h3>\n{_table(run_columns, runs, frozenset({7}))}\n</section>"
+        f"<h3>Size</h3>\n{cards_table(match_columns, matches, frozenset({1, 5}))}\n"
+        f"<h3>Every run</h3>\n{cards_table(run_columns, runs, frozenset({7}))}\n</section>"
     )
 
 
 def _reading(report: Report) -> str:
-    items = "".join(f"<li>{_prose(line)}</li>" for line in how_to_read(report))
+    items = "".join(f"<li>{prose(line)}</li>" for line in how_to_read(report))
     return f'<section>\n<h2>How to read this</h2>\n<ul class="reading">{items}</ul>\n</section>'
 
 
@@ -239,9 +241,7 @@ def _provenance(report: Report) -> str:
     found = provenance(report)
     rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in found)
     command: Any = report["provenance"].get("command")
-    again = (
-        f'<p>To run it again:</p>\n<div class="command"><pre>{_prose(str(command))}</pre></div>\n' if command else ""
-    )
+    again = f'<p>To run it again:</p>\n<div class="command"><pre>{prose(str(command))}</pre></div>\n' if command else ""
     return (
         f"<section>\n<h2>Provenance</h2>\n{again}<dl>{rows}</dl>\n"
         f'<p class="lede">All figures are in report.json beside this file ({escape(report["schema"])}), '

@@ -1,0 +1,142 @@
+"""Processes that each do a share of some work: started, listened to, and asked to save and stop together.
+
+A worker reads one line of JSON from standard input, does what it says, and writes a JSON line now and then. When its
+standard input ends, whoever started it is gone: it saves and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import blockyard
+from blockyard.errors import InputError
+from blockyard.training.signals import Interrupted, StopRequest
+
+POLL_SECONDS = 0.2
+
+
+class Workers:
+    """The processes and what they say.
+
+    Args:
+        module: what each runs, as `python -m`.
+        requests: what each is asked, as plain data.
+        heard: called with each message, and with {} now and then while there is none.
+        held: open files that the processes keep open too, such as a lock that shall outlive this process with them.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        requests: Sequence[Mapping[str, Any]],
+        heard: Callable[[dict[str, Any]], None],
+        held: Sequence[IO[Any]] = (),
+    ) -> None:
+        self._heard = heard
+        self._said: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._errors: list[str] = []
+        self._processes = [self._start(module, request, [file.fileno() for file in held]) for request in requests]
+
+    def _start(self, module: str, request: Mapping[str, Any], held: list[int]) -> subprocess.Popen[str]:
+        source = str(Path(blockyard.__file__).parents[1])
+        path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+            pass_fds=held,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(request, default=list) + "\n")
+        process.stdin.flush()
+        threading.Thread(target=self._listen, args=(process.stdout,), daemon=True).start()
+        return process
+
+    def _listen(self, stream: IO[str]) -> None:
+        for line in stream:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                found = None
+            # A library that prints.
+            self._said.put(found if isinstance(found, dict) else {"say": line.rstrip()})
+
+    def wait(self) -> None:
+        """Hand on what they say until all have ended.
+
+        Raises:
+            InputError: for what a worker could not do, when the others have been stopped and saved.
+            Interrupted: after SIGTERM or SIGINT, when all have saved.
+        """
+        stopping = False
+        with StopRequest().listening() as stop:
+            try:
+                while any(process.poll() is None for process in self._processes):
+                    self._hear()
+                    failed = any(process.poll() not in (None, 0) for process in self._processes)
+                    if not stopping and (failed or stop.signal is not None):
+                        stopping = True
+                        self._ask_to_stop()
+                self._hear(last=True)
+            finally:
+                self._ask_to_stop()
+                for process in self._processes:
+                    process.wait()
+                    assert process.stdin is not None
+                    process.stdin.close()
+        if self._errors:
+            raise InputError(self._errors[0])
+        if stop.signal is not None:
+            raise Interrupted(stop.signal, "stopped and saved; the same command continues")
+        codes = [process.returncode for process in self._processes]
+        if any(codes):
+            raise RuntimeError(f"a worker ended with status {next(code for code in codes if code)}; see above")
+
+    def _ask_to_stop(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    def _hear(self, *, last: bool = False) -> None:
+        try:
+            while True:
+                message = self._said.get(timeout=0 if last else POLL_SECONDS)
+                if "error" in message:
+                    self._errors.append(message["error"])
+                self._heard(message)
+                if not last:
+                    break
+        except queue.Empty:
+            self._heard({})
+
+
+def ask_for_work() -> dict[str, Any]:
+    """What standard input asks of this process; from now on it is asked to stop once the one that asks has gone."""
+    request: dict[str, Any] = json.loads(sys.stdin.readline())
+
+    def wait() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+    return request
+
+
+def report(message: Mapping[str, Any]) -> None:
+    """Tell the process that started this one."""
+    try:
+        print(json.dumps(message), flush=True)
+    except BrokenPipeError:
+        # Nobody reads any more; the end of standard input will stop this process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

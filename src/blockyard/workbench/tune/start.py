@@ -1,0 +1,107 @@
+"""What a search knows before anything is trained: its terms, the default configuration, the data, the figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from blockyard.errors import InputError
+from blockyard.training.config import FREE_ON_RESUME
+from blockyard.training.kinds import Run, task_kind
+from blockyard.training.resolve import resolve
+from blockyard.workbench.plan import State
+from blockyard.workbench.tune.budgeted import Shelf, make_plan
+from blockyard.workbench.tune.settings import TuneConfig
+from blockyard.workbench.tune.space import Space
+
+STATE, LOCK = "search.json", "search.lock"
+
+
+class SearchState(State):
+    """search.json: the terms of the search in a folder; one process at a time."""
+
+    file, lock_file, schema, what = STATE, LOCK, "blockyard.tune-state/1", "search"
+    empty: Mapping[str, Any] = {"seconds": 0.0}
+
+
+class Start:
+    """What is known before anything is trained: the default configuration, the data, the figure.
+
+    Args:
+        task: the kind of task, by name.
+        space: what is searched.
+        fixed: options that all trials share.
+        config: the terms.
+
+    Raises:
+        InputError: when neither the default configuration nor any other can be made.
+    """
+
+    def __init__(self, task: str, space: Space, fixed: dict[str, Any], config: TuneConfig) -> None:
+        self.task, self.space, self.fixed, self.config = task, space, fixed, config
+        self.kind = task_kind(task)
+        self.shelf = Shelf()
+        self.default: dict[str, Any] | None = space.defaults(fixed)
+        self.notes: list[str] = []
+        self.groups = space.defaults(fixed)
+        try:
+            run, data = self._built(self.groups)
+        except InputError as error:
+            # An option that is searched may have no default, or none that fits what is fixed.
+            self.default, (self.groups, _) = None, space.draw(_First(), fixed)
+            run, data = self._built(self.groups)
+            self.notes.append(f"There is no default configuration to compare with: {error}.")
+        self.run, self.data = run, data
+        self.threads = run.train.threads
+        self.quality = run.kind.quality(data)
+        own = [d.name for d in space.dimensions if d.group == "data"]
+        if own:
+            self.notes.append(
+                f"{', '.join(own)} was searched: figures compare only as far as the validation data stay the same."
+            )
+
+    def _built(self, groups: Mapping[str, Any]) -> tuple[Run[Any, Any], Any]:
+        run, data = self.shelf.fitted(resolve(groups, self.task))
+        # Not by the clock: nothing is measured yet.
+        config = replace(self.config, budget_unit="steps", budget_value=1.0)
+        make_plan(run, data, config if self.config.budget_unit == "seconds" else self.config)
+        return run, data
+
+
+class _First:
+    """Draws the first value of everything."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: Any = None, log: bool = False) -> float:
+        return low
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        return low
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return choices[0]
+
+
+def terms_of(start: Start) -> dict[str, Any]:
+    """Everything that must stay the same for trials to belong to one search, as flat plain data."""
+    config, searched = start.config, {d.name for d in start.space.dimensions}
+    free = {f"train.{name}" for name in FREE_ON_RESUME} | {f"data.{name}" for name in start.kind.own_data_options}
+    given = {
+        f"{group}.{key}": value
+        for group, options in start.fixed.items()
+        if isinstance(options, Mapping)
+        for key, value in options.items()
+    }
+    data = {key: value for key, value in start.kind.terms(start.run, start.data).items() if key not in searched}
+    return {
+        "task": start.task,
+        "over": start.space.text,
+        "budget.unit": config.budget_unit,
+        "budget.value": config.budget_value,
+        "evaluations": config.evaluations,
+        "sampler": config.sampler,
+        "pruner": config.pruner,
+        "seed": config.seed,
+        **data,
+        **{key: value for key, value in given.items() if key not in free},
+    }
