@@ -1,9 +1,11 @@
 """`tune` end to end, on a task so small that a trial takes a moment."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ import torch
 pytest.importorskip("optuna")
 yaml = pytest.importorskip("yaml")
 
-import toy_task
+import toy_task  # registers the task `majority`
 from blockyard.cli import main
 from blockyard.errors import InputError
 from blockyard.training import trainer as trainer_module
@@ -38,8 +40,9 @@ OVER = {"train.lr": "1e-3..1 log", "model.n_heads": "1,2,4", "attn.impl": "stand
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread, and no figures: drawing takes longer than everything else here."""
+    """One thread, no figures and no waiting for the disk, which take longer than everything else here."""
     threads = torch.get_num_threads()
+    monkeypatch.setattr(os, "fsync", lambda file: None)
     torch.set_num_threads(1)
     monkeypatch.setattr(measure, "ROUND_SECONDS", 0.005)
     monkeypatch.setattr(measure, "ROUNDS", 2)
@@ -407,7 +410,6 @@ def test_damaged_record_of_a_run_is_made_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_search_killed_at_random_moments_equals_one_that_was_not(tmp_path: Path) -> None:
     """Real kills of a real process, ten of them."""
-    import os
     import signal
     import subprocess
     import sys

@@ -1,5 +1,6 @@
 """The parts of `tune` one by one: what is drawn, who is stopped, what mattered, what may be said, and the page."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import copy
@@ -12,11 +13,11 @@ import pytest
 
 optuna = pytest.importorskip("optuna")
 
-from blockyard.workbench.tune.importance import explained, importances, midranks  # noqa: E402
-from blockyard.workbench.tune.search import Hyperband, SeededSampler, open_study  # noqa: E402
-from blockyard.workbench.tune.settings import TuneConfig  # noqa: E402
-from blockyard.workbench.tune.space import read_space  # noqa: E402
-from blockyard.workbench.tune.verdict import judge  # noqa: E402
+from blockyard.workbench.tune.importance import explained, importances, midranks
+from blockyard.workbench.tune.search import Hyperband, SeededSampler, open_study
+from blockyard.workbench.tune.settings import TuneConfig
+from blockyard.workbench.tune.space import read_space
+from blockyard.workbench.tune.verdict import judge
 
 
 def draw(trial: Any) -> dict[str, Any]:
