@@ -281,7 +281,7 @@ def _place_on(axis: Any, set_scale: Callable[..., Any], dimension: Dimension) ->
             set_scale("log")
             axis.set_major_locator(ticker.LogLocator(base=10, subs=_subs(dimension)))
             axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(ticker.NullFormatter())
+            axis.set_minor_locator(ticker.NullLocator())
         elif dimension.whole:
             axis.get_major_locator().set_params(integer=True)
         return float
