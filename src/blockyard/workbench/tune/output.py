@@ -22,8 +22,13 @@ from blockyard.workbench.tune.settings import TuneConfig
 RECORD, BEST, TABLE = "tune.json", "best.yaml", "trials.csv"
 
 
-def write_record(record: schema.Tuning, asked: Asked, shelf: Shelf) -> None:
-    """Write tune.json, trials.csv and, as soon as a trial has finished, best.yaml.
+def write_record(record: schema.Tuning, asked: Asked, shelf: Shelf | None) -> None:
+    """Write tune.json, trials.csv and best.yaml.
+
+    Args:
+        record: what was found.
+        asked: what was asked.
+        shelf: the task's data, for best.yaml; none leaves that as it is.
 
     Raises:
         InputError: when they cannot be written.
@@ -32,7 +37,7 @@ def write_record(record: schema.Tuning, asked: Asked, shelf: Shelf) -> None:
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(asked.out / RECORD, text.encode())
         write_atomically(asked.out / TABLE, render_csv(record).encode())
-        if record["best"] is not None:
+        if shelf is not None:
             write_atomically(asked.out / BEST, best_yaml(record, asked, shelf).encode())
     except OSError as error:
         raise InputError(f"cannot write into {asked.out}: {error.strerror or error}") from error

@@ -52,6 +52,7 @@ def tune(
     if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
         raise InputError("tune runs in processes of its own (--workers); start it without torchrun")
     require("optuna", extra="tune")
+    require("matplotlib", extra="report")
     # It stands on Optuna, whose absence has just been told in a line.
     from blockyard.workbench.tune.session import Session
 

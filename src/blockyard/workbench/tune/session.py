@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from blockyard.errors import InputError
 from blockyard.training.folder import plain
@@ -20,6 +20,8 @@ from blockyard.workbench.tune import schema
 from blockyard.workbench.tune.board import Board, Line
 from blockyard.workbench.tune.budgeted import Ended
 from blockyard.workbench.tune.finals import (
+    Candidate,
+    Final,
     best_trials,
     candidates_of,
     fresh_seeds,
@@ -48,17 +50,16 @@ class Session:
     """
 
     def __init__(self, start: Start, out: Path, state: SearchState, board: Board) -> None:
-
         self.start, self.out, self.state, self.board, self.config = start, out, state, board, start.config
         self.study = open_study(out, start.config, start.quality.better)
         self.asked = Asked(start.kind, start.quality, start.config, start.space, start.fixed, start.default, out)
         self.began, self.before = time.monotonic(), float(state.data.get("seconds", 0.0))
-        self.candidates: list[Any] = []
+        self.candidates: list[Candidate] = []
         self.seeds: list[int] = []
         self._written = -1
+        self._best: schema.Best | None = None
 
     def run(self) -> schema.Tuning:
-
         sweep(self.out, self.study)
         try:
             self._search(unfinished(self.study))
@@ -84,7 +85,6 @@ class Session:
         self.state.save()
 
     def _search(self, waiting: list[int]) -> None:
-
         if self.config.workers > 1:
             self._spread("search", [waiting[i :: self.config.workers] for i in range(self.config.workers)], self.watch)
             return
@@ -102,14 +102,13 @@ class Session:
             ).run(waiting)
         self.watch(now=True)
 
-    def _finals(self, jobs: Sequence[Any]) -> None:
-
+    def _finals(self, jobs: Sequence[Final]) -> None:
         names = ", ".join(dict.fromkeys(job.candidate.name for job in jobs))
         self.board.say(f"running again with fresh seeds: {names}")
         self._record("running again")
         lines = {job.key: Line(f"{job.candidate.name} seed {job.seed}", job.candidate.drawn) for job in jobs}
 
-        def watch(job: Any, part: int, value: float | None, ended: Ended | None) -> None:
+        def watch(job: Final, part: int, value: float | None, ended: Ended | None) -> None:
             line = lines[job.key]
             line.part, line.value = part / self.config.evaluations, value
             if ended is not None:
@@ -162,28 +161,9 @@ class Session:
 
     def watch(self, *, now: bool = False) -> None:
         """Show all trials, and keep the record when one has ended."""
-
         trials = self.study.get_trials(deepcopy=False)
         best = best_trials(self.study, 1)
-        lines = []
-        for trial in trials:
-            attrs, ended = trial.user_attrs, trial.state.is_finished()
-            result = attrs.get(RESULT) or {}
-            part = trial.last_step or 0
-            value = trial.intermediate_values[part] if part else None
-            status = attrs.get(STATUS, "failed") if ended else "training"
-            note = f"same as trial {attrs[SAME_AS]}" if SAME_AS in attrs else attrs.get(NOTE, "")
-            lines.append(
-                Line(
-                    f"trial {trial.number}",
-                    attrs.get(DRAWN, {}),
-                    part / self.config.evaluations,
-                    result.get("value", value) if trial.state == TrialState.COMPLETE else value,
-                    "repeated" if ended and SAME_AS in attrs else status,
-                    note,
-                    trial.number in best,
-                )
-            )
+        lines = [_line(trial, self.config.evaluations, trial.number in best) for trial in trials]
         over = sum(trial.state.is_finished() for trial in trials)
         self.board.show(lines, now=now or over != self._written)
         if over != self._written:
@@ -192,7 +172,6 @@ class Session:
 
     def _refuse_nothing(self) -> None:
         """A search in which nothing finished has nothing to say."""
-
         if best_trials(self.study, 1):
             return
         trials = self.study.get_trials(deepcopy=False)
@@ -202,13 +181,14 @@ class Session:
         )
 
     def _record(self, status: str) -> schema.Tuning:
-
         start = self.start
         finals = read_finals(jobs_of(self.candidates, self.seeds), self.out)
         record = make_record(
             self.asked, self.study, status, self.candidates, self.seeds, finals, self._provenance(), start.notes
         )
-        write_record(record, self.asked, start.shelf)
+        changed = record["best"] is not None and record["best"] != self._best
+        write_record(record, self.asked, start.shelf if changed else None)
+        self._best = record["best"]
         return record
 
     def _provenance(self) -> dict[str, Any]:
@@ -221,3 +201,21 @@ class Session:
             "machine": machine_of(start.run),
             "seconds_total": self.before + time.monotonic() - self.began,
         }
+
+
+def _line(trial: FrozenTrial, evaluations: int, is_best: bool) -> Line:
+    """How far a trial is, from the journal alone: another process may be making it."""
+    attrs, ended, part = trial.user_attrs, trial.state.is_finished(), trial.last_step or 0
+    value = trial.intermediate_values[part] if part else None
+    if trial.state == TrialState.COMPLETE:
+        value = (attrs.get(RESULT) or {}).get("value", value)
+    again = ended and SAME_AS in attrs
+    return Line(
+        name=f"trial {trial.number}",
+        settings=attrs.get(DRAWN, {}),
+        part=part / evaluations,
+        value=value,
+        status="repeated" if again else attrs.get(STATUS, "failed") if ended else "training",
+        note=f"same as trial {attrs[SAME_AS]}" if again else attrs.get(NOTE, ""),
+        is_best=is_best,
+    )

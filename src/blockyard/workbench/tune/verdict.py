@@ -119,7 +119,9 @@ def _about_trials(record: Tuning) -> list[str]:
     for status, words in (("failed", "could not be run"), ("diverged", "diverged")):
         lost = [t for t in record["trials"] if t["status"] == status]
         if lost:
-            found.append(f"{len(lost)} of {len(record['trials'])} trials {words}; the first: {lost[0]['note'].rstrip('.')}.")
+            found.append(
+                f"{len(lost)} of {len(record['trials'])} trials {words}; the first: {lost[0]['note'].rstrip('.')}."
+            )
     return found
 
 
