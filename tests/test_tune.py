@@ -293,6 +293,47 @@ def test_poor_trials_are_stopped_early_and_none_are_without_a_pruner(tmp_path: P
     assert {trial["status"] for trial in whole["trials"]} == {"finished"}
 
 
+def task_options(task: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Data and shape of a tiny run of a built-in task."""
+    if task == "recall":
+        return {"data": {"task": "lag", "length": 8, "vocab_size": 8, "sizes": (3,), "val_rows": 8}}
+    if task == "signal":
+        return {"data": {"length": 16, "val_frames": 2, "snr_min": 10.0, "snr_max": 20.0, "snr_step": 10.0}}
+    if task == "price":
+        pytest.importorskip("pandas")
+        from price_fixtures import ohlcv, write
+
+        path = write(ohlcv(260), folder / "prices.csv")
+        return {"data": {"path": (path,)}, "model": {"context": 16, "horizons": (1, 5), "patch": 4, "stride": 4}}
+    if task == "classify":
+        rows = [f"{'woof' if i % 2 else 'meow'} {i},{'dog' if i % 2 else 'cat'}" for i in range(60)]
+        (folder / "sounds.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+        return {"data": {"path": str(folder / "sounds.csv")}, "model": {"context": 16}}
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    return {"data": {"path": str(folder / "text.txt"), "cache_dir": str(folder)}, "model": {"context": 16}}
+
+
+@pytest.mark.parametrize("task", ["lm", "classify", "recall", "price", "signal"])
+def test_every_built_in_task_is_searched_by_its_own_figure(task: str, tmp_path: Path) -> None:
+    own = task_options(task, tmp_path)
+    groups = {
+        **own,
+        "model": {"d_model": 8, "n_layers": 1, "n_heads": 2, **own.get("model", {})},
+        "train": {**TRAIN, "eval_batches": 1},
+    }
+    over = {"train.lr": "1e-3..1e-1 log", "ffn.impl": "swiglu,relu2"}
+    config = terms(trials=2, budget_value=2, evaluations=2, seeds=1, finalists=1)
+    with pytest.MonkeyPatch.context() as patch:
+        # Baselines are scored on the test part of prices.
+        patch.setattr("blockyard.training.price.baseline_figures", lambda data: pytest.fail("looked at the test part"))
+        record = tune(task, over, config, groups, tmp_path / "out", show=False)
+    assert [trial["status"] for trial in record["trials"]] == ["finished"] * 2, record["trials"]
+    rows = (tmp_path / "out" / "trials" / "0000" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])[record["quality"]["key"]] == record["trials"][0]["value"]
+    assert "test" not in record["quality"]["key"]
+    assert all(row["mean"] is not None for row in record["finals"])
+
+
 def test_best_are_run_again_with_fresh_seeds_beside_the_default(tmp_path: Path) -> None:
     record = search(tmp_path, trials=6, seeds=2, finalists=2)
     assert record["seeds"] == [1, 2]

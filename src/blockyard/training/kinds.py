@@ -178,6 +178,11 @@ class TaskKind(ABC, Generic[M, D, X]):
         """The figure by which choices are ranked."""
         return Quality()
 
+    def references(self, data: X) -> dict[str, Any]:
+        """What stands beside the quality in a comparison's report, such as baselines; asked once, and not by searches:
+        it may look at a test part."""
+        return {}
+
     def sample_data(self, run: Run[M, D]) -> X:
         """Data of the same shape for measuring memory: made up where the true ones take long to read."""
         return self.load_data(run.data, run.model)

@@ -144,9 +144,12 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
             raise InputError(f"{file} is missing or damaged ({error}); the run cannot be used without it") from error
 
     def quality(self, data: PriceData) -> Quality:
-        """Ranked by validation; the baselines' test figures go with it, so that every report has them."""
-        facts = {"horizons": list(data.horizons), "baselines": baseline_figures(data)}
-        return Quality(metric="validation pinball loss", unit="σ20·√h", facts=facts)
+        """Ranked by validation."""
+        return Quality(metric="validation pinball loss", unit="σ20·√h", facts={"horizons": list(data.horizons)})
+
+    def references(self, data: PriceData) -> dict[str, Any]:
+        """The baselines' test figures, so that every report of a comparison has them."""
+        return {"baselines": baseline_figures(data)}
 
     def figures(self, run: Run[PriceConfig, PriceDataConfig], data: PriceData, model: nn.Module) -> dict[str, Any]:
         """The test part: scores with intervals, calibration, skill over time, a fan."""

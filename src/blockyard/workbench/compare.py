@@ -235,6 +235,7 @@ def _report(
             "better": quality.better,
             "loss_unit": quality.loss_unit or quality.unit,
             **quality.facts,
+            **kind.references(data),
         },
         "settings": {
             "model": model,
