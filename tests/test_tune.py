@@ -90,9 +90,8 @@ def test_best_configuration_trains_again_to_the_same_figure(tmp_path: Path) -> N
     assert main([*words, "--out", str(tmp_path / "again"), "--train.progress", "false"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["val_accuracy"] == record["best"]["value"]
-    assert (
-        (tmp_path / "search" / "best.yaml").read_text().startswith("# The best configuration of a search of 5 trials")
-    )
+    told = (tmp_path / "search" / "best.yaml").read_text()
+    assert told.startswith(f"# The best configuration of a search ({record['best']['name']}): accuracy")
 
 
 class Killed(BaseException):
@@ -290,7 +289,7 @@ def test_poor_trials_are_stopped_early_and_none_are_without_a_pruner(tmp_path: P
     assert pruned
     assert all(trial["steps"] < STEPS and trial["part"] < 1 for trial in pruned)
     whole = search(tmp_path / "none", trials=12, pruner="none")
-    assert {trial["status"] for trial in whole["trials"]} == {"finished"}
+    assert "pruned" not in {trial["status"] for trial in whole["trials"]}
 
 
 def task_options(task: str, folder: Path) -> dict[str, dict[str, Any]]:
@@ -375,11 +374,11 @@ def test_default_that_was_found_again_is_not_a_finalist(tmp_path: Path) -> None:
 
 
 def test_options_without_a_default_have_none_to_be_compared_with(tmp_path: Path) -> None:
-    groups = {"model": {"d_model": 6, "n_layers": 1}, "train": TRAIN}
-    record = search(tmp_path, {"model.n_heads": "2,3"}, groups, trials=2, seeds=1)
+    groups = {"model": {"d_model": 10, "n_layers": 1}, "train": TRAIN}
+    record = search(tmp_path, {"model.n_heads": "1,5"}, groups, trials=2, seeds=1)
     assert all(row["trial"] is not None for row in record["finals"])
     assert record["verdict"]["kind"] == "no_default"
-    assert any("n_heads=4 does not divide d_model=6" in line for line in record["verdict"]["details"])
+    assert any("n_heads=4 does not divide d_model=10" in line for line in record["verdict"]["details"])
 
 
 def test_budget_in_tokens_gives_larger_batches_fewer_steps(tmp_path: Path) -> None:
@@ -401,9 +400,11 @@ def test_budget_in_seconds_is_spent_by_the_clock(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "best.yaml").read_text())["train"]["steps"] > 1
 
 
-def test_two_workers_share_the_trials_and_the_finals(tmp_path: Path) -> None:
+def test_two_workers_share_the_trials_and_the_finals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     groups = {**GROUPS, "plugins": ["toy_task"]}
-    record = search(tmp_path, groups=groups, trials=4, seeds=1, finalists=1, workers=2, pruner="none")
+    over = {"train.lr": "1e-3..1e-1 log"}
+    record = search(tmp_path, over, groups, trials=4, seeds=1, finalists=1, workers=2, pruner="none")
     assert [trial["status"] for trial in record["trials"]] == ["finished"] * 4
     assert all(run["status"] == "finished" for row in record["finals"] for run in row["runs"])
     # What a trial reached does not depend on who made it.

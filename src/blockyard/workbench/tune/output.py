@@ -58,7 +58,7 @@ def best_yaml(record: schema.Tuning, asked: Asked, shelf: Shelf) -> str:
     figure = f"{quality['metric']} {best['value']:.6g}" + (f" ± {spread:.2g}" if spread is not None else "")
     basis = f"over {best['seeds']} fresh seeds" if best["seeds"] else "with the search's own seed"
     head = (
-        f"# The best configuration of a search of {len(record['trials'])} trials ({best['name']}): {figure} {basis}.\n"
+        f"# The best configuration of a search ({best['name']}): {figure} {basis}.\n"
         f"# blockyard train {record['task']} --config {BEST} --out DIR\n"
     )
     options = as_groups(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,8 @@ from blockyard.workbench.tune.settings import TuneConfig
 from blockyard.workbench.tune.space import Space
 
 STATE, LOCK = "search.json", "search.lock"
+# Draws among which one must be a model that can be built, where the default configuration is none.
+DRAWS = 30
 
 
 class SearchState(State):
@@ -44,13 +47,13 @@ class Start:
         self.shelf = Shelf()
         self.default: dict[str, Any] | None = space.defaults(fixed)
         self.notes: list[str] = []
-        self.groups = space.defaults(fixed)
         try:
+            self.groups = space.defaults(fixed)
             run, data = self._built(self.groups)
         except InputError as error:
             # An option that is searched may have no default, or none that fits what is fixed.
-            self.default, (self.groups, _) = None, space.draw(_First(), fixed)
-            run, data = self._built(self.groups)
+            self.default = None
+            self.groups, run, data = self._first_that_can_be_built()
             self.notes.append(f"There is no default configuration to compare with: {error}.")
         self.run, self.data = run, data
         self.threads = run.train.threads
@@ -61,6 +64,16 @@ class Start:
                 f"{', '.join(own)} was searched: figures compare only as far as the validation data stay the same."
             )
 
+    def _first_that_can_be_built(self) -> tuple[dict[str, Any], Run[Any, Any], Any]:
+        errors = []
+        for seed in range(DRAWS):
+            try:
+                groups, _ = self.space.draw(_Blind(seed), self.fixed)
+                return groups, *self._built(groups)
+            except InputError as error:
+                errors.append(error)
+        raise errors[0]
+
     def _built(self, groups: Mapping[str, Any]) -> tuple[Run[Any, Any], Any]:
         run, data = self.shelf.fitted(resolve(groups, self.task))
         # Not by the clock: nothing is measured yet.
@@ -69,17 +82,20 @@ class Start:
         return run, data
 
 
-class _First:
-    """Draws the first value of everything."""
+class _Blind:
+    """Draws anything; the first time the first value of everything."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed) if seed else None
 
     def suggest_float(self, name: str, low: float, high: float, *, step: Any = None, log: bool = False) -> float:
-        return low
+        return self._random.choice([low, high]) if self._random else low
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        return low
+        return self._random.randrange(low, high + 1, step) if self._random else low
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return choices[0]
+        return self._random.choice(list(choices)) if self._random else choices[0]
 
 
 def terms_of(start: Start) -> dict[str, Any]:
