@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,10 @@ import torch
 
 import blockyard
 from blockyard.errors import InputError
-from blockyard.workbench import live, measure
+from blockyard.training.folder import LOCK as RUN_LOCK
+from blockyard.training.folder import locked_folder
+from blockyard.training.signals import Interrupted
+from blockyard.workbench import live, measure, spread
 from blockyard.workbench.budget import steps_for, steps_left
 from blockyard.workbench.compare import compare_lm
 from blockyard.workbench.plan import LOCK, folder_of
@@ -130,37 +132,80 @@ def test_runs_of_one_seed_advance_in_turns(tmp_path, text, monkeypatch):
     assert order[:4] == [("standard", 0), ("relu2", 0), ("relu2", 5), ("standard", 5)]
 
 
-def test_killed_and_continued_equals_uninterrupted(tmp_path, text):
-    groups, config = groups_for(text), terms(evaluations=8)
-    whole = compare(config, groups, tmp_path / "whole")
-    script = (
-        "import json, sys, torch\n"
-        "from blockyard.workbench.compare import compare_lm\n"
-        "from blockyard.workbench.settings import CompareConfig\n"
-        "from blockyard.training.engine import Engine\n"
-        "step = Engine.step\n"
-        "def slow(engine, number):\n"
-        "    import time; time.sleep(0.05)\n"
-        "    return step(engine, number)\n"
-        "Engine.step = slow\n"
-        "config, groups, out = json.loads(sys.argv[1])\n"
-        "compare_lm(CompareConfig(**config), groups, out, show=False)\n"
-    )
-    out = tmp_path / "killed"
-    request = json.dumps([vars(config), groups, str(out)])
+def killed(tmp_path: Path, text: Path, kills: int, seed: int, workers: int) -> None:
+    """A comparison killed at random moments ends in the report of an uninterrupted one, timings apart."""
+    program = Path(__file__).with_name("compare_killer.py")
     source = str(Path(blockyard.__file__).parents[1])
-    process = subprocess.Popen([sys.executable, "-c", script, request], env={**os.environ, "PYTHONPATH": source})
-    try:
-        metrics = folder_of(out, "relu2", 0) / "metrics.jsonl"
-        until = time.monotonic() + 60
-        while not (metrics.exists() and '"step": 10' in metrics.read_text()) and time.monotonic() < until:
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (folder_of(out, "relu2", 0) / "result.json").exists()
-    continued = compare(config, groups, out)
-    assert without_timings(continued) == without_timings(whole)
+    words = [str(tmp_path), str(text), str(kills), str(seed), str(workers)]
+    done = subprocess.run(
+        [sys.executable, str(program), *words],
+        env={**os.environ, "PYTHONPATH": source}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["kills"] == kills, "the comparison ended before all kills had hit"
+    whole, again = (write.load_report(tmp_path / name) for name in ("whole", "killed"))
+    assert again["settings"]["compare"].pop("workers") == workers and whole["settings"]["compare"].pop("workers") == 1
+    assert without_timings(again) == without_timings(whole)
+    for choice in whole["choices"]:
+        assert [run["status"] for run in choice["runs"]] == ["finished"] * 2
+
+
+def test_killed_and_continued_equals_uninterrupted(tmp_path, text):
+    killed(tmp_path, text, kills=2, seed=0, workers=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_five_times_at_random_and_continued_equals_uninterrupted(tmp_path, text, workers, seed):
+    killed(tmp_path, text, kills=5, seed=seed, workers=workers)
+
+
+def test_a_stop_that_comes_as_the_last_run_of_a_seed_ends_stops_the_next_seeds(tmp_path, text, monkeypatch):
+    from blockyard.workbench import runs
+
+    finish = runs._finish
+
+    def stop_then_finish(job, *rest, **more):
+        if job.planned.name == "standard" and job.seed == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return finish(job, *rest, **more)
+
+    monkeypatch.setattr(runs, "_finish", stop_then_finish)
+    with pytest.raises(Interrupted):
+        compare(terms("standard"), groups_for(text), tmp_path / "out")
+    assert (folder_of(tmp_path / "out", "standard", 0) / "result.json").exists()
+    assert not folder_of(tmp_path / "out", "standard", 1).exists()
+
+
+def test_workers_left_by_a_killed_comparison_are_waited_for(tmp_path, text, monkeypatch):
+    groups, config = groups_for(text), terms("standard", seeds=1)
+    folder = folder_of(tmp_path / "out", "standard", 0)
+    lock = locked_folder(folder, RUN_LOCK, "the run", "process")  # as an orphan holds it that saves
+    waited = []
+
+    def then_let_go(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            lock.close()
+
+    monkeypatch.setattr(spread.time, "sleep", then_let_go)
+    found = compare(config, groups, tmp_path / "out")
+    assert len(waited) == 2 and found["choices"][0]["runs"][0]["status"] == "finished"
+
+
+def test_a_new_choice_and_a_new_seed_with_workers_only_run_what_is_missing(tmp_path, text):
+    out, config = tmp_path / "out", terms(seeds=1)
+    compare(config, groups_for(text), out)
+    kept = {name: (folder_of(out, name, 0) / "result.json").stat().st_mtime_ns for name in ("standard", "relu2")}
+    found = compare(terms("standard;relu2;glu", seeds=2, workers=2), groups_for(text), out)
+    assert {name: (folder_of(out, name, 0) / "result.json").stat().st_mtime_ns for name in kept} == kept
+    assert [[run["seed"] for run in choice["runs"]] for choice in found["choices"]] == [[0, 1]] * 3
+    alone = compare(terms("standard;relu2;glu", seeds=2), groups_for(text), tmp_path / "alone")
+    assert [c["runs"] for c in without_timings(found)["choices"]] == [
+        c["runs"] for c in without_timings(alone)["choices"]
+    ]
 
 
 def test_a_new_choice_and_a_new_seed_only_run_what_is_missing(tmp_path, text):

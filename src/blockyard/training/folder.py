@@ -48,6 +48,18 @@ def locked_folder(path: Path, lock: str, name: str, owner: str) -> IO[str]:
     return file
 
 
+def held(lock: Path) -> bool:
+    """Whether a process holds a lock file; one that is missing is free."""
+    try:
+        with lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 class RunFolder:
     """A folder that holds one run; taken for as long as this object is open.
 

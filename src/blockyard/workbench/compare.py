@@ -43,7 +43,7 @@ from blockyard.workbench.report.parts import first_finished, parts_of
 from blockyard.workbench.report.write import load_report, write_report
 from blockyard.workbench.runs import decisions_of, jobs_of, train_all
 from blockyard.workbench.settings import CompareConfig, Groups
-from blockyard.workbench.spread import train_spread
+from blockyard.workbench.spread import train_spread, wait_for_orphans
 
 
 def compare_lm(
@@ -128,6 +128,7 @@ def _compare(
     for planned in plan:
         board.say(f"{planned.name}: {planned.steps} steps, {planned.match['got']:,} ({planned.match['miss']:+.2%})")
     jobs = jobs_of(plan, base, config, out)
+    wait_for_orphans(jobs, board)
     spread = config.workers > 1
     results = train_spread(jobs, config, board) if spread else train_all(jobs, config, data, board)
     measured = _measurements(config, base, plan, data, state, board, out)

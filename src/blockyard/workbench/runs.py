@@ -29,6 +29,7 @@ from blockyard.workbench.report.write import without_nan, write_atomically
 from blockyard.workbench.settings import CompareConfig
 
 RESULT = "result.json"
+STOPPED = "stopped and saved; the same command continues"
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,14 @@ def train_all(
     lines = lines_of(jobs)
     results = kept_results(jobs, lines)
     board.show(list(lines.values()), now=True)
-    for group in jobs.values():
-        missing = [job for job in group if (job.planned.name, job.seed) not in results]
-        for job, run in _train_in_turns(missing, config, data, board, lines):
-            results[(job.planned.name, job.seed)] = run
+    # One for all seeds: a signal that comes as the last run of a seed ends is for the next ones, too.
+    with StopRequest().listening() as stop:
+        for group in jobs.values():
+            missing = [job for job in group if (job.planned.name, job.seed) not in results]
+            for job, run in _train_in_turns(missing, config, data, board, lines, stop):
+                results[(job.planned.name, job.seed)] = run
+            if stop.signal is not None:
+                raise Interrupted(stop.signal, STOPPED)
     return results
 
 
@@ -98,9 +103,14 @@ def _note(line: Line, run: schema.Run, status: str) -> None:
 
 
 def _train_in_turns(
-    jobs: list[Job], config: CompareConfig, data: Any, board: Board, lines: Mapping[tuple[str, int], Line]
+    jobs: list[Job],
+    config: CompareConfig,
+    data: Any,
+    board: Board,
+    lines: Mapping[tuple[str, int], Line],
+    stop: StopRequest,
 ) -> Iterator[tuple[Job, schema.Run]]:
-    with ExitStack() as open_runs, StopRequest().listening() as stop:
+    with ExitStack() as open_runs:
         waiting = [(job, _open(job, data, open_runs)) for job in jobs]
         while waiting:
             # There and back again: the first in one round is the last in the next.
@@ -118,7 +128,7 @@ def _train_in_turns(
                 if stop.signal is not None and waiting:
                     for _, live in waiting:
                         live.save()
-                    raise Interrupted(stop.signal, "stopped and saved; the same command continues")
+                    raise Interrupted(stop.signal, STOPPED)
             waiting.reverse()
 
 

@@ -6,12 +6,14 @@ behind when it is stopped is an ordinary run folder, so the same command goes on
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from blockyard.training.folder import LOCK, held
 from blockyard.training.resolve import as_groups
 from blockyard.workbench import schema
 from blockyard.workbench.live import Board
@@ -19,6 +21,9 @@ from blockyard.workbench.processes import Workers
 from blockyard.workbench.runs import Job, kept_results, lines_of, read_result
 from blockyard.workbench.settings import CompareConfig
 
+POLL_SECONDS = 0.2
+# How long a worker whose starter was killed may take to save and stop: a slice of steps and an evaluation.
+ORPHAN_SECONDS = 120.0
 Key = tuple[str, int]
 
 
@@ -51,6 +56,20 @@ def train_spread(jobs: Mapping[int, list[Job]], config: CompareConfig, board: Bo
         assert run is not None, f"{job.folder} holds no result"
         results[(job.planned.name, job.seed)] = run
     return results
+
+
+def wait_for_orphans(jobs: Mapping[int, list[Job]], board: Board) -> None:
+    """Wait until nobody holds a run any more: workers whose starter was killed save first, and then stop.
+
+    After two minutes it is somebody else, as the run's folder will say.
+    """
+    locks = [job.folder / LOCK for group in jobs.values() for job in group]
+    until, told = time.monotonic() + ORPHAN_SECONDS, False
+    while any(map(held, locks)) and time.monotonic() < until:
+        if not told:
+            board.say("waiting for a worker of an earlier comparison to save and stop")
+            told = True
+        time.sleep(POLL_SECONDS)
 
 
 def _requests(shares: Sequence[Sequence[Job]], config: CompareConfig) -> list[dict[str, Any]]:
