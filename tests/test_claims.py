@@ -211,3 +211,10 @@ def test_a_page_tells_every_claim():
     rows = measure_claims(choose(("basics.swiglu_width", "rope.relative")))
     text = page(rows, "a machine")
     assert "2 claims: 2 hold" in text and all(row["key"] in text for row in rows)
+
+
+def test_a_page_names_what_was_too_long_to_measure(tmp_path, capsys):
+    assert main(["claims", "rope", "--upto", "instant", "--page", str(tmp_path / "c.md")]) == 0
+    text = (tmp_path / "c.md").read_text()
+    assert "1 more were not measured" in text
+    assert "**rope.extrapolation**" in text and "| not measured | – |" in text

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.registry import implementation, list_attention, list_ffn
 from blockyard.workbench.match import match, size_of
 
 REFERENCE = LMConfig(vocab_size=64, blocks="standard", d_model=64, n_layers=2, n_heads=4, context=32)
@@ -75,3 +76,23 @@ def test_layers_of_a_pattern_are_scaled_together():
 def test_an_unknown_unit_is_refused():
     with pytest.raises(InputError, match="not one of: params, flops, none"):
         match(REFERENCE, REFERENCE, "bytes")  # type: ignore[arg-type]
+
+
+# Mixers that decode at all: what a language model can be built from.
+CHOICES = [
+    *(f"{name}+swiglu" for name in list_attention() if implementation("attn", name).traits.causal),
+    *(f"standard+{name}" for name in list_ffn() if not implementation("ffn", name).traits.complex_valued),
+    "tva+vft",
+]
+
+
+@pytest.mark.parametrize("blocks", CHOICES)
+@pytest.mark.parametrize("unit", ["params", "flops"])
+def test_every_registered_block_is_matched_within_two_percent(unit, blocks):
+    reference = LMConfig(vocab_size=256, blocks="standard", d_model=128, n_layers=4, n_heads=4, context=128)
+    model = replace(reference, blocks=blocks)
+    try:
+        _ = size_of(model)
+    except InputError:
+        pytest.skip("not for language models")
+    assert abs(match(reference, model, unit).record["miss"]) <= 0.02

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.data import TextData, TextDataConfig, Tokenizer, load_text, load_tokenizer
@@ -16,6 +19,9 @@ from blockyard.training.config import TrainConfig
 from blockyard.training.kinds import Quality, Run, TaskKind, register_task
 from blockyard.training.seeding import seeded
 from blockyard.training.task import Batch
+
+# Of one batch when losses are told by position: 64 MiB of float32.
+MOST_LOGITS = 1 << 24
 
 
 def build_lm(config: LMConfig, seed: int) -> TransformerLM:
@@ -117,6 +123,25 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
 
     def at_length(self, model: LMConfig, length: int) -> LMConfig:
         return replace(model, context=length)
+
+    def figures(self, run: Run[LMConfig, TextDataConfig], data: TextData, model: nn.Module) -> dict[str, Any]:
+        """Loss by the number of tokens read of the row, on the validation rows, in groups that double."""
+        context = run.model.context
+        rows = max(1, min(run.train.batch_size, MOST_LOGITS // (context * run.model.vocab_size)))
+        limit = math.ceil(run.train.eval_batches * run.train.batch_size / rows)
+        device = next(model.parameters()).device
+        total, count = torch.zeros(context, dtype=torch.float64), 0
+        for batch in data.val_batches(rows, context, limit):
+            logits = model(batch["input_ids"].to(device)).logits.float()
+            losses = F.cross_entropy(logits.transpose(1, 2), batch["targets"].to(device), reduction="none")
+            total += losses.sum(0).double().cpu()
+            count += len(losses)
+        ends = [1 << power for power in range(context.bit_length()) if 1 << power < context] + [context]
+        starts = [0, *ends[:-1]]
+        return {
+            "positions": ends,
+            "position_loss": [round(float(total[a:b].mean()) / count, 5) for a, b in zip(starts, ends)],
+        }
 
     def terms(self, run: Run[LMConfig, TextDataConfig], data: TextData) -> dict[str, Any]:
         return {

@@ -170,13 +170,20 @@ def _measurements(
 def _scaling(
     config: CompareConfig, base: Run[Any, Any], plan: list[Planned], state: State, board: Board
 ) -> list[schema.Scaling]:
-    """Training speed over length of every choice, if it is asked for; measured together, so again for all."""
+    """Training speed and memory over length of every choice, if asked for; measured together, so again for all."""
     if config.lengths is None:
         return []
-    kept = state.data.get("scaling", {})
-    if not all(kept.get(p.name, {}).get("lengths") == sorted(set(config.lengths)) for p in plan):
-        board.say("measuring speed over length")
-        kept = measure.length_scaling({p.name: run_of(p, base, config, base.train.seed) for p in plan}, config.lengths)
+    kept, lengths = state.data.get("scaling", {}), sorted(set(config.lengths))
+    done = all(
+        kept.get(p.name, {}).get("lengths") == lengths
+        and (not config.measure_memory or "peak_bytes" in kept.get(p.name, {}))
+        for p in plan
+    )
+    if not done:
+        what = "speed and memory" if config.measure_memory else "speed"
+        board.say(f"measuring {what} over length")
+        runs = {p.name: run_of(p, base, config, base.train.seed) for p in plan}
+        kept = measure.length_scaling(runs, lengths, memory=config.measure_memory)
         state.data["scaling"] = kept
         state.save()
     return [kept[p.name] for p in plan]
@@ -212,6 +219,7 @@ def _report(
         if shown is not None:
             folder = folder_of(out, planned.name, shown["seed"])
             choice["sample"] = parts.sample(config, folder, data)
+            choice["attention"] = parts.attention(folder, data)
             choice["kernels"] = _kernels(folder, tasks[planned.name].model)
         choices.append(choice)
     free = ("steps", "seed", "eval_every", "save_every", "log_every", "keep", "save_best", "progress", "tensorboard")
@@ -272,6 +280,7 @@ def _choice(planned: Planned, runs: list[schema.Run], measured: Mapping[str, Any
         "speed": measured["speed"],
         "memory": measured["memory"],
         "sample": None,
+        "attention": None,
         "kernels": None,
         "runs": runs,
     }

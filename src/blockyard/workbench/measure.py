@@ -101,19 +101,22 @@ def training_speed(
 
 
 def length_scaling(
-    runs: Mapping[str, Run[Any, Any]], lengths: Sequence[int], rounds: int = 3
-) -> dict[str, dict[str, list[float]]]:
-    """Training speed over the length of a row, eager, with as many tokens in a batch at every length.
+    runs: Mapping[str, Run[Any, Any]], lengths: Sequence[int], rounds: int = 3, *, memory: bool = False
+) -> dict[str, dict[str, list[Any]]]:
+    """Training speed and memory over the length of a row, eager, with as many tokens in a batch at every length.
 
     Args:
         runs: the runs to imitate, by choice, of a task that has `at_length`.
         lengths: the lengths, in any order.
         rounds: turns of each choice at each length.
+        memory: measure peak memory too, each length of each choice in a fresh process.
 
-    Returns: by choice, `lengths` in rising order and `tokens_per_second`, medians.
+    Returns: by choice, `lengths` in rising order, `tokens_per_second` (medians) and, if asked for, `peak_bytes` (None
+        where it could not be measured).
     """
     ordered = sorted(set(lengths))
-    found: dict[str, dict[str, list[float]]] = {name: {"lengths": [], "tokens_per_second": []} for name in runs}
+    columns = ("lengths", "tokens_per_second", *(["peak_bytes"] if memory else []))
+    found: dict[str, dict[str, list[Any]]] = {name: {column: [] for column in columns} for name in runs}
     for length in ordered:
         at: dict[str, Run[Any, Any]] = {}
         for name, run in runs.items():
@@ -125,6 +128,8 @@ def length_scaling(
         for name, speed in speeds.items():
             found[name]["lengths"].append(length)
             found[name]["tokens_per_second"].append(speed["train_wall"]["median"])
+            if memory:
+                found[name]["peak_bytes"].append(_peak_memory(at[name])["peak_bytes"])
     return found
 
 

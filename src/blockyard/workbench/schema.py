@@ -89,10 +89,11 @@ class Sample(TypedDict):
 
 
 class Scaling(TypedDict):
-    """Training speed over the length of a row, as columns: tokens per second of wall clock, eager."""
+    """Training over the length of a row, as columns: eager, as many tokens in a batch at every length."""
 
     lengths: list[int]
     tokens_per_second: list[float]
+    peak_bytes: NotRequired[list[int | None]]
 
 
 class Choice(TypedDict):
@@ -109,6 +110,7 @@ class Choice(TypedDict):
     speed: Speed | None
     memory: Memory | None
     sample: Sample | None
+    attention: NotRequired[list[dict[str, Any]] | None]  # per attending layer, see `blockyard.workbench.attention`
     kernels: NotRequired[list[dict[str, Any]] | None]  # per filtering layer, see `blockyard.workbench.kernels`
     scaling: NotRequired[Scaling]  # only where it was asked for
     runs: list[Run]

@@ -35,7 +35,8 @@ class CompareConfig:
         sample_tokens: tokens each model writes for the report.
         temperature: temperature of that sampling.
         measure_memory: measure peak memory, in a fresh process for each choice.
-        lengths: lengths at which training speed is measured too, with as many tokens in a batch; none for none.
+        lengths: lengths at which training speed and memory are measured too, with as many tokens in a batch; none for
+            none.
     """
 
     blocks: str

@@ -43,10 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     machine = f"{processor_name()}, torch {torch.__version__.split('+')[0]}"
     kept = Kept(arguments.resume, f"{machine}, Python {platform.python_version()}")
+    wanted = choose(arguments.claims, arguments.document)
+    left_out = [c for c in wanted if c.key not in {chosen_one.key for chosen_one in chosen}]
     rows = measure_claims(chosen, lambda text: print(text, file=sys.stderr), kept)
     if arguments.page:
         try:
-            Path(arguments.page).write_text(page(rows, machine), encoding="utf-8")
+            Path(arguments.page).write_text(page(rows, machine, left_out), encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {arguments.page}: {error.strerror or error}") from error
     if arguments.json:

@@ -67,6 +67,34 @@ def speed_over_length(report: Report) -> Chart | None:
     return Chart("speed-length", "Training speed over length", caption, draw, group="costs")
 
 
+def memory_over_length(report: Report) -> Chart | None:
+    """Peak memory of training over the length of a row, for the choices where it was measured."""
+    found = [
+        (i, choice["scaling"])
+        for i, choice in enumerate(report["choices"])
+        if "scaling" in choice and all(choice["scaling"].get("peak_bytes") or [None])
+    ]
+    if not found or len(found[0][1]["lengths"]) < 2:
+        return None
+    unit = input_unit(report)
+
+    def draw(axes: Any, palette: Palette) -> None:
+        for i, scaling in found:
+            look = palette.style(i)
+            axes.plot(scaling["lengths"], [size / 2**20 for size in scaling["peak_bytes"]], color=look.colour,
+                      marker=look.marker, markersize=5, linewidth=1.7, dashes=look.dashes or (None, None))  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(0, None)
+        lengths = sorted({length for _, scaling in found for length in scaling["lengths"]})
+        axes.set_xticks(lengths, [units.count(length) for length in lengths])
+        axes.minorticks_off()
+        axes.set_xlabel(f"length of a row ({unit}s)")
+        axes.set_ylabel("peak memory of training (MiB)")
+
+    caption = f"Each in a fresh process, with as many {unit}s in a batch at every length. A flat line scales linearly."
+    return Chart("memory-length", "Training memory over length", caption, draw, group="costs")
+
+
 def _speed(key: str) -> Callable[[Choice], float | None]:
     def cost(choice: Choice) -> float | None:
         speed: Any = choice["speed"]

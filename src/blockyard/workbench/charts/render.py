@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from blockyard.errors import require
+from blockyard.workbench.charts.attention import attention_pictures
 from blockyard.workbench.charts.chart import WIDTH, Chart
-from blockyard.workbench.charts.costs import speed_over_length, trade_offs
+from blockyard.workbench.charts.costs import memory_over_length, speed_over_length, trade_offs
 from blockyard.workbench.charts.curves import loss_curves
 from blockyard.workbench.charts.finals import final_losses
 from blockyard.workbench.charts.kernels import learnt_kernels
 from blockyard.workbench.charts.load import expert_loads
 from blockyard.workbench.charts.palette import LIGHT, PLACEHOLDER, Palette
+from blockyard.workbench.charts.positions import loss_over_position
 from blockyard.workbench.charts.svg import for_the_page
 from blockyard.workbench.report.parts import parts_of
 from blockyard.workbench.schema import Report
@@ -40,8 +42,8 @@ _RC = {
 def charts_of(report: Report) -> list[Chart]:
     """The figures that this report has data for, in reading order."""
     own = [chart for section in parts_of(report["task"]).sections(report) for chart in section.charts]
-    costs = [*trade_offs(report), speed_over_length(report)]
-    inside = [*learnt_kernels(report), *expert_loads(report)]
+    costs = [*trade_offs(report), speed_over_length(report), memory_over_length(report), loss_over_position(report)]
+    inside = [*attention_pictures(report), *learnt_kernels(report), *expert_loads(report)]
     found = [final_losses(report), *loss_curves(report), *costs, *own, *inside]
     return [chart for chart in found if chart is not None]
 

@@ -92,8 +92,14 @@ def measure_claims(
     return rows
 
 
-def page(rows: Sequence[dict[str, Any]], machine: str) -> str:
-    """The outcome as a page of Markdown, a section per document."""
+def page(rows: Sequence[dict[str, Any]], machine: str, left_out: Sequence[Claim] = ()) -> str:
+    """The outcome as a page of Markdown, a section per document.
+
+    Args:
+        rows: what `measure_claims` gave.
+        machine: in words.
+        left_out: claims that were not measured; the page names them as such.
+    """
     counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("holds", "partly", "false")}
     lines = [
         "# What the source documents claim, and what is measured here",
@@ -103,9 +109,15 @@ def page(rows: Sequence[dict[str, Any]], machine: str) -> str:
         f"times of {machine}. A time is a ratio of medians taken in turns in one process; it varies by",
         "some per cent between runs and by more between machines.",
     ]
+    if left_out:
+        lines += [
+            "",
+            f"{len(left_out)} more were not measured for this page, because they take long: they are named below.",
+        ]
     for document, title in DOCUMENTS.items():
         found = [row for row in rows if row["document"] == document]
-        if not found:
+        missing = [claim for claim in left_out if claim.document == document]
+        if not found and not missing:
             continue
         lines += [
             "",
@@ -114,9 +126,14 @@ def page(rows: Sequence[dict[str, Any]], machine: str) -> str:
             "| line | the claim | measured | verdict |",
             "|---|---|---|---|",
         ]
-        lines += [*map(row_line, found), ""]
+        lines += map(row_line, found)
+        lines += [f"| {c.line} | {_cell(c.says)} | not measured | – |" for c in missing]
+        lines.append("")
         for row in found:
             lines.append(f"- **{row['key']}** (claimed: {row['claimed']}). {row['how']} {row['why']}")
+        lines += [
+            f"- **{c.key}** (claimed: {c.claimed}). {c.how} Not measured: `blockyard claims {c.key}`." for c in missing
+        ]
     return "\n".join(lines) + "\n"
 
 

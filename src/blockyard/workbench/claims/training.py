@@ -267,7 +267,7 @@ def slow_start() -> Finding:
     verdicts = [better(slow, full), better(frozen, slow)]
     return Finding(
         f"{told(slow)} at a fifth, {told(full)} at the full rate, {told(frozen)} frozen first",
-        "holds" if set(verdicts) == {"holds"} else "false" if "holds" not in verdicts else "partly",
+        "holds" if set(verdicts) == {"holds"} else "false" if set(verdicts) == {"false"} else "partly",
         "A difference within the seeds' interval counts as none.",
         _means({"slow": slow, "full": full, "frozen": frozen}),
     )

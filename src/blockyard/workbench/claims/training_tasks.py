@@ -20,7 +20,7 @@ from blockyard.workbench.claims.training import better
 from blockyard.workbench.stats import interval
 
 DOCUMENT = "spectre-nlp"
-CLASSIFY_STEPS, RECALL_STEPS = 100, 600
+CLASSIFY_STEPS, RECALL_STEPS = 300, 600
 
 
 def accuracies(task: str, blocks: str, groups: dict[str, dict[str, Any]]) -> tuple[float, ...]:

@@ -37,6 +37,7 @@ def render_html(report: Report) -> str:
         _figures(report, curves, [c for c in charts if c.group == "curves"], drawn),
         _figures(report, "What quality costs", [c for c in charts if c.group == "costs"], drawn),
         *(_own(report, section, drawn) for section in own),
+        _figures(report, "What attention looks at", [c for c in charts if c.group == "attention"], drawn),
         _kernels([c for c in charts if c.group == "kernels"], drawn),
         _figures(report, "How busy the experts are", [c for c in charts if c.group == "experts"], drawn),
         _samples(report),

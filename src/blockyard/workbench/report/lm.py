@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from blockyard.data import TextData
 from blockyard.generation.sampling import SamplingConfig
 from blockyard.generation.stream import generate_text
 from blockyard.training.run import load_run
+from blockyard.workbench.attention import attention_of
 from blockyard.workbench.report.parts import Parts
 from blockyard.workbench.schema import Report, Sample, bytes_per_token
 from blockyard.workbench.settings import CompareConfig
 
 PROMPT_CHARACTERS = 48
+ATTENTION_ROWS = 4
 
 
 class LMParts(Parts):
@@ -25,6 +28,11 @@ class LMParts(Parts):
         sampling = SamplingConfig(temperature=config.temperature, seed=0)
         pieces = generate_text(model, tokenizer, prompt, max_new_tokens=config.sample_tokens, sampling=sampling)
         return {"prompt": prompt, "text": "".join(pieces), "seed": 0}
+
+    def attention(self, folder: Path, data: TextData) -> list[dict[str, Any]] | None:
+        model: Any = load_run(folder).model
+        rows = next(iter(data.val_batches(ATTENTION_ROWS, model.config.context, 1)))
+        return attention_of(model, rows["input_ids"])
 
     def notes(self, config: CompareConfig, data: TextData, units_read: Mapping[str, int]) -> list[str]:
         return [

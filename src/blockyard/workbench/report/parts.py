@@ -54,6 +54,10 @@ class Section:
 class Parts:
     """A task's own parts; this one adds nothing."""
 
+    def attention(self, folder: Path, data: Any) -> list[dict[str, Any]] | None:
+        """What a finished run's attention looks at (`blockyard.workbench.attention`), read from its folder."""
+        return None
+
     def sample(self, config: CompareConfig, folder: Path, data: Any) -> Sample | None:
         """What a finished run writes, read from its folder; None for models that write nothing."""
         return None
