@@ -218,3 +218,14 @@ def test_a_page_names_what_was_too_long_to_measure(tmp_path, capsys):
     text = (tmp_path / "c.md").read_text()
     assert "1 more were not measured" in text
     assert "**rope.extrapolation**" in text and "| not measured | – |" in text
+
+
+def test_the_page_of_the_docs_lists_exactly_the_declared_claims():
+    told = re.findall(r"^- \*\*([a-z0-9_.]+)\*\*", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(told) == sorted(claim.key for claim in all_claims())
+
+
+def test_the_counts_on_the_page_of_the_docs_still_come_out_the_same(measured):
+    text = PAGE.read_text(encoding="utf-8")
+    lines = {key: row_line(row) for key, row in measured.items() if key not in ROUNDED}
+    assert {key for key, line in lines.items() if line not in text} == set()
