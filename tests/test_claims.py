@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from blockyard.cli import main
 from blockyard.errors import InputError
 from blockyard.workbench.claims import timing, training, training_tasks
 from blockyard.workbench.claims.claim import DOCUMENTS, judge_all, judge_number, judge_ratio
-from blockyard.workbench.claims.collect import all_claims, choose, measure_claims, page
+from blockyard.workbench.claims.collect import all_claims, choose, measure_claims, page, row_line
 from blockyard.workbench.claims.keep import Kept
 
 SEEDS = Path(__file__).parents[2] / "shared" / "seeds"
