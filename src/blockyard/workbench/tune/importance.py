@@ -6,7 +6,8 @@ grouping of so few trials would explain (adjusted R²). Ranks, because losses of
 thirds, because learning rates are bad on both sides of the best, which a correlation does not see.
 
 On made-up searches of 20 and 40 trials over five options of known effect this put noise above the second most important
-option in 30 % and 20 % of the searches by TPE; PED-ANOVA (arXiv 2304.10255), made for hundreds of trials, in all.
+option in 30 % and 20 % of the searches by TPE; PED-ANOVA (arXiv 2304.10255, best quarter), made for hundreds of trials,
+in all.
 """
 
 from __future__ import annotations
