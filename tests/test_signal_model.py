@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ from blockyard.training.config import TrainConfig
 from blockyard.training.resolve import as_groups, resolve
 from blockyard.training.run import load_run, train
 from blockyard.training.signal import SignalData, SignalTask, predict, signal_figures
+from blockyard.workbench import measure
+from blockyard.workbench.compare import compare
+from blockyard.workbench.settings import CompareConfig
 
 Done = namedtuple("Done", "status out err")
 
@@ -124,6 +128,44 @@ def test_activation_checkpointing_changes_no_gradient():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, True),
+        ({"ordered": False}, False),
+        ({"ordered": False, "positions": "yes"}, True),
+        ({"positions": "no"}, False),
+    ],
+    ids=str,
+)
+def test_a_frame_without_order_is_seen_as_a_set(options, expected):
+    """Without positions a model says the same of every order of the samples; each kind of mixer can do without."""
+    for blocks in ("standard", "complex", "tva+vft"):
+        model = built(blocks=blocks, **options).eval()
+        frames = iq()
+        same = torch.allclose(model(frames).logits, model(frames.flip(1)).logits, atol=1e-4)
+        assert same is not expected
+    assert built(blocks="mla", **options).config.has_positions is expected, "a mixer that cannot do without is left"
+
+
+@pytest.mark.parametrize(
+    "options, ordered",
+    [
+        ({}, False),
+        ({"phase": 3.0, "test_phase": 1.0}, False),
+        ({"frequency": 0.01}, True),
+        ({"fading": "rician"}, True),
+        ({"samples_per_symbol": 2}, True),
+        ({"target": "symbols"}, True),
+    ],
+    ids=str,
+)
+def test_the_data_say_whether_the_order_of_samples_tells_anything(options, ordered):
+    data = SignalData(SignalDataConfig(length=8, **options))
+    fitted = resolve({}, "signal").kind.fit(SignalConfig(**{**SMALL, "frame": 8}), data.assets)
+    assert fitted.has_positions is ordered
+
+
 def test_settings_survive_the_way_through_groups():
     groups = {
         "attn": {"impl": "complex"}, "complex": {"score": "phase"}, "model": {"patch": 2, "norm": "whiten"},
@@ -203,6 +245,54 @@ def test_symbols_of_a_frame_can_be_the_target():
         assert "bound" not in signal_figures(config, data, task.model)
 
 
+def test_signal_models_are_compared_over_snr_beside_the_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "ROUND_SECONDS", 0.005)
+    monkeypatch.setattr(measure, "ROUNDS", 2)
+    config = CompareConfig("standard;complex", budget_value=6 * 8 * 16, seeds=2, evaluations=2, measure_memory=False)
+    shared = {
+        "model": {"d_model": 8, "n_heads": 2},
+        "data": {**DATA, "snr_step": 10.0, "val_frames": 10, "test_phase": 3.1416},
+        "train": {"batch_size": 8, "compile": "off", "threads": 1, "device": "cpu"},
+    }
+    found = compare("signal", config, shared, tmp_path / "out", show=False)
+    assert (found["quality"]["key"], found["quality"]["better"]) == ("val_accuracy", "higher")
+    assert [choice["name"] for choice in found["choices"]] == ["standard", "complex"]
+    bounds = set()
+    for choice in found["choices"]:
+        assert [run["status"] for run in choice["runs"]] == ["finished"] * 2
+        for run in choice["runs"]:
+            figures = run["figures"]
+            assert figures["snr"] == [0.0, 10.0, 20.0] and figures["frames_per_snr"] == 20
+            assert sum(figures["accuracy"]) / 3 == pytest.approx(run["final_quality"], abs=1e-6)
+            # Shares of each class that was sent; both classes are sent equally often.
+            for level, accuracy in zip(figures["snr"], figures["accuracy"]):
+                shares = figures["confusion"][f"{level:g}"]
+                assert (shares[0][0] + shares[1][1]) / 2 == pytest.approx(accuracy)
+            assert set(figures["constellations"]) == {"bpsk", "qpsk"}
+            bounds.add((figures["bound"]["frames"], *figures["bound"]["accuracy"]))
+    ((frames, *accuracy),) = bounds
+    assert frames >= 20_000 and 0.9 < accuracy[0] < accuracy[1] <= accuracy[2] == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    words = (
+        "Accuracy over SNR",
+        "maximum likelihood",
+        "What is taken for what",
+        "Constellations",
+        "20,000 frames per SNR",
+    )
+    assert all(word in page for word in words)
+    assert "| maximum likelihood |" in (tmp_path / "out" / "report.md").read_text()
+    for name in ("accuracy-over-snr", "constellations"):
+        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 0
+    # Given again, with a third seed, the runs that are done stay as they are.
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "runs").rglob("*.safetensors")}
+    again = compare("signal", replace(config, seeds=3), shared, tmp_path / "out", show=False)
+    assert len(before) >= 4 and all(p.stat().st_mtime_ns == then for p, then in before.items())
+    for choice, grown in zip(found["choices"], again["choices"]):
+        assert [run["figures"] for run in grown["runs"][:2]] == [run["figures"] for run in choice["runs"]]
+        assert len(grown["runs"]) == 3
+
+
 def test_classify_reads_files_and_prints_rows(run, trained, tmp_path):
     data = SignalData(load_run(trained).run.data).source.validation
     best = data.snr == 20
@@ -216,8 +306,11 @@ def test_classify_reads_files_and_prints_rows(run, trained, tmp_path):
     csv = run("classify", str(trained), str(tmp_path / "x.npy"), "--format", "csv").out.splitlines()
     assert csv[0] == "frame,class_1,probability_1" and len(csv) == len(rows) + 1
     np.save(tmp_path / "loud.npy", 1e3 * data.iq[best].numpy())
-    loud = run("classify", str(trained), str(tmp_path / "loud.npy"))
-    assert loud.status == 0 and "scaled to" in loud.err
+    loud = run("classify", str(trained), str(tmp_path / "loud.npy"), "--format", "json")
+    # The noise of 10 dB beside signal power 1, the middle of 0 to 20 dB.
+    assert loud.status == 0 and "scaled to 1.1 " in loud.err
+    found = [json.loads(line)["is"][0]["class"] for line in loud.out.splitlines()]
+    assert sum(a == b["is"][0]["class"] for a, b in zip(found, rows)) > 0.9 * len(rows)
 
 
 def test_classify_says_what_is_wrong_in_one_line(run, trained, tmp_path):

@@ -246,6 +246,12 @@ def test_sigmf_types_are_read(tmp_path, samples, datatype, make, tolerance):
 
 def test_bad_files_are_one_line_each(tmp_path, samples):
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY nothing")
+    (tmp_path / "words.npy").write_text("hello")
+    (tmp_path / "broken.npz").write_text("hello")
+    np.save(tmp_path / "objects.npy", np.array([{}, 1], dtype=object), allow_pickle=True)
+    meta = write_sigmf(tmp_path, "two", "cf32_le", samples.ravel())
+    meta.write_text(json.dumps({"global": {"core:datatype": "cf32_le", "core:num_channels": "two"}}))
+    write_sigmf(tmp_path, "bytes", "cf32_le", np.zeros(8 * 5 + 3, np.uint8))
     np.save(tmp_path / "real.npy", samples[:, 0])
     np.save(tmp_path / "nan.npy", np.array([1 + 1j, np.nan]))
     np.save(tmp_path / "empty.npy", np.zeros(0, np.complex64))
@@ -256,7 +262,12 @@ def test_bad_files_are_one_line_each(tmp_path, samples):
     write_sigmf(tmp_path, "gone", "cf32_le", samples).with_suffix(".sigmf-data").unlink()
     for name, message in (
         ("missing.npy", "no such file"),
-        ("broken.npy", "no readable npy"),
+        ("broken.npy", "no npy file of numbers"),
+        ("words.npy", "no npy file of numbers"),
+        ("objects.npy", "no npy file of numbers"),
+        ("broken.npz", "no npz file of numbers"),
+        ("two.sigmf-meta", "core:num_channels='two'; one channel is wanted"),
+        ("bytes.sigmf-meta", "43 bytes, no whole number of cf32_le samples"),
         ("real.npy", "expected complex numbers"),
         ("nan.npy", "NaN or infinite"),
         ("empty.npy", "no samples"),

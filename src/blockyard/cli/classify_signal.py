@@ -45,8 +45,8 @@ def scaled(frames: Any, power: tuple[float, float] | None, scale: str) -> Any:
         return frames
     if mean == 0:
         raise InputError("the samples are all zero")
-    # The geometric middle: where half of the training's decibels lie on either side.
-    wanted = (low * high) ** 0.5
+    # Signal power 1 and the noise of the middle SNR, where half of the training's decibels lie on either side.
+    wanted = 1 + ((low - 1) * (high - 1)) ** 0.5
     note = (
         f"note: mean power {mean:.3g}, trained on {low:.3g} to {high:.3g}; scaled to {wanted:.3g} (--scale none: as is)"
     )

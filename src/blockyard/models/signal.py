@@ -8,7 +8,7 @@ ones works on their real and imaginary parts side by side, twice as wide, and en
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -44,11 +44,14 @@ class SignalConfig(BlocksConfig):
         frame: samples per frame.
         n_classes: classes of a frame, or of a symbol.
         symbols: symbols per frame that are told apart; 0 classifies whole frames.
+        ordered: whether the order of a frame's samples tells anything.
         blocks: the layers, as a choice (`"complex"`, `"complex*2/standard[rope=none]"`); fewer than n_layers repeat.
         d_model: width of the residual stream; of complex numbers where a layer is complex.
         n_layers: number of blocks.
         n_heads: number of attention heads, dividing d_model.
         patch: samples per position of the blocks, dividing the frame.
+        positions: whether blocks see where a sample stands: yes, as each layer's rope says; no, which sets rope=none;
+            auto is no for modulations at one sample per symbol without fading and carrier offset, yes for all else.
         normalise: bring every frame to unit power first; for recordings of unknown scale.
         readout: what the head sees of a complex stream: magnitude (blind to a rotation of the frame), parts (real and
             imaginary ones; symbols need it), or auto, as the target needs it.
@@ -62,9 +65,11 @@ class SignalConfig(BlocksConfig):
     frame: int = 128
     n_classes: int = 6
     symbols: int = 0
+    ordered: bool = True
     d_model: int = 64
-    n_layers: int = 2
+    n_layers: int = 1
     patch: int = 1
+    positions: Literal["auto", "yes", "no"] = "auto"
     normalise: bool = False
     readout: Literal["auto", "magnitude", "parts"] = "auto"
     norm: Literal["rms", "layer", "whiten"] = "rms"  # type: ignore[assignment]
@@ -72,6 +77,8 @@ class SignalConfig(BlocksConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least_one("frame", "n_classes", "patch")
+        if self.positions not in ("auto", "yes", "no"):
+            raise InputError(f"model.positions={self.positions!r} should be auto, yes or no")
         if self.frame % self.patch:
             raise InputError(f"model.patch={self.patch} should divide the frame of {self.frame} samples")
         if self.symbols and self.symbols % self.length:
@@ -96,6 +103,11 @@ class SignalConfig(BlocksConfig):
         return any(_is_complex(spec) for spec in self.layers)
 
     @property
+    def has_positions(self) -> bool:
+        """Whether blocks see where a sample stands."""
+        return self.ordered if self.positions == "auto" else self.positions == "yes"
+
+    @property
     def reads_magnitudes(self) -> bool:
         """Whether the head sees magnitudes only."""
         if self.readout == "auto":
@@ -104,6 +116,8 @@ class SignalConfig(BlocksConfig):
 
     def build_block(self, spec: LayerSpec) -> Any:
         """Construct one layer; a real one in a complex stream works on its parts."""
+        if not self.has_positions:
+            spec = _without_positions(spec)
         own = _is_complex(spec)
         apart = self.is_complex and not own
         block = build_block(
@@ -122,6 +136,14 @@ class SignalConfig(BlocksConfig):
 
 def _is_complex(spec: LayerSpec) -> bool:
     return implementation("attn", spec.attn).traits.complex_valued
+
+
+def _without_positions(spec: LayerSpec) -> LayerSpec:
+    """The layer with rope=none, if its mixer can do without."""
+    option = implementation("attn", spec.attn).options.get("rope")
+    if option is None or "none" not in option.choices:
+        return spec
+    return replace(spec, attn_options={**spec.attn_options, "rope": "none"})
 
 
 class OnParts(nn.Module):
@@ -168,7 +190,9 @@ class RealStem(nn.Module):
         nn.init.uniform_(self.embed.bias, -math.pi, math.pi)  # type: ignore[arg-type]
 
     def forward(self, patches: Tensor) -> Tensor:
-        return torch.sin(self.embed(to_pairs(patches)))
+        # Angles reach 30 radians, where numbers of half precision are an eighth apart.
+        with torch.autocast(patches.device.type, enabled=False):
+            return torch.sin(self.embed(to_pairs(patches)))
 
     def cost(self, tokens: int) -> Cost:
         weight = self.embed.weight

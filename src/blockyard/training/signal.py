@@ -41,12 +41,14 @@ class SignalAssets:
         length: samples per frame.
         symbols: symbols per frame that are told apart; 0 for whole frames.
         power: mean power of the frames it was trained on, lowest and highest, on the scale of the samples.
+        ordered: whether the order of a frame's samples tells anything.
     """
 
     classes: tuple[str, ...]
     length: int
     symbols: int
     power: tuple[float, float] | None = None
+    ordered: bool = True
 
 
 class SignalData:
@@ -78,8 +80,8 @@ class SignalData:
         if c.target == "symbols":
             points = constellation(c.classes[0])
             names = tuple(f"{p.real:+.3f}{p.imag:+.3f}j" for p in points.tolist())
-            return SignalAssets(names, c.length, c.symbols, power)
-        return SignalAssets(self.source.classes, c.length, 0, power)
+            return SignalAssets(names, c.length, c.symbols, power, c.ordered)
+        return SignalAssets(self.source.classes, c.length, 0, power, c.ordered)
 
     def validation_batches(self, rows: int, most: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(frames, targets) of up to `most` batches, in an order in which every part holds all SNRs and classes."""
@@ -144,8 +146,13 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     data_title = "the signals"
     model_config = SignalConfig
     data_config = SignalDataConfig
-    from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0})
+    from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0, "ordered": True})
     unit = "sample"
+    # One layer and a high rate: two layers cost twice as much and were right 0.6 points more often at 10 dB after the
+    # same steps; four times 900 steps brought one point at low SNR (docs/signals.md).
+    train_defaults = MappingProxyType({"steps": 3600, "batch_size": 96, "lr": 1e-2, "eval_batches": 50})
+    # Enough that the models are apart; three seeds of a real and a complex choice take half an hour on two cores.
+    compare_defaults = MappingProxyType({"budget_value": 5_000_000.0})
     own_data_options = ("path",)
     classifier = "blockyard.cli.classify_signal"
     report = "blockyard.workbench.report.signal"
@@ -160,7 +167,13 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
         return SignalTransformer(model)
 
     def fit(self, model: SignalConfig, assets: SignalAssets) -> SignalConfig:
-        return replace(model, frame=assets.length, n_classes=len(assets.classes), symbols=assets.symbols)
+        return replace(
+            model,
+            frame=assets.length,
+            n_classes=len(assets.classes),
+            symbols=assets.symbols,
+            ordered=assets.ordered,
+        )
 
     def load_assets(self, folder: Path) -> SignalAssets:
         path = folder / ASSETS
@@ -168,7 +181,11 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
             stored = json.loads(path.read_text(encoding="utf-8"))
             power = stored["power"]
             return SignalAssets(
-                tuple(stored["classes"]), int(stored["length"]), int(stored["symbols"]), tuple(power) if power else None
+                tuple(stored["classes"]),
+                int(stored["length"]),
+                int(stored["symbols"]),
+                tuple(power) if power else None,
+                bool(stored.get("ordered", True)),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is missing or damaged: {error}") from error
@@ -214,7 +231,16 @@ def signal_figures(config: SignalDataConfig, data: SignalData, model: nn.Module)
 def predict(model: nn.Module, iq: Tensor) -> Tensor:
     """Logits of frames [n, length], on the CPU."""
     device = next(model.parameters()).device
-    return torch.cat([model(rows.to(device)).logits.float().cpu() for rows in iq.split(_ROWS)])
+    # Written into one tensor: small results kept among the large ones of each pass would fragment the heap, which
+    # then grows with every pass, to gigabytes.
+    found: Tensor | None = None
+    for start in range(0, len(iq), _ROWS):
+        logits = model(iq[start : start + _ROWS].to(device)).logits
+        if found is None:
+            found = torch.empty(len(iq), *logits.shape[1:])
+        found[start : start + len(logits)] = logits
+    assert found is not None
+    return found
 
 
 def confusion(chosen: Tensor, targets: Tensor, classes: int) -> list[list[float]]:
@@ -225,11 +251,17 @@ def confusion(chosen: Tensor, targets: Tensor, classes: int) -> list[list[float]
 
 
 def constellations(frames: Frames, config: SignalDataConfig) -> dict[str, list[list[float]]]:
-    """Some samples of every modulation at the highest SNR of the grid: {class: [[re, im], …]}."""
+    """Some samples of every modulation at the highest SNR of the grid: {class: [[re, im], …]}.
+
+    Where every frame has a phase of its own they are those of one frame.
+    """
     best = frames.snr == max(config.snr_grid)
+    phase = config.phase if config.test_phase is None else config.test_phase
+    alike = not phase and not config.frequency and config.fading == "none"
+    most = _SHOWN if alike else config.length
     shown = {}
     for number, name in enumerate(config.classes):
-        samples = frames.iq[best & (frames.modulation == number)].flatten()[:_SHOWN]
+        samples = frames.iq[best & (frames.modulation == number)].flatten()[:most]
         shown[name] = [[round(float(z.real), 3), round(float(z.imag), 3)] for z in samples]
     return shown
 

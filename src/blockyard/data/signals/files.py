@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
@@ -71,10 +72,13 @@ def _load_array(path: Path) -> Any:
                 raise InputError(f"{path} holds {', '.join(loaded.files)}; name the samples iq")
             return loaded[name]
         return loaded
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is no readable {path.suffix[1:]} file: {error}") from error
+    except InputError:
+        raise
+    except (ValueError, EOFError, BadZipFile) as error:
+        # numpy's own words advise loading what it cannot read as Python objects, which would run code from the file.
+        raise InputError(f"{path} is damaged, or no {path.suffix[1:]} file of numbers") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _complex_array(array: Any, path: Path) -> Tensor:
@@ -96,7 +100,7 @@ def _read_sigmf(path: Path) -> Tensor:
     np = require("numpy", extra="train")
     meta_path, data_path = path.with_suffix(".sigmf-meta"), path.with_suffix(".sigmf-data")
     meta = _sigmf_meta(meta_path)
-    datatype = str(meta.get("global", {}).get("core:datatype", ""))
+    datatype = str(meta["global"].get("core:datatype", ""))
     match = re.fullmatch(r"([cr])([fiu](?:8|16|32|64))(?:_(le|be))?", datatype)
     if not match or match.group(2) not in _SIGMF_TYPES:
         raise InputError(f"{meta_path}: core:datatype={datatype!r} should be a SigMF type such as cf32_le or ci16_le")
@@ -106,12 +110,14 @@ def _read_sigmf(path: Path) -> Tensor:
     order = ">" if match.group(3) == "be" else "<"
     if not data_path.is_file():
         raise InputError(f"{data_path}: no such file, though {meta_path.name} describes it")
-    raw = np.fromfile(data_path, dtype=np.dtype(order + code))
-    if len(raw) % 2:
-        raise InputError(f"{data_path} holds an odd number of {datatype} parts: it is cut short")
-    channels = int(meta.get("global", {}).get("core:num_channels", 1))
+    kind = np.dtype(order + code)
+    size = data_path.stat().st_size
+    if size % (2 * kind.itemsize):
+        raise InputError(f"{data_path} holds {size} bytes, no whole number of {datatype} samples: it is cut short")
+    channels = meta["global"].get("core:num_channels", 1)
     if channels != 1:
-        raise InputError(f"{meta_path}: core:num_channels={channels}; one channel is wanted")
+        raise InputError(f"{meta_path}: core:num_channels={channels!r}; one channel is wanted")
+    raw = np.fromfile(data_path, dtype=kind)
     values = raw.astype(np.float32)
     if code.startswith("u"):
         values = values - np.float32(full)

@@ -110,6 +110,12 @@ class SignalDataConfig:
         return self.length // self.samples_per_symbol
 
     @property
+    def ordered(self) -> bool:
+        """Whether the order of a frame's samples tells anything: not where each is a symbol of its own in noise."""
+        independent = self.samples_per_symbol == 1 and self.fading == "none" and not self.frequency
+        return self.target == "symbols" or self.path is not None or not independent
+
+    @property
     def snr_grid(self) -> tuple[float, ...]:
         """SNRs of the validation frames, dB."""
         steps = int((self.snr_max - self.snr_min) / self.snr_step + 1e-9)

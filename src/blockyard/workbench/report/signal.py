@@ -42,18 +42,19 @@ class SignalParts(Parts):
                     "Accuracy over SNR", lede, tables=[_accuracy_table(report, with_snr)], charts=[_over_snr(report)]
                 )
             )
+        snr = _telling(found)
         confusions = [
             _confusion_chart(name, snr, figures["classes"], figures["confusion"][snr])
             for name, figures in found.items()
-            for snr in _telling(figures)
+            if snr is not None and snr in figures.get("confusion", {})
         ]
         if confusions:
             lede = "Rows are what was sent, columns what the model says; first seed of every choice."
             sections.append(Section("What is taken for what", lede, charts=confusions))
         shown = next((f["constellations"] for f in found.values() if "constellations" in f), None)
         if shown:
-            snr = max(next(iter(with_snr.values()))["snr"])
-            lede = f"Samples of the validation frames at {snr:g} dB, as the models get them."
+            highest = max(next(iter(with_snr.values()))["snr"])
+            lede = f"Samples of the validation frames at {highest:g} dB, as the models get them."
             sections.append(Section("Constellations", lede, charts=[_constellation_chart(shown)]))
         return sections
 
@@ -118,14 +119,16 @@ def _over_snr(report: Report) -> Chart:
     return Chart("accuracy-over-snr", "Accuracy over SNR", caption, draw, group="signal")
 
 
-def _telling(figures: Mapping[str, Any]) -> list[str]:
-    """The SNR at which the mistakes say most: accuracy nearest to three quarters."""
-    if "confusion" not in figures:
-        return []
-    if "snr" not in figures:
-        return list(figures["confusion"])[:1]
-    nearest = min(range(len(figures["snr"])), key=lambda i: abs(figures["accuracy"][i] - 0.75))
-    return [f"{figures['snr'][nearest]:g}"]
+def _telling(found: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The SNR at which mistakes say most, the same for all: where the best accuracy is nearest to three quarters."""
+    shown = [figures for figures in found.values() if "confusion" in figures]
+    if not shown:
+        return None
+    if "snr" not in shown[0]:
+        return next(iter(shown[0]["confusion"]))
+    best = [max(values) for values in zip(*(figures["accuracy"] for figures in shown))]
+    nearest = min(range(len(best)), key=lambda i: abs(best[i] - 0.75))
+    return f"{shown[0]['snr'][nearest]:g}"
 
 
 def _confusion_chart(name: str, snr: str, classes: list[str], shares: list[list[float]]) -> Chart:
@@ -164,14 +167,12 @@ def _constellation_chart(shown: Mapping[str, list[list[float]]]) -> Chart:
         columns = min(3, len(shown))
         reach = max((abs(v) for points in shown.values() for z in points for v in z), default=1.0) * 1.15
         for number, (name, points) in enumerate(shown.items()):
-            x0, y0 = 2 * reach * (number % columns), -2 * reach * (number // columns)
+            x0, y0 = 2 * reach * (number % columns), -2.3 * reach * (number // columns)
             look = palette.style(number)
             axes.scatter([x0 + z[0] for z in points], [y0 + z[1] for z in points], s=2, color=look.colour, alpha=0.6)
-            axes.text(x0, y0 + 0.8 * reach, name, ha="center", fontsize=8, color=palette.ink)
+            axes.text(x0, y0 + reach, name, ha="center", fontsize=8, color=palette.ink)
         axes.set_aspect("equal")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.grid(False)
+        axes.set_axis_off()
 
     return Chart("constellations", "What is sent, with noise", "In-phase across, quadrature up.", draw,
                  legend=False, group="signal")  # fmt: skip
