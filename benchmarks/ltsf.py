@@ -32,11 +32,13 @@ from blockyard.training.trainer import Trainer
 ETT_BORDERS = (8640, 8640 + 2880, 8640 + 5760)
 SEASON = {"ETTh1": 24, "exchange": 1}
 # What validation chooses among.
-GRID: tuple[dict[str, Any], ...] = (
-    {"d_model": 16, "n_layers": 2, "dropout": 0.3, "lr": 1e-3},
-    {"d_model": 16, "n_layers": 2, "dropout": 0.3, "lr": 3e-4},
-    {"d_model": 16, "n_layers": 1, "dropout": 0.5, "lr": 1e-4},
+GRID: tuple[dict[str, Any], ...] = tuple(
+    {"d_model": 16, "n_layers": layers, "dropout": dropout, "lr": lr, "shortcut_ridge": ridge}
+    for layers, dropout, lr in ((2, 0.3, 1e-3), (2, 0.3, 3e-4), (1, 0.5, 1e-4))
+    for ridge in (None, "fitted")
 )
+# Penalties of the linear path's ridge start; validation of the untrained model chooses.
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 class Series:
@@ -74,9 +76,13 @@ class SeriesTask:
 
     def __init__(self, series: Series, config: PriceConfig, train: TrainConfig, ahead: int) -> None:
         with seeded(train.seed):
-            self.model: nn.Module = PriceForecaster(config)
+            model = PriceForecaster(config)
+        self.model: nn.Module = model
         self.series, self.train, self.look, self.ahead = series, train, config.context, ahead
         self.rows = series.windows("train", self.look, ahead)
+        if config.shortcut_ridge is not None:
+            every = self._tensors(self.rows.reshape(-1, self.rows.shape[-1]))
+            model.start_at(torch.zeros(1), torch.ones(1), every["x"], every["y"])
         self.tokens_per_step, self.flops_per_step = train.batch_size, 0
         self.fingerprint: dict[str, Any] = {"source": series.name}
 
@@ -112,11 +118,8 @@ class SeriesTask:
         pass
 
 
-def train(series: Series, look: int, ahead: int, setting: dict[str, Any], seed: int, steps: int) -> dict[str, Any]:
-    """One run: the weights that are best on validation, and their errors."""
-    options = dict(setting)
-    lr = options.pop("lr")
-    config = PriceConfig(
+def make_config(look: int, ahead: int, options: dict[str, Any]) -> PriceConfig:
+    return PriceConfig(
         features=("value",),
         context=look,
         horizons=tuple(range(1, ahead + 1)),
@@ -129,6 +132,26 @@ def train(series: Series, look: int, ahead: int, setting: dict[str, Any], seed: 
         head="point",
         **options,
     )
+
+
+def penalty(series: Series, look: int, ahead: int, setting: dict[str, Any]) -> float:
+    """The penalty of the linear path's start whose untrained model is best on validation."""
+    options = {name: value for name, value in setting.items() if name not in ("lr", "shortcut_ridge")}
+    errors = {}
+    for strength in PENALTIES:
+        config = make_config(look, ahead, {**options, "shortcut_ridge": strength})
+        task = SeriesTask(series, config, TrainConfig(steps=1, seed=0), ahead)
+        errors[strength] = task.error(task.model, "val")
+    return min(errors, key=lambda strength: errors[strength])
+
+
+def train(series: Series, look: int, ahead: int, setting: dict[str, Any], seed: int, steps: int) -> dict[str, Any]:
+    """One run: the weights that are best on validation, and their errors."""
+    options = dict(setting)
+    lr = options.pop("lr")
+    if options["shortcut_ridge"] == "fitted":
+        options["shortcut_ridge"] = penalty(series, look, ahead, {**options, "lr": lr})
+    config = make_config(look, ahead, options)
     settings = TrainConfig(
         steps=steps, batch_size=256, optimizer="adamw", lr=lr, seed=seed, eval_every=0, save_every=0, save_best=False,
         progress=False, compile="off", precision="fp32", weight_decay=0.01, warmup=50,
@@ -138,11 +161,13 @@ def train(series: Series, look: int, ahead: int, setting: dict[str, Any], seed: 
         task = SeriesTask(series, config, settings, ahead)
         trainer = Trainer(task, settings, Path(folder) / "run", resolved={})
         best: tuple[float, dict[str, Tensor], int] = (float("inf"), {}, 0)
-        while not trainer.done:
-            trainer.advance(max(1, steps // 15))
+        while True:
             loss = trainer.evaluate()["val_loss"]
             if loss < best[0]:
                 best = (loss, {k: v.clone() for k, v in task.model.state_dict().items()}, trainer.step)
+            if trainer.done:
+                break
+            trainer.advance(max(1, steps // 15))
         trainer.close()
     task.model.load_state_dict(best[1])
     return {
@@ -150,6 +175,7 @@ def train(series: Series, look: int, ahead: int, setting: dict[str, Any], seed: 
         "val": best[0],
         "test": task.error(task.model, "test"),
         "step": best[2],
+        "shortcut_ridge": config.shortcut_ridge,
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "cpu_seconds": time.process_time() - started,
     }

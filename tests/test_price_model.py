@@ -57,6 +57,7 @@ OPTIONS = [
     {"shortcut": "window"}, {"head": "student_t"}, {"head": "student_t", "instance": "return"}, {"head": "point"},
     {"head": "point", "direction_weight": 0.5, "smoothness_weight": 0.5}, {"causal": True}, {"norm_position": "post"},
     {"blocks": "mla"}, {"blocks": "tva+vft"}, {"dropout": 0.2}, {"patch": 5, "stride": 3},
+    {"head": "point", "shortcut_ridge": 0.1},
 ]  # fmt: skip
 
 
@@ -121,6 +122,35 @@ def test_level_instances_follow_a_shift_and_a_scale_of_the_series():
     a, b = model(x).point, model(3 * x + 2).point
     # RevIN's small number under the root bends it a little.
     torch.testing.assert_close(b, 3 * a + 2, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shortcut", ["last", "window"])
+def test_a_linear_path_that_starts_as_a_ridge_regression_is_one(shortcut):
+    """Least squares by stacked rows: those of the data, and one per coefficient for the penalty."""
+    torch.manual_seed(3)
+    options = {"instance": "level", "head": "point", "shortcut": shortcut, "shortcut_ridge": 0.3, "context": 12}
+    model = PriceForecaster(config(features=("value", "more"), **options))
+    x, y = torch.randn(50, 12, 2) * 3 + 1, torch.randn(50, len(model.config.horizons))
+    model.start_at(torch.zeros(2), torch.ones(2), x, y)
+    mean, std = x.mean(dim=1, keepdim=True), torch.sqrt(x.var(dim=1, keepdim=True, correction=0) + 1e-5)
+    seen, shift, scale = (x - mean) / std, mean[:, 0, :1], std[:, 0, :1]
+    inputs = (seen[:, -1] if shortcut == "last" else seen.flatten(1)).double().numpy()
+    target = ((y - shift) / scale).double().numpy()
+    target = target - target.mean(axis=0)
+    rows, weight = inputs.shape[1], scale.double().numpy()
+    power = np.square(inputs * weight).sum() / rows
+    stacked = np.concatenate([inputs * weight, np.sqrt(0.3 * power) * np.eye(rows)])
+    wanted = np.linalg.lstsq(stacked, np.concatenate([target * weight, np.zeros((rows, y.shape[1]))]), rcond=None)[0]
+    assert np.allclose(model.shortcut.weight.detach().numpy().T, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"shortcut_ridge": 0.1}, {"shortcut_ridge": 0.0, "head": "point"},
+                {"shortcut_ridge": 0.1, "head": "point", "shortcut": "none"}],
+)  # fmt: skip
+def test_a_ridge_start_without_a_linear_path_or_a_point_is_refused(options):
+    with pytest.raises(InputError, match="shortcut_ridge"):
+        config(features=("value",), **options)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ class PriceConfig(BlocksConfig):
             the window's volatility, `level` also shifts it by the window's mean (for series that are no prices).
         pool: what of the last layer the head reads: the last token, the mean, or all tokens (flatten).
         shortcut: a linear path beside the blocks, from the `last` step's features or the whole `window`, or none.
+        shortcut_ridge: start the linear path as a ridge regression on training windows, with a penalty of this share of
+            their mean power; none starts it at zero. Only with head=point.
         head: `quantile`, `student_t` or `point`.
         quantiles: levels of the forecast quantiles, rising.
         direction_weight: weight of the direction loss beside the squared error (head `point`).
@@ -85,6 +87,7 @@ class PriceConfig(BlocksConfig):
     instance: Literal["none", "return", "level"] = "return"
     pool: Literal["last", "mean", "flatten"] = "last"
     shortcut: Literal["none", "last", "window"] = "last"
+    shortcut_ridge: float | None = None
     head: HeadKind = "student_t"
     quantiles: tuple[float, ...] = LEVELS
     direction_weight: float = 0.0
@@ -107,6 +110,13 @@ class PriceConfig(BlocksConfig):
                 raise InputError(f"{name}={getattr(self, name)} should be a number of at least 0")
             if getattr(self, name) and self.head != "point":
                 raise InputError(f"{name}={getattr(self, name)} needs head=point; head={self.head} has its own loss")
+        if self.shortcut_ridge is not None:
+            if not 0 < self.shortcut_ridge < float("inf"):
+                raise InputError(f"shortcut_ridge={self.shortcut_ridge} should be a number above 0")
+            if self.head != "point" or self.shortcut == "none":
+                raise InputError(
+                    f"shortcut_ridge needs head=point and a linear path; head={self.head}, shortcut={self.shortcut}"
+                )
         if self.instance == "level" and self.head == "student_t":
             raise InputError("instance=level goes with head=quantile or head=point")
 
@@ -151,6 +161,21 @@ class Readout(Linear):
 
     def parameter_roles(self) -> dict[str, Role]:
         return {"weight": Role("head")}
+
+
+def ridge(x: Tensor, y: Tensor, weight: Tensor, penalty: float) -> Tensor:
+    """The matrix W [H, F] that minimises Σ weight² |y − W x|² + penalty · power · |W|², in double precision.
+
+    Args:
+        x: [N, F].
+        y: [N, H].
+        weight: of every row, [N, 1].
+        penalty: as a share of the mean power, Σ weight² |x|² / F.
+    """
+    x, y = (x * weight).double(), (y * weight).double()
+    gram = x.mT @ x
+    power = gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.linalg.solve(gram + penalty * power * torch.eye(len(gram), dtype=gram.dtype), x.mT @ y).mT
 
 
 class PriceForecaster(Trunk):
@@ -218,8 +243,17 @@ class PriceForecaster(Trunk):
         with torch.no_grad():
             self.mean.copy_(mean)
             self.std.copy_(std)
-            _, shift, scale = self._normalise(x)
-            self.head.start_at((y - shift) / scale)
+            seen, shift, scale = self._normalise(x)
+            target = (y - shift) / scale
+            self.head.start_at(target)
+            if self.config.shortcut_ridge is not None:
+                assert self.shortcut is not None
+                left = target - self.head.base
+                self.shortcut.weight.copy_(ridge(self._short(seen), left, scale, self.config.shortcut_ridge))
+
+    def _short(self, seen: Tensor) -> Tensor:
+        """What the linear path reads of scaled features."""
+        return seen[:, -1] if self.config.shortcut == "last" else seen.flatten(1)
 
     def forward(self, x: Tensor, *, targets: Tensor | None = None) -> PriceOutput:
         """Forecast from windows.
@@ -237,7 +271,7 @@ class PriceForecaster(Trunk):
         state = self._pool(h)
         raw = self.readout(state)
         if self.shortcut is not None:
-            raw = raw + self.shortcut(seen[:, -1] if self.config.shortcut == "last" else seen.flatten(1))
+            raw = raw + self.shortcut(self._short(seen))
         raw = raw.unflatten(-1, (len(self.config.horizons), self.head.width))
         return self._output(raw, state, shift, scale, targets, aux)
 
