@@ -16,7 +16,7 @@ MOST_HEADS, GAP = 8, 3
 
 def attention_pictures(report: Report) -> list[Chart]:
     """One figure of reaches for all choices that attend, and one of maps for each."""
-    found = {i: choice["attention"] for i, choice in enumerate(report["choices"]) if choice.get("attention")}
+    found = {i: layers for i, choice in enumerate(report["choices"]) if (layers := choice.get("attention"))}
     if not found:
         return []
     names = [choice["name"] for choice in report["choices"]]

@@ -81,7 +81,7 @@ def memory_over_length(report: Report) -> Chart | None:
     def draw(axes: Any, palette: Palette) -> None:
         for i, scaling in found:
             look = palette.style(i)
-            axes.plot(scaling["lengths"], [size / 2**20 for size in scaling["peak_bytes"]], color=look.colour,
+            axes.plot(scaling["lengths"], [size / 2**20 for size in scaling["peak_bytes"] if size], color=look.colour,
                       marker=look.marker, markersize=5, linewidth=1.7, dashes=look.dashes or (None, None))  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_ylim(0, None)
