@@ -3,7 +3,7 @@
 For symbols in white noise of known variance σ² at one sample per symbol, the likelihood of a modulation is a product
 over the samples of a mean over its points, p(y | m) = Π_n mean_s exp(−|y_n − s|² / σ²) / πσ². With equally likely
 modulations, choosing the largest is right most often. `coherent` knows the phase; `unknown phase` averages the product
-over all phases. Exact but for the number of frames, and cheap: where a constellation is a product of real and imaginary
+over all phases, an unknown SNR over its range. Exact but for the number of frames, and cheap: where a constellation is a product of real and imaginary
 levels, so is its mean; phases are averaged over one period of the constellation's symmetry, on a grid much finer than
 the likelihood's width.
 """
@@ -36,6 +36,7 @@ class Bound:
         confusion: [SNR][true class][chosen class], shares of each true class.
         frames: frames per SNR.
         coherent: whether the phase is known.
+        snr_range: dB between which the SNR may lie for all that the classifier knows; None = it is known.
     """
 
     snr: tuple[float, ...]
@@ -43,6 +44,7 @@ class Bound:
     confusion: tuple[tuple[tuple[float, ...], ...], ...]
     frames: int
     coherent: bool
+    snr_range: tuple[float, float] | None = None
 
     @property
     def standard_error(self) -> tuple[float, ...]:
@@ -56,23 +58,28 @@ def maximum_likelihood_bound(
     snr: Sequence[float],
     *,
     coherent: bool = True,
+    snr_range: tuple[float, float] | None = None,
     frames: int = FRAMES,
     seed: int = 0,
     on_snr: Callable[[float, float], None] | None = None,
 ) -> Bound:
-    """Accuracy of the maximum-likelihood classifier at one sample per symbol with known SNR.
+    """Accuracy of the maximum-likelihood classifier at one sample per symbol.
 
     Args:
         classes: modulations, equally likely.
         length: samples per frame.
         snr: dB.
         coherent: the phase is known; else it is drawn evenly from all angles and averaged out.
+        snr_range: dB between which the SNR is drawn evenly, which is averaged out too; None = it is known. Takes one
+            pass for every half decibel.
         frames: frames per SNR.
         seed: of the frames.
         on_snr: called with (SNR, accuracy) as each is done.
     """
     if frames < 1:
         raise InputError(f"frames={frames} should be at least 1")
+    if snr_range is not None and not snr_range[0] <= snr_range[1]:
+        raise InputError(f"snr_range={snr_range} should be two numbers of dB, the lower one first")
     config = SignalDataConfig(
         modulations=",".join(classes), length=length, phase=0.0 if coherent else math.pi, snr_min=-60, snr_max=100
     )
@@ -86,18 +93,26 @@ def maximum_likelihood_bound(
             n = min(left, max(1, _SAMPLES // length))
             left -= n
             drawn = source.generate(n, generator, snr=torch.full((n,), float(level)))
-            scores = log_likelihoods(drawn.iq, classes, float(level), coherent=coherent)
+            levels = [float(level)] if snr_range is None else _grid(*snr_range)
+            found = [log_likelihoods(drawn.iq, classes, each, coherent=coherent) for each in levels]
+            scores = torch.stack(found).logsumexp(0)
             counts.index_put_((drawn.modulation, scores.argmax(-1)), torch.ones(n), accumulate=True)
         accuracy.append(float(counts.diagonal().sum() / frames))
         shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
         confusion.append(tuple(tuple(row) for row in shares.tolist()))
         if on_snr is not None:
             on_snr(float(level), accuracy[-1])
-    return Bound(tuple(map(float, snr)), tuple(accuracy), tuple(confusion), frames, coherent)
+    return Bound(tuple(map(float, snr)), tuple(accuracy), tuple(confusion), frames, coherent, snr_range)
+
+
+def _grid(low: float, high: float) -> list[float]:
+    """Levels at most half a decibel apart: a frame of some hundred samples tells its SNR no more finely than that."""
+    steps = max(1, math.ceil((high - low) / 0.5))
+    return [low + (high - low) * i / steps for i in range(steps + 1)]
 
 
 def log_likelihoods(iq: Tensor, classes: Sequence[str], snr: float, *, coherent: bool = True) -> Tensor:
-    """ln p(frame | modulation) up to a constant: [n, classes].
+    """ln p(frame | modulation, SNR), but for N ln π: [n, classes].
 
     Args:
         iq: [n, length], one sample per symbol, symbols of unit mean power.
@@ -106,9 +121,10 @@ def log_likelihoods(iq: Tensor, classes: Sequence[str], snr: float, *, coherent:
         coherent: whether the phase is 0, or unknown and averaged over.
     """
     variance = 10 ** (-snr / 10)
-    if coherent:
-        return torch.stack([_coherent(iq, name, variance) for name in classes], dim=-1)
-    return torch.stack([_any_phase(iq, name, variance) for name in classes], dim=-1)
+    likelihood = _coherent if coherent else _any_phase
+    # The width of the noise counts where levels are compared.
+    density = iq.shape[-1] * math.log(variance)
+    return torch.stack([likelihood(iq, name, variance) for name in classes], dim=-1) - density
 
 
 def _coherent(iq: Tensor, name: str, variance: float) -> Tensor:

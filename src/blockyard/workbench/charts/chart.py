@@ -31,3 +31,9 @@ def seeds_in(report: Report) -> str:
     """How many seeds finished, for captions: "3", or "2 to 3" where choices differ."""
     ns = {sum(run["status"] == "finished" for run in choice["runs"]) for choice in report["choices"]}
     return str(ns.pop()) if len(ns) == 1 else f"{min(ns)} to {max(ns)}"
+
+
+def mean_of_seeds(report: Report) -> str:
+    """For captions: "Mean of 3 seeds." or "One seed." """
+    n = seeds_in(report)
+    return "One seed." if n == "1" else f"Mean of {n} seeds."

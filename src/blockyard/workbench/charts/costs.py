@@ -8,7 +8,7 @@ from typing import Any
 
 from blockyard.errors import require
 from blockyard.workbench import units
-from blockyard.workbench.charts.chart import Chart, seeds_in
+from blockyard.workbench.charts.chart import Chart, mean_of_seeds
 from blockyard.workbench.charts.palette import Palette
 from blockyard.workbench.schema import Choice, Report, higher_is_better, input_unit, quality_word, with_unit
 
@@ -29,7 +29,7 @@ def trade_offs(report: Report) -> list[Chart]:
         caption = (
             f"{'Higher' if higher_is_better(report) else 'Lower'} and further "
             f"{'right' if better == 'more' else 'left'} is better. The stepped line joins the "
-            f"choices that no other beats in both. n = {seeds_in(report)} seeds."
+            f"choices that no other beats in both. {mean_of_seeds(report)}"
         )
         found.append(
             Chart(

@@ -28,7 +28,7 @@ def _responses(number: int, name: str, layers: list[dict[str, Any]]) -> Chart:
         axes.set_xlabel("lag (tokens)")
         axes.set_ylabel("|impulse response|, largest = 1")
 
-    spans = ", ".join(f"layer {layer['layer']}: {layer['span'][1]:g}" for layer in layers)
+    spans = ", ".join(f"layer {layer['layer'] + 1}: {layer['span'][1]:g}" for layer in layers)
     caption = (
         "Median over the kernels of a layer, for an average input. "
         f"Lag that holds 95 % of the energy (median): {spans}."
@@ -56,6 +56,6 @@ def _curves(axes: Any, palette: Palette, layers: list[dict[str, Any]], x: str, y
             [quartiles[1] for quartiles in layer[y]],
             color=look.colour,
             dashes=look.dashes or (None, None),
-            label=f"layer {layer['layer']}",
+            label=f"layer {layer['layer'] + 1}",
         )
     axes.legend(frameon=False, fontsize=8, labelcolor=palette.ink)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockyard.workbench.charts.chart import Chart, seeds_in
+from blockyard.workbench.charts.chart import Chart, mean_of_seeds
 from blockyard.workbench.charts.palette import Palette
 from blockyard.workbench.schema import Choice, Report, with_unit
 
@@ -30,7 +30,7 @@ def loss_over_position(report: Report) -> Chart | None:
 
     caption = (
         "Loss on held-out text by the number of tokens that the model has seen of the row: where a line stops falling, "
-        f"more context is worth nothing to that choice. Mean of {seeds_in(report)} seeds."
+        f"more context is worth nothing to that choice. {mean_of_seeds(report)}"
     )
     return Chart("loss-position", "Loss over position", caption, draw, group="costs")
 
