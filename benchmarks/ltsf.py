@@ -149,7 +149,7 @@ def train(series: Series, look: int, ahead: int, setting: dict[str, Any], seed: 
     """One run: the weights that are best on validation, and their errors."""
     options = dict(setting)
     lr = options.pop("lr")
-    if options["shortcut_ridge"] == "fitted":
+    if options.get("shortcut_ridge") == "fitted":
         options["shortcut_ridge"] = penalty(series, look, ahead, {**options, "lr": lr})
     config = make_config(look, ahead, options)
     settings = TrainConfig(

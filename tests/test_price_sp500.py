@@ -84,3 +84,8 @@ def test_the_ltsf_task_learns_and_reads_no_label_across_a_border():
     few.values, few.borders = few.values[:1200, :2], (800, 1000, 1200)
     run = module.train(few, 48, 12, {"d_model": 8, "n_layers": 1, "dropout": 0.0, "lr": 3e-3}, 0, 15)
     assert run["test"] < 0.8 * module.baselines(few, 48, 12)["repeat"]
+    # A linear path that starts as a ridge regression is that good before the first step.
+    setting = {"d_model": 8, "n_layers": 1, "dropout": 0.0, "lr": 1e-9, "shortcut_ridge": "fitted"}
+    started = module.train(few, 48, 12, setting, 0, 1)
+    assert started["shortcut_ridge"] in module.PENALTIES
+    assert started["test"] < 0.8 * module.baselines(few, 48, 12)["repeat"]

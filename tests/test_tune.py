@@ -392,10 +392,10 @@ def test_budget_in_tokens_gives_larger_batches_fewer_steps(tmp_path: Path) -> No
 
 
 def test_budget_in_seconds_is_spent_by_the_clock(tmp_path: Path) -> None:
-    record = search(tmp_path, {"train.lr": "0.01,0.1"}, trials=2, budget_unit="seconds", budget_value=0.3)
+    record = search(tmp_path, {"train.lr": "0.01,0.1"}, trials=2, budget_unit="seconds", budget_value=1.0)
     for trial in record["trials"]:
         if trial["same_as"] is None:
-            assert trial["seconds"] >= 0.3
+            assert trial["seconds"] >= 1.0, trial["note"]
             assert trial["value"] is not None
     assert yaml.safe_load((tmp_path / "best.yaml").read_text())["train"]["steps"] > 1
 
