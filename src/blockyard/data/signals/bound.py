@@ -3,9 +3,9 @@
 For symbols in white noise of known variance σ² at one sample per symbol, the likelihood of a modulation is a product
 over the samples of a mean over its points, p(y | m) = Π_n mean_s exp(−|y_n − s|² / σ²) / πσ². With equally likely
 modulations, choosing the largest is right most often. `coherent` knows the phase; `unknown phase` averages the product
-over all phases, an unknown SNR over its range. Exact but for the number of frames, and cheap: where a constellation is a product of real and imaginary
-levels, so is its mean; phases are averaged over one period of the constellation's symmetry, on a grid much finer than
-the likelihood's width.
+over all phases, and an unknown SNR over its range. Exact but for the number of frames, and cheap: where a constellation
+is a product of real and imaginary levels, so is its mean; phases are averaged over one period of the constellation's
+symmetry, on a grid much finer than the likelihood's width.
 """
 
 from __future__ import annotations
