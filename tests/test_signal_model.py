@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import namedtuple
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from blockyard.data.signals.bound import log_likelihoods
 from blockyard.data.signals.generator import SignalDataConfig
 from blockyard.data.signals.modulations import USUAL
 from blockyard.models.signal import OnParts, SignalConfig, SignalTransformer
+from blockyard.models.signal_condition import WAVES, SnrModulation
 from blockyard.symmetry import check_equivariance
 from blockyard.training.config import TrainConfig
 from blockyard.training.resolve import as_groups, resolve
@@ -24,6 +26,7 @@ from blockyard.training.run import load_run, train
 from blockyard.training.signal import SignalData, SignalTask, predict, signal_figures
 from blockyard.workbench import measure
 from blockyard.workbench.compare import compare
+from blockyard.workbench.report.signal import SignalParts
 from blockyard.workbench.settings import CompareConfig
 
 Done = namedtuple("Done", "status out err")
@@ -82,6 +85,7 @@ def test_real_and_complex_blocks_classify_frames_and_symbols(blocks, options):
         ({"blocks": "complex", "norm": "whiten", "patch": 3, "normalise": True}, True),
         ({"blocks": "complex", "norm_position": "post"}, True),
         ({"blocks": "complex+moe[expert=complex_swiglu,n_experts=4,k=2]"}, True),
+        ({"blocks": "complex", "condition": "snr"}, True),
         ({"blocks": "complex", "readout": "parts"}, False),
         ({"blocks": "complex/standard"}, False),
         ({"blocks": "standard"}, False),
@@ -89,7 +93,8 @@ def test_real_and_complex_blocks_classify_frames_and_symbols(blocks, options):
     ids=str,
 )
 def test_which_models_do_not_see_a_turn_of_the_frame(options, kept):
-    found = check_equivariance(built(**options), iq().to(torch.complex128))
+    told = {"snr": torch.tensor([-10.0, 3.0, 17.0])} if "condition" in options else {}
+    found = check_equivariance(built(**options), iq().to(torch.complex128), call=lambda model, x: model(x, **told))
     assert found.kind == "invariant" and bool(found) is kept, found
 
 
@@ -98,6 +103,108 @@ def test_normalised_frames_have_no_scale():
     torch.testing.assert_close(model(1e4 * iq()).logits, model(iq()).logits, rtol=1e-3, atol=1e-4)
     plain = built(blocks="complex").eval()
     assert not torch.allclose(plain(3 * iq()).logits, plain(iq()).logits, atol=1e-3)
+
+
+TOLD = {"blocks": "standard", "condition": "snr"}
+
+
+@pytest.mark.parametrize("blocks", ["standard", "complex"])
+@pytest.mark.parametrize("options", [{}, {"symbols": 6, "patch": 2, "n_classes": 4}], ids=["frames", "symbols"])
+def test_a_model_that_is_told_the_snr_starts_without_using_it_and_learns_to(blocks, options):
+    torch.manual_seed(0)
+    model = SignalTransformer(
+        SignalConfig(**{**SMALL, **TOLD, "blocks": blocks, "zero_init_outputs": False, **options})
+    )
+    low, high = torch.full((3,), -10.0), torch.full((3,), 20.0)
+    assert torch.equal(model(iq(), snr=low).logits, model(iq(), snr=high).logits)
+    targets = torch.zeros(3, 6, dtype=torch.long) if options else torch.tensor([0, 1, 2])
+    model(iq(), targets=targets, snr=low).loss.backward()
+    told = {name: p for name, p in model.named_parameters() if "_snr" in name}
+    assert len(told) == 4 and all(p.grad.abs().sum() > 0 for p in told.values())
+    moved = built(**TOLD, **options)
+    assert not torch.allclose(moved(iq(), snr=low).logits, moved(iq(), snr=high).logits, atol=1e-3)
+    cost = model.cost(model.config.length)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("blocks", ["standard", "complex"])
+def test_a_frame_is_read_with_its_own_snr_whatever_stands_beside_it(blocks):
+    model = built(**{**TOLD, "blocks": blocks}).double().eval()
+    frames, snr = iq(4).to(torch.complex128), torch.tensor([-10.0, 0.0, 7.5, 20.0])
+    together = model(frames, snr=snr).logits
+    alone = torch.cat([model(frames[i : i + 1], snr=snr[i : i + 1]).logits for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(model(frames[order], snr=snr[order]).logits, together[order], rtol=1e-10, atol=1e-10)
+
+
+def test_gains_and_shifts_are_the_waves_of_the_snr_term_by_term():
+    """The slow way: γ(s) = b + Σ_k (a_k sin kπs/40 + c_k cos kπs/40), and β likewise."""
+    modulation = SnrModulation(3, shift=True).double()
+    with torch.no_grad():
+        modulation.modulate.weight.normal_()
+        modulation.modulate.bias.normal_()
+    x, snr = torch.randn(2, 5, 3, dtype=torch.float64), [-7.0, 12.5]
+    weight, bias = modulation.modulate.weight.tolist(), modulation.modulate.bias.tolist()
+
+    def wave(row, level):
+        total = bias[row]
+        for k in range(WAVES):
+            angle = (k + 1) * math.pi * level / 40
+            total += weight[row][k] * math.sin(angle) + weight[row][WAVES + k] * math.cos(angle)
+        return total
+
+    expected = torch.tensor(
+        [
+            [[x[b, t, d] * (1 + wave(d, s)) + wave(3 + d, s) for d in range(3)] for t in range(5)]
+            for b, s in enumerate(snr)
+        ],
+        dtype=torch.float64,
+    )
+    found = modulation(x, torch.tensor(snr, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    # Where the noise is beyond telling apart, more of it changes nothing.
+    assert torch.equal(modulation(x, torch.tensor([40.0, -40.0])), modulation(x, torch.tensor([90.0, -60.0])))
+
+
+def test_an_snr_that_is_missing_or_not_asked_for_is_refused():
+    for options, snr, message in (
+        (TOLD, None, "this model is told the SNR"),
+        ({}, torch.zeros(3), "this model takes none"),
+        (TOLD, torch.zeros(2), r"expected \[3\]: dB, one for each frame"),
+    ):
+        with pytest.raises(InputError, match=message):
+            built(**options)(iq(), snr=snr)
+    with pytest.raises(InputError, match="should be none or snr"):
+        SignalConfig(condition="noise")
+
+
+def test_recordings_have_no_snr_to_tell(tmp_path):
+    with pytest.raises(InputError, match=r"recordings \(data\.path\) come without"):
+        resolve({}, "signal").kind.load_data(SignalDataConfig(path=str(tmp_path)), SignalConfig(condition="snr"))
+
+
+def test_training_and_validation_tell_every_frame_its_own_snr(monkeypatch):
+    data = SignalData(SignalDataConfig(**DATA))
+    task = SignalTask(
+        SignalConfig(**{**SMALL, **TOLD, "frame": 16, "n_classes": 2}), data, TrainConfig(eval_batches=99)
+    )
+    seen = []
+    forward = task.model.forward
+    monkeypatch.setattr(
+        task.model, "forward", lambda iq, **given: seen.append((iq, given["snr"])) or forward(iq, **given)
+    )
+    batch = task.batch(3, slice(2, 6))
+    task.loss(task.model, batch)
+    with torch.no_grad():
+        task.evaluate(task.model.eval())
+        signal_figures(data.config, data, task.model)
+    validation = data.source.validation
+    assert torch.equal(seen[0][0], batch["iq"]) and torch.equal(seen[0][1], batch["snr"])
+    for frames, snr in seen[1:]:
+        rows = [(validation.iq == frame).all(1).nonzero()[0, 0] for frame in frames[:5]]
+        assert torch.equal(validation.snr[torch.stack(rows)], snr[:5])
+    assert sum(len(frames) for frames, _ in seen[1:]) == 2 * len(validation.iq)
 
 
 def test_a_real_layer_in_a_complex_stream_sees_its_parts():
@@ -218,9 +325,9 @@ def test_a_trained_complex_model_says_the_same_of_turned_frames(trained):
 
 def test_evaluation_covers_all_snrs_and_classes_even_in_part():
     data = SignalData(SignalDataConfig(**{**DATA, "val_frames": 40}))
-    _, targets = next(data.validation_batches(100, 1))
-    assert 30 < int(targets.sum()) < 70
-    assert sum(len(t) for _, t in data.validation_batches(64, 999)) == 5 * 2 * 40
+    first = next(data.validation_batches(100, 1))
+    assert 30 < int(first["targets"].sum()) < 70 and len(first["snr"].unique()) == 5
+    assert sum(len(batch["targets"]) for batch in data.validation_batches(64, 999)) == 5 * 2 * 40
 
 
 def test_losses_of_blocks_are_part_of_the_tasks_loss():
@@ -250,7 +357,7 @@ def test_signal_models_are_compared_over_snr_beside_the_bound(tmp_path, monkeypa
     monkeypatch.setattr(measure, "ROUNDS", 2)
     config = CompareConfig("standard;complex", budget_value=6 * 8 * 16, seeds=2, evaluations=2, measure_memory=False)
     shared = {
-        "model": {"d_model": 8, "n_heads": 2},
+        "model": {"d_model": 8, "n_heads": 2, "condition": "snr"},
         "data": {**DATA, "snr_step": 10.0, "val_frames": 10, "test_phase": 3.1416},
         "train": {"batch_size": 8, "compile": "off", "threads": 1, "device": "cpu"},
     }
@@ -279,17 +386,23 @@ def test_signal_models_are_compared_over_snr_beside_the_bound(tmp_path, monkeypa
         "What is taken for what",
         "Constellations",
         "20,000 frames per SNR",
+        "The models are told the SNR, too.",
     )
     assert all(word in page for word in words)
     assert "| maximum likelihood |" in (tmp_path / "out" / "report.md").read_text()
     for name in ("accuracy-over-snr", "constellations"):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 0
+    for choice in found["choices"]:
+        for run in choice["runs"]:
+            run["figures"]["condition"] = "none"
+    assert any("models are not told the SNR" in line for line in SignalParts().how_to_read(found))
     # Given again, with a third seed, the runs that are done stay as they are.
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "runs").rglob("*.safetensors")}
     again = compare("signal", replace(config, seeds=3), shared, tmp_path / "out", show=False)
     assert len(before) >= 4 and all(p.stat().st_mtime_ns == then for p, then in before.items())
     for choice, grown in zip(found["choices"], again["choices"]):
-        assert [run["figures"] for run in grown["runs"][:2]] == [run["figures"] for run in choice["runs"]]
+        for new, old in zip(grown["runs"], choice["runs"]):
+            assert new["figures"] == {**old["figures"], "condition": "snr"}
         assert len(grown["runs"]) == 3
 
 
@@ -323,6 +436,98 @@ def test_classify_says_what_is_wrong_in_one_line(run, trained, tmp_path):
     ):
         done = run(*words)
         assert done.status == 2 and message in done.err and len(done.err.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A small model that is told the SNR."""
+    out = tmp_path_factory.mktemp("told") / "run"
+    groups = {
+        "model": {"d_model": 16, "n_heads": 2, "condition": "snr"},
+        "data": {**DATA, "length": 32, "samples_per_symbol": 2, "val_frames": 10},
+        "train": {**TRAIN, "steps": 40, "eval_every": 40},
+    }
+    train(groups, out, task="signal")
+    return out
+
+
+def sigmf(path, iq, annotations):
+    iq.astype(np.complex64).tofile(path.with_suffix(".sigmf-data"))
+    meta = {"global": {"core:datatype": "cf32_le"}, "captures": [], "annotations": annotations}
+    path.with_suffix(".sigmf-meta").write_text(json.dumps(meta))
+
+
+def test_classify_tells_the_model_the_snr_of_the_option_or_of_the_annotations(run, told, tmp_path):
+    model, assets, _ = load_run(told)
+    assert model.config.condition == "snr" and assets.snr == (0.0, 20.0)
+    frames = SignalData(load_run(told).run.data).source.validation.iq[:4]
+    np.save(tmp_path / "x.npy", frames.numpy())
+
+    def probabilities(*words):
+        done = run("classify", str(told), *words, "--format", "json", "--scale", "none")
+        assert done.status == 0, done.err
+        return [json.loads(line)["is"][0]["probability"] for line in done.out.splitlines()]
+
+    def expected(*levels):
+        with torch.no_grad():
+            return predict(model, frames, torch.tensor(levels)).softmax(-1).amax(-1).tolist()
+
+    given = probabilities(str(tmp_path / "x.npy"), "--snr", "4.5")
+    assert given == pytest.approx(expected(4.5, 4.5, 4.5, 4.5), abs=1e-4)
+    # Two samples per symbol: an SNR per sample is 3 dB lower than that per symbol.
+    notes = [
+        {"core:sample_start": 0, "capture_details:SNRdB": 3},
+        {"core:sample_start": 64, "core:sample_count": 40, "capture_details:SNRdB": 10.5},
+        {"core:sample_start": 0, "core:label": "no SNR here"},
+    ]
+    sigmf(tmp_path / "a", frames.numpy().ravel(), notes)
+    double = 10 * math.log10(2)
+    found = probabilities(str(tmp_path / "a.sigmf-meta"))
+    assert found == pytest.approx(expected(3 + double, 3 + double, 10.5 + double, 3 + double), abs=1e-4)
+    assert probabilities(str(tmp_path / "a.sigmf-data"), "--snr", "4.5") == given, "the option goes before"
+    # The power that frames of this SNR have is known, too.
+    np.save(tmp_path / "quiet.npy", 1e-3 * frames.numpy())
+    quiet = run("classify", str(told), str(tmp_path / "quiet.npy"), "--snr", "0")
+    assert quiet.status == 0 and "expected 3 to 3; scaled to 3 " in quiet.err
+    beyond = run("classify", str(told), str(tmp_path / "x.npy"), "--snr", "35", "--scale", "none")
+    assert beyond.status == 0 and "trained at 0 to 20 dB" in beyond.err
+
+
+def test_an_snr_that_is_missing_or_not_wanted_is_one_line(run, told, trained, tmp_path):
+    np.save(tmp_path / "x.npy", np.ones(64, np.complex64))
+    for name, notes in (
+        ("part", [{"core:sample_start": 0, "core:sample_count": 40, "capture_details:SNRdB": 3}]),
+        ("word", [{"core:sample_start": 0, "capture_details:SNRdB": "high"}]),
+        ("odd", ["capture_details:SNRdB"]),
+    ):
+        sigmf(tmp_path / name, np.ones(64), notes)
+    for words, message in (
+        ([str(told), "x.npy"], "this run's model is told the SNR, and"),
+        ([str(told), "x.npy", "--snr", "nan"], "should be a number of dB"),
+        ([str(told), "part.sigmf-meta"], "for 1 of 2 frames; --snr for all"),
+        ([str(told), "word.sigmf-meta"], "an annotation with capture_details:SNRdB cannot be read"),
+        ([str(told), "odd.sigmf-meta"], "an annotation with capture_details:SNRdB cannot be read"),
+        ([str(trained), "x.npy", "--snr", "3"], "this run's model takes no SNR"),
+    ):
+        done = run("classify", words[0], str(tmp_path / words[1]), *words[2:])
+        assert done.status == 2 and message in done.err and len(done.err.splitlines()) == 1, done
+
+
+def test_a_run_from_before_the_option_loads_and_says_the_same(trained, tmp_path):
+    """Its folder names neither the condition nor the range of the SNR."""
+    old = tmp_path / "old"
+    shutil.copytree(trained, old)
+    for name, lines in (("config.yaml", ("condition:",)),):
+        kept = [line for line in (old / name).read_text().splitlines() if line.strip().split(" ")[0] not in lines]
+        assert len(kept) < len((old / name).read_text().splitlines())
+        (old / name).write_text("\n".join(kept) + "\n")
+    stored = json.loads((old / "signal.json").read_text())
+    del stored["snr"]
+    (old / "signal.json").write_text(json.dumps(stored))
+    model, assets, _ = load_run(old)
+    assert model.config.condition == "none" and assets.snr is None
+    frames = iq(4, 16)
+    assert torch.equal(predict(model, frames), predict(load_run(trained).model, frames))
 
 
 def test_the_symmetry_command_prints_the_table_and_judges_a_named_class(run):

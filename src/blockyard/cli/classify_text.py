@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blockyard.errors import InputError
+
 if TYPE_CHECKING:
     from blockyard.cli.commands.classify import ClassifyOptions
     from blockyard.training.run import Trained
@@ -20,6 +22,8 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> list[dic
     from blockyard.data.labelled_reader import read_rows
     from blockyard.training.classify import probabilities_of
 
+    if options.snr is not None:
+        raise InputError(f"--snr={options.snr:g}: text has none; it is for runs of `train signal`")
     model, assets, run = trained
     rows = read_rows(
         file,

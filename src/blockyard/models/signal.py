@@ -31,6 +31,7 @@ from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Linear
 from blockyard.layers.roles import Role
 from blockyard.models.config import BlocksConfig
+from blockyard.models.signal_condition import SnrModulation, check_snr
 from blockyard.models.trunk import Trunk
 from blockyard.pattern import LayerSpec
 from blockyard.registry import implementation
@@ -53,6 +54,8 @@ class SignalConfig(BlocksConfig):
         positions: whether blocks see where a sample stands: yes, as each layer's rope says; no, which sets rope=none;
             auto is no for modulations at one sample per symbol without fading and carrier offset, yes for all else.
         normalise: bring every frame to unit power first; for recordings of unknown scale.
+        condition: what the model is told beside the samples: none, or snr, the SNR of each frame in dB (Es/N0), as a
+            receiver that has measured its noise knows it.
         readout: what the head sees of a complex stream: magnitude (blind to a rotation of the frame), parts (real and
             imaginary ones; symbols need it), or auto, as the target needs it.
         norm: rms, layer, or for complex layers whiten.
@@ -71,6 +74,7 @@ class SignalConfig(BlocksConfig):
     patch: int = 1
     positions: Literal["auto", "yes", "no"] = "auto"
     normalise: bool = False
+    condition: Literal["none", "snr"] = "none"
     readout: Literal["auto", "magnitude", "parts"] = "auto"
     norm: Literal["rms", "layer", "whiten"] = "rms"  # type: ignore[assignment]
 
@@ -79,6 +83,8 @@ class SignalConfig(BlocksConfig):
         self.check_at_least_one("frame", "n_classes", "patch")
         if self.positions not in ("auto", "yes", "no"):
             raise InputError(f"model.positions={self.positions!r} should be auto, yes or no")
+        if self.condition not in ("none", "snr"):
+            raise InputError(f"model.condition={self.condition!r} should be none or snr")
         if self.frame % self.patch:
             raise InputError(f"model.patch={self.patch} should divide the frame of {self.frame} samples")
         if self.symbols and self.symbols % self.length:
@@ -257,41 +263,52 @@ class SignalTransformer(Trunk, ComplexModule):
         super().__init__(config)
         self.complex_valued = config.is_complex
         self.stem = (ComplexStem if self.complex_valued else RealStem)(config.patch, config.d_model)
+        known = config.condition == "snr"
+        self.stem_snr = SnrModulation(config.d_model, shift=not self.complex_valued) if known else None
         self.dropout = Dropout(config.dropout)
         self.build_blocks()
         parts = 2 if self.complex_valued and not config.reads_magnitudes else 1
+        self.head_snr = SnrModulation(parts * config.d_model, shift=True) if known else None
         per_position = config.symbols // config.length if config.symbols else 1
         self.head = Head(parts * config.d_model, per_position * config.n_classes, bias=True)
         if config.zero_init_outputs:
             nn.init.zeros_(self.head.weight)
         self.start_as_identity()
 
-    def forward(self, iq: Tensor, *, targets: Tensor | None = None) -> SignalOutput:
+    def forward(self, iq: Tensor, *, targets: Tensor | None = None, snr: Tensor | None = None) -> SignalOutput:
         """Score the classes.
 
         Args:
             iq: complex [B, frame].
+            snr: [B], SNR of each frame in dB, for models with condition="snr".
             targets: [B] classes, or [B, symbols].
 
         Raises:
-            InputError: for frames of another length or type.
+            InputError: for frames of another length or type, or an SNR that is missing or not asked for.
         """
         config = self.config
         if iq.ndim != 2 or iq.shape[1] != config.frame or iq.shape[0] == 0:
             raise InputError(f"iq has shape {tuple(iq.shape)}, expected [batch, {config.frame}]")
         if iq.dtype not in COMPLEX_DTYPES:
             raise InputError(f"iq has dtype {iq.dtype}, expected complex64 or complex128")
+        check_snr(snr, config.condition, iq.shape[0])
         if config.normalise:
             power = magnitude(iq, 0.0).square().mean(-1, keepdim=True)
             iq = iq / power.clamp(min=torch.finfo(power.dtype).tiny).sqrt()
-        x = self.dropout(self.stem(iq.unflatten(-1, (-1, config.patch))))
+        x = self.stem(iq.unflatten(-1, (-1, config.patch)))
+        if self.stem_snr is not None and snr is not None:
+            x = self.stem_snr(x, snr)
+        x = self.dropout(x)
         x, aux = self.through_blocks(x)
         if self.complex_valued:
             x = magnitude(x, 1e-6) if config.reads_magnitudes else to_pairs(x)
         if not config.symbols:
-            logits = self.head(x.mean(1))
-        else:
-            logits = self.head(x).reshape(x.shape[0], config.symbols, config.n_classes)
+            x = x.mean(1)
+        if self.head_snr is not None and snr is not None:
+            x = self.head_snr(x, snr)
+        logits = self.head(x)
+        if config.symbols:
+            logits = logits.reshape(x.shape[0], config.symbols, config.n_classes)
         loss = None
         if targets is not None:
             loss = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
@@ -302,4 +319,5 @@ class SignalTransformer(Trunk, ComplexModule):
         rows = length if self.config.symbols else 1
         shape = (self.head.weight.shape[1], self.head.weight.shape[0])
         head = Cost(sum(p.numel() for p in self.head.parameters()), linear_flops(rows, shape))
-        return self.stem.cost(length) + self.blocks_cost(length) + head
+        told = sum((m.cost() for m in (self.stem_snr, self.head_snr) if m is not None), Cost())
+        return self.stem.cost(length) + self.blocks_cost(length) + head + told

@@ -42,6 +42,7 @@ class SignalAssets:
         symbols: symbols per frame that are told apart; 0 for whole frames.
         power: mean power of the frames it was trained on, lowest and highest, on the scale of the samples.
         ordered: whether the order of a frame's samples tells anything.
+        snr: lowest and highest SNR that it was trained on, dB.
     """
 
     classes: tuple[str, ...]
@@ -49,6 +50,7 @@ class SignalAssets:
     symbols: int
     power: tuple[float, float] | None = None
     ordered: bool = True
+    snr: tuple[float, float] | None = None
 
 
 class SignalData:
@@ -70,8 +72,9 @@ class SignalData:
     @property
     def assets(self) -> SignalAssets:
         c = self.config
-        power = None
+        power, snr = None, None
         if c.path is None:
+            snr = (c.snr_min, c.snr_max)
             # Signal and noise; the signal's own power is 1.
             power = (
                 1 + c.samples_per_symbol * 10 ** (-c.snr_max / 10),
@@ -80,17 +83,18 @@ class SignalData:
         if c.target == "symbols":
             points = constellation(c.classes[0])
             names = tuple(f"{p.real:+.3f}{p.imag:+.3f}j" for p in points.tolist())
-            return SignalAssets(names, c.length, c.symbols, power, c.ordered)
-        return SignalAssets(self.source.classes, c.length, 0, power, c.ordered)
+            return SignalAssets(names, c.length, c.symbols, power, c.ordered, snr)
+        return SignalAssets(self.source.classes, c.length, 0, power, c.ordered, snr)
 
-    def validation_batches(self, rows: int, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(frames, targets) of up to `most` batches, in an order in which every part holds all SNRs and classes."""
+    def validation_batches(self, rows: int, most: int) -> Iterator[Batch]:
+        """`{"iq", "targets", "snr"}` of up to `most` batches, in an order in which every part holds all SNRs and
+        classes."""
         frames = self.source.validation
         targets = self.source.targets(frames)
         order = torch.randperm(len(frames.iq), generator=torch.Generator().manual_seed(0))
         for number, index in enumerate(order.split(rows)):
             if number < most:
-                yield frames.iq[index], targets[index]
+                yield {"iq": frames.iq[index], "targets": targets[index], "snr": frames.snr[index]}
 
 
 class SignalTask:
@@ -107,6 +111,7 @@ class SignalTask:
             model = SignalTransformer(model_config)
         self.model: nn.Module = model
         self.data, self.config = data, config
+        self.is_told = model_config.condition == "snr"
         self.tokens_per_step = config.batch_size * model_config.frame
         self.flops_per_step = 3 * config.batch_size * model.cost(model_config.length).flops
         self.fingerprint: dict[str, Any] = data.fingerprint
@@ -117,20 +122,24 @@ class SignalTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy in nats, plus the blocks' own losses, weighted."""
-        output = model(batch["iq"], targets=batch["targets"])
+        output = self._scored(model, batch)
         return with_auxiliary(output.loss, output.aux, self.config, "class_loss")
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`val_loss` in nats and `val_accuracy` over the validation frames, up to eval_batches of them."""
         loss, right, count, frames = 0.0, 0, 0, 0
         device = next(model.parameters()).device
-        for iq, targets in self.data.validation_batches(self.config.batch_size, self.config.eval_batches):
-            output = model(iq.to(device), targets=targets.to(device))
-            loss += float(output.loss) * len(iq)
-            frames += len(iq)
-            right += int((output.logits.argmax(-1).cpu() == targets).sum())
-            count += targets.numel()
+        for batch in self.data.validation_batches(self.config.batch_size, self.config.eval_batches):
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            output = self._scored(model, batch)
+            loss += float(output.loss) * len(batch["iq"])
+            frames += len(batch["iq"])
+            right += int((output.logits.argmax(-1) == batch["targets"]).sum())
+            count += batch["targets"].numel()
         return {"val_loss": loss / frames, "val_accuracy": right / count}
+
+    def _scored(self, model: nn.Module, batch: Batch) -> Any:
+        return model(batch["iq"], targets=batch["targets"], snr=batch["snr"] if self.is_told else None)
 
     def save_assets(self, folder: Path) -> None:
         """Class names and the frame's length."""
@@ -158,6 +167,10 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     report = "blockyard.workbench.report.signal"
 
     def load_data(self, data: SignalDataConfig, model: SignalConfig) -> SignalData:
+        if model.condition == "snr" and data.path is not None:
+            raise InputError(
+                "model.condition=snr needs frames of known SNR; recordings (data.path) come without: leave it at none"
+            )
         return SignalData(data)
 
     def make_task(self, run: Run[SignalConfig, SignalDataConfig], data: SignalData) -> SignalTask:
@@ -179,13 +192,14 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
         path = folder / ASSETS
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            power = stored["power"]
+            power, snr = stored["power"], stored.get("snr")
             return SignalAssets(
                 tuple(stored["classes"]),
                 int(stored["length"]),
                 int(stored["symbols"]),
                 tuple(power) if power else None,
                 bool(stored.get("ordered", True)),
+                tuple(snr) if snr else None,
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is missing or damaged: {error}") from error
@@ -194,12 +208,12 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
         what = "symbol accuracy" if data.config.target == "symbols" else "accuracy"
         return Quality(f"validation {what}", "", "val_accuracy", "higher", "nats")
 
-    def figures(self, run: Run[SignalConfig, SignalDataConfig], data: SignalData, model: nn.Module) -> dict[str, Any]:
+    def figures(self, run: Run[SignalConfig, SignalDataConfig], data: SignalData, model: Any) -> dict[str, Any]:
         """Accuracy over SNR, confusion at each SNR, and the maximum-likelihood bound where there is one."""
         return signal_figures(run.data, data, model)
 
 
-def signal_figures(config: SignalDataConfig, data: SignalData, model: nn.Module) -> dict[str, Any]:
+def signal_figures(config: SignalDataConfig, data: SignalData, model: SignalTransformer) -> dict[str, Any]:
     """What a report shows of a trained model, as plain data.
 
     Args:
@@ -208,9 +222,11 @@ def signal_figures(config: SignalDataConfig, data: SignalData, model: nn.Module)
         model: in eval mode.
     """
     frames = data.source.validation
-    chosen = predict(model, frames.iq).argmax(-1)
+    chosen = predict(model, frames.iq, frames.snr if model.config.condition == "snr" else None).argmax(-1)
     targets = data.source.targets(frames)
-    found: dict[str, Any] = {"target": config.target, "classes": list(data.assets.classes)}
+    found: dict[str, Any] = {
+        "target": config.target, "classes": list(data.assets.classes), "condition": model.config.condition
+    }  # fmt: skip
     if config.path is not None:
         found["confusion"] = {"all": confusion(chosen, targets, len(data.assets.classes))}
         return found
@@ -228,14 +244,15 @@ def signal_figures(config: SignalDataConfig, data: SignalData, model: nn.Module)
     return found
 
 
-def predict(model: nn.Module, iq: Tensor) -> Tensor:
-    """Logits of frames [n, length], on the CPU."""
+def predict(model: nn.Module, iq: Tensor, snr: Tensor | None = None) -> Tensor:
+    """Logits of frames [n, length], on the CPU; `snr` [n] in dB for a model that is told it."""
     device = next(model.parameters()).device
     # Written into one tensor: small results kept among the large ones of each pass would fragment the heap, which
     # then grows with every pass, to gigabytes.
     found: Tensor | None = None
     for start in range(0, len(iq), _ROWS):
-        logits = model(iq[start : start + _ROWS].to(device)).logits
+        rows = slice(start, start + _ROWS)
+        logits = model(iq[rows].to(device), snr=None if snr is None else snr[rows].to(device)).logits
         if found is None:
             found = torch.empty(len(iq), *logits.shape[1:])
         found[start : start + len(logits)] = logits

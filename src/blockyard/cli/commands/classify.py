@@ -37,6 +37,8 @@ class ClassifyOptions:
         scale: for runs of `train signal`: power divides the file's samples by their root mean square and multiplies by
             that of the training's middle SNR; none takes them as they are; auto is power for files whose power no
             training frame had.
+        snr: for runs of `train signal --model.condition snr`: SNR of the file in dB (Es/N0); without it, that of the
+            file's SigMF annotations.
     """
 
     format: Literal["table", "csv", "json"] = "table"
@@ -46,6 +48,7 @@ class ClassifyOptions:
     label_field: str | None = None
     batch_size: int = 32
     scale: Literal["auto", "power", "none"] = "auto"
+    snr: float | None = None
 
 
 def add_arguments(parser: Parser) -> None:

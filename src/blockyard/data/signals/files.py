@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,6 +26,7 @@ SUFFIXES = (".npy", ".npz", ".sigmf-meta", ".sigmf-data")
 # What the largest code of an integer type stands for is 1.
 _SIGMF_TYPES = {"f32": ("f4", 1.0), "f64": ("f8", 1.0), "i32": ("i4", 2.0**31), "i16": ("i2", 2.0**15),
                 "i8": ("i1", 2.0**7), "u32": ("u4", 2.0**31), "u16": ("u2", 2.0**15), "u8": ("u1", 2.0**7)}  # fmt: skip
+_SIGMF_SNR = "capture_details:SNRdB"
 
 
 def read_iq(path: Path | str) -> Tensor:
@@ -60,6 +62,47 @@ def frames_of(samples: Tensor, length: int, path: Path | str = "the file") -> Te
     if count == 0:
         raise InputError(f"{path} holds {rows.shape[1]} samples in a row; a frame has {length}")
     return rows[:, : count * length].reshape(-1, length)
+
+
+def annotated_snr(path: Path | str, length: int, frames: int) -> Tensor | None:
+    """What a SigMF file's annotations say of the SNR of its frames, [frames] in dB; None where there is nothing.
+
+    It is SNRdB of SigMF's extension capture_details: the power of the signal over that of the noise, per sample. A
+    frame takes it from the last annotation that covers its middle.
+
+    Args:
+        path: any file of samples; only SigMF has annotations.
+        length: samples per frame.
+        frames: frames in the file.
+
+    Raises:
+        InputError: for an annotation that cannot be read, or a frame that none of them covers.
+    """
+    path = Path(path)
+    if path.suffix not in (".sigmf-meta", ".sigmf-data"):
+        return None
+    path = path.with_suffix(".sigmf-meta")
+    meta = _sigmf_meta(path)
+    offset = meta["global"].get("core:offset", 0)
+    middle = torch.arange(frames) * length + length // 2
+    snr = torch.full((frames,), torch.nan)
+    try:
+        stated = [a for a in meta.get("annotations", []) if _SIGMF_SNR in a]
+        for a in stated:
+            # Without a count an annotation reaches to the end.
+            first, count = int(a["core:sample_start"]) - int(offset), a.get("core:sample_count")
+            inside = (middle >= first) & (middle < (math.inf if count is None else first + int(count)))
+            snr[inside] = float(a[_SIGMF_SNR])
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: an annotation with {_SIGMF_SNR} cannot be read: {error!r}") from error
+    if not stated:
+        return None
+    missing = int((~torch.isfinite(snr)).sum())
+    if missing:
+        raise InputError(
+            f"{path}: annotations give {_SIGMF_SNR} for {frames - missing} of {frames} frames; --snr for all"
+        )
+    return snr
 
 
 def _load_array(path: Path) -> Any:

@@ -270,10 +270,10 @@ class GeneratedSignals:
         return {"source": "generated", **asdict(self.config)}
 
     def batch(self, seed: int, step: int, batch_size: int, rows: slice) -> dict[str, Tensor]:
-        """Rows of the global batch of a step, `{"iq", "targets"}`: a pure function of the arguments."""
+        """Rows of the global batch of a step, `{"iq", "targets", "snr"}`: a pure function of the arguments."""
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 63))
         frames = self.generator.generate(batch_size, generator)
-        return {"iq": frames.iq[rows], "targets": self.targets(frames)[rows]}
+        return {"iq": frames.iq[rows], "targets": self.targets(frames)[rows], "snr": frames.snr[rows]}
 
     def targets(self, frames: Frames) -> Tensor:
         """[n] modulations, or [n, symbols] symbols."""

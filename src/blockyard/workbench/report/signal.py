@@ -22,7 +22,8 @@ class SignalParts(Parts):
         if any("bound" in figures for figures in _figures(report).values()):
             lines.append(
                 "The bound is the maximum-likelihood classifier that knows the SNR and the phase, by Monte Carlo: no "
-                "classifier of these frames is right more often, except by chance in this sample of them."
+                "classifier of these frames is right more often, except by chance in this sample of them. "
+                + _knowledge(report)
             )
         return lines
 
@@ -67,6 +68,14 @@ def _figures(report: Report) -> dict[str, Mapping[str, Any]]:
         if run is not None and run.get("figures"):
             found[choice["name"]] = run["figures"]
     return found
+
+
+def _knowledge(report: Report) -> str:
+    """Whether the models, which all have the same options, know what the bound knows."""
+    first = next(iter(_figures(report).values()))
+    if first.get("condition", "none") == "snr":
+        return "The models are told the SNR, too."
+    return "The models are not told the SNR (model.condition=snr would)."
 
 
 def _mean_accuracy(choice: Any) -> list[float] | None:
@@ -116,6 +125,8 @@ def _over_snr(report: Report) -> Chart:
         axes.set_ylim(0, 102)
 
     caption = "Right decisions at each SNR; dotted: what no classifier can exceed; thin line: guessing."
+    if any("bound" in figures for figures in _figures(report).values()):
+        caption += f" The bound knows SNR and phase. {_knowledge(report)}"
     return Chart("accuracy-over-snr", "Accuracy over SNR", caption, draw, group="signal")
 
 
