@@ -177,6 +177,43 @@ def _rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Ten
     return out.to(x.dtype)
 
 
+# The same tables as wide as x, by (theta, d, layout, device, dtype): cos for both of a pair, and -sin and sin.
+_wide_tables: dict[tuple[float, int, str, str, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+
+def turn_token(x: Tensor, rope: RotaryPositionalEmbedding, position: int) -> Tensor:
+    """x [..., d] of one token turned by its position: `rotate` in half as many calls, for decoding in eager mode.
+
+    Args:
+        x: in float32 or float64; features beyond the rotated width stay as they are.
+        rope: says how.
+        position: of the token.
+    """
+    width = rope.d_k
+    cos, sin = _wide_table(position, x, rope)
+    turned = x if x.shape[-1] == width else x[..., :width]
+    if rope.layout == "half":
+        partners = turned.roll(width // 2, -1)
+    else:
+        partners = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    out = torch.addcmul(turned * cos[position], partners, sin[position])
+    return out if x.shape[-1] == width else torch.cat([out, x[..., width:]], dim=-1)
+
+
+def _wide_table(position: int, x: Tensor, rope: RotaryPositionalEmbedding) -> tuple[Tensor, Tensor]:
+    key = (rope.theta, rope.d_k, rope.layout, str(x.device), x.dtype)
+    table = _wide_tables.get(key)
+    if table is None or table[0].shape[0] <= position:
+        with torch.inference_mode(False):
+            cos, sin = rotary_tables(position + 1, rope.d_k, rope.theta, x.device, x.dtype)
+            if rope.layout == "half":
+                table = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+            else:
+                table = cos.repeat_interleave(2, -1), torch.stack([-sin, sin], -1).flatten(-2)
+        _wide_tables[key] = table
+    return table
+
+
 def convert_layout(weight: Tensor, n_heads: int, to: Layout) -> Tensor:
     """Reorder the rows of a query or key projection so that the other layout gives the same scores.
 

@@ -24,6 +24,7 @@ from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.layers.thin import add_linear, norm_linear
 from blockyard.layers.vein import VeinProjector, orthonormal_rows
 from blockyard.mixers.base import Mixer, check_heads, default_positions
+from blockyard.mixers.vein_step import VeinStep
 from blockyard.registry import Traits, register_attn
 
 # From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
@@ -164,10 +165,10 @@ class TVAAttention(Mixer):
         cache: LayerCache | None = None,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
+        usual = causal is None and context is None and not return_weights
+        if usual and cache is not None and (step := self._stepper(x, cache, padding_mask, attn_mask, positions)):
+            return self.proj_dropout(self.output_proj(step(x, cache))), None
         causal, past = self._check(x, padding_mask, causal, positions, context, cache)
-        if self._steps(x, cache, padding_mask, attn_mask, positions) and not return_weights:
-            assert cache is not None
-            return self.proj_dropout(self.output_proj(self._step(x, cache))), None
         veins = self._veins()
         qk, v = self._to_vein(x, context, veins)
         mixed, weights = self._mix(
@@ -206,10 +207,9 @@ class TVAAttention(Mixer):
         dropped = self.training and self.proj_dropout.p > 0
         if self.form != "folded" or dropped or hooked(self) or not plain(self.output_proj, *projections):
             return x + self(norm(x), cache=cache, **masks)[0]
+        if cache is not None and (step := self._stepper(x, cache, padding_mask, attn_mask, positions)):
+            return add_linear(x, step(norm(x), cache), self.output_proj.weight)
         causal, past = self._check(x, padding_mask, None, positions, None, cache)
-        if self._steps(x, cache, padding_mask, attn_mask, positions):
-            assert cache is not None
-            return add_linear(x, self._step(norm(x), cache), self.output_proj.weight)
         if x.shape[0] * x.shape[1] >= _STACK_FROM:
             x, stacked = norm_linear(x, norm, torch.cat([p.weight for p in projections]))
             projected: Any = self._split(stacked)
@@ -218,31 +218,33 @@ class TVAAttention(Mixer):
         mixed, _ = self._mix(*projected, causal=causal, past=past, turn=True, cache=cache, **masks)
         return add_linear(x, mixed.to(x.dtype).transpose(1, 2).flatten(2), self.output_proj.weight)
 
-    def _steps(self, x: Tensor, cache: LayerCache | None, *masks: Tensor | None) -> bool:
-        """Whether this is one token behind a cache, and nothing else."""
-        if x.shape[1] > 1 or type(cache) is not LayerCache or not cache.lengthwise or self.form != "folded":
-            return False
-        if x.dtype != cache.dtype or self.kernel != "auto" or not all(mask is None for mask in masks):
-            return False
+    def _stepper(
+        self,
+        x: Tensor,
+        cache: LayerCache,
+        padding_mask: Tensor | None,
+        attn_mask: Tensor | None,
+        positions: Tensor | None,
+    ) -> VeinStep | None:
+        """What takes one token behind a cache a short way; None for anything else."""
+        if x.shape != (cache.batch, 1, self.d_model) or x.dtype != cache.dtype or torch.is_grad_enabled():
+            return None
+        if padding_mask is not None or attn_mask is not None or positions is not None:
+            return None
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return False
-        return not (self.training and self.attn_dropout.p > 0) and plain(self.q_proj, self.k_proj, self.v_proj)
-
-    def _step(self, x: Tensor, cache: LayerCache) -> Tensor:
-        """Attention of one token [B, 1, d_model] to the cache: mixed values [B, 1, H · v_rank].
-
-        The numbers of `_to_vein` and `_mix` in half as many calls: with a few numbers per head, calls are the cost.
-        """
-        batch, heads, rank = x.shape[0], self.n_heads, self.rank
-        q, k, v = (F.linear(x, p.weight) for p in (self.q_proj, self.k_proj, self.v_proj))
-        if self.rope is not None or isinstance(self.q_norm, RMSNorm):
-            qk = torch.cat([q, k], -1).view(batch, 1, 2 * heads, rank)
-            q, k = self._normed_and_turned(qk, None, None, cache.length, True).chunk(2, dim=2)
-        keys, values = cache.append(k=k.reshape(batch, heads, 1, rank), v=v.view(batch, heads, 1, self.v_rank))
-        scores = torch.bmm(q.reshape(batch * heads, 1, rank) * rank**-0.5, keys.flatten(0, 1).mT)
-        # A cache takes no gradients, so nothing but this reads the scores.
-        weights = torch.softmax(scores, -1, out=scores)
-        return torch.bmm(weights, values.flatten(0, 1)).view(batch, 1, -1)
+            return None
+        if self.training and self.attn_dropout.p > 0:
+            return None
+        if type(cache) is not LayerCache or not cache.lengthwise:
+            return None
+        step = cache.prepared
+        if not isinstance(step, VeinStep) or not step.fits(self):
+            if not self.causal or self.kernel != "auto" or self.form != "folded":
+                return None
+            if not plain(self.q_proj, self.k_proj, self.v_proj):
+                return None
+            step = cache.prepared = VeinStep(self)
+        return step
 
     def _veins(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """V and U for queries and keys, V and U for values, made once per forward; None when folded."""
