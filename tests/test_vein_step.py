@@ -1,9 +1,11 @@
 """Decoding steps of tri-vein attention: one token goes a short way, with the numbers of the long one."""
 
+import copy
+
 import pytest
 import torch
 
-from blockyard.cache import LayerCache
+from blockyard.blocks_vein import VFTBlock
 from blockyard.errors import InputError
 from blockyard.layers.rotary import RotaryPositionalEmbedding, turn_token
 from blockyard.mixers.vein import TVAAttention
@@ -42,7 +44,7 @@ def test_steps_give_what_one_pass_gives(shape, rope, qk_norm):
     cache = attention.new_cache(2)
     with torch.no_grad():
         parts = [attention(part, cache=cache)[0] for part in x.split([2, 1, 1, 1, 1], dim=1)]
-        assert cache.prepared is not None
+        assert cache.prepared
         torch.testing.assert_close(torch.cat(parts, dim=1), attention(x)[0], rtol=1e-12, atol=1e-12)
 
 
@@ -82,12 +84,13 @@ def test_steps_notice_what_changes_between_them(change):
 
 @pytest.mark.parametrize("forget", [lambda cache: cache.reset(), lambda cache: cache.to(dtype=torch.float32)])
 def test_what_steps_prepared_goes_with_the_cache(forget):
-    attention, cache = make(n_heads=2, rank=2), LayerCache(1, {"k": (2, 2)}, dtype=torch.float64)
+    attention = make(n_heads=2, rank=2)
+    cache = attention.new_cache(1)
     with torch.no_grad():
-        cache = attention.new_cache(1)
         attention(sample(1, 1), cache=cache)
-        forget(cache)
-    assert cache.prepared is None
+    assert cache.prepared
+    forget(cache)
+    assert not cache.prepared
 
 
 def test_several_tokens_at_once_drop_what_steps_prepared():
@@ -134,3 +137,23 @@ def test_a_step_of_the_wrong_shape_is_refused(x):
 def test_one_token_turns_as_many_do(dtype, position, layout):
     rope, x = RotaryPositionalEmbedding(10_000.0, 6, layout=layout), torch.randn(2, 3, 1, 6, dtype=dtype)
     torch.testing.assert_close(turn_token(x, rope, position), rope(x, offset=position))
+
+
+@pytest.mark.parametrize("change", ["in place", "rank in use", "another weight"])
+def test_a_blocks_steps_notice_when_their_vein_changes(change):
+    torch.manual_seed(0)
+    block, x = VFTBlock(D, 2, 2, ffn_rank=6, tau=0.5, causal=True).double().eval(), sample(4)
+    with torch.no_grad():
+        cache = block.new_cache(2)
+        for part in x[:, :3].split([2, 1], dim=1):
+            block(part, cache=cache)
+        if change == "in place":
+            block.vein.V.weight[0].mul_(-1).add_(1.0)
+        elif change == "rank in use":
+            block.vein.use_rank(3)
+        else:
+            block.vein.V.weight = torch.nn.Parameter(torch.randn_like(block.vein.V.weight))
+        twin = copy.deepcopy(cache)
+        twin.prepared.clear()
+        torch.testing.assert_close(block(x[:, 3:], cache=cache)[0], block(x[:, 3:], cache=twin)[0], rtol=0, atol=0)
+        assert (block.vein.matrices()[0] - cache.prepared["vein"][1][0]).abs().max() == 0

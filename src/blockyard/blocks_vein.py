@@ -20,6 +20,7 @@ from blockyard.ffn.vein import Activation, StabilizerKind, VFTFeedForward
 from blockyard.layers.attention import Kernel
 from blockyard.layers.compensator import Form, NormalCompensator
 from blockyard.layers.norms import make_norm
+from blockyard.layers.stamp import Stamp
 from blockyard.layers.thin import norm_linear
 from blockyard.layers.vein import Implementation, InitMethod, VeinProjector, check_choice
 from blockyard.mixers.base import check_input
@@ -238,7 +239,7 @@ class VFTBlock(nn.Module):
         """
         check_input(x, self.d_model)
         x = self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask, positions=positions, cache=cache)
-        v, u = self.vein.matrices()
+        v, u = self._veins(x, cache)
         wanted = return_metrics or self.metrics
         if self.pre and not (wanted or self.normals.s or self.ffn.reads_all):
             x, z = norm_linear(x, self.ln2, v)
@@ -263,6 +264,18 @@ class VFTBlock(nn.Module):
         if isinstance(self.attn, TVAAttention):
             return self.attn.add_to(x, self.ln1, **arguments)
         return x + self.attn(self.ln1(x), **arguments)[0]
+
+    def _veins(self, x: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
+        """V and U. Tied, seeing whether they are still orthonormal takes a pass over V: not for each of many steps."""
+        if cache is None or x.shape[1] > 1 or not self.vein.tied:
+            return self.vein.matrices()
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.vein.matrices()
+        read = self.vein.stored() if self.vein.active is None else [*self.vein.stored(), self.vein.active]
+        kept = cache.prepared.get("vein")
+        if kept is None or not kept[0].holds(read):
+            kept = cache.prepared["vein"] = Stamp(read), self.vein.matrices()
+        return kept[1]
 
     def _read(self, x: Tensor) -> Tensor:
         """What the FFN reads of it."""

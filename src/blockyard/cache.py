@@ -70,7 +70,7 @@ class LayerCache:
         self._buffers: dict[str, Tensor] = {}
         self._snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
         # What the layer made of its weights for steps of one token; several tokens at once, or a reset, drop it.
-        self.prepared: Any = None
+        self.prepared: dict[str, Any] = {}
         if max_len is not None:
             self._allocate(max_len)
 
@@ -90,7 +90,7 @@ class LayerCache:
             raise InputError(f"cache.append got {sorted(tensors)}; this cache holds {sorted(self.slots)}")
         new = next(iter(tensors.values())).shape[-2]
         if new > 1:
-            self.prepared = None
+            self.prepared.clear()
         for name, tensor in tensors.items():
             self._check(name, tensor, new)
         return self._store(tensors, new)
@@ -237,7 +237,8 @@ class LayerCache:
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
         self._invalidate()
-        self.length, self.prepared = 0, None
+        self.length = 0
+        self.prepared.clear()
 
     def _invalidate(self) -> None:
         for snapshot in self._snapshots:
@@ -248,7 +249,7 @@ class LayerCache:
         self.device = torch.device(device) if device is not None else self.device
         self.dtype = dtype or self.dtype
         self._buffers = {n: b.to(device=self.device, dtype=self.dtype) for n, b in self._buffers.items()}
-        self.prepared = None
+        self.prepared.clear()
         return self
 
     @property

@@ -237,13 +237,13 @@ class TVAAttention(Mixer):
             return None
         if type(cache) is not LayerCache or not cache.lengthwise:
             return None
-        step = cache.prepared
+        step = cache.prepared.get("attention")
         if not isinstance(step, VeinStep) or not step.fits(self):
             if not self.causal or self.kernel != "auto" or self.form != "folded":
                 return None
             if not plain(self.q_proj, self.k_proj, self.v_proj):
                 return None
-            step = cache.prepared = VeinStep(self)
+            step = cache.prepared["attention"] = VeinStep(self)
         return step
 
     def _veins(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:

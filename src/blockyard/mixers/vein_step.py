@@ -16,6 +16,7 @@ from blockyard.cache import LayerCache
 from blockyard.layers.linear import hooked
 from blockyard.layers.norms import RMSNorm
 from blockyard.layers.rotary import turn_token
+from blockyard.layers.stamp import Stamp
 
 if TYPE_CHECKING:
     from blockyard.mixers.vein import TVAAttention
@@ -36,7 +37,7 @@ class VeinStep:
             names += ["q_norm", "k_norm"]
         modules = [attention.get_submodule(name) for name in names]
         read: list[Tensor] = [module.weight for module in modules]  # type: ignore[misc]
-        self.made_of = list(zip(names, modules, read, map(_version, read)))
+        self.modules, self.stamp = list(zip(names, modules)), Stamp(read)
         q, k, v = self.weights = [weight.detach() for weight in read[:3]]
         # The scale of the scores goes into the first thing that queries are multiplied with.
         self.scale = self.rank**-0.5
@@ -54,13 +55,10 @@ class VeinStep:
     def fits(self, attention: TVAAttention) -> bool:
         """Whether it is still made of what the attention has, unchanged."""
         # By name, since attributes of modules are slow to find, and this is asked for every token.
-        modules = attention._modules
-        for name, module, weight, version in self.made_of:
-            if modules[name] is not module or module._parameters["weight"] is not weight or hooked(module):
-                return False
-            if _version(weight) != version:
-                return False
-        return True
+        now = attention._modules
+        if any(now[name] is not module or hooked(module) for name, module in self.modules):
+            return False
+        return self.stamp.holds([module._parameters["weight"] for _, module in self.modules])  # type: ignore[misc]
 
     def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
         """Attention of one token [B, 1, d_model] to the cache and itself: mixed values [B, 1, H · v_rank]."""
@@ -83,8 +81,3 @@ class VeinStep:
         # A cache takes no gradients, so nothing but this reads the scores.
         weights = torch.softmax(scores, -1, out=scores)
         return torch.bmm(weights, values.flatten(0, 1)).view(batch, 1, -1)
-
-
-def _version(weight: Tensor) -> int:
-    """A number that grows when the tensor is changed in place; inference tensors do not count."""
-    return -1 if weight.is_inference() else weight._version
