@@ -11,9 +11,10 @@ import pytest
 
 from blockyard.cli.parser import Parser
 from blockyard.cli.settings import Settings, add_groups, given_words, resolve
-from blockyard.cli.yamlfile import given_in, plugins_of, read_yaml
+from blockyard.cli.yamlfile import given_in, plugins_of
 from blockyard.errors import InputError
 from blockyard.training.groups import PATTERN, Group, block_groups, by_name, dataclass_group
+from blockyard.yamlfile import read_yaml, write_yaml
 from cli_helpers import toys
 
 
@@ -145,9 +146,16 @@ def test_numbers_of_a_file_need_no_decimal_point(groups: dict[str, Group], tmp_p
 def test_settings_survive_being_written_and_read_again(
     groups: dict[str, Group], tmp_path: Path, words: list[str]
 ) -> None:
-    yaml = pytest.importorskip("yaml")
+    pytest.importorskip("yaml")
     first = from_words(groups, *words)
-    assert from_file(groups, tmp_path / "config.yaml", yaml.safe_dump(first)) == first
+    assert from_file(groups, tmp_path / "config.yaml", write_yaml(first)) == first
+
+
+def test_words_that_look_like_numbers_or_truths_stay_words_in_a_file(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    written = {"data": {"path": "1e3", "folder": "true", "name": "off", "column": "2024-01-02"}, "lr": 1e-9}
+    (tmp_path / "config.yaml").write_text(write_yaml(written))
+    assert read_yaml(tmp_path / "config.yaml") == written
 
 
 def test_pattern_selects_every_family_that_it_names(groups: dict[str, Group]) -> None:

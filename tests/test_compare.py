@@ -16,11 +16,12 @@ import torch
 
 import blockyard
 from blockyard.errors import InputError
+from blockyard.training.compilation import compiler_missing
 from blockyard.training.folder import LOCK as RUN_LOCK
 from blockyard.training.folder import locked_folder
 from blockyard.training.signals import Interrupted
 from blockyard.workbench import live, measure, spread
-from blockyard.workbench.budget import steps_for, steps_left
+from blockyard.workbench.budget import expected_steps, steps_for, steps_left
 from blockyard.workbench.compare import compare_lm
 from blockyard.workbench.plan import LOCK, folder_of
 from blockyard.workbench.report import html, write
@@ -362,7 +363,8 @@ def test_peak_memory_grows_with_the_model(text):
 def test_steps_follow_from_the_budget():
     assert steps_for("tokens", 1000, tokens_per_step=100, flops_per_step=1) == 10
     assert steps_for("flops", 1000, tokens_per_step=1, flops_per_step=300) == 3
-    assert steps_for("seconds", 10, tokens_per_step=1, flops_per_step=1, seconds_per_step=1.0) == 13
+    assert steps_for("seconds", 10, tokens_per_step=1, flops_per_step=1, seconds_per_step=1.0) == 30
+    assert expected_steps("seconds", 30) == 10 and expected_steps("tokens", 30) == 30
     with pytest.raises(InputError, match="less than one step takes"):
         steps_for("tokens", 10, tokens_per_step=100, flops_per_step=1)
     assert steps_left(-0.5, 1.0, 25) == 0
@@ -416,6 +418,26 @@ def test_a_run_ended_by_the_clock_ends_its_schedule_with_it(tmp_path, text, monk
     rates = [row["lr"] for row in rows if "lr" in row]
     assert run["seconds"] == pytest.approx(0.4, abs=0.02)
     assert rates[-1] < 0.1 * max(rates)
+
+
+def test_a_pace_measured_on_a_busy_machine_still_lets_the_budget_be_spent(tmp_path, text, monkeypatch):
+    monkeypatch.setattr("blockyard.training.trainer.time", Ticking())
+    # Measured as half as fast as it then is.
+    monkeypatch.setattr(measure, "seconds_per_step", lambda runs, data, budget: dict.fromkeys(runs, 0.01))
+    config = terms("standard", seeds=1, budget_unit="seconds", budget_value=0.4, slice_steps=2)
+    run = compare(config, groups_for(text), tmp_path / "out")["choices"][0]["runs"][0]
+    assert run["seconds"] == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.skipif(compiler_missing() is not None, reason="needs a C++ compiler")
+def test_a_compilation_that_was_asked_for_is_planned_in_even_where_it_does_not_pay() -> None:
+    from blockyard.training.resolve import resolve
+
+    run = resolve({"model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "context": 8}, "train": {"compile": "on"}})
+    run = replace(run, model=replace(run.model, vocab_size=16))
+    auto = replace(run, train=replace(run.train, compile="auto"))
+    assert measure._with_compilation(auto, eager=0.01, budget=1.0) == pytest.approx(0.01)
+    assert measure._with_compilation(run, eager=0.01, budget=1.0) > 0.1
 
 
 def test_a_budget_shorter_than_a_step_is_no_division_by_zero() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,8 +149,18 @@ def test_loading_a_run_without_a_checkpoint_is_refused(tmp_path: Path, text: Pat
 def test_an_unreadable_configuration_is_refused(tmp_path: Path, text: Path) -> None:
     out = train_lm(tiny(text), tmp_path / "run")
     (out / "config.yaml").write_text("model: [unclosed")
-    with pytest.raises(InputError, match=r"config\.yaml is not valid YAML"):
+    with pytest.raises(InputError, match=r"config\.yaml', line 1: expected"):
         load_run(out)
+
+
+def test_a_lost_tokenizer_is_written_again_on_resume(tmp_path: Path, text: Path) -> None:
+    groups = tiny(text)
+    groups["data"] |= {"tokenizer": "bpe", "vocab_size": 300}
+    out = train_lm(groups, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (out / "tokenizer").iterdir()}
+    shutil.rmtree(out / "tokenizer")
+    train_lm(groups, out, resume=True)
+    assert {path.name: path.read_bytes() for path in (out / "tokenizer").iterdir()} == before
 
 
 def test_changed_text_is_refused_on_resume(tmp_path: Path, text: Path) -> None:

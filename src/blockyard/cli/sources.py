@@ -9,9 +9,10 @@ from pathlib import Path
 from blockyard.cli.app import load_plugins
 from blockyard.cli.parser import Parser
 from blockyard.cli.settings import Given, given_words
-from blockyard.cli.yamlfile import given_in, plugins_of, read_yaml
+from blockyard.cli.yamlfile import given_in, plugins_of
 from blockyard.errors import InputError
 from blockyard.training.groups import Group
+from blockyard.yamlfile import read_yaml
 
 PLUGINS, TASK = "plugins", "task"
 

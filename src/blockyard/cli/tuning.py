@@ -90,8 +90,8 @@ def tune_groups(task: str) -> dict[str, Group]:
 def searched(words: Sequence[str], files: Sequence[Path]) -> dict[str, Given]:
     """What is to be searched, from settings files and `--over`: option -> its values as given, the last one winning."""
     from blockyard.cli.settings import WORDS, Given
-    from blockyard.cli.yamlfile import read_yaml
     from blockyard.workbench.tune.space import split_over
+    from blockyard.yamlfile import read_yaml
 
     found: dict[str, Given] = {}
 

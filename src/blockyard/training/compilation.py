@@ -20,6 +20,10 @@ SECONDS_PER_KIND, WARM_SECONDS_PER_KIND, SAVED_BY_BLOCKS = 20.0, 3.5, 0.40
 SECONDS_PER_LAYER, WARM_SECONDS_PER_LAYER, SAVED_BY_MODEL = 9.0, 2.5, 0.48
 
 
+# What the option train.compile asks for; `auto` asks for nothing.
+ASKED: dict[str, Extent] = {"on": "blocks", "model": "model", "off": "no"}
+
+
 def compiler_missing() -> str | None:
     """Why compiling cannot work here, or None."""
     if torch.cuda.is_available():
@@ -46,7 +50,13 @@ def _structure(block: nn.Module) -> str:
 
 
 def compilation_plan(
-    eager_seconds: float, steps: int, *, kinds: int, layers: int, warm: Collection[str] = ()
+    eager_seconds: float,
+    steps: int,
+    *,
+    kinds: int,
+    layers: int,
+    warm: Collection[str] = (),
+    asked: Extent | None = None,
 ) -> tuple[Extent, float, str]:
     """What to compile in a run of `steps` more steps: what leaves the most time after its own cost.
 
@@ -56,6 +66,7 @@ def compilation_plan(
         kinds: kinds of blocks, each compiled once.
         layers: layers, all compiled when the model is compiled whole.
         warm: extents that this machine has compiled before, for the same model.
+        asked: what will be compiled whether it pays or not; None = what pays most.
 
     Returns: the extent, the predicted seconds of compiling and training, and the sum in words.
     """
@@ -67,7 +78,7 @@ def compilation_plan(
         "blocks": per_kind * kinds + run * (1 - SAVED_BY_BLOCKS),
         "model": per_layer * max(layers, kinds) + run * (1 - SAVED_BY_MODEL),
     }
-    best = min(plans, key=lambda extent: plans[extent])
+    best = min(plans, key=lambda extent: plans[extent]) if asked is None else asked
     predicted = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plans.items())
     words = f"predicted for {steps} steps of {eager_seconds * 1e3:.1f} ms (eager): {predicted}"
     return best, plans[best], words

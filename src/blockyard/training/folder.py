@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from blockyard.errors import InputError, require
+from blockyard.errors import InputError
 from blockyard.training.checkpoint import list_checkpoints, sweep, write_atomically
 from blockyard.training.kinds import DEFAULT
+from blockyard.yamlfile import read_yaml, write_yaml
 
 CONFIG, METRICS, ENVIRONMENT, LOCK, CHECKPOINTS = (
     "config.yaml",
@@ -94,8 +95,7 @@ class RunFolder:
 
     def write_config(self, resolved: Mapping[str, Any]) -> None:
         """Write config.yaml, the fully resolved options: `blockyard train ... --config` runs it again."""
-        yaml = require("yaml", extra="train")
-        self._write(CONFIG, yaml.safe_dump(plain(resolved), sort_keys=False, allow_unicode=True))
+        self._write(CONFIG, write_yaml(plain(resolved)))
 
     def read_config(self) -> dict[str, Any]:
         return read_config(self.path)
@@ -161,17 +161,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: when there is no run in the folder or its config.yaml cannot be read.
     """
-    yaml = require("yaml", extra="train")
     path = folder / CONFIG
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{folder} holds no run: cannot read {path} ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} should hold groups of options (task, model, attn, ffn, train, data)")
-    return data
+    if not path.exists():
+        raise InputError(f"{folder} holds no run: there is no {path}")
+    return read_yaml(path)
 
 
 def with_task(resolved: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from blockyard.data.signals.modulations import constellation
 from blockyard.errors import InputError
 from blockyard.models.signal import SignalConfig, SignalTransformer
 from blockyard.training.auxiliary import with_auxiliary
+from blockyard.training.checkpoint import write_atomically
 from blockyard.training.config import TrainConfig
 from blockyard.training.kinds import Quality, Run, TaskKind, register_task
 from blockyard.training.seeding import seeded
@@ -143,7 +144,7 @@ class SignalTask:
 
     def save_assets(self, folder: Path) -> None:
         """Class names and the frame's length."""
-        (folder / ASSETS).write_text(json.dumps(asdict(self.data.assets), indent=2) + "\n", encoding="utf-8")
+        write_atomically(folder / ASSETS, json.dumps(asdict(self.data.assets), indent=2) + "\n")
 
 
 @register_task

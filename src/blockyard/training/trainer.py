@@ -17,7 +17,7 @@ import torch
 
 from blockyard.errors import InputError, require
 from blockyard.training import checkpoint as checkpoints
-from blockyard.training.compilation import Extent, block_kinds, compilation_plan, compiler_missing
+from blockyard.training.compilation import ASKED, Extent, block_kinds, compilation_plan, compiler_missing
 from blockyard.training.config import FREE_ON_RESUME, TrainConfig
 from blockyard.training.decisions import Decisions, Remembered, decide_precision
 from blockyard.training.distributed import join_ranks, whole_state
@@ -299,6 +299,8 @@ class Trainer:
                     f"--resume with other data: the {what} of {folder.path} had sha256 {before.get(key)}, "
                     f"{self.task.fingerprint.get('source')} now has {now}"
                 )
+        # The same data makes the same tokenizer or labels: a folder that lost them has them again.
+        self.task.save_assets(folder.path)
         latest = folder.latest()
         loaded = checkpoints.load_checkpoint(latest) if latest else None
         if loaded is not None and isinstance(loaded.state.get("config"), dict):
@@ -352,9 +354,8 @@ class Trainer:
             raise InputError("train.compile=on: the model has no blocks to compile")
         if option == "model" and self.engine.kind == "fsdp2":
             raise InputError("train.compile=model: a sharded model is compiled block by block; use on")
-        asked: dict[str, Extent] = {"on": "blocks", "model": "model", "off": "no"}
-        if option in asked:
-            self._decide(compile=asked[option], reason=f"compile: {asked[option]}, as asked")
+        if option in ASKED:
+            self._decide(compile=ASKED[option], reason=f"compile: {ASKED[option]}, as asked")
         elif missing:
             self._decide(compile="no", reason=f"compile: no, {missing}")
         elif not self.engine.blocks or self.engine.kind == "fsdp2":
@@ -380,7 +381,8 @@ class Trainer:
             memory.put(eager_ms=eager)
         extent, _, words = compilation_plan(
             eager / 1e3,
-            self.config.steps - self.step,
+            # Where a clock ends the run, the schedule knows better than the options how long it is.
+            self.engine.optimizers.config.steps - self.step,
             kinds=block_kinds(self.engine.blocks),
             layers=len(self.engine.blocks),
             warm=memory.compiled,

@@ -10,8 +10,9 @@ from blockyard.errors import InputError
 if TYPE_CHECKING:
     from blockyard.training.trainer import Trainer
 
-# The clock ends a run with a budget in seconds; it is planned longer, so that a machine that became faster is used.
-SLACK = 1.25
+# The clock ends a run with a budget in seconds. It may make more steps than the pace at planning lets expect, as that
+# may have been measured while the machine was busy.
+SLACK = 3.0
 
 
 def steps_for(
@@ -22,7 +23,7 @@ def steps_for(
     flops_per_step: int,
     seconds_per_step: float | None = None,
 ) -> int:
-    """Optimizer steps that spend the budget: the nearest whole number, for seconds some more (the clock ends it).
+    """Optimizer steps that spend the budget: the nearest whole number, for seconds more of them (the clock ends it).
 
     Args:
         unit: what is counted.
@@ -45,6 +46,11 @@ def steps_for(
             "give more, or make train.batch_size or model.context smaller"
         )
     return max(1, math.ceil(value / cost * SLACK) if unit == "seconds" else round(value / cost))
+
+
+def expected_steps(unit: str, steps: int) -> int:
+    """How many of the steps that `steps_for` allows a run will make, as far as known before it starts."""
+    return max(1, round(steps / SLACK)) if unit == "seconds" else steps
 
 
 def steps_left(seconds: float, seconds_per_step: float, most: int) -> int:

@@ -20,7 +20,7 @@ import torch
 
 import blockyard
 from blockyard.errors import InputError
-from blockyard.training.compilation import Extent, block_kinds, compilation_plan, compiler_missing
+from blockyard.training.compilation import ASKED, Extent, block_kinds, compilation_plan, compiler_missing
 from blockyard.training.decisions import decide_precision
 from blockyard.training.distributed import join_ranks
 from blockyard.training.engine import Engine
@@ -160,7 +160,8 @@ def _with_compilation(run: Run[Any, Any], eager: float, budget: float) -> float:
         return eager
     # A budget below one step is refused later, where it is turned into steps.
     steps = max(1, round(budget / eager))
-    _, seconds, _ = compilation_plan(eager, steps, kinds=block_kinds(blocks), layers=len(blocks))
+    asked = ASKED.get(option)
+    _, seconds, _ = compilation_plan(eager, steps, kinds=block_kinds(blocks), layers=len(blocks), asked=asked)
     return seconds / steps
 
 

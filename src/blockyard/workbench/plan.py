@@ -24,7 +24,7 @@ from blockyard.training.kinds import DEFAULT, Run
 from blockyard.training.resolve import as_groups, resolve
 from blockyard.training.task import Task
 from blockyard.workbench import schema
-from blockyard.workbench.budget import steps_for
+from blockyard.workbench.budget import expected_steps, steps_for
 from blockyard.workbench.match import match, on_meta
 from blockyard.workbench.report.write import write_atomically
 from blockyard.workbench.settings import CompareConfig, Groups
@@ -43,7 +43,7 @@ class Planned:
         name: the choice as the user wrote it.
         model: its configuration, sized to the reference.
         match: how it was sized.
-        steps: steps of each run.
+        steps: steps of each run; with a budget in seconds, the most it may make.
         seconds_per_step: training clock of a step as measured when the plan was made (budgets in seconds only).
     """
 
@@ -138,14 +138,15 @@ def task_on_meta(run: Run[Any, Any], data: Any) -> Task:
 
 def run_of(planned: Planned, base: Run[Any, Any], config: CompareConfig, seed: int) -> Run[Any, Any]:
     """One run: the planned model with one seed, evaluated and saved at even distances."""
-    every = max(1, planned.steps // config.evaluations)
+    expected = expected_steps(config.budget_unit, planned.steps)
+    every = max(1, expected // config.evaluations)
     train = replace(
         base.train,
         steps=planned.steps,
         seed=seed,
         eval_every=every,
         save_every=every,
-        log_every=max(1, planned.steps // CURVE_POINTS),
+        log_every=max(1, expected // CURVE_POINTS),
         keep=1,
         save_best=False,
         on_non_finite="stop",

@@ -18,7 +18,7 @@ from blockyard.training.kinds import Quality, Run
 from blockyard.training.resolve import as_groups
 from blockyard.training.signals import Interrupted, StopRequest
 from blockyard.training.trainer import Trainer
-from blockyard.workbench.budget import next_slice, steps_for
+from blockyard.workbench.budget import expected_steps, next_slice, steps_for
 from blockyard.workbench.measure import seconds_per_step
 from blockyard.workbench.plan import CURVE_POINTS, task_on_meta
 from blockyard.workbench.report.write import without_nan, write_atomically
@@ -115,14 +115,15 @@ def make_plan(run: Run[Any, Any], data: Any, config: TuneConfig) -> Plan:
 
 def planned_run(run: Run[Any, Any], plan: Plan, config: TuneConfig, *, seed: int | None = None) -> Run[Any, Any]:
     """The run as it is trained: its steps, with at most `evaluations` evaluations and as many checkpoints."""
-    every = math.ceil(plan.steps / config.evaluations)
+    expected = expected_steps(config.budget_unit, plan.steps)
+    every = math.ceil(expected / config.evaluations)
     train = replace(
         run.train,
         steps=plan.steps,
         seed=run.train.seed if seed is None else seed,
         eval_every=every,
         save_every=every,
-        log_every=max(1, plan.steps // CURVE_POINTS),
+        log_every=max(1, expected // CURVE_POINTS),
         keep=1,
         save_best=False,
         on_non_finite="stop",

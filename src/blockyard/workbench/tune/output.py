@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blockyard.errors import InputError, require
+from blockyard.errors import InputError
 from blockyard.training.folder import plain
 from blockyard.training.resolve import as_groups, resolve
 from blockyard.workbench.report.write import write_atomically
@@ -18,6 +18,7 @@ from blockyard.workbench.tune import schema
 from blockyard.workbench.tune.budgeted import Shelf, make_plan, planned_run
 from blockyard.workbench.tune.record import Asked
 from blockyard.workbench.tune.settings import TuneConfig
+from blockyard.yamlfile import write_yaml
 
 RECORD, BEST, TABLE = "tune.json", "best.yaml", "trials.csv"
 
@@ -53,7 +54,6 @@ def best_yaml(record: schema.Tuning, asked: Asked, shelf: Shelf) -> str:
     steps = _steps_made(record, best)
     plan = make_plan(run, data, _in_steps(asked.config, steps)) if steps else make_plan(run, data, asked.config)
     run = planned_run(run, plan, asked.config)
-    yaml = require("yaml", extra="train")
     quality, spread = record["quality"], best["half_width"]
     figure = f"{quality['metric']} {best['value']:.6g}" + (f" ± {spread:.2g}" if spread is not None else "")
     basis = f"over {best['seeds']} fresh seeds" if best["seeds"] else "with the search's own seed"
@@ -65,7 +65,7 @@ def best_yaml(record: schema.Tuning, asked: Asked, shelf: Shelf) -> str:
     # The run's own business, not the search's.
     for name in ("progress", "tensorboard", "save_best", "keep", "on_non_finite"):
         del options["train"][name]
-    return head + yaml.safe_dump(plain(options), sort_keys=False, allow_unicode=True)
+    return head + write_yaml(plain(options))
 
 
 def _in_steps(config: TuneConfig, steps: int) -> TuneConfig:
