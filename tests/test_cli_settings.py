@@ -11,7 +11,7 @@ import pytest
 
 from blockyard.cli.parser import Parser
 from blockyard.cli.settings import Settings, add_groups, given_words, resolve
-from blockyard.cli.yamlfile import given_in, plugins_of
+from blockyard.cli.sources import given_in, plugins_of
 from blockyard.errors import InputError
 from blockyard.training.groups import PATTERN, Group, block_groups, by_name, dataclass_group
 from blockyard.yamlfile import read_yaml, write_yaml

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from blockyard import __version__
 from blockyard.cli.command import command_names, find_command, load_command
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
+from blockyard.plugins import load_plugins, plugins_in, see_current_folder
 
 HELP_WORDS = ("-h", "--help", "help")
 # How long a waiting OpenMP thread spins before it sleeps, in loop turns. GNU's own choice spins for milliseconds, which
@@ -67,7 +67,10 @@ def dispatch(words: list[str]) -> int:
         print(overview(words[0]))
         return 0
     # Plug-ins add tasks, implementations and with them options: they are imported before anything is declared.
-    load_plugins(plugins_in(words))
+    named = plugins_in(words)
+    if named:
+        see_current_folder()
+    load_plugins(named, "--plugin")
     name, rest = find_command(words)
     command = load_command(name)
     command.prepare(rest)
@@ -92,53 +95,6 @@ def overview(first: str) -> str:
     lines += [f"  {command.name:<{width}}  {command.summary}" for command in loaded]
     lines += ["", "`blockyard COMMAND --help` lists a command's options; `blockyard --version` the version."]
     return "\n".join(lines)
-
-
-def plugins_in(words: Sequence[str]) -> list[str]:
-    """The modules named by `--plugin`, found without knowing the command's other options."""
-    found = []
-    for index, word in enumerate(words):
-        if word == "--plugin" and index + 1 < len(words):
-            found.append(words[index + 1])
-        elif word.startswith("--plugin="):
-            found.append(word.removeprefix("--plugin="))
-    return found
-
-
-def load_plugins(modules: Sequence[str], origin: str = "--plugin") -> None:
-    """Import modules that register blocks when imported.
-
-    Args:
-        modules: dotted names, looked for in the current folder too.
-        origin: where the names come from, for the error.
-
-    Raises:
-        InputError: no such module. An error *inside* the module keeps its traceback: its author needs it.
-    """
-    if modules:
-        see_current_folder()
-    for module in modules:
-        import_module(module, origin)
-
-
-def import_module(module: str, origin: str) -> object:
-    """Import a module that the user names, or say that there is none."""
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise InputError(f"{origin}: {module!r} is not a module's name; expected something like my_package.blocks")
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
-            raise
-        raise InputError(f"{origin}: no module named {error.name!r}") from error
-
-
-def see_current_folder() -> None:
-    """Let imports find modules of the current folder, as `python -m` does and a console script does not."""
-    here = os.getcwd()
-    # Last, so that a file of the user's cannot shadow what the libraries import.
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
 
 
 def say_error(message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from blockyard.errors import InputError, suggest
 from blockyard.options import belongs_to, check_options, options_of, without_pairs
 from blockyard.pattern import LayerSpec, default_ffn_of, format_choice, layer_options, parse_choice
+from blockyard.plugins import load_plugins
 from blockyard.registry import Entry, Kind, entries, find_block, implementation, members_of
 from blockyard.training.config import TrainConfig, as_dict
 from blockyard.training.kinds import DEFAULT, Run, TaskKind, task_kind
@@ -82,21 +82,6 @@ def as_groups(run: Run[Any, Any]) -> dict[str, Any]:
     if run.plugins:
         groups["plugins"] = list(run.plugins)
     return groups
-
-
-def load_plugins(modules: tuple[str, ...]) -> None:
-    """Import modules that register implementations.
-
-    Raises:
-        InputError: when a module does not exist.
-    """
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-                raise
-            raise InputError(f"plugin {module!r} cannot be imported: {error}") from error
 
 
 def _layers(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:

@@ -27,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.cli.app import say, see_current_folder
+    from blockyard.cli.app import say
     from blockyard.cli.flat import read_flat
     from blockyard.cli.price_files import read_files
     from blockyard.forecasting.backtest import BacktestConfig, backtest_table
@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.forecasting.tables import evaluation_table
     from blockyard.forecasting.walk import walk_forward
     from blockyard.options import options_of
+    from blockyard.plugins import see_current_folder
     from blockyard.workbench.report.write import without_nan
 
     see_current_folder()

@@ -83,7 +83,7 @@ def find_class(text: str) -> type:
     Raises:
         InputError: no such module, or nothing of that name in it, or no class.
     """
-    from blockyard.cli.app import import_module, see_current_folder
+    from blockyard.plugins import import_module, see_current_folder
 
     module_name, _, name = text.partition(":")
     see_current_folder()

@@ -23,10 +23,10 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    from blockyard.cli.app import see_current_folder
     from blockyard.cli.price_files import read_files
     from blockyard.errors import MissingExtra
     from blockyard.forecasting.forecaster import future_table, load_forecaster, write_table
+    from blockyard.plugins import see_current_folder
 
     see_current_folder()
     out = Path(arguments.out)

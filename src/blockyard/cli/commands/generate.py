@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from blockyard.cli.app import see_current_folder
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
 from blockyard.cli.prompts import read_prompts
 from blockyard.errors import InputError
+from blockyard.plugins import see_current_folder
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def main() -> int:
     """Measure what standard input asks for."""
     import torch
 
-    from blockyard.cli.app import see_current_folder
+    from blockyard.plugins import see_current_folder
     from blockyard.workbench.bench.subject import DTYPES, Subject
     from blockyard.workbench.peak_memory import forget_peak, status_bytes
 

@@ -34,7 +34,8 @@ def work(request: dict[str, Any]) -> None:
 
     import torch
 
-    from blockyard.training.resolve import load_plugins, resolve
+    from blockyard.plugins import load_plugins
+    from blockyard.training.resolve import resolve
     from blockyard.training.signals import StopRequest
     from blockyard.workbench.tune.budgeted import Ended, Shelf
     from blockyard.workbench.tune.dimension import Dimension
