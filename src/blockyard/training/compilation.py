@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from blockyard.errors import InputError
+
 Extent = Literal["no", "blocks", "model"]
 
 # Measured on two cores (torch 2.13, 0.8M parameters, four layers, bf16), wall seconds of a first compilation forward
@@ -82,6 +84,35 @@ def compilation_plan(
     predicted = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plans.items())
     words = f"predicted for {steps} steps of {eager_seconds * 1e3:.1f} ms (eager): {predicted}"
     return best, plans[best], words
+
+
+def decided_untimed(option: str, blocks: Sequence[nn.Module], *, sharded: bool) -> tuple[Extent, str] | None:
+    """What can be said about compiling before any step was timed: the extent and why, None when timing must tell.
+
+    Args:
+        option: train.compile.
+        blocks: the model's blocks.
+        sharded: whether FSDP2 holds the model.
+
+    Raises:
+        InputError: when what is asked for cannot be done here.
+    """
+    missing = compiler_missing()
+    if option in ("on", "model") and missing:
+        raise InputError(f"train.compile={option}: {missing}; install one, or use auto or off")
+    if option == "on" and not blocks:
+        raise InputError("train.compile=on: the model has no blocks to compile")
+    if option == "model" and sharded:
+        raise InputError("train.compile=model: a sharded model is compiled block by block; use on")
+    if option in ASKED:
+        return ASKED[option], "as asked"
+    if missing:
+        return "no", missing
+    if not blocks or sharded:
+        return "no", "auto compiles neither sharded nor foreign models"
+    if any(getattr(block, "complex_valued", False) for block in blocks):
+        return "no", "the compiler makes no code for complex numbers"
+    return None
 
 
 def compile_model(model: nn.Module, blocks: Sequence[nn.Module], extent: Extent) -> None:

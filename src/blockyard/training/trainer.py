@@ -17,15 +17,16 @@ import torch
 
 from blockyard.errors import InputError, require
 from blockyard.training import checkpoint as checkpoints
-from blockyard.training.compilation import ASKED, Extent, block_kinds, compilation_plan, compiler_missing
-from blockyard.training.config import FREE_ON_RESUME, TrainConfig
+from blockyard.training.compilation import Extent, block_kinds, compilation_plan, decided_untimed
+from blockyard.training.config import TrainConfig
 from blockyard.training.decisions import Decisions, Remembered, decide_precision
 from blockyard.training.distributed import join_ranks, whole_state
 from blockyard.training.engine import Engine, StepResult
 from blockyard.training.environment import describe_environment
-from blockyard.training.folder import RunFolder, differing_keys, plain, with_task
+from blockyard.training.folder import RunFolder, plain
 from blockyard.training.memory import keep_freed_memory
 from blockyard.training.progress import Progress, Silent, make_progress
+from blockyard.training.resuming import check_same_run, last_checkpoint
 from blockyard.training.signals import Interrupted, StopRequest
 from blockyard.training.statistics import statistics_row
 from blockyard.training.task import Task
@@ -286,35 +287,10 @@ class Trainer:
             # Last, as it makes the folder a run.
             folder.write_config(resolved)
             return None
-        different = differing_keys(with_task(folder.read_config()), with_task(resolved), FREE_ON_RESUME)
-        if different:
-            raise InputError(
-                f"--resume with another configuration: {'; '.join(different)}; use the run's own or another --out"
-            )
-        before = folder.read_environment().get("data")
-        for key, now in self.task.fingerprint.items():
-            what = key.removesuffix("sha256").removesuffix("_") or "data"
-            if key.endswith("sha256") and isinstance(before, dict) and before.get(key) != now:
-                raise InputError(
-                    f"--resume with other data: the {what} of {folder.path} had sha256 {before.get(key)}, "
-                    f"{self.task.fingerprint.get('source')} now has {now}"
-                )
+        check_same_run(folder, resolved, self.task.fingerprint)
         # The same data makes the same tokenizer or labels: a folder that lost them has them again.
         self.task.save_assets(folder.path)
-        latest = folder.latest()
-        loaded = checkpoints.load_checkpoint(latest) if latest else None
-        if loaded is not None and isinstance(loaded.state.get("config"), dict):
-            # A config.yaml that was edited agrees with itself, so the checkpoint has the last word. Not on the data:
-            # files may have moved, and their content was compared.
-            trained, asked = (
-                {k: v for k, v in with_task(c).items() if k != "data"} for c in (loaded.state["config"], resolved)
-            )
-            different = differing_keys(trained, asked, FREE_ON_RESUME)
-            if different:
-                raise InputError(
-                    f"--resume with an edited config.yaml: {'; '.join(different)}; put it back, or use another --out"
-                )
-        return loaded
+        return last_checkpoint(folder, resolved)
 
     def _stored_decisions(self, loaded: checkpoints.Checkpoint | None) -> Decisions | None:
         """What this run decided before it was interrupted; the folder knows before the first checkpoint does."""
@@ -347,21 +323,11 @@ class Trainer:
 
     def _decide_compile(self) -> None:
         """What can be said about compiling before any step was timed."""
-        option, missing = self.config.compile, compiler_missing()
-        if option in ("on", "model") and missing:
-            raise InputError(f"train.compile={option}: {missing}; install one, or use auto or off")
-        if option == "on" and not self.engine.blocks:
-            raise InputError("train.compile=on: the model has no blocks to compile")
-        if option == "model" and self.engine.kind == "fsdp2":
-            raise InputError("train.compile=model: a sharded model is compiled block by block; use on")
-        if option in ASKED:
-            self._decide(compile=ASKED[option], reason=f"compile: {ASKED[option]}, as asked")
-        elif missing:
-            self._decide(compile="no", reason=f"compile: no, {missing}")
-        elif not self.engine.blocks or self.engine.kind == "fsdp2":
-            self._decide(compile="no", reason="compile: no, auto compiles neither sharded nor foreign models")
-        elif any(getattr(block, "complex_valued", False) for block in self.engine.blocks):
-            self._decide(compile="no", reason="compile: no, the compiler makes no code for complex numbers")
+        engine = self.engine
+        decided = decided_untimed(self.config.compile, engine.blocks, sharded=engine.kind == "fsdp2")
+        if decided is not None:
+            extent, words = decided
+            self._decide(compile=extent, reason=f"compile: {extent}, {words}")
 
     def _remembered(self) -> Remembered:
         return Remembered(self.engine.model, self.decisions, (self.config.batch_size, self.task.tokens_per_step))
