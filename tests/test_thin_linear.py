@@ -1,4 +1,4 @@
-"""Norms inside thin products, and single decoding steps of thin heads: the numbers of doing one after the other."""
+"""Norms inside thin products, and thin products inside sums: the numbers of doing one after the other."""
 
 import pytest
 import torch
@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from blockyard.blocks_vein import VFTBlock
 from blockyard.layers import thin
 from blockyard.layers.norms import LayerNorm, make_norm
-from blockyard.layers.thin import norm_linear
-from blockyard.mixers.vein import TVAAttention
+from blockyard.layers.thin import add_linear, norm_linear
 
 
 def made(kind: str, offset: float = 0.5, rows: int = 70, width: int = 16, dtype=torch.float64):
@@ -84,27 +83,24 @@ def test_a_thin_block_gives_what_its_parts_give_one_after_the_other(options, mon
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("options", [{}, {"rope": "none"}, {"qk_norm": True}, {"v_rank": 7}, {"rank": 3}])
-def test_one_token_behind_a_cache_gives_the_last_row_of_the_whole(options):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_thin_product_added_by_pieces_has_the_outputs_and_gradients_of_a_sum(transposed, monkeypatch):
+    monkeypatch.setattr(thin, "_PIECE", 40)
     torch.manual_seed(0)
-    mixer = TVAAttention(32, 3, **({"rank": 4} | options), causal=True)
-    x, steps = torch.randn(2, 9, 32), []
-    original = mixer._step
-    mixer._step = lambda *a: steps.append(1) or original(*a)
+    x, z = (torch.randn(2, 5, width, dtype=torch.float64, requires_grad=True) for width in (16, 3))
+    stored = torch.randn(*((3, 16) if transposed else (16, 3)), dtype=torch.float64, requires_grad=True)
+    weight, grad = stored.mT if transposed else stored, torch.randn_like(x)
+    found, wanted = add_linear(x, z, weight), x + F.linear(z, weight)
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-14)
+    for a, b in zip(*(torch.autograd.grad(out, (x, z, stored), grad) for out in (found, wanted))):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
     with torch.no_grad():
-        whole = mixer(x)[0]
-        cache = mixer.new_cache(2)
-        pieces = [mixer(x[:, :4], cache=cache)[0], *(mixer(x[:, t : t + 1], cache=cache)[0] for t in range(4, 9))]
-        torch.testing.assert_close(torch.cat(pieces, 1), whole)
-    assert len(steps) == 5 and cache.length == 9
+        torch.testing.assert_close(add_linear(x, z, weight), wanted, rtol=1e-14, atol=1e-14)
 
 
-def test_a_step_with_masks_or_weights_asked_for_takes_the_general_way():
-    torch.manual_seed(0)
-    mixer = TVAAttention(32, 3, 4, causal=True)
-    mixer._step = None
-    token, keep = torch.randn(2, 1, 32), torch.tensor([[1], [0]])
-    with torch.no_grad():
-        assert mixer(token, cache=mixer.new_cache(2), return_weights=True)[1].shape == (2, 3, 1, 1)
-        blind = mixer(token, cache=mixer.new_cache(2), padding_mask=keep)[0]
-        assert not blind[1].any() and blind[0].any()
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_a_wider_thin_product_takes_the_mean_apart(kind, monkeypatch):
+    x, norm, weight = made(kind)
+    wide = norm_linear(x, norm, weight)[1]
+    monkeypatch.setattr(thin, "_MEAN_APART", 1)
+    torch.testing.assert_close(norm_linear(x, norm, weight)[1], wide, rtol=1e-13, atol=1e-13)

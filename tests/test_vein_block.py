@@ -10,7 +10,7 @@ from blockyard.errors import InputError
 from blockyard.ffn.vein import VFTFeedForward
 from blockyard.layers.compensator import NormalCompensator
 from blockyard.layers.roles import roles
-from blockyard.layers.vein import VeinProjector, recommend_rank
+from blockyard.layers.vein import VeinProjector, orthonormal_rows, recommend_rank
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.registry import implementation
 from twins.vein import seed_block
@@ -65,6 +65,7 @@ def test_a_tied_vein_is_a_projection_whatever_its_parameter_is(implementation, i
 def test_a_tied_vein_is_differentiable():
     vein = VeinProjector(6, 2, tied=True).double()
     assert torch.autograd.gradcheck(vein, (torch.randn(3, 6, dtype=torch.float64, requires_grad=True),))
+    assert torch.autograd.gradcheck(orthonormal_rows, (torch.randn(3, 5, dtype=torch.float64, requires_grad=True),))
 
 
 @pytest.mark.parametrize("implementation", ["linear", "parameter"])

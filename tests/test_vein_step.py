@@ -48,6 +48,16 @@ def test_steps_give_what_one_pass_gives(shape, rope, qk_norm):
         torch.testing.assert_close(torch.cat(parts, dim=1), attention(x)[0], rtol=1e-12, atol=1e-12)
 
 
+def test_a_step_with_masks_or_weights_asked_for_goes_the_long_way():
+    attention, token, keep = make(n_heads=2, rank=2), sample(1), torch.tensor([[1], [0]])
+    caches = [attention.new_cache(2) for _ in range(2)]
+    with torch.no_grad():
+        assert attention(token, cache=caches[0], return_weights=True)[1].shape == (2, 2, 1, 1)
+        blind = attention(token, cache=caches[1], padding_mask=keep)[0]
+    assert not blind[1].any() and blind[0].any()
+    assert not any(cache.prepared for cache in caches)
+
+
 def change_in_place(attention):
     attention.k_proj.weight.mul_(2.0)
 

@@ -20,6 +20,10 @@ from blockyard.layers.norms import LayerNorm, RMSNorm
 _FROM_ROWS, _UP_TO_SHARE = 64, 0.5
 # Where a mean is so many deviations from 0, taking it off a product costs digits: there it is taken off before.
 _FAR_MEAN = 8.0
+# Numbers of the residual stream that stay in the processor's cache from one pass to the next.
+_PIECE = 2**17
+# From this width on one column more in a product costs more than a pass of its own.
+_MEAN_APART = 64
 
 
 def add_linear(x: Tensor, z: Tensor, weight: Tensor, *, owned: bool = False) -> Tensor:
@@ -39,7 +43,36 @@ def add_linear(x: Tensor, z: Tensor, weight: Tensor, *, owned: bool = False) -> 
     if owned and not torch.is_grad_enabled() and x.is_contiguous():
         torch.addmm(rows, z, weight.mT, out=rows)
         return x
-    return torch.addmm(rows, z, weight.mT).view(x.shape)
+    thin = z.shape[-1] <= _UP_TO_SHARE * x.shape[-1] and x.device.type == "cpu" and x.dtype != torch.bfloat16
+    if not thin or rows.numel() < 2 * _PIECE:
+        return torch.addmm(rows, z, weight.mT).view(x.shape)
+    added = _AddLinear.apply(rows, z, weight) if torch.is_grad_enabled() else _add_by_pieces(rows, z, weight)
+    return added.view(x.shape)
+
+
+def _add_by_pieces(rows: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+    """rows + z Wᵀ, of so many rows at a time that they are still in the processor's cache when the product adds."""
+    out, at_a_time = torch.empty_like(rows), max(1, _PIECE // rows.shape[-1])
+    for into, some, thin in zip(out.split(at_a_time), rows.split(at_a_time), z.split(at_a_time)):
+        torch.addmm(some, thin, weight.mT, out=into)
+    return out
+
+
+class _AddLinear(torch.autograd.Function):
+    """`_add_by_pieces` with the gradients of a product."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(z, weight)
+        return _add_by_pieces(rows, z, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, weight = ctx.saved_tensors
+        # The gradient of a transposed matrix is best made transposed.
+        lies = weight.stride(0) < weight.stride(1)
+        return grad, grad @ weight, (z.mT @ grad).mT if lies else grad.mT @ z
 
 
 def norm_linear(x: Tensor, norm: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,9 +106,9 @@ def _fuses(x: Tensor, norm: nn.Module, weight: Tensor) -> bool:
 
 def _norm_linear(
     rows: Tensor, gain: Tensor, bias: Tensor | None, weight: Tensor, eps: float, centred: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Returns: y [N, d_out]; what rows are multiplied with, [d_out, d] or, centred, with a row of 1/d below it;
-    means [N, 1] when centred; 1 / deviation [N, 1].
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """Returns: y [N, d_out]; the product before it was scaled [N, d_out]; what rows are multiplied with, [d_out, d] or,
+    centred, with a row of 1/d below it; means [N, 1] when centred; 1 / deviation [N, 1].
 
     W · gain is centred instead of x: the product is the same.
     """
@@ -87,17 +120,20 @@ def _norm_linear(
     mean = None
     if centred:
         own -= own.mean(1, keepdim=True)
-        product = rows @ scaled.mT
-        y, mean = product[:, :d_out], product[:, d_out:]
+        if d_out < _MEAN_APART:
+            product, mean = (rows @ scaled.mT).split([d_out, 1], dim=-1)
+        else:
+            product, mean = rows @ own.mT, rows @ scaled[d_out:].mT
         square.addcmul_(mean, mean, value=-1.0)
         if bool((mean.square() > _FAR_MEAN**2 * square).any()):
             mean = rows.mean(-1, keepdim=True)
             apart = rows - mean
-            square, y = apart.square().mean(-1, keepdim=True), apart @ own.mT
+            square, product = apart.square().mean(-1, keepdim=True), apart @ own.mT
     else:
-        y = rows @ scaled.mT
+        product = rows @ scaled.mT
     inverse = square.add_(eps).rsqrt_()
-    return (y * inverse if bias is None else torch.addcmul(weight @ bias, y, inverse)), scaled, mean, inverse
+    y = product * inverse if bias is None else torch.addcmul(weight @ bias, product, inverse)
+    return y, product, scaled, mean, inverse
 
 
 class _NormLinear(torch.autograd.Function):
@@ -108,27 +144,24 @@ class _NormLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, gain: Tensor, bias: Tensor | None, weight: Tensor, eps: float, centred: bool
     ) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1])
-        y, scaled, mean, inverse = _norm_linear(rows, gain, bias, weight, eps, centred)
-        ctx.save_for_backward(rows, gain, bias, weight, y, scaled, mean, inverse)
+        y, *kept = _norm_linear(rows, gain, bias, weight, eps, centred)
+        ctx.save_for_backward(rows, gain, bias, weight, *kept)
         return x, y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_x: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        rows, gain, bias, weight, y, scaled, mean, inverse = ctx.saved_tensors
+        rows, gain, bias, weight, product, scaled, mean, inverse = ctx.saved_tensors
         d, d_out = rows.shape[-1], weight.shape[0]
         grads = grad_y.reshape(-1, d_out)
         # With x̂ = (x - mean) / deviation and the centred W': dx = (dy W' - x̂ mean(x̂ · dy W')) / deviation, where the
-        # mean is that of a thin product, y · dy. The multiple of the mean itself goes along in the product.
+        # mean is that of a thin product, dy · (y - W b). The multiple of x's mean goes along in the product.
         into = rows.new_empty(rows.shape[0], scaled.shape[0])
         thin = torch.mul(grads, inverse, out=into[:, :d_out])
-        along = (thin * y).sum(-1, keepdim=True)
-        if bias is not None:
-            along -= thin @ (weight @ bias).unsqueeze(-1)
-        along.mul_(inverse).div_(-d)
+        along = (thin * product).sum(-1, keepdim=True).mul_(inverse).mul_(inverse).div_(-d)
         if mean is not None:
             torch.mul(along, mean, out=into[:, d_out:]).mul_(-d)
-        grad_rows = (into @ scaled).addcmul_(rows, along).add_(grad_x.reshape(rows.shape))
+        grad_rows = torch.addcmul(grad_x.reshape(rows.shape), rows, along).addmm_(into, scaled)
         grad_scaled = thin.mT @ rows
         if mean is not None:
             grad_scaled -= grad_scaled.mean(1, keepdim=True)
