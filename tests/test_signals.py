@@ -176,13 +176,14 @@ def slow_likelihood(frame, name, variance, phases):
     return top + math.log(sum(math.exp(t - top) for t in total) / len(total))
 
 
-@pytest.mark.parametrize("name", ["bpsk", "pam4", "8psk", "16qam", "ook"])
-def test_likelihoods_equal_the_definition(name):
-    iq = frames(3, seed=4, length=5, snr=4).iq.to(torch.complex128)
+@pytest.mark.parametrize("name, snr", [("bpsk", 4), ("pam4", 4), ("8psk", 4), ("16qam", 4), ("ook", 4), ("bpsk", 14)])
+def test_likelihoods_equal_the_definition(name, snr):
+    iq = frames(3, seed=4, length=5, snr=snr).iq.to(torch.complex128)
+    variance = 10 ** (-snr / 10)
     for coherent, phases in ((True, [0.0]), (False, [2 * math.pi * i / 720 for i in range(720)])):
-        found = log_likelihoods(iq, [name], 4.0, coherent=coherent)[:, 0]
-        density = 5 * math.log(10**-0.4)
-        expected = [slow_likelihood(row, name, 10**-0.4, phases) - density for row in iq.tolist()]
+        found = log_likelihoods(iq, [name], float(snr), coherent=coherent)[:, 0]
+        density = 5 * math.log(variance)
+        expected = [slow_likelihood(row, name, variance, phases) - density for row in iq.tolist()]
         torch.testing.assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-4, rtol=1e-5)
 
 
