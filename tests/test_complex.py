@@ -15,11 +15,13 @@ from blockyard.blocks import ResidualBlock, build_block
 from blockyard.ffn.complex import EPS, ComplexSwiGLU
 from blockyard.layers.complex import ComplexLinear, from_pairs, real_block, times_i, to_pairs
 from blockyard.layers.complex_attention import SCORES, complex_attend
+from blockyard.layers.complex_heads import turned_heads
 from blockyard.layers.complex_norms import COMPLEX_NORMS, ComplexLayerNorm, ComplexRMSNorm, ComplexWhitenNorm, ModReLU
 from blockyard.layers.complex_planes import gauss_product
 from blockyard.layers.dropout import Dropout
 from blockyard.layers.norms import RMSNorm
 from blockyard.layers.rotary import RotaryPositionalEmbedding
+from blockyard.mixers import complex as complex_mixer
 from blockyard.mixers.complex import ComplexAttention
 from blockyard.mixers.standard import StandardAttention
 from blockyard.models.lm import LMConfig, TransformerLM
@@ -318,6 +320,65 @@ def test_rotary_turns_each_complex_feature():
     z = randn(6, 4)
     turned = from_pairs(rope(to_pairs(z)))
     close(turned, [twin.rotate(row, n, 100.0) for n, row in enumerate(z.tolist())])
+
+
+def heads_one_by_one(stacked, gains, turns, heads):
+    """Every head of every position by itself, in complex numbers."""
+    z, width = from_pairs(stacked), len(gains[0])
+    parts = z.unflatten(-1, (-1, width)).split([heads[0], heads[1], heads[1]], dim=2)
+    done = []
+    for part, gain in zip(parts, gains):
+        rows = torch.stack([
+            torch.stack([torch.stack([head / (head.abs().square().mean() + 1e-5).sqrt() * gain for head in at])
+                         for at in row]) for row in part
+        ])  # fmt: skip
+        done.append(rows if turns is None else rows * turns)
+    return *map(to_pairs, done), to_pairs(parts[2])
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 1)], ids=str)
+@pytest.mark.parametrize("turned", [True, False, "by row"], ids=str)
+def test_heads_that_are_normed_and_turned_at_once_equal_those_one_by_one(heads, turned):
+    width, (b, t) = 3, (2, 5)
+    stacked = to_pairs(randn(b, t, sum(heads) * width + heads[1] * width)).requires_grad_()
+    gains = tuple(randn(width, seed=1 + i, dtype=torch.float64).requires_grad_() for i in range(2))
+    rows = (b,) if turned == "by row" else ()
+    angles = randn(*rows, t, 1, width, seed=3, dtype=torch.float64)
+    turns = torch.polar(torch.ones_like(angles), angles) if turned else None
+    found = turned_heads(stacked, gains, turns, heads, 1e-5)
+    expected = heads_one_by_one(stacked, gains, turns, heads)
+    weights = [randn(*part.shape, seed=9 + i, dtype=torch.float64) for i, part in enumerate(expected)]
+    # Gradients of other layouts too: by heads, as attention gives them, and one that is no whole number of pairs.
+    odd = torch.empty(weights[0].numel() + 1, dtype=torch.float64)[1:].view(weights[0].shape).copy_(weights[0])
+    layouts = (weights, [odd, *(w.transpose(1, 2).contiguous().transpose(1, 2) for w in weights[1:])])
+    for a, e in zip(found, expected):
+        close(a, e)
+    for layout in layouts:
+        got = torch.autograd.grad(found, [stacked, *gains], layout, retain_graph=True)
+        for a, e in zip(got, torch.autograd.grad(expected, [stacked, *gains], weights, retain_graph=True)):
+            close(a, e)
+    summed = torch.autograd.grad(sum(part.sum() for part in found), stacked, retain_graph=True)
+    close(summed[0], torch.autograd.grad(sum(part.sum() for part in expected), stacked)[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"rope": "none"}, {"n_kv_heads": 1}, {"causal": True}], ids=str)
+def test_training_makes_heads_at_once_and_gives_what_they_give_one_by_one(options, monkeypatch):
+    mixer = randomised(ComplexAttention(D, H, **options))
+    calls = []
+    monkeypatch.setattr(complex_mixer, "turned_heads", lambda *given: calls.append(given) or turned_heads(*given))
+    x = randn(2, 5, D).requires_grad_()
+    results = []
+    for fused in (True, False):
+        if not fused:
+            monkeypatch.setattr(complex_mixer, "can_fuse", lambda stacked: False)
+        out = mixer(x)[0]
+        results.append([out, *torch.autograd.grad(out.abs().square().sum(), [x, *mixer.parameters()])])
+    assert len(calls) == 1
+    for a, e in zip(*results):
+        close(a, e)
+    with torch.no_grad():
+        close(mixer(x)[0], results[0][0])
+    assert len(calls) == 1, "without gradients there is nothing to win"
 
 
 @settings(max_examples=15, deadline=None)

@@ -39,13 +39,14 @@ def gauss_product(u: Tensor, v: Tensor, weights: Sequence[Tensor]) -> tuple[Tens
 
 
 def _apart(pairs: Tensor) -> tuple[Tensor, Tensor]:
-    return pairs[:, 0::2].contiguous(), pairs[:, 1::2].contiguous()
+    # One copy in another order is faster than two of every other element, and so is making complex numbers than two
+    # copies into every other element.
+    real, imaginary = pairs.unflatten(-1, (-1, 2)).permute(2, 0, 1).contiguous().unbind(0)
+    return real, imaginary
 
 
 def _together(real: Tensor, imaginary: Tensor) -> Tensor:
-    out = real.new_empty(real.shape[0], 2 * real.shape[1])
-    out[:, 0::2], out[:, 1::2] = real, imaginary
-    return out
+    return torch.view_as_real(torch.complex(real, imaginary)).flatten(-2)
 
 
 class _Split(torch.autograd.Function):
@@ -97,20 +98,15 @@ class _Product(torch.autograd.Function):
         shared = both.mT @ u
         real = torch.addmm(shared, q.mT, u - v, alpha=-1.0)
         imaginary = torch.addmm(shared, p.mT, u + v, alpha=-1.0, out=shared)
-        grads = (torch.stack(parts, dim=-1) for parts in zip(real.split(ctx.rows), imaginary.split(ctx.rows)))
-        return grad_u, grad_v, *grads
+        return grad_u, grad_v, *torch.view_as_real(torch.complex(real, imaginary)).split(ctx.rows)
 
 
 def _forms(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """A, A + B and B − A of the stacked weights."""
-    shape = (sum(len(weight) for weight in weights), weights[0].shape[1])
-    a, total, difference = (weights[0].new_empty(shape) for _ in range(3))
+    parts = torch.empty(2, sum(len(weight) for weight in weights), weights[0].shape[1], dtype=weights[0].dtype)
     start = 0
     for weight in weights:
-        rows = slice(start, start + len(weight))
-        real, imaginary = weight.unbind(-1)
-        a[rows] = real
-        torch.add(real, imaginary, out=total[rows])
-        torch.sub(imaginary, real, out=difference[rows])
-        start = rows.stop
-    return a, total, difference
+        parts[:, start : start + len(weight)] = weight.permute(2, 0, 1)
+        start += len(weight)
+    real, imaginary = parts.unbind(0)
+    return real, real + imaginary, imaginary - real

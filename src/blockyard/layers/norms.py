@@ -89,7 +89,7 @@ class _FusedRMSNorm(torch.autograd.Function):
         grad_weight = grad_normed.reshape(-1, *weight.shape).sum(0)
         # d/dx of x/rms(x): the part of the gradient along x is projected out.
         along = grad_normed.mul_(weight).mean(-1, keepdim=True)
-        grad_x = torch.addcmul(grad * weight, normed, along, value=-1.0).mul_(inverse)
+        grad_x = (grad * weight).addcmul_(normed, along, value=-1.0).mul_(inverse)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 

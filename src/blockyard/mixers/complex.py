@@ -28,6 +28,7 @@ from blockyard.layers.complex import (
     to_pairs,
 )
 from blockyard.layers.complex_attention import SCORES, Score, complex_attend
+from blockyard.layers.complex_heads import can_fuse, turned_heads
 from blockyard.layers.complex_norms import rms_norm_pairs
 from blockyard.layers.dropout import Dropout
 from blockyard.layers.roles import Role
@@ -36,6 +37,8 @@ from blockyard.mixers.base import Mixer, check_heads, default_positions
 from blockyard.registry import Traits, register_attn
 
 GATES = ("none", "learned", "magnitude")
+# Added to the mean square of queries and keys where they are normalised.
+QK_EPS = 1e-5
 
 
 @register_attn(
@@ -156,10 +159,11 @@ class ComplexAttention(ComplexModule, Mixer):
         causal, past = self._check(x, padding_mask, causal, positions, context, cache)
         if positions is None and padding_mask is not None and context is None:
             positions = default_positions(padding_mask, x.shape[1])
-        q, k, v = self._project(x, context, pe, context_pe)
+        turns = None
         # Unordered contexts share no positions with x.
         if self.rope is not None and (context is None or causal):
-            q, k = self._rotate(q, k, positions, past)
+            turns = self.rope.tables(x.shape[1], x.real, positions, offset=past)
+        q, k, v = self._project(x, context, pe, context_pe, turns)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k=k.to(cache.dtype), v=v.to(cache.dtype))
@@ -182,32 +186,39 @@ class ComplexAttention(ComplexModule, Mixer):
         return from_pairs(self.output_proj.pairs(heads)).to(x.dtype), weights
 
     def _project(
-        self, x: Tensor, context: Tensor | None, pe: Tensor | None, context_pe: Tensor | None
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        pe: Tensor | None,
+        context_pe: Tensor | None,
+        turns: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, T, H, 2·head_dim], keys and values [B, S, H_kv, 2·head_dim], as pairs, normalised."""
-        if context is None:
-            q, k, v = self._project_self(to_pairs(x))
-            context_pe = pe
-        else:
-            source = to_pairs(context)
-            q, k, v = self.q_proj.pairs(to_pairs(x)), self.k_proj.pairs(source), self.v_proj.pairs(source)
-        if pe is not None or context_pe is not None:
-            q, k = self._add(q, pe, "pe"), self._add(k, context_pe, "context_pe")
-        q, k, v = (part.unflatten(-1, (-1, 2 * self.head_dim)) for part in (q, k, v))
-        if self.q_gain is None or self.k_gain is None:
-            return q, k, v
-        return rms_norm_pairs(q, self.q_gain, 1e-5), rms_norm_pairs(k, self.k_gain, 1e-5), v
-
-    def _project_self(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One product with the stacked weights, where nothing but the weights says what the projections give."""
+        """Queries [B, T, H, 2·head_dim], keys and values [B, S, H_kv, 2·head_dim], as pairs, normalised and turned by
+        the cos and sin of `turns`."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         mode = resolve_mode(self.q_proj.mode, self.q_proj.weight)
-        if not all(p.is_bare for p in projections) or (mode == "block" and not self.training):
+        cos, sin = (None, None) if turns is None else (table.unsqueeze(-2) for table in turns)
+        if context is not None:
+            source = to_pairs(context)
+            q, k, v = self.q_proj.pairs(to_pairs(x)), self.k_proj.pairs(source), self.v_proj.pairs(source)
+        elif not all(p.is_bare for p in projections) or (mode == "block" and not self.training):
             # Eval mode has the block matrices at hand, one per projection.
-            q, k, v = (p.pairs(x) for p in projections)
-            return q, k, v
-        stacked = linear_pairs(x, torch.cat([p.weight for p in projections]), mode)
-        q, k, v = stacked.split([2 * p.d_out for p in projections], dim=-1)
+            q, k, v = (p.pairs(to_pairs(x)) for p in projections)
+        else:
+            # One product, where nothing but the weights says what the projections give.
+            stacked = linear_pairs(to_pairs(x), torch.cat([p.weight for p in projections]), mode)
+            if pe is None and self.q_gain is not None and self.k_gain is not None and can_fuse(stacked):
+                factor = None if cos is None or sin is None else torch.complex(cos, sin)
+                return turned_heads(
+                    stacked, (self.q_gain, self.k_gain), factor, (self.n_heads, self.n_kv_heads), QK_EPS
+                )
+            q, k, v = stacked.split([2 * p.d_out for p in projections], dim=-1)
+        q, k = self._add(q, pe, "pe"), self._add(k, pe if context is None else context_pe, "context_pe")
+        q, k, v = (part.unflatten(-1, (-1, 2 * self.head_dim)) for part in (q, k, v))
+        if self.q_gain is not None and self.k_gain is not None:
+            q, k = rms_norm_pairs(q, self.q_gain, QK_EPS), rms_norm_pairs(k, self.k_gain, QK_EPS)
+        if cos is not None and sin is not None:
+            q, k = rotate(q, cos, sin, "interleaved"), rotate(k, cos, sin, "interleaved")
         return q, k, v
 
     def _add(self, projected: Tensor, pe: Tensor | None, name: str) -> Tensor:
@@ -215,12 +226,6 @@ class ComplexAttention(ComplexModule, Mixer):
             return projected
         check_complex(pe, projected.shape[-1] // 2, name)
         return projected + to_pairs(pe).to(projected.dtype)
-
-    def _rotate(self, q: Tensor, k: Tensor, positions: Tensor | None, past: int) -> tuple[Tensor, Tensor]:
-        assert self.rope is not None
-        cos, sin = self.rope.tables(q.shape[1], q, positions, offset=past)
-        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-        return rotate(q, cos, sin, "interleaved"), rotate(k, cos, sin, "interleaved")
 
     def _gated(self, heads: Tensor, x: Tensor) -> Tensor:
         """What the heads give, [B, T, 2·d_model], times the gate."""
