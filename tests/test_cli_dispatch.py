@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from blockyard.cli import main
-from blockyard.cli.command import command_names, load_command
+from blockyard.cli.finding import command_names, load_command
 from blockyard.cli.parser import Parser, underscored
 from blockyard.errors import InputError
 from blockyard.training.kinds import BUILTIN

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from blockyard import __version__
-from blockyard.cli.command import command_names, find_command, load_command
+from blockyard.cli.finding import command_names, find_command, load_command
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
 from blockyard.plugins import load_plugins, plugins_in, see_current_folder
