@@ -91,6 +91,12 @@ def test_info_shows_with_each_half_the_block_that_two_become_together(
     assert [entry["kind"] for entry in json.loads(shown(capsys, "info", "tva+vft", "--json"))] == ["block"]
 
 
+def test_info_tells_no_value_from_a_choice_called_none(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, "info", "vft")
+    assert "--vft.rope  half | interleaved | none | null, default null" in text
+    assert "--vft.v_rank  int | none, default none" in text
+
+
 def test_info_gives_the_figures_of_the_cost_formula(capsys: pytest.CaptureFixture[str]) -> None:
     attention, ffn = json.loads(shown(capsys, "info", "standard", "--json"))
     # Four projections and the gains of QK-norm; keys and values of 512 floats each.

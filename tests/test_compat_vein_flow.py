@@ -7,6 +7,7 @@ import torch
 
 from blockyard import registry
 from blockyard.compat import vein_flow
+from blockyard.errors import InputError
 from documents import python_examples, seed
 
 SKIPPED = {27: "uses model.vein_params and model.vein, which nothing defines; param_groups is our replacement"}
@@ -84,3 +85,18 @@ def test_the_seed_preset_has_the_documents_parameters():
     with torch.device("meta"):
         block = vein_flow.create_vft_block(768, 12, 4, preset="seed")
     assert sum(p.numel() for p in block.parameters()) == 2_964_373
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"tua": 0.2}, "VFTBlock has no option 'tua' (did you mean 'tau'?)"),
+        ({"tau": "high"}, "VFTBlock: tau='high' should be float"),
+        ({"rank": 64}, "rank=64 and v_rank=64 should be below d_model=64"),
+        ({"s_normals": -1}, "s=-1 should be at least 0 (0 corrects nothing)"),
+    ],
+)
+def test_the_factory_says_what_is_wrong_with_an_option(options, told):
+    with pytest.raises(InputError) as caught:
+        vein_flow.create_vft_block(**({"d_model": 64, "n_heads": 4, "rank": 4} | options))
+    assert str(caught.value) == told

@@ -93,28 +93,28 @@ class VFTBlock(nn.Module):
         s: number of correction directions; 0 = no correction.
         tau: tokens whose reconstruction error exceeds it are corrected.
         alpha_scale: largest weight of a correction.
-        eps: relative error ‖h − ĥ‖ / ‖h‖, or absolute ‖h − ĥ‖ (the document's formula; about √d_model).
-        factored: keep square projections in front of the attention's vein, as the document does.
-        tied: rebuild with the transpose of an orthonormal projection.
+        eps: relative error ‖h − ĥ‖ / ‖h‖ (fast), or absolute ‖h − ĥ‖ (seed, the document's formula; about √d_model).
+        factored: keep square projections in front of the attention's vein, as the document does; None = in seed.
+        tied: rebuild with the transpose of an orthonormal projection; None = in fast.
         implementation: how the vein stores its matrices, linear or parameter.
         init_method: how the vein starts: orthogonal, normal or xavier.
-        gated: gate the FFN's hidden layer, as SwiGLU does.
-        gate_norm: normalise what the correction's gate reads.
+        gated: gate the FFN's hidden layer, as SwiGLU does; None = in fast.
+        gate_norm: normalise what the correction's gate reads; None = in seed.
         activation: gelu, relu or silu.
-        stabilizer: direct path beside the vein FFN: none, diag, lowrank or full.
+        stabilizer: direct path beside the vein FFN: none (fast), diag, lowrank or full (seed).
         use_stabilizer: the document's switch: true = full, false = none.
         stabilizer_rank: rank of the lowrank stabiliser; None = d_model / 16.
         correction: dense, gather or auto; see NormalCompensator.
         causal: hide the future.
-        rope: rotary positions within the vein: half, interleaved or none.
+        rope: rotary positions within the vein: half (fast), interleaved or none (seed).
         rope_theta: base of the rotary wavelengths.
-        qk_norm: RMS-normalise queries and keys per head; None = as the preset says.
+        qk_norm: RMS-normalise queries and keys per head; None = in fast.
         dropout: probability for attn_dropout and ffn_dropout where these are not given.
         attn_dropout: probability of dropping an attention weight in training.
         ffn_dropout: probability of dropping a hidden element of the FFN in training.
         proj_dropout: probability of dropping an element of the attention's output in training.
         kernel: auto, matmul or sdpa.
-        norm: rms or layer.
+        norm: rms or layer; None = layer.
         norm_position: pre or post.
         metrics: report the reconstruction error in the aux of every forward.
 

@@ -60,7 +60,12 @@ class Option:
     @property
     def type_name(self) -> str:
         """The type as help and errors show it: `int`, `float | none`, `gelu | relu`."""
-        return " | ".join(_type_name(a) for a in self.alternatives)
+        return " | ".join(self.none_word if a is type(None) else _type_name(a) for a in self.alternatives)
+
+    @property
+    def none_word(self) -> str:
+        """How None is written: none, or null where one of the choices is called none."""
+        return "null" if "none" in self.choices else "none"
 
     def check(self, value: Any) -> Any:
         """Return a Python or YAML value converted to the declared type (an int where a float is wanted).

@@ -17,7 +17,7 @@ from blockyard.errors import InputError
 from blockyard.options import Option, belongs_to
 from blockyard.pattern import LayerSpec, default_ffn_of, parse_choice
 from blockyard.registry import Entry, find_block, implementation, members_of, names
-from blockyard.training.groups import FFN_GROUP, MIXER_GROUP, Group, unknown_group, unknown_key
+from blockyard.training.groups import FFN_GROUP, MIXER_GROUP, Group, block_homes, unknown_group, unknown_key
 
 Settings = dict[str, dict[str, Any]]
 Key = tuple[str, str]
@@ -82,7 +82,7 @@ def default_text(option: Option) -> str:
     """ "required", or "default: 4"."""
     if option.required:
         return "required"
-    return f"default: {value_text(option.default)}"
+    return f"default: {option.none_word if option.default is None else value_text(option.default)}"
 
 
 def value_text(value: Any) -> str:
@@ -97,13 +97,17 @@ def value_text(value: Any) -> str:
 
 
 def explain_flag(flag: str, groups: Mapping[str, Group]) -> str | None:
-    """What is wrong with an unknown `--group.key`, or None when it has no dot."""
+    """What is wrong with an unknown `--group.key`, or with a group alone; None for anything else."""
     name, dot, key = flag.removeprefix("--").partition(".")
     if not dot:
-        return None
+        chooses = name in groups and "impl" in groups[name].options
+        return f"unknown option {flag!r} (did you mean '--{name}.impl'?)" if chooses else None
     if name not in groups:
         near = difflib.get_close_matches(name, list(groups), n=1)
-        hint = f" (did you mean '--{near[0]}.{key}'?)" if near else f"; groups: {', '.join(groups)}"
+        if homes := block_homes(name, groups):
+            hint = f"; options of {name} stand under {homes}"
+        else:
+            hint = f" (did you mean '--{near[0]}.{key}'?)" if near else f"; groups: {', '.join(groups)}"
         return f"no option group {name!r} for {flag}{hint}"
     return unknown_key(flag, key, groups[name].options, groups[name])
 

@@ -16,6 +16,7 @@ from blockyard.ffn.vein import Activation, VFTFeedForward
 from blockyard.layers.compensator import NormalCompensator
 from blockyard.layers.vein import VeinProjector, recommend_rank
 from blockyard.mixers.vein import TVAAttention as _TVAAttention
+from blockyard.options import check_options, options_of
 from blockyard.registry import (
     get_attention,
     get_ffn,
@@ -186,5 +187,11 @@ class VFTBlock(_VFTBlock):
         )
 
 
-# The document's factory makes the same call.
-create_vft_block = VFTBlock
+def create_vft_block(d_model: int, n_heads: int = 8, rank: int | None = None, **options: Any) -> VFTBlock:
+    """The document's factory: a `VFTBlock` with the options of its constructor.
+
+    Raises: InputError for an unknown option (with the nearest known one) or a value of the wrong type, and where
+        `VFTBlock` does.
+    """
+    given = {"d_model": d_model, "n_heads": n_heads, "rank": rank, **options}
+    return VFTBlock(**check_options(options_of(VFTBlock), given, "VFTBlock"))

@@ -147,6 +147,11 @@ def unknown_key(origin: str, key: str, known: Iterable[str], group: Group) -> st
 
 def unknown_group(name: str, groups: Mapping[str, Group]) -> str:
     """`no option group 'trian' (did you mean 'train'?)`; for a block's name, under which group its options stand."""
-    homes = {group.name for group in groups.values() for entry in group.members if entry.name == name}
-    hint = f"; options of {name} stand under {' and '.join(sorted(homes))}" if homes else suggest(name, groups)
+    homes = block_homes(name, groups)
+    hint = f"; options of {name} stand under {homes}" if homes else suggest(name, groups)
     return f"no option group {name!r}{hint}"
+
+
+def block_homes(name: str, groups: Mapping[str, Group]) -> str:
+    """The groups under which the options of the block of this name stand; "" when there is no such block."""
+    return " and ".join(sorted({g.name for g in groups.values() for entry in g.members if entry.name == name}))

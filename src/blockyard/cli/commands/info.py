@@ -142,7 +142,9 @@ def options_lines(description: dict[str, Any]) -> list[str]:
         return ["  no options"]
     lines = ["  options"]
     for name, option in options.items():
-        default = "required" if option["required"] else f"default {value_text(option['default'])}"
+        unset = option["default"] is None and "null" in option["type"].split(" | ")
+        default = f"default {'null' if unset else value_text(option['default'])}"
+        default = "required" if option["required"] else default
         flag = description["flags"].get(name, f"{name} (from Python)")
         lines.append(f"    {flag}  {option['type']}, {default}")
         lines += textwrap.wrap(option["help"], 92, initial_indent=" " * 8, subsequent_indent=" " * 8)
