@@ -6,7 +6,6 @@ folds the attention, ties the vein so that the error is one in [0, 1], and leave
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -23,56 +22,14 @@ from blockyard.layers.norms import make_norm
 from blockyard.layers.stamp import Stamp
 from blockyard.layers.thin import norm_linear
 from blockyard.layers.vein import Implementation, InitMethod, VeinProjector, check_choice
+from blockyard.layers.vein_metrics import token_metrics
 from blockyard.mixers.base import check_input
 from blockyard.mixers.vein import TVAAttention
 from blockyard.registry import register_block
+from blockyard.vein_presets import PRESETS
 
 # Layout of a saved block; raised when saved blocks of the old layout would mean something else.
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What an option left at None means."""
-
-    factored: bool
-    tied: bool
-    gated: bool
-    gate_norm: bool
-    qk_norm: bool
-    wide: bool  # where no rank is named, the FFN's vein is d_model / 2 and its hidden layer d_model wide
-    stabilizer: StabilizerKind
-    eps: Literal["relative", "absolute"]
-    rope: Literal["half", "interleaved", "none"]
-    norm: Literal["rms", "layer"]
-
-
-PRESETS = {
-    "fast": Preset(
-        factored=False,
-        tied=True,
-        gated=True,
-        gate_norm=False,
-        qk_norm=True,
-        wide=True,
-        stabilizer="none",
-        eps="relative",
-        rope="half",
-        norm="layer",
-    ),
-    "seed": Preset(
-        factored=True,
-        tied=False,
-        gated=False,
-        gate_norm=True,
-        qk_norm=False,
-        wide=False,
-        stabilizer="full",
-        eps="absolute",
-        rope="none",
-        norm="layer",
-    ),
-}
 
 
 @register_block("tva", "vft", group="vft")
@@ -254,7 +211,8 @@ class VFTBlock(nn.Module):
         corrected = self.normals(out, eps)
         if not wanted:
             return self._finish(corrected), None
-        found = self._metrics(eps, corrected.detach() - out.detach(), z.detach(), padding_mask)
+        found = token_metrics(eps, self.normals.tau, corrected.detach() - out.detach(), z.detach(), padding_mask)
+        found["rank"] = self.vein.rank_in_use
         return self._finish(corrected), found if return_metrics else {"losses": {}, "stats": found}
 
     def _attended(self, x: Tensor, **arguments: Any) -> Tensor:
@@ -283,25 +241,6 @@ class VFTBlock(nn.Module):
 
     def _finish(self, x: Tensor) -> Tensor:
         return x if self.pre else self.ln2(x)
-
-    def _metrics(self, eps: Tensor, correction: Tensor, z: Tensor, padding_mask: Tensor | None) -> dict[str, Any]:
-        """Means, the largest error and the directions in use, over the tokens that are not padding."""
-        over = (eps > self.normals.tau).to(eps.dtype)
-        size = torch.linalg.vector_norm(correction.to(eps.dtype), dim=-1)
-        if padding_mask is None:
-            share = torch.full_like(eps, 1 / eps.numel())
-        else:
-            # Behind a cache the mask covers past tokens, too.
-            keep = padding_mask[:, -eps.shape[1] :].to(eps.dtype)
-            share = keep / keep.sum().clamp_(min=1)
-        return {
-            "eps_mean": (eps * share).sum(),
-            "eps_max": (eps * (share > 0)).amax(),
-            "eps_frac_over_tau": (over * share).sum(),
-            "correction_norm": (size * share).sum(),
-            "effective_rank": _participation(z.to(eps.dtype), share),
-            "rank": self.vein.rank_in_use,
-        }
 
     @torch.no_grad()
     def reconstruction_error(
@@ -382,9 +321,3 @@ class VFTBlock(nn.Module):
                 if theirs != ours:
                     raise InputError(f"the saved vein block has {name}={theirs}, but this one has {name}={ours}")
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def _participation(z: Tensor, share: Tensor) -> Tensor:
-    """How many directions carry z [..., r]: (Σ λ)² / Σ λ² of its second moments, 1 … r, tokens weighted by share."""
-    moments = (z * share.unsqueeze(-1)).flatten(0, -2).mT @ z.flatten(0, -2)
-    return moments.trace().square() / moments.square().sum().clamp_(min=torch.finfo(moments.dtype).tiny)

@@ -22,9 +22,10 @@ from blockyard.layers.linear import Linear, hooked, plain
 from blockyard.layers.norms import RMSNorm, rms_norm
 from blockyard.layers.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.layers.thin import add_linear, norm_linear
-from blockyard.layers.vein import VeinProjector, orthonormal_rows
+from blockyard.layers.vein import VeinProjector
 from blockyard.mixers.base import Mixer, check_heads, default_positions
-from blockyard.mixers.vein_step import VeinStep
+from blockyard.mixers.vein_forms import folded, unfolded
+from blockyard.mixers.vein_step import step_for
 from blockyard.registry import Traits, register_attn
 
 # From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
@@ -166,10 +167,11 @@ class TVAAttention(Mixer):
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         usual = causal is None and context is None and not return_weights
-        if usual and cache is not None and (step := self._stepper(x, cache, padding_mask, attn_mask, positions)):
+        if usual and cache is not None and (step := step_for(self, x, cache, padding_mask, attn_mask, positions)):
             return self.proj_dropout(self.output_proj(step(x, cache))), None
         causal, past = self._check(x, padding_mask, causal, positions, context, cache)
-        veins = self._veins()
+        # Asked for once per forward: tied ones are made orthonormal there.
+        veins = None if self.form == "folded" else self.veins()
         qk, v = self._to_vein(x, context, veins)
         mixed, weights = self._mix(
             qk,
@@ -207,7 +209,7 @@ class TVAAttention(Mixer):
         dropped = self.training and self.proj_dropout.p > 0
         if self.form != "folded" or dropped or hooked(self) or not plain(self.output_proj, *projections):
             return x + self(norm(x), cache=cache, **masks)[0]
-        if cache is not None and (step := self._stepper(x, cache, padding_mask, attn_mask, positions)):
+        if cache is not None and (step := step_for(self, x, cache, padding_mask, attn_mask, positions)):
             return add_linear(x, step(norm(x), cache), self.output_proj.weight)
         causal, past = self._check(x, padding_mask, None, positions, None, cache)
         if x.shape[0] * x.shape[1] >= _STACK_FROM:
@@ -218,38 +220,8 @@ class TVAAttention(Mixer):
         mixed, _ = self._mix(*projected, causal=causal, past=past, turn=True, cache=cache, **masks)
         return add_linear(x, mixed.to(x.dtype).transpose(1, 2).flatten(2), self.output_proj.weight)
 
-    def _stepper(
-        self,
-        x: Tensor,
-        cache: LayerCache,
-        padding_mask: Tensor | None,
-        attn_mask: Tensor | None,
-        positions: Tensor | None,
-    ) -> VeinStep | None:
-        """What takes one token behind a cache a short way; None for anything else."""
-        if x.shape != (cache.batch, 1, self.d_model) or x.dtype != cache.dtype or torch.is_grad_enabled():
-            return None
-        if padding_mask is not None or attn_mask is not None or positions is not None:
-            return None
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return None
-        if self.training and self.attn_dropout.p > 0:
-            return None
-        if type(cache) is not LayerCache or not cache.lengthwise:
-            return None
-        step = cache.prepared.get("attention")
-        if not isinstance(step, VeinStep) or not step.fits(self):
-            if not self.causal or self.kernel != "auto" or self.form != "folded":
-                return None
-            if not plain(self.q_proj, self.k_proj, self.v_proj):
-                return None
-            step = cache.prepared["attention"] = VeinStep(self)
-        return step
-
-    def _veins(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """V and U for queries and keys, V and U for values, made once per forward; None when folded."""
-        if self.form == "folded":
-            return None
+    def veins(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """V and U for queries and keys, V and U for values; not of a folded attention, which has none."""
         shared = self._shared().matrices()
         return *shared, *(shared if self.value_vein is None else self.value_vein.matrices())
 
@@ -356,48 +328,20 @@ class TVAAttention(Mixer):
         return self.value_vein or self._shared()
 
     def fold(self) -> TVAAttention:
-        """The same function with the veins multiplied into the projections; parameters are copied, never shared."""
-        if self.form == "folded":
-            raise InputError("this attention is folded already")
-        folded = self._like("folded")
-        with torch.no_grad():
-            v, u = self._shared().matrices()
-            if self.form == "shared":
-                for name in ("q_proj", "k_proj", "v_proj"):
-                    getattr(folded, name).weight.copy_(getattr(self, name).weight @ v)
-                folded.output_proj.weight.copy_(u @ self.output_proj.weight)
-                return folded
-            value_v, value_u = self._values().matrices()
-            for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
-                heads = getattr(self, name).weight.unflatten(0, (self.n_heads, -1))  # [H, head_dim, d_model]
-                getattr(folded, name).weight.copy_((into @ heads).flatten(0, 1))
-            columns = self.output_proj.weight.unflatten(1, (self.n_heads, -1))  # [d_model, H, head_dim]
-            folded.output_proj.weight.copy_((columns @ value_u).flatten(1))
-        return folded
+        """The same function with the veins multiplied into the projections; parameters are copied, never shared.
+
+        Raises: InputError when it is folded already.
+        """
+        return folded(self)
 
     def unfold(self) -> TVAAttention:
         """The same function in the document's factored form, with tied orthonormal veins.
 
         Raises: InputError when it is not folded, or a rank is not below the head's width.
         """
-        if self.form != "folded":
-            raise InputError(f"only a folded attention can be unfolded; this one is {self.form}")
-        factored = self._like("factored")
-        with torch.no_grad():
-            for vein in (factored.vein, factored.value_vein):
-                if vein is not None:
-                    # V Vᵀ = 1: what Vᵀ lifts, V brings back.
-                    for stored, matrix in zip(vein.stored(), (v := orthonormal_rows(vein.stored()[0]), v.mT)):
-                        stored.copy_(matrix)
-            v, value_v = factored._shared().matrices()[0], factored._values().matrices()[0]
-            for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
-                heads = getattr(self, name).weight.unflatten(0, (self.n_heads, -1))  # [H, rank, d_model]
-                getattr(factored, name).weight.copy_((into.mT @ heads).flatten(0, 1))
-            columns = self.output_proj.weight.unflatten(1, (self.n_heads, -1))  # [d_model, H, v_rank]
-            factored.output_proj.weight.copy_((columns @ value_v).flatten(1))
-        return factored
+        return unfolded(self)
 
-    def _like(self, form: Literal["folded", "factored"]) -> TVAAttention:
+    def like(self, form: Literal["folded", "factored"]) -> TVAAttention:
         """A new attention of the same shape, settings, dtype and device in another form."""
         twin = TVAAttention(
             self.d_model,

@@ -13,13 +13,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blockyard.cache import LayerCache
-from blockyard.layers.linear import hooked
+from blockyard.layers.linear import hooked, plain
 from blockyard.layers.norms import RMSNorm
 from blockyard.layers.rotary import turn_token
 from blockyard.layers.stamp import Stamp
 
 if TYPE_CHECKING:
     from blockyard.mixers.vein import TVAAttention
+
+
+def step_for(
+    attention: TVAAttention,
+    x: Tensor,
+    cache: LayerCache,
+    padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    positions: Tensor | None,
+) -> VeinStep | None:
+    """What takes x to the cache's tokens a short way: one token behind plain projections; None for anything else."""
+    if x.shape != (cache.batch, 1, attention.d_model) or x.dtype != cache.dtype or torch.is_grad_enabled():
+        return None
+    if padding_mask is not None or attn_mask is not None or positions is not None:
+        return None
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return None
+    if attention.training and attention.attn_dropout.p > 0:
+        return None
+    if type(cache) is not LayerCache or not cache.lengthwise:
+        return None
+    step = cache.prepared.get("attention")
+    if not isinstance(step, VeinStep) or not step.fits(attention):
+        if not attention.causal or attention.kernel != "auto" or attention.form != "folded":
+            return None
+        if not plain(attention.q_proj, attention.k_proj, attention.v_proj):
+            return None
+        step = cache.prepared["attention"] = VeinStep(attention)
+    return step
 
 
 class VeinStep:

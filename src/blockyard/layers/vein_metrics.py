@@ -1,0 +1,42 @@
+"""What a vein block reports of its tokens: how far they are from the vein, how much of it they use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def token_metrics(
+    eps: Tensor, tau: Tensor, correction: Tensor, z: Tensor, padding_mask: Tensor | None = None
+) -> dict[str, Any]:
+    """Means, the largest error and the directions in use, as scalars without a device sync.
+
+    Args:
+        eps: reconstruction error [B, T].
+        tau: its threshold.
+        correction: what was added to the tokens [B, T, d_model].
+        z: the tokens in the vein [B, T, r].
+        padding_mask: [B, T], nonzero = keep; the rest is left out. Behind a cache it covers past tokens, too.
+    """
+    over = (eps > tau).to(eps.dtype)
+    size = torch.linalg.vector_norm(correction.to(eps.dtype), dim=-1)
+    if padding_mask is None:
+        share = torch.full_like(eps, 1 / eps.numel())
+    else:
+        keep = padding_mask[:, -eps.shape[1] :].to(eps.dtype)
+        share = keep / keep.sum().clamp_(min=1)
+    return {
+        "eps_mean": (eps * share).sum(),
+        "eps_max": (eps * (share > 0)).amax(),
+        "eps_frac_over_tau": (over * share).sum(),
+        "correction_norm": (size * share).sum(),
+        "effective_rank": _participation(z.to(eps.dtype), share),
+    }
+
+
+def _participation(z: Tensor, share: Tensor) -> Tensor:
+    """How many directions carry z [..., r]: (Σ λ)² / Σ λ² of its second moments, 1 … r, tokens weighted by share."""
+    moments = (z * share.unsqueeze(-1)).flatten(0, -2).mT @ z.flatten(0, -2)
+    return moments.trace().square() / moments.square().sum().clamp_(min=torch.finfo(moments.dtype).tiny)
