@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 import pytest
 
 from blockyard.errors import InputError
+from blockyard.workbench.charts.curves import loss_curves
+from blockyard.workbench.charts.palette import LIGHT
 from blockyard.workbench.charts.render import charts_of, render_svg
 from blockyard.workbench.report.html import render_html
 from blockyard.workbench.report.text import CSV_COLUMNS, render_csv, render_markdown
@@ -216,3 +218,31 @@ def test_losses_per_token_are_shown_per_byte_too():
     mean = analyse(raw)["ranking"][0]["final"]["mean"]
     assert f"{mean / 3:.3f} nats/byte" in text
     assert "A token is 3.00 bytes on average" in text
+
+
+def vertical_limits(chart):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes = figure.add_subplot()
+    chart.draw(axes, LIGHT)
+    return axes.get_ylim()
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_the_steep_beginning_of_a_loss_is_cut_off_and_nothing_of_an_accuracy(better):
+    report = synthetic_report(seeds=1)
+    report["quality"].update(better=better, metric="accuracy" if better == "higher" else "perplexity")
+    for choice in report["choices"]:
+        (run,) = choice["runs"]
+        ticks = [100 * (i + 1) for i in range(10)]
+        values = {
+            "higher": [0.2, 0.4, 0.6, 0.6, 0.7, 0.1, 0.72, 0.74, 0.76, 0.78],
+            "lower": [9.0, *(2 - 0.05 * i for i in range(9))],
+        }[better]
+        run["quality"] = {"step": ticks, "tokens": ticks, "seconds": ticks, "flops": ticks, "loss": values}
+    charts = {chart.name: chart for chart in loss_curves(analyse(report))}
+    low, high = vertical_limits(charts["loss-tokens"])
+    told = "The steep beginning is cut off." in charts["loss-tokens"].caption
+    if better == "higher":
+        assert low < 0.1 and high > 0.78 and not told
+    else:
+        assert high < 9 and told

@@ -22,7 +22,7 @@ from blockyard.models.signal_condition import WAVES, SnrModulation
 from blockyard.symmetry import check_equivariance
 from blockyard.training.config import TrainConfig
 from blockyard.training.resolve import as_groups, resolve
-from blockyard.training.run import load_run, train
+from blockyard.training.run import load_run, make_task, train
 from blockyard.training.signal import SignalData, SignalTask, predict, signal_figures
 from blockyard.workbench import measure
 from blockyard.workbench.compare import compare
@@ -220,8 +220,37 @@ def test_frames_and_settings_that_do_not_fit_are_refused():
             model(given)
     with pytest.raises(InputError, match="should divide the frame of 12"):
         SignalConfig(frame=12, patch=5)
-    with pytest.raises(InputError, match="as many whole symbols"):
+    with pytest.raises(InputError, match="as many whole symbols: leave it out for 2, the samples of one"):
         SignalConfig(frame=12, patch=1, symbols=6)
+    with pytest.raises(InputError, match="patch=0 should be at least 1"):
+        SignalConfig(frame=12, patch=0)
+
+
+@pytest.mark.parametrize(
+    "options, samples",
+    [({}, 1), ({"symbols": 12}, 1), ({"symbols": 3}, 4), ({"symbols": 3, "patch": 12}, 12), ({"patch": 3}, 3)],
+    ids=str,
+)
+def test_a_position_holds_the_samples_of_a_symbol_unless_a_patch_is_given(options, samples):
+    model = built(**options)
+    assert model.config.samples_per_position == samples and model.config.length == 12 // samples
+    assert model(iq()).logits.shape == (3, *([options["symbols"]] if "symbols" in options else []), 6)
+
+
+def test_an_equaliser_needs_no_patch_for_more_than_one_sample_per_symbol():
+    groups = {
+        "model": {"d_model": 16, "n_heads": 2},
+        "data": {
+            "modulations": "qpsk,bpsk",
+            "target": "symbols",
+            "length": 16,
+            "samples_per_symbol": 4,
+            "val_frames": 2,
+        },
+        "train": {"batch_size": 2},
+    }
+    task = make_task(resolve(groups, "signal"))
+    assert task.model(task.batch(0, slice(0, 2))["iq"]).logits.shape == (2, 4, 4)
 
 
 def test_activation_checkpointing_changes_no_gradient():

@@ -50,7 +50,8 @@ class SignalConfig(BlocksConfig):
         d_model: width of the residual stream; of complex numbers where a layer is complex.
         n_layers: number of blocks.
         n_heads: number of attention heads, dividing d_model.
-        patch: samples per position of the blocks, dividing the frame.
+        patch: samples per position of the blocks, dividing the frame; None = the samples of a symbol where symbols are
+            told apart, else 1.
         positions: whether blocks see where a sample stands: yes, as each layer's rope says; no, which sets rope=none;
             auto is no for modulations at one sample per symbol without fading and carrier offset, yes for all else.
         normalise: bring every frame to unit power first; for recordings of unknown scale.
@@ -71,7 +72,7 @@ class SignalConfig(BlocksConfig):
     ordered: bool = True
     d_model: int = 64
     n_layers: int = 1
-    patch: int = 1
+    patch: int | None = None
     positions: Literal["auto", "yes", "no"] = "auto"
     normalise: bool = False
     condition: Literal["none", "snr"] = "none"
@@ -80,23 +81,33 @@ class SignalConfig(BlocksConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least_one("frame", "n_classes", "patch")
+        self.check_at_least_one("frame", "n_classes")
+        if self.patch is not None:
+            self.check_at_least_one("patch")
         if self.positions not in ("auto", "yes", "no"):
             raise InputError(f"model.positions={self.positions!r} should be auto, yes or no")
         if self.condition not in ("none", "snr"):
             raise InputError(f"model.condition={self.condition!r} should be none or snr")
-        if self.frame % self.patch:
+        if self.frame % self.samples_per_position:
             raise InputError(f"model.patch={self.patch} should divide the frame of {self.frame} samples")
         if self.symbols and self.symbols % self.length:
             raise InputError(
-                f"model.patch={self.patch} makes {self.length} positions of a frame with {self.symbols} symbols; "
-                "every position should hold as many whole symbols"
+                f"model.patch={self.patch} makes {self.length} positions of a frame with {self.symbols} symbols; every "
+                f"position should hold as many whole symbols: leave it out for {self.frame // self.symbols}, the "
+                "samples of one, or give a multiple"
             )
+
+    @property
+    def samples_per_position(self) -> int:
+        """Samples of a frame that one position of the blocks holds."""
+        if self.patch is not None:
+            return self.patch
+        return max(self.frame // self.symbols, 1) if self.symbols else 1
 
     @property
     def length(self) -> int:
         """Positions of a frame."""
-        return self.frame // self.patch
+        return self.frame // self.samples_per_position
 
     @property
     def is_causal(self) -> bool:
@@ -262,7 +273,7 @@ class SignalTransformer(Trunk, ComplexModule):
     def __init__(self, config: SignalConfig) -> None:
         super().__init__(config)
         self.complex_valued = config.is_complex
-        self.stem = (ComplexStem if self.complex_valued else RealStem)(config.patch, config.d_model)
+        self.stem = (ComplexStem if self.complex_valued else RealStem)(config.samples_per_position, config.d_model)
         known = config.condition == "snr"
         self.stem_snr = SnrModulation(config.d_model, shift=not self.complex_valued) if known else None
         self.dropout = Dropout(config.dropout)
@@ -295,7 +306,7 @@ class SignalTransformer(Trunk, ComplexModule):
         if config.normalise:
             power = magnitude(iq, 0.0).square().mean(-1, keepdim=True)
             iq = iq / power.clamp(min=torch.finfo(power.dtype).tiny).sqrt()
-        x = self.stem(iq.unflatten(-1, (-1, config.patch)))
+        x = self.stem(iq.unflatten(-1, (-1, config.samples_per_position)))
         if self.stem_snr is not None and snr is not None:
             x = self.stem_snr(x, snr)
         x = self.dropout(x)

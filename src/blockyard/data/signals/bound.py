@@ -24,6 +24,8 @@ from blockyard.errors import InputError
 FRAMES = 20_000
 # Samples of one pass: what a processor's cache holds, times the points of a constellation.
 _SAMPLES = 1 << 14
+# dB below which fine constellations differ in digits of the likelihood that float32 does not keep.
+_DOUBLE_BELOW = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,11 @@ def maximum_likelihood_bound(
             left -= n
             drawn = source.generate(n, generator, snr=torch.full((n,), float(level)))
             levels = [float(level)] if snr_range is None else _grid(*snr_range)
-            found = [log_likelihoods(drawn.iq, classes, each, coherent=coherent) for each in levels]
+            exact = drawn.iq.to(torch.complex128)
+            found = [
+                log_likelihoods(exact if each < _DOUBLE_BELOW else drawn.iq, classes, each, coherent=coherent).double()
+                for each in levels
+            ]
             scores = torch.stack(found).logsumexp(0)
             counts.index_put_((drawn.modulation, scores.argmax(-1)), torch.ones(n), accumulate=True)
         accuracy.append(float(counts.diagonal().sum() / frames))

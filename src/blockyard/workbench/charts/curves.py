@@ -29,8 +29,10 @@ def loss_curves(report: Report) -> list[Chart]:
     for key, (_, _, meaning) in _AXES.items():
         if not _long_enough(report, which):
             continue
+        rises = which == "quality" and higher_is_better(report)
         way = "downwards" if higher_is_better(report) else "upwards"
-        caption = f"{_capital(metric)} at {meaning}: read it {way} from one point of the axis. " + _band_words(report)
+        caption = f"{_capital(metric)} at {meaning}: read it {way} from one point of the axis. "
+        caption += _band_words(report, whole=rises)
         against = key if key != "flops" else "FLOPs"
         if key == "tokens":
             against = f"{input_unit(report)}s"
@@ -56,10 +58,11 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _band_words(report: Report) -> str:
+def _band_words(report: Report, whole: bool = False) -> str:
     n = seeds_in(report)
     words = f"Line: mean of n = {n} seeds; band: their range." if n != "1" else "One seed (n = 1)."
-    words += " The steep beginning is cut off."
+    if not whole:
+        words += " The steep beginning is cut off."
     if any(run["status"] == "diverged" for choice in report["choices"] for run in choice["runs"]):
         words += " A thin line ending in a cross is a run that diverged."
     return words
@@ -73,7 +76,7 @@ def _curve_drawer(report: Report, which: str, key: str) -> Callable[[Any, Palett
     def draw(axes: Any, palette: Palette) -> None:
         label, unit, _ = _AXES[key]
         label = label.format(input_unit(report))
-        # A quality of which more is better rises: its steep beginning is below.
+        # A quality of which more is better starts near chance, not far off: nothing of it is cut.
         rises = which == "quality" and higher_is_better(report)
         runs = [run for choice in report["choices"] for run in choice["runs"] if which in run]
         curves: list[Any] = [dict(run)[which] for run in runs]
@@ -120,9 +123,9 @@ def _curve_drawer(report: Report, which: str, key: str) -> Callable[[Any, Palett
             # The first steps fall from log(vocabulary) and would press everything of interest into a corner.
             beyond = [m for x, m in zip(xs, means) if x >= STEEP_PART * largest / factor]
             early.append(beyond[0] if beyond else means[-1])
-            late.extend(highs if rises else lows)
-        if late:
-            low, high = (min(early), max(late)) if rises else (min(late), max(early))
+            late.extend(lows)
+        if late and not rises:
+            low, high = min(late), max(early)
             if high > low:
                 axes.set_ylim(low - 0.06 * (high - low), high + 0.04 * (high - low))
         axes.set_xlim(0, None)
