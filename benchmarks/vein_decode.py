@@ -50,6 +50,8 @@ def main() -> None:
         "tva 12 x 16, rotary": TVAAttention(D_MODEL, 12, 16, causal=True),
         "tva 12 x 32, rotary": TVAAttention(D_MODEL, 12, 32, causal=True),
     }
+    for mixer in mixers.values():
+        mixer.eval()
     taken: dict[str, list[float]] = {name: [] for name in mixers}
     with torch.inference_mode():
         steppers = {name: stepper(mixer) for name, mixer in mixers.items()}

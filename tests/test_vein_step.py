@@ -7,7 +7,7 @@ import torch
 
 from blockyard.blocks_vein import VFTBlock
 from blockyard.errors import InputError
-from blockyard.layers.rotary import RotaryPositionalEmbedding, turn_token
+from blockyard.layers.rotary import RotaryPositionalEmbedding, token_tables, turn_token
 from blockyard.mixers.vein import TVAAttention
 
 D = 24
@@ -146,7 +146,8 @@ def test_a_step_of_the_wrong_shape_is_refused(x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_token_turns_as_many_do(dtype, position, layout):
     rope, x = RotaryPositionalEmbedding(10_000.0, 6, layout=layout), torch.randn(2, 3, 1, 6, dtype=dtype)
-    torch.testing.assert_close(turn_token(x, rope, position), rope(x, offset=position))
+    cos, sin = (table[position] for table in token_tables(rope, position, x))
+    torch.testing.assert_close(turn_token(x, cos, sin, layout), rope(x, offset=position))
 
 
 @pytest.mark.parametrize("change", ["in place", "rank in use", "another weight"])

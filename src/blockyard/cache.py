@@ -92,7 +92,10 @@ class LayerCache:
         if new > 1:
             self.prepared.clear()
         for name, tensor in tensors.items():
-            self._check(name, tensor, new)
+            *lead, width = self.slots[name]
+            fits = tensor.shape == (self.batch, *lead, new, width) and tensor.dtype == self.dtype
+            if not fits or tensor.requires_grad:
+                self._check(name, tensor, new)
         return self._store(tensors, new)
 
     def _store(self, tensors: Mapping[str, Tensor], new: int) -> tuple[Tensor, ...]:

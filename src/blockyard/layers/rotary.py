@@ -177,40 +177,45 @@ def _rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Ten
     return out.to(x.dtype)
 
 
-# The same tables as wide as x, by (theta, d, layout, device, dtype): cos for both of a pair, and -sin and sin.
-_wide_tables: dict[tuple[float, int, str, str, torch.dtype], tuple[Tensor, Tensor]] = {}
+# Tables for whole tokens, by (theta, d, layout, device, dtype).
+_token_tables: dict[tuple[float, int, str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
 
-def turn_token(x: Tensor, rope: RotaryPositionalEmbedding, position: int) -> Tensor:
+def turn_token(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     """x [..., d] of one token turned by its position: `rotate` in half as many calls, for decoding in eager mode.
 
     Args:
         x: in float32 or float64; features beyond the rotated width stay as they are.
-        rope: says how.
-        position: of the token.
+        cos: row of the token's position in the first of `token_tables`.
+        sin: row in the second.
+        layout: which features are pairs.
     """
-    width = rope.d_k
-    cos, sin = _wide_table(position, x, rope)
+    width = len(cos)
     turned = x if x.shape[-1] == width else x[..., :width]
-    if rope.layout == "half":
+    if layout == "half":
         partners = turned.roll(width // 2, -1)
     else:
         partners = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    out = torch.addcmul(turned * cos[position], partners, sin[position])
+    out = torch.addcmul(turned * cos, partners, sin)
     return out if x.shape[-1] == width else torch.cat([out, x[..., width:]], dim=-1)
 
 
-def _wide_table(position: int, x: Tensor, rope: RotaryPositionalEmbedding) -> tuple[Tensor, Tensor]:
-    key = (rope.theta, rope.d_k, rope.layout, str(x.device), x.dtype)
-    table = _wide_tables.get(key)
-    if table is None or table[0].shape[0] <= position:
+def token_tables(rope: RotaryPositionalEmbedding, position: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """For each position up to this one and some more: cos for both features of a pair, and -sin and sin, [T, d].
+
+    x gives device and precision.
+    """
+    key = (rope.theta, rope.d_k, rope.layout, x.device, x.dtype)
+    table = _token_tables.get(key)
+    if table is None or len(table[0]) <= position:
+        # They outlive this call: no inference tensors.
         with torch.inference_mode(False):
             cos, sin = rotary_tables(position + 1, rope.d_k, rope.theta, x.device, x.dtype)
             if rope.layout == "half":
                 table = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
             else:
                 table = cos.repeat_interleave(2, -1), torch.stack([-sin, sin], -1).flatten(-2)
-        _wide_tables[key] = table
+        _token_tables[key] = table
     return table
 
 

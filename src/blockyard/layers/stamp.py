@@ -18,14 +18,15 @@ class Stamp:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._seen = [(tensor, _version(tensor)) for tensor in tensors]
+        self._tensors = tuple(tensors)
+        # Inference tensors do not count their changes.
+        self._versions = tuple(None if tensor.is_inference() else tensor._version for tensor in tensors)
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors, unchanged."""
-        if len(tensors) != len(self._seen):
+        if len(tensors) != len(self._tensors):
             return False
-        return all(t is seen and _version(t) == version for t, (seen, version) in zip(tensors, self._seen))
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+        for tensor, seen, version in zip(tensors, self._tensors, self._versions):
+            if tensor is not seen or (version is not None and tensor._version != version):
+                return False
+        return True

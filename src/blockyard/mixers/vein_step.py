@@ -15,7 +15,7 @@ from torch import Tensor
 from blockyard.cache import LayerCache
 from blockyard.layers.linear import hooked, plain
 from blockyard.layers.norms import RMSNorm
-from blockyard.layers.rotary import turn_token
+from blockyard.layers.rotary import token_tables, turn_token
 from blockyard.layers.stamp import Stamp
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class VeinStep:
     def __init__(self, attention: TVAAttention) -> None:
         self.heads, self.rank, self.v_rank = attention.n_heads, attention.rank, attention.v_rank
         self.rope = attention.rope
+        self.turns: tuple[Tensor, ...] = (torch.empty(0),)
         names = ["q_proj", "k_proj", "v_proj"]
         if isinstance(attention.q_norm, RMSNorm):
             names += ["q_norm", "k_norm"]
@@ -84,10 +85,12 @@ class VeinStep:
     def fits(self, attention: TVAAttention) -> bool:
         """Whether it is still made of what the attention has, unchanged."""
         # By name, since attributes of modules are slow to find, and this is asked for every token.
-        now = attention._modules
-        if any(now[name] is not module or hooked(module) for name, module in self.modules):
-            return False
-        return self.stamp.holds([module._parameters["weight"] for _, module in self.modules])  # type: ignore[misc]
+        now, weights = attention._modules, []
+        for name, module in self.modules:
+            if now[name] is not module or hooked(module):
+                return False
+            weights.append(module._parameters["weight"])
+        return self.stamp.holds(weights)  # type: ignore[arg-type]
 
     def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
         """Attention of one token [B, 1, d_model] to the cache and itself: mixed values [B, 1, H · v_rank]."""
@@ -102,7 +105,10 @@ class VeinStep:
         if self.gains is not None:
             qk = F.rms_norm(qk, (rank,), None, self.eps) * self.gains
         if self.rope is not None:
-            qk = turn_token(qk, self.rope, cache.length)
+            if cache.length >= len(self.turns[0]):
+                self.turns = token_tables(self.rope, cache.length, x)
+            cos, sin = self.turns
+            qk = turn_token(qk, cos[cache.length], sin[cache.length], self.rope.layout)
         q, k = qk.chunk(2, 1)
         keys, values = cache.append(k=k, v=v)
         q = q.reshape(batch * heads, 1, rank)
