@@ -69,6 +69,9 @@ FIELD: dict[str, Choice] = {
     "standard 3x32, relu2 384": Choice("standard[head_dim=32]+relu2[d_ff=384]"),
     "standard 4x16, relu2 192": Choice("standard[head_dim=16]+relu2[d_ff=192]", 4),
     "standard 2x16, relu2 128": Choice("standard[head_dim=16]+relu2[d_ff=128]", 2),
+    "standard 2x16, relu2 256": Choice("standard[head_dim=16]+relu2[d_ff=256]", 2),
+    "standard 1x16, relu2 256": Choice("standard[head_dim=16]+relu2[d_ff=256]", 1),
+    "standard 1x12, relu2 256": Choice("standard[head_dim=12]+relu2[d_ff=256]", 1),
     "standard 1x16, relu2 64": Choice("standard[head_dim=16]+relu2[d_ff=64]", 1),
     # The document's form, and its parts one by one.
     "seed, rank 4": Choice("tva+vft[preset=seed,rank=4,rope=half]", 6),
