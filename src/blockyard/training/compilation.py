@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import warnings
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
@@ -122,6 +123,8 @@ def compile_model(model: nn.Module, blocks: Sequence[nn.Module], extent: Extent)
     # One entry per kind of block and mode; above the limit torch would silently fall back to eager.
     limit = 4 * block_kinds(blocks) + 8
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+    # A real model of complex samples takes them apart outside the generated code: nothing that a user could change.
+    warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
     for module in [model] if extent == "model" else blocks:
         module.compile(dynamic=False)
 
