@@ -103,12 +103,15 @@ def test_what_steps_prepared_goes_with_the_cache(forget):
     assert not cache.prepared
 
 
-def test_several_tokens_at_once_drop_what_steps_prepared():
+def test_a_new_text_drops_what_steps_prepared_and_a_longer_piece_of_one_does_not():
     # Even a change that goes unnoticed, as one through `.data` does, is over with the next prompt.
     attention, x = make(n_heads=2, rank=2), sample(5)
     with torch.no_grad():
         cache = attention.new_cache(2)
         attention(x[:, :1], cache=cache)
+        prepared = dict(cache.prepared)
+        attention(x[:, 1:3], cache=cache)
+        assert prepared and cache.prepared == prepared
         attention.q_proj.weight.data.mul_(2.0)
         cache.crop(0)
         parts = [attention(part, cache=cache)[0] for part in x.split([4, 1], dim=1)]

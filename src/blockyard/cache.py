@@ -69,7 +69,7 @@ class LayerCache:
         self.capacity = 0
         self._buffers: dict[str, Tensor] = {}
         self._snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
-        # What the layer made of its weights for steps of one token; several tokens at once, or a reset, drop it.
+        # What the layer made of its weights for steps of one token; a new text, or a reset, drops it.
         self.prepared: dict[str, Any] = {}
         if max_len is not None:
             self._allocate(max_len)
@@ -89,7 +89,7 @@ class LayerCache:
         if tensors.keys() != self.slots.keys():
             raise InputError(f"cache.append got {sorted(tensors)}; this cache holds {sorted(self.slots)}")
         new = next(iter(tensors.values())).shape[-2]
-        if new > 1:
+        if new > 1 and not self.length:
             self.prepared.clear()
         for name, tensor in tensors.items():
             *lead, width = self.slots[name]
