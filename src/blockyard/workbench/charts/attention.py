@@ -81,7 +81,7 @@ def _maps(index: int, name: str, layers: list[dict[str, Any]]) -> Chart:
     part = f", the first {columns} of {heads} heads" if heads > columns else ""
     caption = (
         f"Who attends to whom in the last {tokens} tokens of a row of held-out text{part}: queries downwards, keys to "
-        "the right, darker is more (square root of the weight)."
+        "the right, the stronger the colour the more (square root of the weight)."
     )
     height = 0.6 + (WIDTH - 0.7) * len(layers) / columns
     return Chart(f"attention-{index}", f"Attention of {name}", caption, draw, height=min(height, 6.0), legend=False,
