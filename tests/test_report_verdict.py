@@ -154,7 +154,7 @@ def test_a_fall_at_the_end_wider_than_the_gaps_is_said_to_leave_the_order_open()
     details = with_curves([3.0, 2.0, 1.8, 1.7, 1.6], [3.0, 2.2, 2.0, 1.9, 1.68])
     found = [line for line in details if line.startswith("Still learning")]
     assert len(found) == 1
-    assert "the loss fell by 0.1 to 0.22, at least as much as parts tva+vft from the lead" in found[0]
+    assert "the loss fell by 0.1 to 0.22, at least as much as what parts tva+vft from the lead" in found[0]
 
 
 def test_runs_that_have_settled_leave_nothing_to_say_about_a_longer_budget():

@@ -38,7 +38,7 @@ def still_learning(report: Report, ranking: list[Ranked]) -> str | None:
     parts = "all choices" if len(near) == len(ranked) - 1 and len(near) > 1 else ", ".join(near)
     return (
         f"Still learning: over the last fifth of the budget the {quality_word(report)} {moved} by {amount}, at least "
-        f"as much as parts {parts} from the lead. A larger --budget.value may change the order."
+        f"as much as what parts {parts} from the lead. A larger --budget.value may change the order."
     )
 
 
