@@ -7,13 +7,16 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from blockyard import get_attention
 from blockyard.cli import main
 from blockyard.errors import InputError
 from blockyard.workbench.claims import timing, training, training_tasks
 from blockyard.workbench.claims.claim import DOCUMENTS, judge_all, judge_number, judge_ratio
 from blockyard.workbench.claims.collect import all_claims, choose, measure_claims, page, row_line
 from blockyard.workbench.claims.keep import Kept
+from blockyard.workbench.claims.memory import saved_bytes
 
 SEEDS = Path(__file__).parents[2] / "shared" / "seeds"
 INSTANT = choose(upto="instant")
@@ -230,3 +233,16 @@ def test_the_counts_on_the_page_of_the_docs_still_come_out_the_same(measured):
     text = PAGE.read_text(encoding="utf-8")
     lines = {key: row_line(row) for key, row in measured.items() if key not in ROUNDED}
     assert {key for key, line in lines.items() if line not in text} == set()
+
+
+def test_saved_bytes_are_what_the_graph_keeps_and_no_table_that_others_use():
+    x = torch.zeros(3, 5)
+    # exp keeps its output and the product both factors, of which one is that output, the other the constant table.
+    table = torch.ones(100, 5)
+    module = torch.nn.Module()
+    module.forward = lambda x: x.exp() * table[:3]
+    assert saved_bytes(module, x) == 3 * 5 * 4
+    attention = get_attention("standard", d_model=16, n_heads=2)
+    before = saved_bytes(attention, torch.zeros(1, 8, 16))
+    attention(torch.zeros(1, 3000, 16))  # makes the shared rotary tables longer
+    assert saved_bytes(attention, torch.zeros(1, 8, 16)) == before

@@ -54,7 +54,7 @@ def memory() -> Finding:
     ):
         parts = (get_attention(mixer, d_model=256, n_heads=4), get_ffn(ffn, d_model=256))
         x = torch.randn(1, 256, 256, dtype=dtype)
-        kept[kind] = sum(saved_bytes(part, x.clone()) for part in parts)
+        kept[kind] = sum(saved_bytes(part, x) for part in parts)
         held[kind] = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
     activations, weights = kept["complex"] / kept["real"], held["complex"] / held["real"]
     return Finding(

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
+from torch import Tensor, nn
 
 
-def saved_bytes(module: torch.nn.Module, x: torch.Tensor) -> int:
-    """Bytes that the forward pass keeps for the backward one, parameters left out."""
-    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    seen: dict[int, int] = {}
+class _Held:
+    """A tensor in the graph, dying with it."""
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = module(x.requires_grad_())
-    del kept
-    return sum(seen.values())
+
+def saved_bytes(module: nn.Module, x: Tensor) -> int:
+    """Bytes that a forward pass keeps for its backward one.
+
+    What two passes share is left out: parameters, and tables such as the rotary ones, which are as long as the longest
+    sequence that any module has met before.
+    """
+    # Both graphs stay alive, so that no storage of one can lie where one of the other did.
+    first, kept_first = _kept(module, x)
+    second, kept_second = _kept(module, x)
+    total = sum(size for place, size in kept_second.items() if place not in kept_first)
+    del first, second
+    return total
+
+
+def _kept(module: nn.Module, x: Tensor) -> tuple[Tensor | tuple[Tensor, ...], dict[int, int]]:
+    """The output of a pass over a copy of x, and the storages that its graph keeps: address -> bytes."""
+    held: list[weakref.ref[_Held]] = []
+
+    def pack(tensor: Tensor) -> _Held:
+        holder = _Held(tensor)
+        held.append(weakref.ref(holder))
+        return holder
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.tensor):
+        out = module(x.clone().requires_grad_())
+    alive = [holder.tensor.untyped_storage() for found in held if (holder := found()) is not None]
+    return out, {storage.data_ptr(): storage.nbytes() for storage in alive}

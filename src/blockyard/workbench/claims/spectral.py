@@ -162,8 +162,7 @@ def memory() -> Finding:
     grows = {}
     for name, module in (
         ("spectral", SpectralMixer(256, 4)),
-        # Without positions: rotary tables are shared, as long as the longest sequence met before.
-        ("attention", get_attention("standard", d_model=256, n_heads=4, kernel="sdpa", rope="none")),
+        ("attention", get_attention("standard", d_model=256, n_heads=4, kernel="sdpa")),
     ):
         short, long = (saved_bytes(module, torch.randn(1, n, 256)) for n in (1024, 4096))
         grows[name] = math.log(long / short, 4)
