@@ -238,8 +238,18 @@ def test_best_value_at_the_end_of_its_range_says_to_search_further() -> None:
     found = record(CLEAR)
     found["best"]["settings"] = {"train.lr": 0.999, "model.n_heads": 4}
     assert "train.lr=0.999 is at the upper end of its range: search further." in judge(found)["details"]
-    # A list has been chosen by hand: its last value is no sign.
-    assert not any("n_heads=4 is at" in line for line in judge(found)["details"])
+    largest = "model.n_heads=4 is the largest of the values searched: a larger one may do better."
+    assert largest in judge(found)["details"]
+    found["best"]["settings"] = {"train.lr": 0.01, "model.n_heads": 2}
+    assert not any("searched" in line or "its range" in line for line in judge(found)["details"])
+
+
+def test_best_of_another_size_than_the_default_says_so() -> None:
+    found = record(CLEAR)
+    assert not any("parameters" in line for line in judge(found)["details"])
+    found["finals"][1]["parameters"] = 2000
+    told = "Trial 4 has 2 times the parameters of the default configuration (2,000 against 1,000)"
+    assert any(line.startswith(told) for line in judge(found)["details"])
 
 
 def test_luck_of_the_search_is_told() -> None:

@@ -17,6 +17,8 @@ from blockyard.workbench.tune.schema import Final, Trial, Tuning, Verdict
 CONFIDENCE = 0.95
 # A best value nearer than this to an end of its range (as a part of the range) says to search further.
 NEAR_END = 0.05
+# From this ratio of parameters on a reader is told that sizes differ.
+OTHER_SIZE = 1.05
 
 
 def sign_of(better: str) -> int:
@@ -47,7 +49,7 @@ def judge(record: Tuning) -> Verdict:
         headline = "None of the best trials could be repeated: each diverged with a fresh seed."
         return {"kind": "worse", "headline": headline, "details": details}
     best = min(ranked, key=lambda row: sign_of(record["quality"]["better"]) * (row["mean"] or 0.0))
-    details = [*_about_luck(record, best), *details]
+    details = [*_about_luck(record, best), *_about_size(best, default), *details]
     n, where = len(record["seeds"]), _spent(record)
     if default is None or default["mean"] is None:
         headline = f"{_capital(best['name'])} reaches {_mean(record, best)} {where} over {n} fresh seeds."
@@ -88,19 +90,43 @@ def _about_luck(record: Tuning, best: Final) -> list[str]:
     ]
 
 
+def _about_size(best: Final, default: Final | None) -> list[str]:
+    """Where the best is a larger or smaller model than the default, which may be all that is better about it."""
+    if default is None or not best["parameters"] or not default["parameters"]:
+        return []
+    ratio = best["parameters"] / default["parameters"]
+    if max(ratio, 1 / ratio) < OTHER_SIZE:
+        return []
+    sizes = f"{units.count(best['parameters'])} against {units.count(default['parameters'])}"
+    return [
+        f"{_capital(best['name'])} has {ratio:.2g} times the parameters of the default configuration ({sizes}): the "
+        "difference is that of two sizes, too."
+    ]
+
+
 def _about_ends(record: Tuning) -> list[str]:
-    """Options whose best value lies at an end of their range."""
+    """Options whose best value lies at an end of their range, or of the numbers to choose from."""
     best = record["best"]
     found = []
     for dimension in record["space"]:
-        name = dimension["name"]
-        if best is None or best["trial"] is None or dimension["values"] or name not in best["settings"]:
+        name, values = dimension["name"], dimension["values"]
+        if best is None or best["trial"] is None or name not in best["settings"]:
             continue
-        place = _place(best["settings"][name], dimension)
+        value = best["settings"][name]
+        if values:
+            if len(values) > 2 and all(_is_number(v) for v in values) and value in (min(values), max(values)):
+                end, beyond = ("smallest", "smaller") if value == min(values) else ("largest", "larger")
+                found.append(f"{name}={word(value)} is the {end} of the values searched: a {beyond} one may do better.")
+            continue
+        place = _place(value, dimension)
         if not NEAR_END < place < 1 - NEAR_END:
             end = "lower" if place <= NEAR_END else "upper"
-            found.append(f"{name}={word(best['settings'][name])} is at the {end} end of its range: search further.")
+            found.append(f"{name}={word(value)} is at the {end} end of its range: search further.")
     return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _place(value: float, dimension: dict[str, Any]) -> float:
