@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from blockyard.errors import InputError
 
 
-def load_plugins(modules: Sequence[str], origin: str = "plugins") -> None:
+def load_plugins(modules: Sequence[str], origin: str = "plugins", *, here: bool = False) -> None:
     """Import modules that register blocks or tasks when imported.
 
     Args:
         modules: dotted names.
         origin: where the names come from, for the error.
+        here: look for them in the current folder, too.
 
     Raises:
         InputError: no such module. An error *inside* the module keeps its traceback: its author needs it.
     """
+    if here and modules:
+        see_current_folder()
     for module in modules:
         import_module(module, origin)
 

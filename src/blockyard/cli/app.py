@@ -11,7 +11,7 @@ from blockyard import __version__
 from blockyard.cli.finding import command_names, find_command, load_command
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
-from blockyard.plugins import load_plugins, plugins_in, see_current_folder
+from blockyard.plugins import load_plugins, plugins_in
 
 HELP_WORDS = ("-h", "--help", "help")
 # How long a waiting OpenMP thread spins before it sleeps, in loop turns. GNU's own choice spins for milliseconds, which
@@ -67,10 +67,7 @@ def dispatch(words: list[str]) -> int:
         print(overview(words[0]))
         return 0
     # Plug-ins add tasks, implementations and with them options: they are imported before anything is declared.
-    named = plugins_in(words)
-    if named:
-        see_current_folder()
-    load_plugins(named, "--plugin")
+    load_plugins(plugins_in(words), "--plugin", here=True)
     name, rest = find_command(words)
     command = load_command(name)
     command.prepare(rest)

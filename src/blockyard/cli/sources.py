@@ -10,7 +10,7 @@ from typing import Any
 from blockyard.cli.parser import Parser
 from blockyard.cli.settings import Given, given_words
 from blockyard.errors import InputError, suggest
-from blockyard.plugins import load_plugins, see_current_folder
+from blockyard.plugins import load_plugins
 from blockyard.training.groups import Group
 from blockyard.yamlfile import read_yaml
 
@@ -35,10 +35,7 @@ def load_file_plugins(words: Sequence[str]) -> None:
         # Such as --config without a file: the command's own parser says it better.
         return
     for path in settings_files(known.config, known.out, known.resume):
-        named = plugins_of(path, read_yaml(path))
-        if named:
-            see_current_folder()
-        load_plugins(named, f"{path}: {PLUGINS}")
+        load_plugins(plugins_of(path, read_yaml(path)), f"{path}: {PLUGINS}", here=True)
 
 
 def settings_files(configs: Sequence[str], out: str | None, resume: bool) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,20 +59,26 @@ def make_board(shown: bool, unit: str = "token") -> Board:
         shown: whether to show anything.
         unit: what the task's input is counted in, in the singular.
     """
+    board: Board = board_for(shown, lambda: Table(unit), lambda: Lines(unit))
+    return board
+
+
+def board_for(shown: bool, table: Callable[[], Any], lines: Callable[[], Any]) -> Any:
+    """What `table` makes on a terminal where rich is there, elsewhere what `lines` makes, or nothing that shows."""
     if not shown:
         return Silent()
     if sys.stderr.isatty():
         try:
-            return Table(unit)
+            return table()
         except MissingExtra:
             pass
-    return Lines(unit)
+    return lines()
 
 
 class Silent:
     """Shows nothing."""
 
-    def show(self, lines: list[Line], *, now: bool = False) -> None:
+    def show(self, lines: Sequence[Any], *, now: bool = False) -> None:
         return
 
     def say(self, text: str) -> None:
@@ -107,24 +114,41 @@ class Lines:
         return
 
 
-class Table:
+class LiveTable:
     """rich's live table, drawn by our own calls: a drawing thread would take turns with the training."""
 
-    def __init__(self, unit: str = "token") -> None:
-        self._unit = unit
+    def __init__(self) -> None:
         live = require("rich.live", extra="train")
         console = require("rich.console", extra="train").Console(stderr=True)
         self._live = live.Live(console=console, auto_refresh=False, transient=False)
         self._live.start()
         self._shown = 0.0
 
-    def show(self, lines: list[Line], *, now: bool = False) -> None:
+    def show(self, lines: Sequence[Any], *, now: bool = False) -> None:
         if not now and time.monotonic() - self._shown < TABLE_SECONDS:
             return
         self._shown = time.monotonic()
         self._live.update(self._table(lines), refresh=True)
 
-    def _table(self, lines: list[Line]) -> Any:
+    def _table(self, lines: Sequence[Any]) -> Any:
+        """The lines as a rich table."""
+        raise NotImplementedError
+
+    def say(self, text: str) -> None:
+        self._live.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+class Table(LiveTable):
+    """All runs of a comparison."""
+
+    def __init__(self, unit: str = "token") -> None:
+        self._unit = unit
+        super().__init__()
+
+    def _table(self, lines: Sequence[Line]) -> Any:
         table = require("rich.table", extra="train").Table(box=None, pad_edge=False)
         bar = require("rich.progress_bar", extra="train").ProgressBar
         text = require("rich.text", extra="train").Text
@@ -141,12 +165,6 @@ class Table:
                 line.status,
             )
         return table
-
-    def say(self, text: str) -> None:
-        self._live.console.print(text, highlight=False, markup=False)
-
-    def close(self) -> None:
-        self._live.stop()
 
 
 def _figures(line: Line, unit: str) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 from blockyard.errors import InputError
 from blockyard.models.config import BlocksConfig
 from blockyard.pattern import format_choice, parse_choice
-from blockyard.training.config import FREE_ON_RESUME, as_dict
+from blockyard.training.config import FREE_ON_RESUME, TrainConfig, as_dict
 from blockyard.training.folder import locked_folder
 from blockyard.training.kinds import DEFAULT, Run
 from blockyard.training.resolve import as_groups, resolve
@@ -139,10 +139,23 @@ def task_on_meta(run: Run[Any, Any], data: Any) -> Task:
 def run_of(planned: Planned, base: Run[Any, Any], config: CompareConfig, seed: int) -> Run[Any, Any]:
     """One run: the planned model with one seed, evaluated and saved at even distances."""
     expected = expected_steps(config.budget_unit, planned.steps)
-    every = max(1, expected // config.evaluations)
-    train = replace(
-        base.train,
-        steps=planned.steps,
+    train = watched(base.train, planned.steps, expected, max(1, expected // config.evaluations), seed)
+    return replace(base, model=planned.model, train=train)
+
+
+def watched(train: TrainConfig, steps: int, expected: int, every: int, seed: int) -> TrainConfig:
+    """Training options of a run that the workbench advances, judges and keeps.
+
+    Args:
+        train: the shared options.
+        steps: the most it may make.
+        expected: how many it will make, as far as known; its curve is to have `CURVE_POINTS` points.
+        every: steps between two evaluations, each with a checkpoint.
+        seed: the run's.
+    """
+    return replace(
+        train,
+        steps=steps,
         seed=seed,
         eval_every=every,
         save_every=every,
@@ -153,7 +166,6 @@ def run_of(planned: Planned, base: Run[Any, Any], config: CompareConfig, seed: i
         progress=False,
         tensorboard=False,
     )
-    return replace(base, model=planned.model, train=train)
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:

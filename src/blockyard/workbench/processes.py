@@ -21,6 +21,7 @@ import blockyard
 from blockyard.errors import InputError
 from blockyard.training.signals import Interrupted, StopRequest
 
+STOPPED = "stopped and saved; the same command continues"
 POLL_SECONDS = 0.2
 
 
@@ -98,7 +99,7 @@ class Workers:
         if self._errors:
             raise InputError(self._errors[0])
         if stop.signal is not None:
-            raise Interrupted(stop.signal, "stopped and saved; the same command continues")
+            raise Interrupted(stop.signal, STOPPED)
         codes = [process.returncode for process in self._processes]
         if any(codes):
             raise RuntimeError(f"a worker ended with status {next(code for code in codes if code)}; see above")

@@ -25,11 +25,11 @@ from blockyard.workbench import schema
 from blockyard.workbench.budget import next_slice
 from blockyard.workbench.live import Board, Line
 from blockyard.workbench.plan import Planned, folder_of, run_of
+from blockyard.workbench.processes import STOPPED
 from blockyard.workbench.report.write import without_nan, write_atomically
 from blockyard.workbench.settings import CompareConfig
 
 RESULT = "result.json"
-STOPPED = "stopped and saved; the same command continues"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from blockyard.workbench.bench.charts import charts_of
 from blockyard.workbench.bench.schema import SCHEMA, Bench, Measured
 from blockyard.workbench.charts.render import figure_png, figure_svg
 from blockyard.workbench.report.html import style_sheet, swatch
-from blockyard.workbench.report.write import write_atomically
+from blockyard.workbench.report.write import write_files
 
 
 def write_bench(bench: Bench, out: str | Path) -> dict[str, Path]:
@@ -22,7 +22,6 @@ def write_bench(bench: Bench, out: str | Path) -> dict[str, Path]:
     Raises:
         InputError: when the folder cannot be written.
     """
-    folder = Path(out)
     names = [choice["name"] for choice in bench["choices"]]
     contents = {
         "json": ("bench.json", (json.dumps(bench, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()),
@@ -31,13 +30,7 @@ def write_bench(bench: Bench, out: str | Path) -> dict[str, Path]:
     }
     for chart in charts_of(bench):
         contents[f"png:{chart.name}"] = (f"{chart.name}.png", figure_png(chart, names))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in contents.values():
-            write_atomically(folder / name, data)
-    except OSError as error:
-        raise InputError(f"cannot write the benchmark to {folder}: {error.strerror}") from error
-    return {kind: folder / name for kind, (name, _) in contents.items()}
+    return write_files(contents, Path(out), "benchmark")
 
 
 def load_bench(path: str | Path) -> Bench:

@@ -49,20 +49,8 @@ def speed_over_length(report: Report) -> Chart | None:
     if not found or len(found[0][1]["lengths"]) < 2:
         return None
     unit = input_unit(report)
-
-    def draw(axes: Any, palette: Palette) -> None:
-        for i, scaling in found:
-            look = palette.style(i)
-            axes.plot(scaling["lengths"], scaling["tokens_per_second"], color=look.colour, marker=look.marker,
-                      markersize=5, linewidth=1.7, dashes=look.dashes or (None, None))  # fmt: skip
-        axes.set_xscale("log", base=2)
-        axes.set_ylim(0, None)
-        lengths = sorted({length for _, scaling in found for length in scaling["lengths"]})
-        axes.set_xticks(lengths, [units.count(length) for length in lengths])
-        axes.minorticks_off()
-        axes.set_xlabel(f"length of a row ({unit}s)")
-        axes.set_ylabel(f"training speed ({unit}s/s)")
-
+    lines = [(i, scaling["lengths"], scaling["tokens_per_second"]) for i, scaling in found]
+    draw = _drawer_over_length(lines, unit, f"training speed ({unit}s/s)")
     caption = f"Eager training steps with as many {unit}s in a batch at every length. A flat line scales linearly."
     return Chart("speed-length", "Training speed over length", caption, draw, group="costs")
 
@@ -77,22 +65,31 @@ def memory_over_length(report: Report) -> Chart | None:
     if not found or len(found[0][1]["lengths"]) < 2:
         return None
     unit = input_unit(report)
-
-    def draw(axes: Any, palette: Palette) -> None:
-        for i, scaling in found:
-            look = palette.style(i)
-            axes.plot(scaling["lengths"], [size / 2**20 for size in scaling["peak_bytes"] if size], color=look.colour,
-                      marker=look.marker, markersize=5, linewidth=1.7, dashes=look.dashes or (None, None))  # fmt: skip
-        axes.set_xscale("log", base=2)
-        axes.set_ylim(0, None)
-        lengths = sorted({length for _, scaling in found for length in scaling["lengths"]})
-        axes.set_xticks(lengths, [units.count(length) for length in lengths])
-        axes.minorticks_off()
-        axes.set_xlabel(f"length of a row ({unit}s)")
-        axes.set_ylabel("peak memory of training (MiB)")
-
+    lines = [(i, scaling["lengths"], [size / 2**20 for size in scaling["peak_bytes"] if size]) for i, scaling in found]
+    draw = _drawer_over_length(lines, unit, "peak memory of training (MiB)")
     caption = f"Each in a fresh process, with as many {unit}s in a batch at every length. A flat line scales linearly."
     return Chart("memory-length", "Training memory over length", caption, draw, group="costs")
+
+
+def _drawer_over_length(
+    lines: list[tuple[int, list[int], list[float]]], unit: str, label: str
+) -> Callable[[Any, Palette], None]:
+    """Draws lines of (index of the choice, lengths, values) from zero on, lengths in powers of two."""
+
+    def draw(axes: Any, palette: Palette) -> None:
+        for i, lengths, values in lines:
+            look = palette.style(i)
+            axes.plot(lengths, values, color=look.colour, marker=look.marker, markersize=5, linewidth=1.7,
+                      dashes=look.dashes or (None, None))  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(0, None)
+        ticks = sorted({length for _, lengths, _ in lines for length in lengths})
+        axes.set_xticks(ticks, [units.count(length) for length in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(f"length of a row ({unit}s)")
+        axes.set_ylabel(label)
+
+    return draw
 
 
 def _speed(key: str) -> Callable[[Choice], float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ def write_report(report: Report, out: str | Path) -> dict[str, Path]:
     Raises:
         InputError: when the folder cannot be written.
     """
-    folder = Path(out)
     done = analyse(without_nan(report))
     contents: dict[str, tuple[str, bytes]] = {
         "json": (
@@ -42,12 +42,21 @@ def write_report(report: Report, out: str | Path) -> dict[str, Path]:
     }
     for chart in charts_of(done):
         contents[f"png:{chart.name}"] = (f"{chart.name}.png", render_png(chart, done))
+    return write_files(contents, Path(out), "report")
+
+
+def write_files(contents: Mapping[str, tuple[str, bytes]], folder: Path, what: str) -> dict[str, Path]:
+    """Write files of (name, data) by kind into a folder, made if missing; returns their paths by kind.
+
+    Raises:
+        InputError: when the folder cannot be written; `what` names what was to be.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in contents.values():
             write_atomically(folder / name, data)
     except OSError as error:
-        raise InputError(f"cannot write the report into {folder}: {error.strerror or error}") from error
+        raise InputError(f"cannot write the {what} into {folder}: {error.strerror or error}") from error
     return {kind: folder / name for kind, (name, _) in contents.items()}
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from blockyard.errors import MissingExtra, require
+from blockyard.errors import require
 from blockyard.workbench import units
-from blockyard.workbench.live import TABLE_SECONDS
+from blockyard.workbench.live import LiveTable, board_for
 from blockyard.workbench.shellwords import word
 
 LATEST = 8
@@ -56,27 +55,8 @@ class Board(Protocol):
 
 def make_board(shown: bool, metric: str) -> Board:
     """A table when standard error is a terminal and rich is installed, plain lines otherwise, or nothing."""
-    if not shown:
-        return Silent()
-    if sys.stderr.isatty():
-        try:
-            return Table(metric)
-        except MissingExtra:
-            pass
-    return Lines(metric)
-
-
-class Silent:
-    """Shows nothing."""
-
-    def show(self, lines: Sequence[Line], *, now: bool = False) -> None:
-        return
-
-    def say(self, text: str) -> None:
-        return
-
-    def close(self) -> None:
-        return
+    board: Board = board_for(shown, lambda: Table(metric), lambda: Lines(metric))
+    return board
 
 
 class Lines:
@@ -112,22 +92,12 @@ class Lines:
         return
 
 
-class Table:
-    """rich's live table, drawn by our own calls: a drawing thread would take turns with the training."""
+class Table(LiveTable):
+    """The best trial, those in training, and the latest."""
 
     def __init__(self, metric: str) -> None:
         self._metric = metric
-        live = require("rich.live", extra="train")
-        console = require("rich.console", extra="train").Console(stderr=True)
-        self._live = live.Live(console=console, auto_refresh=False, transient=False)
-        self._live.start()
-        self._shown = 0.0
-
-    def show(self, lines: Sequence[Line], *, now: bool = False) -> None:
-        if not now and time.monotonic() - self._shown < TABLE_SECONDS:
-            return
-        self._shown = time.monotonic()
-        self._live.update(self._table(lines), refresh=True)
+        super().__init__()
 
     def _table(self, lines: Sequence[Line]) -> Any:
         table = require("rich.table", extra="train").Table(box=None, pad_edge=False)
@@ -144,12 +114,6 @@ class Table:
                 text(line.note if line.status in ("failed", "diverged") else line.text),
             )
         return table
-
-    def say(self, text: str) -> None:
-        self._live.console.print(text, highlight=False, markup=False)
-
-    def close(self) -> None:
-        self._live.stop()
 
 
 def shown_lines(lines: Sequence[Line]) -> list[Line]:

@@ -20,7 +20,8 @@ from blockyard.training.signals import Interrupted, StopRequest
 from blockyard.training.trainer import Trainer
 from blockyard.workbench.budget import expected_steps, next_slice, steps_for
 from blockyard.workbench.measure import seconds_per_step
-from blockyard.workbench.plan import CURVE_POINTS, task_on_meta
+from blockyard.workbench.plan import task_on_meta, watched
+from blockyard.workbench.processes import STOPPED
 from blockyard.workbench.report.write import without_nan, write_atomically
 from blockyard.workbench.runs import RESULT, read_metrics
 from blockyard.workbench.tune.settings import TuneConfig
@@ -34,7 +35,7 @@ class Plan:
     """How long a run is.
 
     Args:
-        steps: optimizer steps; for a budget in seconds some more than are expected, the clock ends it.
+        steps: optimizer steps; with a budget in seconds, the most it may make.
         seconds_per_step: training clock of a step as measured before, for a budget in seconds.
     """
 
@@ -117,20 +118,8 @@ def planned_run(run: Run[Any, Any], plan: Plan, config: TuneConfig, *, seed: int
     """The run as it is trained: its steps, with at most `evaluations` evaluations and as many checkpoints."""
     expected = expected_steps(config.budget_unit, plan.steps)
     every = math.ceil(expected / config.evaluations)
-    train = replace(
-        run.train,
-        steps=plan.steps,
-        seed=run.train.seed if seed is None else seed,
-        eval_every=every,
-        save_every=every,
-        log_every=max(1, expected // CURVE_POINTS),
-        keep=1,
-        save_best=False,
-        on_non_finite="stop",
-        progress=False,
-        tensorboard=False,
-    )
-    return replace(run, train=train)
+    seed = run.train.seed if seed is None else seed
+    return replace(run, train=watched(run.train, plan.steps, expected, every, seed))
 
 
 def train_to_budget(
@@ -221,7 +210,7 @@ def _train(
             return _ended("finished", trainer, quality, folder, config, told, row)
         if stop.signal is not None:
             trainer.save()
-            raise Interrupted(stop.signal, "stopped and saved; the same command continues")
+            raise Interrupted(stop.signal, STOPPED)
         ahead = min(SLICE_STEPS, every - trainer.step % every)
         pace = plan.seconds_per_step
         try:

@@ -7,13 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from blockyard.errors import InputError
 from blockyard.workbench import units
 from blockyard.workbench.charts.chart import Chart
 from blockyard.workbench.charts.palette import MARKER_PATHS
 from blockyard.workbench.charts.render import figure_png, figure_svg
 from blockyard.workbench.report.html import cards_table, prose, style_sheet
-from blockyard.workbench.report.write import write_atomically
+from blockyard.workbench.report.write import write_files
 from blockyard.workbench.shellwords import command_line, word
 from blockyard.workbench.tune.charts import BEST, DEFAULT, FINISHED, MARKS, STOPPED, charts_of
 from blockyard.workbench.tune.output import BEST as BEST_FILE
@@ -32,17 +31,11 @@ def write_report(record: Tuning, out: str | Path) -> dict[str, Path]:
     Raises:
         InputError: when the folder cannot be written.
     """
-    folder, charts = Path(out), charts_of(record)
+    charts = charts_of(record)
     contents = {"html": (REPORT, render_html(record, charts).encode())}
     for chart in charts:
         contents[f"png:{chart.name}"] = (f"{chart.name}.png", figure_png(chart, []))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in contents.values():
-            write_atomically(folder / name, data)
-    except OSError as error:
-        raise InputError(f"cannot write the report into {folder}: {error.strerror or error}") from error
-    return {kind: folder / name for kind, (name, _) in contents.items()}
+    return write_files(contents, Path(out), "report")
 
 
 def render_html(record: Tuning, charts: list[Chart] | None = None) -> str:

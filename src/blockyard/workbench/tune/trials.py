@@ -19,6 +19,7 @@ from blockyard.training.folder import CHECKPOINTS, plain
 from blockyard.training.kinds import Quality, Run
 from blockyard.training.resolve import resolve
 from blockyard.training.signals import Interrupted, StopRequest
+from blockyard.workbench.processes import STOPPED
 from blockyard.workbench.report.write import write_atomically
 from blockyard.workbench.tune.budgeted import (
     Ended,
@@ -80,7 +81,7 @@ class Search:
     def _begin(self) -> Trial | None:
         """The next trial, drawn, or None when there are enough."""
         if self.stop.signal is not None:
-            raise Interrupted(self.stop.signal, "stopped and saved; the same command continues")
+            raise Interrupted(self.stop.signal, STOPPED)
         with self._claiming():
             if len(self.study.get_trials(deepcopy=False)) >= self.config.trials:
                 return None
