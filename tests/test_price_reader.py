@@ -1,10 +1,12 @@
 """Reading prices: the usual spellings and containers, and one clear line for each thing that can be wrong."""
 
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from blockyard.data.prices.checks import jumps_like_splits
@@ -52,7 +54,10 @@ def test_columns_are_found_under_their_usual_spellings(names, tmp_path):
     assert asset.extra == {}
 
 
-@pytest.mark.parametrize("container", ["csv", "csv.gz", "parquet", "pandas", "index", "polars", "tsv"])
+CONTAINERS = ["csv", "csv.gz", "csv.bz2", "csv.xz", "csv.zip", "parquet", "pandas", "index", "polars", "tsv", "tsv.gz"]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_every_container_gives_the_same_prices(container, tmp_path):
     frame = ohlcv(80)
     path = tmp_path / f"f.{container}"
@@ -66,10 +71,38 @@ def test_every_container_gives_the_same_prices(container, tmp_path):
     elif container == "index":
         path = frame.set_index("Date")
     else:
-        frame.to_csv(path, index=False, sep="\t" if container == "tsv" else ",")
+        frame.to_csv(path, index=False, sep="\t" if container.startswith("tsv") else ",")
     asset = read_prices(path).assets[0]
     assert np.allclose(asset.close, frame["Close"], rtol=1e-12)
     assert (asset.ds == frame["Date"].to_numpy("datetime64[ns]")).all()
+
+
+@pytest.mark.parametrize("codec", ["gzip", "bz2", "zstd"])
+def test_a_compressed_file_is_known_by_its_bytes_whatever_its_name_and_luck(codec, tmp_path):
+    """Compressed bytes that hold a semicolon or none must not decide what separates cells."""
+    frame = ohlcv(80)
+    for number in range(4):
+        path = tmp_path / f"{number}.csv"
+        content = frame.iloc[number:].to_csv(index=False, sep=",;\t|"[number])
+        with pa.CompressedOutputStream(pa.OSFile(str(path), "w"), codec) as file:
+            file.write(content.encode())
+        assert np.allclose(read_prices(path).assets[0].close, frame["Close"].iloc[number:], rtol=1e-12)
+
+
+def test_an_archive_of_several_files_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
+        archive.writestr("a.csv", "Date,Close\n")
+        archive.writestr("b.csv", "Date,Close\n")
+    with pytest.raises(InputError, match=r"f\.zip is an archive of 2 files; unpack it"):
+        read_prices(tmp_path / "f.zip")
+
+
+def test_a_damaged_compressed_file_is_one_line(tmp_path):
+    path = tmp_path / "f.csv.gz"
+    ohlcv(80).to_csv(path, index=False)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"f\.csv\.gz cannot be read as CSV: "):
+        read_prices(path)
 
 
 def test_a_long_table_of_many_assets_is_taken_apart(tmp_path):

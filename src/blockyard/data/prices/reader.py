@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from blockyard.data.compressed import open_bytes
 from blockyard.data.prices.checks import Reading, check_asset
 from blockyard.data.prices.columns import Columns, find_columns
 from blockyard.data.prices.config import PriceDataConfig
@@ -111,12 +113,13 @@ def _read_file(path: Path) -> Any:
 def _read_csv(path: Path) -> Any:
     """A CSV file in the dialect that it shows: what separates cells, and how numbers are written."""
     pandas = require("pandas", extra="prices")
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="replace") as file:
         header = file.readline()
     separator = max((",", ";", "\t", "|"), key=header.count)
     if separator not in header and len(header.split()) > 1:
         separator = r"\s+"
-    frame = pandas.read_csv(path, encoding="utf-8-sig", sep=separator)
+    with open_bytes(path) as content:
+        frame = pandas.read_csv(content, encoding="utf-8-sig", sep=separator)
     for name in frame.columns:
         cells = frame[name].dropna().astype(str).str.strip()
         if frame[name].dtype.kind in "fiub" or not len(cells):
