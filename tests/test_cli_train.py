@@ -222,3 +222,13 @@ def test_several_processes_must_name_the_folder(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert error_of(capsys, *words(folder)) == "several processes train one run: name its folder with --out DIR"
+
+
+def test_resuming_with_more_steps_and_nothing_else_extends_the_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "longer"
+    shutil.copytree(folder / "run", out)
+    assert main(["train", "lm", f"--out={out}", "--resume", "--train.steps=5", "--train.progress=true"]) == 0
+    assert "extended from 2 to 5 steps" in capsys.readouterr().err
+    assert metrics(out)[-1]["step"] == 5

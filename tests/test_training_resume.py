@@ -20,7 +20,9 @@ from blockyard.errors import InputError
 from blockyard.training import folder as folder_module
 from blockyard.training.checkpoint import list_checkpoints
 from blockyard.training.folder import RunFolder
+from blockyard.training.schedule import lr_factor
 from blockyard.training.signals import Interrupted
+from resume_choices import everything
 from training_toy import toy_config, toy_trainer
 
 KILLER = Path(__file__).parent / "training_killer.py"
@@ -46,8 +48,8 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def run(out: Path, *, resume: bool = False, stop_after: int | None = None, **options) -> None:
-    trainer = toy_trainer(out, toy_config(**options), resume=resume)
+def run(out: Path, *, resume: bool = False, stop_after: int | None = None, task: dict | None = None, **options) -> None:
+    trainer = toy_trainer(out, toy_config(**options), resume=resume, **(task or {}))
     try:
         if stop_after is None:
             trainer.run()
@@ -57,30 +59,47 @@ def run(out: Path, *, resume: bool = False, stop_after: int | None = None, **opt
         trainer.close()
 
 
-def survive(tmp_path: Path, kills: int, seed: int) -> dict:
-    text = tmp_path / "text.txt"
-    text.write_text("".join(chr(97 + (i * i + i // 7) % 26) for i in range(4000)))
+def survive(
+    tmp_path: Path, kills: int, seed: int, *, choice: str = "dropout", optimizer: str = "muon", steps: int = 120
+) -> int:
+    """Run a choice whole, and once more with kills; returns how many hit, when nothing differs."""
+    words = [str(KILLER), str(tmp_path), choice, optimizer, str(kills), str(seed), str(steps)]
     done = subprocess.run(
-        [sys.executable, str(KILLER), str(tmp_path), str(text), str(kills), str(seed)],
+        [sys.executable, *words],
         capture_output=True,
         text=True,
         env={**os.environ, "BLOCKYARD_CACHE": str(tmp_path / "cache")},
     )
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    return json.loads(done.stdout)
+    return json.loads(done.stdout)["kills"]
+
+
+def random_seed() -> int:
+    return int.from_bytes(os.urandom(4), "big")
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_numbers(tmp_path: Path) -> None:
-    assert survive(tmp_path, kills=3, seed=int.from_bytes(os.urandom(4), "big"))["kills"] == 3
+    assert survive(tmp_path, 3, random_seed()) == 3
+
+
+def test_a_spectral_run_killed_at_a_random_moment_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    """Its gate once was the one parameter that did not lie in memory as its moments did after a resume."""
+    assert survive(tmp_path, 1, random_seed(), choice="attn-spectral", optimizer="adamw", steps=30) == 1
 
 
 @pytest.mark.slow
 def test_a_run_killed_ten_times_ends_with_the_same_numbers(tmp_path: Path) -> None:
     for round_ in range(3):
         (tmp_path / str(round_)).mkdir()
-        seed = int.from_bytes(os.urandom(4), "big")
-        assert survive(tmp_path / str(round_), kills=10, seed=seed)["kills"] == 10
+        assert survive(tmp_path / str(round_), 10, random_seed()) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("choice", "optimizer"), everything(), ids=lambda v: v)
+def test_everything_registered_survives_kills(tmp_path: Path, choice: str, optimizer: str) -> None:
+    """The campaign: two kills of each mixer, FFN, task and schedule with each optimizer."""
+    assert survive(tmp_path, 2, random_seed(), choice=choice, optimizer=optimizer, steps=40) == 2
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 7, 9, 11])
@@ -130,6 +149,55 @@ def test_options_that_change_no_number_may_differ_on_resume(tmp_path: Path) -> N
     run(tmp_path, stop_after=5)
     run(tmp_path, resume=True, keep=5, save_every=1)
     assert metrics(tmp_path)[-1]["step"] == 12
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["at its end", "before it"])
+def test_more_steps_extend_a_run_and_the_schedules_change_is_said(tmp_path: Path, ended: bool, capsys) -> None:
+    run(tmp_path, **({} if ended else {"stop_after": 9}), progress=True)
+    before = [row for row in numbers(tmp_path) if row[0] <= 9]
+    capsys.readouterr()
+    run(tmp_path, resume=True, steps=20, progress=True)
+    said = capsys.readouterr().err
+    assert "extended from 12 to 20 steps: the cosine schedule is stretched over them" in said
+    rows = metrics(tmp_path)
+    assert rows[-1]["step"] == 20 and numbers(tmp_path)[: len(before)] == before
+    # The rate is that of a run of 20 steps from here on.
+    lr = {row["step"]: row["lr"] for row in rows}
+    config = toy_config(steps=20)
+    first = 13 if ended else 9
+    assert all(lr[step] == lr_factor(step - 1, config) * config.adamw_lr for step in range(first, 21))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["steps"] == 20
+    # And it goes on being that run, without another word.
+    run(tmp_path, resume=True, steps=20, progress=True)
+    assert "extended" not in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"train\.steps \(was 20, now 12\)"):
+        run(tmp_path, resume=True)
+
+
+def test_an_extended_run_that_is_interrupted_again_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    for name, stops in (("whole", [9]), ("parts", [9, 11, 15])):
+        trainer = toy_trainer(tmp_path / name, toy_config())
+        trainer.advance(9)
+        trainer.save()
+        trainer.close()
+        for stop in stops[1:]:
+            trainer = toy_trainer(tmp_path / name, toy_config(steps=20), resume=True)
+            trainer.advance(stop - trainer.step)
+            trainer.close()
+        run(tmp_path / name, resume=True, steps=20)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_short_run_whose_warm_up_was_cut_may_be_extended(tmp_path: Path) -> None:
+    run(tmp_path, steps=4, warmup=8)
+    run(tmp_path, resume=True, steps=12, warmup=8)
+    assert metrics(tmp_path)[-1]["step"] == 12
+
+
+def test_extending_a_run_by_one_option_and_changing_another_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=5)
+    with pytest.raises(InputError, match=r"train\.beta1 .*; train\.steps \(was 12, now 99\)"):
+        run(tmp_path, resume=True, beta1=0.5, steps=99)
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -221,14 +289,50 @@ def test_an_edited_environment_file_stops_no_run(tmp_path: Path, edited: dict) -
     assert_same_run(tmp_path / "whole", tmp_path / "edited")
 
 
-@pytest.mark.parametrize("key", ["step", "clock", "timings"])
-def test_an_edited_state_is_refused_in_one_line(tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("step", 5), ("step", None), ("clock", None), ("data", {}), ("format", 1), ("sha256", "0" * 64), ("more", 1)],
+    ids=str,
+)
+def test_an_edited_state_is_refused_in_one_line(tmp_path: Path, key: str, value: object) -> None:
+    """A step changed by hand would resume to other weights, and nothing else would show it."""
     run(tmp_path, stop_after=9)
     file = list_checkpoints(tmp_path / "checkpoints")[-1][1] / "state.json"
     state = json.loads(file.read_text())
-    file.write_text(json.dumps(state | {key: None}))
+    file.write_text(json.dumps(state | {key: value}))
     with pytest.raises(InputError, match=r"state\.json is not as it was written"):
         run(tmp_path, resume=True)
+
+
+def test_a_state_may_be_written_with_other_spaces_and_another_order(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=9)
+    file = list_checkpoints(tmp_path / "checkpoints")[-1][1] / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), sort_keys=True))
+    run(tmp_path, resume=True)
+    assert metrics(tmp_path)[-1]["step"] == 12
+
+
+@pytest.mark.parametrize("environment", ["as it was", "deleted", "edited"])
+def test_other_data_are_refused_whatever_the_environment_file_says(tmp_path: Path, environment: str) -> None:
+    run(tmp_path, stop_after=9)
+    file = tmp_path / "environment.json"
+    if environment == "deleted":
+        file.unlink()
+    elif environment == "edited":
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"data": {"sha256": "1"}}))
+    with pytest.raises(InputError, match=r"other data: the data of .* had sha256 0, other now has 1"):
+        run(tmp_path, resume=True, task={"fingerprint": {"source": "other", "sha256": "1"}})
+
+
+def test_a_checkpoint_of_the_first_format_still_resumes(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    run(tmp_path / "old", stop_after=9)
+    file = list_checkpoints(tmp_path / "old" / "checkpoints")[-1][1] / "state.json"
+    state = json.loads(file.read_text())
+    del state["sha256"], state["data"]
+    file.write_text(json.dumps(state | {"format": 1}))
+    run(tmp_path / "old", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "old")
 
 
 def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:

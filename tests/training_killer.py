@@ -1,9 +1,9 @@
-"""Kills a tiny language-model run at random moments and resumes it until it ends. A program of its own:
+"""Kills a tiny run at random moments and resumes it until it ends. A program of its own:
 
-    python training_killer.py FOLDER TEXT KILLS SEED
+    python training_killer.py FOLDER CHOICE OPTIMIZER KILLS SEED STEPS
 
-torch is imported once and every attempt is a forked child, so that an attempt costs no start-up. Prints JSON: how many
-kills hit, and the steps that the checkpoints found afterwards had.
+CHOICE is a name of resume_choices. torch is imported once and every attempt is a forked child, so that an attempt costs
+no start-up. Prints JSON: how many kills hit, and the steps that the checkpoints found afterwards had.
 """
 
 from __future__ import annotations
@@ -20,34 +20,16 @@ from typing import Any
 import torch
 
 from blockyard.training.checkpoint import list_checkpoints
-from blockyard.training.run import train_lm
-
-STEPS = 120
-
-
-def groups(text: str) -> dict[str, Any]:
-    return {
-        "model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "context": 16, "dropout": 0.1},
-        "data": {"path": text, "cache_dir": str(Path(text).parent / "cache")},
-        "train": {
-            "steps": STEPS,
-            "batch_size": 4,
-            "save_every": 2,
-            "eval_every": 10,
-            "eval_batches": 1,
-            "log_every": 1,
-            "threads": 1,
-            "progress": False,
-        },
-    }
+from blockyard.training.run import train
+from resume_choices import groups_of
 
 
-def start(text: str, out: Path) -> int:
+def start(groups: dict[str, Any], out: Path) -> int:
     """Train, or resume, in a child process; returns its id."""
     child = os.fork()
     if child == 0:
         try:
-            train_lm(groups(text), out, resume=(out / "config.yaml").exists())
+            train(groups, out, resume=(out / "config.yaml").exists())
             os._exit(0)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -75,19 +57,22 @@ def wait_for_steps(file: Path, child: int, steps: int, seconds: float = float("i
         time.sleep(0.002)
 
 
-def kill_and_resume(text: str, out: Path, kills: int, moments: random.Random, step_seconds: float) -> list[int]:
+def kill_and_resume(
+    groups: dict[str, Any], out: Path, kills: int, moments: random.Random, step_seconds: float
+) -> list[int]:
     """Kill and resume until the run ends; returns the steps that the checkpoints had after each kill.
 
     Moments are counted in steps that the run has made, not in seconds: on a machine that others load, a run is now
     slower and now faster than the one that was timed.
     """
     steps: list[int] = []
+    length = groups["train"]["steps"]
     while True:
-        child = start(text, out)
+        child = start(groups, out)
         if len(steps) < kills:
             if moments.random() < 0.8:
                 # So few that all kills fit into the run.
-                wait_for_steps(out / "metrics.jsonl", child, moments.randint(1, STEPS // (kills + 1)))
+                wait_for_steps(out / "metrics.jsonl", child, moments.randint(1, max(1, length // (kills + 1))))
                 # Anywhere in a step and the checkpoint behind it, but no further.
                 wait_for_steps(out / "metrics.jsonl", child, 2, moments.uniform(0, 2 * step_seconds))
             else:
@@ -104,14 +89,18 @@ def kill_and_resume(text: str, out: Path, kills: int, moments: random.Random, st
 
 
 def main() -> None:
-    folder, text, kills, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    folder, name, optimizer = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    kills, seed, steps = map(int, sys.argv[4:7])
     torch.set_num_threads(1)
+    groups = groups_of(
+        name, optimizer, folder, steps=steps, precision="fp32", compile="off", save_every=2, eval_every=10
+    )
     begin = time.monotonic()
-    child = start(text, folder / "whole")
+    child = start(groups, folder / "whole")
     assert os.waitpid(child, 0)[1] == 0, "the uninterrupted run failed"
-    step_seconds = (time.monotonic() - begin) / STEPS
-    steps = kill_and_resume(text, folder / "killed", kills, random.Random(seed), step_seconds)
-    print(json.dumps({"kills": len(steps), "steps": steps}))
+    step_seconds = (time.monotonic() - begin) / steps
+    found = kill_and_resume(groups, folder / "killed", kills, random.Random(seed), step_seconds)
+    print(json.dumps({"kills": len(found), "steps": found}))
 
 
 if __name__ == "__main__":

@@ -48,13 +48,18 @@ class ToyTask:
     flops_per_step = 1000
 
     def __init__(
-        self, config: TrainConfig, *, dropout: float = 0.0, poison: dict[int, list[int]] | None = None
+        self,
+        config: TrainConfig,
+        *,
+        dropout: float = 0.0,
+        poison: dict[int, list[int]] | None = None,
+        fingerprint: dict[str, Any] | None = None,
     ) -> None:
         self.model: nn.Module = ToyModel(config.seed, dropout)
         self.config = config
         # step -> global rows whose input is not a number
         self.poison = poison or {}
-        self.fingerprint: dict[str, Any] = {"source": "toy", "sha256": "0"}
+        self.fingerprint = fingerprint or {"source": "toy", "sha256": "0"}
         self.map = torch.randn(WIDTH, 4, generator=torch.Generator().manual_seed(1))
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:

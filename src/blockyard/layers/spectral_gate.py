@@ -161,4 +161,4 @@ def starting_gates(kernels: int, frequencies: Tensor, reach: float, causal: bool
         gates = (1 - a * a).sqrt() / (1 - a * turn)
     else:
         gates = ((1 - a * a) / (1 + a * a)).sqrt() * (1 - a * a) / (1 - 2 * a * turn.real + a * a) * (1 + 0j)
-    return torch.view_as_real(gates).transpose(-1, -2).to(torch.get_default_dtype())
+    return torch.view_as_real(gates).transpose(-1, -2).to(torch.get_default_dtype()).contiguous()

@@ -20,8 +20,11 @@ from torch import Tensor
 
 from blockyard.errors import InputError, require
 
-FORMAT = 1
+# Format 1, of runs from before version 0.2, has no checksum of state.json itself and does not name the data.
+FORMAT, READABLE = 2, (1, 2)
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+# The key under which state.json holds the checksum of all its other content.
+STATE_SUM = "sha256"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -32,7 +35,7 @@ class Checkpoint:
     Args:
         model: the state dict.
         optimizer: tensors by "parameter name/state key".
-        state: step, clocks, decisions, and what else the trainer put in.
+        state: step, clocks, decisions, the data's fingerprint, and what else the trainer put in.
     """
 
     model: dict[str, Tensor]
@@ -75,7 +78,8 @@ def save_checkpoint(
         safetensors.save_file(_apart(model), temporary / MODEL, metadata={"format": "pt"})
         safetensors.save_file(_apart(optimizer), temporary / OPTIMIZER)
         sums = {name: _digest(temporary / name) for name in (MODEL, OPTIMIZER)}
-        text = json.dumps({"format": FORMAT, **state, "files": sums}, indent=1)
+        content = {"format": FORMAT, **state, "files": sums}
+        text = json.dumps({**content, STATE_SUM: _state_digest(content)}, indent=1)
         (temporary / STATE).write_text(text, encoding="utf-8")
         for name in (MODEL, OPTIMIZER, STATE):
             sync(temporary / name)
@@ -106,8 +110,10 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
         files = dict(state["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(state_path, "is missing or not a checkpoint's state") from error
-    if state.get("format") != FORMAT:
+    if state.get("format") not in READABLE:
         raise InputError(f"{state_path} has format {state.get('format')!r}; this version reads format {FORMAT}")
+    if (state["format"] >= 2 or STATE_SUM in state) and state.pop(STATE_SUM, None) != _state_digest(state):
+        raise _damaged(state_path, "is not as it was written (its checksum differs)")
     loaded = {}
     for name in (MODEL, OPTIMIZER) if with_optimizer else (MODEL,):
         file = path / name
@@ -172,6 +178,13 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _state_digest(content: Mapping[str, Any]) -> str:
+    """Checksum of what state.json says, whatever its spaces and the order of its keys."""
+    # By way of JSON, so that what is about to be written and what was read are the same: keys are text, tuples lists.
+    plain = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _damaged(file: Path, what: str) -> InputError:

@@ -146,7 +146,7 @@ class Optimizers:
                         yield f"{self.names[parameter]}/{key}", whole(value)
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state` gave, sharded as the parameters now are.
+        """Restore what `state` gave, sharded and laid out in memory as the parameters now are.
 
         Raises:
             InputError: when a parameter's state is missing or has another shape.
@@ -179,4 +179,6 @@ def _restore(name: str, key: str, tensor: Tensor, parameter: nn.Parameter) -> Te
         raise InputError(
             f"optimizer state {name}/{key} has shape {tuple(tensor.shape)}, its parameter {tuple(parameter.shape)}"
         )
-    return spread(tensor.to(parameter.device), parameter)
+    # Fused steps pair the raw memory of a parameter with that of its state, so the state has the parameter's strides:
+    # a file knows shapes alone, and a transposed parameter would meet the moments of other entries.
+    return torch.empty_like(parameter).copy_(spread(tensor.to(parameter.device), parameter))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from blockyard.errors import InputError
 from blockyard.training.checkpoint import Checkpoint, load_checkpoint
@@ -11,8 +11,22 @@ from blockyard.training.config import FREE_ON_RESUME
 from blockyard.training.folder import RunFolder, differing_keys, with_task
 
 
-def check_same_run(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
-    """Refuse other options or other data than those that the folder's run began with.
+class Resumption(NamedTuple):
+    """Where a run goes on.
+
+    Args:
+        checkpoint: the newest one; None before the first, when the run begins again.
+        shorter: the training options that the run had, when more steps are asked for than it was to make.
+    """
+
+    checkpoint: Checkpoint | None
+    shorter: Mapping[str, Any] | None
+
+
+def resumption(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> Resumption:
+    """Find the point from which a folder's run goes on, and refuse other options or other data than it began with.
+
+    More steps are no other options: they extend the run.
 
     Args:
         folder: the run's.
@@ -20,14 +34,56 @@ def check_same_run(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: 
         fingerprint: of the data as read now, by name; those ending in sha256 must agree.
 
     Raises:
-        InputError: naming what differs.
+        InputError: naming what differs, or a checkpoint that is damaged.
     """
-    different = differing_keys(with_task(folder.read_config()), with_task(resolved), FREE_ON_RESUME)
+    asked, saved = with_task(resolved), with_task(folder.read_config())
+    different = _differing(saved, asked)
     if different:
         raise InputError(
             f"--resume with another configuration: {'; '.join(different)}; use the run's own or another --out"
         )
-    before = folder.read_environment().get("data")
+    latest = folder.latest()
+    loaded = load_checkpoint(latest) if latest else None
+    state = loaded.state if loaded is not None else {}
+    if isinstance(state.get("config"), dict):
+        # A config.yaml that was edited agrees with itself, so the checkpoint has the last word. Not on the data's
+        # options: files may have moved, and their content is compared.
+        trained = with_task(state["config"])
+        different = _differing(*({k: v for k, v in c.items() if k != "data"} for c in (trained, asked)))
+        if different:
+            raise InputError(
+                f"--resume with an edited config.yaml: {'; '.join(different)}; put it back, or use another --out"
+            )
+        saved = trained
+    # The first checkpoint is written long after the folder: until then its environment knows the data. Checkpoints
+    # from before format 2 do not.
+    _check_data(folder, state.get("data") or folder.read_environment().get("data"), fingerprint)
+    return Resumption(loaded, saved.get("train") if _extends(saved, asked) else None)
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Options that differ and must not, as words; all of them if there are any."""
+    extended = {"steps", "warmup"} if _extends(before, now) else set()
+    if not differing_keys(before, now, FREE_ON_RESUME | extended):
+        return []
+    return differing_keys(before, now, FREE_ON_RESUME)
+
+
+def _extends(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the options ask for the same run with more steps."""
+    had, asked = before.get("train"), now.get("train")
+    if not isinstance(had, dict) or not isinstance(asked, dict):
+        return False
+    try:
+        # A short run had its warm-up cut to a tenth; the longer one has what was asked for.
+        warmed = had.get("warmup") in (asked.get("warmup"), had["steps"] // 10)
+        return bool(asked["steps"] > had["steps"]) and warmed
+    except (KeyError, TypeError):
+        return False
+
+
+def _check_data(folder: RunFolder, before: Any, fingerprint: Mapping[str, Any]) -> None:
+    """Refuse data whose checksums differ from those that the run knew."""
     for key, now in fingerprint.items():
         what = key.removesuffix("sha256").removesuffix("_") or "data"
         if key.endswith("sha256") and isinstance(before, dict) and before.get(key) != now:
@@ -35,26 +91,3 @@ def check_same_run(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: 
                 f"--resume with other data: the {what} of {folder.path} had sha256 {before.get(key)}, "
                 f"{fingerprint.get('source')} now has {now}"
             )
-
-
-def last_checkpoint(folder: RunFolder, resolved: Mapping[str, Any]) -> Checkpoint | None:
-    """The newest complete checkpoint of the run, None before the first.
-
-    Raises:
-        InputError: when it is damaged, or was trained with other options than those asked for.
-    """
-    latest = folder.latest()
-    loaded = load_checkpoint(latest) if latest else None
-    if loaded is None or not isinstance(loaded.state.get("config"), dict):
-        return loaded
-    # A config.yaml that was edited agrees with itself, so the checkpoint has the last word. Not on the data: files may
-    # have moved, and their content was compared.
-    trained, asked = (
-        {k: v for k, v in with_task(c).items() if k != "data"} for c in (loaded.state["config"], resolved)
-    )
-    different = differing_keys(trained, asked, FREE_ON_RESUME)
-    if different:
-        raise InputError(
-            f"--resume with an edited config.yaml: {'; '.join(different)}; put it back, or use another --out"
-        )
-    return loaded

@@ -26,7 +26,8 @@ from blockyard.training.environment import describe_environment
 from blockyard.training.folder import RunFolder, plain
 from blockyard.training.memory import keep_freed_memory
 from blockyard.training.progress import Progress, Silent, make_progress
-from blockyard.training.resuming import check_same_run, last_checkpoint
+from blockyard.training.resuming import resumption
+from blockyard.training.schedule import lr_factor
 from blockyard.training.signals import Interrupted, StopRequest
 from blockyard.training.statistics import statistics_row
 from blockyard.training.task import Task
@@ -98,6 +99,7 @@ class Trainer:
         self._saved_step = -1
         self._stop = StopRequest()
         self.progress: Progress = Silent()
+        self._extension = ""
         loaded = self.ranks.together(lambda: self._prepare_folder(resolved, resume), None)
         loaded = self.ranks.share(loaded)
         decided = self.ranks.share(self._stored_decisions(loaded))
@@ -152,6 +154,8 @@ class Trainer:
             with self._stop.listening():
                 if self.step:
                     self.progress.say(f"resuming at step {self.step} of {self.config.steps}")
+                if self._extension:
+                    self.progress.say(self._extension)
                 self.advance(self.config.steps)
                 if not self.done:
                     self._interrupted()
@@ -258,6 +262,7 @@ class Trainer:
             "last": self._last,
             "decisions": self.decisions.to_dict(),
             "config": self._resolved,
+            "data": plain(self.task.fingerprint),
             "timings": self._timings,
         }
         folder = self._folder.checkpoints
@@ -287,10 +292,26 @@ class Trainer:
             # Last, as it makes the folder a run.
             folder.write_config(resolved)
             return None
-        check_same_run(folder, resolved, self.task.fingerprint)
+        loaded, shorter = resumption(folder, resolved, self.task.fingerprint)
+        if shorter is not None:
+            self._note_extension(shorter, loaded)
+            folder.write_config(resolved)
         # The same data makes the same tokenizer or labels: a folder that lost them has them again.
         self.task.save_assets(folder.path)
-        return last_checkpoint(folder, resolved)
+        return loaded
+
+    def _note_extension(self, shorter: Mapping[str, Any], loaded: checkpoints.Checkpoint | None) -> None:
+        """Word what more steps than the run was to make do to its schedule."""
+        step = int(loaded.state.get("step", 0)) if loaded is not None else 0
+        had = replace(self.config, steps=shorter["steps"], warmup=shorter["warmup"])
+        before, now = lr_factor(step, had), lr_factor(step, self.config)
+        self._extension = f"extended from {shorter['steps']} to {self.config.steps} steps"
+        if before != now:
+            self._extension += (
+                f": the {self.config.schedule} schedule is stretched over them, so the next step's learning rate is "
+                f"{now:.3g} of the peak and not {before:.3g}; a run of {self.config.steps} steps from the start would "
+                "have had other rates until here"
+            )
 
     def _stored_decisions(self, loaded: checkpoints.Checkpoint | None) -> Decisions | None:
         """What this run decided before it was interrupted; the folder knows before the first checkpoint does."""
