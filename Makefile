@@ -6,15 +6,20 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 DEMO ?= runs/demo
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-isa lint clean
 
 demo: .venv/run.stamp
 	.venv/bin/blockyard compare lm --config examples/demo.yaml --out $(DEMO)
 
 test: .venv/dev.stamp lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 -m "not slow"
+	.venv/bin/python tests/isa.py --short
 
-# The slow proofs too: ten kills, random-token floor, long trainings.
+# The numeric tests as on other processors: no vectors, AVX2, one and two threads. About twenty minutes.
+test-isa: .venv/dev.stamp
+	.venv/bin/python tests/isa.py
+
+# The slow proofs too: kills of everything registered, random-token floor, long trainings.
 test-all: .venv/dev.stamp lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
