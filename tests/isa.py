@@ -2,9 +2,9 @@
 
     python tests/isa.py [--short] [-- PYTEST ARGUMENTS]
 
-A kernel's rounding depends on what the processor offers (AVX2, AVX-512, AMX) and on how work falls to threads, so a test
-that holds by luck on one machine is red on another. The libraries below torch can be told to use less than there is.
-Where they know none of these variables (arm64) the same tests run several times, which does no harm.
+A kernel's rounding depends on what the processor offers (AVX2, AVX-512, AMX) and on how work falls to threads, so a
+test that holds by luck on one machine is red on another. The libraries below torch can be told to use less than there
+is. Where they know none of these variables (arm64) the same tests run several times, which does no harm.
 """
 
 from __future__ import annotations

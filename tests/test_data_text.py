@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -202,11 +202,12 @@ def test_a_damaged_cache_file_is_built_anew(config, damage):
 def test_leftovers_of_a_killed_process_do_no_harm(config):
     folder = config.cache_folder() / "tokens"
     folder.mkdir(parents=True)
-    (folder / "fresh.tmp").write_bytes(b"half")
-    (folder / "stale.tmp").write_bytes(b"half")
-    os.utime(folder / "stale.tmp", (time.time() - 1e6,) * 2)
-    load_text(config, context=16)
-    assert sorted(path.name for path in folder.glob("*.tmp")) == ["fresh.tmp"]
+    (folder / ".writing-killed").write_bytes(b"half")
+    with open(folder / ".writing-alive", "wb") as alive:
+        # What another process is writing at this moment is locked by it.
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        load_text(config, context=16)
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".tokens") == [".writing-alive"]
 
 
 def test_two_processes_can_build_the_cache_at_once(config):

@@ -16,10 +16,10 @@ from blockyard.data.tokenizer import (
     is_token_map,
     read_json,
     utf8,
-    write_atomically,
     write_json,
 )
 from blockyard.errors import InputError
+from blockyard.files import write_atomically
 
 Merge = tuple[bytes, bytes]
 

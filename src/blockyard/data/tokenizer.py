@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from blockyard.errors import InputError
+from blockyard.files import write_atomically
 
 DESCRIPTION_FILE = "blockyard_tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -220,20 +220,6 @@ def fingerprint_of(description: Any) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write text under another name, then rename; a failed attempt leaves nothing behind."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8", newline="")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def read_json(path: Path) -> Any:

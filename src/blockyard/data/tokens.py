@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +19,12 @@ import numpy as np
 from blockyard.data.readers import Pieces
 from blockyard.data.tokenizer import Tokenizer
 from blockyard.errors import InputError
+from blockyard.files import sweep, writing
 
 HEADER_BYTES = 4096
 # Text up to this size is kept after the first reading; larger text is read again for each pass.
 KEEP_BYTES = 128 << 20
 _CHECK_BYTES = 16 << 20
-_STALE_SECONDS = 24 * 3600.0
 
 Progress = Callable[[int, int], None]
 """Called with (bytes of text done, bytes of text in all) while text is encoded."""
@@ -95,11 +93,13 @@ def encoded(text: ScannedText, tokenizer: Tokenizer, folder: Path, progress: Pro
     if tokens is None:
         try:
             _write(path, key, text, tokenizer, progress)
-        except OSError as error:
+        except InputError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
             raise InputError(
-                f"data.cache_dir={str(folder)!r} cannot be written: {error.strerror or error}; "
+                f"data.cache_dir={str(folder)!r} cannot be written: {error.__cause__.strerror or error.__cause__}; "
                 "set data.cache_dir or BLOCKYARD_CACHE to a folder with space that you may write"
-            ) from error
+            ) from error.__cause__
         tokens = _read(path, key)
         if tokens is None:
             raise InputError(f"data.cache_dir={str(folder)!r} does not keep what is written; use another folder")
@@ -146,31 +146,25 @@ def _as_array(block: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _write(path: Path, key: str, text: ScannedText, tokenizer: Tokenizer, progress: Progress | None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path.parent)
-    temporary = path.with_name(f"{key}.{os.getpid()}.{time.time_ns()}.tmp")
+    sweep(path.parent)
     check, count = 0, 0
-    try:
-        with open(temporary, "xb", buffering=1 << 20) as file:
-            file.write(b" " * HEADER_BYTES)
-            for array in token_arrays(text, tokenizer, progress):
-                raw = array.tobytes()
-                check = zlib.crc32(raw, check)
-                count += len(array)
-                file.write(raw)
-            header = {
-                "key": key,
-                "dtype": token_dtype(tokenizer.vocab_size).name,
-                "tokens": count,
-                "crc32": check,
-                "text_sha256": text.sha256,
-                "tokenizer": tokenizer.name,
-            }
-            file.seek(0)
-            file.write(json.dumps(header).encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path) as file:
+        file.write(b" " * HEADER_BYTES)
+        for array in token_arrays(text, tokenizer, progress):
+            raw = array.tobytes()
+            check = zlib.crc32(raw, check)
+            count += len(array)
+            file.write(raw)
+        header = {
+            "key": key,
+            "dtype": token_dtype(tokenizer.vocab_size).name,
+            "tokens": count,
+            "crc32": check,
+            "text_sha256": text.sha256,
+            "tokenizer": tokenizer.name,
+        }
+        file.seek(0)
+        file.write(json.dumps(header).encode())
 
 
 def _read(path: Path, key: str) -> np.ndarray | None:
@@ -191,13 +185,3 @@ def _read(path: Path, key: str) -> np.ndarray | None:
         return tokens if check == header["crc32"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what killed processes left a day ago or more."""
-    for leftover in folder.glob("*.tmp"):
-        try:
-            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
-                leftover.unlink()
-        except OSError:
-            continue

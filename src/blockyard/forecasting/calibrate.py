@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from blockyard.errors import InputError
+from blockyard.files import write_atomically
 from blockyard.forecasting.scores import pinball_loss
 
 FILE = "calibration.json"
@@ -46,7 +47,7 @@ class Calibration:
     def save(self, folder: Path) -> None:
         """Write calibration.json into a run folder."""
         data = {"levels": list(self.levels), "shifts": self.shifts.tolist(), "rows": self.rows, "why": self.why}
-        (folder / FILE).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        write_atomically(folder / FILE, json.dumps(data, indent=1) + "\n")
 
     @staticmethod
     def load(folder: Path) -> Calibration | None:

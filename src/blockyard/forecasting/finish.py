@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.data.prices.windows import PriceData
-from blockyard.errors import InputError
+from blockyard.errors import MissingExtra
+from blockyard.files import without_nan, write_atomically
 from blockyard.forecasting.baselines import run_baselines
 from blockyard.forecasting.calibrate import FILE
 from blockyard.forecasting.forecaster import Calibrate, load_forecaster
@@ -62,15 +63,9 @@ def save_summary(found: dict[str, Any], main: str, folder: Path) -> None:
     Raises:
         InputError: when the folder cannot be written.
     """
-    from blockyard.errors import MissingExtra
     from blockyard.workbench.charts.prices import save_summary_plots
-    from blockyard.workbench.report.write import without_nan
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / EVALUATION).write_text(json.dumps(without_nan(found), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write into {folder}: {error.strerror or error}") from error
+    write_atomically(folder / EVALUATION, json.dumps(without_nan(found), indent=1) + "\n")
     # Pictures are not what the command was asked for.
     with contextlib.suppress(MissingExtra):
         save_summary_plots(found, main, folder)

@@ -14,6 +14,7 @@ from blockyard.data.prices.features import WARM_UP
 from blockyard.data.prices.table import Prices
 from blockyard.data.prices.windows import PriceAssets, PriceData, PriceTables, parse_ds
 from blockyard.errors import InputError, require
+from blockyard.files import writing
 from blockyard.forecasting.baselines import Forecast
 from blockyard.forecasting.calibrate import Calibration, chosen, fit_calibration
 from blockyard.forecasting.predict import predictions
@@ -178,12 +179,11 @@ def write_table(frame: Any, out: Path) -> None:
     Raises:
         InputError: when the file cannot be written.
     """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix.lower() in (".parquet", ".pq"):
-            require("pyarrow", extra="prices")
-            frame.to_parquet(out, index=False)
+    parquet = out.suffix.lower() in (".parquet", ".pq")
+    if parquet:
+        require("pyarrow", extra="prices")
+    with writing(out) as file:
+        if parquet:
+            frame.to_parquet(file, index=False)
         else:
-            frame.to_csv(out, index=False, float_format="%.8g")
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+            frame.to_csv(file, index=False, float_format="%.8g")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from blockyard.errors import InputError, require
+from blockyard.files import remove_folder, writing_folder
 
 # Format 1, of runs from before version 0.2, has no checksum of state.json itself and does not name the data.
 FORMAT, READABLE = 2, (1, 2)
@@ -70,26 +69,16 @@ def save_checkpoint(
     """
     safetensors = require("safetensors.torch", extra="train")
     final = folder / checkpoint_name(step)
-    temporary = folder / f".writing-{checkpoint_name(step)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        safetensors.save_file(_apart(model), temporary / MODEL, metadata={"format": "pt"})
-        safetensors.save_file(_apart(optimizer), temporary / OPTIMIZER)
-        sums = {name: _digest(temporary / name) for name in (MODEL, OPTIMIZER)}
-        content = {"format": FORMAT, **state, "files": sums}
-        text = json.dumps({**content, STATE_SUM: _state_digest(content)}, indent=1)
-        (temporary / STATE).write_text(text, encoding="utf-8")
-        for name in (MODEL, OPTIMIZER, STATE):
-            sync(temporary / name)
-        sync(temporary)
-        # Only a checkpoint of this very step can stand here: the same numbers, written once more.
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(temporary, final)
-        sync(folder)
+        with writing_folder(final) as temporary:
+            safetensors.save_file(_apart(model), temporary / MODEL, metadata={"format": "pt"})
+            safetensors.save_file(_apart(optimizer), temporary / OPTIMIZER)
+            sums = {name: _digest(temporary / name) for name in (MODEL, OPTIMIZER)}
+            content = {"format": FORMAT, **state, "files": sums}
+            text = json.dumps({**content, STATE_SUM: _state_digest(content)}, indent=1)
+            (temporary / STATE).write_text(text, encoding="utf-8")
+        # It replaces only a checkpoint of this very step: the same numbers, written once more.
     except (OSError, require("safetensors", extra="train").SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(
             f"cannot write checkpoint {final}: {getattr(error, 'strerror', None) or error}; "
             "the checkpoints before it are intact"
@@ -131,35 +120,7 @@ def prune_checkpoints(folder: Path, *, keep: int, best: int | None) -> None:
     found = list_checkpoints(folder)
     for step, path in found[: max(len(found) - keep, 0)]:
         if step != best:
-            # Renamed first, so that a kill half-way leaves no checkpoint with files missing.
-            doomed = path.with_name(f".removing-{path.name}")
-            shutil.rmtree(doomed, ignore_errors=True)
-            os.rename(path, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what a kill left half-written or half-removed."""
-    for pattern in (".writing-*", ".removing-*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small text file as a whole."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    os.replace(temporary, path)
+            remove_folder(path)
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

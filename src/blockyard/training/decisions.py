@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from blockyard.errors import InputError
+from blockyard.files import write_atomically
 from blockyard.training.compilation import Extent
 from blockyard.training.config import TrainConfig
 from blockyard.training.machine import processor_name
@@ -113,12 +113,8 @@ class Remembered:
     def put(self, **seen: Any) -> None:
         """Remember; a cache that cannot be written is only slower."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            data = self._read() | {self.key: self._entry() | seen}
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
-                json.dump(data, file)
-            os.replace(file.name, self.path)
-        except OSError:
+            write_atomically(self.path, json.dumps(self._read() | {self.key: self._entry() | seen}))
+        except InputError:
             return
 
     def _entry(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from blockyard.errors import InputError
-from blockyard.training.checkpoint import list_checkpoints, sweep, write_atomically
+from blockyard.files import make_folder, open_without_links, plain, sweep, write_atomically
+from blockyard.training.checkpoint import list_checkpoints
 from blockyard.training.kinds import DEFAULT
 from blockyard.yamlfile import read_yaml, write_yaml
 
@@ -37,8 +38,8 @@ def locked_folder(path: Path, lock: str, name: str, owner: str) -> IO[str]:
         InputError: when it cannot be written, or is in use.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = (path / lock).open("a+")
+        make_folder(path)
+        file = open_without_links(path / lock, "a+")
     except OSError as error:
         raise InputError(f"cannot write to {name}: {error.strerror or error}") from error
     try:
@@ -52,7 +53,7 @@ def locked_folder(path: Path, lock: str, name: str, owner: str) -> IO[str]:
 def held(lock: Path) -> bool:
     """Whether a process holds a lock file; one that is missing is free."""
     try:
-        with lock.open("r+") as file:
+        with open_without_links(lock, "r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -81,7 +82,8 @@ class RunFolder:
         if not resume and (path / CONFIG).exists():
             self._lock.close()
             raise InputError(f"{path} already holds a run; give --resume to continue it, or another --out")
-        sweep(self.checkpoints)
+        for folder in (path, *(f for f in path.iterdir() if f.is_dir() and not f.is_symlink())):
+            sweep(folder)
         self._metrics: IO[str] | None = None
 
     @property
@@ -95,13 +97,13 @@ class RunFolder:
 
     def write_config(self, resolved: Mapping[str, Any]) -> None:
         """Write config.yaml, the fully resolved options: `blockyard train ... --config` runs it again."""
-        self._write(CONFIG, write_yaml(plain(resolved)))
+        write_atomically(self.path / CONFIG, write_yaml(plain(resolved)))
 
     def read_config(self) -> dict[str, Any]:
         return read_config(self.path)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
-        self._write(ENVIRONMENT, json.dumps(plain(environment), indent=1) + "\n")
+        write_atomically(self.path / ENVIRONMENT, json.dumps(plain(environment), indent=1) + "\n")
 
     def read_environment(self) -> dict[str, Any]:
         try:
@@ -122,13 +124,13 @@ class RunFolder:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue
-        self._write(METRICS, "".join(kept))
+        write_atomically(path, "".join(kept))
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
-        if self._metrics is None:
-            self._metrics = (self.path / METRICS).open("a", encoding="utf-8")
         try:
+            if self._metrics is None:
+                self._metrics = open_without_links(self.path / METRICS, "a", encoding="utf-8")
             self._metrics.write(json.dumps(row) + "\n")
             self._metrics.flush()
         except OSError as error:
@@ -148,12 +150,6 @@ class RunFolder:
                 metrics.close()
         self._lock.close()
 
-    def _write(self, name: str, text: str) -> None:
-        try:
-            write_atomically(self.path / name, text)
-        except OSError as error:
-            raise InputError(f"cannot write {self.path / name}: {error.strerror or error}") from error
-
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved options of a run.
@@ -170,17 +166,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 def with_task(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Resolved options that name their task; those written before there were several are of a language model."""
     return {"task": DEFAULT, **resolved}
-
-
-def plain(value: Any) -> Any:
-    """Tuples to lists and paths to text, so that YAML and JSON hold only what every reader knows."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
 
 
 def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str]) -> list[str]:

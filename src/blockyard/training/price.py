@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from blockyard.data.prices.config import PriceDataConfig
 from blockyard.data.prices.windows import PriceAssets, PriceData, load_price_data
 from blockyard.errors import InputError
+from blockyard.files import write_atomically
 from blockyard.models.price import LEVELS, PriceConfig, PriceForecaster
 from blockyard.models.price_heads import pinball
 from blockyard.training.auxiliary import with_auxiliary
-from blockyard.training.checkpoint import write_atomically
 from blockyard.training.config import TrainConfig
 from blockyard.training.kinds import Quality, Run, TaskKind, register_task
 from blockyard.training.seeding import seeded

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from blockyard.data.recall import IGNORED, RecallData
 from blockyard.data.recall_config import RecallConfig
 from blockyard.errors import InputError
+from blockyard.files import write_atomically
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.training.auxiliary import with_auxiliary
-from blockyard.training.checkpoint import write_atomically
 from blockyard.training.config import TrainConfig
 from blockyard.training.kinds import Quality, Run, TaskKind, register_task
 from blockyard.training.lm import build_lm

@@ -18,9 +18,9 @@ from blockyard.data.signals.files import RecordedSignals
 from blockyard.data.signals.generator import Frames, GeneratedSignals, SignalDataConfig
 from blockyard.data.signals.modulations import constellation
 from blockyard.errors import InputError
+from blockyard.files import write_atomically
 from blockyard.models.signal import SignalConfig, SignalTransformer
 from blockyard.training.auxiliary import with_auxiliary
-from blockyard.training.checkpoint import write_atomically
 from blockyard.training.config import TrainConfig
 from blockyard.training.kinds import Quality, Run, TaskKind, register_task
 from blockyard.training.seeding import seeded

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from blockyard.errors import InputError, require
+from blockyard.files import plain
 from blockyard.training import checkpoint as checkpoints
 from blockyard.training.compilation import Extent, block_kinds, compilation_plan, decided_untimed
 from blockyard.training.config import TrainConfig
@@ -23,7 +24,7 @@ from blockyard.training.decisions import Decisions, Remembered, decide_precision
 from blockyard.training.distributed import join_ranks, whole_state
 from blockyard.training.engine import Engine, StepResult
 from blockyard.training.environment import describe_environment
-from blockyard.training.folder import RunFolder, plain
+from blockyard.training.folder import RunFolder
 from blockyard.training.memory import keep_freed_memory
 from blockyard.training.progress import Progress, Silent, make_progress
 from blockyard.training.resuming import resumption

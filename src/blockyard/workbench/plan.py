@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
+from blockyard.files import write_atomically
 from blockyard.models.config import BlocksConfig
 from blockyard.pattern import format_choice, parse_choice
 from blockyard.training.config import FREE_ON_RESUME, TrainConfig, as_dict
@@ -26,7 +27,6 @@ from blockyard.training.task import Task
 from blockyard.workbench import schema
 from blockyard.workbench.budget import expected_steps, steps_for
 from blockyard.workbench.match import match, on_meta
-from blockyard.workbench.report.write import write_atomically
 from blockyard.workbench.settings import CompareConfig, Groups
 
 STATE, LOCK = "compare.json", "compare.lock"
@@ -243,10 +243,7 @@ class State:
 
     def save(self) -> None:
         """Write the state as a whole."""
-        try:
-            write_atomically(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        write_atomically(self.path, json.dumps(self.data, indent=1) + "\n")
 
     def close(self) -> None:
         """Let the folder go."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
-from blockyard.training.folder import CONFIG, METRICS, plain
+from blockyard.files import plain, without_nan, write_atomically
+from blockyard.training.folder import CONFIG, METRICS
 from blockyard.training.guard import NonFiniteError
 from blockyard.training.kinds import Quality, Run
 from blockyard.training.resolve import as_groups
@@ -26,7 +27,6 @@ from blockyard.workbench.budget import next_slice
 from blockyard.workbench.live import Board, Line
 from blockyard.workbench.plan import Planned, folder_of, run_of
 from blockyard.workbench.processes import STOPPED
-from blockyard.workbench.report.write import without_nan, write_atomically
 from blockyard.workbench.settings import CompareConfig
 
 RESULT = "result.json"
@@ -288,5 +288,4 @@ def decisions_of(folder: Path) -> list[str]:
 
 def write_result(folder: Path, run: schema.Run, decisions: tuple[str, ...]) -> None:
     """Keep the record of a run that has ended."""
-    data = json.dumps({"run": run, "decisions": list(decisions)}, allow_nan=False)
-    write_atomically(folder / RESULT, data.encode())
+    write_atomically(folder / RESULT, json.dumps({"run": run, "decisions": list(decisions)}, allow_nan=False))

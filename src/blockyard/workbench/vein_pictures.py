@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError, require
+from blockyard.files import writing
 from blockyard.workbench.charts.palette import LIGHT
 from blockyard.workbench.charts.render import drawing_style, dress
 
@@ -204,8 +205,8 @@ def _save(panels: list[Draw], picture: Path) -> Path:
             draw(axes)
         handles, labels = all_axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, labelcolor=LIGHT.ink)
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(picture, format="png", dpi=110, facecolor=LIGHT.paper)
+        with writing(picture) as file:
+            figure.savefig(file, format="png", dpi=110, facecolor=LIGHT.paper)
     return picture
 
 

@@ -30,13 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.app import say
     from blockyard.cli.flat import read_flat
     from blockyard.cli.price_files import read_files
+    from blockyard.files import without_nan, write_atomically
     from blockyard.forecasting.backtest import BacktestConfig, backtest_table
     from blockyard.forecasting.finish import save_summary
     from blockyard.forecasting.tables import evaluation_table
     from blockyard.forecasting.walk import walk_forward
     from blockyard.options import options_of
     from blockyard.plugins import see_current_folder
-    from blockyard.workbench.report.write import without_nan
 
     see_current_folder()
     config = BacktestConfig(**read_flat(arguments, options_of(BacktestConfig)))
@@ -55,11 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         say=say,
     )
     save_summary(found.summary, found.name, out)
-    try:
-        text = json.dumps(without_nan(found.earned), indent=1) + "\n"
-        (out / "backtest.json").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write into {out}: {error.strerror or error}") from error
+    write_atomically(out / "backtest.json", json.dumps(without_nan(found.earned), indent=1) + "\n")
     print(prices.report())
     for note in found.notes:
         print(f"note: {note}")

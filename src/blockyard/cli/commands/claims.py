@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
@@ -30,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from blockyard.cli.table import print_table
-    from blockyard.errors import InputError
+    from blockyard.files import write_atomically
     from blockyard.training.machine import processor_name
     from blockyard.workbench.claims.collect import SCHEMA, choose, measure_claims, page
     from blockyard.workbench.claims.keep import Kept
@@ -47,10 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     left_out = [c for c in wanted if c.key not in {chosen_one.key for chosen_one in chosen}]
     rows = measure_claims(chosen, lambda text: print(text, file=sys.stderr), kept)
     if arguments.page:
-        try:
-            Path(arguments.page).write_text(page(rows, machine, left_out), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {arguments.page}: {error.strerror or error}") from error
+        write_atomically(arguments.page, page(rows, machine, left_out))
     if arguments.json:
         import json
 

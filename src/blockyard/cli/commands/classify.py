@@ -65,8 +65,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.flat import read_flat
+    from blockyard.files import write_atomically
     from blockyard.options import options_of
-    from blockyard.training.checkpoint import write_atomically
     from blockyard.training.run import load_run
 
     options = ClassifyOptions(**read_flat(arguments, options_of(ClassifyOptions)))
@@ -86,10 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         sys.stdout.write(text)
     else:
-        try:
-            write_atomically(Path(arguments.out), text)
-        except OSError as error:
-            raise InputError(f"cannot write {arguments.out}: {error.strerror or error}") from error
+        write_atomically(arguments.out, text)
     told = [row["is"][0]["class"] == row["label"] for row in rows if "label" in row]
     if told:
         print(f"accuracy {sum(told) / len(told):.4f} ({sum(told)} of {len(told)} labelled rows)", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from blockyard.errors import InputError, require
+from blockyard.files import writing
 from blockyard.workbench.charts.palette import LIGHT, Palette
 
 # Central intervals of a fan and how dark they are.
@@ -161,9 +162,9 @@ def _figure(panels: int) -> tuple[Any, list[Any]]:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=140, facecolor=LIGHT.paper)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    kind, known = path.suffix.lower().removeprefix("."), figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise InputError(f"cannot draw {path}: its name should end in one of .{', .'.join(sorted(known))}")
+    with writing(path) as file:
+        figure.savefig(file, format=kind, dpi=140, facecolor=LIGHT.paper)
     return path

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from blockyard.errors import InputError
-from blockyard.workbench.report.write import write_atomically
+from blockyard.files import write_atomically
 
 SCHEMA = "blockyard.claims-kept/1"
 
@@ -67,11 +67,8 @@ class Kept:
         if self.path is None:
             return
         told = {"schema": SCHEMA, "machine": self.machine, "values": self.values}
-        try:
-            # Infinity is what a diverged run ends with; Python reads it back.
-            write_atomically(self.path, (json.dumps(told, indent=1) + "\n").encode())
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        # Infinity is what a diverged run ends with; Python reads it back.
+        write_atomically(self.path, json.dumps(told, indent=1) + "\n")
 
 
 _current: ContextVar[Kept | None] = ContextVar("kept", default=None)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
+from blockyard.files import without_nan, write_atomically
 from blockyard.workbench.charts.render import charts_of, render_png
 from blockyard.workbench.report.html import render_html
 from blockyard.workbench.report.text import render_csv, render_markdown
@@ -51,12 +50,11 @@ def write_files(contents: Mapping[str, tuple[str, bytes]], folder: Path, what: s
     Raises:
         InputError: when the folder cannot be written; `what` names what was to be.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in contents.values():
+    for name, data in contents.values():
+        try:
             write_atomically(folder / name, data)
-    except OSError as error:
-        raise InputError(f"cannot write the {what} into {folder}: {error.strerror or error}") from error
+        except InputError as error:
+            raise InputError(f"cannot write the {what}: {error}") from error.__cause__
     return {kind: folder / name for kind, (name, _) in contents.items()}
 
 
@@ -79,27 +77,3 @@ def load_report(path: str | Path) -> Report:
     if schema != SCHEMA:
         raise InputError(f"{file} has schema {schema!r}; this version reads {SCHEMA!r}")
     return found
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the file and rename: a reader (or a kill) sees the old content or the new, never half."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def without_nan(value: Any) -> Any:
-    """A copy in which every non-finite float is None: JSON has no word for them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return value

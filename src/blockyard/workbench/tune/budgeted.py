@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
+from blockyard.files import without_nan, write_atomically
 from blockyard.models.config import BlocksConfig
 from blockyard.training.folder import CONFIG
 from blockyard.training.guard import NonFiniteError
@@ -22,7 +23,6 @@ from blockyard.workbench.budget import expected_steps, next_slice, steps_for
 from blockyard.workbench.measure import seconds_per_step
 from blockyard.workbench.plan import task_on_meta, watched
 from blockyard.workbench.processes import STOPPED
-from blockyard.workbench.report.write import without_nan, write_atomically
 from blockyard.workbench.runs import RESULT, read_metrics
 from blockyard.workbench.tune.settings import TuneConfig
 
@@ -276,7 +276,4 @@ def write_ended(folder: Path, ended: Ended) -> None:
     Raises:
         InputError: when it cannot be written.
     """
-    try:
-        write_atomically(folder / RESULT, json.dumps(without_nan(asdict(ended)), allow_nan=False).encode())
-    except OSError as error:
-        raise InputError(f"cannot write {folder / RESULT}: {error.strerror or error}") from error
+    write_atomically(folder / RESULT, json.dumps(without_nan(asdict(ended)), allow_nan=False))

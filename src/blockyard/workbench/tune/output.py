@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
-from blockyard.training.folder import plain
+from blockyard.files import plain, write_atomically
 from blockyard.training.resolve import as_groups, resolve
-from blockyard.workbench.report.write import write_atomically
 from blockyard.workbench.tune import schema
 from blockyard.workbench.tune.budgeted import Shelf, make_plan, planned_run
 from blockyard.workbench.tune.record import Asked
@@ -34,14 +33,11 @@ def write_record(record: schema.Tuning, asked: Asked, shelf: Shelf | None) -> No
     Raises:
         InputError: when they cannot be written.
     """
-    try:
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(asked.out / RECORD, text.encode())
-        write_atomically(asked.out / TABLE, render_csv(record).encode())
-        if shelf is not None:
-            write_atomically(asked.out / BEST, best_yaml(record, asked, shelf).encode())
-    except OSError as error:
-        raise InputError(f"cannot write into {asked.out}: {error.strerror or error}") from error
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(asked.out / RECORD, text)
+    write_atomically(asked.out / TABLE, render_csv(record))
+    if shelf is not None:
+        write_atomically(asked.out / BEST, best_yaml(record, asked, shelf))
 
 
 def best_yaml(record: schema.Tuning, asked: Asked, shelf: Shelf) -> str:

@@ -11,11 +11,10 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from blockyard.files import plain, without_nan
 from blockyard.pattern import format_choice
-from blockyard.training.folder import plain
 from blockyard.training.kinds import Quality, TaskKind
 from blockyard.training.resolve import as_groups, resolve
-from blockyard.workbench.report.write import without_nan
 from blockyard.workbench.stats import difference, interval
 from blockyard.workbench.tune import schema
 from blockyard.workbench.tune.budgeted import Ended, read_ended

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from blockyard.errors import InputError, require
+from blockyard.files import plain
 from blockyard.plugins import load_plugins
-from blockyard.training.folder import plain
 from blockyard.workbench.settings import Groups
 from blockyard.workbench.tune import schema
 from blockyard.workbench.tune.board import make_board

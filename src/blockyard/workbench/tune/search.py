@@ -26,6 +26,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from blockyard.errors import InputError
+from blockyard.files import open_without_links
 from blockyard.workbench.tune.settings import STARTUP, TuneConfig
 
 JOURNAL, JOURNAL_LOCK = "journal.log", "journal.lock"
@@ -71,12 +72,15 @@ def open_study(folder: Path, config: TuneConfig, better: str, *, mend: bool = Tr
 
 def mend_journal(path: Path) -> None:
     """Drop a last line that a full disk or a power cut left half written: what is appended would join it."""
+    if path.is_symlink():
+        # Optuna would append through it.
+        raise InputError(f"cannot write {path}: it is a symbolic link; begin again in another --out")
     if not path.exists():
         return
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
-        with path.open("r+b") as file:
+        with open_without_links(path, "r+b") as file:
             file.truncate(whole)
 
 
@@ -88,7 +92,7 @@ class HeldLock:
         self._file: IO[str] | None = None
 
     def acquire(self) -> bool:
-        file = self._path.open("a")
+        file = open_without_links(self._path, "a")
         fcntl.flock(file, fcntl.LOCK_EX)
         self._file = file
         return True

@@ -12,7 +12,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from blockyard.errors import InputError
-from blockyard.training.folder import plain
+from blockyard.files import plain
 from blockyard.training.signals import StopRequest
 from blockyard.workbench.compare import machine_of, versions
 from blockyard.workbench.processes import Workers

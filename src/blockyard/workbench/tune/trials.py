@@ -15,12 +15,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from blockyard.errors import InputError
-from blockyard.training.folder import CHECKPOINTS, plain
+from blockyard.files import open_without_links, plain, write_atomically
+from blockyard.training.folder import CHECKPOINTS
 from blockyard.training.kinds import Quality, Run
 from blockyard.training.resolve import resolve
 from blockyard.training.signals import Interrupted, StopRequest
 from blockyard.workbench.processes import STOPPED
-from blockyard.workbench.report.write import write_atomically
 from blockyard.workbench.tune.budgeted import (
     Ended,
     Plan,
@@ -94,7 +94,7 @@ class Search:
 
     @contextmanager
     def _claiming(self) -> Iterator[None]:
-        with (self.folder / CLAIM).open("a") as lock:
+        with open_without_links(self.folder / CLAIM, "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -121,8 +121,7 @@ class Search:
             raise
         except Exception as error:
             # A block that cannot do with what was drawn: its author finds where, the search goes on.
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / TRACEBACK, traceback.format_exc().encode())
+            write_atomically(folder / TRACEBACK, traceback.format_exc())
             self._fail(trial, f"{type(error).__name__}: {_first_line(error)}")
         # The weights of the best are made again with fresh seeds; those of all would fill the disk.
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
