@@ -1,0 +1,198 @@
+"""Training and decoding speed of two versions of this package, in pairs, so that a machine that slows down slows both.
+
+    python benchmarks/between_commits.py OLD NEW [--pairs 24] [--only tva,moe] [--what train,decode] [--out FILE.json]
+
+OLD and NEW are checkouts (`git worktree add ../old COMMIT` makes one). Each is imported by a process of its own, with
+one thread; the processes wait while the other works and are asked in turns, there and back. A pair gives a ratio of
+process CPU times; told are the median of the ratios and the interval that holds the true median with 95 % confidence
+whatever their distribution (order statistics of the sign test).
+
+Training is one optimizer step of a language model in fp32 (4 layers, width 128, 4 rows of 128), decoding one step of
+single-token generation behind 512 cached tokens, batch 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MIXERS = ("standard", "tva", "mla", "spectral")
+FFNS = ("swiglu", "vft", "moe")
+SHAPE = {"d_model": 128, "n_heads": 4, "n_layers": 4}
+CONTEXT, BATCH, CACHED = 128, 4, 512
+
+
+def contestants(only: list[str]) -> list[tuple[str, str]]:
+    """(mixer, FFN) of every model that is timed."""
+    found = [(mixer, "relu2") for mixer in MIXERS] + [("standard", ffn) for ffn in FFNS]
+    return [pair for pair in found if not only or pair[0] in only or pair[1] in only]
+
+
+class Worker:
+    """One version in a process of its own that answers a line with a line."""
+
+    def __init__(self, checkout: Path) -> None:
+        source = str((checkout / "src").resolve())
+        settings = {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "BLOCKYARD_BENCH_SOURCE": source}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve"],
+            env=os.environ | settings,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, *words: Any) -> float:
+        """CPU seconds of what the words name."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(json.dumps(words), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("a worker ended; see its error above")
+        return float(json.loads(line))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve() -> None:
+    """Answer `[what, mixer, ffn, repeats]` with the CPU seconds that it took."""
+    import torch
+
+    import blockyard
+
+    assert str(Path(blockyard.__file__).parents[1]) == os.environ["BLOCKYARD_BENCH_SOURCE"], blockyard.__file__
+    torch.set_num_threads(1)
+    made: dict[tuple[str, str, str], Any] = {}
+    for line in sys.stdin:
+        what, mixer, ffn, repeats = json.loads(line)
+        key = (what, mixer, ffn)
+        if key not in made:
+            made[key] = (training if what == "train" else decoding)(mixer, ffn)
+        begin = time.process_time()
+        for _ in range(repeats):
+            made[key]()
+        print(json.dumps(time.process_time() - begin), flush=True)
+
+
+def model_of(mixer: str, ffn: str) -> Any:
+    """A language model of one kind of block, from a fixed seed."""
+    import torch
+
+    from blockyard import LMConfig, TransformerLM
+
+    torch.manual_seed(0)
+    return TransformerLM(LMConfig(vocab_size=256, blocks=f"{mixer}+{ffn}", context=2 * CACHED, **SHAPE))
+
+
+def training(mixer: str, ffn: str) -> Any:
+    """A function that makes one step of training, optimizer included."""
+    import torch
+
+    from blockyard.training.config import TrainConfig
+    from blockyard.training.optim import Optimizers
+
+    model = model_of(mixer, ffn)
+    optimizers = Optimizers(model, TrainConfig(steps=1_000_000, warmup=0, schedule="constant"))
+    tokens = torch.randint(256, (BATCH, CONTEXT + 1), generator=torch.Generator().manual_seed(1))
+
+    def step() -> None:
+        output = model(tokens[:, :-1])
+        torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        optimizers.clip(float(optimizers.grad_norm()))
+        optimizers.step(0)
+        optimizers.zero_grad()
+
+    return step
+
+
+def decoding(mixer: str, ffn: str) -> Any:
+    """A function that makes one decoding step and takes it back."""
+    import torch
+
+    model = model_of(mixer, ffn).eval()
+    prompt = torch.randint(256, (1, CACHED), generator=torch.Generator().manual_seed(1))
+    cache = model.new_cache(1, 2 * CACHED)
+    with torch.no_grad():
+        model(prompt, cache=cache)
+
+    def step() -> None:
+        nonlocal cache
+        if cache.length >= 2 * CACHED - 1:
+            cache = model.new_cache(1, 2 * CACHED)
+            with torch.no_grad():
+                model(prompt, cache=cache)
+        with torch.no_grad():
+            model(prompt[:, :1], cache=cache)
+
+    return step
+
+
+def median_interval(ratios: list[float]) -> tuple[float, float, float]:
+    """(median, low, high): the sign test's interval of at least 95 %."""
+    ordered, n = sorted(ratios), len(ratios)
+    # The largest k for which k - 1 or fewer of n fair coins come up heads with a chance of at most 2.5 %.
+    k, chance = 0, 0.0
+    while chance + math.comb(n, k) / 2**n <= 0.025:
+        chance += math.comb(n, k) / 2**n
+        k += 1
+    low, high = (ordered[k - 1], ordered[n - k]) if k else (ordered[0], ordered[-1])
+    return statistics.median(ordered), low, high
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", type=Path, nargs="?")
+    parser.add_argument("new", type=Path, nargs="?")
+    parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=0.4, help="CPU time of one side of a pair")
+    parser.add_argument("--only", default="", help="mixers and FFNs, separated by commas")
+    parser.add_argument("--what", default="train,decode")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.serve:
+        return serve()
+    if asked.old is None or asked.new is None:
+        parser.error("two checkouts are needed: OLD NEW")
+    sides = {"old": Worker(asked.old), "new": Worker(asked.new)}
+    rows = []
+    for what in asked.what.split(","):
+        for mixer, ffn in contestants([name for name in asked.only.split(",") if name]):
+            for side in sides.values():
+                side.ask(what, mixer, ffn, 3)  # warms up
+            once = min(side.ask(what, mixer, ffn, 5) for side in sides.values()) / 5
+            repeats = max(1, round(asked.seconds / once))
+            ratios = []
+            for number in range(asked.pairs):
+                order = ("old", "new") if number % 2 else ("new", "old")
+                spent = {name: sides[name].ask(what, mixer, ffn, repeats) for name in order}
+                ratios.append(spent["new"] / spent["old"])
+            middle, low, high = median_interval(ratios)
+            rows.append({"what": what, "mixer": mixer, "ffn": ffn, "milliseconds": once * 1e3, "pairs": asked.pairs,
+                         "ratio": middle, "low": low, "high": high})  # fmt: skip
+            print(f"{what:6} {mixer:8} {ffn:6} {once * 1e3:8.2f} ms  new/old {middle:.4f} ({low:.4f} to {high:.4f})")
+    for side in sides.values():
+        side.close()
+    if asked.out:
+        import torch
+
+        from blockyard.training.environment import describe_environment
+        from blockyard.training.machine import processor_name
+
+        where = describe_environment(torch.device("cpu"), 1) | {"processor": processor_name()}
+        asked.out.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
