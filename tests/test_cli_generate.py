@@ -245,7 +245,7 @@ def test_interrupted_stream_ends_without_a_traceback(run: str, how: str) -> None
     assert "Traceback" not in error
 
 
-def test_plugin_of_a_run_is_found_in_the_current_folder(tmp_path: Path) -> None:
+def test_plugin_of_a_run_is_found_in_the_current_folder_once_agreed_to(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     (tmp_path / "cli_generate_plugin.py").write_text(
         "from blockyard.mixers.standard import StandardAttention\n"
@@ -255,6 +255,11 @@ def test_plugin_of_a_run_is_found_in_the_current_folder(tmp_path: Path) -> None:
     # As a console script runs: the current folder is not on the path.
     script = "import sys; from blockyard.cli import main; sys.path = [p for p in sys.path if p]; sys.exit(main())"
     train = [*words(tmp_path), "--out", "run", "--plugin", "cli_generate_plugin", "--attn.impl", "cli_generated"]
-    for command in (train, ["generate", "run", "--tokens", "3", "--seed", "1"]):
+    generate = ["generate", "run", "--tokens", "3", "--seed", "1"]
+    named, trusted = [*generate, "--plugin", "cli_generate_plugin"], [*generate, "--trust"]
+    for command, status in ((train, 0), (generate, 2), (named, 0), (trusted, 0)):
         done = subprocess.run([sys.executable, "-c", script, *command], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == status, done.stderr
+        if status:
+            assert done.stderr.startswith("error: run/config.yaml wants the plug-in cli_generate_plugin")
+            assert done.stderr.count("\n") == 1

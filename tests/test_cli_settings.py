@@ -11,8 +11,9 @@ import pytest
 
 from blockyard.cli.parser import Parser
 from blockyard.cli.settings import Settings, add_groups, given_words, resolve
-from blockyard.cli.sources import given_in, plugins_of
+from blockyard.cli.sources import given_in
 from blockyard.errors import InputError
+from blockyard.plugins import load_file_plugins
 from blockyard.training.groups import PATTERN, Group, block_groups, by_name, dataclass_group
 from blockyard.yamlfile import read_yaml, write_yaml
 from cli_helpers import toys
@@ -288,9 +289,15 @@ def test_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
     assert message(read_yaml, tmp_path) == f"cannot read settings file {str(tmp_path)!r}: Is a directory"
 
 
-def test_plugins_of_a_file_must_be_a_list(tmp_path: Path) -> None:
-    assert plugins_of(tmp_path, {"plugins": ["a.b"]}) == ["a.b"]
-    assert message(plugins_of, tmp_path, {"plugins": "a.b"}).endswith("plugins='a.b' should be a list of module names")
+def test_plugins_of_a_file_must_be_a_list_of_names() -> None:
+    assert load_file_plugins(["os.path"], "run.yaml") == ("os.path",)
+    for wrong in ("a.b", {"a": 1}, [3], 3):
+        told = message(load_file_plugins, wrong, "run.yaml")
+        assert told == f"run.yaml: plugins={wrong!r} should be a list of module names"
+    assert message(load_file_plugins, ["a/b.py"], "run.yaml").startswith(
+        "run.yaml: plugins: 'a/b.py' is not a module's"
+    )
+    assert len(message(load_file_plugins, ["x" * 100_000], "run.yaml")) < 500
 
 
 def test_family_named_like_another_group_is_refused(groups: dict[str, Group]) -> None:

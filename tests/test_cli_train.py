@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,10 @@ def test_run_without_a_folder_takes_the_next_free_one(folder: Path, monkeypatch:
     assert (folder / "runs" / "lm-002" / "config.yaml").exists()
 
 
-def test_plugin_named_in_a_settings_file_brings_its_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("agreed", [["--plugin", "cli_plugin_trained"], ["--trust"]], ids=["named", "trusted"])
+def test_plugin_named_in_a_settings_file_brings_its_options_once_agreed_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], agreed: list[str]
+) -> None:
     from blockyard import registry
 
     (folder / "cli_plugin_trained.py").write_text(
@@ -115,10 +119,17 @@ def test_plugin_named_in_a_settings_file_brings_its_options(folder: Path, monkey
     monkeypatch.syspath_prepend(folder)
     settings = folder / "plugin.yaml"
     settings.write_text("plugins: [cli_plugin_trained]\nffn: {impl: cli_trained}\ncli_trained: {factor: 0.5}\n")
-    out = folder / "plugin"
+    out = folder / f"plugin{len(agreed)}"
     try:
-        assert main([*words(folder), "--config", str(settings), "--out", str(out)]) == 0
+        assert main([*words(folder), "--config", str(settings), "--out", str(out)]) == 2
+        told = capsys.readouterr().err
+        assert "plugin.yaml wants the plug-in cli_plugin_trained, whose code would run" in told
+        assert "--plugin cli_plugin_trained" in told
+        assert "--trust" in told
+        assert not out.exists()
+        assert main([*words(folder), "--config", str(settings), "--out", str(out), *agreed]) == 0
     finally:
+        sys.modules.pop("cli_plugin_trained", None)
         registry._register.entries.pop(("ffn", "cli_trained"), None)
     saved = yaml.safe_load((out / "config.yaml").read_text())
     assert saved["plugins"] == ["cli_plugin_trained"]

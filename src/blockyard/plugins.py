@@ -1,4 +1,9 @@
-"""Modules that a user names: importing them registers blocks and tasks."""
+"""Modules that a user names: importing them registers blocks and tasks.
+
+Importing a module runs its code. Those that the *user* names (`--plugin`, `plugins=`) and those that are installed
+(entry points) are trusted. A module that a *file* names is not, since the file may come from anywhere: a run folder or
+a settings file has its plug-ins loaded only when the user names them too, or says `--trust`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,12 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from blockyard.errors import InputError
+
+# Characters of a module's name; and as much of a wrong one is shown.
+LONGEST = 200
 
 
 def load_plugins(modules: Sequence[str], origin: str = "plugins", *, here: bool = False) -> None:
@@ -27,10 +36,58 @@ def load_plugins(modules: Sequence[str], origin: str = "plugins", *, here: bool 
         import_module(module, origin)
 
 
+def load_file_plugins(
+    wanted: Any, origin: str, *, plugins: Sequence[str] = (), trust: bool = False, here: bool = False
+) -> tuple[str, ...]:
+    """Import the modules that a file names, if the user agreed to each; all of them or none.
+
+    A module that is imported already is agreed to: it runs nothing any more.
+
+    Args:
+        wanted: what stands under `plugins` in the file.
+        origin: the file, for the error.
+        plugins: modules that the user names; they are imported first, whether or not the file wants them.
+        trust: the user agrees to all that the file names.
+        here: look for them in the current folder, too.
+
+    Returns: the names that the file holds.
+
+    Raises:
+        InputError: a name is none, a module is not agreed to or does not exist.
+    """
+    wanted = [] if wanted is None else wanted
+    if not isinstance(wanted, list | tuple) or not all(isinstance(name, str) for name in wanted):
+        raise InputError(f"{origin}: plugins={_shown(wanted)} should be a list of module names")
+    load_plugins(plugins, here=here)
+    for name in wanted:
+        _check_name(name, f"{origin}: plugins")
+    strange = [name for name in dict.fromkeys(wanted) if name not in sys.modules]
+    if strange and not trust:
+        names = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+        raise InputError(
+            f"{origin} wants the plug-in {names}, whose code would run: name it too if you know it "
+            f"(--plugin {strange[0]}; in Python plugins=[{strange[0]!r}]), or agree to all that the file names "
+            "(--trust; trust=True)"
+        )
+    load_plugins(strange, f"{origin}: plugins", here=here)
+    return tuple(wanted)
+
+
+def _check_name(module: str, origin: str) -> None:
+    if len(module) > LONGEST or not all(part.isidentifier() for part in module.split(".")):
+        raise InputError(
+            f"{origin}: {_shown(module)} is not a module's name; expected something like my_package.blocks"
+        )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
 def import_module(module: str, origin: str) -> object:
     """Import a module that the user names, or say that there is none."""
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise InputError(f"{origin}: {module!r} is not a module's name; expected something like my_package.blocks")
+    _check_name(module, origin)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

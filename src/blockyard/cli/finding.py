@@ -47,10 +47,10 @@ def find_command(words: list[str]) -> tuple[str, list[str]]:
             return name, words[length:]
     first = words[0]
     if first in TASK_VERBS and len(words) > 1 and not words[1].startswith("-"):
-        from blockyard.cli.sources import load_file_plugins
+        from blockyard.cli.sources import prepare_plugins
         from blockyard.training.kinds import task_names
 
-        load_file_plugins(words[2:])
+        prepare_plugins(words[2:])
         registered = [task for task in task_names() if f"{first} {task}" not in names]
         if words[1] in registered:
             return f"{first} {words[1]}", words[2:]

@@ -28,11 +28,13 @@ def groups() -> dict[str, Group]:
 def add_files(parser: Parser, what: str) -> None:
     """Declare RUN, FILE … and the options of reading."""
     from blockyard.cli.settings import add_groups
+    from blockyard.cli.sources import add_trust
 
     parser.usage = "%(prog)s RUN [FILE ...] [options]"
     parser.plain("run", "folder of a trained run", metavar="RUN", nargs="?")
     parser.plain("files", f"CSV or parquet files of prices {what}; those of the run when not given",
                  metavar="FILE", nargs="*")  # fmt: skip
+    add_trust(parser, "the run")
     add_groups(parser, groups())
 
 
@@ -43,16 +45,16 @@ def read_files(arguments: argparse.Namespace, command: str) -> tuple[Path, Price
         InputError: when there is no run, or something is wrong with a file.
     """
     from blockyard.cli.settings import given_words, read_given
+    from blockyard.cli.sources import trusted
     from blockyard.data.prices.reader import read_prices
-    from blockyard.training.folder import read_config
-    from blockyard.training.resolve import resolve
+    from blockyard.training.run import read_run
 
     if arguments.run is None:
         raise InputError(f"which run? Give the folder of a trained one: blockyard {command} RUN FILE")
     folder = Path(arguments.run)
     known = groups()
     given = read_given(known, [g for g in given_words(arguments) if g.group in known])["data"]
-    run = resolve(read_config(folder))
+    run = read_run(folder, trust=trusted(arguments))
     if run.task != "price":
         raise InputError(f"{folder} holds a run of `train {run.task}`; {command} takes one of `train price`")
     config = replace(run.data, **given)

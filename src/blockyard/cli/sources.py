@@ -10,7 +10,7 @@ from typing import Any
 from blockyard.cli.parser import Parser
 from blockyard.cli.settings import Given, given_words
 from blockyard.errors import InputError, suggest
-from blockyard.plugins import load_plugins
+from blockyard.plugins import load_file_plugins, see_current_folder
 from blockyard.training.groups import Group
 from blockyard.yamlfile import read_yaml
 
@@ -21,21 +21,40 @@ def add_config(parser: Parser) -> None:
     """Declare `--config`."""
     parser.plain("--config", "settings file, such as a run's config.yaml; may be repeated, the later one wins",
                  metavar="FILE.yaml", action="append", default=[])  # fmt: skip
+    add_trust(parser, "a settings file")
 
 
-def load_file_plugins(words: Sequence[str]) -> None:
-    """Import the plug-ins that settings files name, before the options they bring are declared."""
+def add_trust(parser: Parser, what: str) -> None:
+    """Declare `--trust` for a command that reads files which may name plug-ins."""
+    parser.plain("--trust", f"run the code of whatever plug-ins {what} names, without naming them with --plugin",
+                 action="store_true")  # fmt: skip
+
+
+def trusted(arguments: argparse.Namespace) -> bool:
+    """Whether the user agrees to all plug-ins that a run folder names; then they may lie in the current folder."""
+    if arguments.trust:
+        see_current_folder()
+    return bool(arguments.trust)
+
+
+def prepare_plugins(words: Sequence[str]) -> None:
+    """Import the plug-ins that settings files name, before the options they bring are declared.
+
+    Raises:
+        InputError: for one that the user neither names with `--plugin` nor agrees to with `--trust`.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config", action="append", default=[])
     first.add_argument("--out")
     first.add_argument("--resume", action="store_true")
+    first.add_argument("--trust", action="store_true")
     try:
         known, _ = first.parse_known_args(list(words))
     except argparse.ArgumentError:
         # Such as --config without a file: the command's own parser says it better.
         return
     for path in settings_files(known.config, known.out, known.resume):
-        load_plugins(plugins_of(path, read_yaml(path)), f"{path}: {PLUGINS}", here=True)
+        load_file_plugins(read_yaml(path).get(PLUGINS), str(path), trust=known.trust, here=True)
 
 
 def settings_files(configs: Sequence[str], out: str | None, resume: bool) -> list[Path]:
@@ -72,19 +91,12 @@ def given_settings(
     plugins: list[str] = []
     for layer, path in enumerate(files):
         content = read_yaml(path)
-        plugins += plugins_of(path, content)
+        # `prepare_plugins` has imported them, unless it could not read the words.
+        plugins += load_file_plugins(content.get(PLUGINS), str(path), trust=arguments.trust, here=True)
         if content.get(TASK, task) != task:
             raise InputError(f"{path}: {TASK}={content[TASK]!r}, but this command is of the task {task!r}")
         given += given_in(path, content, groups, (PLUGINS, TASK, *skip), layer)
     return [*given, *given_words(arguments)], list(dict.fromkeys([*plugins, *arguments.plugin]))
-
-
-def plugins_of(path: Path, settings: dict[str, Any]) -> list[str]:
-    """The modules under the file's `plugins` key."""
-    plugins = settings.get("plugins") or []
-    if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
-        raise InputError(f"{path}: plugins={plugins!r} should be a list of module names")
-    return plugins
 
 
 def given_in(

@@ -27,9 +27,9 @@ WRITING = ("prompt", "sample_tokens", "temperature")
 
 def prepare(words: list[str]) -> None:
     """Import the plug-ins that settings files name."""
-    from blockyard.cli.sources import load_file_plugins
+    from blockyard.cli.sources import prepare_plugins
 
-    load_file_plugins(words)
+    prepare_plugins(words)
 
 
 def train_command(task: str, summary: str, *, order: int = 12, example: str = "") -> Command:

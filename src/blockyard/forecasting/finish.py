@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,35 @@ from blockyard.forecasting.forecaster import Calibrate, load_forecaster
 from blockyard.forecasting.summary import summarise
 from blockyard.forecasting.tables import evaluation_table
 from blockyard.training.price import PriceForecasting
+from blockyard.training.run import read_run
 
 EVALUATION = "evaluation.json"
 
 
-def finish_run(folder: Path, how: Calibrate = "auto", data: PriceData | None = None) -> str:
+def finish_run(
+    folder: Path,
+    how: Calibrate = "auto",
+    data: PriceData | None = None,
+    *,
+    plugins: Sequence[str] = (),
+    trust: bool = False,
+) -> str:
     """Calibrate a trained run, test it beside the baselines, and keep both in its folder.
 
     Args:
         folder: the run folder.
         how: calibration: auto, on or off.
         data: the run's data, read again when not given.
+        plugins: modules to import first, that the run may want.
+        trust: import whatever modules the run's configuration names.
 
     Returns: the test in words and tables.
 
     Raises:
         InputError: when the run or its data cannot be read, or the folder cannot be written.
     """
+    # Agreed to before anything in the folder is touched; the calibration goes first, as it may be a damaged one.
+    read_run(folder, plugins=plugins, trust=trust)
     (folder / FILE).unlink(missing_ok=True)
     forecaster, _, run = load_forecaster(folder)
     if data is None:

@@ -93,14 +93,22 @@ class Forecaster:
         return replace(self, calibration=found)
 
 
-def load_forecaster(folder: Path | str) -> tuple[Forecaster, PriceAssets, Run[PriceConfig, PriceDataConfig]]:
+def load_forecaster(
+    folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = False
+) -> tuple[Forecaster, PriceAssets, Run[PriceConfig, PriceDataConfig]]:
     """The forecaster of a run folder: its best checkpoint by validation loss, and its calibration.
 
+    Args:
+        folder: the run folder.
+        plugins: modules to import first, that the run may want.
+        trust: import whatever modules the run's configuration names.
+
     Raises:
-        InputError: when the folder holds no run of a price forecaster, no checkpoint, or a damaged one.
+        InputError: when the folder holds no run of a price forecaster, no checkpoint, a damaged one, or wants a plug-in
+            that is not agreed to.
     """
     folder = Path(folder)
-    model, assets, run = load_run(folder, which="best", tasks=("price",))
+    model, assets, run = load_run(folder, which="best", tasks=("price",), plugins=plugins, trust=trust)
     return Forecaster(model, Calibration.load(folder), short_name(run.model)), assets, run
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,8 @@ def walk_forward(
     retrain: bool = False,
     out: Path | None = None,
     calibrate: Calibrate = "auto",
+    plugins: Sequence[str] = (),
+    trust: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Walked:
     """Judge a trained run and the baselines on rows that neither was fitted on.
@@ -109,12 +111,14 @@ def walk_forward(
         retrain: train the model anew before each fold, too, with the run's own settings.
         out: folder of the retrained runs.
         calibrate: calibration of retrained models.
+        plugins: modules to import first, that the run may want.
+        trust: import whatever modules the run's configuration names.
         say: told what is being done.
 
     Raises:
         InputError: when no rows are left, or the series do not fit the model.
     """
-    forecaster, seen, run = load_forecaster(folder)
+    forecaster, seen, run = load_forecaster(folder, plugins=plugins, trust=trust)
     tables = forecaster.tables(prices)
     check_horizon(config, tables.horizons)
     border = _start(seen, tables, start)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from blockyard.errors import InputError
+from blockyard.plugins import load_file_plugins
 from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
 from blockyard.training.distributed import load_whole_state
-from blockyard.training.folder import CHECKPOINTS, read_config
+from blockyard.training.folder import CHECKPOINTS, CONFIG, read_config
 from blockyard.training.kinds import Run
 from blockyard.training.resolve import as_groups, resolve
 from blockyard.training.task import Task
 from blockyard.training.trainer import Trainer
 from blockyard.vein_training import match_guides, match_ranks
+
+# Run folders whose gaps have been told.
+_noted: set[Path] = set()
 
 
 class Trained(NamedTuple):
@@ -72,21 +77,69 @@ def load_data(run: Run[Any, Any]) -> tuple[Run[Any, Any], Any]:
     return replace(run, model=run.kind.fit(run.model, data.assets)), data
 
 
+def read_run(folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = False) -> Run[Any, Any]:
+    """The configuration of a run folder, which may come from anywhere.
+
+    Args:
+        folder: a run folder.
+        plugins: modules to import first, that the run may want.
+        trust: import whatever modules the run's configuration names.
+
+    Raises:
+        InputError: when the folder holds no run, its configuration is not one, or it wants a plug-in that the caller
+            neither names nor has imported.
+    """
+    folder = Path(folder)
+    groups = read_config(folder)
+    wanted = load_file_plugins(groups.get("plugins"), str(folder / CONFIG), plugins=plugins, trust=trust)
+    run = resolve({**groups, "plugins": wanted})
+    lacking = missing_options(groups, run)
+    if lacking and folder.absolute() not in _noted:
+        _noted.add(folder.absolute())
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        print(
+            f"note: {folder / CONFIG} does not say {', '.join(lacking[:5])}{more} (an older version wrote it); "
+            "the defaults are taken",
+            file=sys.stderr,
+        )
+    return run
+
+
+def missing_options(groups: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:
+    """Dotted names of the options that a whole configuration has and these groups leave out."""
+    whole = as_groups(run)
+    found = [] if "task" in groups else ["task"]
+    for group in ("model", "train", "data"):
+        given = groups.get(group) or {}
+        found += [f"{group}.{name}" for name in whole.get(group, {}) if name not in given]
+    return found
+
+
 def load_run(
-    folder: Path | str, *, which: Literal["last", "best"] = "last", tasks: tuple[str, ...] | None = None
+    folder: Path | str,
+    *,
+    which: Literal["last", "best"] = "last",
+    tasks: tuple[str, ...] | None = None,
+    plugins: Sequence[str] = (),
+    trust: bool = False,
 ) -> Trained:
     """A trained model in eval mode, its assets (a language model's tokenizer, say) and its configuration.
+
+    Nothing in the folder runs as code, unless the caller agrees to its plug-ins.
 
     Args:
         folder: a run folder.
         which: the last checkpoint, or the one with the lowest validation loss.
         tasks: the tasks that the caller can use; any when not given.
+        plugins: as for `read_run`.
+        trust: likewise.
 
     Raises:
-        InputError: when the folder holds no run, no checkpoint, a damaged one, or a run of another task.
+        InputError: when the folder holds no run, no checkpoint, a damaged one, a run of another task, or one that wants
+            a plug-in that is not agreed to.
     """
     folder = Path(folder)
-    run = resolve(read_config(folder))
+    run = read_run(folder, plugins=plugins, trust=trust)
     if tasks is not None and run.task not in tasks:
         raise InputError(f"{folder} holds a run of `train {run.task}`; this takes one of `train {' or '.join(tasks)}`")
     found = list_checkpoints(folder / CHECKPOINTS)

@@ -223,7 +223,7 @@ def _peak_memory(run: Run[Any, Any]) -> schema.Memory:
     path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "blockyard.workbench.peak_memory"],
+            [sys.executable, "-P", "-m", "blockyard.workbench.peak_memory"],
             input=request, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": path},
             check=False,
         )  # fmt: skip

@@ -23,6 +23,7 @@ def main() -> int:
     """Measure what standard input asks for."""
     import torch
 
+    from blockyard.plugins import load_plugins
     from blockyard.training.decisions import decide_precision
     from blockyard.training.distributed import join_ranks
     from blockyard.training.engine import Engine
@@ -30,6 +31,7 @@ def main() -> int:
     from blockyard.training.resolve import resolve
 
     request = json.load(sys.stdin)
+    load_plugins(request["groups"].get("plugins") or (), here=True)
     run = resolve(request["groups"])
     run = replace(run, model=replace(run.model, **request["fitted"]))
     if run.train.threads:

@@ -51,7 +51,7 @@ class Workers:
         source = str(Path(blockyard.__file__).parents[1])
         path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
         process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

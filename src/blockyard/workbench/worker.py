@@ -36,6 +36,7 @@ def main() -> int:
     """Train what standard input asks for."""
     import torch
 
+    from blockyard.plugins import load_plugins
     from blockyard.training.resolve import resolve
     from blockyard.training.signals import Interrupted
     from blockyard.workbench.plan import Planned
@@ -49,6 +50,7 @@ def main() -> int:
         torch.set_num_threads(request["threads"])
         jobs: dict[int, list[Job]] = {}
         for job in request["jobs"]:
+            load_plugins(job["groups"].get("plugins") or (), here=True)
             run = resolve(job["groups"])
             run = replace(run, model=replace(run.model, **job["fitted"]))
             planned = Planned(job["name"], run.model, job["match"], run.train.steps, job["seconds_per_step"])

@@ -36,9 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.forecasting.tables import evaluation_table
     from blockyard.forecasting.walk import walk_forward
     from blockyard.options import options_of
-    from blockyard.plugins import see_current_folder
 
-    see_current_folder()
     config = BacktestConfig(**read_flat(arguments, options_of(BacktestConfig)))
     if arguments.folds < 1:
         raise InputError(f"--folds={arguments.folds} should be at least 1")
@@ -52,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         folds=arguments.folds,
         retrain=arguments.retrain,
         out=out,
+        trust=arguments.trust,
         say=say,
     )
     save_summary(found.summary, found.name, out)

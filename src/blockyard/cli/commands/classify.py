@@ -20,7 +20,6 @@ from typing import Any, Literal
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
-from blockyard.plugins import see_current_folder
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class ClassifyOptions:
 
 def add_arguments(parser: Parser) -> None:
     from blockyard.cli.flat import add_flat
+    from blockyard.cli.sources import add_trust
     from blockyard.options import options_of
 
     parser.usage = "%(prog)s DIR FILE [options]"
@@ -60,11 +60,13 @@ def add_arguments(parser: Parser) -> None:
     parser.plain("file", "text: CSV, TSV or JSONL; samples: .npy, .npz or .sigmf-meta, cut into the model's frames",
                  metavar="FILE", nargs="?")  # fmt: skip
     parser.plain("--out", "write there; to standard output when not given", metavar="FILE")
+    add_trust(parser, "the run")
     add_flat(parser, "how to classify", options_of(ClassifyOptions))
 
 
 def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.flat import read_flat
+    from blockyard.cli.sources import trusted
     from blockyard.files import write_atomically
     from blockyard.options import options_of
     from blockyard.training.run import load_run
@@ -75,9 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("top", "batch_size"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name}={getattr(options, name)} should be 1 or more")
-    # A run may name plug-ins that lie there.
-    see_current_folder()
-    trained = load_run(Path(arguments.run), which=options.checkpoint)
+    trained = load_run(Path(arguments.run), which=options.checkpoint, trust=trusted(arguments))
     module = trained.run.kind.classifier
     if not module:
         raise InputError(f"a run of `train {trained.run.task}` does not classify")

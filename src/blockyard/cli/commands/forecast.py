@@ -26,14 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.price_files import read_files
     from blockyard.errors import MissingExtra
     from blockyard.forecasting.forecaster import future_table, load_forecaster, write_table
-    from blockyard.plugins import see_current_folder
 
-    see_current_folder()
     out = Path(arguments.out)
     if out.suffix.lower() not in (".csv", ".parquet", ".pq"):
         raise InputError(f"--out={arguments.out} should end in .csv or .parquet")
     folder, prices, _ = read_files(arguments, "forecast")
-    forecaster, _, _ = load_forecaster(folder)
+    forecaster, _, _ = load_forecaster(folder, trust=arguments.trust)
     frame = future_table(forecaster, prices, arguments.at)
     write_table(frame, out)
     print(frame.to_string(index=False, max_rows=40, float_format=lambda v: f"{v:.5g}"))

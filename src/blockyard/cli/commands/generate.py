@@ -14,7 +14,6 @@ from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
 from blockyard.cli.prompts import read_prompts
 from blockyard.errors import InputError
-from blockyard.plugins import see_current_folder
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class DraftOptions:
 
 def add_arguments(parser: Parser) -> None:
     from blockyard.cli.flat import add_flat
+    from blockyard.cli.sources import add_trust
     from blockyard.generation import SamplingConfig
     from blockyard.options import options_of
 
@@ -75,6 +75,7 @@ def add_arguments(parser: Parser) -> None:
                  "repeated", metavar="TEXT", action="append", default=[])  # fmt: skip
     parser.plain("--prompt_file", "a file of prompts: one on each line, or in each line's \"prompt\" of a .jsonl file; "
                  "may be repeated", metavar="FILE", action="append", default=[])  # fmt: skip
+    add_trust(parser, "the run or the draft")
     add_flat(parser, "what to write", options_of(GenerateOptions))
     parser.plain("--stop", "end at this text, which is not printed; may be repeated",
                  metavar="TEXT", action="append", default=[])  # fmt: skip
@@ -85,6 +86,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.flat import read_flat
+    from blockyard.cli.sources import trusted
     from blockyard.generation import SamplingConfig
     from blockyard.options import options_of
     from blockyard.training.run import load_run
@@ -103,9 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     drawn_only = [*drawing, *helping, *(["stop"] if arguments.stop else [])]
     drawn_only += ["past_context"] if "--past_context" in vars(arguments) else []
     check_together(options, beams, draft, drawn_only, [*searching], [*helping])
-    # A run may name plug-ins that lie there, as `train lm` found them.
-    see_current_folder()
-    model, tokenizer, _ = load_run(Path(arguments.run), tasks=("lm",))
+    trust = trusted(arguments)
+    model, tokenizer, _ = load_run(Path(arguments.run), tasks=("lm",), trust=trust)
     if beams.beams is not None:
         write_beams(model, tokenizer, prompts, options, beams)
         return 0
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         note(f"seed {sampling.seed}")
     # Text number n draws with seed + n, whichever texts are written beside it.
     texts = [prompt for prompt in prompts for _ in range(options.num_samples)]
-    helper = None if draft.draft is None else load_draft(Path(draft.draft), tokenizer)
+    helper = None if draft.draft is None else load_draft(Path(draft.draft), tokenizer, trust)
     proposed = accepted = passes = 0
     at_a_time = 1 if helper is not None else options.batch_size
     for start in range(0, len(texts), at_a_time):
@@ -164,15 +165,15 @@ def check_together(
         raise InputError(f"--num_samples={options.num_samples}: there are no more texts than --beams={beams.beams}")
 
 
-def load_draft(folder: Path, tokenizer: Any) -> Any:
-    """The draft's model.
+def load_draft(folder: Path, tokenizer: Any, trust: bool) -> Any:
+    """The draft's model; `trust` agrees to the plug-ins that its run names.
 
     Raises:
         InputError: when its tokenizer is another one.
     """
     from blockyard.training.run import load_run
 
-    model, its, _ = load_run(folder)
+    model, its, _ = load_run(folder, trust=trust)
     if its.fingerprint() != tokenizer.fingerprint():
         raise InputError(
             f"--draft={folder}: its tokenizer ({its.name}, {its.vocab_size} tokens) is not the run's "

@@ -6,7 +6,6 @@ the peaks. On a CPU a peak is the highest resident size less the size before the
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -29,7 +28,7 @@ def peak_bytes(request: dict[str, Any]) -> tuple[list[int], str]:
     path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "blockyard.workbench.bench.memory"],
+            [sys.executable, "-P", "-m", "blockyard.workbench.bench.memory"],
             input=json.dumps(request), capture_output=True, text=True, timeout=600, check=False,
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
@@ -45,14 +44,12 @@ def main() -> int:
     """Measure what standard input asks for."""
     import torch
 
-    from blockyard.plugins import see_current_folder
+    from blockyard.plugins import load_plugins
     from blockyard.workbench.bench.subject import DTYPES, Subject
     from blockyard.workbench.peak_memory import forget_peak, status_bytes
 
     request = json.load(sys.stdin)
-    see_current_folder()
-    for module in request["plugins"]:
-        importlib.import_module(module)
+    load_plugins(request["plugins"], here=True)
     if request["threads"]:
         torch.set_num_threads(request["threads"])
     device = torch.device(request["device"])

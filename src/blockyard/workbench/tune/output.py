@@ -53,9 +53,11 @@ def best_yaml(record: schema.Tuning, asked: Asked, shelf: Shelf) -> str:
     quality, spread = record["quality"], best["half_width"]
     figure = f"{quality['metric']} {best['value']:.6g}" + (f" ± {spread:.2g}" if spread is not None else "")
     basis = f"over {best['seeds']} fresh seeds" if best["seeds"] else "with the search's own seed"
+    # A file's plug-ins run only when they are named beside it.
+    plugins = "".join(f" --plugin {name}" for name in run.plugins)
     head = (
         f"# The best configuration of a search ({best['name']}): {figure} {basis}.\n"
-        f"# blockyard train {record['task']} --config {BEST} --out DIR\n"
+        f"# blockyard train {record['task']} --config {BEST} --out DIR{plugins}\n"
     )
     options = as_groups(run)
     # The run's own business, not the search's.

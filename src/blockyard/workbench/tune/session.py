@@ -150,6 +150,10 @@ class Session:
                 "share": list(share),
                 "config": asdict(self.config),
                 "threads": threads,
+                "task": self.start.task,
+                # As the user gave them, not as the folder's files have them: they name the plug-ins to import.
+                "fixed": plain(self.start.fixed),
+                "space": [dimension.to_dict() for dimension in self.start.space.dimensions],
                 "default": plain(self.start.default),
                 "first": plain(self.start.groups),
                 "better": self.start.quality.better,

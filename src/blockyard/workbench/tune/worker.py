@@ -5,7 +5,6 @@ Trials are claimed from the journal that all processes share; whoever started th
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +42,13 @@ def work(request: dict[str, Any]) -> None:
     from blockyard.workbench.tune.search import open_study
     from blockyard.workbench.tune.settings import TuneConfig
     from blockyard.workbench.tune.space import Space
-    from blockyard.workbench.tune.start import STATE
     from blockyard.workbench.tune.trials import Search
 
     folder, config = Path(request["folder"]), TuneConfig(**request["config"])
     torch.set_num_threads(request["threads"])
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    task, fixed, default = state["task"], state["fixed"], request["default"]
-    load_plugins(tuple(fixed.get("plugins") or ()))
-    space = Space(task, tuple(Dimension.from_dict(found) for found in state["space"]))
+    task, fixed, default = request["task"], request["fixed"], request["default"]
+    load_plugins(fixed.get("plugins") or (), here=True)
+    space = Space(task, tuple(Dimension.from_dict(found) for found in request["space"]))
     study = open_study(folder, config, request["better"], mend=False)
     shelf = Shelf()
     with StopRequest().listening() as stop:
