@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
+from block_stacks import stack
 from blockyard.cache_ring import RingCache
-from blockyard.conformance.subject import own_random, random, randomise
+from blockyard.conformance.subject import random
 from blockyard.errors import InputError
-from blockyard.models.config import BlocksConfig
-from blockyard.models.trunk import Trunk
 from blockyard.pattern import parse_choice
 from blockyard.registry import entries, get_attention
 
@@ -36,33 +33,6 @@ WAYS = {"prefill": lambda width: [width], "steps": lambda width: [1] * width, "c
 
 def _chunks(width, size):
     return [min(size, width - start) for start in range(0, width, size)]
-
-
-@dataclass(frozen=True)
-class Blocks(BlocksConfig):
-    """Blocks alone: activations in, activations out."""
-
-    complex_valued: bool = False
-
-    @property
-    def length(self):
-        return 32
-
-    @property
-    def is_complex(self):
-        return self.complex_valued
-
-
-def stack(choice):
-    config = Blocks(
-        blocks=choice, d_model=16, n_layers=3, n_heads=4, complex_valued=choice.startswith("complex"),
-        zero_init_outputs=False,
-    )  # fmt: skip
-    with own_random(0):
-        trunk = Trunk(config)
-        trunk.build_blocks()
-        randomise(trunk)
-    return trunk.double().eval()
 
 
 def test_every_registered_mixer_is_among_the_choices():

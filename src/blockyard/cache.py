@@ -317,7 +317,8 @@ class ModelCache:
         A layer says beforehand whether it would refuse, by `check_<operation>`. A cache of foreign make need not have
         that; such layers go first, so that one that refuses leaves the others as they were.
         """
-        blind, sure = [], []
+        blind: list[tuple[Any, tuple[Any, ...]]] = []
+        sure: list[tuple[Any, tuple[Any, ...]]] = []
         for layer, given in zip(self.layers, arguments):
             check = getattr(layer, f"check_{operation}", None)
             if check is not None:

@@ -255,7 +255,8 @@ class RingCache(Cache[RingSnapshot]):
             return moved.setdefault(id(tensor), tensor.to(device=device, dtype=to))
 
         with torch.inference_mode(False):
-            for held in (*self._snapshots, self):
+            holders: list[RingSnapshot | RingCache] = [*self._snapshots, self]
+            for held in holders:
                 held.ring = converted(held.ring, dtype)
                 held.state = {name: converted(tensor, tensor.dtype) for name, tensor in held.state.items()}
         self.device, self.dtype = device, dtype
