@@ -1,13 +1,13 @@
-"""The sliding window's cache: what it shows, what it drops, and how far back it can go."""
+"""The sliding window's cache: what it shows, what it drops, and how far back it can go.
+
+(Random programs of operations, beside those of the other caches: test_cache_programs.py.)
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from blockyard.cache import LayerCache
 from blockyard.cache_window import WindowCache
 from blockyard.errors import InputError
 from blockyard.mixers.standard import StandardAttention
@@ -93,39 +93,3 @@ def test_a_static_window_counts_the_whole_text_against_its_limit():
 def test_a_window_that_holds_nothing_is_refused(window, slack):
     with pytest.raises(InputError, match="should be at least 1"):
         WindowCache(1, SLOTS, window=window, slack=slack)
-
-
-@settings(max_examples=60, deadline=None)
-@given(window=st.integers(1, 9), slack=st.integers(0, 6), data=st.data())
-def test_whatever_is_done_to_it_it_shows_what_a_cache_of_everything_shows(window, slack, data):
-    cache, whole = WindowCache(2, SLOTS, window=window, slack=slack), LayerCache(2, SLOTS)
-    number = 0
-    for _ in range(data.draw(st.integers(1, 25))):
-        action = data.draw(st.sampled_from(["append", "append", "append", "crop", "reserve", "select", "reorder"]))
-        if action == "append":
-            part = tokens(data.draw(st.integers(1, 20)), cache.batch, number)
-            number += part["k"].shape[-2]
-            first = max(0, cache.length - window + 1)
-            for ours, theirs in zip(cache.append(**part), whole.append(**part)):
-                assert torch.equal(ours, theirs[..., first:, :])
-        elif action == "crop":
-            length = data.draw(st.integers(0, cache.length))
-            reachable = length == 0 or length - window + 1 <= 0 >= cache.length - cache.held
-            reachable |= cache.length - cache.held <= max(0, length - window + 1)
-            if reachable:
-                whole.crop(length)
-                cache.crop(length)
-            else:
-                with pytest.raises(InputError):
-                    cache.crop(length)
-        elif action == "reserve":
-            cache.reserve(data.draw(st.integers(1, 30)))
-        else:
-            index = torch.tensor(data.draw(st.lists(st.integers(0, cache.batch - 1), min_size=1, max_size=3)))
-            if action == "reorder":
-                index = index[torch.arange(cache.batch) % len(index)]
-            getattr(cache, action)(index)
-            getattr(whole, action)(index)
-        assert cache.length == whole.length
-        for name in SLOTS if cache.held else ():
-            assert torch.equal(cache[name], whole[name][..., -cache.held :, :])

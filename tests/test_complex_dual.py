@@ -250,6 +250,28 @@ def test_mixtures_of_complex_experts_keep_the_symmetry_and_return_their_losses(s
     (a.abs().sum() + b.abs().sum() + aux["losses"]["balance"]).backward()
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_mixtures_of_either_stream_are_told_what_is_padding(checkpointed):
+    block = built(ffn=MOE.format(k=2), checkpoint=checkpointed).train()
+    x_in, x_out = randn(2, 5, D), randn(2, 7, D, seed=1)
+    keep_in, keep_out = torch.ones(2, 5), torch.ones(2, 7)
+    keep_in[0, :3], keep_out[1, 4:] = 0, 0
+    _, _, aux = block(x_in, x_out, padding_mask_in=keep_in, padding_mask_out=keep_out)
+    assert [int(aux["stats"][name]["load"].sum()) for name in ("in", "out")] == [2 * 7, 2 * 11]
+
+
+def test_a_stream_of_padded_rows_gets_from_its_capacity_what_the_rows_get_alone():
+    ffn = "moe[expert=complex_swiglu,expert.d_ff=6,n_experts=4,k=2,capacity=0.5]"
+    block, x = built(ffn=ffn, attn="complex[rope=none]").train(), randn(2, 7, D)
+    keep = torch.ones(2, 7)
+    keep[0, :4] = 0
+    wide = block(x, x, padding_mask_in=keep, padding_mask_out=keep)
+    for row, first in ((0, 4), (1, 0)):
+        alone = block(*[x[row : row + 1, first:]] * 2)
+        for stream in range(2):
+            close(wide[stream][row : row + 1, first:], alone[stream])
+
+
 # The document's names and calls
 
 

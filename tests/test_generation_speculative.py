@@ -54,6 +54,15 @@ def test_greedy_text_is_the_models_own_token_for_token(blocks, who, draft_tokens
         assert batch.acceptance.passes == math.ceil(24 / (draft_tokens + 1))
 
 
+@pytest.mark.parametrize("blocks", ["standard[window=4]", "standard[window=4]/spectral"])
+def test_more_proposals_than_a_window_goes_back_over_are_read_again(blocks):
+    model = build(200, blocks)
+    expected = list(generate(model, PROMPT, max_new_tokens=100, sampling=GREEDY))
+    found, batch = run(model, build(200, seed=9), 100, draft_tokens=90)
+    assert found == expected
+    assert batch.acceptance is not None and batch.acceptance.rate < 1
+
+
 @pytest.mark.parametrize("draft_context", [5, 12, 40])
 @pytest.mark.parametrize("context", [5, 12])
 def test_windows_slide_where_they_would_without_a_draft(context, draft_context):

@@ -28,6 +28,19 @@ Aux = dict[str, Any]
 BlockNorm = Literal["rms", "layer", "whiten"]
 
 
+def fed_arguments(ffn: Any) -> frozenset[str]:
+    """What an FFN wants to know beside x: one that cares for padding, or for tokens that come in pieces, names it."""
+    return accepted_arguments(ffn.with_aux if hasattr(ffn, "with_aux") else ffn.forward)
+
+
+def feed(ffn: Any, x: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Aux | None]:
+    """An FFN's output and what else it has to say, given those of its `fed_arguments` that are not None."""
+    arguments = {name: value for name, value in given.items() if value is not None}
+    if hasattr(ffn, "with_aux"):
+        return ffn.with_aux(x, **arguments)
+    return ffn(x, **arguments), None
+
+
 class ResidualBlock(nn.Module):
     """x + attn(ln1(x)), then x + ffn(ln2(x)) (pre-norm), or the norms after the additions (post-norm).
 
@@ -63,9 +76,7 @@ class ResidualBlock(nn.Module):
         self.attn: Any = attn
         self.ffn: Any = ffn
         self.pre = norm_position == "pre"
-        self._accepts = accepted_arguments(attn.forward)
-        # An FFN that wants to know what is padding, or that tokens come piece by piece, names it.
-        self._feeds = accepted_arguments(ffn.with_aux if hasattr(ffn, "with_aux") else ffn.forward)  # type: ignore[arg-type]
+        self._accepts, self._feeds = accepted_arguments(attn.forward), fed_arguments(ffn)
 
     def forward(
         self,
@@ -96,10 +107,7 @@ class ResidualBlock(nn.Module):
         return out[0] if isinstance(out, tuple) else out
 
     def _feed(self, x: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Aux | None]:
-        arguments = {name: value for name, value in given.items() if value is not None and name in self._feeds}
-        if hasattr(self.ffn, "with_aux"):
-            return self.ffn.with_aux(x, **arguments)
-        return self.ffn(x, **arguments), None
+        return feed(self.ffn, x, {name: value for name, value in given.items() if name in self._feeds})
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
         """Let the FFN act on what the whole optimizer step counted (a router moves its bias)."""

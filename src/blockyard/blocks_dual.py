@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from blockyard.blocks import Aux, BlockNorm, common_domain, construct
+from blockyard.blocks import Aux, BlockNorm, common_domain, construct, fed_arguments, feed
 from blockyard.cache import ModelCache
 from blockyard.costs import Cost
 from blockyard.errors import InputError
@@ -150,14 +150,20 @@ class DualStreamBlock(nn.Module):
         def across(x: Tensor, context: Tensor) -> Tensor:
             return self._cross(x, context, padding_mask_out, pe_in, pe_out, caches[2])
 
+        def feed_in(x: Tensor) -> tuple[Tensor, Aux | None]:
+            return mine.feed(x, padding_mask_in, caches[0])
+
+        def feed_out(x: Tensor) -> tuple[Tensor, Aux | None]:
+            return other.feed(x, padding_mask_out, caches[1])
+
         run = self._run if cache is None else _call
         if self.order == "sequential":
-            x_in, aux_in = run(mine.feed, run(across, run(self_in, x_in), x_out))
-            x_out, aux_out = run(other.feed, run(self_out, x_out))
+            x_in, aux_in = run(feed_in, run(across, run(self_in, x_in), x_out))
+            x_out, aux_out = run(feed_out, run(self_out, x_out))
         else:
             x_in, x_out = run(self_in, x_in), run(self_out, x_out)
-            x_in, aux_in = run(mine.feed, run(across, x_in, x_out))
-            x_out, aux_out = run(other.feed, x_out)
+            x_in, aux_in = run(feed_in, run(across, x_in, x_out))
+            x_out, aux_out = run(feed_out, x_out)
         return x_in, x_out, _merge(aux_in, aux_out)
 
     def _run(self, sublayer: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -223,15 +229,17 @@ class _Stream(nn.Module):
         self.attn: Any = attn
         self.ffn: Any = ffn
         self.norm_attn, self.norm_ffn, self.pre = norm_attn, norm_ffn, pre
+        self._feeds = fed_arguments(ffn)
 
     def attend(self, x: Tensor, padding_mask: Tensor | None, pe: Tensor | None, cache: Any) -> Tensor:
         if self.pre:
             return x + _mix(self.attn, self.norm_attn(x), padding_mask=padding_mask, pe=pe, cache=cache)
         return x + self.norm_attn(_mix(self.attn, x, padding_mask=padding_mask, pe=pe, cache=cache))
 
-    def feed(self, x: Tensor) -> tuple[Tensor, Aux | None]:
+    def feed(self, x: Tensor, padding_mask: Tensor | None, cache: Any) -> tuple[Tensor, Aux | None]:
         read = self.norm_ffn(x) if self.pre else x
-        change, aux = self.ffn.with_aux(read) if hasattr(self.ffn, "with_aux") else (self.ffn(read), None)
+        given = {"padding_mask": padding_mask, "cache": cache}
+        change, aux = feed(self.ffn, read, {name: value for name, value in given.items() if name in self._feeds})
         return x + (change if self.pre else self.norm_ffn(change)), aux
 
 

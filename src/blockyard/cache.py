@@ -8,28 +8,20 @@ error. (Growing with `torch.cat` copies everything at every step.)
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from blockyard.cache_base import Cache, Snapshot
 from blockyard.errors import InputError
 from blockyard.pages import empty
 
 FIRST_CAPACITY = 64
 
 
-class Snapshot:
-    """A point to roll back to. It holds no data, and stops being valid when rows or older tokens change."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.valid = True
-
-
-class LayerCache:
+class LayerCache(Cache[Snapshot]):
     """Named tensors of one layer, `[batch, *lead, length, width]`, appended to along the length.
 
     Args:
@@ -55,20 +47,11 @@ class LayerCache:
         device: torch.device | str | None = None,
         lengthwise: bool = False,
     ) -> None:
-        if batch < 1:
-            raise InputError(f"batch={batch}: a cache needs at least one sequence")
-        if max_len is not None and max_len < 1:
-            raise InputError(f"max_len={max_len} should be at least 1, or None to grow on demand")
-        self.batch = batch
+        super().__init__(batch, max_len, dtype, device)
         self.slots = dict(slots)
-        self.max_len = max_len
-        self.dtype = dtype or torch.get_default_dtype()
-        self.device = torch.device(device or "cpu")
         self.lengthwise = lengthwise
-        self.length = 0  # tokens seen
         self.capacity = 0
         self._buffers: dict[str, Tensor] = {}
-        self._snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
         # What the layer made of its weights for steps of one token; a new text, or a reset, drops it.
         self.prepared: dict[str, Any] = {}
         if max_len is not None:
@@ -141,28 +124,27 @@ class LayerCache:
         Raises:
             InputError: when that exceeds `max_len`.
         """
-        self._check_room(new)
+        self.check_reserve(new)
         wanted = self.length + new
         if wanted > self.capacity or not self._buffers:
             self._allocate(max(wanted, 2 * self.capacity, FIRST_CAPACITY))
 
-    def _check_room(self, new: int) -> None:
-        if self.max_len is not None and self.length + new > self.max_len:
-            raise InputError(f"the cache is full: {self.length} + {new} tokens exceed max_len={self.max_len}")
-
     def _allocate(self, capacity: int) -> None:
-        old, stored = self._buffers, self._stored()
+        made, stored = self._made(self.batch, capacity), self._stored()
+        for name, buffer in self._buffers.items():
+            made[name][..., stored, :] = buffer[..., stored, :]
+        self._buffers, self.capacity = made, capacity
+
+    def _made(self, batch: int, capacity: int) -> dict[str, Tensor]:
+        """New buffers, [batch, *lead, capacity, width] by slot."""
         # A buffer made inside inference_mode could not be written to outside of it.
         with torch.inference_mode(False):
-            self._buffers = {name: self._empty(capacity, shape) for name, shape in self.slots.items()}
-        for name, buffer in old.items():
-            self._buffers[name][..., stored, :] = buffer[..., stored, :]
-        self.capacity = capacity
+            return {name: self._empty(batch, capacity, shape) for name, shape in self.slots.items()}
 
-    def _empty(self, capacity: int, shape: tuple[int, ...]) -> Tensor:
+    def _empty(self, batch: int, capacity: int, shape: tuple[int, ...]) -> Tensor:
         *lead, width = shape
         last = (width, capacity) if self.lengthwise else (capacity, width)
-        buffer = empty(self.batch, *lead, *last, dtype=self.dtype, device=self.device)
+        buffer = empty(batch, *lead, *last, dtype=self.dtype, device=self.device)
         return buffer.mT if self.lengthwise else buffer
 
     def crop(self, length: int) -> None:
@@ -172,29 +154,24 @@ class LayerCache:
             InputError: when `length` is negative or beyond what was seen.
         """
         self.check_crop(length)
-        for snapshot in self._snapshots:
-            snapshot.valid &= snapshot.length <= length
+        self._forget_snapshots_beyond(length)
         self.length = length
-
-    def check_crop(self, length: int) -> None:
-        """Raise InputError unless `crop(length)` can be done."""
-        if not 0 <= length <= self.length:
-            raise InputError(f"crop({length}): the cache holds {self.length} tokens")
 
     def snapshot(self) -> Snapshot:
         """A token for `rollback`; costs nothing."""
-        snapshot = Snapshot(self.length)
-        self._snapshots.add(snapshot)
-        return snapshot
+        return self._keep(Snapshot(self.length))
+
+    def check_rollback(self, snapshot: Snapshot) -> None:
+        super().check_rollback(snapshot)
+        self.check_crop(snapshot.length)
 
     def rollback(self, snapshot: Snapshot) -> None:
         """Return to a snapshot.
 
         Raises:
-            InputError: when rows were reordered, or tokens before the snapshot dropped, since it was taken.
+            InputError: when rows changed, or tokens before the snapshot were dropped, since it was taken.
         """
-        if snapshot not in self._snapshots or not snapshot.valid:
-            raise InputError("this snapshot is no longer valid: the cache was cropped below it, reordered or reset")
+        self.check_rollback(snapshot)
         self.crop(snapshot.length)
 
     def reorder(self, index: Tensor) -> None:
@@ -202,9 +179,8 @@ class LayerCache:
 
         Only rows that change are copied; when none does, nothing happens.
         """
-        if index.numel() != self.batch:
-            raise InputError(f"reorder got {index.numel()} indices for a batch of {self.batch}; select() resizes")
-        index = self._check_rows(index)
+        self.check_reorder(index)
+        index = index.to(self.device)
         moved = (index != torch.arange(self.batch, device=self.device)).nonzero().flatten()
         if not moved.numel():
             return
@@ -213,29 +189,14 @@ class LayerCache:
             rows = self[name]
             rows.index_copy_(0, moved, rows.index_select(0, index[moved]))
 
-    def select(self, index: Tensor) -> None:
-        """Keep the sequences `index`, in that order; the batch becomes its length. index: LongTensor [n]."""
-        index = self._check_rows(index)
-        self._invalidate()
-        self.batch = index.numel()
-        old, self._buffers, stored = self._buffers, {}, self._stored()
-        if old:
-            self._allocate(self.capacity)
-            for name, buffer in old.items():
+    def _select(self, index: Tensor) -> None:
+        index, stored, made = index.to(self.device), self._stored(), {}
+        if self._buffers:
+            made = self._made(index.numel(), self.capacity)
+            for name, buffer in self._buffers.items():
                 # Only the stored part is copied, straight to its place.
-                torch.index_select(buffer[..., stored, :], 0, index, out=self._buffers[name][..., stored, :])
-
-    def _check_rows(self, index: Tensor) -> Tensor:
-        index = index.to(self.device)
-        if index.numel() < 1 or int(index.min()) < 0 or int(index.max()) >= self.batch:
-            raise InputError(f"select/reorder index {index.tolist()} is outside a batch of {self.batch}")
-        return index
-
-    def repeat(self, n: int) -> None:
-        """Repeat every sequence n times, copies side by side (as `repeat_interleave`)."""
-        if n < 1:
-            raise InputError(f"repeat({n}) should be at least 1")
-        self.select(torch.arange(self.batch).repeat_interleave(n))
+                torch.index_select(buffer[..., stored, :], 0, index, out=made[name][..., stored, :])
+        self.batch, self._buffers = index.numel(), made
 
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
@@ -243,15 +204,18 @@ class LayerCache:
         self.length = 0
         self.prepared.clear()
 
-    def _invalidate(self) -> None:
-        for snapshot in self._snapshots:
-            snapshot.valid = False
-
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LayerCache:
-        """Move or convert in place; returns self."""
-        self.device = torch.device(device) if device is not None else self.device
-        self.dtype = dtype or self.dtype
-        self._buffers = {n: b.to(device=self.device, dtype=self.dtype) for n, b in self._buffers.items()}
+        """Move or convert in place; returns self. Snapshots stay valid.
+
+        Raises:
+            InputError: for a device that is not there, or a dtype that is not floating.
+        """
+        self.check_to(device, dtype)
+        device = torch.device(device) if device is not None else self.device
+        dtype = dtype or self.dtype
+        with torch.inference_mode(False):
+            self._buffers = {n: b.to(device=device, dtype=dtype) for n, b in self._buffers.items()}
+        self.device, self.dtype = device, dtype
         self.prepared.clear()
         return self
 
@@ -276,7 +240,11 @@ class LayerCache:
 
 
 class ModelCache:
-    """The caches of all layers of a model; every operation goes to each of them."""
+    """The caches of all layers of a model; every operation goes to each of them, or is refused and changes none.
+
+    Raises:
+        InputError: for no layer; every operation raises what one of the layers raises.
+    """
 
     def __init__(self, layers: list[Any]) -> None:
         if not layers:
@@ -302,46 +270,62 @@ class ModelCache:
         return self.layers[index]
 
     def reserve(self, new: int) -> None:
-        for layer in self.layers:
-            layer.reserve(new)
+        """Make room for `new` more tokens in every layer."""
+        self._all("reserve", new)
 
     def crop(self, length: int) -> None:
-        # All or none: a recurrent layer refuses most lengths, and those before it should not have been cut by then.
-        for layer in self.layers:
-            if hasattr(layer, "check_crop"):
-                layer.check_crop(length)
-        for layer in self.layers:
-            layer.crop(length)
+        """Forget all tokens from position `length` on."""
+        self._all("crop", length)
 
     def reorder(self, index: Tensor) -> None:
-        for layer in self.layers:
-            layer.reorder(index)
+        """Take sequence `index[i]` as the new sequence i. index: LongTensor [batch]."""
+        self._all("reorder", index)
 
     def select(self, index: Tensor) -> None:
-        for layer in self.layers:
-            layer.select(index)
+        """Keep the sequences `index`, in that order. index: LongTensor [n]."""
+        self._all("select", index)
 
     def repeat(self, n: int) -> None:
-        for layer in self.layers:
-            layer.repeat(n)
+        """Repeat every sequence n times, copies side by side."""
+        self._all("repeat", n)
 
     def reset(self) -> None:
-        for layer in self.layers:
-            layer.reset()
+        """Forget everything."""
+        self._all("reset")
 
     def snapshot(self) -> list[Any]:
+        """A point to roll back to: a snapshot of every layer."""
         return [layer.snapshot() for layer in self.layers]
 
     def rollback(self, snapshot: list[Any]) -> None:
+        """Return to a snapshot."""
         if len(snapshot) != len(self.layers):
             raise InputError(f"the snapshot has {len(snapshot)} layers, the cache {len(self.layers)}")
-        for layer, point in zip(self.layers, snapshot):
-            layer.rollback(point)
+        self._each("rollback", [(point,) for point in snapshot])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ModelCache:
-        for layer in self.layers:
-            layer.to(device, dtype)
+        """Move or convert every layer; returns self."""
+        self._all("to", device, dtype)
         return self
+
+    def _all(self, operation: str, *arguments: Any) -> None:
+        self._each(operation, [arguments] * len(self.layers))
+
+    def _each(self, operation: str, arguments: list[tuple[Any, ...]]) -> None:
+        """One operation on every layer, with arguments for each: all of them, or none if one refuses.
+
+        A layer says beforehand whether it would refuse, by `check_<operation>`. A cache of foreign make need not have
+        that; such layers go first, so that one that refuses leaves the others as they were.
+        """
+        blind: list[tuple[Any, tuple[Any, ...]]] = []
+        sure: list[tuple[Any, tuple[Any, ...]]] = []
+        for layer, given in zip(self.layers, arguments):
+            check = getattr(layer, f"check_{operation}", None)
+            if check is not None:
+                check(*given)
+            (blind if check is None else sure).append((layer, given))
+        for layer, given in (*blind, *sure):
+            getattr(layer, operation)(*given)
 
     @property
     def bytes_per_token(self) -> int:

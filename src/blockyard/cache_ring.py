@@ -6,12 +6,10 @@ that moment is gone. It crops to where a snapshot was taken (and is still held),
 
 from __future__ import annotations
 
-import weakref
-
 import torch
 from torch import Tensor
 
-from blockyard.cache import Snapshot
+from blockyard.cache_base import Cache, Snapshot
 from blockyard.errors import InputError
 
 _FIRST_CAPACITY = 64
@@ -25,7 +23,7 @@ class RingSnapshot(Snapshot):
         self.ring, self.counts, self.state = ring, counts, state
 
 
-class RingCache:
+class RingCache(Cache[RingSnapshot]):
     """The last `window` values of every sequence, `[batch, width, ≤ window]`, and named state tensors.
 
     Rows count their own tokens: padding is never stored, and token number n of a row lies in slot n mod window.
@@ -57,16 +55,10 @@ class RingCache:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if batch < 1:
-            raise InputError(f"batch={batch}: a cache needs at least one sequence")
+        super().__init__(batch, max_len, dtype, device)
         if width < 1 or window < 1:
             raise InputError(f"width={width} and window={window} should be at least 1")
-        if max_len is not None and max_len < 1:
-            raise InputError(f"max_len={max_len} should be at least 1, or None to grow on demand")
-        self.batch, self.width, self.window, self.max_len = batch, width, window, max_len
-        self.dtype = dtype or torch.get_default_dtype()
-        self.device = torch.device(device or "cpu")
-        self._snapshots: weakref.WeakSet[RingSnapshot] = weakref.WeakSet()
+        self.width, self.window = width, window
         self._clear()
         if max_len is not None:
             self._grow(max_len)
@@ -88,12 +80,13 @@ class RingCache:
         """Whether all rows have stored the same number of tokens."""
         return bool((self.counts == self.counts[0]).all())
 
-    def write(self, values: Tensor, new: Tensor | None = None) -> None:
+    def write(self, values: Tensor, new: Tensor | None = None, seen: int | None = None) -> None:
         """Store new tokens and advance.
 
         Args:
             values: [batch, width, T], a row's real tokens first.
             new: how many of a row's T are real, int64 [batch] on the CPU; None = all.
+            seen: tokens by which `length` advances: those of the piece before its padding was taken out; None = T.
 
         Raises:
             InputError: for a wrong shape, an overflow of `max_len`, or values that require grad.
@@ -106,10 +99,13 @@ class RingCache:
         if values.requires_grad and torch.is_grad_enabled():
             raise InputError("a cache is for inference; call the model under torch.no_grad() or inference_mode()")
         tokens = values.shape[2]
-        self.reserve(tokens)
+        seen = tokens if seen is None else seen
+        self.check_reserve(seen)
+        self._make_room(tokens)
         if self._shared:
-            # A snapshot holds these values.
-            self.ring, self._shared = self.ring.clone(), False
+            # A snapshot holds these values. (A copy made inside inference_mode could not be written to outside of it.)
+            with torch.inference_mode(False):
+                self.ring, self._shared = self.ring.clone(), False
         values = values.to(self.dtype)
         if new is None and self.uniform:
             self._write_rows(slice(None), values, int(self.counts[0]))
@@ -120,7 +116,7 @@ class RingCache:
                 size = tokens if new is None else int(new[row])
                 self._write_rows(slice(row, row + 1), values[row : row + 1, :, :size], int(self.counts[row]))
         self.counts = self.counts + (tokens if new is None else new)
-        self.length += tokens
+        self.length += seen
 
     def _write_rows(self, rows: slice, values: Tensor, at: int) -> None:
         """Write values [rows, width, n] as tokens number `at` and on."""
@@ -167,8 +163,10 @@ class RingCache:
         Raises:
             InputError: when that exceeds `max_len`.
         """
-        if self.max_len is not None and self.length + new > self.max_len:
-            raise InputError(f"the cache is full: {self.length} + {new} tokens exceed max_len={self.max_len}")
+        self.check_reserve(new)
+        self._make_room(new)
+
+    def _make_room(self, new: int) -> None:
         wanted = int(self.counts.max()) + new
         if wanted > self.capacity and self.capacity < self.window:
             self._grow(max(wanted, 2 * self.capacity, _FIRST_CAPACITY))
@@ -185,31 +183,26 @@ class RingCache:
 
     def snapshot(self) -> RingSnapshot:
         """A token for `rollback`; the ring is copied when it is next written to."""
-        snapshot = RingSnapshot(self.length, self.ring, self.counts, dict(self.state))
-        self._snapshots.add(snapshot)
         self._shared = True
-        return snapshot
+        return self._keep(RingSnapshot(self.length, self.ring, self.counts, dict(self.state)))
 
     def rollback(self, snapshot: RingSnapshot) -> None:
         """Return to a snapshot.
 
         Raises:
-            InputError: when rows were reordered, or the cache went back beyond the snapshot, since it was taken.
+            InputError: when rows changed, or the cache went back beyond the snapshot, since it was taken.
         """
-        if snapshot not in self._snapshots or not snapshot.valid:
-            raise InputError("this snapshot is no longer valid: the cache was cropped below it, reordered or reset")
+        self.check_rollback(snapshot)
         self.length, self.counts, self.state = snapshot.length, snapshot.counts, dict(snapshot.state)
         self.ring, self._shared = snapshot.ring, True
-        for other in self._snapshots:
-            other.valid &= other.length <= self.length
+        self._forget_snapshots_beyond(self.length)
 
     def _point(self, length: int) -> RingSnapshot | None:
         return next((s for s in self._snapshots if s.valid and s.length == length), None)
 
     def check_crop(self, length: int) -> None:
         """Raise InputError unless `crop(length)` can be done."""
-        if not 0 <= length <= self.length:
-            raise InputError(f"crop({length}): the cache holds {self.length} tokens")
+        super().check_crop(length)
         if length not in (0, self.length) and self._point(length) is None:
             raise InputError(
                 f"crop({length}): this cache keeps a running state of {self.length} tokens and cannot go back to "
@@ -231,50 +224,42 @@ class RingCache:
             return
         self.reset()
 
-    def reorder(self, index: Tensor) -> None:
-        """Take sequence `index[i]` as the new sequence i (beam search). index: LongTensor [batch]."""
-        if index.numel() != self.batch:
-            raise InputError(f"reorder got {index.numel()} indices for a batch of {self.batch}; select() resizes")
-        self.select(index)
-
-    def select(self, index: Tensor) -> None:
-        """Keep the sequences `index`, in that order; the batch becomes its length. index: LongTensor [n]."""
-        index = index.flatten()
-        if index.numel() < 1 or int(index.min()) < 0 or int(index.max()) >= self.batch:
-            raise InputError(f"select/reorder index {index.tolist()} is outside a batch of {self.batch}")
-        self._invalidate()
-        self.batch = index.numel()
-        self.counts = self.counts[index.cpu()]
-        index = index.to(self.device)
+    def _select(self, index: Tensor) -> None:
+        here = index.to(self.device)
         with torch.inference_mode(False):
             # Not a result of inference_mode, which could not be written to outside of it.
-            ring = torch.empty(self.batch, *self.ring.shape[1:], dtype=self.dtype, device=self.device)
-        ring.copy_(self.ring[index])
+            ring = torch.empty(index.numel(), *self.ring.shape[1:], dtype=self.dtype, device=self.device)
+        ring.copy_(self.ring[here])
+        self.state = {name: tensor[here] for name, tensor in self.state.items()}
+        self.batch, self.counts = index.numel(), self.counts[index.cpu()]
         self.ring, self._shared = ring, False
-        self.state = {name: tensor[index] for name, tensor in self.state.items()}
-
-    def repeat(self, n: int) -> None:
-        """Repeat every sequence n times, copies side by side (as `repeat_interleave`)."""
-        if n < 1:
-            raise InputError(f"repeat({n}) should be at least 1")
-        self.select(torch.arange(self.batch).repeat_interleave(n))
 
     def reset(self) -> None:
         """Forget everything."""
         self._invalidate()
         self._clear()
 
-    def _invalidate(self) -> None:
-        for snapshot in self._snapshots:
-            snapshot.valid = False
-
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RingCache:
-        """Move or convert in place; returns self. The state keeps its dtype. Snapshots taken before are refused."""
-        self._invalidate()
-        self.device = torch.device(device) if device is not None else self.device
-        self.dtype = dtype or self.dtype
-        self.ring = self.ring.to(device=self.device, dtype=self.dtype)
-        self.state = {name: tensor.to(self.device) for name, tensor in self.state.items()}
+        """Move or convert in place; returns self. The state keeps its dtype. Snapshots go along and stay valid.
+
+        Raises:
+            InputError: for a device that is not there, or a dtype that is not floating.
+        """
+        self.check_to(device, dtype)
+        device = torch.device(device) if device is not None else self.device
+        dtype = dtype or self.dtype
+        # Snapshots share tensors with the cache and with one another, and should go on doing so.
+        moved: dict[int, Tensor] = {}
+
+        def converted(tensor: Tensor, to: torch.dtype) -> Tensor:
+            return moved.setdefault(id(tensor), tensor.to(device=device, dtype=to))
+
+        with torch.inference_mode(False):
+            holders: list[RingSnapshot | RingCache] = [*self._snapshots, self]
+            for held in holders:
+                held.ring = converted(held.ring, dtype)
+                held.state = {name: converted(tensor, tensor.dtype) for name, tensor in held.state.items()}
+        self.device, self.dtype = device, dtype
         return self
 
     @property

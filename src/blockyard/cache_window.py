@@ -68,7 +68,7 @@ class WindowCache(LayerCache):
         return max(0, position - self.window + 1)
 
     def _store(self, tensors: Mapping[str, Tensor], new: int) -> tuple[Tensor, ...]:
-        self._check_room(new)
+        self.check_reserve(new)
         first, end = self._seen_from(self.length), self.length + new
         if new >= self.most:
             shown = self._pass_through(tensors, first, end)
@@ -94,7 +94,7 @@ class WindowCache(LayerCache):
         return tuple(shown[name] for name in tensors)
 
     def reserve(self, new: int) -> None:
-        self._check_room(new)
+        self.check_reserve(new)
         new = min(new, self.most)
         end, room = self.length + new, 2 * self.most
         if end - self._base > room:
@@ -117,6 +117,15 @@ class WindowCache(LayerCache):
     def _allocate(self, capacity: int) -> None:
         super()._allocate(min(capacity, 2 * self.most))
 
+    def check_crop(self, length: int) -> None:
+        """Raise InputError unless `crop(length)` can be done: all that the next token sees should still be held."""
+        super().check_crop(length)
+        if length and self._start > self._seen_from(length):
+            raise InputError(
+                f"crop({length}): of {self.length} tokens this cache holds the last {self.held} "
+                f"(window={self.window}); it can go back to {self._start + self.window - 1}, or to 0"
+            )
+
     def crop(self, length: int) -> None:
         """Forget all tokens from position `length` on.
 
@@ -124,11 +133,6 @@ class WindowCache(LayerCache):
             InputError: when `length` is negative or beyond what was seen, or so far back that tokens which the next
                 one would see are no longer held. Nothing is changed then.
         """
-        if 0 < length <= self.length and self._start > self._seen_from(length):
-            raise InputError(
-                f"crop({length}): of {self.length} tokens this cache holds the last {self.held} "
-                f"(window={self.window}); it can go back to {self._start + self.window - 1}, or to 0"
-            )
         super().crop(length)
         if length == 0:
             self._start = self._base = 0

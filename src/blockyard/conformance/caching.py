@@ -34,10 +34,15 @@ def a_cache_that_grows_keeps_what_it_holds(subject: Subject) -> None:
 def cached_steps_of_padded_rows_equal_the_rows_alone(subject: Subject) -> None:
     mixer, x = subject.build(True), subject.x(length=9)
     wide, keep = padded(x, left=True)
+    # Further columns that are padding in all rows: a cache that stores no padding still has to count it.
+    wider = torch.cat([wide[:, :PAD].flip(0), wide], dim=1)
+    kept = torch.cat([torch.zeros_like(keep[:, :PAD]), keep], dim=1)
     for sizes in ([6] + [1] * 6, [2] * 6, [12]):
-        out = mixer.decode(wide, sizes, mask=keep)
-        close(out[1:, PAD:], mixer(x[1:]), f"the padded row, chunks {sizes}")
-        close(out[:1], mixer(wide[:1]), f"the row without padding, chunks {sizes}")
+        for data, mask, common in ((wide, keep, 0), (wider, kept, PAD)):
+            pieces = [*sizes, 2, 1] if common else sizes
+            out, what = mixer.decode(data, pieces, mask=mask)[:, common:], f"chunks {pieces}"
+            close(out[1:, PAD:], mixer(x[1:]), f"the padded row, {what}")
+            close(out[:1], mixer(wide[:1]), f"the row with the least padding, {what}")
 
 
 @check_of("attn", "cache", "causal")

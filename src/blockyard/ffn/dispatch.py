@@ -110,7 +110,7 @@ def plan(experts: Tensor, counts: Tensor, kernel: Kernel, kept: Tensor | None = 
     return Plan(rows, order, row, k, kept, filled, source, (n_experts, capacity))
 
 
-def within_capacity(experts: Tensor, n_experts: int, capacity: int, kept: Tensor | None) -> Tensor:
+def within_capacity(experts: Tensor, n_experts: int, capacity: int | Tensor, kept: Tensor | None = None) -> Tensor:
     """Which choices find room when every expert takes `capacity` of them from each sequence: bool [B, T, k].
 
     Tokens are served in order, all choices of one before the next (token-major): going by first choices first, as
@@ -119,7 +119,7 @@ def within_capacity(experts: Tensor, n_experts: int, capacity: int, kept: Tensor
     Args:
         experts: [B, T, k].
         n_experts: number of experts.
-        capacity: choices that an expert takes from a sequence.
+        capacity: choices that an expert takes from a sequence; a tensor [B, 1] where sequences differ.
         kept: [B, T, k] bool, choices that ask for room at all; None for all.
     """
     asks = torch.nn.functional.one_hot(experts.flatten(1), n_experts)

@@ -55,8 +55,8 @@ class MoE(FFN):
         balance: what keeps the experts equally busy: loss (Switch's, returned in aux), bias (on the choice alone, moved
             once per optimizer step) or none.
         bias_rate: step of that bias, in units of the scores.
-        capacity: in training, choices that an expert takes from a sequence, as a multiple of an equal share; what is
-            over it is dropped and gives 0. None drops nothing.
+        capacity: in training, choices that an expert takes from a sequence, as a multiple of an equal share of its
+            tokens (padding is none); what is over it is dropped and gives 0. None drops nothing.
         vein_rank: router and experts act on z = V x, with one vein of so many directions for all; None: on x. A vft
             expert is then its core alone, its stabiliser stands beside the mixture once.
         impl: how experts are computed: loop (expert by expert), segment (sorted, one product per expert), grouped
@@ -181,7 +181,7 @@ class MoE(FFN):
         stats = {"load": load.float()}
         if self.capacity is not None:
             computed = load.sum() if kept is None else kept.sum()
-            stats["dropped"] = 1.0 - computed / load.sum().clamp_min(1)
+            stats["dropped"] = (load.sum() - computed) / load.sum().clamp_min(1)
         return y, {"losses": losses, "stats": stats}
 
     def _compute(
@@ -202,7 +202,7 @@ class MoE(FFN):
         load = counts_of(routing.experts, self.n_experts, asked)
         kept, counts = asked, load
         if self.capacity is not None and self.training:
-            kept = self._with_room(x, routing, asked, k, cache)
+            kept = self._with_room(x, routing, counted, k, cache)
             counts = counts_of(routing.experts, self.n_experts, kept)
         y = self._mix(rows, routing, counts, kept, row_keys(self.experts, x.shape)).view(*x.shape[:-1], self.width)
         for expert in self.shared:
@@ -226,7 +226,7 @@ class MoE(FFN):
             _check_teaches(k, self.router.renormalise)
         return k
 
-    def _with_room(self, x: Tensor, routing: Routing, asked: Tensor | None, k: int, cache: Any) -> Tensor:
+    def _with_room(self, x: Tensor, routing: Routing, counted: Tensor | None, k: int, cache: Any) -> Tensor:
         """[N, k] which choices find room."""
         assert self.capacity is not None
         if cache is not None:
@@ -235,10 +235,16 @@ class MoE(FFN):
                 "which the tokens come; call eval() first, or leave the capacity out"
             )
         length = x.shape[-2] if x.ndim > 1 else 1
-        places = math.ceil(self.capacity * length * k / self.n_experts)
         by_sequence = routing.experts.view(-1, length, k)
-        asked = None if asked is None else asked.view(by_sequence.shape)
-        return within_capacity(by_sequence, self.n_experts, places, asked).view(-1, k)
+        if counted is None:
+            places = math.ceil(self.capacity * length * k / self.n_experts)
+            return within_capacity(by_sequence, self.n_experts, places).view(-1, k)
+        counted = counted.view(-1, length)
+        # A sequence's places go by its own tokens, in the same arithmetic: it gets what it gets without its padding.
+        tokens = counted.sum(-1, keepdim=True).to(torch.float64)
+        places_each = (self.capacity * tokens * k / self.n_experts).ceil().to(torch.int64)
+        asked = counted[..., None].expand_as(by_sequence)
+        return within_capacity(by_sequence, self.n_experts, places_each, asked).view(-1, k)
 
     def _mix(self, x: Tensor, routing: Routing, counts: Tensor, kept: Tensor | None, keys: Tensor | None) -> Tensor:
         """Σ gate · expert(x) over the chosen experts, [N, width]."""

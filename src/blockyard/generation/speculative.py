@@ -229,4 +229,12 @@ class _Reader:
             self._cache.crop(length)
         except InputError:
             # A recurrent state goes back only to where it was kept; what was accepted since is read again.
+            self._go_back()
+
+    def _go_back(self) -> None:
+        """To the mark of this round; or, where a window has dropped what stood there, to nothing."""
+        assert self._cache is not None
+        try:
             self._cache.rollback(self._point)
+        except InputError:
+            self.forget()

@@ -173,19 +173,21 @@ class SpectralMixer(Mixer):
         self._refuse(x, attn_mask, causal, positions, context, cache, return_weights)
         _, past = self._check(x, padding_mask, None, None, None, cache)
         if padding_mask is None:
-            return self._mix(x, None, None, cache), None
+            return self._mix(x, None, None, cache, x.shape[1]), None
         kept = Compacted(x, padding_mask[:, past:])
-        return kept.restore(self._mix(kept.x, kept.counts, kept.valid, cache)), None
+        return kept.restore(self._mix(kept.x, kept.counts, kept.valid, cache, x.shape[1])), None
 
-    def _mix(self, x: Tensor, counts: Tensor | None, valid: Tensor | None, cache: RingCache | None) -> Tensor:
-        """[B, N, D] -> [B, N, D], rows without padding in front."""
+    def _mix(
+        self, x: Tensor, counts: Tensor | None, valid: Tensor | None, cache: RingCache | None, seen: int
+    ) -> Tensor:
+        """[B, N, D] -> [B, N, D], rows without padding in front, of a piece of `seen` tokens with it."""
         v = self._values(x)
         if valid is not None:
             v = torch.where(valid[:, None], v, 0)
         # Transforms know no half precision, so what lies between the projections is an island of float32 or float64.
         with torch.autocast(x.device.type, enabled=False):
             if isinstance(self.form, CausalMixing):
-                mixed = self.form(x, v, self._query, self.gate, counts, cache)
+                mixed = self.form(x, v, self._query, self.gate, counts, cache, seen)
             else:
                 mixed = self.form(x, v, self._query, self.gate, counts)
         return self.output_proj(self.dropout(mixed.transpose(1, 2).to(x.dtype)))

@@ -64,6 +64,7 @@ class CausalMixing(nn.Module):
         gate: SpectralGate,
         counts: Tensor | None,
         cache: RingCache | None = None,
+        seen: int | None = None,
     ) -> Tensor:
         """Mixed values [B, D, T] of new tokens, which are then stored in the cache.
 
@@ -74,20 +75,31 @@ class CausalMixing(nn.Module):
             gate: from descriptors to anchors.
             counts: tokens per row [B], or None when every row has all T.
             cache: past tokens of every row.
+            seen: tokens of the piece before padding that all rows share was taken out; None = T.
         """
         if cache is None:
             return self._extend(x, v, project, gate, None, v.new_zeros(v.shape[:2]), None, None)[0]
+        seen = v.shape[2] if seen is None else seen
+        # Refused now rather than after everything is computed.
+        cache.check_reserve(seen)
         new = None if counts is None else counts.cpu()
         if "sum" not in cache.state:
             cache.state["sum"] = v.new_zeros(v.shape[:2])
         if v.shape[2] == 1:
-            return self._step(x, v, project, gate, new, cache)
-        return self._prefill(x, v, project, gate, new, cache)
+            return self._step(x, v, project, gate, new, cache, seen)
+        return self._prefill(x, v, project, gate, new, cache, seen)
 
     # One or more new tokens after any number of past ones, in parallel.
 
     def _prefill(
-        self, x: Tensor, v: Tensor, project: Project, gate: SpectralGate, new: Tensor | None, cache: RingCache
+        self,
+        x: Tensor,
+        v: Tensor,
+        project: Project,
+        gate: SpectralGate,
+        new: Tensor | None,
+        cache: RingCache,
+        seen: int,
     ) -> Tensor:
         """Rows at different places in their chunk are worked on one place at a time."""
         real = torch.full_like(cache.counts, v.shape[2]) if new is None else new
@@ -111,10 +123,10 @@ class CausalMixing(nn.Module):
                     kept = torch.where((real[rows] > 0).to(v.device)[:, None, None], kept, present)
                 anchors = kept.new_zeros(v.shape[0], *kept.shape[1:]) if anchors is None else anchors
                 anchors[here] = kept
+        cache.write(v, new, seen)
         cache.state = {"sum": total + x.sum(1, dtype=v.dtype)}
         if anchors is not None:
             cache.state["anchors"] = anchors
-        cache.write(v, new)
         return out
 
     def _columns(self, counts: Tensor) -> int:
@@ -190,7 +202,14 @@ class CausalMixing(nn.Module):
     # One new token.
 
     def _step(
-        self, x: Tensor, v: Tensor, project: Project, gate: SpectralGate, new: Tensor | None, cache: RingCache
+        self,
+        x: Tensor,
+        v: Tensor,
+        project: Project,
+        gate: SpectralGate,
+        new: Tensor | None,
+        cache: RingCache,
+        seen: int,
     ) -> Tensor:
         """A token against the ring: y = Σ_l h[l] · v_{t−l}. Rows whose token is padding keep their state."""
         state, counts = dict(cache.state), cache.counts
@@ -201,8 +220,8 @@ class CausalMixing(nn.Module):
         else:
             kernel = self._chunk_kernel(x, v, project, gate, new, cache, state)
         state["sum"] = total
+        cache.write(v, new, seen)
         cache.state = state
-        cache.write(v, new)
         age = cache.ages()[:, None].expand(-1, kernel.shape[1], -1)
         taps = kernel.gather(2, age)[..., None]
         ring = cache.ring.to(v.dtype).unflatten(1, (kernel.shape[1], -1))

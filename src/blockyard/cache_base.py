@@ -1,0 +1,146 @@
+"""What every cache of a layer has in common: rows, limits, snapshots, and saying beforehand what it would refuse.
+
+Every operation that can be refused has a `check_<operation>` that refuses it without changing anything; the caches of a
+model ask all layers first, so that an operation is done by all of them or by none.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from blockyard.errors import InputError
+
+
+class Snapshot:
+    """A point to roll back to. It stops being valid when rows or older tokens change."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.valid = True
+
+
+S = TypeVar("S", bound=Snapshot)
+
+
+class Cache(Generic[S]):
+    """Base of the caches of a layer.
+
+    Args:
+        batch: number of sequences.
+        max_len: most tokens that will be seen; None for any number.
+        dtype: floating type of what is stored (default: torch's default dtype).
+        device: where it lives.
+
+    Attributes:
+        length: tokens seen, padding included.
+
+    Raises:
+        InputError: for a batch or `max_len` below 1.
+    """
+
+    def __init__(
+        self, batch: int, max_len: int | None, dtype: torch.dtype | None, device: torch.device | str | None
+    ) -> None:
+        if batch < 1:
+            raise InputError(f"batch={batch}: a cache needs at least one sequence")
+        if max_len is not None and max_len < 1:
+            raise InputError(f"max_len={max_len} should be at least 1, or None to grow on demand")
+        self.batch, self.max_len = batch, max_len
+        self.dtype = dtype or torch.get_default_dtype()
+        self.device = torch.device(device or "cpu")
+        self.length = 0
+        self._snapshots: weakref.WeakSet[S] = weakref.WeakSet()
+
+    # What would be refused.
+
+    def check_reserve(self, new: int) -> None:
+        """Raise InputError unless there is or can be made room for `new` more tokens."""
+        if self.max_len is not None and self.length + new > self.max_len:
+            raise InputError(f"the cache is full: {self.length} + {new} tokens exceed max_len={self.max_len}")
+
+    def check_crop(self, length: int) -> None:
+        """Raise InputError unless `crop(length)` can be done."""
+        if not 0 <= length <= self.length:
+            raise InputError(f"crop({length}): the cache holds {self.length} tokens")
+
+    def check_rollback(self, snapshot: S) -> None:
+        """Raise InputError unless the snapshot is this cache's, and still valid."""
+        if snapshot not in self._snapshots or not snapshot.valid:
+            raise InputError("this snapshot is no longer valid: the cache was cropped below it, reordered or reset")
+
+    def check_select(self, index: Tensor) -> None:
+        """Raise InputError unless the index is a LongTensor [n] of sequences, n at least 1."""
+        if index.ndim != 1 or index.dtype != torch.int64:
+            raise InputError(f"select/reorder index is {index.dtype} {tuple(index.shape)}, expected int64 [n]")
+        if not index.numel() or int(index.min()) < 0 or int(index.max()) >= self.batch:
+            raise InputError(f"select/reorder index {index.tolist()} is outside a batch of {self.batch}")
+
+    def check_reorder(self, index: Tensor) -> None:
+        """Raise InputError unless the index is a LongTensor [batch] of sequences."""
+        if index.numel() != self.batch:
+            raise InputError(f"reorder got {index.numel()} indices for a batch of {self.batch}; select() resizes")
+        self.check_select(index)
+
+    def check_repeat(self, n: int) -> None:
+        """Raise InputError unless n is at least 1."""
+        if n < 1:
+            raise InputError(f"repeat({n}) should be at least 1")
+
+    def check_to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Raise InputError unless the device is there and the dtype floating."""
+        if dtype is not None and not dtype.is_floating_point:
+            raise InputError(f"dtype={dtype}: a cache holds a floating type")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device={device}: {str(error).splitlines()[0]}") from error
+
+    def check_reset(self) -> None:
+        """Nothing: a reset is never refused."""
+
+    # Rows.
+
+    def select(self, index: Tensor) -> None:
+        """Keep the sequences `index`, in that order; the batch becomes its length. index: LongTensor [n].
+
+        When that changes no row, nothing happens.
+        """
+        self.check_select(index)
+        if index.tolist() == list(range(self.batch)):
+            return
+        self._select(index)
+        self._invalidate()
+
+    def _select(self, index: Tensor) -> None:
+        raise NotImplementedError
+
+    def reorder(self, index: Tensor) -> None:
+        """Take sequence `index[i]` as the new sequence i (beam search). index: LongTensor [batch].
+
+        When that changes no row, nothing happens.
+        """
+        self.check_reorder(index)
+        self.select(index)
+
+    def repeat(self, n: int) -> None:
+        """Repeat every sequence n times, copies side by side (as `repeat_interleave`)."""
+        self.check_repeat(n)
+        self.select(torch.arange(self.batch).repeat_interleave(n))
+
+    # Snapshots.
+
+    def _keep(self, snapshot: S) -> S:
+        self._snapshots.add(snapshot)
+        return snapshot
+
+    def _invalidate(self) -> None:
+        for snapshot in self._snapshots:
+            snapshot.valid = False
+
+    def _forget_snapshots_beyond(self, length: int) -> None:
+        for snapshot in self._snapshots:
+            snapshot.valid &= snapshot.length <= length
