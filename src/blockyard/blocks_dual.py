@@ -21,6 +21,7 @@ from blockyard.costs import Cost
 from blockyard.errors import InputError
 from blockyard.layers.complex import magnitude
 from blockyard.layers.complex_norms import make_complex_norm
+from blockyard.layers.derivatives import transformed
 from blockyard.layers.norms import make_norm
 from blockyard.layers.roles import Role
 from blockyard.pattern import LayerSpec, parse_choice
@@ -167,7 +168,8 @@ class DualStreamBlock(nn.Module):
         return x_in, x_out, _merge(aux_in, aux_out)
 
     def _run(self, sublayer: Callable[..., Any], *inputs: Tensor) -> Any:
-        if self.checkpoint and torch.is_grad_enabled():
+        # Transforms of torch.func cannot recompute.
+        if self.checkpoint and torch.is_grad_enabled() and not transformed():
             return checkpoint(sublayer, *inputs, use_reentrant=False, preserve_rng_state=True)
         return sublayer(*inputs)
 

@@ -18,6 +18,7 @@ from blockyard.errors import InputError
 from blockyard.ffn.vein import Activation, StabilizerKind, VFTFeedForward
 from blockyard.layers.attention import Kernel
 from blockyard.layers.compensator import Form, NormalCompensator
+from blockyard.layers.derivatives import transformed
 from blockyard.layers.norms import make_norm
 from blockyard.layers.stamp import Stamp
 from blockyard.layers.thin import norm_linear
@@ -205,8 +206,8 @@ class VFTBlock(nn.Module):
         z = F.linear(h, v)
         if not (wanted or self.normals.s):
             return self._finish(self.ffn.add_to(x, h, z, u)), None
-        with torch.no_grad():
-            eps = self.vein.error_from(h, z, u, relative=self.eps == "relative")
+        # A threshold is compared and metrics are reported: nothing is learnt through them, in forward mode either.
+        eps = self.vein.error_from(h.detach(), z.detach(), u.detach(), relative=self.eps == "relative")
         out = self.ffn.add_to(x, h, z, u)
         corrected = self.normals(out, eps)
         if not wanted:
@@ -227,7 +228,7 @@ class VFTBlock(nn.Module):
         """V and U. Tied, seeing whether they are still orthonormal takes a pass over V: not for each of many steps."""
         if cache is None or x.shape[1] > 1 or not self.vein.tied:
             return self.vein.matrices()
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed():
             return self.vein.matrices()
         read = self.vein.stored() if self.vein.active is None else [*self.vein.stored(), self.vein.active]
         kept = cache.prepared.get("vein")

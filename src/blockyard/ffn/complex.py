@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from blockyard.costs import Cost
 from blockyard.ffn.base import FFN, hidden_width
@@ -26,6 +25,7 @@ from blockyard.layers.complex import (
     to_pairs,
 )
 from blockyard.layers.complex_planes import gauss_product, join_parts, split_parts
+from blockyard.layers.derivatives import HandWritten, hand_written, keep
 from blockyard.layers.dropout import Dropout
 from blockyard.registry import Traits, register_ffn
 
@@ -75,7 +75,7 @@ class ComplexSwiGLU(ComplexModule, FFN):
         check_complex(x, self.d_model)
         if self._in_parts(x):
             real, imaginary = gauss_product(*split_parts(to_pairs(x)), (self.w1.weight, self.w3.weight))
-            real, imaginary = _GatedParts.apply(real, imaginary, self.gate_bias)
+            real, imaginary = hand_written(_GatedParts, real, imaginary, self.gate_bias)
             return from_pairs(join_parts(*gauss_product(real, imaginary, (self.w2.weight,)))).view(x.shape)
         hidden = gated(self._project(to_pairs(x)), self.gate_bias)
         if self.training and self.dropout.p:
@@ -118,10 +118,14 @@ class ComplexSwiGLU(ComplexModule, FFN):
 def gated(gu: Tensor, bias: Tensor) -> Tensor:
     """u · m·σ(m + b) with m = √(|g|² + ε): interleaved pairs of g, then of u, [..., 4d] and b [d] -> [..., 2d]."""
     if gu.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _Gated.apply(gu, bias)
+        return hand_written(_Gated, gu, bias)
+    return _defined(gu, bias)
+
+
+def _defined(gu: Tensor, bias: Tensor) -> Tensor:
     g, u = gu.chunk(2, dim=-1)
     m = _size(g)
-    return _times(u, m * torch.sigmoid(m + bias))
+    return _times(u, m * torch.sigmoid(m + bias)).to(gu.dtype)
 
 
 def _size(pairs: Tensor) -> Tensor:
@@ -139,22 +143,28 @@ def _times(pairs: Tensor, factor: Tensor) -> Tensor:
     return (pairs.unflatten(-1, (-1, 2)) * factor.unsqueeze(-1)).flatten(-2)
 
 
-class _GatedParts(torch.autograd.Function):
+class _GatedParts(HandWritten):
     """`gated` on parts held apart: [rows, 2d] each -> [rows, d] each."""
+
+    @staticmethod
+    def plain(real: Tensor, imaginary: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        (g_re, u_re), (g_im, u_im) = real.chunk(2, dim=-1), imaginary.chunk(2, dim=-1)
+        m = (g_re.square() + g_im.square() + EPS).sqrt()
+        factor = m * torch.sigmoid(m + bias)
+        return u_re * factor, u_im * factor
 
     @staticmethod
     def forward(ctx: Any, real: Tensor, imaginary: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         (g_re, u_re), (g_im, u_im) = real.chunk(2, dim=-1), imaginary.chunk(2, dim=-1)
         m = (g_re * g_re).addcmul_(g_im, g_im).add_(EPS).sqrt_()
         gate = torch.add(m, bias).sigmoid_()
-        ctx.save_for_backward(real, imaginary, m, gate)
+        keep(ctx, (real, imaginary, bias), (), m, gate)
         factor = m * gate
         return u_re * factor, u_im * factor
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        real, imaginary, m, gate = ctx.saved_tensors
+        real, imaginary, _, m, gate = ctx.saved_tensors
         (g_re, u_re), (g_im, u_im) = real.chunk(2, dim=-1), imaginary.chunk(2, dim=-1)
         # As in _Gated, where it is said why.
         along = (p * u_re).addcmul_(q, u_im).mul_(gate)
@@ -169,22 +179,22 @@ class _GatedParts(torch.autograd.Function):
         return grad_real, grad_imaginary, grad_bias
 
 
-class _Gated(torch.autograd.Function):
+class _Gated(HandWritten):
     """The gate with a hand-written backward: a third of the passes over memory that autograd would make."""
+
+    plain = staticmethod(_defined)
 
     @staticmethod
     def forward(ctx: Any, gu: Tensor, bias: Tensor) -> Tensor:
         g, u = gu.chunk(2, dim=-1)
         m = _size(g)
         gate = torch.sigmoid(m + bias)
-        ctx.save_for_backward(gu, m, gate)
-        ctx.bias_dtype = bias.dtype
+        keep(ctx, (gu, bias), (), m, gate)
         return _times(u, m * gate).to(gu.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gu, m, gate = ctx.saved_tensors
+        gu, bias, m, gate = ctx.saved_tensors
         g, u = gu.chunk(2, dim=-1)
         # d/dm of m·σ(m + b) = σ + m·σ(1 − σ); the bias sees the second part.
         products = grad * u
@@ -196,4 +206,4 @@ class _Gated(torch.autograd.Function):
         grad_g, grad_u = grad_gu.chunk(2, dim=-1)
         grad_g.copy_(_times(g, towards))
         grad_u.copy_(_times(grad, m * gate))
-        return grad_gu, by_bias.flatten(0, -2).sum(0).to(ctx.bias_dtype)
+        return grad_gu, by_bias.flatten(0, -2).sum(0).to(bias.dtype)

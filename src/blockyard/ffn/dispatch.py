@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blockyard.layers.derivatives import HandWritten, hand_written
 from blockyard.layers.grouped import Kernel, Rows
 
 # Padded to a multiple of this, rows fill the tiles of the CPU's matrix units.
@@ -132,47 +133,69 @@ def within_capacity(experts: Tensor, n_experts: int, capacity: int | Tensor, kep
 
 def send(x: Tensor, plan: Plan) -> Tensor:
     """Tokens [N, d] to rows [N · k, d], padded [E, C, d]."""
-    return _Send.apply(x, plan)
+    return hand_written(_Send, x, plan)
 
 
 def collect(rows: Tensor, gates: Tensor, plan: Plan) -> Tensor:
     """The sum [N, d] of every token's rows, weighted by its gates [N, k]; 0 for what was dropped."""
     if plan.kept is not None:
         gates = torch.where(plan.kept, gates, torch.zeros_like(gates))
-    return _Collect.apply(rows, gates.to(torch.view_as_real(rows).dtype if rows.is_complex() else rows.dtype), plan)
+    gates = gates.to(torch.view_as_real(rows).dtype if rows.is_complex() else rows.dtype)
+    return hand_written(_Collect, rows, gates, plan)[0]
 
 
-class _Send(torch.autograd.Function):
+class _Send(HandWritten):
+    differentiable = True
+
+    @staticmethod
+    def plain(x: Tensor, plan: Plan) -> Tensor:
+        return plan.gather(x)
+
     @staticmethod
     def forward(ctx, x: Tensor, plan: Plan) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.plan = plan
         return plan.gather(x)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, d_rows: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         plan: Plan = ctx.plan
         back = plan.take(d_rows)
         return (back if plan.kept is None else back * plan.kept[..., None]).sum(1), None
 
 
-class _Collect(torch.autograd.Function):
+class _Collect(HandWritten):
+    """The sum, and the choices [N, k, d] that it is of: kept for the backward pass in the rows' stead, they must be a
+    result, so that second derivatives find their way back to the rows."""
+
+    differentiable = True
+
     @staticmethod
-    def forward(ctx, rows: Tensor, gates: Tensor, plan: Plan) -> Tensor:  # type: ignore[no-untyped-def]
+    def plain(rows: Tensor, gates: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         chosen = plan.take(rows)
-        ctx.save_for_backward(chosen, gates)
-        ctx.plan = plan
         out = chosen[:, 0] * gates[:, 0, None]
         for j in range(1, plan.k):
             out = torch.addcmul(out, chosen[:, j], gates[:, j, None].to(out.dtype))
-        return out
+        return out, chosen
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, d_out: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
+    def forward(ctx, rows: Tensor, gates: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+        out, chosen = _Collect.plain(rows, gates, plan)
+        ctx.save_for_backward(chosen, gates)
+        ctx.set_materialize_grads(False)
+        ctx.plan = plan
+        return out, chosen
+
+    @staticmethod
+    def backward(ctx, d_out: Tensor | None, d_chosen: Tensor | None):  # type: ignore[no-untyped-def]
         chosen, gates = ctx.saved_tensors
         plan: Plan = ctx.plan
+        d_rows = None
+        if d_chosen is not None and not torch.compiler.is_compiling():
+            d_rows = plan.lay(d_chosen.flatten(0, 1).index_select(0, plan.order))
+        if d_out is None:
+            return d_rows, None, None
         sorted_gates = gates.flatten().index_select(0, plan.order)
-        d_rows = plan.lay(d_out.index_select(0, plan.token) * sorted_gates[:, None])
+        summed = plan.lay(d_out.index_select(0, plan.token) * sorted_gates[:, None])
+        d_rows = summed if d_rows is None else d_rows + summed
         d_gates = (chosen.conj() * d_out[:, None]).sum(-1)
         return d_rows, d_gates.real if d_gates.is_complex() else d_gates, None

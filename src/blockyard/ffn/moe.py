@@ -21,6 +21,7 @@ from blockyard.ffn.dispatch import collect, counts_of, plan, send, within_capaci
 from blockyard.ffn.experts import SeparateExperts, StackedExperts, row_keys
 from blockyard.ffn.router import Balance, Router, Routing, Scoring, balance_loss, check_k, check_router, z_loss
 from blockyard.ffn.vein import Stabilizer
+from blockyard.layers.derivatives import must_read, transformed
 from blockyard.layers.dropout import mix
 from blockyard.layers.grouped import Kernel
 from blockyard.layers.vein import VeinProjector
@@ -198,6 +199,7 @@ class MoE(FFN):
         z = x if down is None else F.linear(x, down)
         rows = z.reshape(-1, self.width)
         routing = self.router(rows, k)
+        must_read(routing.experts, "moe sends every token to experts that its values choose")
         asked = None if counted is None else counted[:, None].expand(-1, k)
         load = counts_of(routing.experts, self.n_experts, asked)
         kept, counts = asked, load
@@ -270,6 +272,8 @@ class MoE(FFN):
             return "segment"
         if self.impl in ("segment", "grouped", "padded"):
             return self.impl
+        if transformed():
+            return "segment"
         if torch.compiler.is_compiling():
             return "grouped" if x.dtype == torch.bfloat16 else "segment"
         if x.dtype == torch.bfloat16 and x.device.type == "cpu":

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.layers import thin_attention
+from blockyard.layers.derivatives import fused_or_plain, transformed
 from blockyard.layers.dropout import dropout as drop
 
 Kernel = Literal["auto", "matmul", "sdpa"]
@@ -91,6 +92,9 @@ def attend(
 
 
 def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
+    # No other kernel has a formula for forward mode and for batches of batches.
+    if transformed():
+        return True
     if kernel != "auto":
         return kernel == "matmul"
     if q.device.type != "cpu":
@@ -254,10 +258,18 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
         else:
             q, k = F.pad(q, (0, -extra)), F.pad(k, (0, -extra))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+    out = fused_or_plain(out, _by_products, (q, k, v, mask), (causal, scale))
     out = out[..., :width]
     if out.shape[:3] != shape[:3]:
         out = out.reshape(*shape[:3], width)
     return out if sees is None else out.masked_fill(~sees, 0.0)
+
+
+def _by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """What the kernel computes, in operations with second derivatives."""
+    if causal:
+        mask = combine_masks(q, k, causal=True, padding_mask=None, attn_mask=None, window=None)
+    return _matmul_attention(q, k, v, mask, scale, False, 0.0, None, False)[0]
 
 
 def _within(v: Tensor, k: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
 from blockyard.ffn.base import check_width
+from blockyard.layers.derivatives import hidden
 from blockyard.layers.linear import Linear
 from blockyard.layers.norms import LayerNorm
 from blockyard.layers.roles import Role
@@ -101,6 +102,8 @@ class NormalCompensator(nn.Module):
         return self.alpha_scale * torch.sigmoid(logits) * along
 
     def _gathers(self, over: Tensor) -> bool:
+        if hidden(over):
+            return False
         if self.form != "auto":
             return self.form == "gather"
         # Counting stalls a GPU and breaks a compiled graph.

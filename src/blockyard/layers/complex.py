@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.layers.complex_planes import gauss_product, join_parts, split_parts
+from blockyard.layers.derivatives import transformed
 from blockyard.layers.roles import Role
 
 LinearMode = Literal["auto", "native", "block", "gauss"]
@@ -117,7 +118,8 @@ class ComplexLinear(ComplexModule):
     def pairs(self, x: Tensor) -> Tensor:
         """Interleaved reals [..., 2·d_in] -> [..., 2·d_out], in the type that the products are computed in."""
         mode = resolve_mode(self.mode, self.weight)
-        if mode == "block" and not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        traced = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed()
+        if mode == "block" and not traced:
             out = F.linear(x.to(self.weight.dtype), self._block_weight())
         else:
             out = linear_pairs(x, self.weight, mode)

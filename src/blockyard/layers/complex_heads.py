@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from blockyard.layers.derivatives import HandWritten, hand_written, keep
 
 
 def can_fuse(stacked: Tensor) -> bool:
@@ -39,10 +40,22 @@ def turned_heads(
 
     Returns: [B, T, H, 2d], and twice [B, T, H_kv, 2d]; in memory T lies within H.
     """
-    return _TurnedHeads.apply(stacked, *gains, turns, heads, eps)
+    return hand_written(_TurnedHeads, stacked, *gains, turns, heads, eps)
 
 
-class _TurnedHeads(torch.autograd.Function):
+class _TurnedHeads(HandWritten):
+    @staticmethod
+    def plain(
+        stacked: Tensor, q_gain: Tensor, k_gain: Tensor, turns: Tensor | None, heads: tuple[int, int], eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = _parts(stacked, heads, len(q_gain))
+        done = []
+        for x, gain in ((q, q_gain), (k, k_gain)):
+            inverse = (x.square().sum(-1, keepdim=True) / len(gain) + eps).rsqrt()
+            factor = gain if turns is None else gain * turns
+            done.append(torch.view_as_real(_complex(x * inverse) * factor).flatten(-2))
+        return done[0], done[1], v
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -62,17 +75,16 @@ class _TurnedHeads(torch.autograd.Function):
             _complex(out).mul_(gain if turns is None else gain * turns)
             done.append(out)
             inverses.append(inverse)
-        ctx.save_for_backward(stacked, q_gain, k_gain, turns, *inverses)
-        ctx.heads = heads
+        keep(ctx, (stacked, q_gain, k_gain, turns), (heads, eps), *inverses)
         return done[0], done[1], _by_head(v).copy_(v)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         stacked, q_gain, k_gain, turns, *inverses = ctx.saved_tensors
+        heads, _ = ctx.settings
         grad_stacked = torch.empty_like(stacked)
-        *xs, _ = _parts(stacked, ctx.heads, len(q_gain))
-        *targets, values = _parts(grad_stacked, ctx.heads, len(q_gain))
+        *xs, _ = _parts(stacked, heads, len(q_gain))
+        *targets, values = _parts(grad_stacked, heads, len(q_gain))
         values.copy_(grad_v)
         grad_gains = []
         for x, gain, inverse, grad, target in zip(xs, (q_gain, k_gain), inverses, (grad_q, grad_k), targets):

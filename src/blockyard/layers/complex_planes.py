@@ -12,17 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from blockyard.layers.derivatives import HandWritten, hand_written, keep
 
 
 def split_parts(pairs: Tensor) -> tuple[Tensor, Tensor]:
     """Interleaved reals [..., 2d] -> real and imaginary parts, [rows, d] each."""
-    return _Split.apply(pairs.flatten(0, -2))
+    return hand_written(_Split, pairs.flatten(0, -2))
 
 
 def join_parts(real: Tensor, imaginary: Tensor) -> Tensor:
     """Real and imaginary parts [rows, d] -> interleaved reals [rows, 2d]."""
-    return _Join.apply(real, imaginary)
+    return hand_written(_Join, real, imaginary)
 
 
 def gauss_product(u: Tensor, v: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -35,7 +36,7 @@ def gauss_product(u: Tensor, v: Tensor, weights: Sequence[Tensor]) -> tuple[Tens
 
     Returns: real and imaginary parts [rows, sum of d_out].
     """
-    return _Product.apply(u, v, *weights)
+    return hand_written(_Product, u, v, *weights)
 
 
 def _apart(pairs: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,42 +50,49 @@ def _together(real: Tensor, imaginary: Tensor) -> Tensor:
     return torch.view_as_real(torch.complex(real, imaginary)).flatten(-2)
 
 
-class _Split(torch.autograd.Function):
+class _Split(HandWritten):
+    differentiable = True
+    plain = staticmethod(_apart)
+
     @staticmethod
     def forward(ctx: Any, pairs: Tensor) -> tuple[Tensor, Tensor]:
         return _apart(pairs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, real: Tensor, imaginary: Tensor) -> Tensor:
         return _together(real, imaginary)
 
 
-class _Join(torch.autograd.Function):
+class _Join(HandWritten):
+    differentiable = True
+    plain = staticmethod(_together)
+
     @staticmethod
     def forward(ctx: Any, real: Tensor, imaginary: Tensor) -> Tensor:
         return _together(real, imaginary)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, pairs: Tensor) -> tuple[Tensor, Tensor]:
         return _apart(pairs)
 
 
-class _Product(torch.autograd.Function):
+class _Product(HandWritten):
+    @staticmethod
+    def plain(u: Tensor, v: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        real, imaginary = torch.cat(weights).unbind(-1)
+        return u @ real.mT - v @ imaginary.mT, u @ imaginary.mT + v @ real.mT
+
     @staticmethod
     def forward(ctx: Any, u: Tensor, v: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         a, total, difference = _forms(weights)
-        ctx.save_for_backward(u, v, a, total, difference)
-        ctx.rows = [len(weight) for weight in weights]
+        keep(ctx, (u, v, *weights), (), a, total, difference)
         both = (u + v) @ a.mT
         real = torch.addmm(both, v, total.mT, alpha=-1.0)
         return real, torch.addmm(both, u, difference.mT, out=both)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, p: Tensor, q: Tensor) -> tuple[Tensor | None, ...]:
-        u, v, a, total, difference = ctx.saved_tensors
+        u, v, *weights, a, total, difference = ctx.saved_tensors
         both = p + q
         grad_u = grad_v = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
@@ -93,12 +101,12 @@ class _Product(torch.autograd.Function):
             grad_u = torch.addmm(shared, q, difference)
             grad_v = torch.addmm(shared, p, total, alpha=-1.0, out=shared)
         if not any(ctx.needs_input_grad[2:]):
-            return grad_u, grad_v, *(None for _ in ctx.rows)
+            return grad_u, grad_v, *(None for _ in weights)
         # … of W it is g xᴴ.
         shared = both.mT @ u
         real = torch.addmm(shared, q.mT, u - v, alpha=-1.0)
         imaginary = torch.addmm(shared, p.mT, u + v, alpha=-1.0, out=shared)
-        return grad_u, grad_v, *torch.view_as_real(torch.complex(real, imaginary)).split(ctx.rows)
+        return grad_u, grad_v, *torch.view_as_real(torch.complex(real, imaginary)).split([len(w) for w in weights])
 
 
 def _forms(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

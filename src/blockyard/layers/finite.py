@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
+from blockyard.layers.derivatives import hidden
 
 _watched = [False]
 
@@ -26,9 +27,10 @@ def watched_elsewhere() -> Iterator[None]:
 def check_finite(values: Tensor, what: str) -> None:
     """Raise InputError when a value is NaN or infinite.
 
-    Elsewhere than on a CPU the read would stall the device, and a compiled graph cannot branch on it: no check there.
+    Elsewhere than on a CPU the read would stall the device, and neither a compiled graph nor vmap can branch on it: no
+    check there.
     """
-    if torch.compiler.is_compiling() or _watched[0] or values.device.type != "cpu":
+    if torch.compiler.is_compiling() or _watched[0] or values.device.type != "cpu" or hidden(values):
         return
     # Detached: an operation more than in the other pass would be an error under activation checkpointing.
     values = values.detach()

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blockyard.layers.derivatives import HandWritten, differentiate, hand_written, keep, transformed
 from blockyard.layers.linear import Linear
 from blockyard.layers.roles import Role
 
@@ -106,14 +107,14 @@ def grouped_linear(x: Tensor, weight: Tensor, rows: Rows) -> Tensor:
         rows: whose rows they are.
     """
     if rows.kernel == "padded":
-        return _Batched.apply(x, weight)
-    if rows.kernel == "grouped" and groupable(x, weight):
+        return hand_written(_Batched, x, weight)
+    if rows.kernel == "grouped" and groupable(x, weight) and not transformed():
         # What it leaves in rows of nobody is undefined, in the result and in the gradient of x.
         y = F.grouped_mm(_owned(x, rows), weight.transpose(1, 2), offs=rows.ends.to(torch.int32))
         return _owned(y, rows)
-    if rows.sizes is None:
+    if rows.sizes is None and not transformed():
         return torch.ops.blockyard.segment_linear(x, weight, rows.ends)
-    return _Segments.apply(x, weight, rows.sizes)
+    return hand_written(_Segments, x, weight, rows.sizes or tuple(_sizes_of(rows.ends)))
 
 
 def groupable(x: Tensor, weight: Tensor) -> bool:
@@ -159,31 +160,42 @@ def _outer(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
     return out
 
 
-class _Segments(torch.autograd.Function):
+class _Segments(HandWritten):
     """One product per segment into one buffer, and one gradient buffer for all matrices."""
 
     @staticmethod
+    def plain(x: Tensor, weight: Tensor, sizes: Sequence[int]) -> Tensor:
+        *segments, rest = x.split([*sizes, x.shape[0] - sum(sizes)])
+        done = [segment @ matrix.mT for segment, matrix in zip(segments, weight.unbind(0))]
+        return torch.cat([*done, x.new_zeros(rest.shape[0], weight.shape[1])])
+
+    @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, sizes: tuple[int, ...]) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x, weight)
-        ctx.sizes = sizes
+        keep(ctx, (x, weight), (sizes,))
         return _times(x, weight.transpose(1, 2), sizes)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
-        dx = _times(dy, weight.conj(), ctx.sizes) if ctx.needs_input_grad[0] else None
-        dw = _outer(dy, x, ctx.sizes) if ctx.needs_input_grad[1] else None
+        (sizes,) = ctx.settings
+        dx = _times(dy, weight.conj(), sizes) if ctx.needs_input_grad[0] else None
+        dw = _outer(dy, x, sizes) if ctx.needs_input_grad[1] else None
         return dx, dw, None
 
 
-class _Batched(torch.autograd.Function):
+class _Batched(HandWritten):
     """x [E, C, d_in] times weight [E, d_out, d_in], as one batched product.
 
     In bf16 on a CPU every product is given the layouts that oneDNN multiplies fastest, at the price of copies: it
     rearranges the right factor at every call, so that should be the small one, and a transposed left factor costs as
     much again. The result then has its rows last. Measured in docs/moe.md.
     """
+
+    differentiable = True
+
+    @staticmethod
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.bmm(x, weight.transpose(1, 2))
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
@@ -193,7 +205,6 @@ class _Batched(torch.autograd.Function):
         return torch.bmm(x, weight.transpose(1, 2))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         dx = dw = None
@@ -253,6 +264,9 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, dy):  # type: ignore[no-untyped-def]
     x, weight, ends = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        sizes = _sizes_of(ends)
+        return (*differentiate(_Segments.plain, (x, weight), (sizes,), ctx.needs_input_grad[:2], (dy,)), None)
     return (*torch.ops.blockyard.segment_linear_backward(dy.contiguous(), x, weight, ends), None)
 
 

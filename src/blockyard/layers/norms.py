@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from blockyard.errors import InputError
+from blockyard.layers.derivatives import HandWritten, hand_written, keep, transformed
 
 
 class RMSNorm(nn.Module):
@@ -52,39 +52,47 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last axis; weight may have any trailing axes of x."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         # Without gradients the wrapper alone would double the time of one token.
-        return _FusedRMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normalised(x, weight, eps)[0]
+        if torch.is_grad_enabled() or transformed():
+            return hand_written(_FusedRMSNorm, x, weight, eps)
+        return _normalised(x, weight, eps)[0]
     # Compilers fuse the definition; in eager mode it would make five passes over x.
-    wide = _wide(x)
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+    return _defined(x, weight, eps)
 
 
-def _wide(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """x in at least float32."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _defined(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = widened(x)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """RMSNorm in as few passes as eager mode allows, and 1 / rms."""
-    wide = _wide(x)
+    wide = widened(x)
     inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     inverse = inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return (wide * inverse).mul_(weight).to(x.dtype), inverse
 
 
-class _FusedRMSNorm(torch.autograd.Function):
+class _FusedRMSNorm(HandWritten):
     """RMSNorm with a hand-written backward."""
+
+    plain = staticmethod(_defined)
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         out, inverse = _normalised(x, weight, eps)
-        ctx.save_for_backward(x, weight, inverse)
+        keep(ctx, (x, weight), (eps,), inverse)
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, inverse = ctx.saved_tensors
-        normed = _wide(x) * inverse
-        grad = _wide(grad)
+        normed = widened(x) * inverse
+        grad = widened(grad)
         grad_normed = grad * normed
         grad_weight = grad_normed.reshape(-1, *weight.shape).sum(0)
         # d/dx of x/rms(x): the part of the gradient along x is projected out.
@@ -122,7 +130,7 @@ class LayerNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = _wide(x)
+        wide = widened(x)
         bias = self.bias.to(wide.dtype) if self.bias is not None else None
         return F.layer_norm(wide, self.weight.shape, self.weight.to(wide.dtype), bias, self.eps).to(x.dtype)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blockyard.layers.derivatives import must_read
+
 
 class Compacted:
     """A padded batch with every row's kept tokens first, in order, and as short as the longest row.
@@ -20,6 +22,7 @@ class Compacted:
     """
 
     def __init__(self, x: Tensor, keep: Tensor) -> None:
+        must_read(keep, "spectral mixing brings the tokens that padding_mask keeps together")
         keep = keep.to(torch.bool)
         self._shape = x.shape
         self.counts = keep.sum(1)

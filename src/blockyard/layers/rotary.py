@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from blockyard.errors import InputError
+from blockyard.layers.derivatives import HandWritten, hand_written, must_read, outlasting, transformed
 
 Layout = Literal["interleaved", "half"]
 
@@ -39,8 +39,7 @@ def rotary_tables(length: int, d: int, theta: float, device: torch.device, dtype
 def _compute(length: int, d: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():
         return _angles(torch.arange(length, device=device), d, theta, dtype)
-    # Tables outlive the call that makes them: they must not become inference tensors.
-    with torch.inference_mode(False):
+    with outlasting():
         return _angles(torch.arange(length, device=device), d, theta, dtype)
 
 
@@ -108,8 +107,10 @@ class RotaryPositionalEmbedding(nn.Module):
             return cos[offset : offset + length], sin[offset : offset + length]
         # Given positions are turned into angles directly: looking them up would need the largest one first, which
         # stalls a GPU and breaks a compiled graph. So only a limit that must be enforced reads it.
-        if self.max_seq_len is not None and int(positions.max()) >= self.max_seq_len:
-            raise InputError(f"position {int(positions.max())} is beyond max_seq_len={self.max_seq_len}")
+        if self.max_seq_len is not None:
+            must_read(positions, f"max_seq_len={self.max_seq_len} bounds positions by their values")
+            if int(positions.max()) >= self.max_seq_len:
+                raise InputError(f"position {int(positions.max())} is beyond max_seq_len={self.max_seq_len}")
         return _angles(positions, self.d_k, self.theta, dtype)
 
     def _table(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -125,22 +126,27 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     """Turn pairs of features of x [..., d] by angles whose cos and sin broadcast to [..., d/2]; keeps x's dtype."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         # Without gradients the wrapper alone would double the time of one token.
-        if not torch.is_grad_enabled():
+        if not (torch.is_grad_enabled() or transformed()):
             return _rotate_in_place(x, cos, sin, layout)
-        return _Rotation.apply(x, cos, sin, layout)
-    return _rotate(x, cos, sin, layout).to(x.dtype)
+        # Tables are constants here; angles that learn have gradients of their own.
+        if not (cos.requires_grad or sin.requires_grad):
+            return hand_written(_Rotation, x, cos, sin, layout)
+    return _rotate(x, cos, sin, layout)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     if layout == "half":
         a, b = x.chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
     a, b = x[..., 0::2], x[..., 1::2]
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
 
 
-class _Rotation(torch.autograd.Function):
+class _Rotation(HandWritten):
     """The rotation in eager mode: in place where it can be, and undone by the opposite angle in the backward pass."""
+
+    differentiable = True
+    plain = staticmethod(_rotate)
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
@@ -149,10 +155,9 @@ class _Rotation(torch.autograd.Function):
         return _rotate_in_place(x, cos, sin, layout)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotate_in_place(grad, cos, -sin, ctx.layout), None, None, None
+        return rotate(grad, cos, -sin, ctx.layout), None, None, None
 
 
 # Pairs per head below which eager mode is bound by the loop over heads (measured: 4 pairs 3 times faster).
@@ -208,8 +213,7 @@ def token_tables(rope: RotaryPositionalEmbedding, position: int, x: Tensor) -> t
     key = (rope.theta, rope.d_k, rope.layout, x.device, x.dtype)
     table = _token_tables.get(key)
     if table is None or len(table[0]) <= position:
-        # They outlive this call: no inference tensors.
-        with torch.inference_mode(False):
+        with outlasting():
             cos, sin = rotary_tables(position + 1, rope.d_k, rope.theta, x.device, x.dtype)
             if rope.layout == "half":
                 table = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)

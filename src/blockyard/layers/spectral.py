@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
+from blockyard.layers.derivatives import outlasting
 
 Spacing = Literal["linear", "log"]
 Interpolation = Literal["linear", "cubic"]
@@ -108,8 +109,7 @@ def kernel_basis(
 
     Plain tensors shared by all layers, not buffers: those would be rounded by `model.to(torch.bfloat16)`.
     """
-    # They outlive the call that makes them, so they must not become inference tensors.
-    with torch.inference_mode(False):
+    with outlasting():
         return _basis(buckets, window, interpolation, spacing).to(dtype=dtype, device=device)
 
 
@@ -118,7 +118,7 @@ def bin_matrix(
     buckets: int, bins: int, interpolation: Interpolation, spacing: Spacing, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """`anchor_matrix` in the wanted precision and place, kept."""
-    with torch.inference_mode(False):
+    with outlasting():
         return anchor_matrix(bins, buckets, interpolation, spacing).to(dtype=dtype, device=device)
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from blockyard.layers.derivatives import differentiate_all, outlasting, transformed
 from blockyard.layers.spectral import Interpolation, Spacing, kernel_basis, smooth_length
 from blockyard.layers.spectral_filter import bin_weights, blocks, fft_flops
 
@@ -34,13 +35,12 @@ def _parts(
 ) -> Tensor:
     """Spectra of the parts of unit anchors' kernels, [parts, 2·buckets, 2·bins] (complex as real pairs)."""
     basis = kernel_basis(buckets, window, interpolation, spacing, torch.float64, torch.device("cpu"))
-    with torch.inference_mode(False):
+    with outlasting():
         basis = F.pad(basis, (0, -window % chunk)).unflatten(-1, (-1, chunk)).transpose(0, 1)
         spectra = torch.view_as_real(torch.fft.rfft(basis, smooth_length(2 * chunk))).flatten(-2)
         return spectra.to(dtype=dtype, device=device).contiguous()
 
 
-@torch.library.custom_op("blockyard::chunk_convolution", mutates_args=())
 def chunk_convolution(
     v: Tensor, anchors: Tensor, first: int, window: int, chunk: int, interpolation: str, spacing: str
 ) -> Tensor:
@@ -56,17 +56,27 @@ def chunk_convolution(
 
     Returns: [B, D, T − first·S].
     """
+    operation = _defined if transformed() else _convolve
+    return operation(v, anchors, first, window, chunk, interpolation, spacing)
+
+
+def _defined(
+    v: Tensor, anchors: Tensor, first: int, window: int, chunk: int, interpolation: str, spacing: str
+) -> Tensor:
+    plan = _Plan(v, anchors, first, window, chunk, interpolation, spacing)
+    return plan.joined(plan.convolved(plan.rows(v), plan.gates(anchors)))
+
+
+@torch.library.custom_op("blockyard::chunk_convolution", mutates_args=())
+def _convolve(
+    v: Tensor, anchors: Tensor, first: int, window: int, chunk: int, interpolation: str, spacing: str
+) -> Tensor:
     plan = _Plan(v, anchors, first, window, chunk, interpolation, spacing)
     rows, gates = plan.rows(v), plan.gates(anchors)
     out = torch.empty(*rows.shape[:2], plan.outputs, chunk, dtype=v.dtype, device=v.device)
     for block in plan.blocks():
-        spectra, chosen = plan.spectra(rows[block]), gates[:, block].contiguous()
-        total = plan.kernel(chosen, 0) * spectra[:, :, first:]
-        for part, to, source in plan.pairs(1):
-            total[:, :, to].addcmul_(plan.kernel(chosen[to], part), spectra[:, :, source])
-        out[block] = torch.fft.irfft(total, plan.n)[..., -chunk:]
-    out = out.flatten(-2)[..., : plan.length - first * chunk]
-    return out.reshape(v.shape[0], v.shape[1], -1).contiguous()
+        out[block] = plan.convolved(rows[block], gates[:, block].contiguous())
+    return plan.joined(out)
 
 
 @torch.library.custom_op("blockyard::chunk_convolution_backward", mutates_args=())
@@ -151,6 +161,19 @@ class _Plan:
         spectra = torch.view_as_complex((anchors @ self.parts[part]).unflatten(-1, (-1, 2)))
         return spectra.transpose(0, 1)[:, None]
 
+    def convolved(self, rows: Tensor, anchors: Tensor) -> Tensor:
+        """Values [b, c, T] and gates [chunks, b, 2K] to outputs [b, c, outputs, S]."""
+        spectra = self.spectra(rows)
+        total = self.kernel(anchors, 0) * spectra[:, :, self.first :]
+        for part, to, source in self.pairs(1):
+            total[:, :, to].addcmul_(self.kernel(anchors[to], part), spectra[:, :, source])
+        return torch.fft.irfft(total, self.n)[..., -self.chunk :]
+
+    def joined(self, out: Tensor) -> Tensor:
+        """Outputs [B·M, c, outputs, S] as [B, D, T − first·S]."""
+        out = out.flatten(-2)[..., : self.length - self.first * self.chunk]
+        return out.reshape(self.batch, self.channels, -1).contiguous()
+
     def overlap_add(self, pieces: Tensor) -> Tensor:
         """Chunks [b, c, chunks, n] that overlap, added up where they lie: [b, c, T]."""
         steps = -(-self.n // self.chunk)
@@ -164,7 +187,7 @@ class _Plan:
         return total.flatten(-2)[..., start : start + self.length]
 
 
-@chunk_convolution.register_fake
+@_convolve.register_fake
 def _(v: Tensor, anchors: Tensor, first: int, window: int, chunk: int, interpolation: str, spacing: str) -> Tensor:
     return v.new_empty(v.shape[0], v.shape[1], v.shape[2] - first * chunk)
 
@@ -182,10 +205,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        return differentiate_all(_defined, ctx, (grad,))
     return *_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
 
 
-chunk_convolution.register_autograd(_differentiate, setup_context=_setup)
+_convolve.register_autograd(_differentiate, setup_context=_setup)
 
 
 def chunk_flops(

@@ -10,9 +10,11 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from blockyard.layers.derivatives import differentiate_all, transformed
 from blockyard.layers.spectral import bin_matrix, smooth_length
 
 # Bytes of one block's spectra. Half a megabyte keeps a spectrum, its product and the values within a core's own cache.
@@ -39,7 +41,6 @@ def fft_flops(n: int) -> int:
     return int(2.5 * n * math.log2(n)) if n > 1 else 0
 
 
-@torch.library.custom_op("blockyard::spectral_filter", mutates_args=())
 def spectral_filter(
     v: Tensor, anchors: Tensor, memory: Tensor | None, n: int, interpolation: str, spacing: str
 ) -> Tensor:
@@ -54,6 +55,21 @@ def spectral_filter(
 
     Returns: [B, D, N].
     """
+    operation = _defined if transformed() else _filter
+    return operation(v, anchors, memory, n, interpolation, spacing)
+
+
+def _defined(v: Tensor, anchors: Tensor, memory: Tensor | None, n: int, interpolation: str, spacing: str) -> Tensor:
+    n = n or smooth_length(v.shape[2])
+    rows, gates, low, matrix = _rows(v, anchors, memory, n, interpolation, spacing)
+    spectrum = torch.fft.rfft(rows, n)
+    if low is not None:
+        spectrum = spectrum + F.pad(low, (0, spectrum.shape[-1] - low.shape[-1])).repeat(v.shape[0], 1, 1)
+    return torch.fft.irfft(spectrum * _gate(gates, matrix)[:, None], n)[..., : v.shape[2]].reshape(v.shape)
+
+
+@torch.library.custom_op("blockyard::spectral_filter", mutates_args=())
+def _filter(v: Tensor, anchors: Tensor, memory: Tensor | None, n: int, interpolation: str, spacing: str) -> Tensor:
     n = n or smooth_length(v.shape[2])
     rows, gates, low, matrix = _rows(v, anchors, memory, n, interpolation, spacing)
     out = torch.empty_like(rows)
@@ -121,7 +137,7 @@ def _gate(anchors: Tensor, matrix: Tensor) -> Tensor:
     return torch.complex(re @ matrix, im @ matrix)
 
 
-@spectral_filter.register_fake
+@_filter.register_fake
 def _(v: Tensor, anchors: Tensor, memory: Tensor | None, n: int, interpolation: str, spacing: str) -> Tensor:
     return v.new_empty(v.shape)
 
@@ -139,12 +155,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        return differentiate_all(_defined, ctx, (grad,))
     v, anchors, memory = ctx.saved_tensors
     grad_v, grad_anchors, grad_memory = _backward(grad, v, anchors, memory, *ctx.settings)
     return grad_v, grad_anchors, None if memory is None else grad_memory, None, None, None
 
 
-spectral_filter.register_autograd(_differentiate, setup_context=_setup)
+_filter.register_autograd(_differentiate, setup_context=_setup)
 
 
 def filter_flops(batch: int, channels: int, kernels: int, buckets: int, n: int) -> int:

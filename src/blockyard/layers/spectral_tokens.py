@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from blockyard.layers.derivatives import differentiate_all, outlasting, transformed
 from blockyard.layers.spectral import Interpolation, Spacing, kernel_basis, smooth_length
 from blockyard.layers.spectral_filter import blocks, fft_flops
 
@@ -39,12 +40,11 @@ def _spectra(
 ) -> Tensor:
     """Of the kernels of unit anchors, cut to `taps`: [2·buckets, bins]."""
     basis = kernel_basis(buckets, window, interpolation, spacing, torch.float64, torch.device("cpu"))
-    with torch.inference_mode(False):
+    with outlasting():
         kind = torch.complex128 if dtype == torch.float64 else torch.complex64
         return torch.fft.rfft(basis[:, :taps], n).to(dtype=kind, device=device)
 
 
-@torch.library.custom_op("blockyard::token_convolution", mutates_args=())
 def token_convolution(v: Tensor, anchors: Tensor, window: int, interpolation: str, spacing: str) -> Tensor:
     """Convolve every channel with each output token's own kernel.
 
@@ -56,6 +56,21 @@ def token_convolution(v: Tensor, anchors: Tensor, window: int, interpolation: st
 
     Returns: [B, D, new].
     """
+    operation = _defined if transformed() else _convolve
+    return operation(v, anchors, window, interpolation, spacing)
+
+
+def _defined(v: Tensor, anchors: Tensor, window: int, interpolation: str, spacing: str) -> Tensor:
+    rows, gates, spectra, n, start = _prepare(v, anchors, window, interpolation, spacing)
+    spectrum = torch.fft.rfft(rows, n)
+    out = torch.zeros((), dtype=v.dtype, device=v.device)
+    for k, kernel in enumerate(spectra):
+        out = out + gates[:, k, None] * torch.fft.irfft(spectrum * kernel, n)[..., start : v.shape[2]]
+    return out.reshape(v.shape[0], v.shape[1], -1)
+
+
+@torch.library.custom_op("blockyard::token_convolution", mutates_args=())
+def _convolve(v: Tensor, anchors: Tensor, window: int, interpolation: str, spacing: str) -> Tensor:
     rows, gates, spectra, n, start = _prepare(v, anchors, window, interpolation, spacing)
     out = torch.zeros(*rows.shape[:2], gates.shape[2], dtype=v.dtype, device=v.device)
     for block in blocks(rows.shape[0], 4 * n * rows.shape[1] * v.element_size(), v.device):
@@ -99,7 +114,7 @@ def _prepare(
     return v.contiguous().view(batch * kernels, -1, length), gates, spectra, n, length - new
 
 
-@token_convolution.register_fake
+@_convolve.register_fake
 def _(v: Tensor, anchors: Tensor, window: int, interpolation: str, spacing: str) -> Tensor:
     return v.new_empty(v.shape[0], v.shape[1], anchors.shape[1])
 
@@ -115,10 +130,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        return differentiate_all(_defined, ctx, (grad,))
     return *_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
 
 
-token_convolution.register_autograd(_differentiate, setup_context=_setup)
+_convolve.register_autograd(_differentiate, setup_context=_setup)
 
 
 def token_flops(batch: int, channels: int, buckets: int, length: int, new: int, window: int) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from blockyard.layers.derivatives import HandWritten, hand_written, keep, transformed
 from blockyard.layers.linear import hooked
 from blockyard.layers.norms import LayerNorm, RMSNorm
 
@@ -40,13 +40,14 @@ def add_linear(x: Tensor, z: Tensor, weight: Tensor, *, owned: bool = False) -> 
     if not plain or torch.compiler.is_compiling():
         return x + F.linear(z, weight)
     rows, z = x.reshape(-1, x.shape[-1]), z.reshape(-1, z.shape[-1])
-    if owned and not torch.is_grad_enabled() and x.is_contiguous():
+    traced = torch.is_grad_enabled() or transformed()
+    if owned and not traced and x.is_contiguous():
         torch.addmm(rows, z, weight.mT, out=rows)
         return x
     thin = z.shape[-1] <= _UP_TO_SHARE * x.shape[-1] and x.device.type == "cpu" and x.dtype != torch.bfloat16
     if not thin or rows.numel() < 2 * _PIECE:
         return torch.addmm(rows, z, weight.mT).view(x.shape)
-    added = _AddLinear.apply(rows, z, weight) if torch.is_grad_enabled() else _add_by_pieces(rows, z, weight)
+    added = hand_written(_AddLinear, rows, z, weight) if traced else _add_by_pieces(rows, z, weight)
     return added.view(x.shape)
 
 
@@ -58,8 +59,14 @@ def _add_by_pieces(rows: Tensor, z: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-class _AddLinear(torch.autograd.Function):
+class _AddLinear(HandWritten):
     """`_add_by_pieces` with the gradients of a product."""
+
+    differentiable = True
+
+    @staticmethod
+    def plain(rows: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+        return torch.addmm(rows, z, weight.mT)
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, z: Tensor, weight: Tensor) -> Tensor:
@@ -67,7 +74,6 @@ class _AddLinear(torch.autograd.Function):
         return _add_by_pieces(rows, z, weight)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, weight = ctx.saved_tensors
         # The gradient of a transposed matrix is best made transposed.
@@ -90,8 +96,8 @@ def norm_linear(x: Tensor, norm: nn.Module, weight: Tensor) -> tuple[Tensor, Ten
     assert isinstance(norm, LayerNorm | RMSNorm)
     bias = norm.bias if isinstance(norm, LayerNorm) else None
     given = (norm.weight, bias, weight, norm.eps, isinstance(norm, LayerNorm))
-    if torch.is_grad_enabled():
-        return _NormLinear.apply(x, *given)
+    if torch.is_grad_enabled() or transformed():
+        return hand_written(_NormLinear, x, *given)
     return x, _norm_linear(x.reshape(-1, x.shape[-1]), *given)[0].view(*x.shape[:-1], -1)
 
 
@@ -136,8 +142,15 @@ def _norm_linear(
     return y, product, scaled, mean, inverse
 
 
-class _NormLinear(torch.autograd.Function):
+class _NormLinear(HandWritten):
     """(x, norm(x) Wᵀ), whose backward makes two passes over x: one that adds, one inside a product."""
+
+    @staticmethod
+    def plain(
+        x: Tensor, gain: Tensor, bias: Tensor | None, weight: Tensor, eps: float, centred: bool
+    ) -> tuple[Tensor, Tensor]:
+        normed = F.layer_norm(x, gain.shape, gain, bias, eps) if centred else F.rms_norm(x, gain.shape, gain, eps)
+        return x, F.linear(normed, weight)
 
     @staticmethod
     def forward(
@@ -145,14 +158,14 @@ class _NormLinear(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1])
         y, *kept = _norm_linear(rows, gain, bias, weight, eps, centred)
-        ctx.save_for_backward(rows, gain, bias, weight, *kept)
+        keep(ctx, (x, gain, bias, weight), (eps, centred), *kept)
         return x, y.view(*x.shape[:-1], -1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_x: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        rows, gain, bias, weight, product, scaled, mean, inverse = ctx.saved_tensors
-        d, d_out = rows.shape[-1], weight.shape[0]
+        x, gain, bias, weight, product, scaled, mean, inverse = ctx.saved_tensors
+        d, d_out = x.shape[-1], weight.shape[0]
+        rows = x.reshape(-1, d)
         grads = grad_y.reshape(-1, d_out)
         # With x̂ = (x - mean) / deviation and the centred W': dx = (dy W' - x̂ mean(x̂ · dy W')) / deviation, where the
         # mean is that of a thin product, dy · (y - W b). The multiple of x's mean goes along in the product.

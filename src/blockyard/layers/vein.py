@@ -12,12 +12,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
 from blockyard.ffn.base import check_width
+from blockyard.layers.derivatives import HandWritten, hand_written, keep, outlasting, transformed
 from blockyard.layers.linear import Linear
+from blockyard.layers.norms import widened
 from blockyard.layers.roles import Role
 
 Implementation = Literal["linear", "parameter"]
@@ -149,14 +150,14 @@ class VeinProjector(nn.Module):
 
     def _orthonormal(self, weight: Tensor) -> Tensor:
         learns = torch.is_grad_enabled() and weight.requires_grad
-        if learns or weight.device.type != "cpu" or torch.compiler.is_compiling():
+        if learns or weight.device.type != "cpu" or torch.compiler.is_compiling() or transformed():
             return orthonormal_rows(weight)
         # A decoding step would spend most of its time here. Comparing is cheap, and notices whatever changed the
         # parameter; a version counter would miss what goes through `.data`.
         made = self._made
         if made is None or made[0].dtype != weight.dtype or not torch.equal(made[0], weight):
-            # Kept for later calls, which may record gradients of something else: no inference tensors.
-            with torch.inference_mode(False), torch.no_grad():
+            # Kept for later calls, which may record gradients of something else.
+            with outlasting(), torch.no_grad():
                 made = self._made = (weight.clone(), orthonormal_rows(weight.clone()))
         return made[1]
 
@@ -197,7 +198,7 @@ class VeinProjector(nn.Module):
             relative: ‖x − x̂‖ / ‖x‖ (0 for x = 0), which the document's thresholds are about; else ‖x − x̂‖, the
                 document's formula, which grows as √d_model.
         """
-        rest = torch.linalg.vector_norm(_wide(x) - _wide(self(x)), dim=-1)
+        rest = torch.linalg.vector_norm(widened(x) - widened(self(x)), dim=-1)
         return rest / _norm(x) if relative else rest
 
     def error_from(self, x: Tensor, z: Tensor, u: Tensor, relative: bool = True) -> Tensor:
@@ -206,11 +207,12 @@ class VeinProjector(nn.Module):
         Tied, Pythagoras gives it from two norms, without rebuilding x.
         """
         if not self.tied:
-            rest = torch.linalg.vector_norm(_wide(x) - _wide(F.linear(z, u)), dim=-1)
+            rest = torch.linalg.vector_norm(widened(x) - widened(F.linear(z, u)), dim=-1)
             return rest / _norm(x) if relative else rest
-        kept = torch.linalg.vector_norm(_wide(z), dim=-1)
+        kept = torch.linalg.vector_norm(widened(z), dim=-1)
         whole = _norm(x)
-        share = (1 - (kept / whole).square()).clamp_(min=0).sqrt()
+        # A root of 0 has no slope; of the least number its own is 1e-19.
+        share = (1 - (kept / whole).square()).clamp(min=torch.finfo(whole.dtype).tiny).sqrt()
         return share if relative else share * whole
 
     def get_compression_ratio(self) -> float:
@@ -235,14 +237,14 @@ def orthonormal_rows(weight: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and weight.requires_grad):
         return _orthonormal_rows(weight)[0]
-    return _OrthonormalRows.apply(weight)
+    return hand_written(_OrthonormalRows, weight)
 
 
 def _orthonormal_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The rows, and L in at least float32."""
     # Autocast would form W Wᵀ in bfloat16, and the rows would be orthonormal to two digits only.
     with torch.autocast(weight.device.type, enabled=False):
-        wide = _wide(weight)
+        wide = widened(weight)
         gram = wide @ wide.mT
         # A ridge at rounding size keeps a nearly dependent set of rows from failing.
         ridge = torch.finfo(wide.dtype).eps * gram.diagonal().mean().detach()
@@ -252,34 +254,33 @@ def _orthonormal_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
         return torch.linalg.solve_triangular(lower, wide, upper=False).contiguous().to(weight.dtype), lower
 
 
-class _OrthonormalRows(torch.autograd.Function):
+class _OrthonormalRows(HandWritten):
     """Q = L⁻¹ W, whose backward makes two products with Q and a solve instead of going back step by step."""
+
+    @staticmethod
+    def plain(weight: Tensor) -> Tensor:
+        return _orthonormal_rows(weight)[0]
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
         rows, lower = _orthonormal_rows(weight)
-        ctx.save_for_backward(rows, lower)
+        keep(ctx, (weight,), (), rows, lower)
         return rows
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        rows, lower = ctx.saved_tensors
+        _, rows, lower = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
             # dQ = A - Φ(A Qᵀ + Q Aᵀ) Q with A = L⁻¹ dW and Φ = lower triangle with half the diagonal, so that
             # dW = L⁻ᵀ (dQ - (P + Pᵀ) Q) with P = Φ(dQ Qᵀ).
-            wide, into = _wide(rows), _wide(grad)
+            wide, into = widened(rows), widened(grad)
             inside = (into @ wide.mT).tril_()
             inside.diagonal().mul_(0.5)
             left = torch.addmm(into, inside + inside.mT, wide, alpha=-1.0)
             return torch.linalg.solve_triangular(lower.mT, left, upper=True).to(grad.dtype)
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _norm(x: Tensor) -> Tensor:
     """‖x‖ over the last axis; tiny instead of 0, so that 0/0 becomes 0."""
-    wide = _wide(x)
-    return torch.linalg.vector_norm(wide, dim=-1).clamp_(min=torch.finfo(wide.dtype).tiny)
+    wide = widened(x)
+    return torch.linalg.vector_norm(wide, dim=-1).clamp(min=torch.finfo(wide.dtype).tiny)

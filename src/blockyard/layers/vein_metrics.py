@@ -39,4 +39,4 @@ def token_metrics(
 def _participation(z: Tensor, share: Tensor) -> Tensor:
     """How many directions carry z [..., r]: (Σ λ)² / Σ λ² of its second moments, 1 … r, tokens weighted by share."""
     moments = (z * share.unsqueeze(-1)).flatten(0, -2).mT @ z.flatten(0, -2)
-    return moments.trace().square() / moments.square().sum().clamp_(min=torch.finfo(moments.dtype).tiny)
+    return moments.trace().square() / moments.square().sum().clamp(min=torch.finfo(moments.dtype).tiny)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blockyard.cache import LayerCache
+from blockyard.layers.derivatives import transformed
 from blockyard.layers.linear import hooked, plain
 from blockyard.layers.norms import RMSNorm
 from blockyard.layers.rotary import token_tables, turn_token
@@ -31,7 +32,12 @@ def step_for(
     positions: Tensor | None,
 ) -> VeinStep | None:
     """What takes x to the cache's tokens a short way: one token behind plain projections; None for anything else."""
-    if x.shape != (cache.batch, 1, attention.d_model) or x.dtype != cache.dtype or torch.is_grad_enabled():
+    if (
+        x.shape != (cache.batch, 1, attention.d_model)
+        or x.dtype != cache.dtype
+        or torch.is_grad_enabled()
+        or transformed()
+    ):
         return None
     if padding_mask is not None or attn_mask is not None or positions is not None:
         return None

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
+from blockyard.layers.derivatives import must_read
 from blockyard.layers.dropout import Dropout, split_dropout_keys
 from blockyard.layers.linear import Embedding
+from blockyard.layers.norms import widened
 from blockyard.models.config import BlocksConfig
 from blockyard.models.lm import Head
 from blockyard.models.pooling import Pooling, pool
@@ -119,14 +121,15 @@ class TextClassifier(Trunk):
         else:
             features, aux = self._encode(input_ids, padding_mask)
         logits = self.head(features)
-        loss = None if targets is None else F.cross_entropy(logits.float(), targets)
+        loss = None if targets is None else F.cross_entropy(widened(logits), targets)
         return ClassifierOutput(logits, loss, aux)
 
     def _encode_chunks(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Any] | None]:
         """The mean of the chunks' vectors, weighted by their tokens where positions are averaged, too."""
         documents, chunks = ids.shape[:2]
         if mask is None:
-            mask = torch.ones_like(ids, dtype=torch.bool)
+            mask = torch.ones(ids.shape, dtype=torch.bool, device=ids.device)
+        must_read(mask, "a document's chunks are left out where padding_mask keeps nothing of them")
         flat = mask.flatten(0, 1).to(torch.bool)
         kept = flat.any(1)
         split_dropout_keys(self, chunks, kept)

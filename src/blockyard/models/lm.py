@@ -14,6 +14,7 @@ from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
 from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Embedding, Linear
+from blockyard.layers.norms import widened
 from blockyard.layers.roles import Role
 from blockyard.models.config import BlocksConfig
 from blockyard.models.tokens import check_ids
@@ -132,7 +133,7 @@ class TransformerLM(Trunk):
             logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
         loss = None
         if targets is not None:
-            loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+            loss = F.cross_entropy(widened(logits).flatten(0, 1), targets.flatten(), ignore_index=-100)
         return LMOutput(logits, loss, aux)
 
     def _check(self, input_ids: Tensor, targets: Tensor | None, cache: ModelCache | None) -> None:

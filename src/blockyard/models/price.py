@@ -324,7 +324,8 @@ class PriceForecaster(Trunk):
         """Volatility over the window ÷ that over its last 20 steps, [B, 1]: returns come divided by σ60."""
         z, long_sigma, sigma = (x[..., place] for place in self._places)
         r = z * torch.exp(long_sigma - sigma[:, -1:])
-        return r.square().mean(dim=1, keepdim=True).sqrt().clamp(1e-2, 1e2)
+        # Bounded in front of the root, whose slope at 0 is infinite: a window may stand still.
+        return r.square().mean(dim=1, keepdim=True).clamp(1e-4, 1e4).sqrt()
 
     def _pool(self, h: Tensor) -> Tensor:
         if self.config.pool == "flatten":

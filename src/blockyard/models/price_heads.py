@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.layers.norms import widened
 
 HeadKind = Literal["quantile", "student_t", "point"]
 # Widths change by at most this factor (in logs) per number of the model.
@@ -57,7 +58,7 @@ class QuantileHead(nn.Module):
         self.base.copy_(found.to(self.base))
 
     def quantiles(self, raw: Tensor) -> Tensor:
-        raw = raw.float()
+        raw = widened(raw)
         m = self.middle
         centre = self.base[:, m] + raw[..., 0]
         steps = self.base.diff(dim=1) * torch.exp(bounded(raw[..., 1:2] + raw[..., 2:]))
@@ -66,7 +67,7 @@ class QuantileHead(nn.Module):
         return torch.cat([down, centre[..., None], up], dim=-1)
 
     def point(self, raw: Tensor) -> Tensor:
-        return self.base[:, self.middle] + raw[..., 0].float()
+        return self.base[:, self.middle] + widened(raw[..., 0])
 
     def loss(self, quantiles: Tensor, y: Tensor) -> Tensor:
         """Mean pinball loss over levels and horizons."""
@@ -101,7 +102,7 @@ class StudentHead(nn.Module):
 
     def parameters_of(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Location, scale and degrees of freedom, [B, H] each."""
-        raw = raw.float()
+        raw = widened(raw)
         scale = torch.exp(self.base[:, 1] + bounded(raw[..., 1]))
         freedom = LEAST_FREEDOM + F.softplus(self.base[:, 2] + raw[..., 2])
         return self.base[:, 0] + raw[..., 0], scale, freedom
@@ -111,7 +112,7 @@ class StudentHead(nn.Module):
         return location[..., None] + scale[..., None] * student_quantiles(freedom, self.levels)
 
     def point(self, raw: Tensor) -> Tensor:
-        return self.base[:, 0] + raw[..., 0].float()
+        return self.base[:, 0] + widened(raw[..., 0])
 
     def nll(self, raw: Tensor, y: Tensor) -> Tensor:
         """Mean negative log likelihood, nats."""
@@ -143,7 +144,7 @@ class PointHead(nn.Module):
         self.base.copy_(y.double().mean(dim=0).to(self.base))
 
     def point(self, raw: Tensor) -> Tensor:
-        return self.base + raw[..., 0].float()
+        return self.base + widened(raw[..., 0])
 
 
 def bounded(x: Tensor) -> Tensor:
@@ -184,6 +185,10 @@ def student_quantiles(freedom: Tensor, levels: Sequence[float]) -> Tensor:
     """
     n = freedom.double()[..., None]
     tau = torch.tensor(levels, dtype=torch.float64, device=freedom.device)
+    # What is not chosen is kept finite, slopes and all, at arguments of its own: 0 · ∞ goes back through a `where`. The
+    # median is 0, where the root below has no slope.
+    median = tau == 0.5
+    tau = torch.where(median, 0.25, tau)
     two_sided = 2 * torch.minimum(tau, 1 - tau)
     a = 1 / (n - 0.5)
     b = (48 / a) / a
@@ -196,11 +201,14 @@ def student_quantiles(freedom: Tensor, levels: Sequence[float]) -> Tensor:
     c = c + torch.where(n < 5, 0.3 * (n - 4.5) * (x + 0.6), torch.zeros_like(n))
     c = (((0.05 * d * x - 5) * x - 7) * x - 2) * x + b + c
     normal = (((((0.4 * z + 6.3) * z + 36) * z + 94.5) / c - z - 3) / b + 1) * x
+    central = y > 0.05 + a
+    normal = torch.where(central, normal, 0.0)
+    y = torch.where(central, 0.05, y)
     normal = torch.expm1(a * normal * normal)
     tail = ((1 / (((n + 6) / (n * y) - 0.089 * d - 0.822) * (n + 2) * 3) + 0.5 / (n + 4)) * y - 1) * (n + 1)
     tail = tail / (n + 2) + 1 / y
-    found = torch.sqrt(n * torch.where(y > 0.05 + a, normal, tail)) * torch.sign(tau - 0.5)
-    return torch.where(tau == 0.5, torch.zeros_like(found), found).to(freedom.dtype)
+    found = torch.sqrt(n * torch.where(central, normal, tail)) * torch.sign(tau - 0.5)
+    return torch.where(median, 0.0, found).to(freedom.dtype)
 
 
 def check_levels(levels: Sequence[float]) -> None:

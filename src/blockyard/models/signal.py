@@ -29,6 +29,7 @@ from blockyard.layers.complex import (
 from blockyard.layers.complex_norms import ModReLU
 from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Linear
+from blockyard.layers.norms import widened
 from blockyard.layers.roles import Role
 from blockyard.models.config import BlocksConfig
 from blockyard.models.signal_condition import SnrModulation, check_snr
@@ -304,7 +305,8 @@ class SignalTransformer(Trunk, ComplexModule):
             raise InputError(f"iq has dtype {iq.dtype}, expected complex64 or complex128")
         check_snr(snr, config.condition, iq.shape[0])
         if config.normalise:
-            power = magnitude(iq, 0.0).square().mean(-1, keepdim=True)
+            # Not by |iq|, which has no slope at 0.
+            power = torch.view_as_real(iq.resolve_conj()).square().sum(-1).mean(-1, keepdim=True)
             iq = iq / power.clamp(min=torch.finfo(power.dtype).tiny).sqrt()
         x = self.stem(iq.unflatten(-1, (-1, config.samples_per_position)))
         if self.stem_snr is not None and snr is not None:
@@ -322,7 +324,7 @@ class SignalTransformer(Trunk, ComplexModule):
             logits = logits.reshape(x.shape[0], config.symbols, config.n_classes)
         loss = None
         if targets is not None:
-            loss = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
+            loss = F.cross_entropy(widened(logits).flatten(0, -2), targets.flatten())
         return SignalOutput(logits, loss, aux)
 
     def cost(self, length: int) -> Cost:

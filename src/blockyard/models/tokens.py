@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
+from blockyard.layers.derivatives import hidden
 
 
 def check_ids(input_ids: Tensor, vocab_size: int) -> None:
@@ -14,8 +15,8 @@ def check_ids(input_ids: Tensor, vocab_size: int) -> None:
         raise InputError(f"input_ids has shape {tuple(input_ids.shape)}, expected [batch, length], both at least 1")
     if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
         raise InputError(f"input_ids has dtype {input_ids.dtype}, expected integers")
-    # Elsewhere than on a CPU the read would stall the device, and a compiled graph cannot branch on it.
-    if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+    # Elsewhere than on a CPU the read would stall the device, and neither a compiled graph nor vmap can branch on it.
+    if input_ids.device.type == "cpu" and not torch.compiler.is_compiling() and not hidden(input_ids):
         low, high = (int(end) for end in input_ids.aminmax())
         if low < 0 or high >= vocab_size:
             wrong = low if low < 0 else high

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from blockyard.blocks import Aux
 from blockyard.cache import ModelCache
 from blockyard.costs import Cost
+from blockyard.layers.derivatives import transformed
 from blockyard.layers.rotary import RotaryPositionalEmbedding
 from blockyard.models.config import BlocksConfig
 
@@ -71,6 +72,8 @@ class Trunk(nn.Module):
         Returns: [B, T, d_model], and `{"losses": {name: sum over layers}, "stats": {"layers.0": …}}` when a block has
             something to say.
         """
+        # Transforms of torch.func cannot recompute.
+        recompute = self.checkpoint_activations and torch.is_grad_enabled() and cache is None and not transformed()
         collected: list[tuple[int, Aux]] = []
         for i, layer in enumerate(self.layers):
             arguments: dict[str, Any] = {
@@ -78,7 +81,7 @@ class Trunk(nn.Module):
                 "positions": positions,
                 "cache": None if cache is None else cache[i],
             }
-            if self.checkpoint_activations and torch.is_grad_enabled() and cache is None:
+            if recompute:
                 x, aux = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=True, **arguments)
             else:
                 x, aux = layer(x, **arguments)

@@ -1,0 +1,197 @@
+"""Derivatives beyond the one backward pass of training: second ones, forward mode, and the transforms of torch.func.
+
+Hand-written passes and fused kernels know one backward pass. Beside each stands the plain formula of what it computes,
+which torch can differentiate as often and in whichever way is asked. It takes over when a backward pass builds a graph
+of its own (`create_graph=True`), and from the start inside `torch.func` and forward-mode differentiation. Then time and
+memory are those of autograd without fused passes; training pays for none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from blockyard.errors import InputError
+
+Plain = Callable[..., Any]
+
+
+def transformed() -> bool:
+    """Whether code runs inside a transform of torch.func, or inside forward-mode differentiation, in eager mode."""
+    if torch.compiler.is_compiling():
+        return False
+    # autograd.Function asks the first itself, to raise; forward mode has no public question.
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def hidden(tensor: Tensor) -> bool:
+    """Whether `torch.func.vmap` keeps the values of a tensor from being read: they stand for a whole batch."""
+    functorch = torch._C._functorch
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return False
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
+def must_read(tensor: Tensor, what: str) -> None:
+    """Refuse a tensor whose values decide what is computed where vmap hides them.
+
+    Args:
+        tensor: the values.
+        what: who reads them and why, the beginning of a sentence.
+
+    Raises:
+        InputError: inside `torch.func.vmap`, when the tensor is batched.
+    """
+    if hidden(tensor):
+        raise InputError(f"{what}, which torch.func.vmap hides; loop over the samples instead")
+
+
+@contextmanager
+def outlasting() -> Iterator[None]:
+    """A context for making constants that are kept: no inference tensors, and untouched by transforms under way."""
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+        yield
+
+
+class HandWritten(torch.autograd.Function):
+    """A function with a forward and a backward pass written by hand, and the plain formula of the same.
+
+    A subclass has `forward`, `backward` and `plain`, which is made of operations that torch differentiates. Among the
+    inputs tensors come first, then settings. `backward` serves first derivatives only, may write over what it made
+    itself, and takes what `forward` saved by `keep`. Call it by `hand_written`.
+
+    Attributes:
+        differentiable: `backward` is itself made of such operations, on gradients, inputs and outputs, and serves all
+            derivatives: a linear function need not keep its input then.
+    """
+
+    differentiable: ClassVar[bool] = False
+
+    @staticmethod
+    def plain(*inputs: Any) -> Any:
+        """The formula in operations that torch differentiates, of the same inputs as `forward`."""
+        raise NotImplementedError
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not cls.differentiable:
+            # Guarded here, so that none can be forgotten.
+            cls.backward = staticmethod(_guarded(cls.plain, cls.backward))  # type: ignore[method-assign]
+
+
+def keep(ctx: Any, tensors: Sequence[Tensor | None], settings: Sequence[Any] = (), *made: Tensor | None) -> None:
+    """Save what both backward passes need, in a forward pass.
+
+    Args:
+        ctx: the function's context.
+        tensors: all tensor inputs, as they were given: a view made in `forward` would have lost its graph.
+        settings: the inputs after them.
+        made: what only the hand-written pass reads.
+    """
+    ctx.save_for_backward(*tensors, *made)
+    ctx.settings = tuple(settings)
+
+
+def hand_written(function: type[HandWritten], *inputs: Any) -> Any:
+    """The function of the inputs, by its hand-written passes where they serve."""
+    return function.plain(*inputs) if transformed() else function.apply(*inputs)
+
+
+def fused_or_plain(out: Tensor, plain: Plain, tensors: Sequence[Tensor | None], settings: Sequence[Any] = ()) -> Tensor:
+    """The result of a kernel of torch whose own backward pass cannot be differentiated again, mended.
+
+    Gradients go back through the kernel, but through `plain` when a graph of them is wanted.
+
+    Args:
+        out: what the kernel gave, of the tensors.
+        plain: the same of (*tensors, *settings), in operations that torch differentiates.
+        tensors: the tensors that the kernel was given, which it keeps anyway.
+        settings: further arguments.
+    """
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and out.requires_grad):
+        return out
+    return _FusedOrPlain.apply(out, *tensors, plain, tuple(settings))
+
+
+class _FusedOrPlain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, *inputs: Any) -> Tensor:
+        *tensors, ctx.plain, ctx.settings = inputs
+        ctx.save_for_backward(*tensors)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return grad, *(None for _ in tensors), None, None
+        # Nothing goes to the kernel, or gradients would count twice.
+        needs = ctx.needs_input_grad[1 : 1 + len(tensors)]
+        return None, *differentiate(ctx.plain, tensors, ctx.settings, needs, (grad,)), None, None
+
+
+def differentiate(
+    plain: Plain,
+    tensors: Sequence[Tensor | None],
+    settings: Sequence[Any],
+    needs: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """The vector-Jacobian product of a plain formula, with a graph of its own.
+
+    Args:
+        plain: of (*tensors, *settings), a tensor or several.
+        tensors: its inputs, which carry the graph that further derivatives go back through.
+        settings: its other arguments.
+        needs: which of the tensors want a gradient.
+        grads: gradients of the results; None for 0.
+
+    Returns: one gradient per tensor, None where none is wanted or none comes.
+    """
+    with torch.enable_grad():
+        # Through views of their own: where one input was made of another, the gradient of this use alone is meant.
+        own = [t.view_as(t) if t is not None and need else t for t, need in zip(tensors, needs)]
+        found = plain(*own, *settings)
+        outs = found if isinstance(found, tuple) else (found,)
+        # Non-differentiable results come last.
+        pairs = [(out, grad) for out, grad in zip(outs, grads) if grad is not None and out.requires_grad]
+        wanted = [t for t, need in zip(own, needs) if t is not None and need]
+        if not pairs or not wanted:
+            return tuple(None for _ in tensors)
+        results = iter(
+            torch.autograd.grad(
+                [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+            )
+        )
+        return tuple(next(results) if need else None for need in needs)
+
+
+def differentiate_all(plain: Plain, ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The same for a function's context: one gradient for each of its inputs, tensors first and then `ctx.settings`."""
+    count = len(ctx.needs_input_grad) - len(ctx.settings)
+    # Read once: activation checkpointing gives every saved tensor back one time.
+    tensors = ctx.saved_tensors[:count]
+    found = differentiate(plain, tensors, ctx.settings, ctx.needs_input_grad[:count], grads)
+    return *found, *(None for _ in ctx.settings)
+
+
+def _guarded(plain: Plain, backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The hand-written backward pass, or the plain one where a graph of the gradients is wanted."""
+
+    def either(ctx: Any, *grads: Any) -> Any:
+        # Autograd enables gradients in a backward pass exactly when create_graph is given. Compilers refuse a second
+        # derivative themselves.
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        return differentiate_all(plain, ctx, grads)
+
+    return either
