@@ -166,14 +166,14 @@ def test_killed_five_times_at_random_and_continued_equals_uninterrupted(tmp_path
 def test_a_stop_that_comes_as_the_last_run_of_a_seed_ends_stops_the_next_seeds(tmp_path, text, monkeypatch):
     from blockyard.workbench import runs
 
-    finish = runs._finish
+    record = runs._record
 
-    def stop_then_finish(job, *rest, **more):
+    def stop_then_record(job, *rest, **more):
         if job.planned.name == "standard" and job.seed == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return finish(job, *rest, **more)
+        return record(job, *rest, **more)
 
-    monkeypatch.setattr(runs, "_finish", stop_then_finish)
+    monkeypatch.setattr(runs, "_record", stop_then_record)
     with pytest.raises(Interrupted):
         compare(terms("standard"), groups_for(text), tmp_path / "out")
     assert (folder_of(tmp_path / "out", "standard", 0) / "result.json").exists()

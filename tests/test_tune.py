@@ -417,6 +417,20 @@ def test_two_workers_share_the_trials_and_the_finals(tmp_path: Path, monkeypatch
     assert rows[-1]["val_accuracy"] == trial["value"]
 
 
+def test_a_trial_that_kills_its_worker_twice_is_failed_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("UNRULY_FOLDER", str(tmp_path))
+    groups = {**GROUPS, "plugins": ["toy_task", "unruly_blocks"]}
+    over = {"attn.impl": "kills_at_once,standard", "train.lr": "1e-3..1e-1 log"}
+    record = search(tmp_path / "out", over, groups, trials=6, seeds=0, workers=2, pruner="none", sampler="random")
+    statuses = {t["number"]: (t["settings"]["attn.impl"], t["status"]) for t in record["trials"]}
+    assert len(statuses) == 6 and set(statuses.values()) == {("standard", "finished"), ("kills_at_once", "failed")}
+    failed = [trial for trial in record["trials"] if trial["status"] == "failed"]
+    assert all(trial["note"] == "its process was killed twice" for trial in failed)
+
+
 def test_folder_in_use_is_refused(tmp_path: Path) -> None:
     import fcntl
 

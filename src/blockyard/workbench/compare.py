@@ -26,6 +26,7 @@ from blockyard.training.machine import processor_name, system_name
 from blockyard.training.run import load_run
 from blockyard.training.task import Task
 from blockyard.workbench import measure, schema
+from blockyard.workbench.failures import is_of_the_machine, keep_failure
 from blockyard.workbench.kernels import kernels_of
 from blockyard.workbench.live import Board, make_board
 from blockyard.workbench.plan import (
@@ -130,9 +131,10 @@ def _compare(
     jobs = jobs_of(plan, base, config, out)
     wait_for_orphans(jobs, board)
     spread = config.workers > 1
-    results = train_spread(jobs, config, board) if spread else train_all(jobs, config, data, board)
-    measured = _measurements(config, base, plan, data, state, board, out)
-    scaling = _scaling(config, base, plan, state, board)
+    results = train_spread(jobs, config, data, board) if spread else train_all(jobs, config, data, board)
+    killed = {name for (name, _), run in results.items() if run["status"] == "killed"}
+    measured = _measurements(config, base, plan, data, state, board, out, killed)
+    scaling = _scaling(config, base, plan, state, board, killed)
     report = _report(config, groups, out, base, plan, data, results, measured, time.monotonic() - started)
     for choice, found in zip(report["choices"], scaling):
         choice["scaling"] = found
@@ -142,23 +144,36 @@ def _compare(
 
 
 def _measurements(
-    config: CompareConfig, base: Run[Any, Any], plan: list[Planned], data: Any, state: State, board: Board, out: Path
+    config: CompareConfig,
+    base: Run[Any, Any],
+    plan: list[Planned],
+    data: Any,
+    state: State,
+    board: Board,
+    out: Path,
+    killed: set[str],
 ) -> dict[str, Any]:
-    """Speed, cache and memory of every choice; measured together, so again for all when a choice is added."""
+    """Speed, cache and memory of every choice; measured together, so again for all when a choice is added.
+
+    Args:
+        killed: choices that took their processes with them: they would take this one, too, and are left out.
+    """
     kept = state.data["measured"]
     if set(kept) >= {p.name for p in plan} and (not config.measure_memory or all(k["memory"] for k in kept.values())):
         return kept
     board.say("measuring speed, cache and memory" if base.kind.decodes else "measuring speed and memory")
     seed = base.train.seed
-    runs = {p.name: run_of(p, base, config, seed) for p in plan}
+    runs = {p.name: run_of(p, base, config, seed) for p in plan if p.name not in killed}
     compiled = {p.name: measure.compiled_in(decisions_of(folder_of(out, p.name, seed))) for p in plan}
-    speeds = measure.training_speed(runs, data, compiled)
-    decoded = measure.decoding(runs)
+    failed = dict.fromkeys(killed, "it took its process with it in training")
+    speeds = measure.training_speed(runs, data, compiled, failed=failed)
+    decoded = measure.decoding(runs, failed=failed)
     memory = measure.peak_memory(runs) if config.measure_memory else {}
     state.data["measured"] = {
         p.name: {
-            "speed": {**speeds[p.name], "decode_wall": _first(decoded[p.name])},
-            "cache_bytes_per_token": _second(decoded[p.name]),
+            "speed": {**speeds[p.name], "decode_wall": _first(decoded.get(p.name))} if p.name in speeds else None,
+            "failed": failed.get(p.name, ""),
+            "cache_bytes_per_token": _second(decoded.get(p.name)),
             "memory": memory.get(p.name),
         }
         for p in plan
@@ -168,7 +183,7 @@ def _measurements(
 
 
 def _scaling(
-    config: CompareConfig, base: Run[Any, Any], plan: list[Planned], state: State, board: Board
+    config: CompareConfig, base: Run[Any, Any], plan: list[Planned], state: State, board: Board, killed: set[str]
 ) -> list[schema.Scaling]:
     """Training speed and memory over length of every choice, if asked for; measured together, so again for all."""
     if config.lengths is None:
@@ -182,8 +197,15 @@ def _scaling(
     if not done:
         what = "speed and memory" if config.measure_memory else "speed"
         board.say(f"measuring {what} over length")
-        runs = {p.name: run_of(p, base, config, base.train.seed) for p in plan}
-        kept = measure.length_scaling(runs, lengths, memory=config.measure_memory)
+        runs = {p.name: run_of(p, base, config, base.train.seed) for p in plan if p.name not in killed}
+        failed: dict[str, str] = {}
+        kept = measure.length_scaling(runs, lengths, memory=config.measure_memory, failed=failed)
+        for name, why in failed.items():
+            board.say(f"{name} could not be measured at every length: {why}")
+        nothing: dict[str, list[Any]] = {"lengths": lengths, "tokens_per_second": [None] * len(lengths)}
+        if config.measure_memory:
+            nothing["peak_bytes"] = [None] * len(lengths)
+        kept.update(dict.fromkeys(killed, nothing))
         state.data["scaling"] = kept
         state.save()
     return [kept[p.name] for p in plan]
@@ -211,16 +233,24 @@ def _report(
     kind, parts = base.kind, parts_of(base.task)
     seeds = list(range(base.train.seed, base.train.seed + config.seeds))
     tasks = {p.name: task_on_meta(replace(base, model=p.model), data) for p in plan}
-    choices = []
+    choices, notes = [], []
     for planned in plan:
         runs = [results[(planned.name, seed)] for seed in seeds]
         choice = _choice(planned, runs, measured[planned.name], tasks[planned.name])
+        if measured[planned.name].get("failed"):
+            notes.append(f"The speed of {planned.name} could not be measured: {measured[planned.name]['failed']}.")
         shown = first_finished(runs)
         if shown is not None:
             folder = folder_of(out, planned.name, shown["seed"])
-            choice["sample"] = parts.sample(config, folder, data)
-            choice["attention"] = parts.attention(folder, data)
-            choice["kernels"] = _kernels(folder, tasks[planned.name].model)
+            try:
+                choice["sample"] = parts.sample(config, folder, data)
+                choice["attention"] = parts.attention(folder, data)
+                choice["kernels"] = _kernels(folder, tasks[planned.name].model)
+            except Exception as error:
+                # Its runs ended well; what cannot be shown of them takes nothing from the rest.
+                if is_of_the_machine(error):
+                    raise
+                notes.append(f"{planned.name} could not be looked into: {keep_failure(error, folder)}.")
         choices.append(choice)
     free = ("steps", "seed", "eval_every", "save_every", "log_every", "keep", "save_best", "progress", "tensorboard")
     model = {k: v for k, v in asdict(plan[0].model).items() if k != "blocks"}
@@ -260,7 +290,7 @@ def _report(
             "decisions": {p.name: decisions_of(folder_of(out, p.name, seeds[0])) for p in plan},
             "seconds_total": seconds,
         },
-        "notes": [*parts.notes(config, data, read), *_clock_notes(config, plan, results)],
+        "notes": [*parts.notes(config, data, read), *_clock_notes(config, plan, results), *notes],
         "choices": choices,
     }
 
@@ -305,7 +335,10 @@ def _clock_notes(
     found = []
     if config.budget_unit == "seconds":
         for planned in plan:
-            spent = [run["seconds"] for (name, _), run in results.items() if name == planned.name]
+            ended = [run for (name, _), run in results.items() if name == planned.name]
+            spent = [run["seconds"] for run in ended if run["status"] == "finished"]
+            if not spent:
+                continue
             mean = sum(spent) / len(spent)
             if abs(mean / config.budget_value - 1) > 0.05:
                 found.append(f"{planned.name} used {mean:.1f} of {config.budget_value:g} seconds on average.")

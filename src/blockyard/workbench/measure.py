@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from blockyard.training.kinds import Run
 from blockyard.training.resolve import as_groups
 from blockyard.training.seeding import seeded
 from blockyard.workbench import schema
+from blockyard.workbench.failures import is_of_the_machine, keep_failure
 from blockyard.workbench.plan import task_on_meta
 from blockyard.workbench.stats import spread
 
@@ -69,7 +71,11 @@ class _Clocked:
 
 
 def training_speed(
-    runs: Mapping[str, Run[Any, Any]], data: Any, compiled: Mapping[str, Extent], rounds: int | None = None
+    runs: Mapping[str, Run[Any, Any]],
+    data: Any,
+    compiled: Mapping[str, Extent],
+    rounds: int | None = None,
+    failed: dict[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Tokens (or other units of input) per second of training steps, by wall clock and by process CPU time.
 
@@ -78,30 +84,53 @@ def training_speed(
         data: the task's data.
         compiled: how far a choice's own runs were compiled.
         rounds: turns of each choice; ROUNDS by default. Fewer, but LEAST_ROUNDS, where they would take too long.
+        failed: takes the reason, by choice, where one could not be measured: it is not finite, or raises.
 
-    Returns: by choice, `train_wall` and `train_cpu` as medians with quartiles over the rounds.
+    Returns: by choice, `train_wall` and `train_cpu` as medians with quartiles over the rounds; without those that
+        failed.
     """
-    clocks = {name: _Clocked(run, data, compiled.get(name, "no")) for name, run in runs.items()}
-    wall: dict[str, list[float]] = {name: [] for name in runs}
-    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    failed = {} if failed is None else failed
+    clocks: dict[str, _Clocked] = {}
+    for name, run in runs.items():
+        with _contained(name, failed):
+            clocks[name] = _Clocked(run, data, compiled.get(name, "no"))
+    wall: dict[str, list[float]] = {name: [] for name in clocks}
+    cpu: dict[str, list[float]] = {name: [] for name in clocks}
     order = list(clocks)
-    longest = max(clock.round_seconds for clock in clocks.values())
+    longest = max((clock.round_seconds for clock in clocks.values()), default=0.0)
     affordable = max(LEAST_ROUNDS, int(CHOICE_SECONDS / max(longest, 1e-6)))
     for _ in range(min(rounds or ROUNDS, affordable)):
         for name in order:
             clock = clocks[name]
             tokens = clock.round * clock.task.tokens_per_step
-            wall_seconds, cpu_seconds = clock.steps(clock.round)
-            wall[name].append(tokens / wall_seconds)
-            cpu[name].append(tokens / max(cpu_seconds, 1e-9))
-        order.reverse()
+            with _contained(name, failed):
+                wall_seconds, cpu_seconds = clock.steps(clock.round)
+                wall[name].append(tokens / wall_seconds)
+                cpu[name].append(tokens / max(cpu_seconds, 1e-9))
+        order = [name for name in reversed(order) if name not in failed]
     for clock in clocks.values():
         clock.ranks.close()
-    return {name: {"train_wall": spread(wall[name]), "train_cpu": spread(cpu[name])} for name in runs}
+    return {name: {"train_wall": spread(wall[name]), "train_cpu": spread(cpu[name])} for name in order}
+
+
+@contextmanager
+def _contained(name: str, failed: dict[str, str]) -> Iterator[None]:
+    """Note an error that is one choice's own, so that it costs the others nothing."""
+    try:
+        yield
+    except Exception as error:
+        if is_of_the_machine(error):
+            raise
+        failed[name] = keep_failure(error)
 
 
 def length_scaling(
-    runs: Mapping[str, Run[Any, Any]], lengths: Sequence[int], rounds: int = 3, *, memory: bool = False
+    runs: Mapping[str, Run[Any, Any]],
+    lengths: Sequence[int],
+    rounds: int = 3,
+    *,
+    memory: bool = False,
+    failed: dict[str, str] | None = None,
 ) -> dict[str, dict[str, list[Any]]]:
     """Training speed and memory over the length of a row, eager, with as many tokens in a batch at every length.
 
@@ -110,9 +139,10 @@ def length_scaling(
         lengths: the lengths, in any order.
         rounds: turns of each choice at each length.
         memory: measure peak memory too, each length of each choice in a fresh process.
+        failed: as for `training_speed`.
 
-    Returns: by choice, `lengths` in rising order, `tokens_per_second` (medians) and, if asked for, `peak_bytes` (None
-        where it could not be measured).
+    Returns: by choice, `lengths` in rising order, `tokens_per_second` (medians) and, if asked for, `peak_bytes`; None
+        where it could not be measured.
     """
     ordered = sorted(set(lengths))
     columns = ("lengths", "tokens_per_second", *(["peak_bytes"] if memory else []))
@@ -124,10 +154,11 @@ def length_scaling(
             model = run.kind.at_length(run.model, length)
             at[name] = replace(run, model=model, train=replace(run.train, batch_size=rows, accumulate=1))
         first = next(iter(at.values()))
-        speeds = training_speed(at, first.kind.sample_data(first), {}, rounds)
-        for name, speed in speeds.items():
+        speeds = training_speed(at, first.kind.sample_data(first), {}, rounds, failed)
+        for name in runs:
             found[name]["lengths"].append(length)
-            found[name]["tokens_per_second"].append(speed["train_wall"]["median"])
+            measured = speeds.get(name)
+            found[name]["tokens_per_second"].append(measured["train_wall"]["median"] if measured else None)
             if memory:
                 found[name]["peak_bytes"].append(_peak_memory(at[name])["peak_bytes"])
     return found
@@ -140,13 +171,24 @@ def seconds_per_step(runs: Mapping[str, Run[Any, Any]], data: Any, budget: float
         runs: the runs to imitate; their own number of steps does not matter.
         data: the task's data.
         budget: seconds of a whole run.
+
+    A choice that cannot be timed is taken to be as slow as the slowest: its own run will tell what is wrong with it.
+
+    Raises:
+        InputError: when none can be timed.
     """
     # A twentieth of the budget for measuring, within reason.
     rounds = max(3, min(12, round(0.05 * budget / ROUND_SECONDS)))
-    speeds = training_speed(runs, data, {}, rounds)
+    failed: dict[str, str] = {}
+    speeds = training_speed(runs, data, {}, rounds, failed)
+    if not speeds:
+        name, why = next(iter(failed.items()))
+        raise InputError(f"no choice can be timed for a budget in seconds; {name or 'the model'}: {why}")
+    slowest = min(speed["train_wall"]["median"] for speed in speeds.values())
     found = {}
     for name, run in runs.items():
-        eager = task_on_meta(run, data).tokens_per_step / speeds[name]["train_wall"]["median"]
+        measured = speeds[name]["train_wall"]["median"] if name in speeds else slowest
+        eager = task_on_meta(run, data).tokens_per_step / measured
         found[name] = _with_compilation(run, eager, budget)
     return found
 
@@ -172,27 +214,34 @@ def _build(run: Run[Any, Any], model: Any) -> Any:
 
 
 def decoding(
-    runs: Mapping[str, Run[Any, Any]], rounds: int | None = None
+    runs: Mapping[str, Run[Any, Any]], rounds: int | None = None, failed: dict[str, str] | None = None
 ) -> dict[str, tuple[dict[str, Any], float] | None]:
     """Tokens per second of greedy generation with the cache (one sequence), and the cache's bytes per token.
 
     Half of the context is read first, then up to 64 tokens are written one by one; only the writing is timed. The
     bytes are those the cache holds at the end, divided by its tokens. None for a choice whose mixer has no cache, and
-    for a task whose models do not write.
+    for a task whose models do not write. `failed` is as for `training_speed`.
     """
-    built = {name: _build(run, run.model).eval() for name, run in runs.items() if run.kind.decodes}
+    failed = {} if failed is None else failed
+    none: dict[str, str] = {}
+    built: dict[str, Any] = {}
+    for name, run in runs.items():
+        if run.kind.decodes:
+            with _contained(name, failed):
+                built[name] = _build(run, run.model).eval()
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     sizes: dict[str, float] = {}
     order = list(built)
     for _ in range(rounds or DECODE_ROUNDS):
-        for name in list(order):
-            try:
-                tokens_per_second, sizes[name] = _decode(built[name], runs[name].model.length)
-            except InputError:
-                order.remove(name)  # no cache: nothing to measure
-                continue
-            speeds[name].append(tokens_per_second)
-        order.reverse()
+        for name in order:
+            with _contained(name, failed):
+                try:
+                    tokens_per_second, sizes[name] = _decode(built[name], runs[name].model.length)
+                except InputError as error:
+                    none[name] = str(error)  # no cache: nothing to measure
+                    continue
+                speeds[name].append(tokens_per_second)
+        order = [name for name in reversed(order) if name not in failed and name not in none]
     return {name: (spread(speeds[name]), sizes[name]) if speeds[name] else None for name in runs}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from blockyard.workbench import units
 from blockyard.workbench.report.parts import parts_of
 from blockyard.workbench.schema import (
+    LOST,
     Choice,
     Ranked,
     Report,
@@ -89,8 +90,9 @@ def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
         under = f"best {units.plus_minus(best['mean'], None)}" if best["mean"] is not None else ""
         if final["mean"] is not None and per_byte != 1:
             under = f"{final['mean'] / per_byte:.3f} nats/byte; {under}"
-        if final["diverged"]:
-            under = f"{final['diverged']} diverged" + (f"; {under}" if under else "")
+        for status in LOST:
+            lost = sum(run["status"] == status for run in choice["runs"])
+            under = f"{lost} {status}" + (f"; {under}" if under else "") if lost else under
         cells = [
             (units.plus_minus(final["mean"], final["half_width"]), under),
             (

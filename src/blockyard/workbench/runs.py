@@ -24,12 +24,15 @@ from blockyard.training.statistics import LOAD
 from blockyard.training.trainer import Trainer
 from blockyard.workbench import schema
 from blockyard.workbench.budget import next_slice
+from blockyard.workbench.failures import is_of_the_machine, keep_failure
 from blockyard.workbench.live import Board, Line
 from blockyard.workbench.plan import Planned, folder_of, run_of
 from blockyard.workbench.processes import STOPPED
 from blockyard.workbench.settings import CompareConfig
 
 RESULT = "result.json"
+# Runs that the same command makes again: what ended them was no property of the numbers.
+TRIED_AGAIN = ("failed", "killed")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,10 @@ def kept_results(
         for job in group:
             key = (job.planned.name, job.seed)
             kept = read_result(job.folder)
+            if kept is not None and kept["status"] in TRIED_AGAIN:
+                # Its author may have mended it, or the machine have more memory today.
+                (job.folder / RESULT).unlink(missing_ok=True)
+                kept = None
             if kept is not None:
                 results[key] = kept
                 _note(lines[key], kept, "kept")
@@ -111,7 +118,16 @@ def _train_in_turns(
     stop: StopRequest,
 ) -> Iterator[tuple[Job, schema.Run]]:
     with ExitStack() as open_runs:
-        waiting = [(job, _open(job, data, open_runs)) for job in jobs]
+        waiting: list[tuple[Job, Trainer]] = []
+        for job in jobs:
+            try:
+                waiting.append((job, _open(job, data, open_runs)))
+            except Exception as error:
+                if is_of_the_machine(error) or isinstance(error, InputError):
+                    raise
+                lost = lost_run(job, "failed", keep_failure(error, job.folder), job.run.kind.quality(data))
+                _tell_end(job, lost, lines, board, data)
+                yield job, lost
         while waiting:
             # There and back again: the first in one round is the last in the next.
             for job, trainer in list(waiting):
@@ -121,8 +137,7 @@ def _train_in_turns(
                 if ended is not None:
                     trainer.close()
                     waiting.remove((job, trainer))
-                    _note(line, ended, "finished")
-                    board.say(_end_line(job, ended, job.run.kind.quality(data)))
+                    _tell_end(job, ended, lines, board, data)
                     yield job, ended
                 board.show(list(lines.values()), now=ended is not None)
                 if stop.signal is not None and waiting:
@@ -130,6 +145,11 @@ def _train_in_turns(
                         live.save()
                     raise Interrupted(stop.signal, STOPPED)
             waiting.reverse()
+
+
+def _tell_end(job: Job, ended: schema.Run, lines: Mapping[tuple[str, int], Line], board: Board, data: Any) -> None:
+    _note(lines[(job.planned.name, job.seed)], ended, "finished")
+    board.say(end_line(job, ended, job.run.kind.quality(data)))
 
 
 def _open(job: Job, data: Any, stack: ExitStack) -> Trainer:
@@ -141,16 +161,24 @@ def _open(job: Job, data: Any, stack: ExitStack) -> Trainer:
 
 
 def _advance(job: Job, trainer: Trainer, config: CompareConfig, data: Any) -> schema.Run | None:
-    """One slice of a run; its record when that ended it."""
+    """One slice of a run; its record when that ended it, well or with an error of its own."""
+    try:
+        return _slice(job, trainer, config, data)
+    except NonFiniteError as error:
+        return lost_run(job, "diverged", str(error), job.run.kind.quality(data), trainer)
+    except Exception as error:
+        if is_of_the_machine(error):
+            raise
+        return lost_run(job, "failed", keep_failure(error, job.folder), job.run.kind.quality(data), trainer)
+
+
+def _slice(job: Job, trainer: Trainer, config: CompareConfig, data: Any) -> schema.Run | None:
     pace = job.planned.seconds_per_step
     steps = next_slice(trainer, config.budget_unit, config.budget_value, pace, config.slice_steps)
     kind = job.run.kind
     quality = kind.quality(data)
-    try:
-        if steps:
-            trainer.advance(steps)
-    except NonFiniteError as error:
-        return _finish(job, trainer, quality, "diverged", note=str(error))
+    if steps:
+        trainer.advance(steps)
     spent = config.budget_unit == "seconds" and trainer.seconds >= config.budget_value
     if not (trainer.done or spent):
         return None
@@ -160,34 +188,62 @@ def _advance(job: Job, trainer: Trainer, config: CompareConfig, data: Any) -> sc
         extra = {key: evaluated[key] for key in ("val_loss", quality.key)}
     trainer.save()
     figures = trainer.engine.with_model_at_rest(lambda model: kind.figures(job.run, data, model))
-    return _finish(job, trainer, quality, "finished", extra=extra, figures=figures)
-
-
-def _finish(
-    job: Job,
-    trainer: Trainer,
-    quality: Quality,
-    status: str,
-    *,
-    note: str = "",
-    extra: Mapping[str, float] | None = None,
-    figures: Mapping[str, Any] | None = None,
-) -> schema.Run:
     rows = read_metrics(job.folder)
     if extra:
-        now = {"step": trainer.step, "tokens": trainer.tokens, "seconds": trainer.seconds, "flops": trainer.flops}
-        rows.append({**now, **extra})
+        rows.append({**_spent(trainer), **extra})
+    return _record(job, "finished", rows, _spent(trainer), quality, trainer.decisions.why, figures=figures)
+
+
+def lost_run(job: Job, status: str, note: str, quality: Quality, trainer: Trainer | None = None) -> schema.Run:
+    """Record a run that ended without a figure.
+
+    Args:
+        job: the run.
+        status: one of `schema.LOST`.
+        note: why, in a line.
+        quality: the figure that ranks.
+        trainer: the run's; None when there is none any more: then what it spent is read from its metrics.
+    """
+    rows = read_metrics(job.folder)
+    nothing = {"step": 0, "tokens": 0, "seconds": 0.0, "cpu_seconds": 0.0, "flops": 0}
+    spent = _spent(trainer) if trainer is not None else rows[-1] if rows else nothing
+    why = trainer.decisions.why if trainer is not None else ()
+    return _record(job, status, rows, spent, quality, why, note=note)
+
+
+def _spent(trainer: Trainer) -> dict[str, Any]:
+    return {
+        "step": trainer.step,
+        "tokens": trainer.tokens,
+        "seconds": trainer.seconds,
+        "cpu_seconds": trainer.cpu_seconds,
+        "flops": trainer.flops,
+    }
+
+
+def _record(
+    job: Job,
+    status: str,
+    rows: list[dict[str, Any]],
+    spent: Mapping[str, Any],
+    quality: Quality,
+    decisions: tuple[str, ...],
+    *,
+    note: str = "",
+    figures: Mapping[str, Any] | None = None,
+) -> schema.Run:
+    """Make and keep the record of a run that has ended."""
     evaluated = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
     ended = status == "finished" and bool(evaluated)
     run: schema.Run = {
         "seed": job.seed,
         "status": status,
         "folder": str(Path(*job.folder.parts[-3:])),
-        "steps": trainer.step,
-        "tokens": trainer.tokens,
-        "seconds": trainer.seconds,
-        "cpu_seconds": trainer.cpu_seconds,
-        "flops": float(trainer.flops),
+        "steps": spent["step"],
+        "tokens": spent["tokens"],
+        "seconds": spent["seconds"],
+        "cpu_seconds": spent["cpu_seconds"],
+        "flops": float(spent["flops"]),
         "final_loss": evaluated[-1] if ended else None,
         "best_loss": min(evaluated) if ended else None,
         "note": note,
@@ -205,7 +261,7 @@ def _finish(
     if loads:
         run["load"] = loads
     run = without_nan(run)
-    write_result(job.folder, run, trainer.decisions.why)
+    write_result(job.folder, run, decisions)
     return run
 
 
@@ -219,10 +275,11 @@ def _look(line: Line, trainer: Trainer, config: CompareConfig, job: Job) -> None
     line.part = trainer.seconds / config.budget_value if by_clock else trainer.step / job.planned.steps
 
 
-def _end_line(job: Job, run: schema.Run, quality: Quality) -> str:
+def end_line(job: Job, run: schema.Run, quality: Quality) -> str:
+    """Word how a run ended."""
     name = f"{job.planned.name} seed {job.seed}"
-    if run["status"] == "diverged":
-        return f"{name}: diverged; {run['note']}"
+    if run["status"] in schema.LOST:
+        return f"{name}: {run['status']}; {run['note']}"
     figures = f"val_loss {run['final_loss']:.4f}"
     if run.get("final_quality") is not None:
         figures += f", {quality.metric} {run['final_quality']:.4f}"

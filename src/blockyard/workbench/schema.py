@@ -21,11 +21,15 @@ class Curve(TypedDict):
     loss: list[float | None]
 
 
+# How a run may end without a figure: not finite, an error of the block's own, a process that was killed twice.
+LOST = ("diverged", "failed", "killed")
+
+
 class Run(TypedDict):
     """One choice trained with one seed."""
 
     seed: int
-    status: str  # "finished" | "diverged" | "unfinished"
+    status: str  # "finished" | "unfinished", or one of LOST
     folder: str
     steps: int
     tokens: int
@@ -92,7 +96,7 @@ class Scaling(TypedDict):
     """Training over the length of a row, as columns: eager, as many tokens in a batch at every length."""
 
     lengths: list[int]
-    tokens_per_second: list[float]
+    tokens_per_second: list[float | None]
     peak_bytes: NotRequired[list[int | None]]
 
 
@@ -122,7 +126,7 @@ class Interval(TypedDict):
     mean: float | None
     half_width: float | None
     n: int
-    diverged: int
+    diverged: int  # runs that ended as one of LOST
 
 
 class Ranked(TypedDict):

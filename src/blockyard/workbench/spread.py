@@ -7,6 +7,7 @@ behind when it is stopped is an ordinary run folder, so the same command goes on
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,8 +18,8 @@ from blockyard.training.folder import LOCK, held
 from blockyard.training.resolve import as_groups
 from blockyard.workbench import schema
 from blockyard.workbench.live import Board
-from blockyard.workbench.processes import Workers
-from blockyard.workbench.runs import Job, kept_results, lines_of, read_result
+from blockyard.workbench.processes import Workers, signal_name
+from blockyard.workbench.runs import Job, end_line, kept_results, lines_of, lost_run, read_result
 from blockyard.workbench.settings import CompareConfig
 
 POLL_SECONDS = 0.2
@@ -27,8 +28,13 @@ ORPHAN_SECONDS = 120.0
 Key = tuple[str, int]
 
 
-def train_spread(jobs: Mapping[int, list[Job]], config: CompareConfig, board: Board) -> dict[Key, schema.Run]:
+def train_spread(
+    jobs: Mapping[int, list[Job]], config: CompareConfig, data: Any, board: Board
+) -> dict[Key, schema.Run]:
     """Train what is missing with `config.workers` processes; returns every run by (choice, seed).
+
+    The runs of a worker that is killed are begun again, each by itself; one that takes its process with it once more is
+    recorded as killed.
 
     Raises:
         InputError: for what a worker could not do, when the others have been stopped and saved.
@@ -50,7 +56,27 @@ def train_spread(jobs: Mapping[int, list[Job]], config: CompareConfig, board: Bo
                 board.say(message["say"])
             board.show(list(lines.values()))
 
-        Workers("blockyard.workbench.worker", _requests(shares, config), heard).wait()
+        deaths: Counter[Key] = Counter()
+
+        def lost(request: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
+            keys = {(job["name"], job["seed"]) for job in request["jobs"]}
+            left = [j for j in missing if (j.planned.name, j.seed) in keys and read_result(j.folder) is None]
+            again = []
+            for job in left:
+                key = (job.planned.name, job.seed)
+                deaths[key] += 1
+                if deaths[key] > 1 and len(left) == 1:
+                    why = f"its process died of {signal_name(number)} twice, the second time by itself"
+                    killed = lost_run(job, "killed", why, job.run.kind.quality(data))
+                    lines[key].status = killed["status"]
+                    board.say(end_line(job, killed, job.run.kind.quality(data)))
+                else:
+                    again.append([job])
+            if again:
+                board.say(f"a worker died of {signal_name(number)}; begun again: {_named(again)}")
+            return _requests(again, config, request["threads"])
+
+        Workers("blockyard.workbench.worker", _requests(shares, config), heard, lost=lost).wait()
     for job in missing:
         run = read_result(job.folder)
         assert run is not None, f"{job.folder} holds no result"
@@ -72,9 +98,17 @@ def wait_for_orphans(jobs: Mapping[int, list[Job]], board: Board) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _requests(shares: Sequence[Sequence[Job]], config: CompareConfig) -> list[dict[str, Any]]:
+def _named(shares: Sequence[Sequence[Job]]) -> str:
+    return ", ".join(f"{job.planned.name} seed {job.seed}" for share in shares for job in share)
+
+
+def _requests(
+    shares: Sequence[Sequence[Job]], config: CompareConfig, threads: int | None = None
+) -> list[dict[str, Any]]:
+    if not shares:
+        return []
     # Runs that are to be compared by the clock share the cores evenly; the option, when given, has the last word.
-    threads = shares[0][0].run.train.threads or max(1, torch.get_num_threads() // len(shares))
+    threads = threads or shares[0][0].run.train.threads or max(1, torch.get_num_threads() // len(shares))
     return [{"config": asdict(config), "threads": threads, "jobs": [_described(job) for job in s]} for s in shares]
 
 

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 
 from blockyard.workbench import units
 from blockyard.workbench.schema import (
+    LOST,
     Choice,
     Comparison,
     Interval,
     Ranked,
     Report,
+    Run,
     Verdict,
     best_of,
     final_of,
@@ -48,10 +50,10 @@ def finals(choice: Choice) -> list[float]:
 
 
 def rank(report: Report) -> list[Ranked]:
-    """Choices by mean final quality; one with a diverged run comes after all that have none."""
+    """Choices by mean final quality; one with a run that diverged or failed comes after all that have none."""
     rows: list[Ranked] = []
     for choice in report["choices"]:
-        diverged = sum(run["status"] == "diverged" for run in choice["runs"])
+        diverged = sum(run["status"] in LOST for run in choice["runs"])
         best = [value for run in choice["runs"] if (value := best_of(run)) is not None]
         final = _interval(finals(choice), diverged)
         rows.append({"name": choice["name"], "rank": None, "final": final, "best": _interval(best, diverged)})
@@ -220,14 +222,10 @@ def _warnings(report: Report) -> list[str]:
     found: list[str] = []
     matched = "parameters" if report["match"] == "params" else f"FLOPs per {position_word(report)}"
     for choice in report["choices"]:
-        lost = [run for run in choice["runs"] if run["status"] == "diverged"]
-        if lost:
-            seeds = join([str(run["seed"]) for run in lost])
-            kept = len(choice["runs"]) - len(lost)
-            rest = f"its figures are of the other {kept}, and it is not ranked" if kept else "it is not ranked"
-            found.append(
-                f"{choice['name']} diverged in {len(lost)} of {len(choice['runs'])} runs (seed {seeds}): {rest}."
-            )
+        for status in LOST:
+            lost = [run for run in choice["runs"] if run["status"] == status]
+            if lost:
+                found.append(_lost(choice, status, lost))
         missing = sum(run["status"] == "unfinished" for run in choice["runs"])
         if missing:
             found.append(
@@ -243,6 +241,16 @@ def _warnings(report: Report) -> list[str]:
                 f"in {matched}: no setting of its widths comes nearer."
             )
     return found + report["notes"]
+
+
+def _lost(choice: Choice, status: str, lost: list[Run]) -> str:
+    """Word which runs ended without a figure, and for an error of the block's own which."""
+    words = status if status == "diverged" else f"was {status}" if status == "killed" else "failed"
+    seeds = join([str(run["seed"]) for run in lost])
+    kept = sum(run["status"] not in LOST for run in choice["runs"])
+    rest = f"its figures are of the other {kept}, and it is not ranked" if kept else "it is not ranked"
+    why = "" if status == "diverged" else f"; {lost[0]['note'].rstrip('.')}"
+    return f"{choice['name']} {words} in {len(lost)} of {len(choice['runs'])} runs (seed {seeds}{why}): {rest}."
 
 
 def _widened(choice: Choice, report: Report) -> str:

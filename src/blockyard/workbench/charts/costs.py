@@ -49,7 +49,13 @@ def speed_over_length(report: Report) -> Chart | None:
     if not found or len(found[0][1]["lengths"]) < 2:
         return None
     unit = input_unit(report)
-    lines = [(i, scaling["lengths"], scaling["tokens_per_second"]) for i, scaling in found]
+    lines = []
+    for i, scaling in found:
+        # A length at which a choice could not be measured is left out of its line.
+        measured = [
+            (n, speed) for n, speed in zip(scaling["lengths"], scaling["tokens_per_second"]) if speed is not None
+        ]
+        lines.append((i, [n for n, _ in measured], [speed for _, speed in measured]))
     draw = _drawer_over_length(lines, unit, f"training speed ({unit}s/s)")
     caption = f"Eager training steps with as many {unit}s in a batch at every length. A flat line scales linearly."
     return Chart("speed-length", "Training speed over length", caption, draw, group="costs")

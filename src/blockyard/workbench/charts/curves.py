@@ -9,7 +9,16 @@ from typing import Any
 from blockyard.workbench import units
 from blockyard.workbench.charts.chart import Chart, seeds_in
 from blockyard.workbench.charts.palette import Palette
-from blockyard.workbench.schema import Report, Run, higher_is_better, input_unit, quality_unit, quality_word, with_unit
+from blockyard.workbench.schema import (
+    LOST,
+    Report,
+    Run,
+    higher_is_better,
+    input_unit,
+    quality_unit,
+    quality_word,
+    with_unit,
+)
 
 # Share of the horizontal axis whose losses may lie above the vertical one.
 STEEP_PART = 0.2
@@ -63,8 +72,8 @@ def _band_words(report: Report, whole: bool = False) -> str:
     words = f"Line: mean of n = {n} seeds; band: their range." if n != "1" else "One seed (n = 1)."
     if not whole:
         words += " The steep beginning is cut off."
-    if any(run["status"] == "diverged" for choice in report["choices"] for run in choice["runs"]):
-        words += " A thin line ending in a cross is a run that diverged."
+    if any(run["status"] in LOST for choice in report["choices"] for run in choice["runs"]):
+        words += " A thin line ending in a cross is a run that diverged or failed."
     return words
 
 
@@ -86,9 +95,9 @@ def _curve_drawer(report: Report, which: str, key: str) -> Callable[[Any, Palett
         late: list[float] = []
         for i, choice in enumerate(report["choices"]):
             look = palette.style(i)
-            # A run that diverged stops early: it is drawn alone, so that it does not cut the mean short.
+            # A run that diverged or failed stops early: it is drawn alone, so that it does not cut the mean short.
             for run in choice["runs"]:
-                if run["status"] == "diverged" and which in run:
+                if run["status"] in LOST and which in run:
                     x, loss, _, _ = _over_seeds([run], which, key)
                     axes.plot(
                         [value / factor for value in x],

@@ -20,6 +20,7 @@ from blockyard.training.resolve import as_groups
 from blockyard.training.signals import Interrupted, StopRequest
 from blockyard.training.trainer import Trainer
 from blockyard.workbench.budget import expected_steps, next_slice, steps_for
+from blockyard.workbench.failures import is_of_the_machine
 from blockyard.workbench.measure import seconds_per_step
 from blockyard.workbench.plan import task_on_meta, watched
 from blockyard.workbench.processes import STOPPED
@@ -175,11 +176,6 @@ def _open(run: Run[Any, Any], data: Any, folder: Path) -> Trainer:
         # A checkpoint that cannot be gone on from: the run is made again.
         shutil.rmtree(folder)
         return make(False)
-
-
-def is_of_the_machine(error: InputError) -> bool:
-    """Whether an error is not the configuration's: a full disk, a folder in use."""
-    return isinstance(error.__cause__, OSError)
 
 
 def _train(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from blockyard.errors import InputError
 from blockyard.files import plain
 from blockyard.training.signals import StopRequest
 from blockyard.workbench.compare import machine_of, versions
-from blockyard.workbench.processes import Workers
+from blockyard.workbench.processes import Workers, signal_name
 from blockyard.workbench.tune import schema
 from blockyard.workbench.tune.board import Board, Line
 from blockyard.workbench.tune.budgeted import Ended
@@ -34,7 +35,7 @@ from blockyard.workbench.tune.record import Asked, make_record
 from blockyard.workbench.tune.report import write_report
 from blockyard.workbench.tune.search import open_study, unfinished
 from blockyard.workbench.tune.start import SearchState, Start
-from blockyard.workbench.tune.trials import DRAWN, NOTE, RESULT, SAME_AS, STATUS, Search, sweep
+from blockyard.workbench.tune.trials import DRAWN, NOTE, RESULT, SAME_AS, STATUS, Search, fail_trial, sweep
 
 WORKER = "blockyard.workbench.tune.worker"
 
@@ -86,7 +87,7 @@ class Session:
 
     def _search(self, waiting: list[int]) -> None:
         if self.config.workers > 1:
-            self._spread("search", [waiting[i :: self.config.workers] for i in range(self.config.workers)], self.watch)
+            self._search_spread(waiting)
             return
         with StopRequest().listening() as stop:
             Search(
@@ -101,6 +102,24 @@ class Session:
                 self.watch,
             ).run(waiting)
         self.watch(now=True)
+
+    def _search_spread(self, waiting: list[int]) -> None:
+        """Search with several processes, begun again where they were killed, until there are enough trials."""
+        many, deaths = self.config.workers, Counter[int]()
+        while True:
+            before = len(self.study.get_trials(deepcopy=False))
+            self._spread("search", [waiting[i::many] for i in range(many)], self.watch)
+            left = unfinished(self.study)
+            deaths.update(left)
+            for number in left:
+                if deaths[number] > 1:
+                    fail_trial(self.study, number, "its process was killed twice")
+            waiting = unfinished(self.study)
+            made = len(self.study.get_trials(deepcopy=False))
+            if not waiting and made >= self.config.trials:
+                return
+            if not left and made == before:
+                raise RuntimeError("every worker was killed before it began a trial")
 
     def _finals(self, jobs: Sequence[Final]) -> None:
         names = ", ".join(dict.fromkeys(job.candidate.name for job in jobs))
@@ -161,7 +180,12 @@ class Session:
             for share in shares
         ]
         # The search is in use for as long as one of them lives, even if this process is killed.
-        Workers(WORKER, requests, heard, held=[self.state.lock]).wait()
+        Workers(WORKER, requests, heard, held=[self.state.lock], lost=self._lost).wait()
+
+    def _lost(self, request: Mapping[str, Any], number: int) -> list[Mapping[str, Any]]:
+        """Say that a worker died. The others go on with the search; what it was at is begun again after them."""
+        self.board.say(f"a worker died of {signal_name(number)}; what it was at is begun again")
+        return []
 
     def watch(self, *, now: bool = False) -> None:
         """Show all trials, and keep the record when one has ended."""

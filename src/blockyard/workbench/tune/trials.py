@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,17 +14,17 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from blockyard.errors import InputError
-from blockyard.files import open_without_links, plain, write_atomically
+from blockyard.files import open_without_links, plain
 from blockyard.training.folder import CHECKPOINTS
 from blockyard.training.kinds import Quality, Run
 from blockyard.training.resolve import resolve
 from blockyard.training.signals import Interrupted, StopRequest
+from blockyard.workbench.failures import is_of_the_machine, keep_failure
 from blockyard.workbench.processes import STOPPED
 from blockyard.workbench.tune.budgeted import (
     Ended,
     Plan,
     Shelf,
-    is_of_the_machine,
     make_plan,
     planned_run,
     train_to_budget,
@@ -34,7 +33,7 @@ from blockyard.workbench.tune.search import ended as ended_trials
 from blockyard.workbench.tune.settings import TuneConfig
 from blockyard.workbench.tune.space import Space
 
-TRIALS, CLAIM, TRACEBACK = "trials", "claim.lock", "error.txt"
+TRIALS, CLAIM = "trials", "claim.lock"
 # What a trial notes about itself in the journal.
 DRAWN, STATUS, NOTE, PLAN, SAME_AS, RESULT = "drawn", "status", "note", "plan", "same_as", "result"
 
@@ -113,16 +112,11 @@ class Search:
                 self._repeat(trial, twin)
             else:
                 self._end(trial, self._train(trial, groups, folder))
-        except InputError as error:
+        except Exception as error:
             if is_of_the_machine(error):
                 raise
-            self._fail(trial, str(error))
-        except OSError:
-            raise
-        except Exception as error:
             # A block that cannot do with what was drawn: its author finds where, the search goes on.
-            write_atomically(folder / TRACEBACK, traceback.format_exc())
-            self._fail(trial, f"{type(error).__name__}: {_first_line(error)}")
+            self._fail(trial, keep_failure(error, folder))
         # The weights of the best are made again with fresh seeds; those of all would fill the disk.
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         self.watch()
@@ -187,17 +181,30 @@ class Search:
         self._tell(trial, ended.status, ended.value)
 
     def _fail(self, trial: Trial, reason: str) -> None:
-        trial.set_user_attr(STATUS, "failed")
-        trial.set_user_attr(NOTE, " ".join(reason.split()))
-        self._tell(trial, "failed", None)
+        fail_trial(self.study, trial.number, reason)
 
     def _tell(self, trial: Trial, status: str, value: float | None) -> None:
-        # What failed or diverged is to Optuna a trial that was stopped: as bad as any, so that its neighbourhood is
-        # left alone. Its own state for failures would be forgotten by the sampler, and tried again and again.
         if status == "finished":
             self.study.tell(trial, value)
         else:
-            self.study.tell(trial, state=TrialState.PRUNED)
+            tell_lost(self.study, trial)
+
+
+def tell_lost(study: Study, trial: Trial) -> None:
+    """End a trial that failed or diverged.
+
+    To Optuna it is one that was stopped: as bad as any, so that its neighbourhood is left alone. Its own state for
+    failures would be forgotten by the sampler, and tried again and again.
+    """
+    study.tell(trial, state=TrialState.PRUNED)
+
+
+def fail_trial(study: Study, number: int, reason: str) -> None:
+    """End a trial that could not be made."""
+    trial = Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    trial.set_user_attr(STATUS, "failed")
+    trial.set_user_attr(NOTE, reason)
+    tell_lost(study, trial)
 
 
 def folder_of(folder: Path, number: int) -> Path:
@@ -209,8 +216,3 @@ def sweep(folder: Path, study: Study) -> None:
     """Remove the weights of trials that ended when a kill came between their end and that."""
     for trial in ended_trials(study):
         shutil.rmtree(folder_of(folder, trial.number) / CHECKPOINTS, ignore_errors=True)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"
