@@ -8,7 +8,7 @@ from typing import Any
 
 from blockyard import list_attention, list_ffn
 from blockyard.registry import Kind, implementation
-from blockyard.training.kinds import task_names
+from blockyard.training.kinds import BUILTIN
 from price_fixtures import ohlcv, write
 
 OPTIMIZERS = ("muon", "adamw")
@@ -33,17 +33,21 @@ TRAIN: dict[str, Any] = {
 
 
 def choices() -> dict[str, dict[str, Any]]:
-    """Option groups by name: a model for each registered mixer and FFN, the schedules, and each task."""
+    """Option groups by name: a model for each mixer and FFN of the package, the schedules, and each of its tasks."""
     found: dict[str, dict[str, Any]] = {}
     sides: tuple[tuple[Kind, list[str]], ...] = (("attn", list_attention()), ("ffn", list_ffn()))
     for side, names in sides:
         for name in names:
-            is_complex = implementation(side, name).traits.complex_valued
+            entry = implementation(side, name)
+            if not entry.source.startswith("blockyard."):
+                # What other tests of this process have registered.
+                continue
+            is_complex = entry.traits.complex_valued
             # A complex block stands in a complex stream, which the signal models have.
             pair = COMPLEX if is_complex else {"attn": {"impl": "standard"}, "ffn": {"impl": "relu2"}}
             found[f"{side}-{name}"] = {"task": "signal" if is_complex else "lm", **pair, side: {"impl": name}}
     found |= {name: {"task": "lm", **groups} for name, groups in SCHEDULES.items()}
-    return found | {f"task-{name}": {"task": name} for name in task_names() if name != "lm"}
+    return found | {f"task-{name}": {"task": name} for name in BUILTIN if name != "lm"}
 
 
 def everything() -> list[tuple[str, str]]:
