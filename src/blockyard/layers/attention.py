@@ -2,31 +2,43 @@
 
 Plain matrix products win at short lengths on a CPU, `F.scaled_dot_product_attention` at long ones and on a GPU;
 a causal sliding window is computed in blocks. Every path gives the same numbers, and a query that may see nothing
-gives 0 with a zero gradient.
+gives 0 with a zero gradient. Scores and softmax are float32 at least, whatever the inputs are: rounded to 8 bits, a
+score of 16 errs by up to a thirty-second, and its weight by that part.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockyard.errors import InputError
 from blockyard.layers import thin_attention
+from blockyard.layers.attention_masks import as_bias, check_padding_mask, combine_masks, open_blind_rows
 from blockyard.layers.dropout import dropout as drop
 
 Kernel = Literal["auto", "matmul", "sdpa"]
 
-# Keys up to which plain matrix products beat SDPA's CPU kernel, forward and backward, at head widths 4 to 64
-# (benchmarks/attention.py). In float32 the kernel won at every length; in bfloat16 it has a large fixed cost.
-MATMUL_UP_TO = {torch.float32: 0, torch.bfloat16: 512}
+HALF = (torch.bfloat16, torch.float16)
+# Keys up to which plain matrix products beat SDPA's CPU kernel, forward and backward, at head widths 4 to 64, one
+# thread (benchmarks/attention.py). In float32 the kernel won at every length (x86 with AMX). In half precision the
+# products have float32 scores, of converted inputs (a CPU has no half-precision product with a float32 result): on an
+# AMD EPYC (Zen 4, AVX-512 with bf16, no AMX) they take 0.1 to 0.5 of SDPA's time at 16 to 128 keys.
+MATMUL_UP_TO = {torch.float32: 0, torch.bfloat16: 128, torch.float16: 128}
 _MATMUL_UP_TO_ELSE = 512
+# From there to below so many keys SDPA is faster on inputs converted to float32, conversion included: on that processor
+# 0.6 to 0.9 of the time in bfloat16 at 256 keys, as long at 512. In bfloat16 the kernel has a large fixed cost.
+SDPA_IN_FLOAT32_BELOW = 512
 
 # Up to this many queries the heads that share a key head are scored as further queries of it: one product instead of
 # one per head, up to 3 times as fast in float32 and 4 in bfloat16 (benchmarks/grouped_decode.py).
 FEW_QUERIES = 16
+# Few queries in half precision meet keys that are converted so many numbers at a time, which stay in the processor's
+# cache: on that processor a step takes 0.2 to 0.4 of SDPA's time in bfloat16 behind 128 to 8192 tokens of 8 heads, 0.9
+# to 1.1 with keys that all heads share, and 1.1 to 1.5 of what products with bfloat16 scores would take.
+_CONVERTED = 1 << 20
 
 
 def attend(
@@ -79,15 +91,19 @@ def attend(
     # Only the caller's masks can leave a query with nothing to see.
     guard = padding_mask is not None or attn_mask is not None
     matmul = return_weights or dropout > 0 or _use_matmul(q, k, v, kernel)
+    wide = not matmul and _widen(q, k, kernel)
     if causal and not matmul and not guard and window is None and queries == keys and queries > 1:
         if kernel == "auto" and thin_attention.suits(q, k, v):
             return thin_attention.thin_attention(q, k, v, scale), None
         # A square causal mask alone is a flag to SDPA: no T x T mask is made, and its fast path skips half the work.
-        return _sdpa(q, k, v, None, True, scale, False), None
-    mask = combine_masks(q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=window)
+        return _sdpa(q, k, v, None, True, scale, False, wide), None
+    dtype = torch.float32 if (matmul or wide) and q.dtype in HALF else q.dtype
+    mask = combine_masks(
+        q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=window, dtype=dtype
+    )
     if matmul:
         return _matmul_attention(q, k, v, mask, scale, guard, dropout, dropout_keys, return_weights)
-    return _sdpa(q, k, v, mask, False, scale, guard), None
+    return _sdpa(q, k, v, mask, False, scale, guard, wide), None
 
 
 def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
@@ -101,82 +117,29 @@ def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
     if q.shape[-2] <= FEW_QUERIES and _lengthwise(k):
         # Rows of a cache laid out for this: five times as fast as SDPA for heads 4 wide, twice for 32.
         return True
+    if q.shape[-2] <= FEW_QUERIES and q.dtype in HALF and not torch.is_grad_enabled():
+        return True
     if q.shape[-2] == 1:
-        # SDPA is as fast in float32 and two to eight times faster in bfloat16.
+        # SDPA is as fast.
         return False
     return k.shape[-2] <= MATMUL_UP_TO.get(q.dtype, _MATMUL_UP_TO_ELSE)
+
+
+def _widen(q: Tensor, k: Tensor, kernel: Kernel) -> bool:
+    """Whether SDPA is faster on inputs converted to float32."""
+    return kernel == "auto" and q.device.type == "cpu" and q.dtype in HALF and k.shape[-2] < SDPA_IN_FLOAT32_BELOW
+
+
+def as_given(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A context in which products keep the precision of their inputs, also under autocast."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _lengthwise(k: Tensor) -> bool:
     """Whether the values of one feature at all positions lie side by side (see `LayerCache`)."""
     return k.stride(-1) != 1 and k.stride(-2) == 1
-
-
-def combine_masks(
-    q: Tensor,
-    k: Tensor,
-    *,
-    causal: bool,
-    padding_mask: Tensor | None,
-    attn_mask: Tensor | None,
-    window: int | None,
-) -> Tensor | None:
-    """One mask that broadcasts to [B, H, T, S]: bool, or additive when `attn_mask` is; None if all see all."""
-    queries, keys = q.shape[-2], k.shape[-2]
-    mask: Tensor | None = None
-    if (causal and queries > 1) or window is not None:
-        distance = _distance(queries, keys, q.device)
-        mask = distance >= 0 if causal else None
-        if window is not None:
-            near = distance < window if causal else distance.abs() < window
-            mask = near if mask is None else mask & near
-    if padding_mask is not None:
-        check_padding_mask(padding_mask, q.shape[0], keys)
-        keep = padding_mask.to(torch.bool)[:, None, None, :]
-        mask = keep if mask is None else mask & keep
-    if attn_mask is None:
-        return mask
-    check_attn_mask(attn_mask, (q.shape[0], q.shape[1], queries, keys))
-    if attn_mask.dtype == torch.bool:
-        return attn_mask if mask is None else mask & attn_mask
-    attn_mask = attn_mask.to(q.dtype)
-    return attn_mask if mask is None else attn_mask.masked_fill(~mask, float("-inf"))
-
-
-def check_padding_mask(padding_mask: Tensor, batch: int, keys: int) -> None:
-    """Raise InputError unless the mask is [batch, keys]."""
-    if tuple(padding_mask.shape) != (batch, keys):
-        raise InputError(
-            f"padding_mask has shape {tuple(padding_mask.shape)}, expected {(batch, keys)} "
-            "[batch, keys]; with a cache it covers past and new tokens"
-        )
-
-
-def check_attn_mask(attn_mask: Tensor, shape: tuple[int, int, int, int]) -> None:
-    """Raise InputError unless the mask is bool or floating and broadcasts to [B, H, T, S]."""
-    if attn_mask.dtype != torch.bool and not attn_mask.dtype.is_floating_point:
-        raise InputError(
-            f"attn_mask has dtype {attn_mask.dtype}; it should be bool (True = attend) or floating (added)"
-        )
-    sizes = zip(reversed(attn_mask.shape), reversed(shape))
-    if attn_mask.ndim > 4 or any(given not in (1, wanted) for given, wanted in sizes):
-        raise InputError(
-            f"attn_mask has shape {tuple(attn_mask.shape)}, which does not broadcast to {shape} [B, H, T, S]"
-        )
-
-
-def _distance(queries: int, keys: int, device: torch.device) -> Tensor:
-    # The queries are the last of the keys' positions.
-    rows = torch.arange(keys - queries, keys, device=device)
-    return rows[:, None] - torch.arange(keys, device=device)
-
-
-def open_blind_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Let queries that see nothing see all, so that softmax stays finite; also return who does see."""
-    allowed = mask if mask.dtype == torch.bool else mask > float("-inf")
-    sees = allowed.any(-1, keepdim=True)
-    opened = mask | ~sees if mask.dtype == torch.bool else mask.masked_fill(~sees, 0.0)
-    return opened, sees
 
 
 def _matmul_attention(
@@ -195,17 +158,19 @@ def _matmul_attention(
     sees = None
     if guard and mask is not None:
         mask, sees = open_blind_rows(mask)
+    dtype = q.dtype
+    wide = torch.float32 if dtype in HALF else dtype
     # The heads that share a key head are stacked along the queries, so that no key is copied.
     q = q.reshape(batch * key_heads, -1, width)
     k = k.reshape(batch * key_heads, keys, width)
     v = v.reshape(batch * v.shape[1], keys, -1)
-    if mask is None:
-        scores = torch.bmm(q * scale, k.transpose(1, 2))
-    else:
-        # Product, scale and mask in one call. A mask that is added costs a sixth of filling by a boolean one.
-        bias = _as_bias(mask, q.dtype, (batch, key_heads, heads // key_heads, queries, keys))
-        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
-    weights = scores.softmax(-1)
+    bias = None if mask is None else as_bias(mask, wide, (batch, key_heads, heads // key_heads, queries, keys))
+    eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or dropout or return_weights)
+    if eager and wide != dtype and queries <= FEW_QUERIES and len(k) == len(v):
+        out = _few_queries(q, k, v, bias, scale).view(batch, heads, queries, -1)
+        return out if sees is None else out.masked_fill(~sees, 0.0), None
+    with as_given(q.device):
+        weights = _scores(q.to(wide), k.to(wide), bias, scale).softmax(-1)
     if sees is not None:
         weights = weights.view(batch, heads, queries, keys).masked_fill(~sees, 0.0).view(weights.shape)
     if dropout:
@@ -215,22 +180,49 @@ def _matmul_attention(
     # The heads that share values are stacked, too.
     dropped = dropped.to(v.dtype).view(v.shape[0], -1, keys)
     out = torch.bmm(dropped, v).view(batch, heads, queries, -1)
-    return out, weights.view(batch, heads, queries, keys) if return_weights else None
+    return out, weights.view(batch, heads, queries, keys).to(dtype) if return_weights else None
 
 
-def _as_bias(mask: Tensor, dtype: torch.dtype, shape: tuple[int, int, int, int, int]) -> Tensor:
-    """A mask as an additive [B · H_kv, groups · T, S], or [1, groups · T, S] when it is the same for all."""
-    batch, key_heads, groups, queries, keys = shape
-    if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
-    mask = mask.to(dtype)
-    mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape)
-    if mask.shape[:2] == (1, 1):
-        return mask[0].expand(groups, queries, keys).reshape(1, -1, keys)
-    return mask.expand(batch, key_heads * groups, queries, keys).reshape(batch * key_heads, -1, keys)
+def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """q kᵀ · scale + bias, all [rows, ...]."""
+    if bias is None:
+        return torch.bmm(q * scale, k.transpose(1, 2))
+    # Product, scale and mask in one call. A mask that is added costs a sixth of filling by a boolean one.
+    return torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, guard: bool) -> Tensor:
+def _few_queries(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Attention of few queries in half precision, in float32 throughout and without gradients: [rows, queries, d_v].
+
+    Rows are converted in pieces, see `_CONVERTED`.
+    """
+    out = q.new_empty(*q.shape[:2], v.shape[2])
+    piece = max(1, _CONVERTED // (k.shape[1] * k.shape[2]))
+    with as_given(q.device):
+        for start in range(0, len(q), piece):
+            rows = slice(start, start + piece)
+            part = bias if bias is None or len(bias) == 1 else bias[rows]
+            weights = _scores(q[rows].float(), k[rows].float(), part, scale).softmax(-1)
+            out[rows] = torch.bmm(weights, v[rows].float())
+    return out
+
+
+def _sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    guard: bool,
+    wide: bool = False,
+) -> Tensor:
+    """SDPA, which keeps its scores in float32; `wide` gives it its inputs in float32, too."""
+    if wide:
+        whole = k.float()
+        values = whole[..., : v.shape[-1]] if _within(v, k) else v.float()
+        with as_given(q.device):
+            return _sdpa(q.float(), whole, values, mask, causal, scale, guard).to(q.dtype)
     sees = None
     if guard and mask is not None:
         mask, sees = open_blind_rows(mask)
@@ -342,7 +334,7 @@ def _windowed(
     if _use_matmul(q, k, v, kernel):
         out, _ = _matmul_attention(q, k, v, mask, scale, guard, 0.0, None, False)
     else:
-        out = _sdpa(q, k, v, mask, False, scale, guard)
+        out = _sdpa(q, k, v, mask, False, scale, guard, _widen(q, k, kernel))
     if padding_mask is None:
         out = out.unflatten(1, (batch, -1)).permute(1, 2, 0, 3, 4)
     else:
