@@ -102,6 +102,31 @@ def test_gradients_in_bfloat16_are_as_near_to_float64_as_sdpas(queries):
         assert error(mine, right) <= AS_GOOD * error(its, right)
 
 
+def test_half_precision_scores_go_through_torch_func_and_second_derivatives():
+    q, k, v = (t[:, :2, :, :8].contiguous() / 4 for t in inputs(torch.bfloat16, 7, 7))
+    bias = random(7, 7, seed=6, dtype=torch.float32)
+
+    def loss(q, k, bias, of=v):
+        return attend(q, k, of, causal=True, attn_mask=bias)[0].float().square().sum()
+
+    given = tuple(t.clone().requires_grad_() for t in (q, k, bias))
+    first = torch.autograd.grad(loss(*given), given, create_graph=True)
+    second = torch.autograd.grad(sum(g.float().square().sum() for g in first), given)
+    wide = tuple(t.detach().float().requires_grad_() for t in given)
+    first_wide = torch.autograd.grad(loss(*wide, v.float()), wide, create_graph=True)
+    second_wide = torch.autograd.grad(sum(g.square().sum() for g in first_wide), wide)
+    for found, right in zip((*first, *second), (*first_wide, *second_wide)):
+        # A handful of roundings to 8 bits in a row.
+        assert error(found, right.double()) <= 0.03 * error(right, 0)
+    for found, right in zip(torch.func.grad(loss, argnums=(0, 1, 2))(q, k, bias), first):
+        torch.testing.assert_close(found, right)
+    per_sample = torch.func.vmap(torch.func.grad(lambda q, k, v: loss(q[None], k[None], bias, v[None])))(q, k, v)
+    torch.testing.assert_close(per_sample, first[0], rtol=2**-6, atol=2e-2)
+    slopes = tuple(torch.randn_like(t) for t in (q, k, bias))
+    _, along = torch.func.jvp(loss, (q, k, bias), slopes)
+    assert along.item() == pytest.approx(sum((g * s).sum().item() for g, s in zip(first_wide, slopes)), rel=0.03)
+
+
 @pytest.mark.parametrize("queries", [1, 4, 60, 200])
 def test_padding_and_added_masks_in_bfloat16_follow_float64(queries):
     keys = max(queries, 90)

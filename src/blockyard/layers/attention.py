@@ -9,7 +9,7 @@ score of 16 errs by up to a thirty-second, and its weight by that part.
 from __future__ import annotations
 
 import contextlib
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,11 @@ HALF = (torch.bfloat16, torch.float16)
 # Keys up to which plain matrix products beat SDPA's CPU kernel, forward and backward, at head widths 4 to 64, one
 # thread (benchmarks/attention.py). In float32 the kernel won at every length (x86 with AMX). In half precision the
 # products have float32 scores, of converted inputs (a CPU has no half-precision product with a float32 result): on an
-# AMD EPYC (Zen 4, AVX-512 with bf16, no AMX) they take 0.1 to 0.5 of SDPA's time at 16 to 128 keys.
-MATMUL_UP_TO = {torch.float32: 0, torch.bfloat16: 128, torch.float16: 128}
-_MATMUL_UP_TO_ELSE = 512
-# From there to below so many keys SDPA is faster on inputs converted to float32, conversion included: on that processor
-# 0.6 to 0.9 of the time in bfloat16 at 256 keys, as long at 512. In bfloat16 the kernel has a large fixed cost.
-SDPA_IN_FLOAT32_BELOW = 512
+# AMD EPYC (Zen 4, AVX-512 with bf16, no AMX) they take 0.2 to 0.5 of SDPA's time in bfloat16 at 32 to 128 keys, 0.65 to
+# 0.95 at 512, and 1.1 to 1.5 of what products with bfloat16 scores would take. Forward alone they win up to 128 keys
+# (0.75 to 0.9), at 512 they take 1.0 to 1.3 times as long.
+MATMUL_UP_TO = {torch.float32: 0}
+_MATMUL_UP_TO_ELSE, _HALF_FORWARD_UP_TO = 512, 128
 
 # Up to this many queries the heads that share a key head are scored as further queries of it: one product instead of
 # one per head, up to 3 times as fast in float32 and 4 in bfloat16 (benchmarks/grouped_decode.py).
@@ -91,19 +90,18 @@ def attend(
     # Only the caller's masks can leave a query with nothing to see.
     guard = padding_mask is not None or attn_mask is not None
     matmul = return_weights or dropout > 0 or _use_matmul(q, k, v, kernel)
-    wide = not matmul and _widen(q, k, kernel)
     if causal and not matmul and not guard and window is None and queries == keys and queries > 1:
         if kernel == "auto" and thin_attention.suits(q, k, v):
             return thin_attention.thin_attention(q, k, v, scale), None
         # A square causal mask alone is a flag to SDPA: no T x T mask is made, and its fast path skips half the work.
-        return _sdpa(q, k, v, None, True, scale, False, wide), None
-    dtype = torch.float32 if (matmul or wide) and q.dtype in HALF else q.dtype
+        return _sdpa(q, k, v, None, True, scale, False), None
+    dtype = torch.float32 if matmul and q.dtype in HALF else q.dtype
     mask = combine_masks(
         q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=window, dtype=dtype
     )
     if matmul:
         return _matmul_attention(q, k, v, mask, scale, guard, dropout, dropout_keys, return_weights)
-    return _sdpa(q, k, v, mask, False, scale, guard, wide), None
+    return _sdpa(q, k, v, mask, False, scale, guard), None
 
 
 def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
@@ -117,17 +115,12 @@ def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
     if q.shape[-2] <= FEW_QUERIES and _lengthwise(k):
         # Rows of a cache laid out for this: five times as fast as SDPA for heads 4 wide, twice for 32.
         return True
-    if q.shape[-2] <= FEW_QUERIES and q.dtype in HALF and not torch.is_grad_enabled():
-        return True
+    if q.dtype in HALF and not torch.is_grad_enabled():
+        return q.shape[-2] <= FEW_QUERIES or k.shape[-2] <= _HALF_FORWARD_UP_TO
     if q.shape[-2] == 1:
         # SDPA is as fast.
         return False
     return k.shape[-2] <= MATMUL_UP_TO.get(q.dtype, _MATMUL_UP_TO_ELSE)
-
-
-def _widen(q: Tensor, k: Tensor, kernel: Kernel) -> bool:
-    """Whether SDPA is faster on inputs converted to float32."""
-    return kernel == "auto" and q.device.type == "cpu" and q.dtype in HALF and k.shape[-2] < SDPA_IN_FLOAT32_BELOW
 
 
 def as_given(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -170,7 +163,11 @@ def _matmul_attention(
         out = _few_queries(q, k, v, bias, scale).view(batch, heads, queries, -1)
         return out if sees is None else out.masked_fill(~sees, 0.0), None
     with as_given(q.device):
-        weights = _scores(q.to(wide), k.to(wide), bias, scale).softmax(-1)
+        if wide != dtype and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            scores = _WideScores.apply(q, k, bias, scale)
+        else:
+            scores = _scores(q.to(wide), k.to(wide), bias, scale)
+        weights = scores.softmax(-1)
     if sees is not None:
         weights = weights.view(batch, heads, queries, keys).masked_fill(~sees, 0.0).view(weights.shape)
     if dropout:
@@ -191,6 +188,46 @@ def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     return torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
 
 
+class _WideScores(torch.autograd.Function):
+    """Float32 scores of half-precision queries and keys, whose gradients are products in half precision, as SDPA's.
+
+    By conversions alone the backward pass would go through float32 products, which take twice as long. It is made of
+    ordinary operations, so that it can be differentiated again.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        return _scores(q.float(), k.float(), bias, scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, float], output: Tensor) -> None:
+        q, k, bias, ctx.scale = inputs
+        ctx.bias_shape = None if bias is None else bias.shape
+        ctx.save_for_backward(q, k)
+        ctx.save_for_forward(q, k)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k = ctx.saved_tensors
+        half, none = grad.to(q.dtype), q.new_zeros(1)
+        grad_q = torch.baddbmm(none, half, k, beta=0, alpha=ctx.scale)
+        grad_k = torch.baddbmm(none, half.mT, q, beta=0, alpha=ctx.scale)
+        grad_bias = grad.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[2] else None
+        return grad_q, grad_k, grad_bias, None
+
+    @staticmethod
+    def jvp(ctx: Any, q_dot: Tensor | None, k_dot: Tensor | None, bias_dot: Tensor | None, _: None) -> Tensor:
+        q, k = ctx.saved_tensors
+        parts = [] if bias_dot is None else [bias_dot.expand(*q.shape[:2], k.shape[1])]
+        if q_dot is not None:
+            parts.append(_scores(q_dot.float(), k.float(), None, ctx.scale))
+        if k_dot is not None:
+            parts.append(_scores(q.float(), k_dot.float(), None, ctx.scale))
+        return torch.stack(parts).sum(0)
+
+
 def _few_queries(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """Attention of few queries in half precision, in float32 throughout and without gradients: [rows, queries, d_v].
 
@@ -207,22 +244,7 @@ def _few_queries(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: fl
     return out
 
 
-def _sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float,
-    guard: bool,
-    wide: bool = False,
-) -> Tensor:
-    """SDPA, which keeps its scores in float32; `wide` gives it its inputs in float32, too."""
-    if wide:
-        whole = k.float()
-        values = whole[..., : v.shape[-1]] if _within(v, k) else v.float()
-        with as_given(q.device):
-            return _sdpa(q.float(), whole, values, mask, causal, scale, guard).to(q.dtype)
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, guard: bool) -> Tensor:
     sees = None
     if guard and mask is not None:
         mask, sees = open_blind_rows(mask)
@@ -334,7 +356,7 @@ def _windowed(
     if _use_matmul(q, k, v, kernel):
         out, _ = _matmul_attention(q, k, v, mask, scale, guard, 0.0, None, False)
     else:
-        out = _sdpa(q, k, v, mask, False, scale, guard, _widen(q, k, kernel))
+        out = _sdpa(q, k, v, mask, False, scale, guard)
     if padding_mask is None:
         out = out.unflatten(1, (batch, -1)).permute(1, 2, 0, 3, 4)
     else:
