@@ -95,7 +95,8 @@ def attend(
             return thin_attention.thin_attention(q, k, v, scale), None
         # A square causal mask alone is a flag to SDPA: no T x T mask is made, and its fast path skips half the work.
         return _sdpa(q, k, v, None, True, scale, False), None
-    dtype = torch.float32 if matmul and q.dtype in HALF else q.dtype
+    # SDPA's CPU kernel takes a mask in float32, too; another's has to be as the queries are.
+    dtype = torch.float32 if q.dtype in HALF and (matmul or q.device.type == "cpu") else q.dtype
     mask = combine_masks(
         q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=window, dtype=dtype
     )
