@@ -2,32 +2,43 @@
 
 Plain matrix products win at short lengths on a CPU, `F.scaled_dot_product_attention` at long ones and on a GPU;
 a causal sliding window is computed in blocks. Every path gives the same numbers, and a query that may see nothing
-gives 0 with a zero gradient.
+gives 0 with a zero gradient. Scores and softmax are float32 at least, whatever the inputs are: rounded to 8 bits, a
+score of 16 errs by up to a thirty-second, and its weight by that part.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import contextlib
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockyard.errors import InputError
 from blockyard.layers import thin_attention
-from blockyard.layers.derivatives import fused_or_plain, transformed
+from blockyard.layers.attention_masks import as_bias, check_padding_mask, combine_masks, open_blind_rows
+from blockyard.layers.derivatives import HandWritten, fused_or_plain, hand_written, transformed
 from blockyard.layers.dropout import dropout as drop
 
 Kernel = Literal["auto", "matmul", "sdpa"]
 
-# Keys up to which plain matrix products beat SDPA's CPU kernel, forward and backward, at head widths 4 to 64
-# (benchmarks/attention.py). In float32 the kernel won at every length; in bfloat16 it has a large fixed cost.
-MATMUL_UP_TO = {torch.float32: 0, torch.bfloat16: 512}
-_MATMUL_UP_TO_ELSE = 512
+HALF = (torch.bfloat16, torch.float16)
+# Keys up to which plain matrix products beat SDPA's CPU kernel, forward and backward, at head widths 4 to 64, one
+# thread (benchmarks/attention.py). In float32 the kernel won at every length (x86 with AMX). In half precision the
+# products have float32 scores, of converted inputs (a CPU has no half-precision product with a float32 result): on an
+# AMD EPYC (Zen 4, AVX-512 with bf16, no AMX) they take 0.2 to 0.5 of SDPA's time in bfloat16 at 32 to 128 keys, 0.65 to
+# 0.95 at 512, and 1.1 to 1.5 of what products with bfloat16 scores would take. Forward alone they win up to 128 keys
+# (0.75 to 0.9), at 512 they take 1.0 to 1.3 times as long.
+MATMUL_UP_TO = {torch.float32: 0}
+_MATMUL_UP_TO_ELSE, _HALF_FORWARD_UP_TO = 512, 128
 
 # Up to this many queries the heads that share a key head are scored as further queries of it: one product instead of
 # one per head, up to 3 times as fast in float32 and 4 in bfloat16 (benchmarks/grouped_decode.py).
 FEW_QUERIES = 16
+# Few queries in half precision meet keys that are converted so many numbers at a time, which stay in the processor's
+# cache: on that processor a step takes 0.2 to 0.4 of SDPA's time in bfloat16 behind 128 to 8192 tokens of 8 heads, 0.9
+# to 1.1 with keys that all heads share, and 1.1 to 1.5 of what products with bfloat16 scores would take.
+_CONVERTED = 1 << 20
 
 
 def attend(
@@ -85,7 +96,11 @@ def attend(
             return thin_attention.thin_attention(q, k, v, scale), None
         # A square causal mask alone is a flag to SDPA: no T x T mask is made, and its fast path skips half the work.
         return _sdpa(q, k, v, None, True, scale, False), None
-    mask = combine_masks(q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=window)
+    # SDPA's CPU kernel takes a mask in float32, too; another's has to be as the queries are.
+    dtype = torch.float32 if q.dtype in HALF and (matmul or q.device.type == "cpu") else q.dtype
+    mask = combine_masks(
+        q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=window, dtype=dtype
+    )
     if matmul:
         return _matmul_attention(q, k, v, mask, scale, guard, dropout, dropout_keys, return_weights)
     return _sdpa(q, k, v, mask, False, scale, guard), None
@@ -105,82 +120,24 @@ def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
     if q.shape[-2] <= FEW_QUERIES and _lengthwise(k):
         # Rows of a cache laid out for this: five times as fast as SDPA for heads 4 wide, twice for 32.
         return True
+    if q.dtype in HALF and not torch.is_grad_enabled():
+        return q.shape[-2] <= FEW_QUERIES or k.shape[-2] <= _HALF_FORWARD_UP_TO
     if q.shape[-2] == 1:
-        # SDPA is as fast in float32 and two to eight times faster in bfloat16.
+        # SDPA is as fast.
         return False
     return k.shape[-2] <= MATMUL_UP_TO.get(q.dtype, _MATMUL_UP_TO_ELSE)
+
+
+def as_given(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A context in which products keep the precision of their inputs, also under autocast."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _lengthwise(k: Tensor) -> bool:
     """Whether the values of one feature at all positions lie side by side (see `LayerCache`)."""
     return k.stride(-1) != 1 and k.stride(-2) == 1
-
-
-def combine_masks(
-    q: Tensor,
-    k: Tensor,
-    *,
-    causal: bool,
-    padding_mask: Tensor | None,
-    attn_mask: Tensor | None,
-    window: int | None,
-) -> Tensor | None:
-    """One mask that broadcasts to [B, H, T, S]: bool, or additive when `attn_mask` is; None if all see all."""
-    queries, keys = q.shape[-2], k.shape[-2]
-    mask: Tensor | None = None
-    if (causal and queries > 1) or window is not None:
-        distance = _distance(queries, keys, q.device)
-        mask = distance >= 0 if causal else None
-        if window is not None:
-            near = distance < window if causal else distance.abs() < window
-            mask = near if mask is None else mask & near
-    if padding_mask is not None:
-        check_padding_mask(padding_mask, q.shape[0], keys)
-        keep = padding_mask.to(torch.bool)[:, None, None, :]
-        mask = keep if mask is None else mask & keep
-    if attn_mask is None:
-        return mask
-    check_attn_mask(attn_mask, (q.shape[0], q.shape[1], queries, keys))
-    if attn_mask.dtype == torch.bool:
-        return attn_mask if mask is None else mask & attn_mask
-    attn_mask = attn_mask.to(q.dtype)
-    return attn_mask if mask is None else attn_mask.masked_fill(~mask, float("-inf"))
-
-
-def check_padding_mask(padding_mask: Tensor, batch: int, keys: int) -> None:
-    """Raise InputError unless the mask is [batch, keys]."""
-    if tuple(padding_mask.shape) != (batch, keys):
-        raise InputError(
-            f"padding_mask has shape {tuple(padding_mask.shape)}, expected {(batch, keys)} "
-            "[batch, keys]; with a cache it covers past and new tokens"
-        )
-
-
-def check_attn_mask(attn_mask: Tensor, shape: tuple[int, int, int, int]) -> None:
-    """Raise InputError unless the mask is bool or floating and broadcasts to [B, H, T, S]."""
-    if attn_mask.dtype != torch.bool and not attn_mask.dtype.is_floating_point:
-        raise InputError(
-            f"attn_mask has dtype {attn_mask.dtype}; it should be bool (True = attend) or floating (added)"
-        )
-    sizes = zip(reversed(attn_mask.shape), reversed(shape))
-    if attn_mask.ndim > 4 or any(given not in (1, wanted) for given, wanted in sizes):
-        raise InputError(
-            f"attn_mask has shape {tuple(attn_mask.shape)}, which does not broadcast to {shape} [B, H, T, S]"
-        )
-
-
-def _distance(queries: int, keys: int, device: torch.device) -> Tensor:
-    # The queries are the last of the keys' positions.
-    rows = torch.arange(keys - queries, keys, device=device)
-    return rows[:, None] - torch.arange(keys, device=device)
-
-
-def open_blind_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Let queries that see nothing see all, so that softmax stays finite; also return who does see."""
-    allowed = mask if mask.dtype == torch.bool else mask > float("-inf")
-    sees = allowed.any(-1, keepdim=True)
-    opened = mask | ~sees if mask.dtype == torch.bool else mask.masked_fill(~sees, 0.0)
-    return opened, sees
 
 
 def _matmul_attention(
@@ -199,17 +156,23 @@ def _matmul_attention(
     sees = None
     if guard and mask is not None:
         mask, sees = open_blind_rows(mask)
+    dtype = q.dtype
+    wide = torch.float32 if dtype in HALF else dtype
     # The heads that share a key head are stacked along the queries, so that no key is copied.
     q = q.reshape(batch * key_heads, -1, width)
     k = k.reshape(batch * key_heads, keys, width)
     v = v.reshape(batch * v.shape[1], keys, -1)
-    if mask is None:
-        scores = torch.bmm(q * scale, k.transpose(1, 2))
-    else:
-        # Product, scale and mask in one call. A mask that is added costs a sixth of filling by a boolean one.
-        bias = _as_bias(mask, q.dtype, (batch, key_heads, heads // key_heads, queries, keys))
-        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
-    weights = scores.softmax(-1)
+    bias = None if mask is None else as_bias(mask, wide, (batch, key_heads, heads // key_heads, queries, keys))
+    eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or dropout or return_weights)
+    if eager and wide != dtype and queries <= FEW_QUERIES and len(k) == len(v):
+        out = _few_queries(q, k, v, bias, scale).view(batch, heads, queries, -1)
+        return out if sees is None else out.masked_fill(~sees, 0.0), None
+    with as_given(q.device):
+        if wide != dtype and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            scores = hand_written(_WideScores, q, k, bias, scale)
+        else:
+            scores = _scores(q.to(wide), k.to(wide), bias, scale)
+        weights = scores.softmax(-1)
     if sees is not None:
         weights = weights.view(batch, heads, queries, keys).masked_fill(~sees, 0.0).view(weights.shape)
     if dropout:
@@ -219,19 +182,60 @@ def _matmul_attention(
     # The heads that share values are stacked, too.
     dropped = dropped.to(v.dtype).view(v.shape[0], -1, keys)
     out = torch.bmm(dropped, v).view(batch, heads, queries, -1)
-    return out, weights.view(batch, heads, queries, keys) if return_weights else None
+    return out, weights.view(batch, heads, queries, keys).to(dtype) if return_weights else None
 
 
-def _as_bias(mask: Tensor, dtype: torch.dtype, shape: tuple[int, int, int, int, int]) -> Tensor:
-    """A mask as an additive [B · H_kv, groups · T, S], or [1, groups · T, S] when it is the same for all."""
-    batch, key_heads, groups, queries, keys = shape
-    if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
-    mask = mask.to(dtype)
-    mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape)
-    if mask.shape[:2] == (1, 1):
-        return mask[0].expand(groups, queries, keys).reshape(1, -1, keys)
-    return mask.expand(batch, key_heads * groups, queries, keys).reshape(batch * key_heads, -1, keys)
+def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """q kᵀ · scale + bias, all [rows, ...]."""
+    if bias is None:
+        return torch.bmm(q * scale, k.transpose(1, 2))
+    # Product, scale and mask in one call. A mask that is added costs a sixth of filling by a boolean one.
+    return torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
+
+
+def _wide_scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    return _scores(q.float(), k.float(), bias, scale)
+
+
+class _WideScores(HandWritten):
+    """Float32 scores of half-precision queries and keys, whose gradients are products in half precision, as SDPA's.
+
+    By conversions alone the backward pass would go through float32 products, which take twice as long.
+    """
+
+    differentiable = True
+    plain = staticmethod(_wide_scores)
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        ctx.scale, ctx.bias_shape = scale, None if bias is None else bias.shape
+        ctx.save_for_backward(q, k)
+        return _wide_scores(q, k, bias, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k = ctx.saved_tensors
+        half, none = grad.to(q.dtype), q.new_zeros(1)
+        grad_q = torch.baddbmm(none, half, k, beta=0, alpha=ctx.scale)
+        grad_k = torch.baddbmm(none, half.mT, q, beta=0, alpha=ctx.scale)
+        grad_bias = grad.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[2] else None
+        return grad_q, grad_k, grad_bias, None
+
+
+def _few_queries(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Attention of few queries in half precision, in float32 throughout and without gradients: [rows, queries, d_v].
+
+    Rows are converted in pieces, see `_CONVERTED`.
+    """
+    out = q.new_empty(*q.shape[:2], v.shape[2])
+    piece = max(1, _CONVERTED // (k.shape[1] * k.shape[2]))
+    with as_given(q.device):
+        for start in range(0, len(q), piece):
+            rows = slice(start, start + piece)
+            part = bias if bias is None or len(bias) == 1 else bias[rows]
+            weights = _scores(q[rows].float(), k[rows].float(), part, scale).softmax(-1)
+            out[rows] = torch.bmm(weights, v[rows].float())
+    return out
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, guard: bool) -> Tensor:

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blockyard.layers.attention import Kernel, attend, combine_masks, open_blind_rows
+from blockyard.layers.attention import HALF, Kernel, as_given, attend
+from blockyard.layers.attention_masks import combine_masks, open_blind_rows
 from blockyard.layers.complex import times_i
 from blockyard.layers.dropout import dropout as drop
 
@@ -59,13 +60,21 @@ def complex_attend(
     # Half of the reals are one complex width.
     scale = (q.shape[-1] / 2) ** -0.5
     if score in ("magnitude", "phase"):
+        dtype = q.dtype
+        if dtype in HALF:
+            # Scores and all that is made of them in float32, as in `attend`.
+            q, k, v = q.float(), k.float(), v.float()
         mask = combine_masks(q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=None)
         guard = padding_mask is not None or attn_mask is not None
         # Keyed dropout numbers the elements of the whole matrix, and weights are wanted whole.
         whole = dropout > 0 or return_weights
         if k.shape[1] != q.shape[1]:
             k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-        return _by_magnitude(q, k, v, mask, scale, score, causal, guard, whole, dropout, dropout_keys, return_weights)
+        with as_given(q.device):
+            out, weights = _by_magnitude(
+                q, k, v, mask, scale, score, causal, guard, whole, dropout, dropout_keys, return_weights
+            )
+        return out.to(dtype), None if weights is None else weights.to(dtype)
 
     def of(queries: Tensor) -> tuple[Tensor, Tensor | None]:
         return attend(

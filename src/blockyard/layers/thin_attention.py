@@ -55,6 +55,9 @@ def suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether this is the faster way, for causal self-attention without a mask."""
     if q.device.type != "cpu" or q.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
+    if torch.is_autocast_enabled("cpu"):
+        # Its products would be rounded.
+        return False
     thin = max(q.shape[-1], v.shape[-1]) <= UP_TO_WIDTH and k.shape[1] == v.shape[1] == q.shape[1]
     length = q.shape[-2]
     return thin and length == k.shape[-2] >= FROM_LENGTH and q[..., 0].numel() * length >= FROM_SCORES

@@ -11,7 +11,7 @@ from blockyard.cache import LayerCache
 from blockyard.cache_ring import RingCache
 from blockyard.costs import Cost
 from blockyard.errors import InputError
-from blockyard.layers.attention import check_padding_mask
+from blockyard.layers.attention_masks import check_padding_mask
 from blockyard.layers.complex import check_complex
 
 

@@ -16,7 +16,8 @@ from blockyard.cache import LayerCache
 from blockyard.cache_window import WindowCache
 from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
-from blockyard.layers.attention import Kernel, attend, check_attn_mask, windowed_pairs
+from blockyard.layers.attention import Kernel, attend, windowed_pairs
+from blockyard.layers.attention_masks import check_attn_mask
 from blockyard.layers.dropout import Dropout
 from blockyard.layers.linear import Linear, plain
 from blockyard.layers.norms import RMSNorm, rms_norm

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blockyard.cache import LayerCache
+from blockyard.layers.attention import HALF
 from blockyard.layers.derivatives import transformed
 from blockyard.layers.linear import hooked, plain
 from blockyard.layers.norms import RMSNorm
@@ -45,7 +46,7 @@ def step_for(
         return None
     if attention.training and attention.attn_dropout.p > 0:
         return None
-    if type(cache) is not LayerCache or not cache.lengthwise:
+    if type(cache) is not LayerCache or not cache.lengthwise or cache.dtype in HALF:
         return None
     step = cache.prepared.get("attention")
     if not isinstance(step, VeinStep) or not step.fits(attention):
