@@ -495,24 +495,40 @@ def test_no_code_of_ours_can_run_what_a_file_says() -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.slow
-def test_processes_that_are_started_take_no_module_from_the_current_folder(canary: Path, tmp_path: Path) -> None:
-    from blockyard.workbench.bench.memory import peak_bytes
-
-    for name in ("json", "torch", "numpy", "yaml", "safetensors"):
+@pytest.fixture
+def shadows(canary: Path, tmp_path: Path) -> Path:
+    """A current folder with files that are named like libraries, and a way to start Python there without it."""
+    for name in ("json", "torch", "numpy", "yaml", "safetensors", "rich", "matplotlib"):
         (tmp_path / f"{name}.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
-    source = str(Path(blockyard.__file__).parents[1])
-    script = (
-        "import sys; sys.path[:] = [p for p in sys.path if p not in ('', sys.argv[1])]\n"
-        "from blockyard.workbench.bench.memory import peak_bytes\n"
-        "print(peak_bytes(dict(name='standard', part='attn', d_model=8, n_heads=2, dtype='fp32', device='cpu', seed=0,"
-        " plugins=[], threads=1, sizes=[[4, 1]])))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": source, "PYTHONSAFEPATH": "1"},
-    )  # fmt: skip
+    return tmp_path
+
+
+def started(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    env["PYTHONPATH"] = str(Path(blockyard.__file__).parents[1])
+    return subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False, env=env)
+
+
+def test_the_command_takes_no_library_from_the_current_folder(shadows: Path, canary: Path) -> None:
+    done = started(shadows, "-m", "blockyard", "list")
     assert done.returncode == 0, done.stderr
-    assert "not measured" not in done.stdout
+    assert "standard" in done.stdout
     assert not canary.exists()
-    assert peak_bytes is not None
+
+
+@pytest.mark.slow
+def test_processes_that_are_started_take_no_library_from_the_current_folder(
+    shadows: Path, canary: Path, given: dict[str, Path]
+) -> None:
+    """The whole path: a comparison with workers and measured memory, and a benchmark's memory."""
+    tiny = ["--model.d_model=8", "--model.n_layers=1", "--model.n_heads=2", "--model.context=16", "--budget.value=64",
+            "--seeds=1", "--workers=2", "--train.batch_size=2", "--train.compile=off", "--sample_tokens=1",
+            f"--data.path={given['text']}", f"--data.cache_dir={shadows}"]  # fmt: skip
+    done = started(shadows, "-m", "blockyard", "compare", "lm", "--blocks=standard;tva", *tiny)
+    assert done.returncode == 0, done.stderr
+    report = load_report(shadows / "comparison")
+    assert all("fresh process" in choice["memory"]["how"] for choice in report["choices"])
+    assert all("not measured" not in choice["memory"]["how"] for choice in report["choices"])
+    done = started(shadows, "-m", "blockyard", "bench", "blocks", "--blocks=standard", "--lengths=16", "--out=bench")
+    assert done.returncode == 0, done.stderr
+    assert not canary.exists()
