@@ -133,6 +133,24 @@ def test_the_best_checkpoint_can_be_asked_for(tmp_path: Path, text: Path) -> Non
     assert (out / "checkpoints" / f"step-{best['step']:08d}").is_dir()
 
 
+def test_what_the_configuration_of_an_older_run_lacks_is_said_once(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = train_lm(tiny(text), tmp_path / "run")
+    now = load_run(out)
+    assert "note:" not in capsys.readouterr().err
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    del config["task"], config["train"]["schedule"], config["model"]["dropout"]
+    (out / "config.yaml").write_text(yaml.safe_dump(config))
+    then = load_run(out)
+    told = capsys.readouterr().err
+    assert "does not say task, model.dropout, train.schedule (an older version wrote it)" in told
+    assert told.count("\n") == 1
+    assert then.run == now.run
+    load_run(out)
+    assert capsys.readouterr().err == ""
+
+
 def test_loading_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run"):
         load_run(tmp_path)

@@ -340,8 +340,27 @@ def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
     half = tmp_path / "checkpoints" / ".writing-step-00000006"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".writing-0123").write_text("half an environment")
     run(tmp_path, resume=True)
     assert not half.exists()
+    assert not (tmp_path / ".writing-0123").exists()
+
+
+def test_links_in_a_run_folder_are_not_written_through(tmp_path: Path) -> None:
+    """A link under the temporary name of the past, and ones under the names of what is appended to."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    run(tmp_path / "run", stop_after=5)
+    (tmp_path / "run" / ".environment.json.writing").symlink_to(victim)
+    run(tmp_path / "run", resume=True)
+    assert victim.read_text() == "mine"
+    for name, told in (("lock", "symbolic link"), ("metrics.jsonl", "symbolic link")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).symlink_to(tmp_path / "nowhere")
+        with pytest.raises(InputError, match=told):
+            run(folder)
+        assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)

@@ -44,6 +44,11 @@ class Calibration:
         base = point[..., None] if quantiles is None else quantiles
         return np.sort(base + self.shifts, axis=-1)
 
+    def fits(self, horizons: Sequence[int], levels: Sequence[float]) -> bool:
+        """Whether these are finite shifts of a model with such horizons and levels of quantiles."""
+        right = self.levels == tuple(levels) and self.shifts.shape == (len(horizons), len(levels))
+        return right and bool(np.isfinite(self.shifts).all())
+
     def save(self, folder: Path) -> None:
         """Write calibration.json into a run folder."""
         data = {"levels": list(self.levels), "shifts": self.shifts.tolist(), "rows": self.rows, "why": self.why}

@@ -16,7 +16,7 @@ from blockyard.data.prices.windows import PriceAssets, PriceData, PriceTables, p
 from blockyard.errors import InputError, require
 from blockyard.files import writing
 from blockyard.forecasting.baselines import Forecast
-from blockyard.forecasting.calibrate import Calibration, chosen, fit_calibration
+from blockyard.forecasting.calibrate import FILE, Calibration, chosen, fit_calibration
 from blockyard.forecasting.predict import predictions
 from blockyard.models.price import PriceConfig, PriceForecaster
 from blockyard.training.kinds import Run
@@ -109,7 +109,10 @@ def load_forecaster(
     """
     folder = Path(folder)
     model, assets, run = load_run(folder, which="best", tasks=("price",), plugins=plugins, trust=trust)
-    return Forecaster(model, Calibration.load(folder), short_name(run.model)), assets, run
+    calibration = Calibration.load(folder)
+    if calibration is not None and not calibration.fits(run.model.horizons, run.model.quantiles):
+        raise InputError(f"{folder / FILE} is of another model; remove it to forecast without calibration")
+    return Forecaster(model, calibration, short_name(run.model)), assets, run
 
 
 def short_name(config: PriceConfig) -> str:

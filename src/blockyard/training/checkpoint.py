@@ -93,6 +93,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
         InputError: naming the file that is missing, truncated or corrupt, and the checkpoint before it, if any.
     """
     safetensors = require("safetensors.torch", extra="train")
+    safetensors_error = require("safetensors", extra="train").SafetensorError
     state_path = path / STATE
     try:
         state = json.loads(state_path.read_text(encoding="utf-8"))
@@ -112,6 +113,8 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
             loaded[name] = safetensors.load_file(file)
         except OSError as error:
             raise _damaged(file, f"cannot be read ({error.strerror or error})") from error
+        except safetensors_error as error:
+            raise _damaged(file, f"is no file of tensors ({error})") from error
     return Checkpoint(loaded[MODEL], loaded.get(OPTIMIZER, {}), state)
 
 

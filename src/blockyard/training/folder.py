@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from blockyard.errors import InputError
-from blockyard.files import make_folder, open_without_links, plain, sweep, write_atomically
+from blockyard.files import make_folder, open_without_links, plain, sweep, sync, write_atomically
 from blockyard.training.checkpoint import list_checkpoints
 from blockyard.training.kinds import DEFAULT
 from blockyard.yamlfile import read_yaml, write_yaml
@@ -26,7 +26,7 @@ CONFIG, METRICS, ENVIRONMENT, LOCK, CHECKPOINTS = (
 
 
 def locked_folder(path: Path, lock: str, name: str, owner: str) -> IO[str]:
-    """Make a folder if it is missing and hold its lock file, until that is closed or the process ends.
+    """Make a folder if it is missing, hold its lock file until that is closed or the process ends, and sweep it.
 
     Args:
         path: the folder.
@@ -47,6 +47,7 @@ def locked_folder(path: Path, lock: str, name: str, owner: str) -> IO[str]:
     except OSError as error:
         file.close()
         raise InputError(f"{name} is in use by another {owner}") from error
+    sweep(path)
     return file
 
 
@@ -82,8 +83,9 @@ class RunFolder:
         if not resume and (path / CONFIG).exists():
             self._lock.close()
             raise InputError(f"{path} already holds a run; give --resume to continue it, or another --out")
-        for folder in (path, *(f for f in path.iterdir() if f.is_dir() and not f.is_symlink())):
-            sweep(folder)
+        for folder in path.iterdir():
+            if folder.is_dir():
+                sweep(folder)
         self._metrics: IO[str] | None = None
 
     @property
@@ -131,6 +133,7 @@ class RunFolder:
         try:
             if self._metrics is None:
                 self._metrics = open_without_links(self.path / METRICS, "a", encoding="utf-8")
+                sync(self.path)
             self._metrics.write(json.dumps(row) + "\n")
             self._metrics.flush()
         except OSError as error:

@@ -20,7 +20,7 @@ from blockyard.training.trainer import Trainer
 from blockyard.vein_training import match_guides, match_ranks
 
 # Run folders whose gaps have been told.
-_noted: set[Path] = set()
+_told: set[Path] = set()
 
 
 class Trained(NamedTuple):
@@ -92,17 +92,20 @@ def read_run(folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = F
     folder = Path(folder)
     groups = read_config(folder)
     wanted = load_file_plugins(groups.get("plugins"), str(folder / CONFIG), plugins=plugins, trust=trust)
-    run = resolve({**groups, "plugins": wanted})
-    lacking = missing_options(groups, run)
-    if lacking and folder.absolute() not in _noted:
-        _noted.add(folder.absolute())
+    return resolve({**groups, "plugins": wanted})
+
+
+def tell_gaps(folder: Path, run: Run[Any, Any]) -> None:
+    """Say once on standard error which options the configuration of a run leaves to the defaults."""
+    lacking = missing_options(read_config(folder), run)
+    if lacking and folder.absolute() not in _told:
+        _told.add(folder.absolute())
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
         print(
             f"note: {folder / CONFIG} does not say {', '.join(lacking[:5])}{more} (an older version wrote it); "
             "the defaults are taken",
             file=sys.stderr,
         )
-    return run
 
 
 def missing_options(groups: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:
@@ -111,7 +114,7 @@ def missing_options(groups: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:
     found = [] if "task" in groups else ["task"]
     for group in ("model", "train", "data"):
         given = groups.get(group) or {}
-        found += [f"{group}.{name}" for name in whole.get(group, {}) if name not in given]
+        found += [f"{group}.{name}" for name in whole.get(group, {}) if name not in (*given, "pattern")]
     return found
 
 
@@ -151,7 +154,7 @@ def load_run(
         path = dict(found).get(int(best["step"]))
         if path is not None:
             loaded = load_checkpoint(path, with_optimizer=False)
-    assets = run.kind.load_assets(folder)
+    assets, written = run.kind.load_assets(folder), run
     run = replace(run, model=run.kind.fit(run.model, assets))
     model = run.kind.build_model(run.model)
     if run.train.vein_guide_steps:
@@ -160,4 +163,6 @@ def load_run(
     if run.train.vein_ranks:
         match_ranks(model, loaded.model)
     load_whole_state(model, loaded.model)
+    # Last, so that a run that cannot be loaded is one line.
+    tell_gaps(folder, written)
     return Trained(model.eval(), assets, run)

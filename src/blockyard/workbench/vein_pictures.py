@@ -22,6 +22,7 @@ from blockyard.errors import InputError, require
 from blockyard.files import writing
 from blockyard.workbench.charts.palette import LIGHT
 from blockyard.workbench.charts.render import drawing_style, dress
+from blockyard.workbench.runs import read_metrics
 
 # What a block reports (see `VFTBlock.forward`), and how a panel names it.
 PANELS = {
@@ -61,7 +62,7 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise InputError(f"{run} holds no metrics.jsonl; give the folder of a run")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_metrics(run)
 
 
 def scheduled(run: Path, name: str) -> list[tuple[int, float]]:
