@@ -1,4 +1,7 @@
-"""Whether an imported module computes what its original does: both are asked on the same random input."""
+"""Whether an imported module computes what its original does: both are asked on the same random input.
+
+And what the original says of itself beside its weights, so that an importer can read all of it or refuse it by name.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,13 @@ def probe(*shape: int, like: Tensor) -> Tensor:
     if like.is_meta:
         raise InputError("the weights are on the meta device; load them first")
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+
+
+def settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Names and values of a foreign module's own numbers, switches and words; what is None is left out."""
+    for name, value in vars(module).items():
+        if not name.startswith("_") and name != "training" and isinstance(value, (bool, int, float, str)):
+            yield name, value
 
 
 @contextlib.contextmanager

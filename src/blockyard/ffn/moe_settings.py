@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
-from blockyard.parity import answer, evaluating, probe
+from blockyard.parity import answer, evaluating, probe, settings
 
 # Attributes of the block, its router (gate) and its experts.
 SAID = {
@@ -43,9 +43,7 @@ def options_said(block: nn.Module) -> dict[str, Any]:
     said: dict[str, Any] = {}
     method = None
     for prefix, owner in _owners(block):
-        for name, value in vars(owner).items():
-            if name.startswith("_") or name == "training" or not isinstance(value, (bool, int, float, str)):
-                continue
+        for name, value in settings(owner):
             if name == "topk_method":
                 method = value
             elif name in SAID:
