@@ -64,7 +64,7 @@ FFN_OPTIONS = {
     "moe": [
         {"expert": "standard", "expert_options": {"bias": True, "d_ff": 24}, "n_experts": 4, "impl": "segment"},
         {"scoring": "sigmoid", "balance": "bias", "n_groups": 4, "k_groups": 2, "n_shared": 1, "scale": 2.5},
-        {"expert": "vft", "vein_rank": 8, "k": 3, "n_experts": 4},
+        {"expert": "vft", "vein_rank": 8, "k": 3, "n_experts": 4, "n_gated": 1},
     ],
     "vft": [{"tied": True, "gated": True, "stabilizer": "lowrank"}, {"stabilizer": "diag", "rank": 2}],
 }

@@ -200,6 +200,18 @@ def test_shared_experts_are_added_for_every_token():
     assert torch.allclose(moe(x), plain(x) + moe.shared[0](x) + moe.shared[1](x), atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_gated_experts_are_added_for_every_token_times_one_gate(dtype):
+    kind = {"expert": "toy_complex_ffn"} if dtype.is_complex else {}
+    moe, x = build(dtype, n_gated=2, n_shared=1, **kind), inputs(dtype)
+    plain = build(dtype, n_gated=2, n_shared=1, **kind)
+    plain.gated = None
+    gate = (1 / (1 + torch.exp(-(x.abs() if dtype.is_complex else x) @ moe.gated.gate))).unsqueeze(-1)
+    expected = plain(x) + gate * (moe.gated[0](x) + moe.gated[1](x))
+    assert (moe(x) - expected).abs().max() <= 1e-12
+    assert roles(moe)["gated.gate"].kind == "vector"
+
+
 def test_k_can_be_another_one_in_a_call():
     moe, x = build(k=2), inputs()
     other = build(k=4)
@@ -430,11 +442,11 @@ def test_any_registered_ffn_can_be_the_expert_even_one_of_another_house():
 
 @pytest.mark.parametrize("expert", ["swiglu", "glu", "standard", "relu2", "vft"])
 def test_costs_are_all_parameters_and_the_work_of_the_chosen(expert):
-    moe, one = build(expert=expert, n_shared=1), get_ffn(expert, d_model=D)
+    moe, one = build(expert=expert, n_shared=1, n_gated=2), get_ffn(expert, d_model=D)
     cost, single = moe.cost(T), one.cost(T)
-    assert cost.parameters == 9 * single.parameters + E * D == sum(p.numel() for p in moe.parameters())
-    assert cost.flops == (2 + 1) * single.flops + 2 * T * D * E
-    assert moe.active_parameters() == 3 * single.parameters + E * D
+    assert cost.parameters == 11 * single.parameters + (E + 1) * D == sum(p.numel() for p in moe.parameters())
+    assert cost.flops == (2 + 1 + 2) * single.flops + 2 * T * D * (E + 1)
+    assert moe.active_parameters() == 5 * single.parameters + (E + 1) * D
 
 
 @torch.no_grad()
@@ -466,6 +478,7 @@ REFUSED = {
     "two ranks": ({"expert": "vft", "vein_rank": 4, "expert_options": {"rank": 3}}, "vein_rank=4 .* expert.rank=3"),
     "a scale of nothing": ({"scale": 0.0}, "scale=0.0"),
     "a negative number of shared experts": ({"n_shared": -1}, "n_shared=-1"),
+    "a negative number of gated experts": ({"n_gated": -1}, "n_gated=-1"),
 }
 
 

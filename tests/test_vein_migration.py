@@ -49,6 +49,19 @@ def test_at_the_full_head_width_the_attention_is_the_same(options):
     assert attention_error(standard(**options), D // H) < 1e-6
 
 
+def test_dropout_and_the_floors_of_the_norms_come_along():
+    block = standard(dropout=0.25)
+    block.ln1.eps = block.ln2.eps = block.attn.q_norm.eps = block.attn.k_norm.eps = 0.3
+    copy, x = from_standard(block.train(), D // H, sample()), sample()
+    assert copy.attn.attn_dropout.p == 0.25 and copy.training
+    again = from_standard(block, D // H, sample())
+    assert all(torch.equal(a, b) for a, b in zip(copy.ffn.parameters(), again.ffn.parameters()))
+    block.eval(), copy.eval()
+    with torch.no_grad():
+        wanted, got = block.attn(block.ln1(x))[0], copy.attn(copy.ln1(x))[0]
+    assert float((wanted - got).norm() / wanted.norm()) < 1e-6
+
+
 @pytest.mark.parametrize("rope", ["none", "half"])
 def test_more_rank_is_closer(rope):
     errors = [attention_error(standard(rope=rope, qk_norm=False), rank) for rank in (2, 4, 8, 16)]

@@ -21,6 +21,7 @@ from blockyard.layers.norms import LayerNorm, RMSNorm
 from blockyard.mixers.base import check_input
 from blockyard.mixers.standard import StandardAttention
 from blockyard.mixers.vein import TVAAttention
+from blockyard.parity import evaluating
 
 
 @torch.no_grad()
@@ -74,17 +75,21 @@ def from_standard(
         rope="none" if attn.rope is None else attn.rope.layout,
         rope_theta=10_000.0 if attn.rope is None else attn.rope.theta,
         qk_norm=isinstance(attn.q_norm, RMSNorm),
+        attn_dropout=attn.attn_dropout.p,
         norm="layer" if isinstance(block.ln1, LayerNorm) else "rms",
         norm_position="pre" if block.pre else "post",
     ).to(attn.q_proj.weight)
     for mine, its in ((block.ln1, vein_block.ln1), (block.ln2, vein_block.ln2)):
         its.load_state_dict(mine.state_dict())
+        its.eps = mine.eps
     _copy_values(vein_block.attn, paths)
     _copy_queries_and_keys(attn, vein_block.attn, root)
     # Corrections start at nothing: what the copies miss is not along random directions.
     vein_block.normals.zero_init_output()
-    after = x + attn(read)[0] if block.pre else block.ln1(x + attn(read)[0])
-    _copy_ffn(block.ffn, vein_block, block.ln2(after) if block.pre else after)
+    # Copied is what the block computes, not what its dropout makes of it in training.
+    with evaluating(block):
+        after = x + attn(read)[0] if block.pre else block.ln1(x + attn(read)[0])
+        _copy_ffn(block.ffn, vein_block, block.ln2(after) if block.pre else after)
     return vein_block.train(block.training)
 
 
@@ -161,6 +166,7 @@ def _copy_queries_and_keys(standard: StandardAttention, attn: TVAAttention, root
             gains: Any = [(attn.q_norm, standard.q_norm), (attn.k_norm, standard.k_norm)]
             for mine, its in gains:
                 mine.weight.copy_(its.weight[kept] * scale)
+                mine.eps = its.eps
             scale = 1.0
         attn.q_proj.weight.copy_((q[:, kept] * scale).flatten(0, 1))
         attn.k_proj.weight.copy_((k[:, kept] * scale).flatten(0, 1))

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.costs import Cost, cost_of
+from blockyard.costs import Cost, cost_of, linear_flops
 from blockyard.layers.dropout import Dropout, mix
 from blockyard.layers.grouped import GroupedLinear, Rows
 from blockyard.layers.linear import Linear
@@ -131,6 +132,31 @@ class SeparateExperts(nn.ModuleList):
         for expert in self:
             if hasattr(expert, "zero_init_output"):
                 expert.zero_init_output()  # type: ignore[operator]
+
+
+class GatedExperts(nn.ModuleList):
+    """Experts that every token passes, their sum weighted by one gate σ(w·x) (Qwen2-MoE, arXiv 2407.10671, 2.2.2).
+
+    Args:
+        experts: modules of one class.
+        d_in: width of what they read; complex input is gated by its magnitudes, as it is routed.
+        call: the method of theirs that computes, "forward" or a part of it.
+    """
+
+    def __init__(self, experts: Sequence[nn.Module], d_in: int, call: str = "forward") -> None:
+        super().__init__(experts)
+        self.call = call
+        # One half for every token at the start.
+        self.gate = nn.Parameter(torch.zeros(d_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        magnitudes = x.abs() if x.is_complex() else x
+        gate = F.linear(magnitudes, self.gate.to(magnitudes.dtype)[None]).sigmoid()
+        first, *others = (getattr(expert, self.call)(x) for expert in self)
+        return sum(others, start=first) * gate
+
+    def gate_cost(self, tokens: int) -> Cost:
+        return Cost(self.gate.numel(), linear_flops(tokens, (self.gate.numel(), 1)))
 
 
 @contextlib.contextmanager

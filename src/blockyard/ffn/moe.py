@@ -18,7 +18,7 @@ from blockyard.costs import Cost
 from blockyard.errors import InputError
 from blockyard.ffn.base import FFN, Aux, check_width
 from blockyard.ffn.dispatch import collect, counts_of, plan, send, within_capacity
-from blockyard.ffn.experts import SeparateExperts, StackedExperts, row_keys
+from blockyard.ffn.experts import GatedExperts, SeparateExperts, StackedExperts, row_keys
 from blockyard.ffn.router import Balance, Router, Routing, Scoring, balance_loss, check_k, check_router, z_loss
 from blockyard.ffn.vein import Stabilizer
 from blockyard.layers.derivatives import must_read, transformed
@@ -53,6 +53,7 @@ class MoE(FFN):
         n_groups: groups of neighbouring experts; a token chooses from k_groups of them.
         k_groups: groups that a token may choose from.
         n_shared: further experts that every token passes, without weights.
+        n_gated: further experts that every token passes, their sum weighted by a gate σ(w·x) (Qwen2-MoE's).
         balance: what keeps the experts equally busy: loss (Switch's, returned in aux), bias (on the choice alone, moved
             once per optimizer step) or none.
         bias_rate: step of that bias, in units of the scores.
@@ -87,6 +88,7 @@ class MoE(FFN):
         n_groups: int = 1,
         k_groups: int = 1,
         n_shared: int = 0,
+        n_gated: int = 0,
         balance: Balance = "loss",
         bias_rate: float = 0.001,
         capacity: float | None = None,
@@ -97,13 +99,13 @@ class MoE(FFN):
     ) -> None:
         super().__init__()
         check_router(n_experts, k, n_groups, k_groups)
-        _check_options(expert, k, renormalise, scale, n_shared, bias_rate, capacity)
+        _check_options(expert, k, renormalise, scale, n_shared, n_gated, bias_rate, capacity)
         self.d_model, self.expert, self.n_experts, self.k = d_model, expert, n_experts, k
         self.balance, self.bias_rate, self.capacity, self.impl = balance, bias_rate, capacity, impl
         self.width = d_model if vein_rank is None else vein_rank
         self.vein: VeinProjector | None = None
         self.stabilizer: nn.Module | None = None
-        members = self._build(n_experts + n_shared, vein_rank, dropout, dict(expert_options or {}))
+        members = self._build(n_experts + n_shared + n_gated, vein_rank, dropout, dict(expert_options or {}))
         self.router = Router(
             self.width,
             n_experts,
@@ -123,7 +125,9 @@ class MoE(FFN):
             raise InputError(f"impl={impl!r} computes experts made of Linear layers, {expert!r} is not; use segment")
         else:
             self.experts = SeparateExperts(routed, self.width)
-        self.shared = nn.ModuleList(members[n_experts:])
+        self.shared = nn.ModuleList(members[n_experts : n_experts + n_shared])
+        gated = members[n_experts + n_shared :]
+        self.gated = GatedExperts(gated, self.width, self.part) if gated else None
 
     def _build(self, count: int, vein_rank: int | None, dropout: float, options: dict[str, Any]) -> list[nn.Module]:
         """The experts, and with one vein for all of them that vein and the stabiliser beside it."""
@@ -209,6 +213,8 @@ class MoE(FFN):
         y = self._mix(rows, routing, counts, kept, row_keys(self.experts, x.shape)).view(*x.shape[:-1], self.width)
         for expert in self.shared:
             y = y + getattr(expert, self.part)(z)
+        if self.gated is not None:
+            y = y + self.gated(z)
         if up is not None:
             y = F.linear(y, up)
         if self.stabilizer is not None:
@@ -323,12 +329,14 @@ class MoE(FFN):
         if isinstance(self.stabilizer, Stabilizer):
             beside = beside + self.stabilizer.cost(tokens)
         shared = len(self.shared) * self.experts.cost(tokens).flops
+        if self.gated is not None:
+            shared += len(self.gated) * self.experts.cost(tokens).flops + self.gated.gate_cost(tokens).flops
         flops = self.router.cost(tokens).flops + routed + shared + beside.flops
         return Cost(sum(p.numel() for p in self.parameters()), flops)
 
     def zero_init_output(self) -> None:
         self.experts.zero_init_output()
-        for member in (*self.shared, self.stabilizer):
+        for member in (*self.shared, *(self.gated or ()), self.stabilizer):
             if hasattr(member, "zero_init_output"):
                 member.zero_init_output()
 
@@ -365,15 +373,23 @@ def _check_teaches(k: int, renormalise: bool) -> None:
 
 
 def _check_options(
-    expert: str, k: int, renormalise: bool, scale: float, n_shared: int, bias_rate: float, capacity: float | None
+    expert: str,
+    k: int,
+    renormalise: bool,
+    scale: float,
+    n_shared: int,
+    n_gated: int,
+    bias_rate: float,
+    capacity: float | None,
 ) -> None:
     _check_teaches(k, renormalise)
     if expert == "moe":
         raise InputError("expert='moe': a mixture cannot be its own expert; name another FFN")
     if not 0 < scale < float("inf"):
         raise InputError(f"scale={scale} should be a number above 0")
-    if n_shared < 0:
-        raise InputError(f"n_shared={n_shared} should be at least 0")
+    for name, count in (("n_shared", n_shared), ("n_gated", n_gated)):
+        if count < 0:
+            raise InputError(f"{name}={count} should be at least 0")
     if not 0 <= bias_rate < float("inf"):
         raise InputError(f"bias_rate={bias_rate} should be a number of at least 0")
     if capacity is not None and not 0 < capacity < float("inf"):

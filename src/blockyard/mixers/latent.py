@@ -399,8 +399,12 @@ class LatentAttention(Mixer):
     def from_hf(cls, module: DeepseekV3Attention) -> LatentAttention:
         """The same attention as a transformers `DeepseekV3Attention`, with copies of its weights.
 
+        Others that compute the same are read too (DeepSeek-V2, GLM-4-MoE-Lite, MiniCPM3): the module is asked for its
+        output on random input, and refused where it is another.
+
         Raises:
-            InputError: for another kind of module, or a scaled rotary embedding (only the default type is known).
+            InputError: for another kind of module, a key or a setting without counterpart here (by its name), a scaled
+                rotary embedding (only the default type is known), or another output.
         """
         from blockyard.mixers.latent_deepseek import from_deepseek
 

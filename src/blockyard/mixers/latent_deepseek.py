@@ -7,33 +7,51 @@ kv_a_proj_with_mqa [rank + rope, d]      kv_down_proj
 kv_a_layernorm                           kv_norm
 kv_b_proj [heads · (nope + v), rank]     k_up [heads, nope, rank] and v_up [heads, v, rank]
 o_proj                                   output_proj
+
+Other models have the same attention under other names (DeepSeek-V2, GLM-4-MoE-Lite, MiniCPM3, …). Every key and every
+setting of a module is read or refused by its name, and both compute random input before it is given out.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError, require
+from blockyard.layers.rotary import Layout
 from blockyard.mixers.latent import LatentAttention
+from blockyard.parity import answer, deviation, evaluating, probe, settings
 
 if TYPE_CHECKING:
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
 _PARTS = ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj")
+# Attributes that the configuration or the weights tell as well.
+_KNOWN = {
+    *("layer_idx", "hidden_size", "num_heads", "num_attention_heads", "q_lora_rank", "kv_lora_rank", "head_dim"),
+    *("qk_rope_head_dim", "qk_nope_head_dim", "qk_head_dim", "v_head_dim", "attention_dropout"),
+}
+# Tokens that both are asked for, in two rows.
+_ASKED = 12
 
 
 def from_deepseek(module: Any) -> LatentAttention:
     """See `LatentAttention.from_hf`."""
+    kind = type(module).__name__
     if not all(hasattr(module, part) for part in _PARTS):
-        raise InputError(f"{type(module).__name__} is no DeepseekV3Attention: it lacks {', '.join(_PARTS)}")
+        raise InputError(f"{kind} is no DeepseekV3Attention: it lacks {', '.join(_PARTS)}")
     config = module.config
-    rope = config.rope_parameters
-    if rope.get("rope_type", "default") != "default":
-        raise InputError(f"rope_type={rope['rope_type']!r} of the DeepseekV3Attention; only 'default' can be converted")
+    rope = _rope(config, kind)
+    _check_settings(module)
     weight = module.o_proj.weight
+    layouts = get_args(Layout)
+    if hasattr(config, "rope_interleave"):
+        layouts = ("interleaved",) if config.rope_interleave else ("half",)
     attention = LatentAttention(
         config.hidden_size,
         config.num_attention_heads,
@@ -43,11 +61,12 @@ def from_deepseek(module: Any) -> LatentAttention:
         nope_dim=config.qk_nope_head_dim,
         v_dim=config.v_head_dim,
         causal=True,
-        rope_layout="interleaved" if config.rope_interleave else "half",
+        rope_layout=layouts[0],
         rope_theta=rope["rope_theta"],
-        bias=config.attention_bias,
-        dropout=config.attention_dropout,
+        bias=module.o_proj.bias is not None,
+        dropout=config.attention_dropout or 0.0,
     ).to(device=weight.device, dtype=weight.dtype)
+    _check_keys(attention, module)
     with torch.no_grad():
         for ours, theirs in _pairs(attention, module):
             ours.copy_(theirs)
@@ -57,7 +76,81 @@ def from_deepseek(module: Any) -> LatentAttention:
     for norm, other in ((attention.kv_norm, module.kv_a_layernorm), (attention.q_norm, module.q_a_layernorm)):
         if norm is not None:
             norm.eps = other.variance_epsilon
+    _settle(attention, module, layouts)
     return attention.train(module.training)
+
+
+def _rope(config: Any, kind: str) -> Mapping[str, Any]:
+    """The rotary parameters, all of which are known here."""
+    rope: Mapping[str, Any] = config.rope_parameters
+    if rope.get("rope_type", "default") != "default":
+        raise InputError(f"rope_type={rope['rope_type']!r} of the {kind}; only 'default' can be converted")
+    for name, value in rope.items():
+        usual = {"partial_rotary_factor": 1.0}.get(name)
+        if name not in ("rope_type", "rope_theta") and value not in (None, usual):
+            raise InputError(f"rope_parameters[{name!r}]={value!r} of the {kind} has no counterpart here")
+    return rope
+
+
+def _check_settings(module: Any) -> None:
+    """Refuse attributes that change what is computed and that `LatentAttention` does not have."""
+    kind, config = type(module).__name__, module.config
+    scale = (config.qk_nope_head_dim + config.qk_rope_head_dim) ** -0.5
+    for name, value in settings(module):
+        usual = {"is_causal": True, "num_key_value_groups": 1}.get(name, False)
+        if name == "scaling":
+            if not math.isclose(value, scale, rel_tol=1e-6):
+                raise InputError(f"scaling={value!r} of the {kind}; here it is (nope + rope)^-1/2 = {scale:.6g}")
+        elif name not in _KNOWN and value != usual:
+            raise InputError(f"{name}={value!r} of the {kind} has no counterpart here")
+
+
+def _check_keys(attention: LatentAttention, module: Any) -> None:
+    theirs = {"kv_b_proj.weight"}
+    for ours, name in _named(attention):
+        theirs |= {f"{name}.{key}" for key, _ in ours.named_parameters()}
+    found = set(module.state_dict())
+    kind = type(module).__name__
+    if more := sorted(found - theirs):
+        raise InputError(f"no place here for {', '.join(more[:4])} of the {kind}")
+    if missing := sorted(theirs - found):
+        raise InputError(f"the {kind} has no {', '.join(missing[:4])}, which latent attention with its other parts has")
+
+
+def _settle(attention: LatentAttention, module: Any, layouts: tuple[Layout, ...]) -> None:
+    """Leave the attention with the pairing of the rotation that repeats the module's output on random input.
+
+    Raises:
+        InputError: when none does, or the module's file has no rotary embedding to ask it with.
+    """
+    kind, weight = type(module).__name__, module.o_proj.weight
+    x = probe(2, _ASKED, attention.d_model, like=weight)
+    with evaluating(module, attention):
+        expected = answer(module, lambda: _call(module, x))
+        errors = {}
+        for layout in layouts:
+            attention.rope.layout = layout
+            errors[layout], tolerance = deviation(expected, attention(x)[0])
+    best = min(errors, key=lambda layout: errors[layout])
+    if not errors[best] <= tolerance:
+        raise InputError(
+            f"the {kind} computes what neither its keys nor its settings tell: its output on random input is "
+            f"{errors[best]:.1g} of its size away from that of latent attention"
+        )
+    attention.rope.layout = best
+
+
+def _call(module: Any, x: Tensor) -> Any:
+    """The output of a module of transformers, causal, with the rotary embedding of its own file."""
+    modeling = vars(sys.modules[type(module).__module__])
+    makers = [value for name, value in modeling.items() if name.endswith("RotaryEmbedding") and isinstance(value, type)]
+    if len(makers) != 1:
+        raise InputError(f"there are {len(makers)} rotary embeddings beside it, and one is needed")
+    tables = makers[0](module.config).to(x.device)(x, torch.arange(_ASKED, device=x.device)[None])
+    mask = torch.full((_ASKED, _ASKED), torch.finfo(x.dtype).min, dtype=x.dtype, device=x.device).triu(1)[None, None]
+    # Flash attention is causal by itself and takes no such mask.
+    flash = "flash" in str(getattr(module.config, "_attn_implementation", ""))
+    return module(x, position_embeddings=tables, attention_mask=None if flash else mask)
 
 
 def to_deepseek(attention: LatentAttention) -> DeepseekV3Attention:
@@ -97,17 +190,22 @@ def to_deepseek(attention: LatentAttention) -> DeepseekV3Attention:
     return module.train(attention.training)
 
 
+def _named(attention: LatentAttention) -> list[tuple[nn.Module, str]]:
+    """Our modules that are stored as theirs are, and the names of these."""
+    named: list[tuple[nn.Module | None, str]] = [
+        (attention.kv_down_proj, "kv_a_proj_with_mqa"),
+        (attention.kv_norm, "kv_a_layernorm"),
+        (attention.output_proj, "o_proj"),
+        (attention.q_proj, "q_proj" if attention.q_rank is None else "q_b_proj"),
+        (attention.q_down_proj, "q_a_proj"),
+        (attention.q_norm, "q_a_layernorm"),
+    ]
+    return [(module, name) for module, name in named if module is not None]
+
+
 def _pairs(attention: LatentAttention, module: Any) -> list[tuple[Tensor, Tensor]]:
     """(ours, theirs) of all parameters that are stored alike."""
-    modules: list[tuple[Any, Any]] = [
-        (attention.kv_down_proj, module.kv_a_proj_with_mqa),
-        (attention.kv_norm, module.kv_a_layernorm),
-        (attention.output_proj, module.o_proj),
-        (attention.q_proj, module.q_proj if attention.q_rank is None else module.q_b_proj),
-    ]
-    if attention.q_rank is not None:
-        modules += [(attention.q_down_proj, module.q_a_proj), (attention.q_norm, module.q_a_layernorm)]
-    return [pair for ours, theirs in modules for pair in _parameters(ours, theirs)]
+    return [pair for ours, name in _named(attention) for pair in _parameters(ours, getattr(module, name))]
 
 
 def _parameters(ours: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]:
