@@ -14,7 +14,6 @@ from blockyard.conformance.subject import Built, Subject, close, own_random, rea
 from blockyard.conformance.suite import check_of
 from blockyard.errors import InputError
 
-
 # Of central differences, for inputs and parameters of order 1 in float64.
 _STEP = 1e-6
 
