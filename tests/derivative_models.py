@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from blockyard.blocks_dual import DualStreamBlock
 from blockyard.blocks_vein import VFTBlock
+from blockyard.compat.price_transformer import PricePredictionConfig, PriceTransformer
 from blockyard.models.encoder import EncoderConfig, TextClassifier
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.models.price import GROUPS, PriceConfig, PriceForecaster
 from blockyard.models.signal import SignalConfig, SignalTransformer
+from blockyard.multihead import MultiheadAttention
 
 FEATURES = tuple(name for group in GROUPS.values() for name in group)
 SMALL: dict[str, Any] = {"d_model": 16, "n_layers": 2, "n_heads": 2}
@@ -127,6 +129,29 @@ def _vein_block(dtype: torch.dtype, padded: bool, **options: Any) -> Case:
     return Case(noisy(block, dtype), (torch.randn(BATCH, LENGTH, 16, dtype=dtype),), {})
 
 
+class _Itself(nn.Module):
+    """Self-attention by a module that takes queries, keys and values."""
+
+    def __init__(self, attention: MultiheadAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Any:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def _drop_in(dtype: torch.dtype, padded: bool, **options: Any) -> Case:
+    torch.manual_seed(0)
+    module = _Itself(MultiheadAttention(16, 2, batch_first=True, **options))
+    return Case(noisy(module, dtype), (torch.randn(BATCH, LENGTH, 16, dtype=dtype),), {})
+
+
+def _document_prices(dtype: torch.dtype, padded: bool, **options: Any) -> Case:
+    torch.manual_seed(0)
+    config = PricePredictionConfig(d_model=16, n_layers=2, n_heads=2, kv_lora_rank=8)
+    return Case(noisy(PriceTransformer(config), dtype), (torch.randn(BATCH, LENGTH, 20, dtype=dtype),), {})
+
+
 # Of every registered mixer in its default form and by the options that take another path, with every registered FFN.
 TEXT = (
     "standard+relu2", "standard+swiglu", "standard[window=3]+glu", "standard[n_kv_heads=1,kernel=sdpa]+standard",
@@ -175,6 +200,8 @@ MODELS: dict[str, Build] = {
     "two real streams": _named(_two_streams, attn="standard", ffn="swiglu", order="interleaved", checkpoint=True),
     "vein block": _named(_vein_block, metrics=True),
     "vein block of the document": _named(_vein_block, preset="seed", norm_position="post"),
+    "drop-in": _named(_drop_in),
+    "prices of the document": _named(_document_prices),
     "vein block, gathered": _named(_vein_block, s=2, tau=0.8, correction="gather"),
 }
 MIXES = tuple(name for name in MODELS if "moe" in name or "mixture" in name)

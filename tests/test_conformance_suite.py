@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from typing import Literal
+from unittest import SkipTest
 
 import pytest
 import torch
@@ -133,6 +134,58 @@ def test_a_leaky_form_of_the_whole_standard_mixer_fails():
             return out + 1e-3 * x.mean(1, keepdim=True), weights
 
     assert failures(Whole) >= PAST | DECODING
+
+
+# Derivatives
+
+
+class _Doubled(torch.autograd.Function):
+    """exp x, whose backward pass reads what has no graph any more."""
+
+    @staticmethod
+    def forward(ctx, x):
+        out = x.exp()
+        ctx.kept = out.detach()
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.kept
+
+
+class _Once(_Doubled):
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            raise InputError("exp has one derivative here")
+        return grad * ctx.kept
+
+
+class SilentlyOnce(Simple):
+    exponential = _Doubled
+
+    def forward(self, x):
+        return super().forward(x)[0] + self.exponential.apply(x), None
+
+
+class RefusesTwice(SilentlyOnce):
+    exponential = _Once
+
+
+SECOND = "second derivatives are right or refused"
+
+
+def test_wrong_second_derivatives_fail_and_refused_ones_are_skipped_with_the_reason():
+    (wrong, refused), first = (
+        [case for cls in (SilentlyOnce, RefusesTwice) for case in mixer_checks(cls, traits=PLAIN) if case.name == name]
+        for name in (SECOND, "gradients equal finite differences")
+    )
+    for case in first:
+        case()
+    with pytest.raises(AssertionError, match="second derivatives are wrong"):
+        wrong()
+    with pytest.raises(SkipTest, match="it refuses second derivatives: exp has one derivative here"):
+        refused()
 
 
 # Caches
@@ -458,7 +511,7 @@ class InPlace(Simple):
         (Batchwise, {"rows of a batch do not mix"}),
         (Upcasting, {"bfloat16 weights load and compute close to float32"}),
         (Breaking, {"torch compile captures it as one graph"}),
-        (WrongGradient, {"gradients equal finite differences"}),
+        (WrongGradient, {"gradients equal finite differences", SECOND}),
         (
             Unsaved,
             {"a saved and loaded copy gives the same output", "bfloat16 weights load and compute close to float32"},

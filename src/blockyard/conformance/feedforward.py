@@ -102,6 +102,14 @@ def its_gradients_equal_finite_differences(subject: Subject) -> None:
 
 
 @check_of("ffn")
+def its_second_derivatives_are_right_or_refused(subject: Subject) -> None:
+    if not subject.precise:
+        skip("its traits do not claim float64")
+    ffn = subject.build()
+    training.check_second_derivatives(ffn.module, ffn, subject.x(batch=1, length=3))
+
+
+@check_of("ffn")
 def checkpointing_changes_no_gradient(subject: Subject) -> None:
     ffn, x = subject.build(**subject.dropout), subject.x()
     ffn.module.train()

@@ -14,6 +14,9 @@ from blockyard.conformance.subject import Built, Subject, close, own_random, rea
 from blockyard.conformance.suite import check_of
 from blockyard.errors import InputError
 
+# Of central differences, for inputs and parameters of order 1 in float64.
+_STEP = 1e-6
+
 
 def gradients(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor | None]:
     """Gradients of a scalar of the output in x and all parameters."""
@@ -67,6 +70,55 @@ def check_gradients(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x
     assert torch.autograd.gradcheck(
         lambda given, *_: call(given), (x.clone().requires_grad_(), *parameters), fast_mode=True, atol=1e-5
     )
+
+
+@check_of("attn")
+def second_derivatives_are_right_or_refused(subject: Subject) -> None:
+    if not subject.precise:
+        skip("its traits do not claim float64")
+    for causal in subject.modes:
+        mixer = subject.build(causal)
+        check_second_derivatives(mixer.module, mixer, subject.x(batch=1, length=3))
+
+
+def check_second_derivatives(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """The Hessian of a curved scalar times a direction, against central differences of the gradient.
+
+    An error of the block's own is a refusal.
+    """
+    inputs = [x.clone().requires_grad_(), *(p for p in module.parameters() if p.requires_grad)]
+    direction = [torch.randn_like(t) for t in inputs]
+    size = _row(direction, inputs).norm()
+
+    def gradient(again: bool = False) -> list[Tensor | None]:
+        out = reals(call(inputs[0]))
+        scalar = (out * out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum()
+        # Of chosen inputs: on this way autograd forgets that a function may be differentiated once only.
+        return list(torch.autograd.grad(scalar, inputs, create_graph=again, allow_unused=True))
+
+    def moved(step: float) -> Tensor:
+        with torch.no_grad():
+            for t, d in zip(inputs, direction):
+                t.add_(d * (step / size))
+        return _row(gradient(), inputs)
+
+    try:
+        first = gradient(again=True)
+        along = sum((reals(g) * reals(d)).sum() for g, d in zip(first, direction) if g is not None)
+        found = _row(torch.autograd.grad(along, inputs, allow_unused=True), inputs) / size  # type: ignore[arg-type]
+    except (RuntimeError, InputError) as refusal:
+        skip(f"it refuses second derivatives: {str(refusal).splitlines()[0]}")
+    # There, back by twice the way, and home again.
+    difference = (moved(_STEP) - moved(-2 * _STEP)) / (2 * _STEP)
+    moved(_STEP)
+    error = float((found - difference).norm() / difference.norm().clamp(min=1e-9))
+    # Rounding of the gradient over the step is some 1e-9; a path that is left out shows in the first digits.
+    assert error < 1e-4, f"second derivatives are wrong, and nothing is said: relative error {error:.1e}"
+
+
+def _row(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
+    """All parts of all tensors in a row, 0 for None."""
+    return torch.cat([reals(torch.zeros_like(o) if t is None else t).flatten() for t, o in zip(tensors, like)]).detach()
 
 
 @check_of("attn")

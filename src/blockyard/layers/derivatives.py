@@ -29,6 +29,15 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def needs_plain() -> bool:
+    """In a backward pass: whether it must go by operations that torch differentiates, or that vmap batches.
+
+    Autograd enables gradients in a backward pass exactly when `create_graph` is given. Compilers refuse a second
+    derivative themselves.
+    """
+    return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or transformed())
+
+
 def hidden(tensor: Tensor) -> bool:
     """Whether `torch.func.vmap` keeps the values of a tensor from being read: they stand for a whole batch."""
     functorch = torch._C._functorch
@@ -132,7 +141,7 @@ class _FusedOrPlain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        if not torch.is_grad_enabled():
+        if not needs_plain():
             return grad, *(None for _ in tensors), None, None
         # Nothing goes to the kernel, or gradients would count twice.
         needs = ctx.needs_input_grad[1 : 1 + len(tensors)]
@@ -146,7 +155,7 @@ def differentiate(
     needs: Sequence[bool],
     grads: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """The vector-Jacobian product of a plain formula, with a graph of its own.
+    """The vector-Jacobian product of a plain formula, with a graph of its own where gradients are enabled.
 
     Args:
         plain: of (*tensors, *settings), a tensor or several.
@@ -157,6 +166,7 @@ def differentiate(
 
     Returns: one gradient per tensor, None where none is wanted or none comes.
     """
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Through views of their own: where one input was made of another, the gradient of this use alone is meant.
         own = [t.view_as(t) if t is not None and need else t for t, need in zip(tensors, needs)]
@@ -169,7 +179,7 @@ def differentiate(
             return tuple(None for _ in tensors)
         results = iter(
             torch.autograd.grad(
-                [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+                [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=again, allow_unused=True
             )
         )
         return tuple(next(results) if need else None for need in needs)
@@ -188,10 +198,6 @@ def _guarded(plain: Plain, backward: Callable[..., Any]) -> Callable[..., Any]:
     """The hand-written backward pass, or the plain one where a graph of the gradients is wanted."""
 
     def either(ctx: Any, *grads: Any) -> Any:
-        # Autograd enables gradients in a backward pass exactly when create_graph is given. Compilers refuse a second
-        # derivative themselves.
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return backward(ctx, *grads)
-        return differentiate_all(plain, ctx, grads)
+        return differentiate_all(plain, ctx, grads) if needs_plain() else backward(ctx, *grads)
 
     return either

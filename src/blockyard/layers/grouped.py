@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.layers.derivatives import HandWritten, differentiate, hand_written, keep, transformed
+from blockyard.layers.derivatives import HandWritten, differentiate, hand_written, keep, needs_plain, transformed
 from blockyard.layers.linear import Linear
 from blockyard.layers.roles import Role
 
@@ -264,7 +264,7 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, dy):  # type: ignore[no-untyped-def]
     x, weight, ends = ctx.saved_tensors
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if needs_plain():
         sizes = _sizes_of(ends)
         return (*differentiate(_Segments.plain, (x, weight), (sizes,), ctx.needs_input_grad[:2], (dy,)), None)
     return (*torch.ops.blockyard.segment_linear_backward(dy.contiguous(), x, weight, ends), None)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from blockyard.layers.derivatives import differentiate_all, transformed
+from blockyard.layers.derivatives import differentiate_all, needs_plain, transformed
 from blockyard.layers.spectral import bin_matrix, smooth_length
 
 # Bytes of one block's spectra. Half a megabyte keeps a spectrum, its product and the values within a core's own cache.
@@ -155,7 +155,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
+    if needs_plain():
         return differentiate_all(_defined, ctx, (grad,))
     v, anchors, memory = ctx.saved_tensors
     grad_v, grad_anchors, grad_memory = _backward(grad, v, anchors, memory, *ctx.settings)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from blockyard.layers.derivatives import differentiate_all, outlasting, transformed
+from blockyard.layers.derivatives import differentiate_all, needs_plain, outlasting, transformed
 from blockyard.layers.spectral import Interpolation, Spacing, kernel_basis, smooth_length
 from blockyard.layers.spectral_filter import blocks, fft_flops
 
@@ -130,7 +130,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
+    if needs_plain():
         return differentiate_all(_defined, ctx, (grad,))
     return *_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
 

@@ -323,8 +323,8 @@ class PriceForecaster(Trunk):
     def _window_volatility(self, x: Tensor) -> Tensor:
         """Volatility over the window ÷ that over its last 20 steps, [B, 1]: returns come divided by σ60."""
         z, long_sigma, sigma = (x[..., place] for place in self._places)
-        r = z * torch.exp(long_sigma - sigma[:, -1:])
-        # Bounded in front of the root, whose slope at 0 is infinite: a window may stand still.
+        # Bounded in front of exponential and root, whose slopes are infinite at their ends: a window may stand still.
+        r = z * torch.exp((long_sigma - sigma[:, -1:]).clamp(-20.0, 20.0))
         return r.square().mean(dim=1, keepdim=True).clamp(1e-4, 1e4).sqrt()
 
     def _pool(self, h: Tensor) -> Tensor:
