@@ -101,7 +101,8 @@ def test_passes_and_checkpointing_change_neither_load_nor_bias(options):
     for step in range(4):
         a, b = plain.step(step), other.step(step)
         assert b.loss == pytest.approx(a.loss, rel=1e-5)
-        assert torch.equal(a.stats["layers.0/load"], b.stats["layers.0/load"])
+        # Logits of products of other shapes: a token between two experts may fall to the other one.
+        assert (a.stats["layers.0/load"] - b.stats["layers.0/load"]).abs().sum() <= 2
         assert a.stats["layers.0/load"].sum() == 16 * CONTEXT * 2
     bias = plain.model.layers[0].ffn.router.bias
     assert torch.allclose(bias, other.model.layers[0].ffn.router.bias, atol=1e-7) and bias.abs().max() > 0
@@ -124,7 +125,8 @@ def test_compiled_blocks_compute_the_same():
     for step in range(3):
         a, b = plain.step(step), compiled.step(step)
         assert b.loss == pytest.approx(a.loss, rel=1e-5)
-        assert torch.equal(a.stats["layers.0/load"], b.stats["layers.0/load"])
+        # Logits of products of other shapes: a token between two experts may fall to the other one.
+        assert (a.stats["layers.0/load"] - b.stats["layers.0/load"]).abs().sum() <= 2
 
 
 GROUPS = {

@@ -148,7 +148,9 @@ def test_metrics_come_on_request_and_change_nothing(preset, norm_position):
     made, x = block(preset=preset, norm_position=norm_position), sample()
     out, none = made(x)
     same, metrics = made(x, return_metrics=True)
-    assert none is None and torch.equal(out, same)
+    # Without metrics the norm stands inside the product: other operations.
+    torch.testing.assert_close(out, same)
+    assert none is None
     assert {"eps_mean", "eps_max", "eps_frac_over_tau", "rank"} <= metrics.keys()
     assert not any(v.requires_grad for v in metrics.values() if isinstance(v, torch.Tensor))
 
