@@ -275,7 +275,7 @@ def test_blocks_give_with_their_caches_what_they_give_without(choice, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", [*KINDS, *BLOCKS])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_long_programs_too(choice, data):
     make = KINDS.get(choice) or (lambda batch, max_len: Blocks(choice, batch, max_len))
