@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from blockyard.cli.parser import Parser
+from blockyard.cli.tasks import train_command
+from blockyard.files import plain
+from blockyard.yamlfile import write_yaml
 from price_fixtures import ohlcv, write
 
 MODULE = "canary_plugin"
@@ -124,3 +128,13 @@ def groups_of(task: str, given: dict[str, Path], cache: Path) -> dict[str, Any]:
         "price": ({"context": 16, "patch": 4, "stride": 4, "horizons": (1, 2)}, {"path": (str(given["prices"]),)}),
     }[task]  # fmt: skip
     return {"model": {**MODEL, **model}, "data": data, "train": TRAIN}
+
+
+def train_by_words(task: str, groups: dict[str, Any], out: Path) -> None:
+    """Train as `blockyard train TASK --config FILE` does, without what follows training."""
+    file = out.with_suffix(".yaml")
+    file.write_text(write_yaml(plain(groups)))
+    command, parser = train_command(task, ""), Parser(f"train {task}", "")
+    command.add_arguments(parser)
+    parser.plain("--plugin", "", action="append", default=[])
+    assert command.run(parser.parse(["--config", str(file), "--out", str(out)])) == 0

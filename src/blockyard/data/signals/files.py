@@ -109,7 +109,8 @@ def _load_array(path: Path) -> Any:
     np = require("numpy", extra="train")
     try:
         loaded = np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
+        # By what it holds: an archive may have either name.
+        if isinstance(loaded, np.lib.npyio.NpzFile):
             name = "iq" if "iq" in loaded.files else loaded.files[0] if len(loaded.files) == 1 else None
             if name is None:
                 raise InputError(f"{path} holds {', '.join(loaded.files)}; name the samples iq")
