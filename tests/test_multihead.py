@@ -175,6 +175,8 @@ def test_calls_that_do_not_fit_are_refused_by_name():
         ours(x, x[:, :3], x[:, :3], is_causal=True)
     with pytest.raises(InputError, match=r"values come from \(3, 5, 16\), expected \(3, 7, 16\)"):
         ours(x, x, x[:, :5])
+    with pytest.raises(InputError, match="key has 3 axes, query has 2; all have a batch, or none has"):
+        ours(x[0], x[:1], x[:1])
 
 
 # Which calls are self-attention.

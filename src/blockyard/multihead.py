@@ -167,6 +167,9 @@ class MultiheadAttention(nn.Module):
         """
         if query.is_nested:
             return self._nested(query, key, value, key_padding_mask, attn_mask, need_weights, is_causal)
+        for name, other in (("key", key), ("value", value)):
+            if other.ndim != query.ndim:
+                raise InputError(f"{name} has {other.ndim} axes, query has {query.ndim}; all have a batch, or none has")
         itself, apart = self._sequences(query, key, value, self_attention)
         single = query.ndim == 2
         query, key = self._batched(query, "query", self.embed_dim), self._batched(key, "key", self.kdim)
