@@ -187,8 +187,11 @@ def test_half_precision_is_read_and_keeps_a_router_in_float32():
     theirs.gate.e_score_correction_bias = theirs.gate.e_score_correction_bias.float()
     ours = from_hf(theirs)
     assert ours.experts.body.w1.weight.dtype == torch.bfloat16 and ours.router.bias.dtype == torch.float32
-    ernie = from_hf(peer(*ERNIE[:2], **ERNIE[2]).bfloat16())
-    assert torch.isfinite(ernie(torch.randn(1, 5, D, dtype=torch.bfloat16))).all()
+    theirs = peer(*ERNIE[:2], **ERNIE[2]).bfloat16()
+    theirs.gate.float()  # as its checkpoints are loaded
+    ours, x = from_hf(theirs), torch.randn(1, 5, D, dtype=torch.bfloat16)
+    assert ours.router.linear.weight.dtype == torch.float32
+    torch.testing.assert_close(ours(x), theirs(x), atol=0.05, rtol=0.05)
 
 
 def test_reading_leaves_the_module_and_the_random_state_as_they_were():

@@ -82,14 +82,15 @@ def _harmless(name: str, value: Any) -> bool:
     return name in SIZES or value is False or (isinstance(value, float) and value == 0.0)
 
 
-def ask(block: nn.Module, router: Tensor) -> tuple[Tensor, Tensor]:
+def ask(block: nn.Module, router: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
     """Random input [2, 32, d] and the block's output for it.
 
     Args:
         block: a mixture of transformers.
         router: its router's weight [E, d], by which the input is sized: an untrained router's logits are near 0.
+        expert: a weight of its experts, whose type the input has (a router may be in float32 beside them).
     """
-    x = probe(2, 32, router.shape[1], like=next(block.parameters()))
+    x = probe(2, 32, router.shape[1], like=expert)
     size = router.float().norm(dim=-1).mean()
     x = x * (SPREAD / size).clamp(max=64.0).to(x.dtype) if size > 0 else x
     with evaluating(block):

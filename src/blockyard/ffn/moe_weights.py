@@ -353,7 +353,7 @@ def _settle(moe: MoE, module: nn.Module, settings: Mapping[str, Any]) -> None:
     kind, router = type(module).__name__, moe.router
     choices = {"renormalise": (True, False), "scoring": ("softmax", "sigmoid")}
     tried = [(settings[name],) if name in settings else values for name, values in choices.items()]
-    x, expected = ask(module, router.linear.weight)
+    x, expected = ask(module, router.linear.weight, _body(moe).w1.weight)
     found, nearest = [], float("inf")
     for renormalise, scoring in itertools.product(*tried):
         router.renormalise, router.scoring = renormalise, scoring

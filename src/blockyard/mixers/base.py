@@ -26,6 +26,8 @@ class Mixer(nn.Module):
     causal: bool
     # Whether x is complex64 or complex128 and parameters are real pairs (see layers/complex.py).
     complex_valued = False
+    # Width of a context where it is another than x's.
+    context_width: int | None = None
     # Whether a context may run on the same clock as x: causal cross-attention, with a cache of the context.
     causal_cross = False
 
@@ -102,7 +104,7 @@ class Mixer(nn.Module):
         return causal, past
 
     def _check_context(self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: Any) -> None:
-        check_input(context, self.d_model, self.complex_valued)
+        check_input(context, self.context_width or self.d_model, self.complex_valued)
         if context.shape[0] != x.shape[0]:
             raise InputError(f"context has batch {context.shape[0]}, x has {x.shape[0]}")
         if causal and self.causal_cross:

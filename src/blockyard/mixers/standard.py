@@ -103,6 +103,18 @@ class StandardAttention(Mixer):
         self.rope = None if rope == "none" else RotaryPositionalEmbedding(rope_theta, self.head_dim, layout=rope)
         self.attn_dropout = Dropout(dropout)
 
+    def widen_context(self, key_width: int, value_width: int) -> None:
+        """Read keys from a context of one width and values from one of another: two new projections.
+
+        Such an attention has no self-attention, unless key_width is d_model.
+        """
+        for name, width in (("k_proj", key_width), ("v_proj", value_width)):
+            if width < 1:
+                raise InputError(f"{name} cannot read vectors of width {width}; it should be at least 1")
+            old = getattr(self, name)
+            setattr(self, name, Linear(width, old.weight.shape[0], bias=old.bias is not None).to(old.weight))
+        self.context_width = key_width
+
     def forward(
         self,
         x: Tensor,
@@ -112,16 +124,25 @@ class StandardAttention(Mixer):
         causal: bool | None = None,
         positions: Tensor | None = None,
         context: Tensor | None = None,
+        values: Tensor | None = None,
         cache: LayerCache | None = None,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
+        """As `Mixer.forward` says; values may come from another sequence than keys.
+
+        Args:
+            values: [B, S, d_model] (or the width that `widen_context` set), read for values in place of x or the
+                context, position by position.
+        """
         causal, past = self._check(x, padding_mask, causal, positions, context, cache)
+        if values is not None or self.context_width is not None:
+            self._check_values(values, x, context)
         if context is None:
             if positions is None and padding_mask is not None:
                 positions = default_positions(padding_mask, x.shape[1])
-            q, k, v = self._project_self(x, positions, past)
+            q, k, v = self._project_self(x, positions, past, values)
         else:
-            q, k, v = self._project_cross(x, context)
+            q, k, v = self._project_cross(x, context, context if values is None else values)
         hidden = 0
         if cache is not None:
             k, v = cache.append(k=k.to(cache.dtype), v=v.to(cache.dtype))
@@ -148,6 +169,14 @@ class StandardAttention(Mixer):
             weights = F.pad(weights, (hidden, 0))
         return out, weights
 
+    def _check_values(self, values: Tensor | None, x: Tensor, context: Tensor | None) -> None:
+        """Refuse sequences that the projections cannot read, or that do not run along the keys."""
+        keys = x if context is None else context
+        for name, source, projection in (("keys", keys, self.k_proj), ("values", values, self.v_proj)):
+            source, width = keys if source is None else source, projection.weight.shape[1]
+            if source.shape != (*keys.shape[:2], width):
+                raise InputError(f"{name} come from {tuple(source.shape)}, expected {(*keys.shape[:2], width)}")
+
     def _visible(
         self, hidden: int, past: int, x: Tensor, padding_mask: Tensor | None, attn_mask: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -160,10 +189,15 @@ class StandardAttention(Mixer):
                 attn_mask = attn_mask[..., hidden:]
         return padding_mask, attn_mask
 
-    def _project_self(self, x: Tensor, positions: Tensor | None, past: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_self(
+        self, x: Tensor, positions: Tensor | None, past: int, values: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, head_dim], keys and values [B, H_kv, T, head_dim] of one sequence, rotated."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        if x.shape[0] * x.shape[1] >= _STACK_FROM and plain(*projections):
+        if values is not None:
+            parts = (self.q_proj(x), self.k_proj(x), self.v_proj(values))
+            heads = torch.cat(parts, dim=-1).unflatten(-1, (-1, self.head_dim))
+        elif x.shape[0] * x.shape[1] >= _STACK_FROM and plain(*projections):
             heads = F.linear(x, torch.cat([p.weight for p in projections])).unflatten(-1, (-1, self.head_dim))
         else:
             heads = torch.cat([p(x) for p in projections], dim=-1).unflatten(-1, (-1, self.head_dim))
@@ -179,9 +213,9 @@ class StandardAttention(Mixer):
         q, k = qk.split([self.n_heads, self.n_kv_heads], dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    def _project_cross(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x, keys and values of the context; no rotation, since they share no positions."""
-        parts = (self.q_proj(x), self.k_proj(context), self.v_proj(context))
+    def _project_cross(self, x: Tensor, context: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x, keys of the context and values; no rotation, since they share no positions."""
+        parts = (self.q_proj(x), self.k_proj(context), self.v_proj(values))
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -202,7 +236,8 @@ class StandardAttention(Mixer):
 
     def cost(self, tokens: int) -> Cost:
         width, kv_width = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        shapes = [(self.d_model, width), (self.d_model, kv_width), (self.d_model, kv_width), (width, self.d_model)]
+        read = [(projection.weight.shape[1], kv_width) for projection in (self.k_proj, self.v_proj)]
+        shapes = [(self.d_model, width), *read, (width, self.d_model)]
         biases = sum(shape[1] for shape in shapes) if self.q_proj.bias is not None else 0
         gains = 2 * self.head_dim if self.q_norm is not None else 0
         scores = 2 * 2 * self.n_heads * self.head_dim * self._pairs(tokens)
