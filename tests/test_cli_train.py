@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from blockyard.cli import main
+from blockyard.training.checkpoint import STATE_SUM, state_digest
+from blockyard.training.run import train_lm
 from cli_helpers import TEXT, error_of, words
 
 yaml = pytest.importorskip("yaml")
@@ -243,3 +245,37 @@ def test_resuming_with_more_steps_and_nothing_else_extends_the_run(
     assert main(["train", "lm", f"--out={out}", "--resume", "--train.steps=5", "--train.progress=true"]) == 0
     assert "extended from 2 to 5 steps" in capsys.readouterr().err
     assert metrics(out)[-1]["step"] == 5
+
+
+@pytest.mark.parametrize("blocks", [{}, {"attn": {"impl": "tva"}, "ffn": {"impl": "vft"}, "vft": {"rank": 2}}], ids=str)
+def test_a_run_begun_in_python_goes_on_from_the_command_line(tmp_path: Path, blocks: dict[str, Any]) -> None:
+    """Python names the options that were given, the command line all there are: the rest have their defaults in both."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    groups = {
+        "model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "context": 16},
+        "data": {"path": str(tmp_path / "text.txt"), "cache_dir": str(tmp_path / "cache")},
+        "train": {"steps": 2, "batch_size": 4, "eval_batches": 1, "compile": "off", "progress": False},
+        **blocks,
+    }
+    train_lm(groups, tmp_path / "run")
+    assert main(["train", "lm", f"--out={tmp_path / 'run'}", "--resume", "--train.steps=4"]) == 0
+    assert metrics(tmp_path / "run")[-1]["step"] == 4
+
+
+def test_a_run_of_a_version_that_lacked_an_option_goes_on_and_another_value_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "lacking"
+    shutil.copytree(folder / "run", out)
+    settings = yaml.safe_load((out / "config.yaml").read_text())
+    del settings["train"]["z_loss_weight"], settings["model"]["dropout"]
+    (out / "config.yaml").write_text(yaml.safe_dump(settings))
+    for state in out.glob("checkpoints/*/state.json"):
+        content = json.loads(state.read_text())
+        content["config"] = settings
+        del content[STATE_SUM]
+        state.write_text(json.dumps(content | {STATE_SUM: state_digest(content)}))
+    words = ["train", "lm", f"--out={out}", "--resume", "--train.steps=3"]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert "train.z_loss_weight (was 0.001, now 0.5)" in error_of(capsys, [*words, "--train.z_loss_weight=0.5"])

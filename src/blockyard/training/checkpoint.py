@@ -75,7 +75,7 @@ def save_checkpoint(
             safetensors.save_file(_apart(optimizer), temporary / OPTIMIZER)
             sums = {name: _digest(temporary / name) for name in (MODEL, OPTIMIZER)}
             content = {"format": FORMAT, **state, "files": sums}
-            text = json.dumps({**content, STATE_SUM: _state_digest(content)}, indent=1)
+            text = json.dumps({**content, STATE_SUM: state_digest(content)}, indent=1)
             (temporary / STATE).write_text(text, encoding="utf-8")
         # It replaces only a checkpoint of this very step: the same numbers, written once more.
     except (OSError, require("safetensors", extra="train").SafetensorError) as error:
@@ -102,7 +102,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
         raise _damaged(state_path, "is missing or not a checkpoint's state") from error
     if state.get("format") not in READABLE:
         raise InputError(f"{state_path} has format {state.get('format')!r}; this version reads format {FORMAT}")
-    if (state["format"] >= 2 or STATE_SUM in state) and state.pop(STATE_SUM, None) != _state_digest(state):
+    if (state["format"] >= 2 or STATE_SUM in state) and state.pop(STATE_SUM, None) != state_digest(state):
         raise _damaged(state_path, "is not as it was written (its checksum differs)")
     loaded = {}
     for name in (MODEL, OPTIMIZER) if with_optimizer else (MODEL,):
@@ -144,7 +144,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _state_digest(content: Mapping[str, Any]) -> str:
+def state_digest(content: Mapping[str, Any]) -> str:
     """Checksum of what state.json says, whatever its spaces and the order of its keys."""
     # By way of JSON, so that what is about to be written and what was read are the same: keys are text, tuples lists.
     plain = json.loads(json.dumps(content))

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -171,22 +171,27 @@ def with_task(resolved: Mapping[str, Any]) -> dict[str, Any]:
     return {"task": DEFAULT, **resolved}
 
 
-def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str]) -> list[str]:
+def differing_keys(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    free: frozenset[str],
+    default: Callable[[str, str], Any] = lambda group, key: None,
+) -> list[str]:
     """Dotted names of options that differ between two resolved configurations, with both values.
 
     Args:
         free: names within the `train` group that may differ.
+        default: of an option, by group and name, which it has where one of the two does not mention it.
     """
     found = []
     for group in sorted({*before, *now}):
         a, b = plain(before.get(group)), plain(now.get(group))
         if isinstance(a, dict) or isinstance(b, dict):
             a, b = a or {}, b or {}
-            found += [
-                f"{group}.{key} (was {a.get(key)!r}, now {b.get(key)!r})"
-                for key in sorted({*a, *b})
-                if a.get(key) != b.get(key) and not (group == "train" and key in free)
-            ]
+            for key in sorted({*a, *b}):
+                was, now_is = (side[key] if key in side else plain(default(group, key)) for side in (a, b))
+                if was != now_is and not (group == "train" and key in free):
+                    found.append(f"{group}.{key} (was {was!r}, now {now_is!r})")
         elif a != b:
             found.append(f"{group} (was {a!r}, now {b!r})")
     return found

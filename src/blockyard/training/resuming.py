@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from blockyard.errors import InputError
+from blockyard.options import options_of
+from blockyard.registry import Kind, find_block, implementation
 from blockyard.training.checkpoint import Checkpoint, load_checkpoint
-from blockyard.training.config import FREE_ON_RESUME
+from blockyard.training.config import FREE_ON_RESUME, TrainConfig
 from blockyard.training.folder import RunFolder, differing_keys, with_task
+from blockyard.training.kinds import task_kind
 
 
 class Resumption(NamedTuple):
@@ -64,9 +67,36 @@ def resumption(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: Mapp
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Options that differ and must not, as words; all of them if there are any."""
     extended = {"steps", "warmup"} if _extends(before, now) else set()
-    if not differing_keys(before, now, FREE_ON_RESUME | extended):
+    # A run that was begun in Python, or by an older version, does not mention every option.
+    default = _defaults(now)
+    if not differing_keys(before, now, FREE_ON_RESUME | extended, default):
         return []
-    return differing_keys(before, now, FREE_ON_RESUME)
+    return differing_keys(before, now, FREE_ON_RESUME, default)
+
+
+def _defaults(groups: Mapping[str, Any]) -> Callable[[str, str], Any]:
+    """What an option is where nobody gave it, in a run of these groups' task and blocks; None where that is not known."""
+    kind = task_kind(groups["task"])
+    known: dict[str, list[Mapping[str, Any]]] = {
+        "model": [{n: o.default for n, o in options_of(kind.model_config).items()}],
+        "data": [{n: o.default for n, o in options_of(kind.data_config).items()}],
+        "train": [{n: o.default for n, o in options_of(TrainConfig).items()} | dict(kind.train_defaults)],
+    }
+    sides: tuple[Kind, ...] = ("attn", "ffn")
+    chosen = {side: (groups.get(side) or {}).get("impl") for side in sides}
+    used = [implementation(side, name) for side, name in chosen.items() if name]
+    pair = find_block(str(chosen["attn"]), str(chosen["ffn"]))
+    for entry in used if pair is None else [*used, pair]:
+        # The standard mixer's and FFN's own options sit under `attn` and `ffn`, all others under their family.
+        group = entry.kind if entry.name == "standard" else entry.group
+        known.setdefault(group, []).append({n: o.default for n, o in entry.options.items()})
+
+    def default(group: str, key: str) -> Any:
+        found = [options[key] for options in known.get(group, ()) if key in options]
+        # Two blocks of one family may differ in it: then a missing word says nothing.
+        return found[0] if found and all(value == found[0] for value in found) else None
+
+    return default
 
 
 def _extends(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
