@@ -249,7 +249,7 @@ def test_resuming_with_more_steps_and_nothing_else_extends_the_run(
 
 @pytest.mark.parametrize("blocks", [{}, {"attn": {"impl": "tva"}, "ffn": {"impl": "vft"}, "vft": {"rank": 2}}], ids=str)
 def test_a_run_begun_in_python_goes_on_from_the_command_line(tmp_path: Path, blocks: dict[str, Any]) -> None:
-    """Python names the options that were given, the command line all there are: the rest have their defaults in both."""
+    """Python names the options that were given, the command line all; the rest have their defaults in both."""
     (tmp_path / "text.txt").write_text(TEXT)
     groups = {
         "model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "context": 16},
@@ -278,4 +278,4 @@ def test_a_run_of_a_version_that_lacked_an_option_goes_on_and_another_value_is_r
     words = ["train", "lm", f"--out={out}", "--resume", "--train.steps=3"]
     assert main(words) == 0
     capsys.readouterr()
-    assert "train.z_loss_weight (was 0.001, now 0.5)" in error_of(capsys, [*words, "--train.z_loss_weight=0.5"])
+    assert "train.z_loss_weight (was 0.001, now 0.5)" in error_of(capsys, *words, "--train.z_loss_weight=0.5")

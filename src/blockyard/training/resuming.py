@@ -75,7 +75,7 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _defaults(groups: Mapping[str, Any]) -> Callable[[str, str], Any]:
-    """What an option is where nobody gave it, in a run of these groups' task and blocks; None where that is not known."""
+    """What an option is where nobody gave it, in a run of these groups' task and blocks; None where that is unknown."""
     kind = task_kind(groups["task"])
     known: dict[str, list[Mapping[str, Any]]] = {
         "model": [{n: o.default for n, o in options_of(kind.model_config).items()}],
