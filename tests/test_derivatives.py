@@ -406,3 +406,29 @@ def test_constants_made_inside_a_transform_serve_later() -> None:
     grad(subject.at)(subject.values)
     tables = [table for pair in rotary._tables.values() for table in pair]
     assert tables and not any(torch._C._functorch.is_functorch_wrapped_tensor(table) for table in tables)
+
+
+def test_second_derivatives_under_autocast_are_those_of_float32_but_for_rounding() -> None:
+    for name in ("lm standard[n_kv_heads=1,kernel=sdpa]+standard", "lm tva+vft", MIXES[0]):
+        case = MODELS[name](torch.float32, False)
+        parameters = tuple(case.model.parameters())
+        found = []
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                loss = case.outputs()["out.loss"]
+            first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+            along = sum(((g * g.detach().sign()).sum() for g in first if g is not None), torch.zeros(()))
+            found.append(flat(torch.autograd.grad(along, parameters, allow_unused=True), list(parameters)))
+        # Two digits and a half of bfloat16, after some twenty products.
+        assert far(found[1], found[0]) < 0.1
+
+
+def test_an_ensemble_is_one_model_by_vmap_over_parameters() -> None:
+    for name in ("lm mla+relu2", "lm tva+vft", "classify spectral", "signal complex", "price student_t"):
+        subject = Subject(MODELS[name](torch.float64, False))
+        members = {n: torch.stack([p, 1.1 * p]) for n, p in subject.values.items()}
+        for watched in (torch.enable_grad, torch.no_grad):
+            with watched():
+                found = vmap(subject.at)(members)
+                wanted = torch.stack([subject.at({n: p[i] for n, p in members.items()}) for i in range(2)])
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)

@@ -128,24 +128,24 @@ def fused_or_plain(out: Tensor, plain: Plain, tensors: Sequence[Tensor | None], 
     """
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and out.requires_grad):
         return out
-    return _FusedOrPlain.apply(out, *tensors, plain, tuple(settings))
+    return _FusedOrPlain.apply(out, plain, tuple(settings), *tensors)
 
 
 class _FusedOrPlain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, out: Tensor, *inputs: Any) -> Tensor:
-        *tensors, ctx.plain, ctx.settings = inputs
+    def forward(ctx: Any, out: Tensor, plain: Plain, settings: tuple[Any, ...], *tensors: Tensor | None) -> Tensor:
+        ctx.plain, ctx.settings = plain, settings
         ctx.save_for_backward(*tensors)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
+        needs = ctx.needs_input_grad[3:]
         if not needs_plain():
-            return grad, *(None for _ in tensors), None, None
+            # Saved tensors are not touched: asking for them costs as much as all the rest.
+            return grad, None, None, *(None for _ in needs)
         # Nothing goes to the kernel, or gradients would count twice.
-        needs = ctx.needs_input_grad[1 : 1 + len(tensors)]
-        return None, *differentiate(ctx.plain, tensors, ctx.settings, needs, (grad,)), None, None
+        return None, None, None, *differentiate(ctx.plain, ctx.saved_tensors, ctx.settings, needs, (grad,))
 
 
 def differentiate(
@@ -172,8 +172,8 @@ def differentiate(
         own = [t.view_as(t) if t is not None and need else t for t, need in zip(tensors, needs)]
         found = plain(*own, *settings)
         outs = found if isinstance(found, tuple) else (found,)
-        # Non-differentiable results come last.
-        pairs = [(out, grad) for out, grad in zip(outs, grads) if grad is not None and out.requires_grad]
+        # Non-differentiable results come last. Under autocast a kernel's result may be narrower than the formula's.
+        pairs = [(out, grad.to(out.dtype)) for out, grad in zip(outs, grads) if grad is not None and out.requires_grad]
         wanted = [t for t, need in zip(own, needs) if t is not None and need]
         if not pairs or not wanted:
             return tuple(None for _ in tensors)
