@@ -117,6 +117,7 @@ def test_options_are_not_abbreviated() -> None:
 
 
 def test_only_rank_0_prints_the_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import math
 import os
 import secrets
@@ -24,6 +25,8 @@ from blockyard.errors import InputError
 
 # Temporary names begin so; the target's own name is left out, since with it the name could become too long.
 WRITING, REMOVING = ".writing-", ".removing-"
+# What files of settings and results are far from.
+MOST_LEVELS, MOST_ITEMS = 100, 10_000_000
 # Bytes that are gathered before the system is asked: token files come in small pieces.
 BUFFER = 1 << 18
 
@@ -223,6 +226,69 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """A path as a user wrote it, `~` for the home folder.
+
+    Raises:
+        InputError: for a home that is not there (`~nosuch`), or what no path can be.
+    """
+    if "\0" in os.fspath(text):
+        raise InputError(f"{os.fspath(text)!r} is no path: it holds a NUL character")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{os.fspath(text)!r}: there is no such home folder; write the path out") from None
+
+
+def cache_home() -> Path:
+    """The folder for what can be made again: BLOCKYARD_CACHE, else .cache/blockyard in the home folder.
+
+    Raises:
+        InputError: when there is no home folder.
+    """
+    if given := os.environ.get("BLOCKYARD_CACHE"):
+        return user_path(given)
+    try:
+        return Path.home() / ".cache" / "blockyard"
+    except RuntimeError:
+        raise InputError("there is no home folder for the cache: set HOME, or BLOCKYARD_CACHE to a folder") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text from a file holds.
+
+    Raises:
+        ValueError: for whatever is wrong with it, also where it is nested so deeply that nothing can go through it.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested more than {MOST_LEVELS} levels deep") from None
+    opening: tuple[Any, Any] = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    if sum(text.count(bracket) for bracket in opening) > MOST_LEVELS:
+        check_nesting(value)
+    return value
+
+
+def check_nesting(value: Any) -> None:
+    """Refuse data that is nested too deeply to be worked on, contains itself, or unfolds without end (YAML's aliases).
+
+    Raises:
+        ValueError: saying which.
+    """
+    waiting, seen = [(value, 1)], 0
+    while waiting:
+        item, level = waiting.pop()
+        if not isinstance(item, dict | list):
+            continue
+        if level > MOST_LEVELS:
+            raise ValueError(f"nested more than {MOST_LEVELS} levels deep")
+        seen += len(item)
+        if seen > MOST_ITEMS:
+            raise ValueError(f"more than {MOST_ITEMS:,} values")
+        waiting += [(inner, level + 1) for inner in (item.values() if isinstance(item, dict) else item)]
 
 
 def without_nan(value: Any) -> Any:

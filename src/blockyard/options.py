@@ -15,6 +15,11 @@ from typing import Any, Literal, Union
 from blockyard.errors import InputError, suggest
 
 MISSING: Any = inspect.Parameter.empty
+# More threads than any machine has are not started but end the process; torch's seeds have 64 bits, and a run's are
+# counted up from the one given.
+MOST_THREADS, MOST_SEED = 4096, 2**62
+# Whole numbers that torch, numpy and files can hold: a longer one is a slip or an attempt.
+_INTEGERS = range(-(2**63), 2**63)
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _NONE = {"none", "null", "~"}
@@ -132,9 +137,11 @@ def _check(annotation: Any, value: Any) -> tuple[bool, Any]:
     if annotation is bool:
         return isinstance(value, bool), value
     if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
+        return isinstance(value, int) and not isinstance(value, bool) and value in _INTEGERS, value
     if annotation is float:
         ok = isinstance(value, int | float) and not isinstance(value, bool)
+        # Not every whole number fits into a float.
+        ok = ok and (isinstance(value, float) or value in _INTEGERS)
         return ok, float(value) if ok else value
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
@@ -156,7 +163,8 @@ def _parse(annotation: Any, text: str) -> tuple[bool, Any]:
     if annotation is bool:
         return text.lower() in _TRUE | _FALSE, text.lower() in _TRUE
     if annotation is int:
-        return bool(re.fullmatch(r"[+-]?\d+(_\d+)*", text)), _number(int, text)
+        whole = _number(int, text) if re.fullmatch(r"[+-]?\d+(_\d+)*", text) else None
+        return whole is not None and whole in _INTEGERS, whole
     if annotation is float:
         value = _number(float, text)
         return value is not None, value

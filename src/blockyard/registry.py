@@ -16,6 +16,7 @@ from importlib import metadata
 from typing import Any, Literal, TypeVar, overload
 
 from blockyard.errors import InputError, suggest
+from blockyard.launch import is_first
 from blockyard.options import Option, check_options, options_of
 
 Kind = Literal["attn", "ffn", "block"]
@@ -108,7 +109,8 @@ class Entry:
 @dataclass
 class _Register:
     entries: dict[tuple[Kind, str], Entry] = field(default_factory=dict)
-    plugins_loaded: bool = False
+    # Installed implementations that could not be imported, with what is wrong.
+    broken: dict[tuple[Kind, str], str] = field(default_factory=dict)
 
 
 _register = _Register()
@@ -181,9 +183,21 @@ def _load(kind: Kind, name: str) -> None:
         return
     for point in _entry_points(kind):
         if point.name == name:
-            cls = point.load()
-            if (kind, name) not in _register.entries:
-                _decorator(kind, name, None, None)(cls)
+            try:
+                cls = point.load()
+                if (kind, name) not in _register.entries:
+                    _decorator(kind, name, None, None)(cls)
+            except (Exception, SystemExit) as error:
+                # Whoever installed it need not be its author, and did not ask for it here.
+                what = f"{KIND_WORDS[kind]} {name!r}"
+                _register.broken[(kind, name)] = broken_plugin(what, point, error)
+
+
+def broken_plugin(what: str, point: metadata.EntryPoint, error: BaseException) -> str:
+    """In one line, what an installed plug-in would bring, where it comes from, and what is wrong with it."""
+    package = f" of the package {point.dist.name} {point.dist.version}" if point.dist is not None else ""
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{what}{package} ({point.value}) cannot be imported: {type(error).__name__}: {first}"
 
 
 def _entry_points(kind: Kind) -> list[metadata.EntryPoint]:
@@ -198,21 +212,23 @@ def _installed(group: str, path: tuple[str, ...]) -> tuple[metadata.EntryPoint, 
 
 
 def names(kind: Kind) -> list[str]:
-    """All registered names of a kind: built-in, installed (entry points) and decorated."""
+    """All registered names of a kind: built-in, installed (entry points, but for those found broken), decorated."""
     found = list(BUILTIN[kind])
     found += [p.name for p in _entry_points(kind)]
     found += [n for k, n in _register.entries if k == kind]
-    return list(dict.fromkeys(found))
+    return [name for name in dict.fromkeys(found) if (kind, name) not in _register.broken]
 
 
 def implementation(kind: Kind, name: str) -> Entry:
     """The entry of a name.
 
     Raises:
-        InputError: for an unknown name, with the nearest known one.
+        InputError: for an unknown name, with the nearest known one, or an installed one that cannot be imported.
     """
-    if (kind, name) not in _register.entries:
+    if (kind, name) not in _register.entries and (kind, name) not in _register.broken:
         _load(kind, name)
+    if (kind, name) in _register.broken:
+        raise InputError(_register.broken[(kind, name)])
     if (kind, name) not in _register.entries:
         near = suggest(name, names(kind)).strip(" ()").replace("did", "Did", 1)
         hint = near or f"Known: {', '.join(names(kind))}"
@@ -221,8 +237,17 @@ def implementation(kind: Kind, name: str) -> Entry:
 
 
 def entries(kind: Kind) -> list[Entry]:
-    """All entries of a kind, loaded."""
-    return [implementation(kind, name) for name in names(kind)]
+    """All entries of a kind, loaded. An installed plug-in that cannot be imported is named once and left out."""
+    found = []
+    for name in names(kind):
+        try:
+            found.append(implementation(kind, name))
+        except InputError as error:
+            if (kind, name) not in _register.broken:
+                raise
+            if is_first():
+                print(f"note: {error}; it is left out", file=sys.stderr)
+    return found
 
 
 def find_block(attn: str, ffn: str) -> Entry | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError, require
+from blockyard.files import check_nesting
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
 _NUMBER = re.compile(r"^[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf)|\.(nan|NaN))$")
@@ -32,11 +33,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"settings file {str(path)!r} is not UTF-8 text (byte {error.start})") from None
     try:
         value = yaml.load(text, Loader=_loader(yaml))
+        check_nesting(value)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(f"settings file {str(path)!r}, line {line}: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise InputError(f"settings file {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits, a date that is none, brackets in brackets without end.
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise InputError(f"settings file {str(path)!r} cannot be read: {what}") from None
     if not isinstance(value, dict):
         came = "nothing" if value is None else f"a {type(value).__name__}"
         raise InputError(

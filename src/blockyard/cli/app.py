@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 from blockyard import __version__
+from blockyard.cli.console import fill_descriptors, one_line, tolerant_streams
 from blockyard.cli.finding import command_names, find_command, load_command
 from blockyard.cli.parser import Parser
-from blockyard.errors import InputError
+from blockyard.errors import InputError, is_out_of_memory
+from blockyard.launch import is_first
+from blockyard.options import MOST_THREADS
 from blockyard.plugins import load_plugins, plugins_in
 
 HELP_WORDS = ("-h", "--help", "help")
@@ -22,11 +27,17 @@ SPIN = "10000"
 
 def run_words(argv: Sequence[str] | None) -> int:
     """Run one command line; see `blockyard.cli.main`."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # Read by OpenMP when torch is imported.
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+    if argv is None:
+        # The streams of this process; in another program's they are its own.
+        fill_descriptors()
+    with tolerant_streams():
+        return guarded(list(sys.argv[1:] if argv is None else argv))
+
+
+def guarded(words: list[str]) -> int:
+    """Run a command; what the user can put right becomes one line, a fault of the program keeps its traceback."""
     try:
+        prepare_openmp()
         status = dispatch(words)
         sys.stdout.flush()
         return status
@@ -53,6 +64,28 @@ def run_words(argv: Sequence[str] | None) -> int:
         discard_stdout()
         say_error(f"cannot write the output: {error.strerror}")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # Of torch's message, what was asked for.
+        asked = re.search(r"allocate ([\d.,]+ ?\w+)", str(error))
+        say_error(f"out of memory{f' ({asked[1]} more)' if asked else ''}; ask for a smaller model, batch or length")
+        return 2
+
+
+def prepare_openmp() -> None:
+    """Settle how OpenMP's threads wait, before torch is imported and OpenMP reads it.
+
+    Raises:
+        InputError: for a number of threads that no machine has: the process would be killed in making them.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        # Anything but a number is ignored by OpenMP, which says so.
+        digits = os.environ.get(name, "").strip()
+        if digits.isdigit() and (len(digits) > 9 or int(digits) > MOST_THREADS):
+            raise InputError(f"the environment's {name}={digits} should be at most {MOST_THREADS}")
 
 
 def dispatch(words: list[str]) -> int:
@@ -96,13 +129,15 @@ def overview(first: str) -> str:
 
 def say_error(message: str) -> None:
     """Print the one line on stderr, from the first process only."""
-    say("error: " + " ".join(line.strip() for line in message.splitlines() if line.strip()))
+    say("error: " + one_line(message))
 
 
 def say(text: str) -> None:
     """Print on stderr, from rank 0 only when torchrun started several processes."""
-    if int(os.environ.get("RANK", "0") or 0) == 0:
-        print(text, file=sys.stderr)
+    if is_first():
+        # Nowhere to say it: the exit status does.
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def discard_stdout() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from blockyard.errors import InputError
+from blockyard.files import parse_json
 
 
 def read_prompts(given: Sequence[str], files: Sequence[str]) -> list[str]:
@@ -42,7 +42,7 @@ def read_prompt_file(path: Path) -> list[str]:
 def json_prompt(path: Path, number: int, line: str) -> str:
     """The prompt of a line of JSON: a string, or an object's "prompt"."""
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:
         value = None
     prompt = value.get("prompt") if isinstance(value, dict) else value

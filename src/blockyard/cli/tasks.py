@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
+from blockyard.launch import world_size
 
 if TYPE_CHECKING:
     from blockyard.cli.settings import Given
@@ -94,7 +94,7 @@ def next_folder(task: str) -> Path:
     Raises:
         InputError: under torchrun, where the processes could each find another one free.
     """
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+    if world_size() > 1:
         raise InputError("several processes train one run: name its folder with --out DIR")
     number = 1
     while (RUNS / f"{task}-{number:03}").exists():

@@ -25,6 +25,7 @@ from blockyard.data.tokenizer import (
     utf8,
 )
 from blockyard.errors import InputError, require
+from blockyard.files import user_path
 
 if TYPE_CHECKING:
     from blockyard.data.tokens import ScannedText
@@ -149,7 +150,7 @@ class BPETokenizer:
         Raises:
             InputError: when a file is missing, damaged, or does not fit the others.
         """
-        vocab, merges, special_tokens = read_bpe(Path(folder).expanduser())
+        vocab, merges, special_tokens = read_bpe(user_path(folder))
         return cls(vocab, merges, special_tokens)
 
     def _check(self) -> None:

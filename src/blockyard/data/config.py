@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from blockyard.errors import InputError
+from blockyard.files import cache_home, user_path
 
 TextFormat = Literal["auto", "txt", "jsonl", "parquet", "folder"]
 
@@ -56,7 +56,5 @@ class TextDataConfig:
     def cache_folder(self) -> Path:
         """Return the folder for encoded tokens and trained tokenizers (it need not exist yet)."""
         if self.cache_dir is not None:
-            return Path(self.cache_dir).expanduser()
-        if from_environment := os.environ.get("BLOCKYARD_CACHE"):
-            return Path(from_environment).expanduser()
-        return Path.home() / ".cache" / "blockyard"
+            return user_path(self.cache_dir)
+        return cache_home()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from blockyard.data.text import tokenizer_for
 from blockyard.data.tokenizer import Tokenizer, write_json
 from blockyard.data.tokens import scan, token_dtype
 from blockyard.errors import InputError
+from blockyard.files import parse_json
 
 LABELS = "labels.json"
 # Batches are padded to a multiple of this, so that there are not as many shapes as lengths.
@@ -53,7 +53,7 @@ class TextAssets:
             InputError: when a file is missing or damaged.
         """
         try:
-            labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))["labels"]
+            labels = parse_json((folder / LABELS).read_text(encoding="utf-8"))["labels"]
             if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
                 raise ValueError("no list of labels")
         except (OSError, ValueError, KeyError, TypeError) as error:

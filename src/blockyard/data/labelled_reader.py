@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 from blockyard.data.corpus import read_standard_library_packages
 from blockyard.data.readers import JSONL_SUFFIXES
 from blockyard.errors import InputError, suggest
+from blockyard.files import parse_json, user_path
 
 # The default data: as many of the standard library's packages, and pieces of this many characters.
 PACKAGES, PIECE = 8, 1000
@@ -50,7 +50,7 @@ def read_rows(
         InputError: for a file that cannot be read, lacks a column, or has a row without text or label; file and row (or
             line) are named, rows counted from 1 without the header.
     """
-    where = Path(path).expanduser()
+    where = user_path(path)
     if format == "auto":
         suffix = where.suffix.lower()
         format = "jsonl" if suffix in JSONL_SUFFIXES else "tsv" if suffix == ".tsv" else "csv"
@@ -97,7 +97,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     continue
                 place = f"{path} line {number}"
                 try:
-                    record = json.loads(line)
+                    record = parse_json(line)
                 except ValueError as error:
                     raise InputError(f"{place} is not JSON: {error}") from error
                 if not isinstance(record, dict):

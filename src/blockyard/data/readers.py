@@ -7,13 +7,13 @@ translation), so one plain file's fingerprint is the file's own sha256; only a b
 from __future__ import annotations
 
 import codecs
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError, require
+from blockyard.files import parse_json, user_path
 
 Pieces = Iterator[str | None]
 
@@ -36,7 +36,7 @@ def read_path(path: str | Path, format: str = "auto", text_field: str = "text") 
     Raises:
         InputError: the path is missing, empty, unreadable, binary, not UTF-8, or lacks the field.
     """
-    where = Path(path).expanduser()
+    where = user_path(path)
     try:
         is_folder, is_file, exists = where.is_dir(), where.is_file(), where.exists()
     except (OSError, ValueError) as error:
@@ -198,7 +198,7 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
 
 def _record_text(line: str, where: str, field: str) -> str:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not a JSON object: {error}") from error
     if not isinstance(record, dict):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from blockyard.data.tokenizer import DESCRIPTION_FILE, ByteTokenizer, Tokenizer, described_tokenizer, read_json
 from blockyard.errors import InputError, suggest
+from blockyard.files import user_path
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -14,7 +15,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
         InputError: when the folder holds no tokenizer or a damaged one.
     """
-    where = Path(folder).expanduser()
+    where = user_path(folder)
     if not where.is_dir():
         near = suggest(str(folder), ("byte", "bpe"))
         raise InputError(f"tokenizer={str(folder)!r} is not byte, bpe or a folder with a saved tokenizer{near}")

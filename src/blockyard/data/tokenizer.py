@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from blockyard.errors import InputError
-from blockyard.files import write_atomically
+from blockyard.files import parse_json, write_atomically
 
 DESCRIPTION_FILE = "blockyard_tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -225,7 +225,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON, with one clear line when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

@@ -19,7 +19,7 @@ import numpy as np
 from blockyard.data.readers import Pieces
 from blockyard.data.tokenizer import Tokenizer
 from blockyard.errors import InputError
-from blockyard.files import sweep, writing
+from blockyard.files import parse_json, sweep, writing
 
 HEADER_BYTES = 4096
 # Text up to this size is kept after the first reading; larger text is read again for each pass.
@@ -171,7 +171,7 @@ def _read(path: Path, key: str) -> np.ndarray | None:
     """Return the ids of a cache file, or None when it is missing or not exactly what was written."""
     try:
         with open(path, "rb") as file:
-            header = json.loads(file.read(HEADER_BYTES))
+            header = parse_json(file.read(HEADER_BYTES))
         if header["key"] != key:
             return None
         dtype, count = np.dtype(header["dtype"]), int(header["tokens"])

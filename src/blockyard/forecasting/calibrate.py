@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from blockyard.errors import InputError
-from blockyard.files import write_atomically
+from blockyard.files import parse_json, write_atomically
 from blockyard.forecasting.scores import pinball_loss
 
 FILE = "calibration.json"
@@ -65,7 +65,7 @@ class Calibration:
         if not file.exists():
             return None
         try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            found: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
             shifts = np.array(found["shifts"], np.float64)
             return Calibration(tuple(found["levels"]), shifts, int(found["rows"]), str(found["why"]))
         except (OSError, ValueError, KeyError, TypeError) as error:

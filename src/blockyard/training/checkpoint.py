@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from blockyard.errors import InputError, require
-from blockyard.files import remove_folder, writing_folder
+from blockyard.files import parse_json, remove_folder, writing_folder
 
 # Format 1, of runs from before version 0.2, has no checksum of state.json itself and does not name the data.
 FORMAT, READABLE = 2, (1, 2)
@@ -96,7 +96,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     safetensors_error = require("safetensors", extra="train").SafetensorError
     state_path = path / STATE
     try:
-        state = json.loads(state_path.read_text(encoding="utf-8"))
+        state = parse_json(state_path.read_text(encoding="utf-8"))
         files = dict(state["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(state_path, "is missing or not a checkpoint's state") from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from blockyard.errors import InputError
+from blockyard.options import MOST_SEED, MOST_THREADS
 
 # Options that change what is shown or kept but never a number of the run: free to differ on resume.
 FREE_ON_RESUME = frozenset(
@@ -113,6 +114,9 @@ class TrainConfig:
             _at_least(self, name, 1)
         for name in ("warmup", "eval_every", "save_every", "vein_freeze_steps", "vein_guide_steps", "threads", "seed"):
             _at_least(self, name, 0)
+        for name, most in (("threads", MOST_THREADS), ("seed", MOST_SEED)):
+            if getattr(self, name) > most:
+                raise InputError(f"train.{name}={getattr(self, name)} must be at most {most}")
         for name in ("lr", "matrix_lr"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

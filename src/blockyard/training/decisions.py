@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from blockyard.errors import InputError
-from blockyard.files import write_atomically
+from blockyard.files import cache_home, parse_json, write_atomically
 from blockyard.training.compilation import Extent
 from blockyard.training.config import TrainConfig
 from blockyard.training.machine import processor_name
@@ -97,8 +97,11 @@ class Remembered:
         parts = [_machine(), torch.__version__, torch.get_num_threads(), decisions.precision, decisions.matmul]
         text = json.dumps([parts, shape, parameters, modules])
         self.key = hashlib.sha256(text.encode()).hexdigest()[:24]
-        cache = os.environ.get("BLOCKYARD_CACHE") or Path.home() / ".cache" / "blockyard"
-        self.path = Path(cache) / "decisions.json"
+        try:
+            self.path: Path | None = cache_home() / "decisions.json"
+        except InputError:
+            # No home, no memory: only slower.
+            self.path = None
 
     @property
     def eager_ms(self) -> float | None:
@@ -112,6 +115,8 @@ class Remembered:
 
     def put(self, **seen: Any) -> None:
         """Remember; a cache that cannot be written is only slower."""
+        if self.path is None:
+            return
         try:
             write_atomically(self.path, json.dumps(self._read() | {self.key: self._entry() | seen}))
         except InputError:
@@ -122,8 +127,10 @@ class Remembered:
         return entry if isinstance(entry, dict) else {}
 
     def _read(self) -> dict[str, Any]:
+        if self.path is None:
+            return {}
         try:
-            data = json.loads(self.path.read_text())
+            data = parse_json(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return data if isinstance(data, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.launch import check_meeting_point, local_rank, rank, world_size
 from blockyard.training.sharding import spread, whole
 
 T = TypeVar("T")
@@ -103,19 +103,19 @@ def join_ranks(device_option: str) -> Ranks:
         device_option: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        InputError: when the device does not exist.
+        InputError: when the device does not exist, or torchrun's variables make no sense.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    device = pick_device(device_option, int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)
+    size, number = world_size(), rank()
+    device = pick_device(device_option, local_rank() if size > 1 else None)
     if size == 1:
         return Ranks(0, 1, device)
+    check_meeting_point()
     started = not torch.distributed.is_initialized()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if started:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Ranks(rank, size, device, started)
+    return Ranks(number, size, device, started)
 
 
 def pick_device(option: str, local_rank: int | None = None) -> torch.device:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from blockyard.errors import InputError
-from blockyard.files import make_folder, open_without_links, plain, sweep, sync, write_atomically
+from blockyard.files import make_folder, open_without_links, parse_json, plain, sweep, sync, write_atomically
 from blockyard.training.checkpoint import list_checkpoints
 from blockyard.training.kinds import DEFAULT
 from blockyard.yamlfile import read_yaml, write_yaml
@@ -109,7 +109,7 @@ class RunFolder:
 
     def read_environment(self) -> dict[str, Any]:
         try:
-            data = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
+            data = parse_json((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return data if isinstance(data, dict) else {}
@@ -122,7 +122,7 @@ class RunFolder:
         kept = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                if parse_json(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from blockyard.errors import InputError, suggest
+from blockyard.registry import broken_plugin
 
 if TYPE_CHECKING:
     from torch import nn
@@ -244,7 +245,7 @@ def task_kind(name: str) -> TaskKind[Any, Any, Any]:
     """The kind of a name.
 
     Raises:
-        InputError: for an unknown name, with the nearest known one.
+        InputError: for an unknown name, with the nearest known one, or an installed one that cannot be imported.
     """
     if name not in _registered and name in BUILTIN:
         importlib.import_module(BUILTIN[name])
@@ -252,7 +253,10 @@ def task_kind(name: str) -> TaskKind[Any, Any, Any]:
         for point in metadata.entry_points(group=ENTRY_POINTS):
             if point.name == name:
                 # The class or its module: the decorator has registered it by the time it is imported.
-                point.load()
+                try:
+                    point.load()
+                except (Exception, SystemExit) as error:
+                    raise InputError(broken_plugin(f"task {name!r}", point, error)) from error
     if name not in _registered:
         near = suggest(str(name), task_names()) or f"; there are: {', '.join(task_names())}"
         raise InputError(f"no task named {name!r}{near}")

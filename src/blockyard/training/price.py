@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from blockyard.data.prices.config import PriceDataConfig
 from blockyard.data.prices.windows import PriceAssets, PriceData, load_price_data
 from blockyard.errors import InputError
-from blockyard.files import write_atomically
+from blockyard.files import parse_json, write_atomically
 from blockyard.models.price import LEVELS, PriceConfig, PriceForecaster
 from blockyard.models.price_heads import pinball
 from blockyard.training.auxiliary import with_auxiliary
@@ -138,7 +138,7 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
     def load_assets(self, folder: Path) -> PriceAssets:
         file = folder / ASSETS
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = parse_json(file.read_text(encoding="utf-8"))
             return PriceAssets(**{**found, "features": tuple(found["features"]), "assets": tuple(found["assets"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is missing or damaged ({error}); the run cannot be used without it") from error

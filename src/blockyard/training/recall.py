@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from blockyard.data.recall import IGNORED, RecallData
 from blockyard.data.recall_config import RecallConfig
 from blockyard.errors import InputError
-from blockyard.files import write_atomically
+from blockyard.files import parse_json, write_atomically
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
@@ -108,7 +108,7 @@ class Recall(TaskKind[LMConfig, RecallConfig, RecallData]):
 
     def load_assets(self, folder: Path) -> dict[str, int]:
         try:
-            found = json.loads((folder / ASSETS).read_text(encoding="utf-8"))
+            found = parse_json((folder / ASSETS).read_text(encoding="utf-8"))
             return {"vocab_size": int(found["vocab_size"]), "context": int(found["context"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder / ASSETS} cannot be read: {error}; train the run again") from error

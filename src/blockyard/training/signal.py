@@ -18,7 +18,7 @@ from blockyard.data.signals.files import RecordedSignals
 from blockyard.data.signals.generator import Frames, GeneratedSignals, SignalDataConfig
 from blockyard.data.signals.modulations import constellation
 from blockyard.errors import InputError
-from blockyard.files import write_atomically
+from blockyard.files import parse_json, write_atomically
 from blockyard.models.signal import SignalConfig, SignalTransformer
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
@@ -192,7 +192,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     def load_assets(self, folder: Path) -> SignalAssets:
         path = folder / ASSETS
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = parse_json(path.read_text(encoding="utf-8"))
             power, snr = stored["power"], stored.get("snr")
             return SignalAssets(
                 tuple(stored["classes"]),

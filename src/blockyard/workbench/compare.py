@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from blockyard.errors import InputError
+from blockyard.launch import world_size
 from blockyard.models.config import BlocksConfig
 from blockyard.training.config import as_dict
 from blockyard.training.environment import describe_environment
@@ -81,7 +82,7 @@ def compare(
         Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
     """
     started = time.monotonic()
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+    if world_size() > 1:
         raise InputError("compare runs in one process; start it without torchrun")
     groups = dict(groups or {})
     out = Path(out)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
-from blockyard.files import write_atomically
+from blockyard.files import parse_json, write_atomically
 from blockyard.models.config import BlocksConfig
 from blockyard.pattern import format_choice, parse_choice
 from blockyard.training.config import FREE_ON_RESUME, TrainConfig, as_dict
@@ -202,7 +202,7 @@ class State:
         if not self.path.exists():
             return {"schema": self.schema, "terms": None, **deepcopy(dict(self.empty))}
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
+            data = parse_json(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path} cannot be read ({error}); remove it to plan again") from error
         if not isinstance(data, dict) or data.get("schema") != self.schema:

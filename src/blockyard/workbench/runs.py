@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
-from blockyard.files import plain, without_nan, write_atomically
+from blockyard.files import parse_json, plain, without_nan, write_atomically
 from blockyard.training.folder import CONFIG, METRICS
 from blockyard.training.guard import NonFiniteError
 from blockyard.training.kinds import Quality, Run
@@ -317,7 +317,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         InputError: when the file is damaged.
     """
     try:
-        return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        return [parse_json(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return []
     except ValueError as error:
@@ -329,7 +329,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def read_result(folder: Path) -> schema.Run | None:
     """The record of a run that has ended, if it has; a damaged record counts as none and is made again."""
     try:
-        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        found = parse_json((folder / RESULT).read_text(encoding="utf-8"))
         return found["run"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -338,7 +338,7 @@ def read_result(folder: Path) -> schema.Run | None:
 def decisions_of(folder: Path) -> list[str]:
     """Why a run computed as it did (precision, compilation), in words."""
     try:
-        return list(json.loads((folder / RESULT).read_text(encoding="utf-8"))["decisions"])
+        return list(parse_json((folder / RESULT).read_text(encoding="utf-8"))["decisions"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -15,6 +15,10 @@ Groups = Mapping[str, Mapping[str, Any]]
 DECIDED = ("steps", "eval_every", "save_every", "log_every", "keep", "save_best", "on_non_finite", "progress",
            "tensorboard")  # fmt: skip
 
+# More processes than any machine trains in; and of what is listed or kept for each, more than anybody asks for.
+MOST_WORKERS = 1024
+MOST = {"seeds": 10_000, "evaluations": 1_000_000, "sample_tokens": 1_000_000, "workers": MOST_WORKERS}
+
 
 @dataclass(frozen=True)
 class CompareConfig:
@@ -62,6 +66,9 @@ class CompareConfig:
         for name in ("seeds", "slice_steps", "evaluations", "sample_tokens", "workers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise InputError(f"{name}={getattr(self, name)} must be at most {most}")
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"temperature={self.temperature} must be at least 0")
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):

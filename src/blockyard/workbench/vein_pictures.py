@@ -10,7 +10,6 @@ benchmarks/vein_search.py wrote.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError, require
-from blockyard.files import writing
+from blockyard.files import parse_json, writing
 from blockyard.workbench.charts.palette import LIGHT
 from blockyard.workbench.charts.render import drawing_style, dress
 from blockyard.workbench.runs import read_metrics
@@ -132,7 +131,7 @@ def search_points(results: Path) -> list[dict[str, Any]]:
         InputError: when the file is not one of a search with results.
     """
     try:
-        rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
+        rows = parse_json(results.read_text(encoding="utf-8"))["rows"]
         by_name: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             if row["part"] in ("field", "finalists, seconds"):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blockyard.cli.command import Command
+from blockyard.cli.console import write_as_it_is
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
 
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = importlib.import_module(module).classify(trained, Path(arguments.file), options)
     text = written(rows, options.format)
     if arguments.out is None:
-        sys.stdout.write(text)
+        write_as_it_is(text)
     else:
         write_atomically(arguments.out, text)
     told = [row["is"][0]["class"] == row["label"] for row in rows if "label" in row]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blockyard.cli.command import Command
+from blockyard.cli.console import write_as_it_is as write
 from blockyard.cli.parser import Parser
 from blockyard.cli.prompts import read_prompts
 from blockyard.errors import InputError
@@ -246,13 +247,6 @@ def write_beams(model: Any, tokenizer: Any, prompts: list[str], options: Generat
                 if total > 1:
                     write(f"--- {number} of {total}, log-probability {hypothesis.log_probability:.2f}\n")
                 write((prompt if options.echo else "") + tokenizer.decode(hypothesis.tokens) + "\n")
-
-
-def write(text: str) -> None:
-    """Print at once; a character that the terminal's encoding lacks is shown as ?."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
-    sys.stdout.flush()
 
 
 def note(line: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
@@ -27,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.settings import Given
     from blockyard.forecasting.finish import finish_run
     from blockyard.forecasting.presets import preset
+    from blockyard.launch import is_first
 
     below = [
         Given(group, key, value, f"--preset {arguments.preset}: {group}.{key}", layer=-1)
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     above = [Given("data", "path", list(arguments.files), "FILE", layer=1 << 20)] if arguments.files else []
     out = train_as_told("price", arguments, below=below, above=above)
-    if int(os.environ.get("RANK", "0") or 0) == 0:
+    if is_first():
         print(finish_run(out, arguments.calibrate))
     return 0
 

@@ -16,6 +16,7 @@ from blockyard.data.prices.columns import Columns, find_columns
 from blockyard.data.prices.config import PriceDataConfig
 from blockyard.data.prices.table import Prices
 from blockyard.errors import InputError, require
+from blockyard.files import user_path
 
 DEFAULT_SOURCE = "S&P 500, daily (arch.data.sp500)"
 # 1,234.5 and 1.234,5, every cell of a column; the latter where commas do not separate cells.
@@ -80,7 +81,7 @@ def _table(source: Any, number: int) -> tuple[str, Any]:
         # By way of numpy, so that polars' own extras are not needed.
         return f"frame {number + 1}", pandas.DataFrame({name: frame[name].to_numpy() for name in frame.columns})
     if isinstance(source, str | Path):
-        return str(source), _read_file(Path(source).expanduser())
+        return str(source), _read_file(user_path(source))
     raise InputError(
         f"prices come from a file, a pandas or a polars frame, or a list of these, not from {type(source).__name__}"
     )

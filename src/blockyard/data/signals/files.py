@@ -7,20 +7,19 @@ SigMF (https://sigmf.org, specification 1.2): `name.sigmf-meta` is JSON that nam
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
 
 from blockyard.data.signals.generator import Frames, SignalDataConfig
 from blockyard.errors import InputError, require
+from blockyard.files import parse_json
 
 SUFFIXES = (".npy", ".npz", ".sigmf-meta", ".sigmf-data")
 # What the largest code of an integer type stands for is 1.
@@ -93,7 +92,8 @@ def annotated_snr(path: Path | str, length: int, frames: int) -> Tensor | None:
             first, count = int(a["core:sample_start"]) - int(offset), a.get("core:sample_count")
             inside = (middle >= first) & (middle < (math.inf if count is None else first + int(count)))
             snr[inside] = float(a[_SIGMF_SNR])
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError, RuntimeError) as error:
+        # RuntimeError: torch's of a number that no index can be.
         raise InputError(f"{path}: an annotation with {_SIGMF_SNR} cannot be read: {error!r}") from error
     if not stated:
         return None
@@ -109,29 +109,35 @@ def _load_array(path: Path) -> Any:
     np = require("numpy", extra="train")
     try:
         loaded = np.load(path, allow_pickle=False)
-        # By what it holds: an archive may have either name.
-        if isinstance(loaded, np.lib.npyio.NpzFile):
+        if isinstance(loaded, np.ndarray):
+            # By what it holds: an array or an archive may have either name.
+            return loaded
+        with loaded:
             name = "iq" if "iq" in loaded.files else loaded.files[0] if len(loaded.files) == 1 else None
             if name is None:
                 raise InputError(f"{path} holds {', '.join(loaded.files)}; name the samples iq")
             return loaded[name]
-        return loaded
     except InputError:
         raise
-    except (ValueError, EOFError, BadZipFile) as error:
-        # numpy's own words advise loading what it cannot read as Python objects, which would run code from the file.
-        raise InputError(f"{path} is damaged, or no {path.suffix[1:]} file of numbers") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        # numpy, zipfile and zlib raise a dozen kinds for a damaged file. numpy advises loading what it cannot
+        # read as Python objects, which would run code from the file.
+        raise InputError(f"{path} is damaged, or no {path.suffix[1:]} file of numbers") from error
 
 
 def _complex_array(array: Any, path: Path) -> Tensor:
     np = require("numpy", extra="train")
-    if array.dtype.kind == "c":
-        samples = array.astype(np.complex64)
-    elif array.dtype.kind in "fiu" and array.ndim >= 2 and array.shape[-1] == 2:
-        samples = array[..., 0].astype(np.float32) + 1j * array[..., 1].astype(np.float32)
-    else:
+    # What is beyond float32 becomes infinite, and is refused as that.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if array.dtype.kind == "c":
+            samples = array.astype(np.complex64)
+        elif array.dtype.kind in "fiu" and array.ndim >= 2 and array.shape[-1] == 2:
+            samples = array[..., 0].astype(np.float32) + 1j * array[..., 1].astype(np.float32)
+        else:
+            samples = None
+    if samples is None:
         raise InputError(
             f"{path} holds {array.dtype} {array.shape}; expected complex numbers, or real ones with a last axis of 2"
         )
@@ -162,7 +168,8 @@ def _read_sigmf(path: Path) -> Tensor:
     if channels != 1:
         raise InputError(f"{meta_path}: core:num_channels={channels!r}; one channel is wanted")
     raw = np.fromfile(data_path, dtype=kind)
-    values = raw.astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = raw.astype(np.float32)
     if code.startswith("u"):
         values = values - np.float32(full)
     values = values / np.float32(full)
@@ -171,10 +178,10 @@ def _read_sigmf(path: Path) -> Tensor:
 
 def _sigmf_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, though its data is there") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is no readable SigMF metadata: {error}") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("global"), dict):
         raise InputError(f"{path}: SigMF metadata is an object with a key 'global'")

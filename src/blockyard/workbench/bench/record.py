@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from blockyard.errors import InputError
+from blockyard.options import MOST_SEED, MOST_THREADS
 from blockyard.training.environment import describe_environment
 from blockyard.workbench.bench.schema import SCHEMA, Bench, Choice, Row
 from blockyard.workbench.bench.subject import REFERENCE, Subject
@@ -28,6 +29,10 @@ def check_options(config: Any, lists: Iterable[str]) -> None:
         raise InputError(f"round_seconds={config.round_seconds} should be above 0")
     if config.threads is not None and config.threads < 1:
         raise InputError(f"threads={config.threads} should be at least 1, or none")
+    if config.threads is not None and config.threads > MOST_THREADS:
+        raise InputError(f"threads={config.threads} should be at most {MOST_THREADS}")
+    if not 0 <= config.seed <= MOST_SEED:
+        raise InputError(f"seed={config.seed} should be at least 0 and at most {MOST_SEED}")
 
 
 def find_device(name: str) -> torch.device:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
+from blockyard.files import parse_json
 from blockyard.workbench import units
 from blockyard.workbench.bench.charts import charts_of
 from blockyard.workbench.bench.schema import SCHEMA, Bench, Measured
@@ -42,7 +43,7 @@ def load_bench(path: str | Path) -> Bench:
     path = Path(path)
     path = path / "bench.json" if path.is_dir() else path
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        found: Any = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is no readable benchmark: {error}") from None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from blockyard.errors import InputError
-from blockyard.files import write_atomically
+from blockyard.files import parse_json, write_atomically
 
 SCHEMA = "blockyard.claims-kept/1"
 
@@ -35,7 +35,7 @@ class Kept:
         if self.path is None or not self.path.exists():
             return
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
+            found = parse_json(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path} cannot be read ({error}); remove it to measure anew") from error
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:

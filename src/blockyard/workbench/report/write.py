@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
-from blockyard.files import without_nan, write_atomically
+from blockyard.files import parse_json, without_nan, write_atomically
 from blockyard.workbench.charts.render import charts_of, render_png
 from blockyard.workbench.report.html import render_html
 from blockyard.workbench.report.text import render_csv, render_markdown
@@ -68,7 +68,7 @@ def load_report(path: str | Path) -> Report:
     if file.is_dir():
         file = file / "report.json"
     try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
+        found: Any = parse_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the report {file}: {error.strerror or error}") from error
     except ValueError as error:

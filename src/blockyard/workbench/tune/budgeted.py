@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
-from blockyard.files import without_nan, write_atomically
+from blockyard.files import parse_json, without_nan, write_atomically
 from blockyard.models.config import BlocksConfig
 from blockyard.training.folder import CONFIG
 from blockyard.training.guard import NonFiniteError
@@ -261,7 +261,7 @@ def _ended(
 def read_ended(folder: Path) -> Ended | None:
     """What came of the run in a folder, if it has ended; a damaged record counts as none and is made again."""
     try:
-        return Ended(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
+        return Ended(**parse_json((folder / RESULT).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
-from blockyard.files import plain, write_atomically
+from blockyard.files import parse_json, plain, write_atomically
 from blockyard.training.resolve import as_groups, resolve
 from blockyard.workbench.tune import schema
 from blockyard.workbench.tune.budgeted import Shelf, make_plan, planned_run
@@ -101,7 +101,7 @@ def load_record(path: str | Path) -> schema.Tuning:
     file = Path(path)
     file = file / RECORD if file.is_dir() else file
     try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
+        found: Any = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is no readable record of a search: {error}") from None
     if not isinstance(found, dict) or found.get("schema") != schema.SCHEMA:

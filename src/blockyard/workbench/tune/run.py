@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from blockyard.errors import InputError, require
 from blockyard.files import plain
+from blockyard.launch import world_size
 from blockyard.plugins import load_plugins
 from blockyard.workbench.settings import Groups
 from blockyard.workbench.tune import schema
@@ -49,7 +49,7 @@ def tune(
             every trial failed.
         Interrupted: after SIGTERM or SIGINT, when the run in training has been saved.
     """
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+    if world_size() > 1:
         raise InputError("tune runs in processes of its own (--workers); start it without torchrun")
     require("optuna", extra="tune")
     require("matplotlib", extra="report")

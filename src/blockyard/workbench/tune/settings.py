@@ -7,12 +7,15 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from blockyard.errors import InputError
-from blockyard.workbench.settings import Groups
+from blockyard.workbench.settings import MOST_WORKERS, Groups
 from blockyard.workbench.shellwords import command_line
 
 BUDGET = "budget_"
 # Trials drawn blindly before the sampler learns from what it has seen.
 STARTUP = 10
+# Of what a search keeps in memory for each, starts at once, or hands to samplers with seeds of 32 bits.
+MOST = {"trials": 1_000_000, "evaluations": 1_000_000, "finalists": 1_000, "seeds": 1_000, "workers": MOST_WORKERS,
+        "seed": 2**32 - 1}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class TuneConfig:
         for name in ("seeds", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise InputError(f"{name}={getattr(self, name)} must be at most {most}")
 
     def command(self, task: str, over: str, groups: Groups, out: str) -> str:
         """The command line that asks for this search again."""
