@@ -22,6 +22,7 @@ from blockyard.ffn import complex as ffn_complex
 from blockyard.ffn import dispatch
 from blockyard.ffn.dispatch import Plan, counts_of, plan
 from blockyard.layers import (
+    attention,
     complex_heads,
     complex_planes,
     derivatives,
@@ -234,6 +235,10 @@ def turns() -> Tensor:
 C128 = torch.complex128
 # The inputs of every hand-written pass: (tensors, settings), in each of its forms.
 BY_HAND: dict[type[HandWritten], list[tuple[tuple[Tensor | None, ...], tuple[Any, ...]]]] = {
+    attention._WideScores: [
+        ((numbers(2, 3, 4), numbers(2, 5, 4, seed=1), bias), (0.6,))
+        for bias in (None, numbers(2, 3, 5), numbers(1, 3, 5))
+    ],
     norms._FusedRMSNorm: [((numbers(2, 3, 4), numbers(4)), (1e-5,)), ((numbers(2, 3, 4), numbers(3, 4)), (1e-5,))],
     rotary._Rotation: [
         ((numbers(2, 3, 2, 4), torch.rand(3, 1, 2).double(), torch.rand(3, 1, 2).double()), (layout,))

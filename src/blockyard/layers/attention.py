@@ -19,6 +19,7 @@ from blockyard.layers import thin_attention
 from blockyard.layers.attention_masks import as_bias, check_padding_mask, combine_masks, open_blind_rows
 from blockyard.layers.derivatives import HandWritten, fused_or_plain, hand_written, transformed
 from blockyard.layers.dropout import dropout as drop
+from blockyard.layers.norms import widened
 
 Kernel = Literal["auto", "matmul", "sdpa"]
 
@@ -194,7 +195,7 @@ def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
 
 
 def _wide_scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    return _scores(q.float(), k.float(), bias, scale)
+    return _scores(widened(q), widened(k), bias, scale)
 
 
 class _WideScores(HandWritten):
