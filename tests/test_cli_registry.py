@@ -180,11 +180,12 @@ def test_check_as_json_is_one_document(leaky: str, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "check what? Give a class: blockyard check pkg.module:Class"),
+        ([], "check what? Give a class: blockyard check pkg.module:Class (or FILE.py:Class)"),
         (["no_such_pkg:X"], "check: no module named 'no_such_pkg'"),
         (["cli_leaky:Leeky"], "module 'cli_leaky' has no class 'Leeky' (did you mean 'Leaky'?)"),
         (["cli_leaky:function"], "cli_leaky:function is a function, not a class"),
-        (["swigul"], "'swigul' is no registered name (did you mean 'swiglu'?); a class is given as pkg.module:Class"),
+        (["swigul"], "'swigul' is no registered name (did you mean 'swiglu'?); a class is given as "
+         "pkg.module:Class or FILE.py:Class"),
         (["cli_leaky:Leaky", "--with", "share"], "--with 'share' should be KEY=VALUE, such as rank=8"),
         (["cli_leaky:Leaky", "--with", "shrae=1"],
          "--with shrae=1: Leaky has no option 'shrae' (did you mean 'share'?)"),

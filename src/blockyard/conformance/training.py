@@ -87,7 +87,8 @@ def check_second_derivatives(module: torch.nn.Module, call: Callable[[Tensor], T
     An error of the block's own is a refusal.
     """
     inputs = [x.clone().requires_grad_(), *(p for p in module.parameters() if p.requires_grad)]
-    direction = [torch.randn_like(t) for t in inputs]
+    with own_random(0):
+        direction = [torch.randn_like(t) for t in inputs]
     size = _row(direction, inputs).norm()
 
     def gradient(again: bool = False) -> list[Tensor | None]:
