@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from blockyard.conformance.subject import own_random, randomise
+from blockyard.conformance.subject import own_random
 from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.order import randomise
 
 PROMPT = [3, 141, 59, 26, 5]
 

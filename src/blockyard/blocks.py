@@ -18,6 +18,7 @@ from blockyard.registry import (
     MODEL_PARAMETERS,
     Entry,
     accepted_arguments,
+    causal_by,
     find_block,
     fold_members,
     implementation,
@@ -53,6 +54,8 @@ class ResidualBlock(nn.Module):
         d_model: width of the residual stream.
         norm: rms or layer; whiten for a complex mixer, whose norms are those of layers/complex_norms.py.
         norm_position: pre or post.
+        causal: whether to hide the future where a foreign mixer has to be told so at every call: its `forward` names
+            `causal`, `is_causal` or `attn_mask`, and its constructor none of the first two.
 
     Shapes: x [B, T, d_model] -> (the same, aux | None).
     Raises: InputError when one of mixer and FFN is complex and the other real.
@@ -66,9 +69,10 @@ class ResidualBlock(nn.Module):
         *,
         norm: BlockNorm = "rms",
         norm_position: Literal["pre", "post"] = "pre",
+        causal: bool = True,
     ) -> None:
         super().__init__()
-        self.d_model = d_model
+        self.d_model, self.causal = d_model, causal
         self.complex_valued = common_domain(attn, ffn)
         make = make_complex_norm if self.complex_valued else make_norm
         self.ln1, self.ln2 = make(norm, d_model), make(norm, d_model)
@@ -77,6 +81,7 @@ class ResidualBlock(nn.Module):
         self.ffn: Any = ffn
         self.pre = norm_position == "pre"
         self._accepts, self._feeds = accepted_arguments(attn.forward), fed_arguments(ffn)
+        self._told = told_causality(attn, self._accepts)
 
     def forward(
         self,
@@ -88,21 +93,32 @@ class ResidualBlock(nn.Module):
     ) -> tuple[Tensor, Aux | None]:
         given = {"padding_mask": padding_mask, "positions": positions, "cache": cache}
         if self.pre:
-            x = x + self._mix(self.ln1(x), given)
+            x = x + self.mix(self.ln1(x), given)
             change, aux = self._feed(self.ln2(x), given)
             return x + change, aux
-        x = self.ln1(x + self._mix(x, given))
+        x = self.ln1(x + self.mix(x, given))
         change, aux = self._feed(x, given)
         return self.ln2(x + change), aux
 
-    def _mix(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
+    def mix(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
+        """The mixer's output for x, the future hidden as this block does it.
+
+        Args:
+            x: [B, T, d_model], normalised as the mixer wants it.
+            given: arguments of `forward`; those that are None are left out.
+
+        Raises:
+            InputError: for an argument that the mixer does not take.
+        """
         arguments = {name: value for name, value in given.items() if value is not None}
         unknown = arguments.keys() - self._accepts
         if unknown:
             raise InputError(f"{type(self.attn).__name__} does not take {', '.join(sorted(unknown))}")
-        if needs_causal_mask(self.attn, self._accepts):
-            blocked = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
-            arguments["attn_mask"] = torch.zeros_like(blocked, dtype=x.dtype).masked_fill(blocked, float("-inf"))
+        if self._told == "attn_mask":
+            if self.causal:
+                arguments["attn_mask"] = future_mask(x, arguments.get("cache"))
+        elif self._told:
+            arguments[self._told] = self.causal
         out = self.attn(x, **arguments)
         return out[0] if isinstance(out, tuple) else out
 
@@ -149,9 +165,21 @@ def common_domain(*members: nn.Module) -> bool:
     return any(domains.values())
 
 
-def needs_causal_mask(mixer: nn.Module, accepts: frozenset[str]) -> bool:
-    """Whether causality must come as a mask: a foreign mixer that knows `attn_mask` but has no `causal`."""
-    return not hasattr(mixer, "causal") and "causal" not in accepts and "attn_mask" in accepts
+def told_causality(mixer: nn.Module, accepts: frozenset[str]) -> str | None:
+    """The argument by which a foreign mixer is told at every call to hide the future, or None: it was constructed so,
+    or knows nothing else."""
+    how = causal_by(options_of(type(mixer)), accepts)
+    if how is None or how[0] == "constructor" or hasattr(mixer, "causal"):
+        return None
+    return how[1]
+
+
+def future_mask(x: Tensor, cache: Any = None) -> Tensor:
+    """What is added to scores so that nothing later is seen: 0 or −inf, [T, past + T]. It is additive because foreign
+    classes read True in a boolean mask either way."""
+    past = 0 if cache is None else cache.length
+    blocked = torch.ones(x.shape[1], past + x.shape[1], dtype=torch.bool, device=x.device).triu(past + 1)
+    return torch.zeros_like(blocked, dtype=x.dtype).masked_fill(blocked, float("-inf"))
 
 
 def build_block(
@@ -181,6 +209,7 @@ def build_block(
         "d_model": d_model,
         "n_heads": n_heads,
         "causal": causal,
+        "is_causal": causal,
         "rope_theta": rope_theta,
         "dropout": dropout,
     }
@@ -202,7 +231,7 @@ def build_block(
         return construct(pair, {**from_model, **extra}, options)
     mixer = construct(attn, from_model, spec.attn_options)
     ffn = construct(implementation("ffn", spec.ffn), from_model, spec.ffn_options)
-    return ResidualBlock(mixer, ffn, d_model, norm=norm, norm_position=norm_position)
+    return ResidualBlock(mixer, ffn, d_model, norm=norm, norm_position=norm_position, causal=causal)
 
 
 def _merge(spec: LayerSpec) -> dict[str, Any]:

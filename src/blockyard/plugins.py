@@ -8,9 +8,11 @@ a settings file has its plug-ins loaded only when the user names them too, or sa
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
@@ -85,7 +87,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def import_module(module: str, origin: str) -> object:
+def import_module(module: str, origin: str) -> Any:
     """Import a module that the user names, or say that there is none."""
     _check_name(module, origin)
     try:
@@ -94,6 +96,39 @@ def import_module(module: str, origin: str) -> object:
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
             raise
         raise InputError(f"{origin}: no module named {error.name!r}") from error
+
+
+def import_file(path: str, origin: str) -> Any:
+    """Import a Python file that the user names, as the module of its name; imports in it find its neighbours.
+
+    Raises:
+        InputError: no such file, or its name belongs to another module. An error *inside* it keeps its traceback.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{origin}: no file {_shown(path)}")
+    name = file.stem
+    _check_name(name, f"{origin}: {_shown(path)}")
+    known = sys.modules.get(name)
+    if known is not None:
+        if Path(getattr(known, "__file__", None) or "").resolve() == file.resolve():
+            return known
+        raise InputError(f"{origin}: {_shown(path)}: there is a module {name!r} already; give the file another name")
+    folder = str(file.resolve().parent)
+    # Last, so that the user's files cannot shadow what the libraries import.
+    if folder not in sys.path:
+        sys.path.append(folder)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Before its code runs, as an import would: dataclasses and pickles look there.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def plugins_in(words: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -45,7 +45,9 @@ BUILTIN: dict[Kind, dict[str, str]] = {
 ENTRY_POINT_GROUPS: dict[str, Kind] = {"blockyard.attention": "attn", "blockyard.ffn": "ffn"}
 
 # What the model decides, never an option group: passed to a constructor that names it.
-MODEL_PARAMETERS = ("d_model", "n_heads", "causal", "rope_theta", "dropout")
+MODEL_PARAMETERS = ("d_model", "n_heads", "causal", "is_causal", "rope_theta", "dropout")
+# What constructors and `forward`s call hiding the future.
+CAUSAL_WORDS = ("causal", "is_causal")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Traits:
         cross: attends to `context`.
         weights: returns attention weights on request.
         positions: honours explicit `positions`.
+        order: knows by itself in which order positions stand (rotary angles, a filter, decay), its options at their
+            defaults; None when nobody says so: then it is tried (see `blockyard.order`).
         dtypes: types it computes in; complex64 and complex128 say that its input and output are complex.
     """
 
@@ -72,6 +76,7 @@ class Traits:
     cross: bool = False
     weights: bool = False
     positions: bool = False
+    order: bool | None = None
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float64")
 
     @property
@@ -94,6 +99,16 @@ class Entry:
     def options(self) -> dict[str, Option]:
         """Options a user sets; what the model decides is left out."""
         return {n: o for n, o in options_of(self.cls).items() if n not in MODEL_PARAMETERS}
+
+    @property
+    def knows_order(self) -> bool | None:
+        """Whether a mixer knows by itself, its options at their defaults, in which order positions stand: as its traits
+        say, or as it is found to be; None where it cannot be tried."""
+        if self.traits.order is not None or self.kind != "attn":
+            return self.traits.order
+        from blockyard.order import mixer_knows_order
+
+        return mixer_knows_order(self)
 
     @property
     def source(self) -> str:
@@ -157,10 +172,8 @@ def _decorator(kind: Kind, name: str, group: str | None, traits: Traits | None) 
 def infer_traits(cls: type) -> Traits:
     """Traits of a class that declares none: an argument its `forward` names is one it honours."""
     names = accepted_arguments(cls.forward) if hasattr(cls, "forward") else frozenset()
-    constructor = set(options_of(cls))
     return Traits(
-        # A mixer that takes a mask can be made causal by one.
-        causal=bool({"causal", "attn_mask"} & set(names)) or "causal" in constructor,
+        causal=bool(causal_by(options_of(cls), names)),
         cache="kv" if "cache" in names and hasattr(cls, "new_cache") else "none",
         padding="padding_mask" in names,
         attn_mask="attn_mask" in names,
@@ -168,6 +181,27 @@ def infer_traits(cls: type) -> Traits:
         weights="return_weights" in names,
         positions="positions" in names,
     )
+
+
+def causal_by(constructor: Collection[str], accepts: Collection[str]) -> tuple[str, str] | None:
+    """How a mixer is made causal, in a model and in the conformance suite alike.
+
+    Args:
+        constructor: names of its constructor's parameters.
+        accepts: names of the arguments of its `forward`.
+
+    Returns: ("constructor", its parameter), ("argument", that of `forward`), ("mask", "attn_mask"), or None when it
+        takes nothing of the kind.
+    """
+    for word in CAUSAL_WORDS:
+        if word in constructor:
+            return "constructor", word
+    if "causal" in accepts:
+        return "argument", "causal"
+    if "attn_mask" in accepts:
+        # Before is_causal, which beside a mask is often no more than a hint about it, as in torch.
+        return "mask", "attn_mask"
+    return ("argument", "is_causal") if "is_causal" in accepts else None
 
 
 def accepted_arguments(function: Callable[..., Any]) -> frozenset[str]:
@@ -368,5 +402,5 @@ def describe(entry: Entry) -> dict[str, Any]:
         "options": {name: option.describe() for name, option in entry.options.items()},
     }
     if entry.kind == "attn":
-        description["traits"] = asdict(entry.traits)
+        description["traits"] = {**asdict(entry.traits), "order": entry.knows_order}
     return description

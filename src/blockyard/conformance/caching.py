@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from blockyard.conformance.masks import PAD, padded
-from blockyard.conformance.subject import BATCH, Subject, close, skip
+from blockyard.conformance.subject import BATCH, Subject, at_lengths, close, skip
 from blockyard.conformance.suite import check_of
 from blockyard.errors import InputError
 
@@ -25,9 +25,17 @@ def prefill_in_chunks_equals_the_full_forward(subject: Subject) -> None:
 
 
 @check_of("attn", "cache", "causal")
-def a_cache_that_grows_keeps_what_it_holds(subject: Subject) -> None:
+def a_cache_that_grows_keeps_what_it_holds(subject: Subject) -> str:
     mixer, x = subject.build(True), subject.x(length=139)
     close(mixer.decode(x, [61] + [1] * 7 + [71]), mixer(x), "61 tokens, 7 steps and a chunk of 71")
+    pieces = {257: [127, 1, 1, 128], 1031: [255, 1, 1, 1, 255, 1, 510, 3, 1, 1, 1, 1]}
+
+    def grows(length: int) -> None:
+        long = subject.x(batch=1, length=length)
+        with torch.no_grad():
+            close(mixer.decode(long, pieces[length]), mixer(long), f"chunks {pieces[length]}")
+
+    return at_lengths(grows, least=139)
 
 
 @check_of("attn", "cache", "causal", "padding")

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from blockyard.conformance.subject import BATCH, LENGTH, Subject, close, influence, random, reals, skip
+from blockyard.conformance.subject import (
+    BATCH,
+    LENGTH,
+    SIZES,
+    Subject,
+    at_lengths,
+    close,
+    influence,
+    random,
+    reals,
+    skip,
+)
 from blockyard.conformance.suite import check_of
+from blockyard.order import tells_order
 
 LENGTHS = (1, 2, 3, 5, 13, 31, 67)
 
 
 @check_of("attn")
-def every_length_works_down_to_a_single_position(subject: Subject) -> None:
-    for causal in subject.modes:
-        mixer = subject.build(causal)
-        for length in LENGTHS:
-            x = subject.x(length=length)
+def every_length_works_down_to_a_single_position(subject: Subject) -> str:
+    mixers = [subject.build(causal) for causal in subject.modes]
+
+    def works(length: int) -> None:
+        x = subject.x(length=length)
+        for mixer in mixers:
             out = mixer(x)
             assert out.shape == x.shape, f"T={length}: output {list(out.shape)} for input {list(x.shape)}"
             assert out.dtype == x.dtype, f"T={length}: output {out.dtype} for input {x.dtype}"
             assert torch.isfinite(out).all(), f"T={length}: the output is not finite"
 
+    for length in LENGTHS:
+        works(length)
+    with torch.no_grad():
+        return at_lengths(works, least=LENGTHS[-1])
+
 
 @check_of("attn")
-def the_output_is_a_pair_with_no_weights_unless_asked(subject: Subject) -> None:
+def the_output_is_bare_or_a_pair_with_no_weights_unless_asked(subject: Subject) -> None:
     result = subject.build(subject.modes[0]).full(subject.x())
-    assert isinstance(result, tuple) and len(result) == 2, "forward should return (out, weights | None)"
+    if isinstance(result, Tensor):
+        return
+    pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor)
+    assert pair, f"forward should return its output or (output, weights | None), not {type(result).__name__}"
     if subject.declared:
         assert result[1] is None, "weights were returned without being asked for; they cost memory"
 
@@ -77,6 +99,23 @@ def bfloat16_weights_load_and_compute_close_to_float32(subject: Subject) -> None
         assert out.dtype == x.dtype, f"{x.dtype} in, {out.dtype} out"
         # bfloat16 has 8 bits: about 0.4 % per operation, and a handful of operations in a row.
         close(out.to(single), expected, f"bfloat16 against float32, causal={causal}", tolerance=0.06)
+
+
+@check_of("attn", fact=True)
+def whether_it_knows_the_order_of_positions_is_found_out(subject: Subject) -> str | None:
+    found = [
+        tells_order(subject.build(causal), lambda length: subject.x(batch=1, length=length)) for causal in subject.modes
+    ]
+    claimed = subject.traits.order
+    # The traits speak of the options' defaults.
+    if claimed is not None and not set(subject.options) - set(SIZES):
+        assert all(known == claimed for known in found), f"its traits say order={claimed}; it is order={not claimed}"
+    if any(found):
+        return None
+    return (
+        "no positions of its own: its output depends on which inputs there are, not on their order; a language model "
+        "can give it positions (--model.positions auto or learned)"
+    )
 
 
 @check_of("attn", "positions")

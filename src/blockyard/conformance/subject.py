@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,12 +20,20 @@ from blockyard.errors import InputError
 from blockyard.ffn.base import FFN
 from blockyard.mixers.base import Mixer
 from blockyard.options import check_options, options_of
-from blockyard.registry import Traits, accepted_arguments, entries, infer_traits
+from blockyard.order import randomise
+from blockyard.registry import MODEL_PARAMETERS, Traits, accepted_arguments, causal_by, entries, infer_traits
 
 # A prime length, two rows, two heads: shapes in which a swapped axis cannot go unnoticed.
 BATCH, LENGTH = 2, 7
 SIZES: dict[str, Any] = {"d_model": 32, "n_heads": 2}
 REFUSALS = (ValueError, TypeError, NotImplementedError)
+# Beyond the chunks, blocks and tables of usual sizes, and no multiples of them.
+LONG = (257, 1031)
+# What other libraries call the parameters that every model gives.
+OTHER_NAMES = {
+    "d_model": ("dim", "embed_dim", "hidden_size", "hidden_dim", "model_dim", "width", "channels", "n_embd"),
+    "n_heads": ("num_heads", "heads", "nhead", "n_head", "num_attention_heads"),
+}
 
 
 @contextlib.contextmanager
@@ -45,16 +53,6 @@ def random(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Te
 def reals(x: Tensor) -> Tensor:
     """The tensor itself, or the real view [..., 2] of a complex one, on which sums and squares are real."""
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
-
-
-def randomise(module: nn.Module) -> None:
-    """Give every parameter a value that matters: matrices random, vectors moved off their start."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0, parameter.shape[-1] ** -0.5)
-            else:
-                parameter.add_(0.3 * torch.randn_like(parameter))
 
 
 def close(actual: Tensor, expected: Tensor, what: str, tolerance: float | None = None) -> None:
@@ -145,13 +143,10 @@ class Subject:
         return [mode for mode, claimed in ((True, self.traits.causal), (False, self.traits.bidirectional)) if claimed]
 
     @property
-    def causal_by(self) -> str:
-        """How this class is made causal: "constructor", "argument", "mask", or "" when it is what it is."""
-        if "causal" in self.constructor:
-            return "constructor"
-        if "causal" in self.arguments:
-            return "argument"
-        return "mask" if "attn_mask" in self.arguments else ""
+    def causal_by(self) -> tuple[str, str]:
+        """How this class is made causal, as a model does it: by "constructor", "argument" or "mask", and the name; two
+        empty words when it is what it is."""
+        return causal_by(self.constructor, self.arguments) or ("", "")
 
     def build(self, causal: bool = False, dtype: torch.dtype | None = None, seed: int = 0, **options: Any) -> Built:
         """A randomised module in eval mode, with the call that suits it.
@@ -160,13 +155,30 @@ class Subject:
             InputError: when a required option is missing or an option is unknown.
         """
         given = {**{k: v for k, v in SIZES.items() if k in self.constructor}, **self.options, **options}
-        if "causal" in self.constructor:
-            given["causal"] = causal
+        how, word = self.causal_by
+        if how == "constructor":
+            given[word] = causal
+        self._check_required(given)
         checked = check_options(self.constructor, given, self.cls.__qualname__)
         with own_random(seed):
             module = self.cls(**checked)
             randomise(module)
         return Built(self, module.to(dtype or self.real_dtype).eval(), causal)
+
+    def _check_required(self, given: Mapping[str, Any]) -> None:
+        """Refuse a constructor that asks for what no model gives."""
+        missing = [name for name, option in self.constructor.items() if option.required and name not in given]
+        if not missing:
+            return
+        theirs = [
+            f"{other} is {ours} here" for ours, names in OTHER_NAMES.items() for other in names if other in missing
+        ]
+        raise InputError(
+            f"the constructor of {self.cls.__qualname__} needs {', '.join(missing)}"
+            + (f" ({', '.join(theirs)})" if theirs else "")
+            + f"; a model gives it those of {', '.join(MODEL_PARAMETERS)} that it names, the rest are options: "
+            f"name it so, or give it a default or a value (--with {missing[0]}=…; from Python {missing[0]}=…)"
+        )
 
     def x(
         self, batch: int = BATCH, length: int = LENGTH, seed: int = 1, precision: torch.dtype | None = None
@@ -185,9 +197,10 @@ class Built:
 
     def full(self, x: Tensor, **arguments: Any) -> Any:
         """Whatever `forward` returns."""
-        if self.causal and self.subject.causal_by == "argument":
-            arguments.setdefault("causal", True)
-        if self.causal and self.subject.causal_by == "mask":
+        how, word = self.subject.causal_by
+        if how == "argument":
+            arguments.setdefault(word, self.causal)
+        if self.causal and how == "mask":
             # What a block does for a foreign mixer that has no notion of causality: mask the future itself.
             # Additive, because a foreign class may read True in a boolean mask either way.
             future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
@@ -220,6 +233,35 @@ class Built:
                 pieces.append(self(x[:, at : at + size], cache=cache, **padding))
             at += size
         return torch.cat(pieces, dim=1)
+
+
+def at_lengths(run: Callable[[int], None], lengths: Sequence[int] = LONG, least: int = 13) -> str:
+    """Run a check at rising lengths, and say how far that went.
+
+    A class may refuse what is longer than it can be, by ValueError or NotImplementedError; anything else that it
+    raises there is a fault.
+
+    Args:
+        run: the check, of a length.
+        lengths: the lengths.
+        least: the longest that was tried before.
+    """
+    for length in lengths:
+        try:
+            run(length)
+        except AssertionError as error:
+            raise AssertionError(f"in {length} positions: {error}") from error
+        except (ValueError, NotImplementedError) as error:
+            first = str(error).strip().split("\n")[0]
+            return f"tried up to {least} positions; {length} are refused: {first}"
+        except Exception as error:
+            first = str(error).strip().split("\n")[0]
+            raise AssertionError(
+                f"in {length} positions: {type(error).__name__}: {first} (a length that is too long for it would be "
+                "refused by a ValueError)"
+            ) from error
+        least = length
+    return f"tried up to {least} positions"
 
 
 def influence(mixer: Built, x: Tensor, **arguments: Tensor) -> Tensor:

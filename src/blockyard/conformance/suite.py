@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 from unittest import SkipTest
 
 import torch
 
 from blockyard.conformance.subject import Subject, subject_of
+from blockyard.errors import InputError
 from blockyard.registry import Traits
 
-Check = Callable[[Subject], None]
+# What a check returns is said in the report: how far it went, what it found out.
+Check = Callable[[Subject], str | None]
+Outcome = Literal["passed", "failed", "skipped", "noted"]
 
 
 @dataclass(frozen=True)
@@ -27,21 +32,23 @@ class Registered:
     run: Check
     needs: tuple[str, ...]
     slow: bool
+    fact: bool = False
 
 
 CHECKS: list[Registered] = []
 
 
-def check_of(kind: str, *needs: str, slow: bool = False) -> Callable[[Check], Check]:
+def check_of(kind: str, *needs: str, slow: bool = False, fact: bool = False) -> Callable[[Check], Check]:
     """Decorator: add a check for "attn" or "ffn" to the suite; its name is the function's, read as a sentence.
 
     Args:
         needs: traits without which the check is skipped ("cache" = any cache).
         slow: left out unless asked for.
+        fact: what it returns is neither right nor wrong, but the class's user should know it.
     """
 
     def add(run: Check) -> Check:
-        CHECKS.append(Registered(run.__name__.replace("_", " "), kind, run, needs, slow))
+        CHECKS.append(Registered(run.__name__.replace("_", " "), kind, run, needs, slow, fact))
         return run
 
     return add
@@ -52,6 +59,11 @@ def missing_trait(subject: Subject, needs: tuple[str, ...]) -> str | None:
     for need in needs:
         claimed = getattr(subject.traits, need)
         if claimed in (False, "none"):
+            if need == "causal" and not subject.declared:
+                return (
+                    "no model can make it causal: its constructor names neither causal nor is_causal, its forward none "
+                    "of causal, is_causal and attn_mask, and it declares no Traits(causal=True)"
+                )
             return f"its traits do not claim {need}"
     return None
 
@@ -69,17 +81,18 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Case:
-    """One check of one class; call it. Raises AssertionError when it fails, `unittest.SkipTest` when it is left out."""
+    """One check of one class; call it. Raises AssertionError when it fails, `unittest.SkipTest` when it is left out;
+    returns what else there is to say."""
 
     check: Registered
     subject: Subject
 
-    def __call__(self) -> None:
+    def __call__(self) -> str | None:
         reason = missing_trait(self.subject, self.check.needs)
         if reason:
             raise SkipTest(reason)
         with one_thread():
-            self.check.run(self.subject)
+            return self.check.run(self.subject)
 
     @property
     def name(self) -> str:
@@ -92,10 +105,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a report."""
+    """One line of a report; `noted` is a fact that is no fault."""
 
     name: str
-    outcome: Literal["passed", "failed", "skipped"]
+    outcome: Outcome
     reason: str = ""
     seconds: float = 0.0
 
@@ -117,10 +130,15 @@ class Report:
         """Names of the failed checks."""
         return [row.name for row in self.rows if row.outcome == "failed"]
 
+    @property
+    def facts(self) -> list[str]:
+        """What is no fault, but good to know."""
+        return [row.reason for row in self.rows if row.outcome == "noted"]
+
     def counts(self) -> dict[str, int]:
-        """How many checks passed, failed and were skipped."""
+        """How many checks passed, failed, were skipped, and found a fact to note."""
         counted = Counter(row.outcome for row in self.rows)
-        return {outcome: counted[outcome] for outcome in ("passed", "failed", "skipped")}
+        return {outcome: counted[outcome] for outcome in get_args(Outcome)}
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, ready for JSON."""
@@ -163,7 +181,7 @@ def run_case(case: Case) -> Row:
     """Run one check; every outcome becomes a row."""
     start = time.perf_counter()
     try:
-        case()
+        said = case() or ""
     except SkipTest as reason:
         return Row(case.name, "skipped", str(reason))
     except AssertionError as error:
@@ -172,7 +190,7 @@ def run_case(case: Case) -> Row:
         # Not an assertion of ours: the class itself broke under the check, which is a failure and no crash.
         text = str(error).strip().split("\n")[0]
         return Row(case.name, "failed", f"{type(error).__name__}: {text}", time.perf_counter() - start)
-    return Row(case.name, "passed", "", time.perf_counter() - start)
+    return Row(case.name, "noted" if case.check.fact and said else "passed", said, time.perf_counter() - start)
 
 
 def check(
@@ -199,7 +217,17 @@ def check(
     """
     subject = subject_of(cls, kind, traits, options)
     # A class that cannot be built at all is one clear error, not forty failed checks.
-    subject.build(causal=subject.modes[0] if subject.modes else False)
+    try:
+        subject.build(causal=subject.modes[0] if subject.modes else False)
+    except InputError:
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        first = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"{cls.__qualname__} cannot be constructed: {type(error).__name__}: {first} "
+            f"({Path(where.filename).name}, line {where.lineno})"
+        ) from error
     rows = []
     for case in cases(subject, slow):
         rows.append(run_case(case))

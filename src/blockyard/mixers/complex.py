@@ -53,6 +53,7 @@ QK_EPS = 1e-5
         cross=True,
         weights=True,
         positions=True,
+        order=True,
         dtypes=("complex64", "complex128", "bfloat16"),
     ),
 )

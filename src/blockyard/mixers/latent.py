@@ -66,6 +66,7 @@ def absorbing_pays(queries: int, keys: int, rank: int, *widths: int) -> bool:
         cross=True,
         weights=True,
         positions=True,
+        order=True,
     ),
 )
 class LatentAttention(Mixer):

@@ -33,7 +33,7 @@ _USUAL_LENGTH = 1024
 @register_attn(
     "spectral",
     group="spectral",
-    traits=Traits(causal=True, bidirectional=True, cache="recurrent", padding=True),
+    traits=Traits(causal=True, bidirectional=True, cache="recurrent", padding=True, order=True),
 )
 class SpectralMixer(Mixer):
     """Mixing in the frequency domain, O(N log N) for encoders, with a causal form for language models (SPECTRE).

@@ -44,6 +44,7 @@ _STACK_FROM = 64
         cross=True,
         weights=True,
         positions=True,
+        order=True,
     ),
 )
 class TVAAttention(Mixer):

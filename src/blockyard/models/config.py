@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -30,6 +31,11 @@ class BlocksConfig:
         rope_theta: base of the rotary wavelengths; larger for longer contexts.
         zero_init_outputs: start every block as the identity and every output at 0.
     """
+
+    # Options that run folders from before they existed do not name, with the values that their models have.
+    older: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    # Whether the model can give positions to mixers that know none (`positions=learned`).
+    can_learn_positions: ClassVar[bool] = False
 
     blocks: str | tuple[LayerSpec, ...] = "standard"
     d_model: int = 256
@@ -68,6 +74,16 @@ class BlocksConfig:
     @property
     def is_complex(self) -> bool:
         """Whether the activations are complex numbers."""
+        return False
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether it matters to the model in which order positions stand."""
+        return True
+
+    @property
+    def learns_positions(self) -> bool:
+        """Whether the model adds positions of its own to what it reads."""
         return False
 
     @property

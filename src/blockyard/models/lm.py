@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +19,10 @@ from blockyard.layers.linear import Embedding, Linear
 from blockyard.layers.norms import widened
 from blockyard.layers.roles import Role
 from blockyard.models.config import BlocksConfig
+from blockyard.models.positions import LearnedPositions
 from blockyard.models.tokens import check_ids
 from blockyard.models.trunk import Trunk
+from blockyard.order import knows_order
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,19 @@ class LMConfig(BlocksConfig):
     Args:
         vocab_size: number of tokens.
         context: tokens the model is trained on at once.
+        positions: learned adds a vector for each place of the context to the tokens' embeddings; none adds nothing;
+            auto is learned where no mixer of any layer knows in which order its positions stand.
         tied: use the embedding as the output matrix too.
         logit_softcap: bound logits to ± this by tanh; none leaves them.
         zero_init_outputs: start every block as the identity and every logit at 0.
     """
 
+    older: ClassVar[Mapping[str, Any]] = MappingProxyType({"positions": "none"})
+    can_learn_positions: ClassVar[bool] = True
+
     vocab_size: int
     context: int = 256
+    positions: Literal["auto", "learned", "none"] = "auto"
     tied: bool = False
     logit_softcap: float | None = None
 
@@ -43,10 +53,16 @@ class LMConfig(BlocksConfig):
         self.check_at_least_one("vocab_size", "context")
         if self.logit_softcap is not None and not 0 < self.logit_softcap < float("inf"):
             raise InputError(f"logit_softcap={self.logit_softcap} should be positive, or none")
+        if self.positions not in ("auto", "learned", "none"):
+            raise InputError(f"positions={self.positions!r} should be auto, learned or none")
 
     @property
     def length(self) -> int:
         return self.context
+
+    @property
+    def learns_positions(self) -> bool:
+        return not knows_order(self) if self.positions == "auto" else self.positions == "learned"
 
 
 @dataclass
@@ -87,6 +103,8 @@ class TransformerLM(Trunk):
     def __init__(self, config: LMConfig) -> None:
         super().__init__(config)
         self.token_embeddings = Embedding(config.vocab_size, config.d_model)
+        learned = config.learns_positions
+        self.position_embeddings = LearnedPositions(config.context, config.d_model) if learned else None
         self.dropout = Dropout(config.dropout)
         self.build_blocks()
         self.lm_head = Head(config.d_model, config.vocab_size)
@@ -120,13 +138,17 @@ class TransformerLM(Trunk):
             last: score only the last so many positions (all by default): reading a prompt needs one.
 
         Raises:
-            InputError: for ids of the wrong shape or type, a cache of another batch or depth, or a negative `last`
-                or one together with targets.
+            InputError: for ids of the wrong shape or type, a cache of another batch or depth, a negative `last` or one
+                together with targets, or positions beyond the context where they are learned.
         """
         self._check(input_ids, targets, cache)
         if last is not None and (last < 0 or targets is not None):
             raise InputError(f"last={last} should be 0 or more, and goes without targets")
-        x = self.dropout(self.token_embeddings(input_ids))
+        x = self.token_embeddings(input_ids)
+        if self.position_embeddings is not None:
+            past = 0 if cache is None else cache.length
+            x = x + self.position_embeddings(input_ids.shape[1], past, padding_mask, positions)
+        x = self.dropout(x)
         x, aux = self.through_blocks(x, padding_mask=padding_mask, positions=positions, cache=cache, last=last)
         logits = self.lm_head(x)
         if self.config.logit_softcap is not None:
@@ -149,6 +171,8 @@ class TransformerLM(Trunk):
     def cost(self, length: int) -> Cost:
         """Parameters (a tied matrix once), forward FLOPs for one sequence of `length` tokens, cache bytes per token."""
         width, vocabulary = self.config.d_model, self.config.vocab_size
-        matrices = 1 if self.config.tied else 2
-        head = Cost(matrices * vocabulary * width, linear_flops(length, (width, vocabulary)))
+        rows = (1 if self.config.tied else 2) * vocabulary
+        if self.position_embeddings is not None:
+            rows += self.config.context
+        head = Cost(rows * width, linear_flops(length, (width, vocabulary)))
         return self.blocks_cost(length) + head

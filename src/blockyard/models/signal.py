@@ -126,6 +126,10 @@ class SignalConfig(BlocksConfig):
         return self.ordered if self.positions == "auto" else self.positions == "yes"
 
     @property
+    def is_ordered(self) -> bool:
+        return self.has_positions
+
+    @property
     def reads_magnitudes(self) -> bool:
         """Whether the head sees magnitudes only."""
         if self.readout == "auto":

@@ -14,6 +14,7 @@ from blockyard.costs import Cost
 from blockyard.layers.derivatives import transformed
 from blockyard.layers.rotary import RotaryPositionalEmbedding
 from blockyard.models.config import BlocksConfig
+from blockyard.models.positions import takes_positions
 
 
 class Trunk(nn.Module):
@@ -75,10 +76,12 @@ class Trunk(nn.Module):
         # Transforms of torch.func cannot recompute.
         recompute = self.checkpoint_activations and torch.is_grad_enabled() and cache is None and not transformed()
         collected: list[tuple[int, Aux]] = []
+        # What was added to x says them to mixers that do not take any; elsewhere those refuse.
+        optional = positions is not None and getattr(self, "position_embeddings", None) is not None
         for i, layer in enumerate(self.layers):
             arguments: dict[str, Any] = {
                 "padding_mask": padding_mask,
-                "positions": positions,
+                "positions": None if optional and not takes_positions(layer) else positions,
                 "cache": None if cache is None else cache[i],
             }
             if recompute:

@@ -13,7 +13,7 @@ from typing import IO, Any
 from blockyard.errors import InputError
 from blockyard.files import make_folder, open_without_links, parse_json, plain, sweep, sync, write_atomically
 from blockyard.training.checkpoint import list_checkpoints
-from blockyard.training.kinds import DEFAULT
+from blockyard.training.kinds import DEFAULT, task_kind, task_names
 from blockyard.yamlfile import read_yaml, write_yaml
 
 CONFIG, METRICS, ENVIRONMENT, LOCK, CHECKPOINTS = (
@@ -166,9 +166,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_yaml(path)
 
 
-def with_task(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolved options that name their task; those written before there were several are of a language model."""
-    return {"task": DEFAULT, **resolved}
+def with_older(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a run folder holds, with those that an older version could not write, at the values that its models
+    had: the task, which was a language model when there was no other, and what the model's configuration names.
+
+    Its plug-ins, of which the task may be one, have been imported; what makes no sense is left as it is.
+    """
+    named = {"task": DEFAULT, **resolved}
+    task, model = named["task"], named.get("model") or {}
+    older = task_kind(task).model_config.older if task in task_names() else {}
+    if older and isinstance(model, Mapping):
+        named["model"] = {**older, **model}
+    return named
 
 
 def differing_keys(

@@ -10,7 +10,7 @@ from blockyard.options import options_of
 from blockyard.registry import Kind, find_block, implementation
 from blockyard.training.checkpoint import Checkpoint, load_checkpoint
 from blockyard.training.config import FREE_ON_RESUME, TrainConfig
-from blockyard.training.folder import RunFolder, differing_keys, with_task
+from blockyard.training.folder import RunFolder, differing_keys, with_older
 from blockyard.training.kinds import task_kind
 
 
@@ -39,7 +39,7 @@ def resumption(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: Mapp
     Raises:
         InputError: naming what differs, or a checkpoint that is damaged.
     """
-    asked, saved = with_task(resolved), with_task(folder.read_config())
+    asked, saved = with_older(resolved), with_older(folder.read_config())
     different = _differing(saved, asked)
     if different:
         raise InputError(
@@ -51,7 +51,7 @@ def resumption(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: Mapp
     if isinstance(state.get("config"), dict):
         # A config.yaml that was edited agrees with itself, so the checkpoint has the last word. Not on the data's
         # options: files may have moved, and their content is compared.
-        trained = with_task(state["config"])
+        trained = with_older(state["config"])
         different = _differing(*({k: v for k, v in c.items() if k != "data"} for c in (trained, asked)))
         if different:
             raise InputError(

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from blockyard.errors import InputError
-from blockyard.plugins import load_file_plugins
+from blockyard.plugins import load_file_plugins, load_plugins
 from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
 from blockyard.training.distributed import load_whole_state
-from blockyard.training.folder import CHECKPOINTS, CONFIG, read_config
-from blockyard.training.kinds import Run
+from blockyard.training.folder import CHECKPOINTS, CONFIG, read_config, with_older
+from blockyard.training.kinds import DEFAULT, Run, task_kind
 from blockyard.training.resolve import as_groups, resolve
 from blockyard.training.task import Task
 from blockyard.training.trainer import Trainer
@@ -52,12 +52,25 @@ def train(groups: Mapping[str, Any], out: Path | str, resume: bool = False, *, t
         InputError: for anything that the user can put right.
         Interrupted: after SIGTERM or SIGINT, when the run has been saved.
     """
+    if resume:
+        groups = _as_begun(groups, Path(out), task)
     run = resolve(groups, task)
     trainer = Trainer(make_task(run), run.train, out, resolved=as_groups(run), resume=resume)
     try:
         return trainer.run()
     finally:
         trainer.close()
+
+
+def _as_begun(groups: Mapping[str, Any], out: Path, task: str | None) -> Mapping[str, Any]:
+    """The groups of a run to be resumed; options of the model that its folder is too old to name, and that the caller
+    does not name either, are what they were."""
+    if not (out / CONFIG).is_file():
+        return groups  # refused later, for all ranks
+    saved, given = read_config(out).get("model") or {}, dict(groups.get("model") or {})
+    load_plugins(tuple(groups.get("plugins") or ()))
+    older = task_kind(groups.get("task") or task or DEFAULT).model_config.older
+    return {**groups, "model": {**{k: v for k, v in older.items() if k not in saved}, **given}}
 
 
 def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -> Path:
@@ -92,7 +105,7 @@ def read_run(folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = F
     folder = Path(folder)
     groups = read_config(folder)
     wanted = load_file_plugins(groups.get("plugins"), str(folder / CONFIG), plugins=plugins, trust=trust)
-    return resolve({**groups, "plugins": wanted})
+    return resolve(with_older({**groups, "plugins": wanted}))
 
 
 def tell_gaps(folder: Path, run: Run[Any, Any]) -> None:
@@ -114,7 +127,9 @@ def missing_options(groups: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:
     found = [] if "task" in groups else ["task"]
     for group in ("model", "train", "data"):
         given = groups.get(group) or {}
-        found += [f"{group}.{name}" for name in whole.get(group, {}) if name not in (*given, "pattern")]
+        # Not those that are known all the same.
+        told = (*given, "pattern", *(run.model.older if group == "model" else ()))
+        found += [f"{group}.{name}" for name in whole.get(group, {}) if name not in told]
     return found
 
 

@@ -20,6 +20,7 @@ import torch
 from blockyard.errors import InputError
 from blockyard.launch import world_size
 from blockyard.models.config import BlocksConfig
+from blockyard.order import order_note
 from blockyard.training.config import as_dict
 from blockyard.training.environment import describe_environment
 from blockyard.training.kinds import Run
@@ -291,7 +292,12 @@ def _report(
             "decisions": {p.name: decisions_of(folder_of(out, p.name, seeds[0])) for p in plan},
             "seconds_total": seconds,
         },
-        "notes": [*parts.notes(config, data, read), *_clock_notes(config, plan, results), *notes],
+        "notes": [
+            *filter(None, (order_note(p.name, p.model) for p in plan)),
+            *parts.notes(config, data, read),
+            *_clock_notes(config, plan, results),
+            *notes,
+        ],
         "choices": choices,
     }
 

@@ -267,5 +267,7 @@ def terms_of(config: CompareConfig, base: Run[Any, Any], data: Any) -> dict[str,
         terms["task"] = base.task
     if config.match != "none":
         terms["first choice (the reference)"] = config.names[0]
-    terms |= {f"model.{key}": value for key, value in model.items()}
+    # Folders from before an option existed do not name it.
+    older = base.model.older
+    terms |= {f"model.{key}": value for key, value in model.items() if key not in older or value != older[key]}
     return terms | {f"train.{key}": value for key, value in train.items()}

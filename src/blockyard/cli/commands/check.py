@@ -1,4 +1,4 @@
-"""`blockyard check pkg.module:Class`: the conformance suite on one's own mixer or FFN."""
+"""`blockyard check pkg.module:Class` or `FILE.py:Class`: the conformance suite on one's own mixer or FFN."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     parser.usage = "%(prog)s pkg.module:Class [options]"
-    parser.plain("target", "a mixer or FFN class, or a registered name", metavar="pkg.module:Class", nargs="?")
+    parser.plain("target", "a mixer or FFN class (FILE.py:Class too), or a registered name", metavar="pkg.module:Class",
+                 nargs="?")  # fmt: skip
     parser.plain("--kind", "what it is: attn or ffn; by default as registered, else by its constructor",
                  choices=("attn", "ffn"))  # fmt: skip
     parser.plain("--with", "an option of its constructor, such as rank=8; may be repeated", dest="options",
@@ -27,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.target is None:
-        raise InputError("check what? Give a class: blockyard check pkg.module:Class")
+        raise InputError("check what? Give a class: blockyard check pkg.module:Class (or FILE.py:Class)")
     found = targets(arguments.target, arguments.kind)
 
     from blockyard.conformance import check
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     reports = []
     for cls, kind in found:
         if not arguments.json:
-            print(f"conformance of {cls.__module__}:{cls.__qualname__}", flush=True)
+            print(f"conformance of {cls.__module__}:{cls.__qualname__}{taken_for(cls, kind)}", flush=True)
         options = read_options(cls, arguments.options)
         report = check(cls, kind=kind, slow=arguments.slow, on_row=None if arguments.json else print_row, **options)
         reports.append(report)
@@ -48,15 +49,29 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if all(report.ok for report in reports) else 1
 
 
+def taken_for(cls: type, kind: Any) -> str:
+    """What a class is checked as, where only its constructor says so."""
+    from blockyard.conformance.subject import subject_of
+    from blockyard.registry import Kind, entries
+
+    kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
+    if kind is not None or any(entry.cls is cls for each in kinds for entry in entries(each)):
+        return ""
+    if subject_of(cls, None, None, {}).kind == "attn":
+        return " as a mixer"
+    return " as an FFN, since its constructor names no n_heads (--kind attn checks a mixer)"
+
+
 def print_row(row: Row) -> None:
     """One check's outcome, as it comes."""
     print(f"  {row.outcome:7}  {row.name}" + (f": {' '.join(row.reason.split())}" if row.reason else ""), flush=True)
 
 
 def summary(report: Report) -> str:
-    """The last line of a report."""
+    """The last lines of a report: the facts that it found, and how many checks went how."""
     counts = ", ".join(f"{count} {outcome}" for outcome, count in report.counts().items())
-    return f"{'ok' if report.ok else 'FAILED'}: {counts}\n"
+    facts = "".join(f"note: {fact}\n" for fact in report.facts)
+    return f"{facts}{'ok' if report.ok else 'FAILED'}: {counts}\n"
 
 
 def targets(text: str, kind: Any) -> list[tuple[type, Any]]:
@@ -67,34 +82,38 @@ def targets(text: str, kind: Any) -> list[tuple[type, Any]]:
     """
     from blockyard.registry import implementation, names
 
+    if text.endswith(".py"):
+        raise InputError(f"{text!r}: which class of the file? Write {text}:Class")
     if ":" in text:
         return [(find_class(text), kind)]
     kinds: Sequence[Any] = ("attn", "ffn") if kind is None else (kind,)
     registered = [(implementation(each, text).cls, each) for each in kinds if text in names(each)]
     if not registered:
         hint = suggest(text, [name for each in kinds for name in names(each)])
-        raise InputError(f"{text!r} is no registered name{hint}; a class is given as pkg.module:Class")
+        raise InputError(f"{text!r} is no registered name{hint}; a class is given as pkg.module:Class or FILE.py:Class")
     return registered
 
 
 def find_class(text: str) -> type:
-    """Import the class of `pkg.module:Class`.
+    """Import the class of `pkg.module:Class` or `FILE.py:Class`; who names a file trusts its code.
 
     Raises:
-        InputError: no such module, or nothing of that name in it, or no class.
+        InputError: no such module or file, or nothing of that name in it, or no class.
     """
-    from blockyard.plugins import import_module, see_current_folder
+    from blockyard.plugins import import_file, import_module, see_current_folder
 
-    module_name, _, name = text.partition(":")
+    # A path may hold a colon itself.
+    module_name, _, name = text.rpartition(":")
     see_current_folder()
-    module = import_module(module_name, "check")
+    module = (import_file if module_name.endswith(".py") else import_module)(module_name, "check")
     classes = [
-        key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module_name
+        key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__
     ]
     found = getattr(module, name, None)
     if found is None:
         hint = suggest(name, classes) or (f"; its classes: {', '.join(classes)}" if classes else "; it has no class")
-        raise InputError(f"module {module_name!r} has no class {name!r}{hint}")
+        what = "" if module_name.endswith(".py") else "module "
+        raise InputError(f"{what}{module_name!r} has no class {name!r}{hint}")
     if not isinstance(found, type):
         raise InputError(f"{text} is a {type(found).__name__}, not a class")
     return found

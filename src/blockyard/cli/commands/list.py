@@ -42,11 +42,12 @@ def print_lists(mixers: list[Entry], ffns: list[Entry], blocks: list[Entry]) -> 
     """Three tables and where to read on."""
     from blockyard.cli.table import print_table
 
-    heads = ["name", *TRAIT_HEADS.values(), "cache", "options"]
+    heads = ["name", *TRAIT_HEADS.values(), "order", "cache", "options"]
     rows = [
         [
             mixer.name,
             *("yes" if getattr(mixer.traits, trait) else "-" for trait in TRAIT_HEADS),
+            order_word(mixer),
             mixer.traits.cache,
             option_names(mixer),
         ]
@@ -59,6 +60,12 @@ def print_lists(mixers: list[Entry], ffns: list[Entry], blocks: list[Entry]) -> 
         rows = [[block.name, block.summary] for block in blocks]
         print_table("Paired blocks (built when both are chosen)", ["name", "what it is"], rows)
     print("`blockyard info NAME` shows one of them: traits, options, costs, source.")
+
+
+def order_word(entry: Entry) -> str:
+    """Whether a mixer knows the order of positions by itself, tried where its traits do not say so."""
+    known = entry.knows_order
+    return "?" if known is None else "yes" if known else "-"
 
 
 def option_names(entry: Entry) -> str:
