@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from blockyard.errors import InputError
+from blockyard.memory import forcing
 from blockyard.plugins import load_file_plugins
 from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
 from blockyard.training.distributed import load_whole_state
 from blockyard.training.folder import CHECKPOINTS, CONFIG, read_config
 from blockyard.training.kinds import Run
 from blockyard.training.resolve import as_groups, resolve
+from blockyard.training.sizes import check_data, check_model, check_training
 from blockyard.training.task import Task
 from blockyard.training.trainer import Trainer
 from blockyard.vein_training import match_guides, match_ranks
@@ -37,7 +39,9 @@ class Trained(NamedTuple):
     run: Run[Any, Any]
 
 
-def train(groups: Mapping[str, Any], out: Path | str, resume: bool = False, *, task: str | None = None) -> Path:
+def train(
+    groups: Mapping[str, Any], out: Path | str, resume: bool = False, *, task: str | None = None, force: bool = False
+) -> Path:
     """Train a model into a run folder.
 
     Args:
@@ -45,6 +49,7 @@ def train(groups: Mapping[str, Any], out: Path | str, resume: bool = False, *, t
         out: the run folder.
         resume: continue the run in it.
         task: the kind of task; `task` of the groups, or a language model, when not given.
+        force: train also what by its estimate does not fit into memory.
 
     Returns: the run folder.
 
@@ -53,7 +58,9 @@ def train(groups: Mapping[str, Any], out: Path | str, resume: bool = False, *, t
         Interrupted: after SIGTERM or SIGINT, when the run has been saved.
     """
     run = resolve(groups, task)
-    trainer = Trainer(make_task(run), run.train, out, resolved=as_groups(run), resume=resume)
+    with forcing(force):
+        made = make_task(run)
+    trainer = Trainer(made, run.train, out, resolved=as_groups(run), resume=resume)
     try:
         return trainer.run()
     finally:
@@ -66,8 +73,15 @@ def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -
 
 
 def make_task(run: Run[Any, Any]) -> Task:
-    """Load the data and build the model."""
+    """Load the data and build the model.
+
+    Raises:
+        InputError: also for what does not fit into memory, before it is read or built.
+    """
+    check_data(run)
+    check_training(run)
     fitted, data = load_data(run)
+    check_training(fitted)
     return run.kind.make_task(fitted, data)
 
 
@@ -156,6 +170,7 @@ def load_run(
             loaded = load_checkpoint(path, with_optimizer=False)
     assets, written = run.kind.load_assets(folder), run
     run = replace(run, model=run.kind.fit(run.model, assets))
+    check_model(run, f"the model of {folder}")
     model = run.kind.build_model(run.model)
     if run.train.vein_guide_steps:
         # A run that was interrupted while its vein FFNs were guided is the guided function.

@@ -19,12 +19,14 @@ import torch
 
 from blockyard.errors import InputError
 from blockyard.launch import world_size
+from blockyard.memory import forcing
 from blockyard.models.config import BlocksConfig
 from blockyard.training.config import as_dict
 from blockyard.training.environment import describe_environment
 from blockyard.training.kinds import Run
 from blockyard.training.machine import processor_name, system_name
 from blockyard.training.run import load_run
+from blockyard.training.sizes import check_data, check_training
 from blockyard.training.task import Task
 from blockyard.workbench import measure, schema
 from blockyard.workbench.failures import is_of_the_machine, keep_failure
@@ -62,6 +64,7 @@ def compare(
     out: str | Path = "comparison",
     *,
     show: bool = True,
+    force: bool = False,
 ) -> schema.Report:
     """Compare block choices on a task and write the report into a folder.
 
@@ -74,6 +77,7 @@ def compare(
         groups: shared options: `model`, `train`, `data` (as `train` takes them) and `plugins`.
         out: folder of the runs and the report.
         show: show progress on standard error.
+        force: train also what by its estimate does not fit into memory.
 
     Returns: the report, as report.json holds it.
 
@@ -90,6 +94,10 @@ def compare(
     if config.lengths is not None and base.kind.at_length(base.model, 1) is None:
         raise InputError(f"lengths: models of the task {task!r} have one length")
     choices = configurations(config, base)
+    with forcing(force):
+        check_data(base)
+        for name, model in choices.items():
+            check_training(replace(base, model=model), f"the model of {name}")
     for model in choices.values():
         _ = model.layers  # every layer's options, before any data are read
     if base.train.threads:
@@ -99,7 +107,8 @@ def compare(
         data = base.kind.load_data(base.data, base.model)
         state = State(out)
         try:
-            return _compare(config, groups, out, base, choices, data, state, board, started)
+            with forcing(force):
+                return _compare(config, groups, out, base, choices, data, state, board, started)
         finally:
             state.close()
     finally:
@@ -118,6 +127,9 @@ def _compare(
     started: float,
 ) -> schema.Report:
     choices = {name: base.kind.fit(model, data.assets) for name, model in choices.items()}
+    for name, model in choices.items():
+        # Once more: a vocabulary's size follows from the data.
+        check_training(replace(base, model=model), f"the model of {name}")
     state.agree(terms_of(config, base, data))
 
     def pace(models: dict[str, BlocksConfig]) -> dict[str, float]:

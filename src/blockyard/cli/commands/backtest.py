@@ -66,5 +66,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "backtest", "walk-forward evaluation of a price forecaster beside baselines", add_arguments, run, order=24,
-    example="blockyard backtest runs/prices prices.csv --folds 4 --rule volatility",
+    builds=True, example="blockyard backtest runs/prices prices.csv --folds 4 --rule volatility",
 )  # fmt: skip

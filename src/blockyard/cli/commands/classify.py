@@ -130,5 +130,5 @@ def written(rows: list[dict[str, Any]], format: str) -> str:
 
 COMMAND = Command(
     "classify", "classes for rows of text or frames of samples, by a trained run", add_arguments, run, order=22,
-    example="blockyard classify runs/signal-001 recording.sigmf-meta --top 3",
+    builds=True, example="blockyard classify runs/signal-001 recording.sigmf-meta --top 3",
 )  # fmt: skip

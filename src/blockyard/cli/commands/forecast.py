@@ -57,6 +57,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "forecast", "quantile forecasts of prices, as a table and a plot", add_arguments, run, order=22,
+    "forecast", "quantile forecasts of prices, as a table and a plot", add_arguments, run, order=22, builds=True,
     example="blockyard forecast runs/prices prices.csv --out forecast.csv",
 )  # fmt: skip

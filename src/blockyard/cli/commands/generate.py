@@ -262,6 +262,6 @@ def fresh_seed() -> int:
 
 
 COMMAND = Command(
-    "generate", "text from a trained language model, streaming", add_arguments, run, order=20,
+    "generate", "text from a trained language model, streaming", add_arguments, run, order=20, builds=True,
     example='blockyard generate runs/lm-001 --prompt "def main(" --tokens 200 --temperature 0.8',
 )  # fmt: skip
