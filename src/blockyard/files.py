@@ -26,7 +26,7 @@ from blockyard.errors import InputError
 # Temporary names begin so; the target's own name is left out, since with it the name could become too long.
 WRITING, REMOVING = ".writing-", ".removing-"
 # What files of settings and results are far from.
-MOST_LEVELS, MOST_ITEMS = 100, 10_000_000
+MOST_LEVELS, MOST_ITEMS = 100, 1_000_000
 # Bytes that are gathered before the system is asked: token files come in small pieces.
 BUFFER = 1 << 18
 
@@ -268,12 +268,16 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"nested more than {MOST_LEVELS} levels deep") from None
     opening: tuple[Any, Any] = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
     if sum(text.count(bracket) for bracket in opening) > MOST_LEVELS:
-        check_nesting(value)
+        check_nesting(value, math.inf)
     return value
 
 
-def check_nesting(value: Any) -> None:
+def check_nesting(value: Any, most: float = MOST_ITEMS) -> None:
     """Refuse data that is nested too deeply to be worked on, contains itself, or unfolds without end (YAML's aliases).
+
+    Args:
+        value: dictionaries and lists.
+        most: values in all of them together.
 
     Raises:
         ValueError: saying which.
@@ -286,8 +290,8 @@ def check_nesting(value: Any) -> None:
         if level > MOST_LEVELS:
             raise ValueError(f"nested more than {MOST_LEVELS} levels deep")
         seen += len(item)
-        if seen > MOST_ITEMS:
-            raise ValueError(f"more than {MOST_ITEMS:,} values")
+        if seen > most:
+            raise ValueError(f"more than {most:,} values")
         waiting += [(inner, level + 1) for inner in (item.values() if isinstance(item, dict) else item)]
 
 

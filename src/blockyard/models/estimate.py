@@ -58,12 +58,13 @@ def meta_block(config: BlocksConfig, spec: LayerSpec) -> nn.Module:
     return on_meta(lambda: config.build_block(spec))
 
 
-def count_model(config: BlocksConfig, build: Callable[[Any], nn.Module], what: str = "the model") -> Count:
+def count_model(config: BlocksConfig, build: Callable[[Any], nn.Module] | None, what: str = "the model") -> Count:
     """Count a model's parameters and modules without building all of it.
 
     Args:
         config: the model.
-        build: what builds a model from a configuration; its `layers` are the blocks.
+        build: what builds a model from a configuration; its `layers` are the blocks. None counts the blocks alone: what
+            stands around them may follow from data that are not read yet.
         what: it, as the error names it.
 
     Raises:
@@ -72,9 +73,9 @@ def count_model(config: BlocksConfig, build: Callable[[Any], nn.Module], what: s
     pattern = config.pattern
     # The pattern once; where it is longer than the model is deep, building says so.
     short = replace(config, n_layers=min(config.n_layers, len(pattern)))
-    model = counted(lambda: build(short), what)
+    model = counted(lambda: _blocks(config) if build is None else build(short), what)
     parameters, modules = _own(model)
-    layers = list(getattr(model, "layers", []))
+    layers = list(model if isinstance(model, nn.ModuleList) else getattr(model, "layers", []))
     if len(layers) == len(pattern):
         times, rest = divmod(config.n_layers, len(pattern))
         for number, layer in enumerate(layers):
@@ -82,6 +83,10 @@ def count_model(config: BlocksConfig, build: Callable[[Any], nn.Module], what: s
             own = _own(layer)
             parameters, modules = parameters + more * own[0], modules + more * own[1]
     return Count(parameters, modules)
+
+
+def _blocks(config: BlocksConfig) -> nn.ModuleList:
+    return nn.ModuleList(config.build_block(spec) for spec in config.pattern)
 
 
 def check_class(cls: type, options: Mapping[str, Any], what: str) -> None:
@@ -111,9 +116,9 @@ def counted(build: Callable[[], T], what: str) -> T:
             return on_meta(build)
     except _TooLarge as error:
         raise InputError(f"{what} takes {error}: ask for less, or take the risk with --force (force=True)") from None
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
         # A size beyond what an index can count, or a table that is made on the CPU.
-        if not (is_out_of_memory(error) or "overflow" in str(error)):
+        if not (is_out_of_memory(error) or isinstance(error, OverflowError) or "overflow" in str(error).lower()):
             raise
         raise InputError(f"{what} takes more memory than any machine has; ask for less") from None
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from blockyard.errors import InputError
 from blockyard.memory import forcing
+from blockyard.options import options_of
 from blockyard.plugins import load_file_plugins
 from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
 from blockyard.training.distributed import load_whole_state
@@ -79,9 +80,9 @@ def make_task(run: Run[Any, Any]) -> Task:
         InputError: also for what does not fit into memory, before it is read or built.
     """
     check_data(run)
-    check_training(run)
+    check_training(run, fitted=False)
     fitted, data = load_data(run)
-    check_training(fitted)
+    check_training(fitted, fitted=True)
     return run.kind.make_task(fitted, data)
 
 
@@ -107,6 +108,18 @@ def read_run(folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = F
     groups = read_config(folder)
     wanted = load_file_plugins(groups.get("plugins"), str(folder / CONFIG), plugins=plugins, trust=trust)
     return resolve({**groups, "plugins": wanted})
+
+
+def _fitted(run: Run[Any, Any], assets: Any, folder: Path) -> Any:
+    """The model's configuration with what its assets say, which come from a file: sizes are whole numbers."""
+    known = options_of(run.kind.model_config)
+    try:
+        model = run.kind.fit(run.model, assets)
+        for name in run.kind.from_data:
+            known[name].check(getattr(model, name))
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{folder} cannot be used: what it says of its data does not fit a model ({error})") from error
+    return model
 
 
 def tell_gaps(folder: Path, run: Run[Any, Any]) -> None:
@@ -169,7 +182,7 @@ def load_run(
         if path is not None:
             loaded = load_checkpoint(path, with_optimizer=False)
     assets, written = run.kind.load_assets(folder), run
-    run = replace(run, model=run.kind.fit(run.model, assets))
+    run = replace(run, model=_fitted(run, assets, folder))
     check_model(run, f"the model of {folder}")
     model = run.kind.build_model(run.model)
     if run.train.vein_guide_steps:

@@ -26,14 +26,15 @@ def check_data(run: Run[Any, Any]) -> None:
     refuse_beyond_memory(run.kind.data_bytes(run.data, run.model), "data of this size take at least {}")
 
 
-def check_training(run: Run[Any, Any], what: str = "the model") -> None:
+def check_training(run: Run[Any, Any], what: str = "the model", *, fitted: bool) -> None:
     """Refuse a training that would not fit: its weights, gradients, optimizer and the least of its activations.
 
-    Called once more when the data are known: a vocabulary's size follows from them.
+    Called before the data are read and again when they are known: a vocabulary's size follows from them.
 
     Args:
         run: the run.
         what: its model, as the error names it.
+        fitted: whether the model fits the data already; until then its blocks alone are counted.
 
     Raises:
         InputError: when it does not fit or cannot be built, see `refuse_beyond_memory`.
@@ -45,7 +46,7 @@ def check_training(run: Run[Any, Any], what: str = "the model") -> None:
     kept = _activation_bytes(run)
     # First what needs no model: an absurd length or depth would make the count long.
     refuse_beyond_memory(kept, f"{what} takes at least {{}} to train, for the activations of a batch", device)
-    count = _counted(run, what)
+    count = _counted(run, what, fitted)
     shared = world_size() if train.parallel == "fsdp2" else 1
     state = count.parameters * STATE_BYTES[train.optimizer] // shared
     words = f"{count.parameters:,} parameters and {in_words(kept)} of activations"
@@ -64,12 +65,12 @@ def check_model(run: Run[Any, Any], what: str = "the model") -> None:
         InputError: when it does not fit or cannot be built, see `refuse_beyond_memory`.
     """
     if not is_forced():
-        count = _counted(run, what)
+        count = _counted(run, what, True)
         refuse_beyond_memory(count.bytes, f"{what} takes at least {{}} ({count.parameters:,} parameters)")
 
 
-def _counted(run: Run[Any, Any], what: str) -> Count:
-    return count_model(run.model, run.kind.build_model, what)
+def _counted(run: Run[Any, Any], what: str, fitted: bool) -> Count:
+    return count_model(run.model, run.kind.build_model if fitted else None, what)
 
 
 def _activation_bytes(run: Run[Any, Any]) -> int:

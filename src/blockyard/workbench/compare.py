@@ -97,7 +97,7 @@ def compare(
     with forcing(force):
         check_data(base)
         for name, model in choices.items():
-            check_training(replace(base, model=model), f"the model of {name}")
+            check_training(replace(base, model=model), f"the model of {name}", fitted=False)
     for model in choices.values():
         _ = model.layers  # every layer's options, before any data are read
     if base.train.threads:
@@ -129,7 +129,7 @@ def _compare(
     choices = {name: base.kind.fit(model, data.assets) for name, model in choices.items()}
     for name, model in choices.items():
         # Once more: a vocabulary's size follows from the data.
-        check_training(replace(base, model=model), f"the model of {name}")
+        check_training(replace(base, model=model), f"the model of {name}", fitted=True)
     state.agree(terms_of(config, base, data))
 
     def pace(models: dict[str, BlocksConfig]) -> dict[str, float]:

@@ -91,13 +91,13 @@ class Shelf:
             InputError: also for what does not fit into memory, before it is read or built.
         """
         check_data(run)
-        check_training(run)
+        check_training(run, fitted=False)
         shape = set(BlocksConfig.__dataclass_fields__)
         key = (run.data, {k: v for k, v in vars(run.model).items() if k not in shape})
         if self._key != key:
             self._data, self._key = run.kind.load_data(run.data, run.model), key
         fitted = replace(run, model=run.kind.fit(run.model, self._data.assets))
-        check_training(fitted)
+        check_training(fitted, fitted=True)
         return fitted, self._data
 
 
