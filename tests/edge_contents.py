@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 FIRST: tuple[bytes, ...] = (
     b"", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"[" * 100_000, b"{" * 100_000, b'{"a":' * 5000 + b"1" + b"}" * 5000,
     b"9" * 5000, b"a: " + b"[" * 5000, b"a: &a [*a]", b"a: &a {b: *a}", b"? [a]\n: b", b"a: 9" + b"9" * 5000,
-    b"a: 2001-99-99", b"!!python/object/apply:os.getcwd []", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff{", b"PK\x03\x04",
-    b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PAR1", b"PAR1PAR1", b'"\\ud800"',
-    b'{"text": "\\ud800"}\n', b"text,label\n\"", b"null", b"[]", b"{}", b"0", b"NaN", b"1e999", "größe".encode("utf-16"),
-    "a\u2028b\x85c".encode(), b"\x80" * 50, b"date,close\n" + b"9" * 400 + b"," + b"1" * 400 + b"\n",
+    b"a: 2001-99-99", b"!!python/object/apply:os.getcwd []", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff{",
+    b"PK\x03\x04", b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PAR1", b"PAR1PAR1", b'"\\ud800"',
+    b'{"text": "\\ud800"}\n', b"text,label\n\"", b"null", b"[]", b"{}", b"0", b"NaN", b"1e999",
+    "größe".encode("utf-16"),    "a\u2028b\x85c".encode(), b"\x80" * 50, b"date,close\n" + b"9" * 400 + b"," + b"1" * 400 + b"\n",
 )  # fmt: skip
 NUMBERS: tuple[Any, ...] = (
     0, -1, 1, 2**31, 2**63 - 1, 2**63, -(2**63) - 1, 10**30, 10**400, 0.5, -0.0, 1e308, float("inf"), float("nan"),
@@ -129,7 +129,8 @@ def arrays(draw: st.DrawFn) -> bytes:
     said = draw(st.sampled_from([None, "(99999999999,)", "(-1,)", "(9**9**3,)", "('a',)", "[5]", "(" * 60, "(2**70,)"]))
     if said is None:
         return data
-    header = f"{{'descr': {draw(st.sampled_from(['<c8', '<f4', '|O', '<q9', '5', '']))!r}, 'fortran_order': False, 'shape': {said}}}"
+    described = draw(st.sampled_from(["<c8", "<f4", "|O", "<q9", "5", ""]))
+    header = f"{{'descr': {described!r}, 'fortran_order': False, 'shape': {said}}}"
     raw = header.encode()
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(raw)) + raw + data[:50]
 
