@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -171,6 +171,57 @@ def make_folder(path: Path) -> None:
     except FileExistsError:
         raise NotADirectoryError(errno.ENOTDIR, f"{path} is no folder") from None
     sync(path.parent)
+
+
+def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """Refuse a file (or a folder of files) that could not be written, before the work for it is done; makes nothing.
+
+    Raises:
+        InputError: as `writing` would say it.
+    """
+    target = Path(path)
+    try:
+        there = target if folder else target.parent
+        if not folder:
+            _mode_to_be(target)
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Iterator[Callable[[], None]]:
+    """Within it, an InputError takes away what was made in a folder, and the folder and those above it if they are new.
+
+    Yields: what to call when there is something worth keeping: then nothing is taken away any more.
+    """
+    before = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    kept = False
+
+    def keep() -> None:
+        nonlocal kept
+        kept = True
+
+    try:
+        yield keep
+    except InputError:
+        if not kept and folder.is_dir():
+            for path in folder.iterdir():
+                if path.name not in before:
+                    with suppress(OSError):
+                        remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not kept:
+            for path in new:
+                # From the innermost on; one that somebody else put something into stays.
+                with suppress(OSError):
+                    path.rmdir()
+        raise
 
 
 def open_without_links(path: Path, mode: str, buffering: int = -1, *, encoding: str | None = None) -> IO[Any]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from blockyard.errors import InputError
+from blockyard.launch import is_first
 from blockyard.memory import forcing
 from blockyard.options import options_of
 from blockyard.plugins import load_file_plugins
 from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
 from blockyard.training.distributed import load_whole_state
-from blockyard.training.folder import CHECKPOINTS, CONFIG, read_config
+from blockyard.training.folder import CHECKPOINTS, CONFIG, check_run_folder, read_config
 from blockyard.training.kinds import Run
 from blockyard.training.resolve import as_groups, resolve
 from blockyard.training.sizes import check_data, check_model, check_training
@@ -59,6 +60,9 @@ def train(
         Interrupted: after SIGTERM or SIGINT, when the run has been saved.
     """
     run = resolve(groups, task)
+    if is_first():
+        # Before the data are read; asked again with the folder in hand.
+        check_run_folder(Path(out), resume=resume)
     with forcing(force):
         made = make_task(run)
     trainer = Trainer(made, run.train, out, resolved=as_groups(run), resume=resume)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from blockyard.errors import InputError
+from blockyard.files import check_writable, nothing_left
 from blockyard.launch import world_size
 from blockyard.memory import forcing
 from blockyard.models.config import BlocksConfig
@@ -102,15 +104,12 @@ def compare(
         _ = model.layers  # every layer's options, before any data are read
     if base.train.threads:
         torch.set_num_threads(base.train.threads)
+    check_writable(out, folder=True)
     board = make_board(show, base.kind.unit)
     try:
         data = base.kind.load_data(base.data, base.model)
-        state = State(out)
-        try:
-            with forcing(force):
-                return _compare(config, groups, out, base, choices, data, state, board, started)
-        finally:
-            state.close()
+        with nothing_left(out) as keep, closing(State(out)) as state, forcing(force):
+            return _compare(config, groups, out, base, choices, data, state, board, started, keep)
     finally:
         board.close()
 
@@ -125,6 +124,7 @@ def _compare(
     state: State,
     board: Board,
     started: float,
+    keep: Callable[[], None],
 ) -> schema.Report:
     choices = {name: base.kind.fit(model, data.assets) for name, model in choices.items()}
     for name, model in choices.items():
@@ -139,6 +139,7 @@ def _compare(
 
     plan = make_plan(config, choices, base, data, state.data["plan"], pace)
     state.keep_plan(plan)
+    keep()
     for planned in plan:
         board.say(f"{planned.name}: {planned.steps} steps, {planned.match['got']:,} ({planned.match['miss']:+.2%})")
     jobs = jobs_of(plan, base, config, out)

@@ -208,6 +208,13 @@ class State:
             raise InputError(f"{self.path} cannot be read ({error}); remove it to plan again") from error
         if not isinstance(data, dict) or data.get("schema") != self.schema:
             raise InputError(f"{self.path} is not of this version ({self.schema}); use another --out")
+        wrong = [
+            name
+            for name, empty in self.empty.items()
+            if not isinstance(data.get(name), dict if isinstance(empty, dict) else int | float)
+        ]
+        if wrong or not isinstance(data.get("terms"), dict | None):
+            raise InputError(f"{self.path} is damaged at {(wrong or ['terms'])[0]!r}; remove it to plan again")
         return data
 
     def agree(self, terms: dict[str, Any]) -> None:

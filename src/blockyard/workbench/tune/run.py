@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from blockyard.errors import InputError, require
-from blockyard.files import plain
+from blockyard.files import check_writable, nothing_left, plain
 from blockyard.launch import world_size
 from blockyard.memory import forcing
 from blockyard.plugins import load_plugins
@@ -63,20 +64,20 @@ def tune(
     load_plugins(tuple(fixed.get("plugins") or ()))
     space = over if isinstance(over, Space) else read_space(task, over)
     space.check(fixed)
+    check_writable(out, folder=True)
     with forcing(force):
         start = Start(task, space, fixed, config)
     if start.threads:
         torch.set_num_threads(start.threads)
     board = make_board(show, start.quality.metric)
     try:
-        state = SearchState(Path(out))
-        try:
+        with nothing_left(Path(out)) as keep, closing(SearchState(Path(out))) as state:
             state.agree(terms_of(start))
             state.data |= {"space": [d.to_dict() for d in space.dimensions], "fixed": plain(fixed), "task": task}
             state.save()
             with forcing(force):
-                return Session(start, Path(out), state, board).run()
-        finally:
-            state.close()
+                session = Session(start, Path(out), state, board)
+                keep()
+                return session.run()
     finally:
         board.close()
