@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +26,7 @@ from blockyard.errors import InputError
 # Temporary names begin so; the target's own name is left out, since with it the name could become too long.
 WRITING, REMOVING = ".writing-", ".removing-"
 # What files of settings and results are far from.
-MOST_LEVELS, MOST_ITEMS = 100, 10_000_000
+MOST_LEVELS, MOST_ITEMS = 100, 1_000_000
 # Bytes that are gathered before the system is asked: token files come in small pieces.
 BUFFER = 1 << 18
 
@@ -173,6 +173,57 @@ def make_folder(path: Path) -> None:
     sync(path.parent)
 
 
+def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """Refuse a file (or a folder of files) that could not be written, before the work for it is done; makes nothing.
+
+    Raises:
+        InputError: as `writing` would say it.
+    """
+    target = Path(path)
+    try:
+        there = target if folder else target.parent
+        if not folder:
+            _mode_to_be(target)
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Iterator[Callable[[], None]]:
+    """Within it, an InputError takes away what was made in a folder, and the folder and those above it if they are new.
+
+    Yields: what to call when there is something worth keeping: then nothing is taken away any more.
+    """
+    before = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    kept = False
+
+    def keep() -> None:
+        nonlocal kept
+        kept = True
+
+    try:
+        yield keep
+    except InputError:
+        if not kept and folder.is_dir():
+            for path in folder.iterdir():
+                if path.name not in before:
+                    with suppress(OSError):
+                        remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not kept:
+            for path in new:
+                # From the innermost on; one that somebody else put something into stays.
+                with suppress(OSError):
+                    path.rmdir()
+        raise
+
+
 def open_without_links(path: Path, mode: str, buffering: int = -1, *, encoding: str | None = None) -> IO[Any]:
     """Open a file that is locked or appended to, as `open` does; a link in its place is refused, not followed.
 
@@ -268,12 +319,16 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"nested more than {MOST_LEVELS} levels deep") from None
     opening: tuple[Any, Any] = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
     if sum(text.count(bracket) for bracket in opening) > MOST_LEVELS:
-        check_nesting(value)
+        check_nesting(value, math.inf)
     return value
 
 
-def check_nesting(value: Any) -> None:
+def check_nesting(value: Any, most: float = MOST_ITEMS) -> None:
     """Refuse data that is nested too deeply to be worked on, contains itself, or unfolds without end (YAML's aliases).
+
+    Args:
+        value: dictionaries and lists.
+        most: values in all of them together.
 
     Raises:
         ValueError: saying which.
@@ -286,8 +341,8 @@ def check_nesting(value: Any) -> None:
         if level > MOST_LEVELS:
             raise ValueError(f"nested more than {MOST_LEVELS} levels deep")
         seen += len(item)
-        if seen > MOST_ITEMS:
-            raise ValueError(f"more than {MOST_ITEMS:,} values")
+        if seen > most:
+            raise ValueError(f"more than {most:,} values")
         waiting += [(inner, level + 1) for inner in (item.values() if isinstance(item, dict) else item)]
 
 

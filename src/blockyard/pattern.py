@@ -123,6 +123,8 @@ def _parse_part(text: str) -> tuple[str, dict[str, str]]:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise InputError(f"{text!r}: options are written key=value, not {item!r}")
+        if key.strip() in options:
+            raise InputError(f"{text!r}: {key.strip()} stands twice")
         options[key.strip()] = value.strip()
     return match.group(1), options
 

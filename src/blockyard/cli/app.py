@@ -15,6 +15,7 @@ from blockyard.cli.finding import command_names, find_command, load_command
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError, is_out_of_memory
 from blockyard.launch import is_first
+from blockyard.memory import forcing
 from blockyard.options import MOST_THREADS
 from blockyard.plugins import load_plugins, plugins_in
 
@@ -108,10 +109,14 @@ def dispatch(words: list[str]) -> int:
     command.add_arguments(parser)
     parser.plain("--plugin", "import this module first (it registers blocks); may be repeated",
                  action="append", metavar="PKG.MODULE", default=[])  # fmt: skip
+    if command.builds:
+        parser.plain("--force", "build also what by its estimate does not fit into memory", action="store_true")
     if any(word in ("-h", "--help") for word in rest):
         parser.print_help()
         return 0
-    return command.run(parser.parse(rest))
+    arguments = parser.parse(rest)
+    with forcing(command.builds and arguments.force):
+        return command.run(arguments)
 
 
 def overview(first: str) -> str:

@@ -27,6 +27,7 @@ def run_bench(arguments: argparse.Namespace, name: str, config: type, measure: C
     from blockyard.cli.flat import read_flat
     from blockyard.cli.table import print_table
     from blockyard.errors import require
+    from blockyard.files import check_writable
     from blockyard.options import options_of
     from blockyard.workbench.bench.write import table, write_bench
     from blockyard.workbench.shellwords import command_line
@@ -34,6 +35,7 @@ def run_bench(arguments: argparse.Namespace, name: str, config: type, measure: C
     asked: Any = config(**read_flat(arguments, options_of(config)))
     # Before minutes of measuring, not after.
     require("matplotlib", extra="report")
+    check_writable(arguments.out, folder=True)
     changed = [(f.name, getattr(asked, f.name)) for f in fields(asked) if getattr(asked, f.name) != f.default]
     changed += [("plugin", module) for module in arguments.plugin] + [("out", arguments.out)]
     bench = measure(

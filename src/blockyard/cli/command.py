@@ -26,6 +26,7 @@ class Command:
         prepare: looks at the words before the arguments are declared, to import what adds to them.
         order: place in the overview, small first.
         example: a command line shown below the help.
+        builds: it builds models, so it has `--force`.
     """
 
     name: str
@@ -35,3 +36,4 @@ class Command:
     prepare: Callable[[list[str]], None] = lambda words: None
     order: int = 50
     example: str = ""
+    builds: bool = False

@@ -57,7 +57,9 @@ def train_command(task: str, summary: str, *, order: int = 12, example: str = ""
         train_as_told(task, arguments)
         return 0
 
-    return Command(f"train {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example)
+    return Command(
+        f"train {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example, builds=True
+    )
 
 
 def train_as_told(
@@ -183,4 +185,6 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
             print(Path(arguments.out) / "report.html")
         return 0
 
-    return Command(f"compare {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example)
+    return Command(
+        f"compare {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example, builds=True
+    )

@@ -60,7 +60,9 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
             print(Path(arguments.out) / "report.html")
         return 0
 
-    return Command(f"tune {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example)
+    return Command(
+        f"tune {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example, builds=True
+    )
 
 
 def tune_groups(task: str) -> dict[str, Group]:

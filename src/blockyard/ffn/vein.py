@@ -157,6 +157,8 @@ class VFTFeedForward(FFN):
         self.w3 = Linear(self.rank, self.r_hidden, bias=True) if gated else None
         self.dropout = Dropout(dropout)
         kind = self._stabilizer_kind(stabilizer, use_stabilizer)
+        if stabilizer_rank is not None and kind != "lowrank":
+            raise InputError(f"stabilizer_rank={stabilizer_rank} belongs to stabilizer=lowrank; it is {kind}")
         direct_rank = stabilizer_rank if stabilizer_rank is not None else max(1, d_model // 16)
         self.stabilizer = Stabilizer(d_model, kind, direct_rank) if kind != "none" else None
         # Put here for a part of training, see `blockyard.vein_training.attach_guides`.

@@ -87,12 +87,17 @@ class BlocksConfig:
         return False
 
     @property
-    def layers(self) -> list[LayerSpec]:
-        """One checked specification per layer."""
+    def pattern(self) -> list[LayerSpec]:
+        """The checked specifications that repeat over the depth: what is true of all layers is asked of these few."""
         specs: Sequence[LayerSpec] = parse_choice(self.blocks) if isinstance(self.blocks, str) else self.blocks
         if not specs:
             raise InputError("blocks is empty; name at least one layer")
-        return repeat_to_depth([check_layer(spec) for spec in specs], self.n_layers)
+        return [check_layer(spec) for spec in specs]
+
+    @property
+    def layers(self) -> list[LayerSpec]:
+        """One checked specification per layer."""
+        return repeat_to_depth(self.pattern, self.n_layers)
 
     @property
     def choice(self) -> str:

@@ -103,6 +103,8 @@ class PriceConfig(BlocksConfig):
         if not self.horizons or self.horizons[0] < 1 or not rising:
             raise InputError(f"horizons={list(self.horizons)} must be rising numbers of steps from 1 on")
         check_levels(self.quantiles)
+        if self.layout == "patch" and self.groups != "auto":
+            raise InputError(f"groups={self.groups!r} belongs to layout=day; with layout=patch features have no groups")
         if self.layout == "patch" and self.patch > self.context:
             raise InputError(f"patch={self.patch} is longer than context={self.context}")
         for name in ("direction_weight", "smoothness_weight"):

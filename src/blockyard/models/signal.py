@@ -118,7 +118,7 @@ class SignalConfig(BlocksConfig):
     @property
     def is_complex(self) -> bool:
         """Whether the residual stream is complex: when any layer is."""
-        return any(_is_complex(spec) for spec in self.layers)
+        return any(_is_complex(spec) for spec in self.pattern)
 
     @property
     def has_positions(self) -> bool:

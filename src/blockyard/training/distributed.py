@@ -192,7 +192,7 @@ def load_whole_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy whole tensors into the model, sharded as it is.
 
     Raises:
-        InputError: when names or shapes differ from the model's.
+        InputError: when names, shapes or kinds of numbers differ from the model's.
     """
     own = model.state_dict()
     # A tied weight is written once; the other name shares its memory and is filled with it.
@@ -211,4 +211,18 @@ def load_whole_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                     f"the checkpoint does not fit the model: {name} has shape {tuple(tensor.shape)}, "
                     f"the model's {tuple(own[name].shape)}"
                 )
+            if kind_of(tensor) != kind_of(own[name]):
+                # `copy_` would convert whole numbers, which no training writes.
+                raise InputError(
+                    f"the checkpoint does not fit the model: {name} is {str(tensor.dtype).removeprefix('torch.')}, "
+                    f"the model's {str(own[name].dtype).removeprefix('torch.')}"
+                )
             own[name].copy_(spread(tensor.to(own[name].device), own[name]))
+
+
+def kind_of(tensor: Tensor) -> str:
+    """What a tensor's numbers are, whatever their precision."""
+    kind = tensor.dtype
+    return (
+        "complex" if kind.is_complex else "float" if kind.is_floating_point else "bool" if kind == torch.bool else "int"
+    )

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from blockyard.errors import InputError
-from blockyard.files import make_folder, open_without_links, parse_json, plain, sweep, sync, write_atomically
+from blockyard.files import (
+    check_writable,
+    make_folder,
+    open_without_links,
+    parse_json,
+    plain,
+    sweep,
+    sync,
+    write_atomically,
+)
 from blockyard.training.checkpoint import list_checkpoints
 from blockyard.training.kinds import DEFAULT, task_kind, task_names
 from blockyard.yamlfile import read_yaml, write_yaml
@@ -63,6 +72,20 @@ def held(lock: Path) -> bool:
     return False
 
 
+def check_run_folder(path: Path, *, resume: bool) -> None:
+    """Refuse a folder that holds a run, or with `resume` none, or that cannot be written; makes nothing.
+
+    Raises:
+        InputError: saying which.
+    """
+    there = (path / CONFIG).exists()
+    if resume and not there:
+        raise InputError(f"nothing to resume: {path} holds no run (no {CONFIG} in it)")
+    if there and not resume:
+        raise InputError(f"{path} already holds a run; give --resume to continue it, or another --out")
+    check_writable(path, folder=True)
+
+
 class RunFolder:
     """A folder that holds one run; taken for as long as this object is open.
 
@@ -76,13 +99,14 @@ class RunFolder:
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
-        if resume and not (path / CONFIG).exists():
-            raise InputError(f"nothing to resume: {path} holds no run (no {CONFIG} in it)")
+        check_run_folder(path, resume=resume)
         self._lock = locked_folder(path, LOCK, f"run folder {path}", "process")
         # Asked with the lock in hand: another process may have begun and ended a run here in the meantime.
-        if not resume and (path / CONFIG).exists():
+        try:
+            check_run_folder(path, resume=resume)
+        except InputError:
             self._lock.close()
-            raise InputError(f"{path} already holds a run; give --resume to continue it, or another --out")
+            raise
         for folder in path.iterdir():
             if folder.is_dir():
                 sweep(folder)

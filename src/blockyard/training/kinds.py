@@ -188,6 +188,10 @@ class TaskKind(ABC, Generic[M, D, X]):
         """Data of the same shape for measuring memory: made up where the true ones take long to read."""
         return self.load_data(run.data, run.model)
 
+    def data_bytes(self, data: D, model: M) -> int:
+        """The least memory that `load_data` takes, by the options alone: for data that are made up."""
+        return 0
+
     def at_length(self, model: M, length: int) -> M | None:
         """The same model for rows of another length, to measure how its speed scales; None if it has but one.
 

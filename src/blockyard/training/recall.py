@@ -100,6 +100,10 @@ class Recall(TaskKind[LMConfig, RecallConfig, RecallData]):
     def make_task(self, run: Run[LMConfig, RecallConfig], data: RecallData) -> RecallTask:
         return RecallTask(run.model, data, run.train)
 
+    def data_bytes(self, data: RecallConfig, model: LMConfig) -> int:
+        # Rows of one size at a time: tokens and targets, int64.
+        return 2 * 8 * data.val_rows * data.length
+
     def build_model(self, model: LMConfig) -> TransformerLM:
         return TransformerLM(model)
 

@@ -31,6 +31,7 @@ def resolve(groups: Groups, task: str | None = None) -> Run[Any, Any]:
     Raises:
         InputError: for an unknown group, task or option, a wrong type, or a family that no layer uses.
     """
+    _check_shape(groups)
     plugins = tuple(groups.get("plugins") or ())
     load_plugins(plugins)
     for name in groups:
@@ -50,6 +51,25 @@ def resolve(groups: Groups, task: str | None = None) -> Run[Any, Any]:
     trained = check_options(options_of(TrainConfig), groups.get("train") or {}, "train")
     train = TrainConfig(**{**kind.train_defaults, **trained})
     return Run(architecture, data, train, plugins, kind.name)
+
+
+def _check_shape(groups: Groups) -> None:
+    """Refuse groups that are none, as a file can hold anything in their place."""
+    for name, value in groups.items():
+        if value is None:
+            continue
+        if name == "task":
+            if not isinstance(value, str):
+                raise InputError(f"task={value!r} should be the name of a task")
+        elif name == "plugins":
+            if not isinstance(value, list | tuple) or not all(isinstance(module, str) for module in value):
+                raise InputError(f"plugins={value!r} should be a list of module names")
+        elif not isinstance(value, Mapping):
+            raise InputError(f"{name}={value!r} should be a mapping, such as '{name}: {{key: value}}'")
+    for name, key in (("attn", "impl"), ("ffn", "impl"), ("model", "pattern")):
+        value = (groups.get(name) or {}).get(key)
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"{name}.{key}={value!r} should be str")
 
 
 def as_groups(run: Run[Any, Any]) -> dict[str, Any]:

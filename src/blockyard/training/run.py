@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from blockyard.errors import InputError
+from blockyard.launch import is_first
+from blockyard.memory import forcing
+from blockyard.options import options_of
 from blockyard.plugins import load_file_plugins, load_plugins
 from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
 from blockyard.training.distributed import load_whole_state
-from blockyard.training.folder import CHECKPOINTS, CONFIG, read_config, with_older
+from blockyard.training.folder import CHECKPOINTS, CONFIG, check_run_folder, read_config, with_older
 from blockyard.training.kinds import DEFAULT, Run, task_kind
 from blockyard.training.resolve import as_groups, resolve
+from blockyard.training.sizes import check_data, check_model, check_training
 from blockyard.training.task import Task
 from blockyard.training.trainer import Trainer
 from blockyard.vein_training import match_guides, match_ranks
@@ -37,7 +41,9 @@ class Trained(NamedTuple):
     run: Run[Any, Any]
 
 
-def train(groups: Mapping[str, Any], out: Path | str, resume: bool = False, *, task: str | None = None) -> Path:
+def train(
+    groups: Mapping[str, Any], out: Path | str, resume: bool = False, *, task: str | None = None, force: bool = False
+) -> Path:
     """Train a model into a run folder.
 
     Args:
@@ -45,6 +51,7 @@ def train(groups: Mapping[str, Any], out: Path | str, resume: bool = False, *, t
         out: the run folder.
         resume: continue the run in it.
         task: the kind of task; `task` of the groups, or a language model, when not given.
+        force: train also what by its estimate does not fit into memory.
 
     Returns: the run folder.
 
@@ -55,7 +62,12 @@ def train(groups: Mapping[str, Any], out: Path | str, resume: bool = False, *, t
     if resume:
         groups = _as_begun(groups, Path(out), task)
     run = resolve(groups, task)
-    trainer = Trainer(make_task(run), run.train, out, resolved=as_groups(run), resume=resume)
+    if is_first():
+        # Before the data are read; asked again with the folder in hand.
+        check_run_folder(Path(out), resume=resume)
+    with forcing(force):
+        made = make_task(run)
+    trainer = Trainer(made, run.train, out, resolved=as_groups(run), resume=resume)
     try:
         return trainer.run()
     finally:
@@ -79,8 +91,15 @@ def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -
 
 
 def make_task(run: Run[Any, Any]) -> Task:
-    """Load the data and build the model."""
+    """Load the data and build the model.
+
+    Raises:
+        InputError: also for what does not fit into memory, before it is read or built.
+    """
+    check_data(run)
+    check_training(run, fitted=False)
     fitted, data = load_data(run)
+    check_training(fitted, fitted=True)
     return run.kind.make_task(fitted, data)
 
 
@@ -106,6 +125,18 @@ def read_run(folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = F
     groups = read_config(folder)
     wanted = load_file_plugins(groups.get("plugins"), str(folder / CONFIG), plugins=plugins, trust=trust)
     return resolve(with_older({**groups, "plugins": wanted}))
+
+
+def _fitted(run: Run[Any, Any], assets: Any, folder: Path) -> Any:
+    """The model's configuration with what its assets say, which come from a file: sizes are whole numbers."""
+    known = options_of(run.kind.model_config)
+    try:
+        model = run.kind.fit(run.model, assets)
+        for name in run.kind.from_data:
+            known[name].check(getattr(model, name))
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{folder} cannot be used: what it says of its data does not fit a model ({error})") from error
+    return model
 
 
 def tell_gaps(folder: Path, run: Run[Any, Any]) -> None:
@@ -170,7 +201,8 @@ def load_run(
         if path is not None:
             loaded = load_checkpoint(path, with_optimizer=False)
     assets, written = run.kind.load_assets(folder), run
-    run = replace(run, model=run.kind.fit(run.model, assets))
+    run = replace(run, model=_fitted(run, assets, folder))
+    check_model(run, f"the model of {folder}")
     model = run.kind.build_model(run.model)
     if run.train.vein_guide_steps:
         # A run that was interrupted while its vein FFNs were guided is the guided function.

@@ -177,6 +177,13 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     def make_task(self, run: Run[SignalConfig, SignalDataConfig], data: SignalData) -> SignalTask:
         return SignalTask(run.model, data, run.train)
 
+    def data_bytes(self, data: SignalDataConfig, model: SignalConfig) -> int:
+        if data.path is not None:
+            return 0
+        kinds = len(data.classes) if data.target == "modulation" else 1
+        # The frames of every SNR, and all of them together, complex64.
+        return 2 * 8 * data.val_frames * data.length * kinds * data.snr_levels
+
     def build_model(self, model: SignalConfig) -> SignalTransformer:
         return SignalTransformer(model)
 

@@ -6,6 +6,7 @@ run killed at any moment and resumed ends with the same numbers, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from blockyard.errors import InputError, require
-from blockyard.files import plain
+from blockyard.files import nothing_left, plain
 from blockyard.training import checkpoint as checkpoints
 from blockyard.training.compilation import Extent, block_kinds, compilation_plan, decided_untimed
 from blockyard.training.config import TrainConfig
@@ -83,12 +84,15 @@ class Trainer:
         if self.ranks.device.type == "cpu":
             keep_freed_memory()
         config.rows(self.ranks.size)
-        self._folder: RunFolder | None = self.ranks.together(lambda: RunFolder(self.out, resume=resume), None)
-        try:
-            self._set_up(resolved, resume)
-        except BaseException:
-            self.close()
-            raise
+        self._folder: RunFolder | None = None
+        # A run that is resumed keeps whatever it has.
+        with nothing_left(self.out) if self.ranks.first and not resume else contextlib.nullcontext():
+            try:
+                self._folder = self.ranks.together(lambda: RunFolder(self.out, resume=resume), None)
+                self._set_up(resolved, resume)
+            except BaseException:
+                self.close()
+                raise
 
     def _set_up(self, resolved: Mapping[str, Any], resume: bool) -> None:
         self._resolved = plain(resolved)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,9 @@ from typing import Any
 import torch
 
 from blockyard.errors import InputError
+from blockyard.files import check_writable, nothing_left
 from blockyard.launch import world_size
+from blockyard.memory import forcing
 from blockyard.models.config import BlocksConfig
 from blockyard.order import order_note
 from blockyard.training.config import as_dict
@@ -26,6 +29,7 @@ from blockyard.training.environment import describe_environment
 from blockyard.training.kinds import Run
 from blockyard.training.machine import processor_name, system_name
 from blockyard.training.run import load_run
+from blockyard.training.sizes import check_data, check_training
 from blockyard.training.task import Task
 from blockyard.workbench import measure, schema
 from blockyard.workbench.failures import is_of_the_machine, keep_failure
@@ -63,6 +67,7 @@ def compare(
     out: str | Path = "comparison",
     *,
     show: bool = True,
+    force: bool = False,
 ) -> schema.Report:
     """Compare block choices on a task and write the report into a folder.
 
@@ -75,6 +80,7 @@ def compare(
         groups: shared options: `model`, `train`, `data` (as `train` takes them) and `plugins`.
         out: folder of the runs and the report.
         show: show progress on standard error.
+        force: train also what by its estimate does not fit into memory.
 
     Returns: the report, as report.json holds it.
 
@@ -91,18 +97,20 @@ def compare(
     if config.lengths is not None and base.kind.at_length(base.model, 1) is None:
         raise InputError(f"lengths: models of the task {task!r} have one length")
     choices = configurations(config, base)
+    with forcing(force):
+        check_data(base)
+        for name, model in choices.items():
+            check_training(replace(base, model=model), f"the model of {name}", fitted=False)
     for model in choices.values():
         _ = model.layers  # every layer's options, before any data are read
     if base.train.threads:
         torch.set_num_threads(base.train.threads)
+    check_writable(out, folder=True)
     board = make_board(show, base.kind.unit)
     try:
         data = base.kind.load_data(base.data, base.model)
-        state = State(out)
-        try:
-            return _compare(config, groups, out, base, choices, data, state, board, started)
-        finally:
-            state.close()
+        with nothing_left(out) as keep, closing(State(out)) as state, forcing(force):
+            return _compare(config, groups, out, base, choices, data, state, board, started, keep)
     finally:
         board.close()
 
@@ -117,8 +125,12 @@ def _compare(
     state: State,
     board: Board,
     started: float,
+    keep: Callable[[], None],
 ) -> schema.Report:
     choices = {name: base.kind.fit(model, data.assets) for name, model in choices.items()}
+    for name, model in choices.items():
+        # Once more: a vocabulary's size follows from the data.
+        check_training(replace(base, model=model), f"the model of {name}", fitted=True)
     state.agree(terms_of(config, base, data))
 
     def pace(models: dict[str, BlocksConfig]) -> dict[str, float]:
@@ -128,6 +140,7 @@ def _compare(
 
     plan = make_plan(config, choices, base, data, state.data["plan"], pace)
     state.keep_plan(plan)
+    keep()
     for planned in plan:
         board.say(f"{planned.name}: {planned.steps} steps, {planned.match['got']:,} ({planned.match['miss']:+.2%})")
     jobs = jobs_of(plan, base, config, out)

@@ -8,15 +8,13 @@ the blocks and norms, without embedding and output matrix, of models built witho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-import torch
-from torch import nn
-
 from blockyard.errors import InputError
 from blockyard.models.config import BlocksConfig
+from blockyard.models.estimate import meta_block, on_meta
 from blockyard.pattern import LayerSpec, layer_options, parse_choice
 from blockyard.workbench import schema
 
@@ -69,20 +67,6 @@ def size_of(config: BlocksConfig) -> Size:
         params, flops = params + known[key][0], flops + known[key][1]
     params += sum(p.numel() for p in on_meta(config.build_final_norm).parameters())
     return Size(params, flops // config.length)
-
-
-def meta_block(config: BlocksConfig, spec: LayerSpec) -> nn.Module:
-    """The block of a layer without memory."""
-    return on_meta(lambda: config.build_block(spec))
-
-
-def on_meta(build: Callable[[], T]) -> T:
-    """What `build` makes, without memory; on the CPU for a foreign module that cannot be built so."""
-    try:
-        with torch.device("meta"):
-            return build()
-    except (NotImplementedError, RuntimeError):
-        return build()
 
 
 def match(reference: BlocksConfig, choice: BlocksConfig, unit: Unit) -> Matched:

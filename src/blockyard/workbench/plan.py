@@ -18,6 +18,7 @@ from typing import Any
 from blockyard.errors import InputError
 from blockyard.files import parse_json, write_atomically
 from blockyard.models.config import BlocksConfig
+from blockyard.models.estimate import on_meta
 from blockyard.pattern import format_choice, parse_choice
 from blockyard.training.config import FREE_ON_RESUME, TrainConfig, as_dict
 from blockyard.training.folder import locked_folder
@@ -26,7 +27,7 @@ from blockyard.training.resolve import as_groups, resolve
 from blockyard.training.task import Task
 from blockyard.workbench import schema
 from blockyard.workbench.budget import expected_steps, steps_for
-from blockyard.workbench.match import match, on_meta
+from blockyard.workbench.match import match
 from blockyard.workbench.settings import CompareConfig, Groups
 
 STATE, LOCK = "compare.json", "compare.lock"
@@ -207,6 +208,13 @@ class State:
             raise InputError(f"{self.path} cannot be read ({error}); remove it to plan again") from error
         if not isinstance(data, dict) or data.get("schema") != self.schema:
             raise InputError(f"{self.path} is not of this version ({self.schema}); use another --out")
+        wrong = [
+            name
+            for name, empty in self.empty.items()
+            if not isinstance(data.get(name), dict if isinstance(empty, dict) else int | float)
+        ]
+        if wrong or not isinstance(data.get("terms"), dict | None):
+            raise InputError(f"{self.path} is damaged at {(wrong or ['terms'])[0]!r}; remove it to plan again")
         return data
 
     def agree(self, terms: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import blockyard
 from blockyard.errors import InputError
+from blockyard.memory import worker_environment
 from blockyard.training.signals import Interrupted, StopRequest
 
 STOPPED = "stopped and saved; the same command continues"
@@ -67,7 +68,7 @@ class Workers:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, **worker_environment(), "PYTHONPATH": path},
             pass_fds=self._held,
         )
         assert process.stdin is not None and process.stdout is not None

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.app import say
     from blockyard.cli.flat import read_flat
     from blockyard.cli.price_files import read_files
-    from blockyard.files import without_nan, write_atomically
+    from blockyard.files import check_writable, without_nan, write_atomically
     from blockyard.forecasting.backtest import BacktestConfig, backtest_table
     from blockyard.forecasting.finish import save_summary
     from blockyard.forecasting.tables import evaluation_table
@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--folds={arguments.folds} should be at least 1")
     folder, prices, _ = read_files(arguments, "backtest")
     out = Path(arguments.out) if arguments.out else folder / "backtest"
+    check_writable(out, folder=True)
     found = walk_forward(
         folder,
         prices,
@@ -66,5 +67,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "backtest", "walk-forward evaluation of a price forecaster beside baselines", add_arguments, run, order=24,
-    example="blockyard backtest runs/prices prices.csv --folds 4 --rule volatility",
+    builds=True, example="blockyard backtest runs/prices prices.csv --folds 4 --rule volatility",
 )  # fmt: skip

@@ -32,12 +32,17 @@ def run(arguments: argparse.Namespace) -> int:
     found = targets(arguments.target, arguments.kind)
 
     from blockyard.conformance import check
+    from blockyard.conformance.subject import SIZES
+    from blockyard.models.estimate import check_class
+    from blockyard.options import options_of
 
     reports = []
     for cls, kind in found:
         if not arguments.json:
             print(f"conformance of {cls.__module__}:{cls.__qualname__}{taken_for(cls, kind)}", flush=True)
         options = read_options(cls, arguments.options)
+        given = {name: size for name, size in SIZES.items() if name in options_of(cls)}
+        check_class(cls, {**given, **options}, f"{cls.__name__} of this size")
         report = check(cls, kind=kind, slow=arguments.slow, on_row=None if arguments.json else print_row, **options)
         reports.append(report)
         if not arguments.json:
@@ -138,6 +143,6 @@ def read_options(cls: type, words: Sequence[str]) -> dict[str, Any]:
 
 
 COMMAND = Command(
-    "check", "the conformance suite on a mixer or FFN of your own", add_arguments, run, order=50,
+    "check", "the conformance suite on a mixer or FFN of your own", add_arguments, run, order=50, builds=True,
     example="blockyard check my_package.mixers:MyMixer --with window=64",
 )  # fmt: skip

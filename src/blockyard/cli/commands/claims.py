@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from blockyard.cli.table import print_table
-    from blockyard.files import write_atomically
+    from blockyard.files import check_writable, write_atomically
     from blockyard.training.machine import processor_name
     from blockyard.workbench.claims.collect import SCHEMA, choose, measure_claims, page
     from blockyard.workbench.claims.keep import Kept
@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
             "Claims", ["name", "claimed", "costs", "says"], [[c.key, c.claimed, c.cost, c.says] for c in chosen]
         )
         return 0
+    for file in filter(None, (arguments.page, arguments.resume)):
+        check_writable(file)
     machine = f"{processor_name()}, torch {torch.__version__.split('+')[0]}"
     kept = Kept(arguments.resume, f"{machine}, Python {platform.python_version()}")
     wanted = choose(arguments.claims, arguments.document)

@@ -68,7 +68,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.flat import read_flat
     from blockyard.cli.sources import trusted
-    from blockyard.files import write_atomically
+    from blockyard.files import check_writable, write_atomically
     from blockyard.options import options_of
     from blockyard.training.run import load_run
 
@@ -78,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("top", "batch_size"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name}={getattr(options, name)} should be 1 or more")
+    if arguments.out is not None:
+        check_writable(arguments.out)
     trained = load_run(Path(arguments.run), which=options.checkpoint, trust=trusted(arguments))
     module = trained.run.kind.classifier
     if not module:
@@ -130,5 +132,5 @@ def written(rows: list[dict[str, Any]], format: str) -> str:
 
 COMMAND = Command(
     "classify", "classes for rows of text or frames of samples, by a trained run", add_arguments, run, order=22,
-    example="blockyard classify runs/signal-001 recording.sigmf-meta --top 3",
+    builds=True, example="blockyard classify runs/signal-001 recording.sigmf-meta --top 3",
 )  # fmt: skip

@@ -9,6 +9,9 @@ from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
 
+# What figures are written as.
+PICTURES = (".png", ".svg", ".pdf")
+
 
 def add_arguments(parser: Parser) -> None:
     from blockyard.cli.price_files import add_files
@@ -16,7 +19,11 @@ def add_arguments(parser: Parser) -> None:
     parser.plain("--out", "the table: .csv or .parquet", metavar="FILE", default="forecast.csv")
     parser.plain("--at", "forecast from this date on, and look at no later row; by default from the last one",
                  metavar="DATE")  # fmt: skip
-    parser.plain("--plot", "PNG of the fans; by default beside the table; none draws nothing", metavar="FILE")
+    parser.plain(
+        "--plot",
+        "picture of the fans (.png, .svg, .pdf); by default beside the table; none draws nothing",
+        metavar="FILE",
+    )
     add_files(parser, "to forecast")
 
 
@@ -25,20 +32,26 @@ def run(arguments: argparse.Namespace) -> int:
 
     from blockyard.cli.price_files import read_files
     from blockyard.errors import MissingExtra
+    from blockyard.files import check_writable
     from blockyard.forecasting.forecaster import future_table, load_forecaster, write_table
 
     out = Path(arguments.out)
     if out.suffix.lower() not in (".csv", ".parquet", ".pq"):
         raise InputError(f"--out={arguments.out} should end in .csv or .parquet")
+    plot = None if arguments.plot == "none" else Path(arguments.plot) if arguments.plot else out.with_suffix(".png")
+    check_writable(out)
+    if plot is not None:
+        check_writable(plot)
+        if plot.suffix.lower() not in PICTURES:
+            raise InputError(f"--plot={arguments.plot} should end in one of {', '.join(PICTURES)}")
     folder, prices, _ = read_files(arguments, "forecast")
     forecaster, _, _ = load_forecaster(folder, trust=arguments.trust)
     frame = future_table(forecaster, prices, arguments.at)
     write_table(frame, out)
     print(frame.to_string(index=False, max_rows=40, float_format=lambda v: f"{v:.5g}"))
     print(out)
-    plot = Path(arguments.plot) if arguments.plot else out.with_suffix(".png")
     drawn = [f"q{level:g}" for level in forecaster.config.quantiles if f"q{level:g}" in frame]
-    if arguments.plot == "none" or not drawn:
+    if plot is None or not drawn:
         return 0
     histories = {}
     for asset in prices.assets:
@@ -57,6 +70,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "forecast", "quantile forecasts of prices, as a table and a plot", add_arguments, run, order=22,
+    "forecast", "quantile forecasts of prices, as a table and a plot", add_arguments, run, order=22, builds=True,
     example="blockyard forecast runs/prices prices.csv --out forecast.csv",
 )  # fmt: skip

@@ -16,6 +16,9 @@ from blockyard.cli.parser import Parser
 from blockyard.cli.prompts import read_prompts
 from blockyard.errors import InputError
 
+# Of texts that are listed before the first is written, or held at once.
+MOST = {"num_samples": 100_000, "batch_size": 100_000}
+
 
 @dataclass(frozen=True)
 class GenerateOptions:
@@ -102,6 +105,9 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("tokens", "num_samples", "batch_size"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name}={getattr(options, name)} should be 1 or more")
+    for name, most in MOST.items():
+        if getattr(options, name) > most:
+            raise InputError(f"--{name}={getattr(options, name)} should be at most {most}")
     prompts = read_prompts(arguments.prompt, arguments.prompt_file)
     drawn_only = [*drawing, *helping, *(["stop"] if arguments.stop else [])]
     drawn_only += ["past_context"] if "--past_context" in vars(arguments) else []
@@ -111,9 +117,10 @@ def run(arguments: argparse.Namespace) -> int:
     if beams.beams is not None:
         write_beams(model, tokenizer, prompts, options, beams)
         return 0
+    chosen = ""
     if sampling.seed is None and sampling.temperature > 0:
         sampling = dataclasses.replace(sampling, seed=fresh_seed())
-        note(f"seed {sampling.seed}")
+        chosen = f"seed {sampling.seed}"
     # Text number n draws with seed + n, whichever texts are written beside it.
     texts = [prompt for prompt in prompts for _ in range(options.num_samples)]
     helper = None if draft.draft is None else load_draft(Path(draft.draft), tokenizer, trust)
@@ -124,6 +131,9 @@ def run(arguments: argparse.Namespace) -> int:
         batch = make_batch(
             model, tokenizer, texts[start : start + at_a_time], options, drawn, arguments.stop, helper, draft
         )
+        if start == 0 and chosen:
+            # Now that nothing can be refused any more: an error stands alone.
+            note(chosen)
         write_batch(batch, texts, start, options)
         if batch.acceptance is not None:
             proposed += batch.acceptance.proposed
@@ -174,7 +184,7 @@ def load_draft(folder: Path, tokenizer: Any, trust: bool) -> Any:
     """
     from blockyard.training.run import load_run
 
-    model, its, _ = load_run(folder, trust=trust)
+    model, its, _ = load_run(folder, tasks=("lm",), trust=trust)
     if its.fingerprint() != tokenizer.fingerprint():
         raise InputError(
             f"--draft={folder}: its tokenizer ({its.name}, {its.vocab_size} tokens) is not the run's "
@@ -262,6 +272,6 @@ def fresh_seed() -> int:
 
 
 COMMAND = Command(
-    "generate", "text from a trained language model, streaming", add_arguments, run, order=20,
+    "generate", "text from a trained language model, streaming", add_arguments, run, order=20, builds=True,
     example='blockyard generate runs/lm-001 --prompt "def main(" --tokens 200 --temperature 0.8',
 )  # fmt: skip

@@ -60,6 +60,7 @@ def own(target: str, words: list[str]) -> list[SymmetryRow]:
     from blockyard.cli.commands.check import read_options, targets
     from blockyard.conformance.subject import SIZES
     from blockyard.errors import InputError
+    from blockyard.models.estimate import check_class
     from blockyard.options import options_of
     from blockyard.symmetry import SymmetryRow, check_equivariance
 
@@ -71,6 +72,7 @@ def own(target: str, words: list[str]) -> list[SymmetryRow]:
         }
         if not getattr(cls, "complex_valued", False):
             raise InputError(f"{target!r} is real-valued; the phase symmetry is about complex inputs")
+        check_class(cls, options, f"{cls.__name__} of this size")
         found = check_equivariance(cls(**options), shape=(2, 7, SIZES["d_model"]))
         rows.append(SymmetryRow(target, ", ".join(words) or "defaults", not words, found))
     return rows
@@ -78,5 +80,5 @@ def own(target: str, words: list[str]) -> list[SymmetryRow]:
 
 COMMAND = Command(
     "symmetry", "which options of the complex blocks keep the phase symmetry", add_arguments, run, order=52,
-    example="blockyard symmetry complex --with score=phase",
+    builds=True, example="blockyard symmetry complex --with score=phase",
 )  # fmt: skip

@@ -42,5 +42,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "train price", "train a price forecaster on CSV or parquet files", add_arguments, run, prepare=prepare, order=12,
-    example="blockyard train price prices.csv --out runs/prices --attn.impl mla",
+    builds=True, example="blockyard train price prices.csv --out runs/prices --attn.impl mla",
 )  # fmt: skip

@@ -21,6 +21,8 @@ from blockyard.errors import InputError
 Fading = Literal["none", "rayleigh", "rician"]
 # Symbols on either side of one that its pulse reaches.
 PULSE_SPAN = 6
+# SNRs of a grid: each has its own frames and its own line in reports.
+MOST_LEVELS = 1000
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class SignalDataConfig:
             raise InputError(f"data.snr_min={self.snr_min} and data.snr_max={self.snr_max}: give dB, the lower first")
         if not self.snr_step > 0:
             raise InputError(f"data.snr_step={self.snr_step} should be above 0")
+        if (self.snr_max - self.snr_min) / self.snr_step > MOST_LEVELS:
+            raise InputError(f"data.snr_step={self.snr_step} makes more than {MOST_LEVELS} levels; take larger steps")
         for name in ("phase", "frequency", "timing", "test_phase"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
@@ -118,8 +122,12 @@ class SignalDataConfig:
     @property
     def snr_grid(self) -> tuple[float, ...]:
         """SNRs of the validation frames, dB."""
-        steps = int((self.snr_max - self.snr_min) / self.snr_step + 1e-9)
-        return tuple(self.snr_min + i * self.snr_step for i in range(steps + 1))
+        return tuple(self.snr_min + i * self.snr_step for i in range(self.snr_levels))
+
+    @property
+    def snr_levels(self) -> int:
+        """How many there are."""
+        return int((self.snr_max - self.snr_min) / self.snr_step + 1e-9) + 1
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from blockyard.conformance.costs import counted_flops
 from blockyard.errors import InputError
+from blockyard.memory import forcing
 from blockyard.workbench.bench.decode import MOST_STEPS, Step, fill
 from blockyard.workbench.bench.memory import peak_bytes
 from blockyard.workbench.bench.record import check_options, find_device, make_record
 from blockyard.workbench.bench.schema import Bench, Row
-from blockyard.workbench.bench.subject import DTYPES, REFERENCE, Part, Subject, causal_mixers, names_of
+from blockyard.workbench.bench.subject import DTYPES, REFERENCE, Part, Subject, causal_mixers, check_size, names_of
 from blockyard.workbench.bench.timing import Case, Clock, Times, interleave, summarise
 
 # The counter needs the plain form, which holds every score in memory.
@@ -74,6 +75,7 @@ def bench_blocks(
     command: str = "",
     plugins: tuple[str, ...] = (),
     say: Callable[[str], None] = lambda line: None,
+    force: bool = False,
 ) -> Bench:
     """Measure, and return the contents of bench.json.
 
@@ -82,6 +84,7 @@ def bench_blocks(
         command: the command line that asks for this, for the record.
         plugins: modules that the process which measures memory imports first.
         say: receives a line on every size that is begun.
+        force: time also what by its estimate does not fit into memory.
 
     Raises:
         InputError: for a choice that cannot be built, or a device that is not there.
@@ -91,11 +94,16 @@ def bench_blocks(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     shape: dict[str, Any] = {"d_model": config.d_model, "n_heads": config.n_heads, "seed": config.seed}
-    subjects = {
-        name: Subject(name, config.part, dtype=DTYPES[config.dtype], device=device, **shape)
-        for name in names_of(config.blocks, causal_mixers())
-    }
     lengths, batches = sorted(set(config.lengths)), sorted(set(config.batches))
+    names, dtype = names_of(config.blocks, causal_mixers()), DTYPES[config.dtype]
+    # Input, output and the gradients of both.
+    held = 4 * lengths[-1] * batches[-1] * config.d_model * dtype.itemsize
+    with forcing(force):
+        for name in names:
+            check_size(
+                name, config.part, config.d_model, config.n_heads, dtype, device, lambda cost: held, lengths[-1]
+            )  # fmt: skip
+    subjects = {name: Subject(name, config.part, dtype=dtype, device=device, **shape) for name in names}
     peaks, notes = _memory(config, subjects, lengths, batches, plugins, say) if config.memory else ({}, [])
     rows: list[Row] = []
     for length in lengths:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 
 from blockyard.errors import InputError
+from blockyard.memory import forcing
 from blockyard.workbench.bench.record import check_options, find_device, make_record
 from blockyard.workbench.bench.schema import Bench, Row
-from blockyard.workbench.bench.subject import DTYPES, REFERENCE, Part, Subject, cached_mixers, names_of
+from blockyard.workbench.bench.subject import DTYPES, REFERENCE, Part, Subject, cached_mixers, check_size, names_of
 from blockyard.workbench.bench.timing import Case, Clock, interleave, summarise
 
 # Tokens read at a time when a cache is filled.
@@ -62,7 +63,11 @@ class DecodeBenchConfig:
 
 
 def bench_decode(
-    config: DecodeBenchConfig, *, command: str = "", say: Callable[[str], None] = lambda line: None
+    config: DecodeBenchConfig,
+    *,
+    command: str = "",
+    say: Callable[[str], None] = lambda line: None,
+    force: bool = False,
 ) -> Bench:
     """Measure, and return the contents of bench.json.
 
@@ -70,6 +75,7 @@ def bench_decode(
         config: what to measure.
         command: the command line that asks for this, for the record.
         say: receives a line on every size that is done.
+        force: time also what by its estimate does not fit into memory.
 
     Raises:
         InputError: for a choice that cannot be built or cannot decode, or a device that is not there.
@@ -78,14 +84,23 @@ def bench_decode(
     device = find_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    names, contexts = names_of(config.blocks, cached_mixers()), sorted(set(config.contexts))
+    dtype, held = DTYPES[config.dtype], 1 + max(config.batches)
+    with forcing(force):
+        for name in names:
+            # The filled cache and its copies, one for each sequence of a batch; the formula counts float32.
+            check_size(
+                name, config.part, config.d_model, config.n_heads, dtype, device,
+                lambda cost: cost.cache_bytes_per_token * contexts[-1] * held * dtype.itemsize // 4, contexts[-1],
+            )  # fmt: skip
     subjects = {
         name: Subject(
-            name, config.part, d_model=config.d_model, n_heads=config.n_heads, dtype=DTYPES[config.dtype],
+            name, config.part, d_model=config.d_model, n_heads=config.n_heads, dtype=dtype,
             device=device, seed=config.seed,
         )
-        for name in names_of(config.blocks, cached_mixers())
+        for name in names
     }  # fmt: skip
-    contexts, rows = sorted(set(config.contexts)), []
+    rows: list[Row] = []
     limit = contexts[-1] + MOST_STEPS + 1 if config.cache == "static" else None
     with torch.inference_mode():
         filled = {name: subject.new_caches(1, limit) for name, subject in subjects.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from blockyard.blocks import build_block, cost_of
 from blockyard.costs import Cost
 from blockyard.errors import InputError
+from blockyard.memory import is_forced, refuse_beyond_memory
+from blockyard.models.estimate import counted
 from blockyard.pattern import LayerSpec, format_choice, parse_choice, split_choices
 from blockyard.registry import entries, implementation
 
@@ -103,6 +105,31 @@ def _new_cache(name: str, layer: Any, batch: int, max_len: int | None, dtype: to
     if not hasattr(layer, "new_cache"):
         raise InputError(f"{name!r}: {type(layer).__name__} has no cache, so it cannot decode")
     return layer.new_cache(batch, max_len, dtype, device)
+
+
+def check_size(
+    name: str, part: Part, d_model: int, n_heads: int, dtype: torch.dtype, device: torch.device,
+    more: Callable[[Cost], int], tokens: int,
+) -> None:  # fmt: skip
+    """Refuse a choice that would not fit into memory, before it is built.
+
+    Args:
+        name, part, d_model, n_heads, dtype, device: as a `Subject` takes them.
+        more: bytes beside the weights, by the formula's costs of all layers at `tokens`.
+        tokens: length of the sequences.
+
+    Raises:
+        InputError: for a choice that does not fit, or cannot be built.
+    """
+    if is_forced():
+        return
+    what, meta = f"timing {name!r}", torch.device("meta")
+    subject = counted(
+        lambda: Subject(name, part, d_model=d_model, n_heads=n_heads, dtype=dtype, device=meta), what
+    )  # fmt: skip
+    parameters = subject.parameters * len(subject.layers)
+    needed = parameters * dtype.itemsize + more(subject.cost(tokens))
+    refuse_beyond_memory(needed, f"{what} takes at least {{}} ({parameters:,} parameters, {tokens:,} tokens)", device)
 
 
 def cached_mixers() -> list[str]:

@@ -40,6 +40,8 @@ class Kept:
             raise InputError(f"{self.path} cannot be read ({error}); remove it to measure anew") from error
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             raise InputError(f"{self.path} holds no kept measurements ({SCHEMA}); name another file")
+        if not isinstance(found.get("machine"), str) or not isinstance(found.get("values"), dict):
+            raise InputError(f"{self.path} is damaged; remove it to measure anew")
         if found["machine"] != machine:
             raise InputError(f"{self.path} was measured on {found['machine']}, this is {machine}; name another file")
         self.values = found["values"]

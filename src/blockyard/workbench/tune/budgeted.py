@@ -18,6 +18,7 @@ from blockyard.training.guard import NonFiniteError
 from blockyard.training.kinds import Quality, Run
 from blockyard.training.resolve import as_groups
 from blockyard.training.signals import Interrupted, StopRequest
+from blockyard.training.sizes import check_data, check_training
 from blockyard.training.trainer import Trainer
 from blockyard.workbench.budget import expected_steps, next_slice, steps_for
 from blockyard.workbench.failures import is_of_the_machine
@@ -84,12 +85,20 @@ class Shelf:
         self._data: Any = None
 
     def fitted(self, run: Run[Any, Any]) -> tuple[Run[Any, Any], Any]:
-        """The run with a model that fits its data, and the data."""
+        """The run with a model that fits its data, and the data.
+
+        Raises:
+            InputError: also for what does not fit into memory, before it is read or built.
+        """
+        check_data(run)
+        check_training(run, fitted=False)
         shape = set(BlocksConfig.__dataclass_fields__)
         key = (run.data, {k: v for k, v in vars(run.model).items() if k not in shape})
         if self._key != key:
             self._data, self._key = run.kind.load_data(run.data, run.model), key
-        return replace(run, model=run.kind.fit(run.model, self._data.assets)), self._data
+        fitted = replace(run, model=run.kind.fit(run.model, self._data.assets))
+        check_training(fitted, fitted=True)
+        return fitted, self._data
 
 
 def make_plan(run: Run[Any, Any], data: Any, config: TuneConfig) -> Plan:

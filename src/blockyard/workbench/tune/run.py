@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from blockyard.errors import InputError, require
-from blockyard.files import plain
+from blockyard.files import check_writable, nothing_left, plain
 from blockyard.launch import world_size
+from blockyard.memory import forcing
 from blockyard.plugins import load_plugins
 from blockyard.workbench.settings import Groups
 from blockyard.workbench.tune import schema
@@ -28,6 +30,7 @@ def tune(
     out: str | Path = "tuning",
     *,
     show: bool = True,
+    force: bool = False,
 ) -> schema.Tuning:
     """Search for the best options of a task and write what was found into a folder.
 
@@ -41,6 +44,7 @@ def tune(
         groups: options that all trials share: `model`, `train`, `data`, `attn`, `ffn`, a family's, and `plugins`.
         out: folder of the runs and the report.
         show: show progress on standard error.
+        force: train also what by its estimate does not fit into memory; without it such a trial fails.
 
     Returns: the record, as tune.json holds it.
 
@@ -60,18 +64,20 @@ def tune(
     load_plugins(tuple(fixed.get("plugins") or ()))
     space = over if isinstance(over, Space) else read_space(task, over)
     space.check(fixed)
-    start = Start(task, space, fixed, config)
+    check_writable(out, folder=True)
+    with forcing(force):
+        start = Start(task, space, fixed, config)
     if start.threads:
         torch.set_num_threads(start.threads)
     board = make_board(show, start.quality.metric)
     try:
-        state = SearchState(Path(out))
-        try:
+        with nothing_left(Path(out)) as keep, closing(SearchState(Path(out))) as state:
             state.agree(terms_of(start))
             state.data |= {"space": [d.to_dict() for d in space.dimensions], "fixed": plain(fixed), "task": task}
             state.save()
-            return Session(start, Path(out), state, board).run()
-        finally:
-            state.close()
+            with forcing(force):
+                session = Session(start, Path(out), state, board)
+                keep()
+                return session.run()
     finally:
         board.close()
