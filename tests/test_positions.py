@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,23 @@ def test_models_whose_mixers_know_the_order_are_bit_for_bit_what_they_were(block
 
 
 # Learned positions
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_with_learned_positions_starts_as_one_without_plus_sinusoids(tied: bool) -> None:
+    states = []
+    for positions in ("learned", "none"):
+        torch.manual_seed(3)
+        config = LMConfig(vocab_size=9, blocks="bare", d_model=10, n_heads=2, context=5, tied=tied, positions=positions)
+        states.append(TransformerLM(config).state_dict())
+    table = states[0].pop("position_embeddings.weight")
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1]) and len(states[0]) == len(states[1])
+    scale = 10**-0.5 if tied else 1.0
+    for place in range(5):
+        for i in range(5):
+            angle = place / 10_000 ** (2 * i / 10)
+            assert table[place, i].item() == pytest.approx(scale * math.sin(angle), abs=1e-6)
+            assert table[place, 5 + i].item() == pytest.approx(scale * math.cos(angle), abs=1e-6)
 
 
 def naive(model: TransformerLM, ids: list[int]) -> torch.Tensor:
