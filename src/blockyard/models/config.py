@@ -87,6 +87,11 @@ class BlocksConfig:
         return False
 
     @property
+    def decided(self) -> dict[str, Any]:
+        """The options of `older` with what they come to, where they leave it to the blocks."""
+        return {}
+
+    @property
     def layers(self) -> list[LayerSpec]:
         """One checked specification per layer."""
         specs: Sequence[LayerSpec] = parse_choice(self.blocks) if isinstance(self.blocks, str) else self.blocks

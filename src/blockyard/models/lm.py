@@ -64,6 +64,10 @@ class LMConfig(BlocksConfig):
     def learns_positions(self) -> bool:
         return not knows_order(self) if self.positions == "auto" else self.positions == "learned"
 
+    @property
+    def decided(self) -> dict[str, Any]:
+        return {"positions": "learned" if self.learns_positions else "none"}
+
 
 @dataclass
 class LMOutput:
