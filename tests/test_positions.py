@@ -24,8 +24,8 @@ from blockyard.order import knows_order, layer_knows_order, order_note
 from blockyard.registry import implementation
 from blockyard.training import checkpoint
 from blockyard.training.run import load_run, train_lm
+from blockyard.workbench import compare as comparing
 from blockyard.workbench import measure
-from blockyard.workbench.compare import compare_lm
 from blockyard.workbench.match import size_of
 from blockyard.workbench.settings import CompareConfig
 from generation_models import PROMPT, build
@@ -299,11 +299,15 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A tiny comparison of choices, in one folder."""
     for name, value in (("ROUND_SECONDS", 0.005), ("ROUNDS", 3), ("DECODE_ROUNDS", 1)):
         monkeypatch.setattr(measure, name, value)
+    # The report without its figures, which take longer than all the rest.
+    reports: list[Any] = []
+    monkeypatch.setattr(comparing, "write_report", lambda report, out: reports.append(report) or {"html": out})
+    monkeypatch.setattr(comparing, "load_report", lambda out: reports[-1])
     terms = {"budget_unit": "tokens", "budget_value": 16 * 64, "seeds": 1, "measure_memory": False}
 
     def compare(blocks: str, **model: Any) -> list[str]:
         shared = {name: group for name, group in groups(tmp_path, **model).items() if name != "attn"}
-        return compare_lm(CompareConfig(blocks, **terms), shared, tmp_path / "out", show=False)["notes"]
+        return comparing.compare_lm(CompareConfig(blocks, **terms), shared, tmp_path / "out", show=False)["notes"]
 
     return compare
 
