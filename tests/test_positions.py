@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,10 @@ from blockyard.order import knows_order, layer_knows_order, order_note
 from blockyard.registry import implementation
 from blockyard.training import checkpoint
 from blockyard.training.run import load_run, train_lm
+from blockyard.workbench import compare as comparing
+from blockyard.workbench import measure
+from blockyard.workbench.match import size_of
+from blockyard.workbench.settings import CompareConfig
 from generation_models import PROMPT, build
 from unordered_blocks import unordered
 
@@ -102,6 +107,23 @@ def test_models_whose_mixers_know_the_order_are_bit_for_bit_what_they_were(block
 
 
 # Learned positions
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_with_learned_positions_starts_as_one_without_plus_sinusoids(tied: bool) -> None:
+    states = []
+    for positions in ("learned", "none"):
+        torch.manual_seed(3)
+        config = LMConfig(vocab_size=9, blocks="bare", d_model=10, n_heads=2, context=5, tied=tied, positions=positions)
+        states.append(TransformerLM(config).state_dict())
+    table = states[0].pop("position_embeddings.weight")
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1]) and len(states[0]) == len(states[1])
+    scale = 10**-0.5 if tied else 1.0
+    for place in range(5):
+        for i in range(5):
+            angle = place / 10_000 ** (2 * i / 10)
+            assert table[place, i].item() == pytest.approx(scale * math.sin(angle), abs=1e-6)
+            assert table[place, 5 + i].item() == pytest.approx(scale * math.cos(angle), abs=1e-6)
 
 
 def naive(model: TransformerLM, ids: list[int]) -> torch.Tensor:
@@ -215,6 +237,7 @@ def test_positions_count_as_parameters_are_embeddings_to_the_optimizer_and_cost_
     assert model.cost(16).parameters - none.cost(16).parameters == 16 * 32
     assert model.cost(16).flops == none.cost(16).flops
     assert model.non_embedding_parameters == none.non_embedding_parameters
+    assert size_of(config) == size_of(none.config)
     assert roles(model)["position_embeddings.weight"].kind == "embedding"
 
 
@@ -269,6 +292,36 @@ def test_a_mixer_that_cannot_be_tried_is_left_in_peace(monkeypatch: pytest.Monke
     monkeypatch.setattr("blockyard.order._tried", {})
     assert implementation("attn", "running").knows_order is None
     assert note("running", positions="none") == "" and not LMConfig(vocab_size=9, blocks="running").learns_positions
+
+
+@pytest.fixture
+def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A tiny comparison of choices, in one folder."""
+    for name, value in (("ROUND_SECONDS", 0.005), ("ROUNDS", 3), ("DECODE_ROUNDS", 1)):
+        monkeypatch.setattr(measure, name, value)
+    # The report without its figures, which take longer than all the rest.
+    reports: list[Any] = []
+    monkeypatch.setattr(comparing, "write_report", lambda report, out: reports.append(report) or {"html": out})
+    monkeypatch.setattr(comparing, "load_report", lambda out: reports[-1])
+    terms = {"budget_unit": "tokens", "budget_value": 16 * 64, "seeds": 1, "measure_memory": False}
+
+    def compare(blocks: str, **model: Any) -> list[str]:
+        shared = {name: group for name, group in groups(tmp_path, **model).items() if name != "attn"}
+        return comparing.compare_lm(CompareConfig(blocks, **terms), shared, tmp_path / "out", show=False)["notes"]
+
+    return compare
+
+
+def test_a_comparison_notes_what_it_gave_and_goes_on_only_with_the_same(compared: Any, tmp_path: Path) -> None:
+    notes = compared("standard;bare")
+    assert order_note("bare", LMConfig(vocab_size=9, blocks="bare")) in notes
+    assert not any(note.startswith("standard has no") for note in notes)
+    with pytest.raises(InputError, match=r"trained with model\.positions=learned, and none is asked for now: give"):
+        compared("standard;bare", positions="none")
+    # The other choice comes to the same, and so it does where an older version did not name positions.
+    (config,) = (tmp_path / "out" / "runs" / "standard").glob("*/config.yaml")
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if "positions" not in line))
+    compared("standard", positions="none")
 
 
 # Run folders

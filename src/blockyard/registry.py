@@ -106,6 +106,7 @@ class Entry:
         say, or as it is found to be; None where it cannot be tried."""
         if self.traits.order is not None or self.kind != "attn":
             return self.traits.order
+        # Only when asked: it builds the mixer, and the register itself builds nothing.
         from blockyard.order import mixer_knows_order
 
         return mixer_knows_order(self)

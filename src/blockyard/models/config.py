@@ -87,6 +87,11 @@ class BlocksConfig:
         return False
 
     @property
+    def decided(self) -> dict[str, Any]:
+        """The options of `older` with what they come to, where they leave it to the blocks."""
+        return {}
+
+    @property
     def pattern(self) -> list[LayerSpec]:
         """The checked specifications that repeat over the depth: what is true of all layers is asked of these few."""
         specs: Sequence[LayerSpec] = parse_choice(self.blocks) if isinstance(self.blocks, str) else self.blocks

@@ -64,6 +64,10 @@ class LMConfig(BlocksConfig):
     def learns_positions(self) -> bool:
         return not knows_order(self) if self.positions == "auto" else self.positions == "learned"
 
+    @property
+    def decided(self) -> dict[str, Any]:
+        return {"positions": "learned" if self.learns_positions else "none"}
+
 
 @dataclass
 class LMOutput:
@@ -103,8 +107,10 @@ class TransformerLM(Trunk):
     def __init__(self, config: LMConfig) -> None:
         super().__init__(config)
         self.token_embeddings = Embedding(config.vocab_size, config.d_model)
+        # As an output matrix N(0, 1) rows would give logits of variance d_model.
+        std = config.d_model**-0.5 if config.tied else 1.0
         learned = config.learns_positions
-        self.position_embeddings = LearnedPositions(config.context, config.d_model) if learned else None
+        self.position_embeddings = LearnedPositions(config.context, config.d_model, scale=std) if learned else None
         self.dropout = Dropout(config.dropout)
         self.build_blocks()
         self.lm_head = Head(config.d_model, config.vocab_size)
@@ -112,8 +118,6 @@ class TransformerLM(Trunk):
         if config.zero_init_outputs:
             nn.init.zeros_(self.lm_head.weight)
         if config.tied:
-            # As an output matrix N(0, 1) rows would give logits of variance d_model.
-            std = config.d_model**-0.5
             nn.init.trunc_normal_(self.token_embeddings.weight, std=std, a=-3 * std, b=3 * std)
             self.lm_head.weight = self.token_embeddings.weight
 

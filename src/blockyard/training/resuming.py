@@ -12,6 +12,7 @@ from blockyard.training.checkpoint import Checkpoint, load_checkpoint
 from blockyard.training.config import FREE_ON_RESUME, TrainConfig
 from blockyard.training.folder import RunFolder, differing_keys, with_older
 from blockyard.training.kinds import task_kind
+from blockyard.training.resolve import resolve
 
 
 class Resumption(NamedTuple):
@@ -39,7 +40,13 @@ def resumption(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: Mapp
     Raises:
         InputError: naming what differs, or a checkpoint that is damaged.
     """
-    asked, saved = with_older(resolved), with_older(folder.read_config())
+    written = folder.read_config()
+    asked, saved = with_older(resolved), with_older(written)
+    if saved.get("model") != written.get("model"):
+        # An older version wrote it: what it could not name is the same if it comes to the same.
+        own = written.get("model") or {}
+        come_to = {k: v for k, v in resolve(resolved).model.decided.items() if k not in own}
+        asked["model"] = {**asked["model"], **come_to}
     different = _differing(saved, asked)
     if different:
         raise InputError(

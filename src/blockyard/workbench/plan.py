@@ -275,7 +275,6 @@ def terms_of(config: CompareConfig, base: Run[Any, Any], data: Any) -> dict[str,
         terms["task"] = base.task
     if config.match != "none":
         terms["first choice (the reference)"] = config.names[0]
-    # Folders from before an option existed do not name it.
-    older = base.model.older
-    terms |= {f"model.{key}": value for key, value in model.items() if key not in older or value != older[key]}
+    # Folders from before an option existed do not name it; each kept run is asked what it came to there.
+    terms |= {f"model.{key}": value for key, value in model.items() if key not in base.model.older}
     return terms | {f"train.{key}": value for key, value in train.items()}

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from blockyard.errors import InputError
 from blockyard.files import parse_json, plain, without_nan, write_atomically
-from blockyard.training.folder import CONFIG, METRICS
+from blockyard.training.folder import CONFIG, METRICS, read_config, with_older
 from blockyard.training.guard import NonFiniteError
 from blockyard.training.kinds import Quality, Run
 from blockyard.training.resolve import as_groups
@@ -95,9 +95,25 @@ def kept_results(
                 (job.folder / RESULT).unlink(missing_ok=True)
                 kept = None
             if kept is not None:
+                _check_kept(job)
                 results[key] = kept
                 _note(lines[key], kept, "kept")
     return results
+
+
+def _check_kept(job: Job) -> None:
+    """Refuse a run that ended with options of its model that come to something else than they do now."""
+    model: Any = job.run.model
+    if not model.older or not (job.folder / CONFIG).is_file():
+        return
+    before = with_older(read_config(job.folder)).get("model") or {}
+    had = replace(model, **{name: before[name] for name in model.older if name in before})
+    for name, value in model.decided.items():
+        if had.decided[name] != value:
+            raise InputError(
+                f"{job.folder} was trained with model.{name}={had.decided[name]}, and {value} is asked for now: give "
+                f"--model.{name} {had.decided[name]}, or use another --out"
+            )
 
 
 def _note(line: Line, run: schema.Run, status: str) -> None:
