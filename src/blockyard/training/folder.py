@@ -197,7 +197,7 @@ def with_older(resolved: Mapping[str, Any]) -> dict[str, Any]:
     Its plug-ins, of which the task may be one, have been imported; what makes no sense is left as it is.
     """
     named = {"task": DEFAULT, **resolved}
-    task, model = named["task"], named.get("model") or {}
+    task, model = named["task"], named.get("model")
     older = task_kind(task).model_config.older if task in task_names() else {}
     if older and isinstance(model, Mapping):
         named["model"] = {**older, **model}

@@ -42,11 +42,11 @@ def resumption(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: Mapp
     """
     written = folder.read_config()
     asked, saved = with_older(resolved), with_older(written)
-    if saved.get("model") != written.get("model"):
+    unnamed = (saved.get("model") or {}).keys() - (written.get("model") or {}).keys()
+    if unnamed & (resolved.get("model") or {}).keys():
         # An older version wrote it: what it could not name is the same if it comes to the same.
-        own = written.get("model") or {}
-        come_to = {k: v for k, v in resolve(resolved).model.decided.items() if k not in own}
-        asked["model"] = {**asked["model"], **come_to}
+        come_to = resolve(resolved).model.decided
+        asked["model"] = {**asked["model"], **{name: come_to[name] for name in unnamed}}
     different = _differing(saved, asked)
     if different:
         raise InputError(
