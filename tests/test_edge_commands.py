@@ -34,7 +34,8 @@ SECONDS = 60
 # Values for whatever option: of no type, of the wrong size, or such as no file, block or device has.
 VALUES = (
     "", "abc", "-1", "0", "1e999", "nan", "-inf", "9" * 5000, str(2**62), str(2**64), str(10**12), "1,2,x", "none",
-    "true",    "standard[window=8,window=9]", "standard[[", "standard*99999", "x" * 100_000, "\udcff\x1b[31m", "~nosuch/a", "a\nb",
+    "true", "standard[window=8,window=9]", "standard[[", "standard*99999", "x" * 100_000, "\udcff\x1b[31m", "~nosuch/a",
+    "a\nb",
     "/dev/null/a", "/", ".", "é×盘", "a.xyz", "--", "[", "{a: ", "cuda:99", "2024-99-99", "1-2-3", ",", ";",
     "/proc/self/mem",
 )  # fmt: skip
