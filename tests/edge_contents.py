@@ -21,8 +21,8 @@ FIRST: tuple[bytes, ...] = (
     b"a: 2001-99-99", b"!!python/object/apply:os.getcwd []", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff{",
     b"PK\x03\x04", b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PAR1", b"PAR1PAR1", b'"\\ud800"',
     b'{"text": "\\ud800"}\n', b"text,label\n\"", b"null", b"[]", b"{}", b"0", b"NaN", b"1e999",
-    "größe".encode("utf-16"),
-    "a\u2028b\x85c".encode(), b"\x80" * 50, b"date,close\n" + b"9" * 400 + b"," + b"1" * 400 + b"\n",
+    "größe".encode("utf-16"), "a\u2028b\x85c".encode(), b"\x80" * 50,
+    b"date,close\n" + b"9" * 400 + b"," + b"1" * 400 + b"\n",
 )  # fmt: skip
 NUMBERS: tuple[Any, ...] = (
     0, -1, 1, 2**31, 2**63 - 1, 2**63, -(2**63) - 1, 10**30, 10**400, 0.5, -0.0, 1e308, float("inf"), float("nan"),

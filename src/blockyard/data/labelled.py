@@ -56,7 +56,7 @@ class TextAssets:
             labels = parse_json((folder / LABELS).read_text(encoding="utf-8"))["labels"]
             if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
                 raise ValueError("no list of labels")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{folder / LABELS} cannot be read: {error}") from error
         return cls(load_tokenizer(folder / "tokenizer"), tuple(labels))
 

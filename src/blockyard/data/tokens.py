@@ -183,5 +183,5 @@ def _read(path: Path, key: str) -> np.ndarray | None:
         for start in range(0, count, step):
             check = zlib.crc32(tokens[start : start + step].data, check)
         return tokens if check == header["crc32"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None

@@ -68,7 +68,7 @@ class Calibration:
             found: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
             shifts = np.array(found["shifts"], np.float64)
             return Calibration(tuple(found["levels"]), shifts, int(found["rows"]), str(found["why"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{file} is damaged ({error}); remove it to forecast without calibration") from error
 
 

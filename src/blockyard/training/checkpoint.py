@@ -98,7 +98,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     try:
         state = parse_json(state_path.read_text(encoding="utf-8"))
         files = dict(state["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _damaged(state_path, "is missing or not a checkpoint's state") from error
     if state.get("format") not in READABLE:
         raise InputError(f"{state_path} has format {state.get('format')!r}; this version reads format {FORMAT}")

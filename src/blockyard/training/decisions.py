@@ -106,7 +106,10 @@ class Remembered:
     @property
     def eager_ms(self) -> float | None:
         value = self._entry().get("eager_ms")
-        return float(value) if isinstance(value, int | float) else None
+        try:
+            return float(value) if isinstance(value, int | float) else None
+        except OverflowError:
+            return None
 
     @property
     def compiled(self) -> list[str]:

@@ -148,7 +148,7 @@ class RunFolder:
             try:
                 if parse_json(line)["step"] <= step:
                     kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 continue
         write_atomically(path, "".join(kept))
 

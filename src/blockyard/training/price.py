@@ -140,7 +140,7 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
         try:
             found = parse_json(file.read_text(encoding="utf-8"))
             return PriceAssets(**{**found, "features": tuple(found["features"]), "assets": tuple(found["assets"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{file} is missing or damaged ({error}); the run cannot be used without it") from error
 
     def quality(self, data: PriceData) -> Quality:

@@ -114,7 +114,7 @@ class Recall(TaskKind[LMConfig, RecallConfig, RecallData]):
         try:
             found = parse_json((folder / ASSETS).read_text(encoding="utf-8"))
             return {"vocab_size": int(found["vocab_size"]), "context": int(found["context"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{folder / ASSETS} cannot be read: {error}; train the run again") from error
 
     def quality(self, data: RecallData) -> Quality:

@@ -209,7 +209,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
                 bool(stored.get("ordered", True)),
                 tuple(snr) if snr else None,
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{path} is missing or damaged: {error}") from error
 
     def quality(self, data: SignalData) -> Quality:

@@ -208,11 +208,9 @@ class State:
             raise InputError(f"{self.path} cannot be read ({error}); remove it to plan again") from error
         if not isinstance(data, dict) or data.get("schema") != self.schema:
             raise InputError(f"{self.path} is not of this version ({self.schema}); use another --out")
-        wrong = [
-            name
-            for name, empty in self.empty.items()
-            if not isinstance(data.get(name), dict if isinstance(empty, dict) else int | float)
-        ]
+        data = {**deepcopy(dict(self.empty)), **data}
+        kinds = {name: dict if isinstance(empty, dict) else int | float for name, empty in self.empty.items()}
+        wrong = [name for name, kind in kinds.items() if not isinstance(data[name], kind)]
         if wrong or not isinstance(data.get("terms"), dict | None):
             raise InputError(f"{self.path} is damaged at {(wrong or ['terms'])[0]!r}; remove it to plan again")
         return data

@@ -347,7 +347,7 @@ def read_result(folder: Path) -> schema.Run | None:
     try:
         found = parse_json((folder / RESULT).read_text(encoding="utf-8"))
         return found["run"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -355,7 +355,7 @@ def decisions_of(folder: Path) -> list[str]:
     """Why a run computed as it did (precision, compilation), in words."""
     try:
         return list(parse_json((folder / RESULT).read_text(encoding="utf-8"))["decisions"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return []
 
 

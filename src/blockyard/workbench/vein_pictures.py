@@ -147,7 +147,7 @@ def search_points(results: Path) -> list[dict[str, Any]]:
             }
             for name, own in by_name.items()
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{results} is not a result of benchmarks/vein_search.py: {error!r}") from error
     if not points:
         raise InputError(f"{results} holds no finished run yet")

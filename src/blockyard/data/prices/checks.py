@@ -72,7 +72,11 @@ class Reading:
         """
         pandas = require("pandas", extra="prices")
         cells = self.frame[column].iloc[self.rows]
-        values = pandas.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan).copy()
+        try:
+            values = pandas.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan).copy()
+        except OverflowError:
+            # Hundreds of digits, which pandas does not take for a cell that is wrong.
+            raise InputError(f"{self.source}: column {column} holds a number beyond 1.8e308") from None
         bad = np.flatnonzero(np.isnan(values) & ~cells.isna().to_numpy())
         if bad.size:
             self.wrong(int(bad[0]), column, f"{cells.iloc[int(bad[0])]!r} is not a number")

@@ -116,7 +116,10 @@ def _load_array(path: Path) -> Any:
             name = "iq" if "iq" in loaded.files else loaded.files[0] if len(loaded.files) == 1 else None
             if name is None:
                 raise InputError(f"{path} holds {', '.join(loaded.files)}; name the samples iq")
-            return loaded[name]
+            found = loaded[name]
+        if not isinstance(found, np.ndarray):
+            raise ValueError("a file in the archive that is no array")
+        return found
     except InputError:
         raise
     except OSError as error:
