@@ -366,5 +366,5 @@ def _forget_positions(run: Path) -> None:
         state = json.loads(file.read_text())
         assert state["config"]["model"].pop("positions") == "none"
         state.pop(checkpoint.STATE_SUM)
-        state[checkpoint.STATE_SUM] = checkpoint._state_digest(state)
+        state[checkpoint.STATE_SUM] = checkpoint.state_digest(state)
         file.write_text(json.dumps(state))

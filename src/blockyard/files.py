@@ -173,8 +173,13 @@ def make_folder(path: Path) -> None:
     sync(path.parent)
 
 
-def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+def check_writable(path: str | os.PathLike[str], *, folder: bool = False, name: str = "") -> None:
     """Refuse a file (or a folder of files) that could not be written, before the work for it is done; makes nothing.
+
+    Args:
+        path: the file, or the folder.
+        folder: whether it is a folder.
+        name: what the error calls it; the path when not given.
 
     Raises:
         InputError: as `writing` would say it.
@@ -187,11 +192,11 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
         while not there.exists() and there != there.parent:
             there = there.parent
         if not there.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+            raise NotADirectoryError(errno.ENOTDIR, f"{there if there != target else 'it'} is no folder")
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"cannot write {name or target}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @contextmanager
@@ -279,18 +284,23 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def user_path(text: str | os.PathLike[str]) -> Path:
+def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
     """A path as a user wrote it, `~` for the home folder.
+
+    Args:
+        text: the path.
+        option: the option that it came by, for the error.
 
     Raises:
         InputError: for a home that is not there (`~nosuch`), or what no path can be.
     """
+    said = f"{option}={os.fspath(text)!r}" if option else repr(os.fspath(text))
     if "\0" in os.fspath(text):
-        raise InputError(f"{os.fspath(text)!r} is no path: it holds a NUL character")
+        raise InputError(f"{said} is no path: it holds a NUL character")
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise InputError(f"{os.fspath(text)!r}: there is no such home folder; write the path out") from None
+        raise InputError(f"{said}: there is no such home folder; write the path out") from None
 
 
 def cache_home() -> Path:

@@ -50,7 +50,7 @@ def read_rows(
         InputError: for a file that cannot be read, lacks a column, or has a row without text or label; file and row (or
             line) are named, rows counted from 1 without the header.
     """
-    where = user_path(path)
+    where = user_path(path, "data.path")
     if format == "auto":
         suffix = where.suffix.lower()
         format = "jsonl" if suffix in JSONL_SUFFIXES else "tsv" if suffix == ".tsv" else "csv"

@@ -36,7 +36,7 @@ def read_path(path: str | Path, format: str = "auto", text_field: str = "text") 
     Raises:
         InputError: the path is missing, empty, unreadable, binary, not UTF-8, or lacks the field.
     """
-    where = user_path(path)
+    where = user_path(path, "data.path")
     try:
         is_folder, is_file, exists = where.is_dir(), where.is_file(), where.exists()
     except (OSError, ValueError) as error:

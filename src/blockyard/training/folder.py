@@ -83,7 +83,7 @@ def check_run_folder(path: Path, *, resume: bool) -> None:
         raise InputError(f"nothing to resume: {path} holds no run (no {CONFIG} in it)")
     if there and not resume:
         raise InputError(f"{path} already holds a run; give --resume to continue it, or another --out")
-    check_writable(path, folder=True)
+    check_writable(path, folder=True, name=f"to run folder {path}")
 
 
 class RunFolder:
