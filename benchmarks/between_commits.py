@@ -1,11 +1,12 @@
 """Training and decoding speed of two versions of this package, in pairs, so that a machine that slows down slows both.
 
-    python benchmarks/between_commits.py OLD NEW [--pairs 24] [--only tva,moe] [--what train,decode] [--out FILE.json]
+    python benchmarks/between_commits.py OLD NEW [--pairs 30] [--only tva,moe] [--what train,decode] [--out FILE.json]
 
 OLD and NEW are checkouts (`git worktree add ../old COMMIT` makes one). Each is imported by a process of its own, with
 one thread; the processes wait while the other works and are asked in turns, there and back. A pair gives a ratio of
 process CPU times; told are the median of the ratios and the interval that holds the true median with 95 % confidence
-whatever their distribution (order statistics of the sign test).
+whatever their distribution (order statistics of the sign test). One process may be some per cent faster than the next
+that runs the same code (where its memory fell), so both are started anew several times.
 
 Training is one optimizer step of a language model in fp32 (4 layers, width 128, 4 rows of 128), decoding one step of
 single-token generation behind 512 cached tokens, batch 1.
@@ -138,6 +139,25 @@ def decoding(mixer: str, ffn: str) -> Any:
     return step
 
 
+def measure_pairs(
+    asked: argparse.Namespace, what: str, mixer: str, ffn: str, pairs: int, start: int, ratios: list[float]
+) -> float:
+    """Start both versions anew and add the ratios of some pairs; returns the seconds of one step of the faster one."""
+    order = ("old", "new") if start % 2 else ("new", "old")
+    sides = {name: Worker(getattr(asked, name)) for name in order}
+    for side in sides.values():
+        side.ask(what, mixer, ffn, 3)  # warms up
+    once = min(side.ask(what, mixer, ffn, 5) for side in sides.values()) / 5
+    repeats = max(1, round(asked.seconds / once))
+    for number in range(pairs):
+        turns = order if number % 2 else order[::-1]
+        spent = {name: sides[name].ask(what, mixer, ffn, repeats) for name in turns}
+        ratios.append(spent["new"] / spent["old"])
+    for side in sides.values():
+        side.close()
+    return once
+
+
 def median_interval(ratios: list[float]) -> tuple[float, float, float]:
     """(median, low, high): the sign test's interval of at least 95 %."""
     ordered, n = sorted(ratios), len(ratios)
@@ -154,7 +174,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path, nargs="?")
     parser.add_argument("new", type=Path, nargs="?")
-    parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument(
+        "--starts", type=int, default=6, help="fresh pairs of processes, over which the pairs are spread"
+    )
     parser.add_argument("--seconds", type=float, default=0.4, help="CPU time of one side of a pair")
     parser.add_argument("--only", default="", help="mixers and FFNs, separated by commas")
     parser.add_argument("--what", default="train,decode")
@@ -165,25 +188,20 @@ def main() -> None:
         return serve()
     if asked.old is None or asked.new is None:
         parser.error("two checkouts are needed: OLD NEW")
-    sides = {"old": Worker(asked.old), "new": Worker(asked.new)}
+    names = [name for name in asked.only.split(",") if name]
     rows = []
     for what in asked.what.split(","):
-        for mixer, ffn in contestants([name for name in asked.only.split(",") if name]):
-            for side in sides.values():
-                side.ask(what, mixer, ffn, 3)  # warms up
-            once = min(side.ask(what, mixer, ffn, 5) for side in sides.values()) / 5
-            repeats = max(1, round(asked.seconds / once))
-            ratios = []
-            for number in range(asked.pairs):
-                order = ("old", "new") if number % 2 else ("new", "old")
-                spent = {name: sides[name].ask(what, mixer, ffn, repeats) for name in order}
-                ratios.append(spent["new"] / spent["old"])
+        for mixer, ffn in contestants(names):
+            ratios: list[float] = []
+            for start in range(asked.starts):
+                once = measure_pairs(asked, what, mixer, ffn, -(-asked.pairs // asked.starts), start, ratios)
             middle, low, high = median_interval(ratios)
-            rows.append({"what": what, "mixer": mixer, "ffn": ffn, "milliseconds": once * 1e3, "pairs": asked.pairs,
-                         "ratio": middle, "low": low, "high": high})  # fmt: skip
-            print(f"{what:6} {mixer:8} {ffn:6} {once * 1e3:8.2f} ms  new/old {middle:.4f} ({low:.4f} to {high:.4f})")
-    for side in sides.values():
-        side.close()
+            rows.append({"what": what, "mixer": mixer, "ffn": ffn, "milliseconds": once * 1e3, "pairs": len(ratios),
+                         "ratio": middle, "low": low, "high": high, "ratios": ratios})  # fmt: skip
+            print(
+                f"{what:6} {mixer:8} {ffn:6} {once * 1e3:8.2f} ms  new/old {middle:.4f} ({low:.4f} to {high:.4f})",
+                flush=True,
+            )
     if asked.out:
         import torch
 
