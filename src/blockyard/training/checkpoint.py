@@ -19,7 +19,7 @@ from torch import Tensor
 from blockyard.errors import InputError, require
 from blockyard.files import parse_json, remove_folder, writing_folder
 
-# Format 1, of runs from before version 0.2, has no checksum of state.json itself and does not name the data.
+# Format 1, the first, has no checksum of state.json itself and does not name the data.
 FORMAT, READABLE = 2, (1, 2)
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 # The key under which state.json holds the checksum of all its other content.
