@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from blockyard.training.checkpoint import list_checkpoints
+from blockyard.training.checkpoint import checkpoint_name, list_checkpoints, load_checkpoint, save_checkpoint
 from blockyard.training.config import as_dict
 from blockyard.training.optim import Optimizers
 from blockyard.training.resolve import as_groups, resolve
@@ -114,3 +114,11 @@ def test_loaded_moments_keep_their_entries_whatever_the_strides() -> None:
     optimizers.load_state({"weight/exp_avg": moments, "weight/step": torch.tensor(3.0)})
     held = optimizers.members[0].state[model.weight]["exp_avg"]
     assert torch.equal(held, moments) and held.stride() == model.weight.stride()
+
+
+def test_a_square_matrix_and_its_transpose_are_both_kept(tmp_path: Path) -> None:
+    matrix = torch.arange(9.0).view(3, 3)
+    save_checkpoint(tmp_path, 1, model={"a": matrix, "b": matrix.mT, "tied": matrix}, optimizer={}, state={"step": 1})
+    loaded = load_checkpoint(tmp_path / checkpoint_name(1)).model
+    assert loaded.keys() == {"a", "b"}
+    assert torch.equal(loaded["a"], matrix) and torch.equal(loaded["b"], matrix.mT)

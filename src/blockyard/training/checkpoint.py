@@ -128,10 +128,11 @@ def prune_checkpoints(folder: Path, *, keep: int, best: int | None) -> None:
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CPU tensors that share no memory, as the format wants: a tied weight is written once, under its first name."""
-    seen: set[tuple[int, tuple[int, ...]]] = set()
+    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
     result = {}
     for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tuple(tensor.shape))
+        # With strides: a square matrix and its transpose begin at one place and have one shape, but other entries.
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
         if tensor.numel() and key in seen:
             continue
         seen.add(key)
