@@ -72,11 +72,18 @@ def test_choices_that_raise_or_are_not_finite_stand_beside_the_rest_in_the_repor
 def test_a_failed_run_is_tried_again_when_the_command_is_given_again(tmp_path: Path) -> None:
     import unruly_blocks
 
-    assert status(compared(tmp_path, "standard;raises"), "raises") == "failed"
+    terms = {"blocks": "standard;raises_at_once", "lengths": (16, 32)}
+    before = compared(tmp_path, **terms)
+    assert status(before, "raises_at_once") == "failed" and before["by_name"]["raises_at_once"]["speed"] is None
     mended = unruly_blocks.Raises.misbehave
     unruly_blocks.Raises.misbehave = unruly_blocks.Unruly.mean
     try:
-        assert status(compared(tmp_path, "standard;raises"), "raises") == "finished"
+        now = compared(tmp_path, **terms)
+        assert status(now, "raises_at_once") == "finished"
+        # And so are its figures, which were missing.
+        choice = now["by_name"]["raises_at_once"]
+        assert choice["speed"] is not None and None not in choice["scaling"]["tokens_per_second"]
+        assert not any("could not be measured" in note for note in now["notes"])
     finally:
         unruly_blocks.Raises.misbehave = mended
 

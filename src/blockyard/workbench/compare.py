@@ -174,7 +174,10 @@ def _measurements(
         killed: choices that took their processes with them: they would take this one, too, and are left out.
     """
     kept = state.data["measured"]
-    if set(kept) >= {p.name for p in plan} and (not config.measure_memory or all(k["memory"] for k in kept.values())):
+    complete = not config.measure_memory or all(k["memory"] for k in kept.values())
+    # What failed may have been mended since, as a failed run is tried again.
+    failed_before = any(kept[p.name].get("failed") for p in plan if p.name in kept)
+    if set(kept) >= {p.name for p in plan} and complete and not failed_before:
         return kept
     board.say("measuring speed, cache and memory" if base.kind.decodes else "measuring speed and memory")
     seed = base.train.seed
@@ -206,6 +209,7 @@ def _scaling(
     kept, lengths = state.data.get("scaling", {}), sorted(set(config.lengths))
     done = all(
         kept.get(p.name, {}).get("lengths") == lengths
+        and None not in kept[p.name]["tokens_per_second"]
         and (not config.measure_memory or "peak_bytes" in kept.get(p.name, {}))
         for p in plan
     )
