@@ -1,4 +1,4 @@
-"""Plain matrix products against SDPA on a CPU, one thread: where `blockyard.layers.attention` should change over.
+"""Plain matrix products against SDPA on a CPU, one thread: where `blockyard.nn.attention` should change over.
 
     python benchmarks/attention.py [OUT.json]
 
@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from blockyard.layers.attention import attend
+from blockyard.nn.attention import attend
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 WIDTHS = (4, 16, 32, 64)

@@ -205,8 +205,8 @@ def main() -> None:
     if asked.out:
         import torch
 
+        from blockyard.machine.processor import processor_name
         from blockyard.training.environment import describe_environment
-        from blockyard.training.machine import processor_name
 
         where = describe_environment(torch.device("cpu"), 1) | {"processor": processor_name()}
         asked.out.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n")

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from blockyard.data import TextDataConfig, load_text
+from blockyard.text import TextDataConfig, load_text
 
 CONTEXT, EVAL_BATCHES = 64, 20
 SHAPE = {"model.n_layers": 4, "model.n_heads": 4, "model.d_model": 128, "model.context": CONTEXT}
@@ -33,7 +33,7 @@ begin, budget, rate = float(sys.argv[1]), float(sys.argv[2]), float(sys.argv[6])
 sys.path.insert(0, path)
 import torch
 from model import GPT, GPTConfig
-from blockyard.data import TextDataConfig, load_text
+from blockyard.text import TextDataConfig, load_text
 data = load_text(TextDataConfig(path=text, cache_dir=cache), 64)
 torch.manual_seed(1337)
 model = GPT(GPTConfig(block_size=64, vocab_size=256, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False))

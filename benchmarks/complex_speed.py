@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockyard.blocks import build_block
-from blockyard.layers.attention import attend
-from blockyard.layers.complex import ComplexLinear
-from blockyard.layers.complex_attention import complex_attend
-from blockyard.layers.linear import Linear
-from blockyard.pattern import parse_choice
-from blockyard.training.memory import keep_freed_memory
+from blockyard.complex.linear import ComplexLinear
+from blockyard.complex.scores import complex_attend
+from blockyard.nn.attention import attend
+from blockyard.nn.linear import Linear
+from blockyard.protocol.block import build_block
+from blockyard.registry.pattern import parse_choice
+from blockyard.training.allocator import keep_freed_memory
 
 T, D, HEADS = 1024, 256, 8
 # Per head: 32 complex features; 46 real ones make as many parameters.

@@ -16,8 +16,8 @@ import time
 import torch
 from torch import Tensor
 
-from blockyard.mixers.standard import StandardAttention
-from blockyard.workbench.stats import spread
+from blockyard.report.stats import spread
+from blockyard.standard.attention import StandardAttention
 
 
 class CatCache:

@@ -2,7 +2,7 @@
 
     python benchmarks/grouped_decode.py [--out FILE.json]
 
-Where `FEW_QUERIES` in `blockyard.layers.attention` should lie. The keys are latents, of which the values are the first
+Where `FEW_QUERIES` in `blockyard.nn.attention` should lie. The keys are latents, of which the values are the first
 columns (MLA), or as wide as the values (GQA). Median milliseconds, in turns.
 """
 
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockyard.layers import attention
+from blockyard.nn import attention
 
 # keys, heads, key heads, width of keys, width of values
 SHAPES = [(2048, 8, 1, 288, 256), (8192, 8, 1, 160, 128), (2048, 32, 1, 160, 128), (4096, 8, 2, 64, 64)]

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from blockyard.mixers.base import Mixer
-from blockyard.mixers.latent import LatentAttention
-from blockyard.mixers.standard import StandardAttention
+from blockyard.latent.attention import LatentAttention
+from blockyard.protocol.mixer import Mixer
+from blockyard.standard.attention import StandardAttention
 
 D_MODEL, HEADS = 512, 8
 Step = Callable[[], object]

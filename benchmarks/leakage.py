@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from blockyard.data.prices.features import feature_table, future_returns
-from blockyard.data.prices.reader import read_prices
+from blockyard.tasks.price.data.features import feature_table, future_returns
+from blockyard.tasks.price.data.reader import read_prices
 
 TEST = 0.2
 

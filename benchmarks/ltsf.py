@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blockyard.models.price import PriceConfig, PriceForecaster
+from blockyard.tasks.price.model import PriceConfig, PriceForecaster
 from blockyard.training.config import TrainConfig
 from blockyard.training.seeding import seeded
 from blockyard.training.trainer import Trainer

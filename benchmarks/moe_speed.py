@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockyard.registry import get_ffn
-from blockyard.training.memory import keep_freed_memory
+from blockyard.registry.register import get_ffn
+from blockyard.training.allocator import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # A turn in a round lasts about this long.

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockyard.data.corpus import read_standard_library
 from blockyard.models import LMConfig, TransformerLM
+from blockyard.text.corpus import read_standard_library
 
 TOKENS, BYTES, WINDOWS = 4096, 4_000_000, 24
 

@@ -19,17 +19,17 @@ from typing import Any
 
 import torch
 
-from blockyard.data.prices.config import PriceDataConfig
-from blockyard.data.prices.windows import PriceData, load_price_data
-from blockyard.forecasting.baselines import run_baselines
-from blockyard.forecasting.forecaster import Forecaster, load_forecaster
-from blockyard.forecasting.summary import summarise
-from blockyard.forecasting.tables import evaluation_table
-from blockyard.models.price import LEVELS, PriceConfig
+from blockyard.tasks.kind import Run
+from blockyard.tasks.price.baselines import run_baselines
+from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.windows import PriceData, load_price_data
+from blockyard.tasks.price.forecaster import Forecaster, load_forecaster
+from blockyard.tasks.price.model import LEVELS, PriceConfig
+from blockyard.tasks.price.summary import summarise
+from blockyard.tasks.price.tables import evaluation_table
+from blockyard.tasks.price.task import PriceForecasting, PriceTask
+from blockyard.tasks.settings import as_groups
 from blockyard.training.config import TrainConfig
-from blockyard.training.kinds import Run
-from blockyard.training.price import PriceForecasting, PriceTask
-from blockyard.training.resolve import as_groups
 from blockyard.training.trainer import Trainer
 
 DATA = PriceDataConfig(train_end="2012-11-30", val_end="2014-11-21")

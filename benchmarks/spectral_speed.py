@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockyard.mixers.spectral import SpectralMixer
-from blockyard.mixers.standard import StandardAttention
+from blockyard.spectral.mixer import SpectralMixer
+from blockyard.standard.attention import StandardAttention
 
 D_MODEL, HEADS = 768, 12
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -166,7 +166,7 @@ def stored(mixer: SpectralMixer, x: Tensor, v: Tensor) -> Callable[[], Tensor]:
     def run() -> Tensor:
         anchors = mixer.gate(mixer.form.pooling(x, mixer._query, None, torch.float32))
         n = v.shape[2]
-        from blockyard.layers.spectral import anchor_matrix
+        from blockyard.spectral.basis import anchor_matrix
 
         matrix = anchor_matrix(n // 2 + 1, anchors.shape[-1] // 2, "linear", "linear").float()
         re, im = anchors.chunk(2, dim=-1)

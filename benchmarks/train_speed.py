@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 
-from blockyard.data import TextData, TextDataConfig, load_text
+from blockyard.tasks.run import make_task
+from blockyard.tasks.settings import as_groups, resolve
+from blockyard.text import TextData, TextDataConfig, load_text
 from blockyard.training.environment import describe_environment
-from blockyard.training.resolve import as_groups, resolve
-from blockyard.training.run import make_task
 from blockyard.training.trainer import Trainer
 
 SHAPE = {"n_layers": 4, "n_heads": 4, "d_model": 128, "context": 64}

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from blockyard.mixers.base import Mixer
-from blockyard.mixers.standard import StandardAttention
-from blockyard.mixers.vein import TVAAttention
+from blockyard.protocol.mixer import Mixer
+from blockyard.standard.attention import StandardAttention
+from blockyard.vein.attention import TVAAttention
 
 D_MODEL, CONTEXT = 768, 4096
 ROUNDS, STEPS = 15, 10

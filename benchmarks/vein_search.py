@@ -32,12 +32,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockyard.data import TextData, TextDataConfig, load_text
 from blockyard.models.lm import LMConfig
+from blockyard.tasks.lm.task import LMTask
+from blockyard.text import TextData, TextDataConfig, load_text
 from blockyard.training.config import TrainConfig
-from blockyard.training.lm import LMTask
 from blockyard.training.trainer import Trainer
-from blockyard.vein_migration import from_standard
+from blockyard.vein.migration import from_standard
 
 D_MODEL, LAYERS, CONTEXT, BATCH = 192, 2, 128, 16
 WARM, ROUNDS, TIMED = 3, 5, 3

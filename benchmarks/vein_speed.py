@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.blocks_vein import VFTBlock
-from blockyard.training.memory import keep_freed_memory
+from blockyard.training.allocator import keep_freed_memory
+from blockyard.vein.block import VFTBlock
 
 D_MODEL, N_HEADS = 768, 12
 SHAPES = [(8, 128), (4, 512)]

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockyard.layers.attention import attend
-from blockyard.workbench.bench.timing import Case, Clock, interleave, summarise
+from blockyard.bench.timing import Case, Clock, interleave, summarise
+from blockyard.nn.attention import attend
 
 
 def cases(x: Tensor, heads: int, window: int) -> dict[str, Case]:

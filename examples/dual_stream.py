@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.blocks_dual import DualStreamBlock
-from blockyard.data.signals.modulations import constellation
-from blockyard.layers.complex import ComplexLinear, to_pairs
+from blockyard.complex.dual import DualStreamBlock
+from blockyard.complex.linear import ComplexLinear, to_pairs
+from blockyard.tasks.signal.modulations import constellation
 
 SYMBOLS, PILOT, SNR_DB = 24, 8, 12.0
 

@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from blockyard.data.prices.config import PriceDataConfig
-from blockyard.data.prices.leakage import lookahead
-from blockyard.data.prices.reader import read_prices
-from blockyard.data.prices.windows import PriceData
-from blockyard.forecasting.baselines import run_baselines
-from blockyard.forecasting.forecaster import Forecaster, future_table
-from blockyard.forecasting.summary import summarise
-from blockyard.forecasting.tables import evaluation_table
-from blockyard.models.price import PriceConfig
+from blockyard.tasks.price.baselines import run_baselines
+from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.leakage import lookahead
+from blockyard.tasks.price.data.reader import read_prices
+from blockyard.tasks.price.data.windows import PriceData
+from blockyard.tasks.price.forecaster import Forecaster, future_table
+from blockyard.tasks.price.model import PriceConfig
+from blockyard.tasks.price.summary import summarise
+from blockyard.tasks.price.tables import evaluation_table
+from blockyard.tasks.price.task import PriceTask
 from blockyard.training.config import TrainConfig
-from blockyard.training.price import PriceTask
 
 
 def simulated(rows: int = 1500) -> pd.DataFrame:

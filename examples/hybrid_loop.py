@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from blockyard import LMConfig, TransformerLM
-from blockyard.layers.roles import roles
+from blockyard.nn.roles import roles
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict]:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import pytest
 from torch import Tensor, nn
 
-from blockyard import registry
 from blockyard.cli import main
+from blockyard.registry import register as registry
 
 TEXT = "".join(f"line {n}: the quick brown fox jumps over {n * n} lazy dogs\n" for n in range(300))
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from blockyard.workbench import measure
-from blockyard.workbench.compare import compare_lm
-from blockyard.workbench.report import html, write
-from blockyard.workbench.report import text as report_text
-from blockyard.workbench.settings import CompareConfig
+from blockyard.compare import measure
+from blockyard.compare.compare import compare_lm
+from blockyard.compare.settings import CompareConfig
+from blockyard.report import html, write
+from blockyard.report import text as report_text
 
 STEPS, TOKENS_PER_STEP, CHOICES, SEEDS = 40, 4 * 16, "standard;relu2", 2
 LINES = 2 * SEEDS * STEPS

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockyard.blocks_dual import DualStreamBlock
-from blockyard.blocks_vein import VFTBlock
 from blockyard.compat.price_transformer import PricePredictionConfig, PriceTransformer
-from blockyard.models.encoder import EncoderConfig, TextClassifier
+from blockyard.complex.dual import DualStreamBlock
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.models.price import GROUPS, PriceConfig, PriceForecaster
-from blockyard.models.signal import SignalConfig, SignalTransformer
-from blockyard.multihead import MultiheadAttention
+from blockyard.multihead.attention import MultiheadAttention
+from blockyard.tasks.classify.model import EncoderConfig, TextClassifier
+from blockyard.tasks.price.model import GROUPS, PriceConfig, PriceForecaster
+from blockyard.tasks.signal.model import SignalConfig, SignalTransformer
+from blockyard.vein.block import VFTBlock
 
 FEATURES = tuple(name for group in GROUPS.values() for name in group)
 SMALL: dict[str, Any] = {"d_model": 16, "n_layers": 2, "n_heads": 2}

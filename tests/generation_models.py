@@ -6,7 +6,7 @@ import torch
 
 from blockyard.conformance.subject import own_random
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.order import randomise
+from blockyard.models.order import randomise
 
 PROMPT = [3, 141, 59, 26, 5]
 

@@ -16,7 +16,7 @@ import torch
 from blockyard.cli.parser import Parser
 from blockyard.cli.tasks import train_command
 from blockyard.files import plain
-from blockyard.yamlfile import write_yaml
+from blockyard.registry.yamlfile import write_yaml
 from price_fixtures import ohlcv, write
 
 MODULE = "canary_plugin"

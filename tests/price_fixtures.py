@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from blockyard.data.prices.config import PriceDataConfig
-from blockyard.data.prices.table import Asset, Prices
-from blockyard.data.prices.windows import PriceData
+from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.table import Asset, Prices
+from blockyard.tasks.price.data.windows import PriceData
 
 
 def ohlcv(rows: int = 400, seed: int = 0, start: str = "2015-01-01") -> Any:

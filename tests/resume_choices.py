@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from blockyard import list_attention, list_ffn
-from blockyard.registry import Kind, implementation
-from blockyard.training.kinds import BUILTIN
+from blockyard.registry.register import Kind, implementation
+from blockyard.tasks.kind import BUILTIN
 from price_fixtures import ohlcv, write
 
 OPTIMIZERS = ("muon", "adamw")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from blockyard.bench import blocks
+from blockyard.bench.blocks import BlocksBenchConfig, bench_blocks
+from blockyard.bench.memory import peak_bytes
+from blockyard.bench.subject import causal_mixers
+from blockyard.bench.write import load_bench
 from blockyard.cli import main
 from blockyard.errors import InputError
-from blockyard.workbench.bench import blocks
-from blockyard.workbench.bench.blocks import BlocksBenchConfig, bench_blocks
-from blockyard.workbench.bench.memory import peak_bytes
-from blockyard.workbench.bench.subject import causal_mixers
-from blockyard.workbench.bench.write import load_bench
 from cli_helpers import error_of
 
 QUICK = {"d_model": 32, "n_heads": 2, "rounds": 2, "round_seconds": 1e-4, "threads": 1, "device": "cpu"}

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from blockyard.bench import decode
+from blockyard.bench.decode import DecodeBenchConfig, bench_decode
+from blockyard.bench.subject import Subject, cached_mixers
+from blockyard.bench.timing import Case, Times, interleave, summarise
+from blockyard.bench.write import load_bench, write_bench
 from blockyard.cli import main
 from blockyard.errors import InputError
-from blockyard.registry import entries
-from blockyard.workbench.bench import decode
-from blockyard.workbench.bench.decode import DecodeBenchConfig, bench_decode
-from blockyard.workbench.bench.subject import Subject, cached_mixers
-from blockyard.workbench.bench.timing import Case, Times, interleave, summarise
-from blockyard.workbench.bench.write import load_bench, write_bench
+from blockyard.registry.register import entries
 from cli_helpers import error_of
 
 QUICK = {"d_model": 32, "n_heads": 2, "rounds": 3, "round_seconds": 1e-4, "threads": 1, "device": "cpu"}
@@ -109,7 +109,7 @@ def test_caches_are_as_long_after_a_round_as_before_also_where_they_cannot_be_cr
             lengths.append((before, [cache.length for cache in self.caches], steps))
 
     monkeypatch.setattr(decode, "Step", Watched)
-    monkeypatch.setattr("blockyard.cache_window.SLACK", 0)
+    monkeypatch.setattr("blockyard.protocol.cache_window.SLACK", 0)
     config = DecodeBenchConfig(blocks="standard[window=4];tva", contexts=(9,), batches=(2,), **QUICK)
     bench_decode(config)
     assert len(lengths) > 10
@@ -173,7 +173,7 @@ def test_what_cannot_be_measured_is_told(tmp_path: Path, capsys, words, told):
 
 
 def test_a_mixer_without_a_cache_is_told():
-    from blockyard import registry
+    from blockyard.registry import register as registry
 
     @registry.register_attn("uncached_toy")
     class Uncached(torch.nn.Module):

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from blockyard.cache import LayerCache, ModelCache
 from blockyard.errors import InputError
+from blockyard.protocol.cache import LayerCache, ModelCache
 
 
 def tokens(n: int, batch: int = 2) -> dict[str, torch.Tensor]:
@@ -78,15 +78,15 @@ def test_rollback_is_refused_when_older_tokens_changed(spoil):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_large_buffers_hold_what_small_ones_hold(monkeypatch, dtype):
-    monkeypatch.setattr("blockyard.pages.FROM_BYTES", 1)
+    monkeypatch.setattr("blockyard.machine.pages.FROM_BYTES", 1)
     large = LayerCache(2, {"k": (3, 4), "v": (3, 5)}, dtype=dtype)
-    monkeypatch.setattr("blockyard.pages.FROM_BYTES", 1 << 40)
+    monkeypatch.setattr("blockyard.machine.pages.FROM_BYTES", 1 << 40)
     small = LayerCache(2, {"k": (3, 4), "v": (3, 5)}, dtype=dtype)
     for n in (1, 70, 200):
         part = {name: t.to(dtype) for name, t in tokens(n).items()}
-        monkeypatch.setattr("blockyard.pages.FROM_BYTES", 1)
+        monkeypatch.setattr("blockyard.machine.pages.FROM_BYTES", 1)
         found = large.append(**part)
-        monkeypatch.setattr("blockyard.pages.FROM_BYTES", 1 << 40)
+        monkeypatch.setattr("blockyard.machine.pages.FROM_BYTES", 1 << 40)
         assert all(torch.equal(a, b) for a, b in zip(found, small.append(**part)))
     large.reorder(torch.tensor([1, 1]))
     small.reorder(torch.tensor([1, 1]))
@@ -98,8 +98,8 @@ def test_a_system_without_huge_pages_is_served_with_ordinary_ones(monkeypatch):
     def refuse(*arguments, **settings):
         raise OSError("no")
 
-    monkeypatch.setattr("blockyard.pages.FROM_BYTES", 1)
-    monkeypatch.setattr("blockyard.pages.mmap.mmap", refuse)
+    monkeypatch.setattr("blockyard.machine.pages.FROM_BYTES", 1)
+    monkeypatch.setattr("blockyard.machine.pages.mmap.mmap", refuse)
     cache, part = make(), tokens(7)
     assert torch.equal(cache.append(**part)[0], part["k"])
 

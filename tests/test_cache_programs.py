@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from block_stacks import stack
-from blockyard.cache import LayerCache, ModelCache
-from blockyard.cache_ring import RingCache
-from blockyard.cache_window import WindowCache
 from blockyard.conformance.subject import random
 from blockyard.errors import InputError
+from blockyard.protocol.cache import LayerCache, ModelCache
+from blockyard.protocol.cache_ring import RingCache
+from blockyard.protocol.cache_window import WindowCache
 
 PADDING = -1
 WINDOW, SLACK = 5, 3

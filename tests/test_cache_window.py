@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blockyard.cache_window import WindowCache
 from blockyard.errors import InputError
-from blockyard.mixers.standard import StandardAttention
+from blockyard.protocol.cache_window import WindowCache
+from blockyard.standard.attention import StandardAttention
 
 SLOTS = {"k": (2, 3), "v": (2, 1)}
 

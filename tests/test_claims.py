@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from blockyard import get_attention
+from blockyard.claims import timing, training, training_tasks
+from blockyard.claims.claim import DOCUMENTS, judge_all, judge_number, judge_ratio
+from blockyard.claims.collect import all_claims, choose, measure_claims, page, row_line
+from blockyard.claims.keep import Kept
+from blockyard.claims.memory import saved_bytes
 from blockyard.cli import main
 from blockyard.errors import InputError
-from blockyard.workbench.claims import timing, training, training_tasks
-from blockyard.workbench.claims.claim import DOCUMENTS, judge_all, judge_number, judge_ratio
-from blockyard.workbench.claims.collect import all_claims, choose, measure_claims, page, row_line
-from blockyard.workbench.claims.keep import Kept
-from blockyard.workbench.claims.memory import saved_bytes
 
 SEEDS = Path(__file__).parents[2] / "shared" / "seeds"
 INSTANT = choose(upto="instant")

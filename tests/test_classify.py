@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from blockyard.cli import main
-from blockyard.data.labelled import load_labelled, split
-from blockyard.data.labelled_config import LabelledConfig
-from blockyard.data.labelled_reader import Row, read_rows, standard_library_rows
+from blockyard.compare import measure
+from blockyard.compare.compare import compare
+from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
-from blockyard.models.encoder import EncoderConfig, TextClassifier
-from blockyard.models.pooling import pool
-from blockyard.training.classify import macro_f1
-from blockyard.training.run import load_run, train
-from blockyard.workbench import measure
-from blockyard.workbench.compare import compare
-from blockyard.workbench.report import html, write
-from blockyard.workbench.report import text as report_text
-from blockyard.workbench.settings import CompareConfig
+from blockyard.report import html, write
+from blockyard.report import text as report_text
+from blockyard.tasks.classify.config import LabelledConfig
+from blockyard.tasks.classify.data import load_labelled, split
+from blockyard.tasks.classify.model import EncoderConfig, TextClassifier
+from blockyard.tasks.classify.pooling import pool
+from blockyard.tasks.classify.reader import Row, read_rows, standard_library_rows
+from blockyard.tasks.classify.task import macro_f1
+from blockyard.tasks.run import load_run, train
 from cli_helpers import error_of
 
 ANIMALS = {"cat": ("meow", "purr"), "dog": ("woof", "bark"), "cow": ("moo", "munch")}
@@ -223,8 +223,8 @@ def test_a_classifier_learns_resumes_and_classifies_a_file(
 
 
 def test_a_run_cut_short_ends_with_the_same_numbers(tmp_path: Path, sounds: Path) -> None:
-    from blockyard.training.resolve import as_groups, resolve
-    from blockyard.training.run import make_task
+    from blockyard.tasks.run import make_task
+    from blockyard.tasks.settings import as_groups, resolve
     from blockyard.training.trainer import Trainer
 
     options = groups(sounds, train={"steps": 8, "save_every": 2, "log_every": 1}, model={"dropout": 0.2})

@@ -12,7 +12,7 @@ from blockyard.cli import main
 from blockyard.cli.finding import command_names, load_command
 from blockyard.cli.parser import Parser, underscored
 from blockyard.errors import InputError
-from blockyard.training.kinds import BUILTIN
+from blockyard.tasks.kind import BUILTIN
 from cli_helpers import error_of
 
 

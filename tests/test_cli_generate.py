@@ -248,8 +248,8 @@ def test_interrupted_stream_ends_without_a_traceback(run: str, how: str) -> None
 def test_plugin_of_a_run_is_found_in_the_current_folder_once_agreed_to(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     (tmp_path / "cli_generate_plugin.py").write_text(
-        "from blockyard.mixers.standard import StandardAttention\n"
-        "from blockyard.registry import register_attn\n"
+        "from blockyard.standard.attention import StandardAttention\n"
+        "from blockyard.registry.register import register_attn\n"
         "register_attn('cli_generated')(type('Mine', (StandardAttention,), {'__module__': __name__}))\n"
     )
     # As a console script runs: the current folder is not on the path.

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from blockyard.cli import main
-from blockyard.training.run import load_run
+from blockyard.tasks.run import load_run
 from cli_helpers import error_of
 from price_fixtures import ohlcv, write
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from blockyard import registry
 from blockyard.cli import main
 from blockyard.cli.table import plain_table
+from blockyard.registry import register as registry
 from cli_helpers import error_of, toys
 
 
@@ -42,7 +42,7 @@ def test_list_as_json_holds_traits_options_and_sources(capsys: pytest.CaptureFix
         "type": "int | none", "required": False, "default": None,
         "help": standard["options"]["window"]["help"],
     }  # fmt: skip
-    assert standard["source"] == "blockyard.mixers.standard:StandardAttention"
+    assert standard["source"] == "blockyard.standard.attention:StandardAttention"
 
 
 def test_list_includes_a_plugin(
@@ -50,7 +50,7 @@ def test_list_includes_a_plugin(
 ) -> None:
     (tmp_path / "cli_plugin_listed.py").write_text(
         "from torch import nn\n"
-        "from blockyard.registry import register_attn\n"
+        "from blockyard.registry.register import register_attn\n"
         "@register_attn('cli_listed')\n"
         "class Listed(nn.Module):\n"
         "    def __init__(self, d_model: int, n_heads: int): super().__init__()\n"
@@ -79,7 +79,7 @@ def test_info_shows_both_the_attention_and_the_ffn_of_a_name(capsys: pytest.Capt
     assert "standard (FFN)" in text
     assert "--attn.window" in text
     assert "--ffn.d_ff" in text
-    assert "blockyard.mixers.standard:StandardAttention" in text
+    assert "blockyard.standard.attention:StandardAttention" in text
 
 
 @pytest.mark.parametrize("name", ["tva", "vft"])
@@ -136,7 +136,7 @@ def test_info_about_a_misspelt_name_is_told_the_nearest(capsys: pytest.CaptureFi
 
 def test_check_passes_for_a_registered_ffn(capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(capsys, "check", "swiglu")
-    assert "conformance of blockyard.ffn.gated:SwiGLU" in text
+    assert "conformance of blockyard.standard.gated:SwiGLU" in text
     assert "\nok: " in text
 
 

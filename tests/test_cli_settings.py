@@ -13,9 +13,9 @@ from blockyard.cli.parser import Parser
 from blockyard.cli.settings import Settings, add_groups, given_words, resolve
 from blockyard.cli.sources import given_in
 from blockyard.errors import InputError
-from blockyard.plugins import load_file_plugins
-from blockyard.training.groups import PATTERN, Group, block_groups, by_name, dataclass_group
-from blockyard.yamlfile import read_yaml, write_yaml
+from blockyard.registry.plugins import load_file_plugins
+from blockyard.registry.yamlfile import read_yaml, write_yaml
+from blockyard.tasks.groups import PATTERN, Group, block_groups, by_name, dataclass_group
 from cli_helpers import toys
 
 

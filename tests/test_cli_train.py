@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from blockyard.cli import main
+from blockyard.tasks.run import train_lm
 from blockyard.training.checkpoint import STATE_SUM, state_digest
-from blockyard.training.run import train_lm
 from cli_helpers import TEXT, error_of, words
 
 yaml = pytest.importorskip("yaml")
@@ -68,7 +68,7 @@ def test_the_document_s_command_line_trains(folder: Path) -> None:
 
 
 def test_norm_of_the_model_reaches_a_paired_block(folder: Path) -> None:
-    from blockyard.training.run import load_run
+    from blockyard.tasks.run import load_run
 
     out = folder / "post"
     command = words(folder, **{"attn.impl": "tva", "ffn.impl": "vft", "model.norm_position": "post"})
@@ -105,11 +105,11 @@ def test_run_without_a_folder_takes_the_next_free_one(folder: Path, monkeypatch:
 def test_plugin_named_in_a_settings_file_brings_its_options_once_agreed_to(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], agreed: list[str]
 ) -> None:
-    from blockyard import registry
+    from blockyard.registry import register as registry
 
     (folder / "cli_plugin_trained.py").write_text(
         "from torch import nn\n"
-        "from blockyard.registry import register_ffn\n"
+        "from blockyard.registry.register import register_ffn\n"
         "@register_ffn('cli_trained')\n"
         "class Trained(nn.Module):\n"
         "    '''One matrix.\n\n    Args:\n        factor: multiplies.\n    '''\n"

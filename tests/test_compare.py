@@ -15,18 +15,18 @@ import pytest
 import torch
 
 import blockyard
+from blockyard.compare import live, measure, spread
+from blockyard.compare.budget import expected_steps, steps_for, steps_left
+from blockyard.compare.compare import compare_lm
+from blockyard.compare.plan import LOCK, folder_of
+from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
+from blockyard.report import html, write
+from blockyard.report import text as report_text
 from blockyard.training.compilation import compiler_missing
 from blockyard.training.folder import LOCK as RUN_LOCK
 from blockyard.training.folder import locked_folder
-from blockyard.training.signals import Interrupted
-from blockyard.workbench import live, measure, spread
-from blockyard.workbench.budget import expected_steps, steps_for, steps_left
-from blockyard.workbench.compare import compare_lm
-from blockyard.workbench.plan import LOCK, folder_of
-from blockyard.workbench.report import html, write
-from blockyard.workbench.report import text as report_text
-from blockyard.workbench.settings import CompareConfig
+from blockyard.training.interrupt import Interrupted
 
 STEPS, TOKENS_PER_STEP = 24, 4 * 16
 
@@ -99,7 +99,7 @@ def test_two_choices_and_two_seeds_end_in_a_report(tmp_path, text):
 
 
 def test_the_same_seed_gives_every_choice_the_same_batches(tmp_path, text, monkeypatch):
-    from blockyard.training.lm import LMTask
+    from blockyard.tasks.lm.task import LMTask
 
     seen: dict[tuple[str, int], list] = {}
     original = LMTask.batch
@@ -164,7 +164,7 @@ def test_killed_five_times_at_random_and_continued_equals_uninterrupted(tmp_path
 
 
 def test_a_stop_that_comes_as_the_last_run_of_a_seed_ends_stops_the_next_seeds(tmp_path, text, monkeypatch):
-    from blockyard.workbench import runs
+    from blockyard.compare import runs
 
     record = runs._record
 
@@ -348,7 +348,7 @@ def test_the_recorded_command_asks_for_the_same_comparison():
 def test_peak_memory_grows_with_the_model(text):
     from dataclasses import replace
 
-    from blockyard.training.resolve import resolve
+    from blockyard.tasks.settings import resolve
 
     run = resolve({**groups_for(text), "model": {"d_model": 32, "n_layers": 1, "n_heads": 2, "context": 16}})
     small = replace(run, model=replace(run.model, vocab_size=256))
@@ -431,7 +431,7 @@ def test_a_pace_measured_on_a_busy_machine_still_lets_the_budget_be_spent(tmp_pa
 
 @pytest.mark.skipif(compiler_missing() is not None, reason="needs a C++ compiler")
 def test_a_compilation_that_was_asked_for_is_planned_in_even_where_it_does_not_pay() -> None:
-    from blockyard.training.resolve import resolve
+    from blockyard.tasks.settings import resolve
 
     run = resolve({"model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "context": 8}, "train": {"compile": "on"}})
     run = replace(run, model=replace(run.model, vocab_size=16))
@@ -441,7 +441,7 @@ def test_a_compilation_that_was_asked_for_is_planned_in_even_where_it_does_not_p
 
 
 def test_a_budget_shorter_than_a_step_is_no_division_by_zero() -> None:
-    from blockyard.training.resolve import resolve
+    from blockyard.tasks.settings import resolve
 
     run = resolve({"model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "context": 8}})
     run = replace(run, model=replace(run.model, vocab_size=16))

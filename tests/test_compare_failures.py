@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from blockyard.workbench import measure
-from blockyard.workbench.compare import compare_lm
-from blockyard.workbench.plan import folder_of
-from blockyard.workbench.settings import CompareConfig
+from blockyard.compare import measure
+from blockyard.compare.compare import compare_lm
+from blockyard.compare.plan import folder_of
+from blockyard.compare.settings import CompareConfig
 
 
 @pytest.fixture(autouse=True)

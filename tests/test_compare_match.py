@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blockyard.compare.match import match, size_of
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.registry import implementation, list_attention, list_ffn
-from blockyard.workbench.match import match, size_of
+from blockyard.registry.register import implementation, list_attention, list_ffn
 
 REFERENCE = LMConfig(vocab_size=64, blocks="standard", d_model=64, n_layers=2, n_heads=4, context=32)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockyard.workbench import measure
-from blockyard.workbench.compare import compare
-from blockyard.workbench.report import html, write
-from blockyard.workbench.report import text as report_text
-from blockyard.workbench.settings import CompareConfig
+from blockyard.compare import measure
+from blockyard.compare.compare import compare
+from blockyard.compare.settings import CompareConfig
+from blockyard.report import html, write
+from blockyard.report import text as report_text
 
 TRAIN = {"batch_size": 4, "threads": 1, "compile": "off", "precision": "fp32", "eval_batches": 2, "warmup": 2}
 MODEL = {"d_model": 32, "n_layers": 1, "n_heads": 2}

@@ -5,9 +5,9 @@ import builtins
 import pytest
 import torch
 
-from blockyard import registry
 from blockyard.compat import vein_flow
 from blockyard.errors import InputError
+from blockyard.registry import register as registry
 from documents import python_examples, seed
 
 SKIPPED = {27: "uses model.vein_params and model.vein, which nothing defines; param_groups is our replacement"}

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from blockyard.tasks.kind import BUILTIN
+from blockyard.tasks.run import train
 from blockyard.training.compilation import compiler_missing
-from blockyard.training.kinds import BUILTIN
-from blockyard.training.run import train
 from price_fixtures import ohlcv, write
 
 pytestmark = pytest.mark.skipif(compiler_missing() is not None, reason=str(compiler_missing()))

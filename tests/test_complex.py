@@ -11,22 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockyard import InputError
-from blockyard.blocks import ResidualBlock, build_block
-from blockyard.ffn.complex import EPS, ComplexSwiGLU
-from blockyard.layers.complex import ComplexLinear, from_pairs, real_block, times_i, to_pairs
-from blockyard.layers.complex_attention import SCORES, complex_attend
-from blockyard.layers.complex_heads import turned_heads
-from blockyard.layers.complex_norms import COMPLEX_NORMS, ComplexLayerNorm, ComplexRMSNorm, ComplexWhitenNorm, ModReLU
-from blockyard.layers.complex_planes import gauss_product
-from blockyard.layers.dropout import Dropout
-from blockyard.layers.norms import RMSNorm
-from blockyard.layers.rotary import RotaryPositionalEmbedding
-from blockyard.mixers import complex as complex_mixer
-from blockyard.mixers.complex import ComplexAttention
-from blockyard.mixers.standard import StandardAttention
+from blockyard.complex import attention as complex_mixer
+from blockyard.complex.attention import ComplexAttention
+from blockyard.complex.ffn import EPS, ComplexSwiGLU
+from blockyard.complex.heads import turned_heads
+from blockyard.complex.linear import ComplexLinear, from_pairs, real_block, times_i, to_pairs
+from blockyard.complex.norms import COMPLEX_NORMS, ComplexLayerNorm, ComplexRMSNorm, ComplexWhitenNorm, ModReLU
+from blockyard.complex.planes import gauss_product
+from blockyard.complex.scores import SCORES, complex_attend
+from blockyard.complex.symmetry import check_equivariance, symmetry_table
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.pattern import LayerSpec, parse_choice
-from blockyard.symmetry import check_equivariance, symmetry_table
+from blockyard.nn.dropout import Dropout
+from blockyard.nn.norms import RMSNorm
+from blockyard.nn.rotary import RotaryPositionalEmbedding
+from blockyard.protocol.block import ResidualBlock, build_block
+from blockyard.registry.pattern import LayerSpec, parse_choice
+from blockyard.standard.attention import StandardAttention
 from blockyard.training.muon import Muon, orthogonalize, real_blocks
 from twins import complex as twin
 
@@ -226,7 +226,7 @@ def test_three_products_on_parts_held_apart_equal_four():
 
 
 def test_parts_are_held_apart_for_many_wide_vectors_only(monkeypatch):
-    from blockyard.ffn import complex as module
+    from blockyard.complex import ffn as module
 
     ffn, calls = ComplexSwiGLU(module.WIDE), []
     monkeypatch.setattr(module, "gauss_product", lambda *args: calls.append(1) or gauss_product(*args))
@@ -291,7 +291,7 @@ def test_every_score_equals_its_twin(score, causal):
 
 @pytest.mark.parametrize("score", ["magnitude", "phase"])
 def test_blocks_of_queries_equal_the_whole(score, monkeypatch):
-    from blockyard.layers import complex_attention
+    from blockyard.complex import scores as complex_attention
 
     q, k, v = (to_pairs(randn(2, 2, 50, 3, seed=s)) for s in range(3))
     keep = torch.ones(2, 50)

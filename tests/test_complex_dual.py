@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blockyard import InputError, registry
-from blockyard.blocks_dual import DualStreamBlock
+from blockyard import InputError
 from blockyard.compat import complex_block as compat
-from blockyard.layers.roles import roles
-from blockyard.symmetry import check_equivariance
+from blockyard.complex.dual import DualStreamBlock
+from blockyard.complex.symmetry import check_equivariance
+from blockyard.nn.roles import roles
+from blockyard.registry import register as registry
 from documents import python_examples, seed
 
 C = torch.complex128

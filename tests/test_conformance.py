@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from blockyard.conformance import ffn_checks, mixer_checks
-from blockyard.registry import Traits, attention_class, entries
+from blockyard.registry.register import Traits, attention_class, entries
 
 # Beside the defaults: options that take another path through the code.
 MIXER_OPTIONS = {

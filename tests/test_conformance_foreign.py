@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from blockyard.conformance import check, mixer_checks
 from blockyard.conformance.suite import Row, run_case
 from blockyard.errors import InputError
-from blockyard.mixers.standard import StandardAttention
-from blockyard.registry import Traits
+from blockyard.registry.register import Traits
+from blockyard.standard.attention import StandardAttention
 from unordered_blocks import Bare, BuiltByTorchsWord, ByArgument, ByTorchsWord, Fading, Running, Table
 
 FUTURE = "changing the future leaves the past as it was"

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from blockyard.conformance import check, ffn_checks, mixer_checks
-from blockyard.costs import Cost
 from blockyard.errors import InputError
-from blockyard.ffn.gated import SwiGLU
-from blockyard.mixers.base import check_input, default_positions
-from blockyard.mixers.standard import StandardAttention
-from blockyard.registry import Traits, implementation
+from blockyard.protocol.costs import Cost
+from blockyard.protocol.mixer import check_input, default_positions
+from blockyard.registry.register import Traits, implementation
+from blockyard.standard.attention import StandardAttention
+from blockyard.standard.gated import SwiGLU
 
 FULL = implementation("attn", "standard").traits
 # Nothing but mixing: so that a fault shows in the checks meant for it alone.

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockyard.data import readers
-from blockyard.data.corpus import read_standard_library, standard_library_files, standard_library_version
-from blockyard.data.readers import joined, limited, read_path
 from blockyard.errors import InputError
+from blockyard.text import readers
+from blockyard.text.corpus import read_standard_library, standard_library_files, standard_library_version
+from blockyard.text.readers import joined, limited, read_path
 
 
 def documents(pieces) -> list[str]:

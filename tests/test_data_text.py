@@ -14,10 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockyard.data import ByteTokenizer, TextData, TextDataConfig, load_text
-from blockyard.data import tokens as tokens_module
-from blockyard.data.tokens import encoded, scan, token_arrays, token_dtype
 from blockyard.errors import InputError
+from blockyard.text import ByteTokenizer, TextData, TextDataConfig, load_text
+from blockyard.text import tokens as tokens_module
+from blockyard.text.tokens import encoded, scan, token_arrays, token_dtype
 
 TEXT = "".join(f"line {n} of some text — {n * n}\n" for n in range(400))
 
@@ -79,7 +79,7 @@ def test_documents_are_separated_by_the_tokenizers_separator(tmp_path):
 def test_a_bpe_tokenizer_is_trained_on_the_text_and_kept(config, monkeypatch):
     wanted = TextDataConfig(path=config.path, cache_dir=config.cache_dir, tokenizer="bpe", vocab_size=300)
     first = load_text(wanted, context=16)
-    monkeypatch.setattr("blockyard.data.bpe.learn_merges", None)
+    monkeypatch.setattr("blockyard.text.bpe.learn_merges", None)
     again = load_text(wanted, context=16)
     assert first.tokenizer.vocab_size == 300
     assert again.tokenizer.decode([*again.train, *again.val]) == TEXT
@@ -112,7 +112,7 @@ def test_bytes_per_token_count_the_validation_text(config):
 
 
 def test_a_separator_counts_as_one_byte():
-    from blockyard.data import BPETokenizer
+    from blockyard.text import BPETokenizer
 
     tokenizer = BPETokenizer.train(["abab"], 258)
     separator = tokenizer.separator_id
@@ -212,7 +212,7 @@ def test_leftovers_of_a_killed_process_do_no_harm(config):
 
 def test_two_processes_can_build_the_cache_at_once(config):
     script = (
-        "import sys; from blockyard.data import TextDataConfig, load_text\n"
+        "import sys; from blockyard.text import TextDataConfig, load_text\n"
         "config = TextDataConfig(path=sys.argv[1], cache_dir=sys.argv[2], tokenizer='bpe', vocab_size=300)\n"
         "data = load_text(config, 16)\n"
         "print(data.fingerprint['tokens'], len(data.train) + len(data.val))"
@@ -365,7 +365,7 @@ def test_a_batch_that_cannot_be_is_refused(options, message):
 
 def test_reading_text_with_the_byte_tokenizer_imports_neither_pyarrow_nor_tokenizers(config):
     script = (
-        "import sys; from blockyard.data import TextDataConfig, load_text\n"
+        "import sys; from blockyard.text import TextDataConfig, load_text\n"
         "load_text(TextDataConfig(path=sys.argv[1], cache_dir=sys.argv[2]), 16)\n"
         "assert not {'pyarrow', 'tokenizers'} & set(sys.modules)"
     )
@@ -373,5 +373,5 @@ def test_reading_text_with_the_byte_tokenizer_imports_neither_pyarrow_nor_tokeni
 
 
 def test_the_configuration_imports_neither_torch_nor_numpy():
-    script = "import sys, blockyard.data.config; assert not {'torch', 'numpy'} & set(sys.modules)"
+    script = "import sys, blockyard.text.config; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -18,26 +18,19 @@ from torch.func import functional_call, grad, jvp, vmap
 
 import blockyard
 from blockyard import InputError
-from blockyard.ffn import complex as ffn_complex
-from blockyard.ffn import dispatch
-from blockyard.ffn.dispatch import Plan, counts_of, plan
-from blockyard.layers import (
-    attention,
-    complex_heads,
-    complex_planes,
-    derivatives,
-    grouped,
-    norms,
-    rotary,
-    thin,
-    thin_attention,
-    vein,
-)
-from blockyard.layers.attention import attend
-from blockyard.layers.derivatives import HandWritten, hand_written, transformed
-from blockyard.layers.spectral_chunks import chunk_convolution
-from blockyard.layers.spectral_filter import spectral_filter
-from blockyard.layers.spectral_tokens import token_convolution
+from blockyard.complex import ffn as ffn_complex
+from blockyard.complex import heads as complex_heads
+from blockyard.complex import planes as complex_planes
+from blockyard.moe import dispatch, grouped
+from blockyard.moe.dispatch import Plan, counts_of, plan
+from blockyard.nn import attention, derivatives, norms, rotary, thin_attention
+from blockyard.nn import fused as thin
+from blockyard.nn.attention import attend
+from blockyard.nn.derivatives import HandWritten, hand_written, transformed
+from blockyard.spectral.chunks import chunk_convolution
+from blockyard.spectral.filter import spectral_filter
+from blockyard.spectral.tokens import token_convolution
+from blockyard.vein import projector as vein
 from derivative_models import BATCH, MIXES, MODELS, Case, figure, outputs_of
 
 # Central differences in float64 over steps of 1e-6: rounding leaves about 1e-9 and the third derivative less, beside

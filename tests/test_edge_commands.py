@@ -25,7 +25,7 @@ from blockyard.cli import main
 from blockyard.cli.console import LONGEST_LINE
 from blockyard.cli.finding import command_names, load_command
 from blockyard.cli.parser import Parser
-from blockyard.training.run import train
+from blockyard.tasks.run import train
 from edge_contents import FIRST
 from malicious import groups_of, inputs
 

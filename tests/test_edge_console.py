@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from blockyard import registry
 from blockyard.cli import main
 from blockyard.cli.console import LONGEST_LINE, one_line
 from blockyard.errors import InputError
 from blockyard.files import cache_home, user_path
-from blockyard.options import MOST_THREADS
-from blockyard.training import kinds
+from blockyard.registry import register as registry
+from blockyard.registry.options import MOST_THREADS
+from blockyard.tasks import kind as kinds
 from blockyard.training.distributed import join_ranks
 
 

@@ -24,26 +24,26 @@ yaml = pytest.importorskip("yaml")
 
 from hypothesis import HealthCheck, Phase, given, settings
 
+from blockyard.bench.write import load_bench
+from blockyard.claims.keep import Kept
 from blockyard.cli.prompts import read_prompt_file
-from blockyard.data.labelled_reader import read_rows
-from blockyard.data.prices.reader import read_prices
-from blockyard.data.readers import read_path
-from blockyard.data.saved import load_tokenizer
-from blockyard.data.signals.files import annotated_snr, read_iq
+from blockyard.compare.plan import State
+from blockyard.compare.runs import read_metrics
 from blockyard.errors import InputError
 from blockyard.files import parse_json
-from blockyard.forecasting.calibrate import Calibration
+from blockyard.registry.yamlfile import read_yaml
+from blockyard.report.write import load_report
+from blockyard.tasks.classify.reader import read_rows
+from blockyard.tasks.kind import BUILTIN
+from blockyard.tasks.price.calibrate import Calibration
+from blockyard.tasks.price.data.reader import read_prices
+from blockyard.tasks.run import load_run, read_run, train
+from blockyard.tasks.signal.files import annotated_snr, read_iq
+from blockyard.text.readers import read_path
+from blockyard.text.saved import load_tokenizer
 from blockyard.training.decisions import Decisions, Remembered
 from blockyard.training.folder import RunFolder
-from blockyard.training.kinds import BUILTIN
-from blockyard.training.run import load_run, read_run, train
-from blockyard.workbench.bench.write import load_bench
-from blockyard.workbench.claims.keep import Kept
-from blockyard.workbench.plan import State
-from blockyard.workbench.report.write import load_report
-from blockyard.workbench.runs import read_metrics
-from blockyard.workbench.tune.output import load_record
-from blockyard.yamlfile import read_yaml
+from blockyard.tune.output import load_record
 from edge_contents import arrays, contents, npy, tensors
 from malicious import MODEL, files_of, groups_of, inputs
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from blockyard.cli import main
+from blockyard.compare.plan import State
 from blockyard.errors import InputError
 from blockyard.files import check_writable, nothing_left
-from blockyard.models.price import PriceConfig
-from blockyard.pattern import parse_choice
-from blockyard.registry import get_ffn
-from blockyard.training.run import train
-from blockyard.workbench.plan import State
+from blockyard.registry.pattern import parse_choice
+from blockyard.registry.register import get_ffn
+from blockyard.tasks.price.model import PriceConfig
+from blockyard.tasks.run import train
 from cli_helpers import TEXT, error_of, words
 from malicious import groups_of, inputs
 
@@ -104,10 +104,10 @@ def test_an_output_that_cannot_be_written_is_noticed_before_the_work(
         raise AssertionError("the work was begun")
 
     for place in (
-        "blockyard.data.readers.read_path", "blockyard.training.run.load_data", "blockyard.workbench.plan.make_plan",
-        "blockyard.workbench.bench.decode.bench_decode", "blockyard.workbench.bench.blocks.bench_blocks",
-        "blockyard.workbench.claims.collect.measure_claims", "blockyard.training.run.load_run",
-        "blockyard.training.run.read_run", "blockyard.forecasting.walk.walk_forward",
+        "blockyard.text.readers.read_path", "blockyard.tasks.run.load_data", "blockyard.compare.plan.make_plan",
+        "blockyard.bench.decode.bench_decode", "blockyard.bench.blocks.bench_blocks",
+        "blockyard.claims.collect.measure_claims", "blockyard.tasks.run.load_run",
+        "blockyard.tasks.run.read_run", "blockyard.tasks.price.walk.walk_forward",
     ):  # fmt: skip
         monkeypatch.setattr(place, worked)
     lines = [

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockyard import memory
 from blockyard.cli import main
 from blockyard.errors import InputError
-from blockyard.memory import available_bytes, forcing, in_words, refuse_beyond_memory, worker_environment
+from blockyard.machine import memory
+from blockyard.machine.memory import available_bytes, forcing, in_words, refuse_beyond_memory, worker_environment
 from blockyard.models import estimate
 from blockyard.models.estimate import count_model
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.training.resolve import resolve
-from blockyard.training.run import load_run, make_task, train
-from blockyard.training.sizes import check_training
+from blockyard.tasks.run import load_run, make_task, train
+from blockyard.tasks.settings import resolve
+from blockyard.tasks.sizes import check_training
 from cli_helpers import TEXT, error_of, words
 
 GB = 10**9

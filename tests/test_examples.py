@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from blockyard.pattern import parse_choice, split_choices
+from blockyard.registry.pattern import parse_choice, split_choices
 
 ROOT = Path(__file__).parents[1]
 

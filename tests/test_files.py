@@ -317,12 +317,12 @@ def test_the_package_writes_files_in_one_place() -> None:
     allowed = {
         "files.py",
         # /proc, the state of the memory's counters.
-        "workbench/peak_memory.py",
+        "compare/peak_memory.py",
         # Into the new folder that `writing_folder` gives and flushes.
         "training/checkpoint.py",
         # Into memory.
         "conformance/training.py",
-        "workbench/charts/render.py",
+        "report/render.py",
     }
     words = (
         ".write_text(",

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockyard.layers.vein import VeinProjector
-from blockyard.models.price_heads import student_quantiles
+from blockyard.tasks.price.heads import student_quantiles
+from blockyard.vein.projector import VeinProjector
 from derivative_models import MODELS, Case
 
 # What the model's inputs are replaced by.

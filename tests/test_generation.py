@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blockyard import registry
-from blockyard.data.tokenizer import ByteTokenizer as LibraryByteTokenizer
 from blockyard.errors import InputError
 from blockyard.generation import (
     Batch,
@@ -16,6 +14,8 @@ from blockyard.generation import (
     generate_text,
     prompt_tokens,
 )
+from blockyard.registry import register as registry
+from blockyard.text.tokenizer import ByteTokenizer as LibraryByteTokenizer
 from generation_models import PROMPT, build
 
 GREEDY = SamplingConfig(temperature=0)

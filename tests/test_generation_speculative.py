@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from blockyard import registry
 from blockyard.errors import InputError
 from blockyard.generation import Batch, SamplingConfig, generate, generate_text
 from blockyard.generation.sampling import draw_weighted
 from blockyard.generation.speculative import residual, verify
-from blockyard.registry import Traits
+from blockyard.registry import register as registry
+from blockyard.registry.register import Traits
 from generation_models import PROMPT, build
 
 GREEDY = SamplingConfig(temperature=0)

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from blockyard import get_attention
+from blockyard.complex import scores as complex_attention
 from blockyard.conformance.subject import random
-from blockyard.layers import attention, complex_attention
-from blockyard.layers.attention import attend
-from blockyard.mixers.vein_step import step_for
+from blockyard.nn import attention
+from blockyard.nn.attention import attend
+from blockyard.vein.step import step_for
 
 # Scores with a deviation of 16: in bfloat16 they would err by a thirty-second and more each, the outputs by 11 times as
 # much as SDPA's do.

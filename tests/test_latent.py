@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blockyard.conformance.subject import own_random, random, randomise
 from blockyard.errors import InputError
-from blockyard.layers.roles import roles
-from blockyard.mixers.latent import LatentAttention, absorbing_pays
-from blockyard.mixers.standard import StandardAttention
+from blockyard.latent.attention import LatentAttention, absorbing_pays
+from blockyard.nn.roles import roles
+from blockyard.standard.attention import StandardAttention
 from blockyard.training.muon import Muon
 from twins.latent import latent_attention
 

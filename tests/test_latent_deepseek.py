@@ -9,8 +9,8 @@ import torch
 
 from blockyard.conformance.subject import own_random, random, randomise
 from blockyard.errors import InputError
-from blockyard.mixers.latent import LatentAttention
-from blockyard.mixers.standard import StandardAttention
+from blockyard.latent.attention import LatentAttention
+from blockyard.standard.attention import StandardAttention
 
 deepseek = pytest.importorskip(
     "transformers.models.deepseek_v3.modeling_deepseek_v3", reason="transformers >= 5.6 is not installed"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from blockyard.errors import InputError
-from blockyard.layers.roles import roles
 from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.nn.roles import roles
 
 
 def model(**options) -> TransformerLM:

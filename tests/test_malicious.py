@@ -32,37 +32,37 @@ yaml = pytest.importorskip("yaml")
 
 import blockyard
 import toy_task  # noqa: F401 (registers the task `majority`)
+from blockyard.bench.write import load_bench
+from blockyard.claims.keep import Kept
 from blockyard.cli import main
-from blockyard.data.prices.reader import read_prices
-from blockyard.data.saved import load_tokenizer
-from blockyard.data.signals.files import read_iq
+from blockyard.compare import measure
+from blockyard.compare.compare import compare
+from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
-from blockyard.forecasting import finish, walk
-from blockyard.forecasting.baselines import REFERENCE, WALK, run_baselines
-from blockyard.forecasting.calibrate import Calibration
-from blockyard.forecasting.finish import finish_run
-from blockyard.forecasting.forecaster import load_forecaster
-from blockyard.forecasting.walk import walk_forward
+from blockyard.report import html, write
+from blockyard.report import text as report_text
+from blockyard.report.write import load_report
+from blockyard.tasks.kind import BUILTIN
+from blockyard.tasks.price import charts as prices
+from blockyard.tasks.price import finish, walk
+from blockyard.tasks.price.baselines import REFERENCE, WALK, run_baselines
+from blockyard.tasks.price.calibrate import Calibration
+from blockyard.tasks.price.data.reader import read_prices
+from blockyard.tasks.price.finish import finish_run
+from blockyard.tasks.price.forecaster import load_forecaster
+from blockyard.tasks.price.walk import walk_forward
+from blockyard.tasks.run import load_run, read_run, train
+from blockyard.tasks.signal.files import read_iq
+from blockyard.text.saved import load_tokenizer
 from blockyard.training.checkpoint import STATE_SUM, state_digest
 from blockyard.training.decisions import Decisions, Remembered
 from blockyard.training.folder import read_config
-from blockyard.training.kinds import BUILTIN
-from blockyard.training.run import load_run, read_run, train
-from blockyard.workbench import measure
-from blockyard.workbench.bench.write import load_bench
-from blockyard.workbench.charts import prices
-from blockyard.workbench.claims.keep import Kept
-from blockyard.workbench.compare import compare
-from blockyard.workbench.report import html, write
-from blockyard.workbench.report import text as report_text
-from blockyard.workbench.report.write import load_report
-from blockyard.workbench.settings import CompareConfig
-from blockyard.workbench.tune import session
-from blockyard.workbench.tune.output import load_record
-from blockyard.workbench.tune.run import tune
-from blockyard.workbench.tune.settings import TuneConfig
-from blockyard.workbench.vein_pictures import draw_run, draw_search
+from blockyard.tune import session
+from blockyard.tune.output import load_record
+from blockyard.tune.run import tune
+from blockyard.tune.settings import TuneConfig
 from malicious import MODULE, PAYLOADS, files_of, groups_of, inputs, payloads_for, train_by_words
+from vein_pictures import draw_run, draw_search
 
 Reader = Callable[[], Any]
 # A whole campaign tries every payload in every file; the quick form those that fit the file's name.

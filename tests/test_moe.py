@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from blockyard.blocks import build_block
-from blockyard.costs import Cost
 from blockyard.errors import InputError
-from blockyard.ffn.base import FFN
-from blockyard.layers.dropout import set_dropout_keys
-from blockyard.layers.grouped import GroupedLinear
-from blockyard.layers.roles import roles
-from blockyard.pattern import parse_choice
-from blockyard.registry import get_ffn, register_ffn
+from blockyard.moe.grouped import GroupedLinear
+from blockyard.nn.dropout import set_dropout_keys
+from blockyard.nn.roles import roles
+from blockyard.protocol.block import build_block
+from blockyard.protocol.costs import Cost
+from blockyard.protocol.ffn import FFN
+from blockyard.registry.pattern import parse_choice
+from blockyard.registry.register import get_ffn, register_ffn
 from twins import moe as twin
 
 D, E, T = 16, 8, 13
@@ -179,7 +179,7 @@ def test_the_products_of_segments_know_complex_numbers(conjugated):
     for member in members:
         member.weight, member.bias = nn.Parameter(torch.randn(4, 6, dtype=torch.complex128)), None
     linear, x = GroupedLinear(members), torch.randn(7, 6, dtype=torch.complex128, requires_grad=True)
-    from blockyard.layers.grouped import Rows
+    from blockyard.moe.grouped import Rows
 
     linear.rows = Rows("segment", torch.tensor([2, 2, 6]), (2, 0, 4), whole=False)
     y = linear(x.conj() if conjugated else x)
@@ -528,5 +528,5 @@ def test_importing_the_mixture_does_not_import_the_compiler():
     import subprocess
     import sys
 
-    code = "import sys, blockyard.ffn.moe; sys.exit('torch._dynamo' in sys.modules)"
+    code = "import sys, blockyard.moe.mixture; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -10,19 +10,19 @@ import torch
 
 from blockyard.cli.settings import WORDS, Given
 from blockyard.cli.settings import resolve as resolve_words
+from blockyard.compare.runs import expert_loads
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.report.render import charts_of
+from blockyard.report.write import write_report
+from blockyard.tasks.groups import train_groups
+from blockyard.tasks.run import load_run, train_lm
+from blockyard.tasks.settings import as_groups, resolve
 from blockyard.training.config import TrainConfig
 from blockyard.training.decisions import Decisions
 from blockyard.training.distributed import join_ranks
 from blockyard.training.engine import Engine
-from blockyard.training.groups import train_groups
-from blockyard.training.resolve import as_groups, resolve
-from blockyard.training.run import load_run, train_lm
 from blockyard.training.statistics import statistics_row
-from blockyard.workbench.charts.render import charts_of
-from blockyard.workbench.report.write import write_report
-from blockyard.workbench.runs import expert_loads
 from report_fixtures import synthetic_report
 
 E = 8
@@ -56,7 +56,7 @@ class ToyTask:
         return {"input_ids": ids[rows, :-1], "targets": ids[rows, 1:]}
 
     def loss(self, model, batch):
-        from blockyard.training.lm import LMTask
+        from blockyard.tasks.lm.task import LMTask
 
         return LMTask.loss(self, model, batch)
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from blockyard.errors import InputError
-from blockyard.ffn.moe_weights import FAMILIES, from_hf, to_hf
-from blockyard.registry import get_ffn
+from blockyard.moe.weights import FAMILIES, from_hf, to_hf
+from blockyard.registry.register import get_ffn
 
 D, F, E = 32, 24, 8
 # The same sizes under the names that the configurations have for them.

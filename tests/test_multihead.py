@@ -10,7 +10,7 @@ from torch import nn
 
 import blockyard
 from blockyard import InputError, MultiheadAttention, list_attention
-from blockyard.registry import implementation
+from blockyard.registry.register import implementation
 
 # Bit for bit the same in eager code and compiled code is promised nowhere: sums may run in another order.
 CLOSE = {"atol": 2e-6, "rtol": 1e-5}

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from block_stacks import stack
-from blockyard.cache_ring import RingCache
 from blockyard.conformance.subject import random
 from blockyard.errors import InputError
-from blockyard.pattern import parse_choice
-from blockyard.registry import entries, get_attention
+from blockyard.protocol.cache_ring import RingCache
+from blockyard.registry.pattern import parse_choice
+from blockyard.registry.register import entries, get_attention
 
 CHOICES = [
     "standard",

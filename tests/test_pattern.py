@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig
-from blockyard.pattern import LayerSpec, format_choice, parse_choice, repeat_to_depth, split_choices
+from blockyard.registry.pattern import LayerSpec, format_choice, parse_choice, repeat_to_depth, split_choices
 
 
 def test_mixer_alone_takes_the_default_ffn():

@@ -13,21 +13,21 @@ import pytest
 import torch
 import yaml
 
+from blockyard.compare import compare as comparing
+from blockyard.compare import measure
+from blockyard.compare.match import size_of
+from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
 from blockyard.generation.beam import beam_search
 from blockyard.generation.sampling import SamplingConfig
 from blockyard.generation.stream import generate_batch
-from blockyard.layers.roles import roles
-from blockyard.models.encoder import EncoderConfig, TextClassifier
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.order import knows_order, layer_knows_order, order_note
-from blockyard.registry import implementation
+from blockyard.models.order import knows_order, layer_knows_order, order_note
+from blockyard.nn.roles import roles
+from blockyard.registry.register import implementation
+from blockyard.tasks.classify.model import EncoderConfig, TextClassifier
+from blockyard.tasks.run import load_run, train_lm
 from blockyard.training import checkpoint
-from blockyard.training.run import load_run, train_lm
-from blockyard.workbench import compare as comparing
-from blockyard.workbench import measure
-from blockyard.workbench.match import size_of
-from blockyard.workbench.settings import CompareConfig
 from generation_models import PROMPT, build
 from unordered_blocks import unordered
 
@@ -289,7 +289,7 @@ def test_a_mixer_that_cannot_be_tried_is_left_in_peace(monkeypatch: pytest.Monke
         raise RuntimeError("shapes 3 and 4")
 
     monkeypatch.setattr("unordered_blocks.Running.forward", broken)
-    monkeypatch.setattr("blockyard.order._tried", {})
+    monkeypatch.setattr("blockyard.models.order._tried", {})
     assert implementation("attn", "running").knows_order is None
     assert note("running", positions="none") == "" and not LMConfig(vocab_size=9, blocks="running").learns_positions
 

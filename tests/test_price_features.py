@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from blockyard.data.prices.config import PriceDataConfig
-from blockyard.data.prices.features import NAMES, WARM_UP, available, feature_table, future_returns, targets
-from blockyard.data.prices.leakage import lookahead, perturb_future, perturb_futures
-from blockyard.data.prices.table import Asset, Prices
-from blockyard.data.prices.windows import PriceData, fit_scaling
 from blockyard.errors import InputError
+from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.features import NAMES, WARM_UP, available, feature_table, future_returns, targets
+from blockyard.tasks.price.data.leakage import lookahead, perturb_future, perturb_futures
+from blockyard.tasks.price.data.table import Asset, Prices
+from blockyard.tasks.price.data.windows import PriceData, fit_scaling
 from price_fixtures import asset, price_data, prices
 from twins.price_features import features as twin
 

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from blockyard.data.prices.leakage import perturb_future, perturb_futures
-from blockyard.data.prices.windows import PriceData
 from blockyard.errors import InputError
-from blockyard.forecasting.forecaster import Forecaster, future_dates, future_table
-from blockyard.models.price import GROUPS, LEVELS, PriceConfig, PriceForecaster
-from blockyard.models.price_embedding import GroupedEmbedding, PatchEmbedding, grouping, shares
-from blockyard.models.price_heads import (
+from blockyard.tasks.price.data.leakage import perturb_future, perturb_futures
+from blockyard.tasks.price.data.windows import PriceData
+from blockyard.tasks.price.embedding import GroupedEmbedding, PatchEmbedding, grouping, shares
+from blockyard.tasks.price.forecaster import Forecaster, future_dates, future_table
+from blockyard.tasks.price.heads import (
     PointHead,
     QuantileHead,
     StudentHead,
@@ -22,8 +21,9 @@ from blockyard.models.price_heads import (
     smoothness_loss,
     student_quantiles,
 )
+from blockyard.tasks.price.model import GROUPS, LEVELS, PriceConfig, PriceForecaster
+from blockyard.tasks.price.task import PriceTask
 from blockyard.training.config import TrainConfig
-from blockyard.training.price import PriceTask
 from price_fixtures import price_data, prices
 
 FEATURES = tuple(name for group in GROUPS.values() for name in group)
@@ -231,7 +231,7 @@ def test_quantiles_never_cross_and_start_where_they_are_told():
 
 
 def test_pinball_loss_in_torch_is_that_in_numpy():
-    from blockyard.forecasting.scores import pinball_loss
+    from blockyard.tasks.price.scores import pinball_loss
 
     q, y = torch.randn(7, 3, 9, dtype=torch.float64).sort(-1).values, torch.randn(7, 3, dtype=torch.float64)
     slow = np.mean([pinball_loss(y[:, h].numpy(), q[:, h].numpy(), LEVELS) for h in range(3)])

@@ -9,10 +9,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from blockyard.data.prices.checks import jumps_like_splits
-from blockyard.data.prices.config import PriceDataConfig
-from blockyard.data.prices.reader import read_prices
 from blockyard.errors import InputError
+from blockyard.tasks.price.data.checks import jumps_like_splits
+from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.reader import read_prices
 from price_fixtures import ohlcv, write
 
 

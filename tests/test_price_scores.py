@@ -6,17 +6,17 @@ import math
 import numpy as np
 import pytest
 
-from blockyard.data.prices.config import PriceDataConfig
-from blockyard.data.prices.leakage import perturb_futures
-from blockyard.data.prices.windows import PriceData
 from blockyard.errors import InputError
-from blockyard.forecasting.backtest import BacktestConfig, backtest_table, positions, run_backtest
-from blockyard.forecasting.baselines import BASELINES, Forecast, run_baselines
-from blockyard.forecasting.bootstrap import block_length, estimate
-from blockyard.forecasting.calibrate import Calibration, chosen, fit_calibration
-from blockyard.forecasting.evaluate import evaluate, outcome_of
-from blockyard.forecasting.scores import correlation, covered, crps, hits, moments, pinball_loss, ranks
-from blockyard.forecasting.tables import evaluation_table
+from blockyard.tasks.price.backtest import BacktestConfig, backtest_table, positions, run_backtest
+from blockyard.tasks.price.baselines import BASELINES, Forecast, run_baselines
+from blockyard.tasks.price.bootstrap import block_length, estimate
+from blockyard.tasks.price.calibrate import Calibration, chosen, fit_calibration
+from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.leakage import perturb_futures
+from blockyard.tasks.price.data.windows import PriceData
+from blockyard.tasks.price.evaluate import evaluate, outcome_of
+from blockyard.tasks.price.scores import correlation, covered, crps, hits, moments, pinball_loss, ranks
+from blockyard.tasks.price.tables import evaluation_table
 from price_fixtures import price_data
 
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
@@ -146,7 +146,7 @@ def test_baselines_are_what_their_names_say(data, beside):
 
 def test_garch_forecasts_are_those_of_arch(data):
     arch = pytest.importorskip("arch", reason="arch is not installed")
-    from blockyard.forecasting.baselines import _past, garch
+    from blockyard.tasks.price.baselines import _past, garch
 
     past = _past(data, 0, data.borders.val_end, LEVELS)
     r = 100 * past.returns[1:]

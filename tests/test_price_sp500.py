@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockyard.data.prices.config import PriceDataConfig
-from blockyard.data.prices.windows import load_price_data
-from blockyard.forecasting.baselines import run_baselines
-from blockyard.forecasting.forecaster import Forecaster
-from blockyard.forecasting.summary import summarise
-from blockyard.models.price import LEVELS, PriceConfig
+from blockyard.tasks.price.baselines import run_baselines
+from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.windows import load_price_data
+from blockyard.tasks.price.forecaster import Forecaster
+from blockyard.tasks.price.model import LEVELS, PriceConfig
+from blockyard.tasks.price.summary import summarise
+from blockyard.tasks.price.task import PriceTask
 from blockyard.training.config import TrainConfig
-from blockyard.training.price import PriceTask
 from blockyard.training.trainer import Trainer
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from blockyard.data.recall import IGNORED, RecallData
-from blockyard.data.recall_config import TASKS, RecallConfig
+from blockyard.compare import measure
+from blockyard.compare.compare import compare
+from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM
-from blockyard.training.run import load_run, train
-from blockyard.workbench import measure
-from blockyard.workbench.compare import compare
-from blockyard.workbench.settings import CompareConfig
+from blockyard.tasks.recall.config import TASKS, RecallConfig
+from blockyard.tasks.recall.data import IGNORED, RecallData
+from blockyard.tasks.run import load_run, train
 
 
 def rows(task: str, **options: Any) -> tuple[list[list[int]], list[list[int]]]:

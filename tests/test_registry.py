@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from blockyard import registry
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.registry import (
+from blockyard.registry import register as registry
+from blockyard.registry.register import (
     Traits,
     get_attention,
     get_ffn,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from blockyard.compare.inside import attention_of, maps_of
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.training.kinds import task_kind
-from blockyard.training.resolve import resolve
-from blockyard.workbench.attention import attention_of, maps_of
-from blockyard.workbench.charts.positions import position_losses
-from blockyard.workbench.charts.render import charts_of, render_png, render_svg
-from blockyard.workbench.report.html import render_html
-from blockyard.workbench.verdict import analyse
+from blockyard.report.charts.positions import position_losses
+from blockyard.report.html import render_html
+from blockyard.report.render import charts_of, render_png, render_svg
+from blockyard.report.verdict import analyse
+from blockyard.tasks.kind import task_kind
+from blockyard.tasks.settings import resolve
 from report_fixtures import synthetic_report
 
 CONTEXT = 24

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from blockyard.compare.kernels import kernels_of
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.workbench.charts.kernels import learnt_kernels
-from blockyard.workbench.kernels import kernels_of
-from blockyard.workbench.report.html import render_html
-from blockyard.workbench.verdict import analyse
+from blockyard.report.charts.kernels import learnt_kernels
+from blockyard.report.html import render_html
+from blockyard.report.verdict import analyse
 from report_fixtures import synthetic_report
 
 

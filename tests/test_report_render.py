@@ -11,13 +11,13 @@ from html.parser import HTMLParser
 import pytest
 
 from blockyard.errors import InputError
-from blockyard.workbench.charts.curves import loss_curves
-from blockyard.workbench.charts.palette import LIGHT
-from blockyard.workbench.charts.render import charts_of, render_svg
-from blockyard.workbench.report.html import render_html
-from blockyard.workbench.report.text import CSV_COLUMNS, render_csv, render_markdown
-from blockyard.workbench.report.write import load_report, without_nan, write_report
-from blockyard.workbench.verdict import analyse
+from blockyard.report.charts.curves import loss_curves
+from blockyard.report.html import render_html
+from blockyard.report.palette import LIGHT
+from blockyard.report.render import charts_of, render_svg
+from blockyard.report.text import CSV_COLUMNS, render_csv, render_markdown
+from blockyard.report.verdict import analyse
+from blockyard.report.write import load_report, without_nan, write_report
 from report_fixtures import SHAPES, synthetic_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockyard.workbench import units
-from blockyard.workbench.stats import difference, interval, t_quantile
-from blockyard.workbench.verdict import analyse
+from blockyard.report import units
+from blockyard.report.stats import difference, interval, t_quantile
+from blockyard.report.verdict import analyse
 from report_fixtures import synthetic_report
 
 

@@ -14,20 +14,20 @@ import torch
 
 from blockyard import InputError
 from blockyard.cli import main
-from blockyard.data.signals.bound import log_likelihoods
-from blockyard.data.signals.generator import SignalDataConfig
-from blockyard.data.signals.modulations import USUAL
-from blockyard.models.signal import OnParts, SignalConfig, SignalTransformer
-from blockyard.models.signal_condition import WAVES, SnrModulation
-from blockyard.symmetry import check_equivariance
+from blockyard.compare import measure
+from blockyard.compare.compare import compare
+from blockyard.compare.settings import CompareConfig
+from blockyard.complex.symmetry import check_equivariance
+from blockyard.tasks.run import load_run, make_task, train
+from blockyard.tasks.settings import as_groups, resolve
+from blockyard.tasks.signal.bound import log_likelihoods
+from blockyard.tasks.signal.condition import WAVES, SnrModulation
+from blockyard.tasks.signal.generator import SignalDataConfig
+from blockyard.tasks.signal.model import OnParts, SignalConfig, SignalTransformer
+from blockyard.tasks.signal.modulations import USUAL
+from blockyard.tasks.signal.report import SignalParts
+from blockyard.tasks.signal.task import SignalData, SignalTask, predict, signal_figures
 from blockyard.training.config import TrainConfig
-from blockyard.training.resolve import as_groups, resolve
-from blockyard.training.run import load_run, make_task, train
-from blockyard.training.signal import SignalData, SignalTask, predict, signal_figures
-from blockyard.workbench import measure
-from blockyard.workbench.compare import compare
-from blockyard.workbench.report.signal import SignalParts
-from blockyard.workbench.settings import CompareConfig
 
 Done = namedtuple("Done", "status out err")
 
@@ -570,7 +570,7 @@ def test_the_symmetry_command_prints_the_table_and_judges_a_named_class(run):
 
 def test_the_bound_is_not_beaten_by_knowing_less():
     """The likelihood that averages over phases cannot be right more often than the one that knows it."""
-    from blockyard.data.signals.generator import SignalGenerator
+    from blockyard.tasks.signal.generator import SignalGenerator
 
     made = SignalGenerator(SignalDataConfig(length=64, snr_min=5, snr_max=5))
     frames = made.generate(600, torch.Generator().manual_seed(1))

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from blockyard import InputError
-from blockyard.data.signals.bound import log_likelihoods, maximum_likelihood_bound
-from blockyard.data.signals.files import RecordedSignals, frames_of, read_iq
-from blockyard.data.signals.generator import GeneratedSignals, SignalDataConfig, SignalGenerator, root_raised_cosine
-from blockyard.data.signals.modulations import (
+from blockyard.tasks.signal.bound import log_likelihoods, maximum_likelihood_bound
+from blockyard.tasks.signal.files import RecordedSignals, frames_of, read_iq
+from blockyard.tasks.signal.generator import GeneratedSignals, SignalDataConfig, SignalGenerator, root_raised_cosine
+from blockyard.tasks.signal.modulations import (
     MODULATIONS,
     USUAL,
     constellation,

@@ -9,8 +9,8 @@ from torch import nn
 from blockyard.errors import InputError
 from blockyard.generation import SamplingConfig, generate_batch
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.registry import Traits, register_attn
-from blockyard.spectral_training import param_groups
+from blockyard.registry.register import Traits, register_attn
+from blockyard.spectral.training import param_groups
 
 
 def model(blocks, layers=2, **options):

@@ -7,8 +7,8 @@ import torch
 
 from blockyard.conformance.subject import randomise
 from blockyard.errors import InputError
-from blockyard.layers.dropout import set_dropout_keys
-from blockyard.mixers.spectral import SpectralMixer
+from blockyard.nn.dropout import set_dropout_keys
+from blockyard.spectral.mixer import SpectralMixer
 from twins import spectral as twin
 
 
@@ -316,7 +316,7 @@ def test_calls_of_the_other_form_are_refused():
 
 
 def test_parameters_gates_can_be_decayed_apart():
-    from blockyard.layers.roles import roles
+    from blockyard.nn.roles import roles
 
     found = roles(built(use_toeplitz=True))
     assert {name for name, role in found.items() if role.group == "gate"} == {"gate.hidden_weight", "gate.out_weight"}

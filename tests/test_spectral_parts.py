@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from blockyard.cache import LayerCache, ModelCache
-from blockyard.cache_ring import RingCache
 from blockyard.errors import InputError
-from blockyard.layers.haar import WaveletRefinement, haar, inverse_haar
-from blockyard.layers.pooling import QueryPooling
-from blockyard.layers.spectral import anchor_bins, anchor_matrix, kernel_basis, kernel_span, smooth_length
-from blockyard.layers.spectral_gate import starting_gates
-from blockyard.mixers.spectral import SpectralMixer
+from blockyard.protocol.cache import LayerCache, ModelCache
+from blockyard.protocol.cache_ring import RingCache
+from blockyard.spectral.basis import anchor_bins, anchor_matrix, kernel_basis, kernel_span, smooth_length
+from blockyard.spectral.gate import starting_gates
+from blockyard.spectral.haar import WaveletRefinement, haar, inverse_haar
+from blockyard.spectral.mixer import SpectralMixer
+from blockyard.spectral.pooling import QueryPooling
 
 
 def test_smooth_lengths_have_no_prime_factor_above_five():

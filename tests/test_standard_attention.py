@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from blockyard.conformance.subject import own_random, random, randomise
 from blockyard.errors import InputError
-from blockyard.layers.attention import attend
-from blockyard.mixers.standard import StandardAttention
-from blockyard.mixers.vein import TVAAttention
+from blockyard.nn.attention import attend
+from blockyard.standard.attention import StandardAttention
+from blockyard.vein.attention import TVAAttention
 from twins.standard import standard_attention
 
 OPTIONS = [

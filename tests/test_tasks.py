@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from blockyard.cli import main
+from blockyard.compare import measure
 from blockyard.errors import InputError
-from blockyard.training.kinds import TaskKind, register_task, task_kind, task_names
-from blockyard.training.resolve import as_groups, resolve
-from blockyard.training.run import load_run, train
-from blockyard.workbench import measure
-from blockyard.workbench.report import html, write
-from blockyard.workbench.report import text as report_text
+from blockyard.report import html, write
+from blockyard.report import text as report_text
+from blockyard.tasks.kind import TaskKind, register_task, task_kind, task_names
+from blockyard.tasks.run import load_run, train
+from blockyard.tasks.settings import as_groups, resolve
 from cli_helpers import error_of
 
 yaml = pytest.importorskip("yaml")
@@ -57,7 +57,7 @@ def test_a_plug_ins_task_trains_resumes_and_loads(tmp_path: Path) -> None:
     # The folder as a kill between two steps leaves it.
     out = tmp_path / "cut"
     groups = yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())
-    from blockyard.training.run import make_task
+    from blockyard.tasks.run import make_task
     from blockyard.training.trainer import Trainer
 
     run = resolve(groups)

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blockyard.layers import attention, thin_attention
-from blockyard.layers.attention import attend
+from blockyard.nn import attention, thin_attention
+from blockyard.nn.attention import attend
 
 
 def made(length: int, width: int = 3, v_width: int = 3, size: float = 1.0) -> list[torch.Tensor]:

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blockyard.blocks_vein import VFTBlock
-from blockyard.layers import thin
-from blockyard.layers.norms import LayerNorm, make_norm
-from blockyard.layers.thin import add_linear, norm_linear
+from blockyard.nn import fused as thin
+from blockyard.nn.fused import add_linear, norm_linear
+from blockyard.nn.norms import LayerNorm, make_norm
+from blockyard.vein.block import VFTBlock
 
 
 def made(kind: str, offset: float = 0.5, rows: int = 70, width: int = 16, dtype=torch.float64):

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockyard.data import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
-from blockyard.data.bpe_files import from_printable, printable
-from blockyard.data.pretokens import BLOCK_CHARACTERS, pretokens, settled_blocks
 from blockyard.errors import InputError
+from blockyard.text import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
+from blockyard.text.bpe_files import from_printable, printable
+from blockyard.text.pretokens import BLOCK_CHARACTERS, pretokens, settled_blocks
 
 SAMPLE = (
     "def it's(we, they'll): return 'Don't — “stop”' # 12 naïve cafés\n\n  if x == 123:\n\tpass\r\n"
@@ -27,7 +27,7 @@ FRAGMENTS = st.lists(st.one_of(TRICKY, st.sampled_from(SPECIALS)), max_size=6).m
 def gpt2_pretokens(text: str) -> list[str]:
     from tokenizers import Regex, pre_tokenizers
 
-    from blockyard.data.pretokens import GPT2_PATTERN
+    from blockyard.text.pretokens import GPT2_PATTERN
 
     return [word for word, _ in pre_tokenizers.Split(Regex(GPT2_PATTERN), "isolated").pre_tokenize_str(text)]
 
@@ -78,7 +78,7 @@ def test_pretokens_equal_the_gpt2_pattern(text):
 def test_pretokens_of_settled_blocks_equal_those_of_the_whole_text(text, places, block):
     with pytest.MonkeyPatch.context() as patch:
         # Tiny blocks, so that every place where a text may be cut is cut.
-        patch.setattr("blockyard.data.pretokens.BLOCK_CHARACTERS", block)
+        patch.setattr("blockyard.text.pretokens.BLOCK_CHARACTERS", block)
         blocks = list(settled_blocks(cut(text, places)))
     assert [word for part in blocks for word in pretokens(str(part))] == gpt2_pretokens(text)
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockyard.data import BPETokenizer
-from blockyard.data.bpe_training import learn_merges
 from blockyard.errors import InputError
+from blockyard.text import BPETokenizer
+from blockyard.text.bpe_training import learn_merges
 
 
 def naive_merges(word_counts: dict[bytes, int], vocab_size: int) -> list[tuple[bytes, bytes]]:
@@ -128,6 +128,6 @@ def test_a_bad_special_token_is_refused(specials):
 def gpt2_words(text: str) -> list[str]:
     from tokenizers import Regex, pre_tokenizers
 
-    from blockyard.data.pretokens import GPT2_PATTERN
+    from blockyard.text.pretokens import GPT2_PATTERN
 
     return [word for word, _ in pre_tokenizers.Split(Regex(GPT2_PATTERN), "isolated").pre_tokenize_str(text)]

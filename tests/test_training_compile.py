@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from blockyard.tasks.run import make_task, train_lm
+from blockyard.tasks.settings import as_groups, resolve
 from blockyard.training.compilation import block_kinds, compilation_plan, compiler_missing
-from blockyard.training.resolve import as_groups, resolve
-from blockyard.training.run import make_task, train_lm
 from blockyard.training.trainer import Trainer
 
 needs_compiler = pytest.mark.skipif(compiler_missing() is not None, reason=str(compiler_missing()))

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from blockyard.tasks.run import make_task
+from blockyard.tasks.settings import as_groups, resolve
 from blockyard.training.checkpoint import checkpoint_name, list_checkpoints, load_checkpoint, save_checkpoint
 from blockyard.training.config import as_dict
 from blockyard.training.optim import Optimizers
-from blockyard.training.resolve import as_groups, resolve
-from blockyard.training.run import make_task
 from blockyard.training.trainer import Trainer
 from resume_choices import everything, groups_of
 from training_toy import ToyTask, toy_config

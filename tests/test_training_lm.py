@@ -14,20 +14,20 @@ import pytest
 import torch
 import yaml
 
-from blockyard.data import TextDataConfig, load_text
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.pattern import LayerSpec
+from blockyard.registry.pattern import LayerSpec
+from blockyard.tasks.lm.task import LMTask, build_lm
+from blockyard.tasks.run import load_run, train_lm
+from blockyard.tasks.settings import as_groups, resolve
+from blockyard.text import TextDataConfig, load_text
 from blockyard.training.config import TrainConfig
-from blockyard.training.lm import LMTask, build_lm
 from blockyard.training.progress import Bar, Lines, make_progress
-from blockyard.training.resolve import as_groups, resolve
-from blockyard.training.run import load_run, train_lm
 
 PLUGIN = """
 from torch import nn
-from blockyard.registry import register_attn, register_ffn
-from blockyard.mixers.standard import StandardAttention
+from blockyard.registry.register import register_attn, register_ffn
+from blockyard.standard.attention import StandardAttention
 
 @register_attn("yarn", group="knit")
 class Yarn(StandardAttention):
@@ -46,7 +46,7 @@ class Purl(nn.Linear):
 @pytest.fixture
 def knit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A plug-in with a family of two members; what it registers is taken out again."""
-    from blockyard import registry
+    from blockyard.registry import register as registry
 
     folder = tmp_path / "plugins"
     folder.mkdir()

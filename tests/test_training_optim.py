@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from blockyard.errors import InputError
-from blockyard.layers.roles import Role
-from blockyard.options import options_of
+from blockyard.nn.roles import Role
+from blockyard.registry.options import options_of
+from blockyard.training.allocator import keep_freed_memory
 from blockyard.training.config import TrainConfig
-from blockyard.training.memory import keep_freed_memory
 from blockyard.training.muon import FLOOR, UPDATE_RMS, Muon, orthogonalize, quintics
 from blockyard.training.optim import Optimizers
 from blockyard.training.schedule import lr_factor

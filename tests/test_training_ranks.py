@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from blockyard.tasks.run import load_run
 from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
-from blockyard.training.run import load_run
 
 PROGRAM = Path(__file__).parent / "training_ranks.py"
 # One run folder each: parts run one after the other, as ranks:parallel:up-to-step[:accumulate].

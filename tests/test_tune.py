@@ -20,16 +20,16 @@ yaml = pytest.importorskip("yaml")
 
 import toy_task  # registers the task `majority`
 from blockyard.cli import main
+from blockyard.compare import measure
 from blockyard.errors import InputError
+from blockyard.tasks.run import train
 from blockyard.training import trainer as trainer_module
-from blockyard.training.run import train
-from blockyard.workbench import measure
-from blockyard.workbench.tune import session
-from blockyard.workbench.tune.budgeted import read_ended
-from blockyard.workbench.tune.output import load_record
-from blockyard.workbench.tune.run import tune
-from blockyard.workbench.tune.settings import TuneConfig
-from blockyard.workbench.tune.trials import Search
+from blockyard.tune import session
+from blockyard.tune.budgeted import read_ended
+from blockyard.tune.output import load_record
+from blockyard.tune.run import tune
+from blockyard.tune.settings import TuneConfig
+from blockyard.tune.trials import Search
 from cli_helpers import error_of
 
 STEPS = 12
@@ -204,14 +204,14 @@ def test_search_in_which_nothing_finishes_ends_in_one_line(tmp_path: Path, capsy
     over = ["--over", "model.n_heads=3,5,7", "--out", str(tmp_path)]
     with pytest.MonkeyPatch.context() as patch:
         # The figures of the first trial would be those of a model that cannot be built.
-        patch.setattr("blockyard.workbench.tune.start.Start._built", built_of_a_model_that_can_be)
+        patch.setattr("blockyard.tune.start.Start._built", built_of_a_model_that_can_be)
         assert main(["tune", "majority", "--plugin", "toy_task", *over, *words]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: none of 3 trials finished; the first failed: n_heads=")
 
 
 def built_of_a_model_that_can_be(self: Any, groups: Any) -> Any:
-    from blockyard.training.resolve import resolve
+    from blockyard.tasks.settings import resolve
 
     return self.shelf.fitted(resolve({**groups, "model": {"d_model": 8, "n_heads": 2}}, self.task))
 
@@ -324,7 +324,9 @@ def test_every_built_in_task_is_searched_by_its_own_figure(task: str, tmp_path: 
     config = terms(trials=2, budget_value=2, evaluations=2, seeds=1, finalists=1)
     with pytest.MonkeyPatch.context() as patch:
         # Baselines are scored on the test part of prices.
-        patch.setattr("blockyard.training.price.baseline_figures", lambda data: pytest.fail("looked at the test part"))
+        patch.setattr(
+            "blockyard.tasks.price.task.baseline_figures", lambda data: pytest.fail("looked at the test part")
+        )
         record = tune(task, over, config, groups, tmp_path / "out", show=False)
     assert [trial["status"] for trial in record["trials"]] == ["finished"] * 2, record["trials"]
     rows = (tmp_path / "out" / "trials" / "0000" / "metrics.jsonl").read_text().splitlines()

@@ -13,11 +13,11 @@ import pytest
 
 optuna = pytest.importorskip("optuna")
 
-from blockyard.workbench.tune.importance import explained, importances, midranks
-from blockyard.workbench.tune.search import Hyperband, SeededSampler, open_study
-from blockyard.workbench.tune.settings import TuneConfig
-from blockyard.workbench.tune.space import read_space
-from blockyard.workbench.tune.verdict import judge
+from blockyard.tune.importance import explained, importances, midranks
+from blockyard.tune.search import Hyperband, SeededSampler, open_study
+from blockyard.tune.settings import TuneConfig
+from blockyard.tune.space import read_space
+from blockyard.tune.verdict import judge
 
 
 def draw(trial: Any) -> dict[str, Any]:
@@ -153,10 +153,10 @@ def test_option_that_is_best_in_the_middle_is_found_to_matter() -> None:
 
 def record(finals: dict[str, list[float]], *, better: str = "lower", status: str = "complete") -> Any:
     """A record as a search of 24 trials leaves it; the finals by name."""
-    from blockyard.training.kinds import Quality
-    from blockyard.workbench.stats import difference, interval
-    from blockyard.workbench.tune.record import _verdict
-    from blockyard.workbench.tune.schema import SCHEMA
+    from blockyard.report.stats import difference, interval
+    from blockyard.tasks.kind import Quality
+    from blockyard.tune.record import _verdict
+    from blockyard.tune.schema import SCHEMA
 
     space = read_space("lm", {"train.lr": "1e-4..1 log", "model.n_heads": "1,2,4"})
     trials = made_trials()
@@ -260,7 +260,7 @@ def test_luck_of_the_search_is_told() -> None:
 
 def test_page_is_one_file_without_network_or_scripts(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from blockyard.workbench.tune.report import render_html, write_report
+    from blockyard.tune.report import render_html, write_report
 
     found = record(CLEAR)
     before = copy.deepcopy(found)
@@ -283,7 +283,7 @@ def test_page_is_one_file_without_network_or_scripts(tmp_path: Path) -> None:
 
 def test_small_numbers_on_an_axis_keep_their_digits() -> None:
     pytest.importorskip("matplotlib")
-    from blockyard.workbench.tune.report import render_html
+    from blockyard.tune.report import render_html
 
     page = render_html(record(CLEAR))
     ticks = re.findall(r">\s*(0\.0*1)\s*<", page)
@@ -292,7 +292,7 @@ def test_small_numbers_on_an_axis_keep_their_digits() -> None:
 
 def test_page_without_fresh_runs_or_with_one_trial_is_still_a_page() -> None:
     pytest.importorskip("matplotlib")
-    from blockyard.workbench.tune.report import render_html
+    from blockyard.tune.report import render_html
 
     assert "nothing is claimed" in render_html(record({}))
     lone = record({})

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from blockyard.errors import InputError
-from blockyard.training.resolve import resolve
-from blockyard.workbench.tune.dimension import Dimension
-from blockyard.workbench.tune.space import Space, read_space, split_over
+from blockyard.tasks.settings import resolve
+from blockyard.tune.dimension import Dimension
+from blockyard.tune.space import Space, read_space, split_over
 from cli_helpers import error_of
 
 yaml = pytest.importorskip("yaml")

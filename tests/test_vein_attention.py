@@ -6,10 +6,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockyard.errors import InputError
-from blockyard.layers.vein import VeinProjector
-from blockyard.mixers.standard import StandardAttention
-from blockyard.mixers.vein import TVAAttention
-from blockyard.registry import get_attention
+from blockyard.registry.register import get_attention
+from blockyard.standard.attention import StandardAttention
+from blockyard.vein.attention import TVAAttention
+from blockyard.vein.projector import VeinProjector
 from twins.vein import tri_vein_attention
 
 D, H, R = 24, 3, 4

@@ -5,14 +5,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from blockyard.blocks_vein import VFTBlock
 from blockyard.errors import InputError
-from blockyard.ffn.vein import VFTFeedForward
-from blockyard.layers.compensator import NormalCompensator
-from blockyard.layers.roles import roles
-from blockyard.layers.vein import VeinProjector, orthonormal_rows, recommend_rank
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.registry import implementation
+from blockyard.nn.roles import roles
+from blockyard.registry.register import implementation
+from blockyard.vein.block import VFTBlock
+from blockyard.vein.compensator import NormalCompensator
+from blockyard.vein.ffn import VFTFeedForward
+from blockyard.vein.projector import VeinProjector, orthonormal_rows, recommend_rank
 from twins.vein import seed_block
 
 D, H, R = 24, 3, 4

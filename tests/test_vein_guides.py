@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from blockyard.errors import InputError
+from blockyard.tasks.run import load_run, make_task, train_lm
+from blockyard.tasks.settings import as_groups, resolve
 from blockyard.training.checkpoint import list_checkpoints
-from blockyard.training.resolve import as_groups, resolve
-from blockyard.training.run import load_run, make_task, train_lm
 from blockyard.training.trainer import Trainer
 
 GUIDED, STEPS = 4, 7

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from blockyard.blocks import ResidualBlock
 from blockyard.errors import InputError
-from blockyard.ffn.dense import StandardFFN
-from blockyard.mixers.standard import StandardAttention
-from blockyard.mixers.vein import TVAAttention
-from blockyard.vein_migration import distill, from_standard
+from blockyard.protocol.block import ResidualBlock
+from blockyard.standard.attention import StandardAttention
+from blockyard.standard.dense import StandardFFN
+from blockyard.vein.attention import TVAAttention
+from blockyard.vein.migration import distill, from_standard
 
 D, H = 32, 2
 # Matrices this small are slower on several threads.

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from blockyard.errors import InputError
-from blockyard.training.run import train_lm
-from blockyard.workbench.vein_pictures import main, pareto, scheduled, search_points, vein_curves
+from blockyard.tasks.run import train_lm
+from vein_pictures import main, pareto, scheduled, search_points, vein_curves
 
 PNG = b"\x89PNG"
 

@@ -10,18 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blockyard.blocks_vein import VFTBlock
 from blockyard.errors import InputError
-from blockyard.ffn.moe import MoE
-from blockyard.ffn.vein import VFTFeedForward
 from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.moe.mixture import MoE
+from blockyard.tasks.run import load_run, make_task, train_lm
+from blockyard.tasks.settings import as_groups, resolve
 from blockyard.training.checkpoint import list_checkpoints
 from blockyard.training.compilation import compiler_missing
 from blockyard.training.config import TrainConfig
-from blockyard.training.resolve import as_groups, resolve
-from blockyard.training.run import load_run, make_task, train_lm
 from blockyard.training.trainer import Trainer
-from blockyard.vein_training import VeinSchedule, ffn_veins, match_ranks, trim_veins, use_rank, value_at
+from blockyard.vein.block import VFTBlock
+from blockyard.vein.ffn import VFTFeedForward
+from blockyard.vein.training import VeinSchedule, ffn_veins, match_ranks, trim_veins, use_rank, value_at
 
 IDS = torch.arange(20).view(2, 10) % 11
 STEPS = 6

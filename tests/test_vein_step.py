@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from blockyard.blocks_vein import VFTBlock
 from blockyard.errors import InputError
-from blockyard.layers.rotary import RotaryPositionalEmbedding, token_tables, turn_token
-from blockyard.mixers.vein import TVAAttention
+from blockyard.nn.rotary import RotaryPositionalEmbedding, token_tables, turn_token
+from blockyard.vein.attention import TVAAttention
+from blockyard.vein.block import VFTBlock
 
 D = 24
 

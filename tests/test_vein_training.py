@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from blockyard.errors import InputError
-from blockyard.ffn.vein import Guide, VFTFeedForward
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.vein_training import (
+from blockyard.vein.ffn import Guide, VFTFeedForward
+from blockyard.vein.training import (
     VeinSchedule,
     attach_guides,
     calibrate_tau,

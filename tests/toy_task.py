@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from blockyard.models.config import BlocksConfig
 from blockyard.models.trunk import Trunk
-from blockyard.training.kinds import Quality, TaskKind, register_task
+from blockyard.tasks.kind import Quality, TaskKind, register_task
 from blockyard.training.seeding import seeded
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from blockyard.tasks.run import train
 from blockyard.training.checkpoint import list_checkpoints
-from blockyard.training.run import train
 from resume_choices import groups_of
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from blockyard.training.resolve import as_groups, resolve
-from blockyard.training.run import make_task
+from blockyard.tasks.run import make_task
+from blockyard.tasks.settings import as_groups, resolve
 from blockyard.training.trainer import Trainer
 
 

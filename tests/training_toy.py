@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockyard.layers.dropout import Dropout
+from blockyard.nn.dropout import Dropout
 from blockyard.training.config import TrainConfig, as_dict
 from blockyard.training.trainer import Trainer
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard import registry
+from blockyard.registry import register as registry
 
 
 class Bare(nn.Module):

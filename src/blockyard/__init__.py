@@ -13,19 +13,19 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "InputError": "blockyard.errors",
     "LMConfig": "blockyard.models.lm",
-    "LayerSpec": "blockyard.pattern",
-    "MultiheadAttention": "blockyard.multihead",
+    "LayerSpec": "blockyard.registry.pattern",
+    "MultiheadAttention": "blockyard.multihead.attention",
     "TransformerLM": "blockyard.models.lm",
-    "attention_class": "blockyard.registry",
-    "ffn_class": "blockyard.registry",
-    "get_attention": "blockyard.registry",
-    "get_ffn": "blockyard.registry",
-    "list_attention": "blockyard.registry",
-    "list_ffn": "blockyard.registry",
-    "register_attn": "blockyard.registry",
-    "register_block": "blockyard.registry",
-    "register_ffn": "blockyard.registry",
-    "Traits": "blockyard.registry",
+    "attention_class": "blockyard.registry.register",
+    "ffn_class": "blockyard.registry.register",
+    "get_attention": "blockyard.registry.register",
+    "get_ffn": "blockyard.registry.register",
+    "list_attention": "blockyard.registry.register",
+    "list_ffn": "blockyard.registry.register",
+    "register_attn": "blockyard.registry.register",
+    "register_block": "blockyard.registry.register",
+    "register_ffn": "blockyard.registry.register",
+    "Traits": "blockyard.registry.register",
 }
 __all__ = ["__version__", *_EXPORTS]
 
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from blockyard.errors import InputError as InputError
     from blockyard.models.lm import LMConfig as LMConfig
     from blockyard.models.lm import TransformerLM as TransformerLM
-    from blockyard.multihead import MultiheadAttention as MultiheadAttention
-    from blockyard.pattern import LayerSpec as LayerSpec
-    from blockyard.registry import Traits as Traits
-    from blockyard.registry import attention_class as attention_class
-    from blockyard.registry import ffn_class as ffn_class
-    from blockyard.registry import get_attention as get_attention
-    from blockyard.registry import get_ffn as get_ffn
-    from blockyard.registry import list_attention as list_attention
-    from blockyard.registry import list_ffn as list_ffn
-    from blockyard.registry import register_attn as register_attn
-    from blockyard.registry import register_block as register_block
-    from blockyard.registry import register_ffn as register_ffn
+    from blockyard.multihead.attention import MultiheadAttention as MultiheadAttention
+    from blockyard.registry.pattern import LayerSpec as LayerSpec
+    from blockyard.registry.register import Traits as Traits
+    from blockyard.registry.register import attention_class as attention_class
+    from blockyard.registry.register import ffn_class as ffn_class
+    from blockyard.registry.register import get_attention as get_attention
+    from blockyard.registry.register import get_ffn as get_ffn
+    from blockyard.registry.register import list_attention as list_attention
+    from blockyard.registry.register import list_ffn as list_ffn
+    from blockyard.registry.register import register_attn as register_attn
+    from blockyard.registry.register import register_block as register_block
+    from blockyard.registry.register import register_ffn as register_ffn
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from blockyard.mixers.latent import LatentAttention
+from blockyard.latent.attention import LatentAttention
 from twins.standard import rms_norm, rotate
 
 

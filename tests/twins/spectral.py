@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from blockyard.mixers.spectral import SpectralMixer
+from blockyard.spectral.mixer import SpectralMixer
 
 
 def interpolated(anchors: list[complex], bins: int) -> list[complex]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from blockyard.mixers.standard import StandardAttention
+from blockyard.standard.attention import StandardAttention
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float = 1e-5) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from blockyard.blocks_vein import VFTBlock
+from blockyard.vein.block import VFTBlock
 
 
 def silu(value: float) -> float:

@@ -14,10 +14,10 @@ from blockyard.cli.console import fill_descriptors, one_line, tolerant_streams
 from blockyard.cli.finding import command_names, find_command, load_command
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError, is_out_of_memory
-from blockyard.launch import is_first
-from blockyard.memory import forcing
-from blockyard.options import MOST_THREADS
-from blockyard.plugins import load_plugins, plugins_in
+from blockyard.machine.launch import is_first
+from blockyard.machine.memory import forcing
+from blockyard.registry.options import MOST_THREADS
+from blockyard.registry.plugins import load_plugins, plugins_in
 
 HELP_WORDS = ("-h", "--help", "help")
 # How long a waiting OpenMP thread spins before it sleeps, in loop turns. GNU's own choice spins for milliseconds, which

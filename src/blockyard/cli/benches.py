@@ -15,7 +15,7 @@ from blockyard.cli.parser import Parser
 def add_bench_arguments(parser: Parser, config: type, folder: str) -> None:
     """Declare `--out` and the options of a benchmark's configuration."""
     from blockyard.cli.flat import add_flat
-    from blockyard.options import options_of
+    from blockyard.registry.options import options_of
 
     parser.plain("--out", f"folder of bench.json, bench.html, bench.md and the figures ({folder})",
                  metavar="DIR", default=folder)  # fmt: skip
@@ -24,13 +24,13 @@ def add_bench_arguments(parser: Parser, config: type, folder: str) -> None:
 
 def run_bench(arguments: argparse.Namespace, name: str, config: type, measure: Callable[..., Any]) -> int:
     """Read the options, measure, write every form of the result, and print the table and the page's path."""
+    from blockyard.bench.write import table, write_bench
     from blockyard.cli.flat import read_flat
     from blockyard.cli.table import print_table
     from blockyard.errors import require
     from blockyard.files import check_writable
-    from blockyard.options import options_of
-    from blockyard.workbench.bench.write import table, write_bench
-    from blockyard.workbench.shellwords import command_line
+    from blockyard.registry.options import options_of
+    from blockyard.report.shellwords import command_line
 
     asked: Any = config(**read_flat(arguments, options_of(config)))
     # Before minutes of measuring, not after.

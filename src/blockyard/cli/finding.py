@@ -48,7 +48,7 @@ def find_command(words: list[str]) -> tuple[str, list[str]]:
     first = words[0]
     if first in TASK_VERBS and len(words) > 1 and not words[1].startswith("-"):
         from blockyard.cli.sources import prepare_plugins
-        from blockyard.training.kinds import task_names
+        from blockyard.tasks.kind import task_names
 
         prepare_plugins(words[2:])
         registered = [task for task in task_names() if f"{first} {task}" not in names]

@@ -9,7 +9,7 @@ from typing import Any
 from blockyard.cli.parser import Parser
 from blockyard.cli.settings import Given, default_text, read_value
 from blockyard.errors import InputError
-from blockyard.options import Option
+from blockyard.registry.options import Option
 
 
 def add_flat(parser: Parser, title: str, options: Mapping[str, Option]) -> None:

@@ -11,16 +11,16 @@ from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
 
 if TYPE_CHECKING:
-    from blockyard.data.prices.table import Prices
-    from blockyard.training.groups import Group
+    from blockyard.tasks.groups import Group
+    from blockyard.tasks.price.data.table import Prices
 
 SPLITTING = ("path", "val_fraction", "test_fraction", "train_end", "val_end", "embargo")
 
 
 def groups() -> dict[str, Group]:
     """How files are read: the options of `data` that do not split them."""
-    from blockyard.data.prices.config import PriceDataConfig
-    from blockyard.training.groups import dataclass_group
+    from blockyard.tasks.groups import dataclass_group
+    from blockyard.tasks.price.data.config import PriceDataConfig
 
     return {"data": dataclass_group("data", "how the files are read", PriceDataConfig, without=SPLITTING)}
 
@@ -46,8 +46,8 @@ def read_files(arguments: argparse.Namespace, command: str) -> tuple[Path, Price
     """
     from blockyard.cli.settings import given_words, read_given
     from blockyard.cli.sources import trusted
-    from blockyard.data.prices.reader import read_prices
-    from blockyard.training.run import read_run
+    from blockyard.tasks.price.data.reader import read_prices
+    from blockyard.tasks.run import read_run
 
     if arguments.run is None:
         raise InputError(f"which run? Give the folder of a trained one: blockyard {command} RUN FILE")

@@ -14,10 +14,10 @@ from typing import Any
 
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
-from blockyard.options import Option, belongs_to
-from blockyard.pattern import LayerSpec, default_ffn_of, parse_choice
-from blockyard.registry import Entry, find_block, implementation, members_of, names
-from blockyard.training.groups import FFN_GROUP, MIXER_GROUP, Group, block_homes, unknown_group, unknown_key
+from blockyard.registry.options import Option, belongs_to
+from blockyard.registry.pattern import LayerSpec, default_ffn_of, parse_choice
+from blockyard.registry.register import Entry, find_block, implementation, members_of, names
+from blockyard.tasks.groups import FFN_GROUP, MIXER_GROUP, Group, block_homes, unknown_group, unknown_key
 
 Settings = dict[str, dict[str, Any]]
 Key = tuple[str, str]

@@ -10,9 +10,9 @@ from typing import Any
 from blockyard.cli.parser import Parser
 from blockyard.cli.settings import Given, given_words
 from blockyard.errors import InputError, suggest
-from blockyard.plugins import load_file_plugins, see_current_folder
-from blockyard.training.groups import Group
-from blockyard.yamlfile import read_yaml
+from blockyard.registry.plugins import load_file_plugins, see_current_folder
+from blockyard.registry.yamlfile import read_yaml
+from blockyard.tasks.groups import Group
 
 PLUGINS, TASK = "plugins", "task"
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
-from blockyard.launch import world_size
+from blockyard.machine.launch import world_size
 
 if TYPE_CHECKING:
     from blockyard.cli.settings import Given
-    from blockyard.training.groups import Group
+    from blockyard.tasks.groups import Group
 
 RUNS = Path("runs")
 FOLDER = "comparison"
@@ -45,7 +45,7 @@ def train_command(task: str, summary: str, *, order: int = 12, example: str = ""
     def add_arguments(parser: Parser) -> None:
         from blockyard.cli.settings import add_groups
         from blockyard.cli.sources import add_config
-        from blockyard.training.groups import train_groups
+        from blockyard.tasks.groups import train_groups
 
         parser.plain("--out", f"folder of the run; the next free runs/{task}-NNN when not given", metavar="DIR")
         add_config(parser)
@@ -77,8 +77,8 @@ def train_as_told(
     """
     from blockyard.cli.settings import resolve
     from blockyard.cli.sources import PLUGINS, given_settings, settings_files
-    from blockyard.training.groups import train_groups
-    from blockyard.training.run import train
+    from blockyard.tasks.groups import train_groups
+    from blockyard.tasks.run import train
 
     if arguments.resume and arguments.out is None:
         raise InputError("--resume needs the run to go on with: --out DIR")
@@ -106,11 +106,11 @@ def next_folder(task: str) -> Path:
 
 def compare_groups(task: str) -> dict[str, Group]:
     """The terms of the comparison, its budget, and what all its models share."""
-    from blockyard.options import options_of
+    from blockyard.compare.settings import DECIDED, CompareConfig
+    from blockyard.registry.options import options_of
+    from blockyard.tasks.groups import Group, by_name, dataclass_group
+    from blockyard.tasks.kind import TaskKind, task_kind
     from blockyard.training.config import TrainConfig
-    from blockyard.training.groups import Group, by_name, dataclass_group
-    from blockyard.training.kinds import TaskKind, task_kind
-    from blockyard.workbench.settings import DECIDED, CompareConfig
 
     kind = task_kind(task)
     known = options_of(CompareConfig)
@@ -140,7 +140,7 @@ def compare_groups(task: str) -> dict[str, Group]:
 
 def block_option(flag: str, known: dict[str, Group]) -> str | None:
     """Where an option of a block belongs in a comparison, or None when the flag is none."""
-    from blockyard.registry import owners
+    from blockyard.registry.register import owners
 
     group, dot, key = flag.removeprefix("--").partition(".")
     holders = owners(key) if dot and group not in known else []
@@ -167,9 +167,9 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
     def run(arguments: argparse.Namespace) -> int:
         from blockyard.cli.settings import read_given
         from blockyard.cli.sources import PLUGINS, given_settings, settings_files
-        from blockyard.training.kinds import task_kind
-        from blockyard.workbench.compare import compare
-        from blockyard.workbench.settings import CompareConfig
+        from blockyard.compare.compare import compare
+        from blockyard.compare.settings import CompareConfig
+        from blockyard.tasks.kind import task_kind
 
         known = compare_groups(task)
         given, plugins = given_settings(arguments, settings_files(arguments.config, None, False), known, task)

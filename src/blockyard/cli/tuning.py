@@ -15,7 +15,7 @@ from blockyard.errors import InputError
 
 if TYPE_CHECKING:
     from blockyard.cli.settings import Given, Settings
-    from blockyard.training.groups import Group
+    from blockyard.tasks.groups import Group
 
 FOLDER, OVER = "tuning", "over"
 OVER_HELP = (
@@ -39,10 +39,10 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
 
     def run(arguments: argparse.Namespace) -> int:
         from blockyard.cli.sources import PLUGINS, given_settings, settings_files
-        from blockyard.training.kinds import task_kind
-        from blockyard.workbench.tune.run import tune
-        from blockyard.workbench.tune.settings import BUDGET, TuneConfig
-        from blockyard.workbench.tune.space import read_space
+        from blockyard.tasks.kind import task_kind
+        from blockyard.tune.run import tune
+        from blockyard.tune.settings import BUDGET, TuneConfig
+        from blockyard.tune.space import read_space
 
         groups = tune_groups(task)
         files = settings_files(arguments.config, None, False)
@@ -69,11 +69,11 @@ def tune_groups(task: str) -> dict[str, Group]:
     """The terms of the search, its budget, and every option that trials may share or search."""
     from dataclasses import replace
 
-    from blockyard.options import options_of
-    from blockyard.training.groups import Group, by_name, train_groups
-    from blockyard.training.kinds import task_kind
-    from blockyard.workbench.settings import DECIDED
-    from blockyard.workbench.tune.settings import BUDGET, TuneConfig
+    from blockyard.compare.settings import DECIDED
+    from blockyard.registry.options import options_of
+    from blockyard.tasks.groups import Group, by_name, train_groups
+    from blockyard.tasks.kind import task_kind
+    from blockyard.tune.settings import BUDGET, TuneConfig
 
     known = options_of(TuneConfig)
     terms = known | {n: replace(known[n], default=v) for n, v in task_kind(task).compare_defaults.items() if n in known}
@@ -92,8 +92,8 @@ def tune_groups(task: str) -> dict[str, Group]:
 def searched(words: Sequence[str], files: Sequence[Path]) -> dict[str, Given]:
     """What is to be searched, from settings files and `--over`: option -> its values as given, the last one winning."""
     from blockyard.cli.settings import WORDS, Given
-    from blockyard.workbench.tune.space import split_over
-    from blockyard.yamlfile import read_yaml
+    from blockyard.registry.yamlfile import read_yaml
+    from blockyard.tune.space import split_over
 
     found: dict[str, Given] = {}
 
@@ -146,8 +146,8 @@ def read_as_given(groups: Mapping[str, Group], given: Sequence[Given]) -> Settin
         InputError: for an unknown group or option (with a suggestion), or a value of the wrong type.
     """
     from blockyard.cli.settings import check_groups, latest, read_value
-    from blockyard.training.groups import unknown_key
-    from blockyard.workbench.settings import DECIDED
+    from blockyard.compare.settings import DECIDED
+    from blockyard.tasks.groups import unknown_key
 
     last = latest(given)
     check_groups(groups, last)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blockyard.ffn import gated
-from blockyard.layers import linear, norms, rotary
+from blockyard.nn import linear, norms, rotary
+from blockyard.standard import gated
 
 
 class Linear(linear.Linear):

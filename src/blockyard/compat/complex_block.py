@@ -14,14 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from blockyard.blocks_dual import DualStreamBlock, Order
-from blockyard.cache import ModelCache
+from blockyard.complex import attention as mixers
+from blockyard.complex import ffn, norms
+from blockyard.complex import linear as layers
+from blockyard.complex.dual import DualStreamBlock, Order
+from blockyard.complex.scores import Score
 from blockyard.errors import InputError
-from blockyard.ffn import complex as ffn
-from blockyard.layers import complex as layers
-from blockyard.layers import complex_norms as norms
-from blockyard.layers.complex_attention import Score
-from blockyard.mixers import complex as mixers
+from blockyard.protocol.cache import ModelCache
 
 __all__ = ["ComplexAttention", "ComplexLayerNorm", "ComplexLinear", "ComplexSwiGLU", "TransformerBlock"]
 
@@ -146,7 +145,7 @@ class ComplexAttention(nn.Module):
     Args:
         feature_dim: see the module.
         num_heads: number of heads.
-        score: real (default), magnitude (the document's), phase; see `blockyard.mixers.complex`.
+        score: real (default), magnitude (the document's), phase; see `blockyard.complex.attention`.
         gate: learned (the document's elementwise complex factor), magnitude or none.
         causal: hide the future.
     """
@@ -307,4 +306,4 @@ def _join(real: Tensor | None, imaginary: Tensor | None, name: str) -> Tensor | 
 def _refuse_split(score: str) -> None:
     if score == "split":
         # Its learnt share has one number per head, and the number of heads depends on how the input is read.
-        raise InputError("score='split' is not available here; use blockyard.mixers.complex.ComplexAttention")
+        raise InputError("score='split' is not available here; use blockyard.complex.attention.ComplexAttention")

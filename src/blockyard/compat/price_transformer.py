@@ -1,12 +1,12 @@
 """The price document's names and call forms (`from blockyard.compat.price_transformer import PriceTransformer, …`).
 
-Its attention is `blockyard.mixers.latent.LatentAttention` with rope="full" and interleaved pairs. Three things are
+Its attention is `blockyard.latent.attention.LatentAttention` with rope="full" and interleaved pairs. Three things are
 mended: the document leaves queries, keys and values as [B, T, H, d] in front of `scaled_dot_product_attention`, which
 would attend over heads; it has no output projection; and it uses a `v_dim` that it never sets.
 
 `PriceTransformer` is the document's layout alone: features in, ten numbers out. The one to forecast with is
-`blockyard.models.price.PriceForecaster`: it adds scaling, distributions and the patch layout. The presets' widths and
-the ten horizons are those of the same author's code; the document does not state them.
+`blockyard.tasks.price.model.PriceForecaster`: it adds scaling, distributions and the patch layout. The presets'
+widths and the ten horizons are those of the same author's code; the document does not state them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockyard import registry
 from blockyard.compat.basics import RMSNorm, SwiGLU
 from blockyard.errors import InputError
-from blockyard.layers.dropout import Dropout
-from blockyard.layers.linear import Linear
-from blockyard.layers.rotary import rotary_tables, rotate
-from blockyard.mixers.latent import LatentAttention
-from blockyard.models.price import HORIZONS
-from blockyard.models.price_embedding import GroupedEmbedding
-from blockyard.options import options_of
+from blockyard.latent.attention import LatentAttention
+from blockyard.nn.dropout import Dropout
+from blockyard.nn.linear import Linear
+from blockyard.nn.rotary import rotary_tables, rotate
+from blockyard.registry import register as registry
+from blockyard.registry.options import options_of
+from blockyard.tasks.price.embedding import GroupedEmbedding
+from blockyard.tasks.price.model import HORIZONS
 
 __all__ = [
     "FinancialEmbeddingLayer",

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
-from blockyard.ffn.dense import StandardFFN
-from blockyard.layers.haar import WaveletRefinement
-from blockyard.layers.norms import make_norm
-from blockyard.layers.pooling import PoolingType
-from blockyard.layers.spectral import Interpolation, Spacing
-from blockyard.layers.spectral_gate import ComplexModReLU
-from blockyard.mixers.base import check_input
-from blockyard.mixers.spectral import SpectralMixer
-from blockyard.spectral_training import param_groups
+from blockyard.nn.norms import make_norm
+from blockyard.protocol.mixer import check_input
+from blockyard.spectral.basis import Interpolation, Spacing
+from blockyard.spectral.gate import ComplexModReLU
+from blockyard.spectral.haar import WaveletRefinement
+from blockyard.spectral.mixer import SpectralMixer
+from blockyard.spectral.pooling import PoolingType
+from blockyard.spectral.training import param_groups
+from blockyard.standard.dense import StandardFFN
 
 __all__ = ["ComplexModReLU", "SpectreBlockNLP", "WaveletRefinement", "param_groups"]
 

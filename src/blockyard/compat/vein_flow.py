@@ -10,14 +10,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from blockyard.blocks_vein import VFTBlock as _VFTBlock
-from blockyard.cache import LayerCache
-from blockyard.ffn.vein import Activation, VFTFeedForward
-from blockyard.layers.compensator import NormalCompensator
-from blockyard.layers.vein import VeinProjector, recommend_rank
-from blockyard.mixers.vein import TVAAttention as _TVAAttention
-from blockyard.options import check_options, options_of
-from blockyard.registry import (
+from blockyard.protocol.cache import LayerCache
+from blockyard.registry.options import check_options, options_of
+from blockyard.registry.register import (
     get_attention,
     get_ffn,
     list_attention,
@@ -25,7 +20,12 @@ from blockyard.registry import (
     register_attn,
     register_ffn,
 )
-from blockyard.vein_training import log_vein_metrics, param_groups
+from blockyard.vein.attention import TVAAttention as _TVAAttention
+from blockyard.vein.block import VFTBlock as _VFTBlock
+from blockyard.vein.compensator import NormalCompensator
+from blockyard.vein.ffn import Activation, VFTFeedForward
+from blockyard.vein.projector import VeinProjector, recommend_rank
+from blockyard.vein.training import log_vein_metrics, param_groups
 
 __all__ = [
     "NormalCompensator",

@@ -18,7 +18,7 @@ from blockyard.conformance.subject import (
     skip,
 )
 from blockyard.conformance.suite import check_of
-from blockyard.order import tells_order
+from blockyard.models.order import tells_order
 
 LENGTHS = (1, 2, 3, 5, 13, 31, 67)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from blockyard.cache import LayerCache
 from blockyard.conformance.subject import BATCH, LENGTH, REFUSALS, Subject, random, skip
 from blockyard.conformance.suite import check_of
 from blockyard.errors import InputError
+from blockyard.protocol.cache import LayerCache
 
 
 def refused(call: Callable[[], Any], what: str, errors: type[Exception] | tuple[type[Exception], ...]) -> None:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
-from blockyard.ffn.base import FFN
-from blockyard.mixers.base import Mixer
-from blockyard.options import check_options, options_of
-from blockyard.order import randomise
-from blockyard.registry import MODEL_PARAMETERS, Traits, accepted_arguments, causal_by, entries, infer_traits
+from blockyard.models.order import randomise
+from blockyard.protocol.ffn import FFN
+from blockyard.protocol.mixer import Mixer
+from blockyard.registry.options import check_options, options_of
+from blockyard.registry.register import MODEL_PARAMETERS, Traits, accepted_arguments, causal_by, entries, infer_traits
 
 # A prime length, two rows, two heads: shapes in which a swapped axis cannot go unnoticed.
 BATCH, LENGTH = 2, 7

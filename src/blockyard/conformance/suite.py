@@ -16,7 +16,7 @@ import torch
 
 from blockyard.conformance.subject import Subject, subject_of
 from blockyard.errors import InputError
-from blockyard.registry import Traits
+from blockyard.registry.register import Traits
 
 # What a check returns is said in the report: how far it went, what it found out.
 Check = Callable[[Subject], str | None]

@@ -18,8 +18,8 @@ from blockyard.errors import InputError
 from blockyard.generation.sampling import Sampler, SamplingConfig
 
 if TYPE_CHECKING:
-    from blockyard.cache import ModelCache
     from blockyard.models.lm import TransformerLM
+    from blockyard.protocol.cache import ModelCache
 
 PastContext = Literal["slide", "stop"]
 # Prompt tokens read at a time: what a long prompt takes in memory beside its cache is that of one chunk.

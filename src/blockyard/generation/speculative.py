@@ -20,8 +20,8 @@ from blockyard.generation.decode import PREFILL_CHUNK, Decoder, PastContext, eva
 from blockyard.generation.sampling import SamplingConfig, check_finite, draw_weighted, probabilities
 
 if TYPE_CHECKING:
-    from blockyard.cache import ModelCache
     from blockyard.models.lm import TransformerLM
+    from blockyard.protocol.cache import ModelCache
 
 
 @dataclass

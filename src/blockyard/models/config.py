@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from blockyard.blocks import build_block
+from blockyard.complex.norms import make_complex_norm
 from blockyard.errors import InputError
-from blockyard.layers.complex_norms import make_complex_norm
-from blockyard.layers.norms import make_norm
-from blockyard.pattern import LayerSpec, check_layer, format_choice, parse_choice, repeat_to_depth
+from blockyard.nn.norms import make_norm
+from blockyard.protocol.block import build_block
+from blockyard.registry.pattern import LayerSpec, check_layer, format_choice, parse_choice, repeat_to_depth
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from blockyard.errors import InputError, is_out_of_memory
-from blockyard.memory import available_bytes, in_words, is_forced, refuse_beyond_memory
+from blockyard.machine.memory import available_bytes, in_words, is_forced, refuse_beyond_memory
 from blockyard.models.config import BlocksConfig
-from blockyard.options import options_of
-from blockyard.pattern import LayerSpec
+from blockyard.registry.options import options_of
+from blockyard.registry.pattern import LayerSpec
 
 T = TypeVar("T")
 # Modules of one layer: a mixture of 4,000 experts has 16,000. And bytes that a module takes beside its parameters.

@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.cache import ModelCache
-from blockyard.costs import Cost, linear_flops
 from blockyard.errors import InputError
-from blockyard.layers.dropout import Dropout
-from blockyard.layers.linear import Embedding, Linear
-from blockyard.layers.norms import widened
-from blockyard.layers.roles import Role
 from blockyard.models.config import BlocksConfig
+from blockyard.models.order import knows_order
 from blockyard.models.positions import LearnedPositions
 from blockyard.models.tokens import check_ids
 from blockyard.models.trunk import Trunk
-from blockyard.order import knows_order
+from blockyard.nn.dropout import Dropout
+from blockyard.nn.linear import Embedding, Linear
+from blockyard.nn.norms import widened
+from blockyard.nn.roles import Role
+from blockyard.protocol.cache import ModelCache
+from blockyard.protocol.costs import Cost, linear_flops
 
 
 @dataclass(frozen=True)

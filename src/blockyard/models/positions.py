@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
-from blockyard.layers.derivatives import must_read
-from blockyard.layers.linear import Embedding
-from blockyard.mixers.base import default_positions
-from blockyard.registry import accepted_arguments
+from blockyard.nn.derivatives import must_read
+from blockyard.nn.linear import Embedding
+from blockyard.protocol.mixer import default_positions
+from blockyard.registry.register import accepted_arguments
 
 
 class LearnedPositions(Embedding):

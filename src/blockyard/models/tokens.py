@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
-from blockyard.layers.derivatives import hidden
+from blockyard.nn.derivatives import hidden
 
 
 def check_ids(input_ids: Tensor, vocab_size: int) -> None:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from blockyard.blocks import Aux
-from blockyard.cache import ModelCache
-from blockyard.costs import Cost
-from blockyard.layers.derivatives import transformed
-from blockyard.layers.rotary import RotaryPositionalEmbedding
 from blockyard.models.config import BlocksConfig
 from blockyard.models.positions import takes_positions
+from blockyard.nn.derivatives import transformed
+from blockyard.nn.rotary import RotaryPositionalEmbedding
+from blockyard.protocol.block import Aux
+from blockyard.protocol.cache import ModelCache
+from blockyard.protocol.costs import Cost
 
 
 class Trunk(nn.Module):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from blockyard.errors import InputError
-from blockyard.options import MOST_SEED, MOST_THREADS
+from blockyard.registry.options import MOST_SEED, MOST_THREADS
 
 # Options that change what is shown or kept but never a number of the run: free to differ on resume.
 FREE_ON_RESUME = frozenset(

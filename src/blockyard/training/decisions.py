@@ -19,9 +19,9 @@ from torch import nn
 
 from blockyard.errors import InputError
 from blockyard.files import cache_home, parse_json, write_atomically
+from blockyard.machine.processor import processor_name
 from blockyard.training.compilation import Extent
 from blockyard.training.config import TrainConfig
-from blockyard.training.machine import processor_name
 from blockyard.training.precision import bf16_pays, matmul_error
 
 # An fp32 product whose error stays below this is still fp32 to any training run.

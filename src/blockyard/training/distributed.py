@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
-from blockyard.launch import check_meeting_point, local_rank, rank, world_size
+from blockyard.machine.launch import check_meeting_point, local_rank, rank, world_size
 from blockyard.training.sharding import spread, whole
 
 T = TypeVar("T")

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
-from blockyard.ffn.vein import Guide
-from blockyard.layers.dropout import Dropout, set_dropout_keys
-from blockyard.layers.finite import watched_elsewhere
+from blockyard.nn.dropout import Dropout, set_dropout_keys
+from blockyard.nn.finite import watched_elsewhere
 from blockyard.training.checkpoint import Checkpoint
 from blockyard.training.compilation import Extent, compile_model, eager
 from blockyard.training.config import TrainConfig
@@ -22,8 +21,9 @@ from blockyard.training.guard import NonFiniteError, locate
 from blockyard.training.optim import Optimizers
 from blockyard.training.precision import autocast, float32_matmul
 from blockyard.training.task import Batch, Task
-from blockyard.training.veins import schedule_veins
-from blockyard.vein_training import attach_guides, drop_guides, guide_share, match_guides, set_guide_share
+from blockyard.vein.ffn import Guide
+from blockyard.vein.freezing import schedule_veins
+from blockyard.vein.training import attach_guides, drop_guides, guide_share, match_guides, set_guide_share
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import blockyard
-from blockyard.training.machine import processor_name, system_name
+from blockyard.machine.processor import processor_name, system_name
 
 RECORDED = ("torch", "numpy", "safetensors", "tokenizers", "pyarrow")
 

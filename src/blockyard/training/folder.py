@@ -21,9 +21,9 @@ from blockyard.files import (
     sync,
     write_atomically,
 )
+from blockyard.registry.yamlfile import read_yaml, write_yaml
+from blockyard.tasks.kind import DEFAULT, task_kind, task_names
 from blockyard.training.checkpoint import list_checkpoints
-from blockyard.training.kinds import DEFAULT, task_kind, task_names
-from blockyard.yamlfile import read_yaml, write_yaml
 
 CONFIG, METRICS, ENVIRONMENT, LOCK, CHECKPOINTS = (
     "config.yaml",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
-from blockyard.layers.roles import Role, roles
+from blockyard.nn.roles import Role, roles
 from blockyard.training.config import TrainConfig
 from blockyard.training.muon import Muon
 from blockyard.training.schedule import lr_factor
@@ -31,7 +31,7 @@ class Optimizers:
     """AdamW and, by option, Muon over one model, with one schedule and state kept by parameter name.
 
     Args:
-        model: its parameters are grouped by `blockyard.layers.roles.roles`: matrices go to Muon (or AdamW with
+        model: its parameters are grouped by `blockyard.nn.roles.roles`: matrices go to Muon (or AdamW with
             decay), heads to AdamW with decay, embeddings and vectors to AdamW without.
         config: rates, decay, schedule.
         precision: `bf16` lets Muon's products use bf16, as the model's do.

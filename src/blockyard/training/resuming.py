@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from blockyard.errors import InputError
-from blockyard.options import options_of
-from blockyard.registry import Kind, find_block, implementation
+from blockyard.registry.options import options_of
+from blockyard.registry.register import Kind, find_block, implementation
+from blockyard.tasks.kind import task_kind
+from blockyard.tasks.settings import resolve
 from blockyard.training.checkpoint import Checkpoint, load_checkpoint
 from blockyard.training.config import FREE_ON_RESUME, TrainConfig
 from blockyard.training.folder import RunFolder, differing_keys, with_older
-from blockyard.training.kinds import task_kind
-from blockyard.training.resolve import resolve
 
 
 class Resumption(NamedTuple):

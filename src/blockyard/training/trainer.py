@@ -19,6 +19,7 @@ import torch
 from blockyard.errors import InputError, require
 from blockyard.files import nothing_left, plain
 from blockyard.training import checkpoint as checkpoints
+from blockyard.training.allocator import keep_freed_memory
 from blockyard.training.compilation import Extent, block_kinds, compilation_plan, decided_untimed
 from blockyard.training.config import TrainConfig
 from blockyard.training.decisions import Decisions, Remembered, decide_precision
@@ -26,11 +27,10 @@ from blockyard.training.distributed import join_ranks, whole_state
 from blockyard.training.engine import Engine, StepResult
 from blockyard.training.environment import describe_environment
 from blockyard.training.folder import RunFolder
-from blockyard.training.memory import keep_freed_memory
+from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.training.progress import Progress, Silent, make_progress
 from blockyard.training.resuming import resumption
 from blockyard.training.schedule import lr_factor
-from blockyard.training.signals import Interrupted, StopRequest
 from blockyard.training.statistics import statistics_row
 from blockyard.training.task import Task
 

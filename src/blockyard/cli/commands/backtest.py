@@ -14,8 +14,8 @@ from blockyard.errors import InputError
 def add_arguments(parser: Parser) -> None:
     from blockyard.cli.flat import add_flat
     from blockyard.cli.price_files import add_files
-    from blockyard.forecasting.backtest import BacktestConfig
-    from blockyard.options import options_of
+    from blockyard.registry.options import options_of
+    from blockyard.tasks.price.backtest import BacktestConfig
 
     parser.plain("--out", "folder of the tables and plots; RUN/backtest when not given", metavar="DIR")
     parser.plain("--from", "judge forecasts made after this date; by default after what training used",
@@ -31,11 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.flat import read_flat
     from blockyard.cli.price_files import read_files
     from blockyard.files import check_writable, without_nan, write_atomically
-    from blockyard.forecasting.backtest import BacktestConfig, backtest_table
-    from blockyard.forecasting.finish import save_summary
-    from blockyard.forecasting.tables import evaluation_table
-    from blockyard.forecasting.walk import walk_forward
-    from blockyard.options import options_of
+    from blockyard.registry.options import options_of
+    from blockyard.tasks.price.backtest import BacktestConfig, backtest_table
+    from blockyard.tasks.price.finish import save_summary
+    from blockyard.tasks.price.tables import evaluation_table
+    from blockyard.tasks.price.walk import walk_forward
 
     config = BacktestConfig(**read_flat(arguments, options_of(BacktestConfig)))
     if arguments.folds < 1:

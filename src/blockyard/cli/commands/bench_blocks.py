@@ -12,7 +12,7 @@ FOLDER = "bench-blocks"
 
 
 def add_arguments(parser: Parser) -> None:
-    from blockyard.workbench.bench.blocks import BlocksBenchConfig
+    from blockyard.bench.blocks import BlocksBenchConfig
 
     add_bench_arguments(parser, BlocksBenchConfig, FOLDER)
 
@@ -20,7 +20,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from functools import partial
 
-    from blockyard.workbench.bench.blocks import BlocksBenchConfig, bench_blocks
+    from blockyard.bench.blocks import BlocksBenchConfig, bench_blocks
 
     measure = partial(bench_blocks, plugins=tuple(arguments.plugin))
     return run_bench(arguments, COMMAND.name, BlocksBenchConfig, measure)

@@ -12,13 +12,13 @@ FOLDER = "bench-decode"
 
 
 def add_arguments(parser: Parser) -> None:
-    from blockyard.workbench.bench.decode import DecodeBenchConfig
+    from blockyard.bench.decode import DecodeBenchConfig
 
     add_bench_arguments(parser, DecodeBenchConfig, FOLDER)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.workbench.bench.decode import DecodeBenchConfig, bench_decode
+    from blockyard.bench.decode import DecodeBenchConfig, bench_decode
 
     return run_bench(arguments, COMMAND.name, DecodeBenchConfig, bench_decode)
 

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.conformance import check
     from blockyard.conformance.subject import SIZES
     from blockyard.models.estimate import check_class
-    from blockyard.options import options_of
+    from blockyard.registry.options import options_of
 
     reports = []
     for cls, kind in found:
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 def taken_for(cls: type, kind: Any) -> str:
     """What a class is checked as, where only its constructor says so."""
     from blockyard.conformance.subject import subject_of
-    from blockyard.registry import Kind, entries
+    from blockyard.registry.register import Kind, entries
 
     kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
     if kind is not None or any(entry.cls is cls for each in kinds for entry in entries(each)):
@@ -85,7 +85,7 @@ def targets(text: str, kind: Any) -> list[tuple[type, Any]]:
     Raises:
         InputError: when it names no class, with the nearest name.
     """
-    from blockyard.registry import implementation, names
+    from blockyard.registry.register import implementation, names
 
     if text.endswith(".py"):
         raise InputError(f"{text!r}: which class of the file? Write {text}:Class")
@@ -105,7 +105,7 @@ def find_class(text: str) -> type:
     Raises:
         InputError: no such module or file, or nothing of that name in it, or no class.
     """
-    from blockyard.plugins import import_file, import_module, see_current_folder
+    from blockyard.registry.plugins import import_file, import_module, see_current_folder
 
     # A path may hold a colon itself.
     module_name, _, name = text.rpartition(":")
@@ -127,7 +127,7 @@ def find_class(text: str) -> type:
 def read_options(cls: type, words: Sequence[str]) -> dict[str, Any]:
     """`--with key=value` words as the types that the constructor declares."""
     from blockyard.cli.settings import Given, read_value
-    from blockyard.options import options_of, unknown_option
+    from blockyard.registry.options import options_of, unknown_option
 
     known = options_of(cls)
     read = {}

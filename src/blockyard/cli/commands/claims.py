@@ -28,11 +28,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
+    from blockyard.claims.collect import SCHEMA, choose, measure_claims, page
+    from blockyard.claims.keep import Kept
     from blockyard.cli.table import print_table
     from blockyard.files import check_writable, write_atomically
-    from blockyard.training.machine import processor_name
-    from blockyard.workbench.claims.collect import SCHEMA, choose, measure_claims, page
-    from blockyard.workbench.claims.keep import Kept
+    from blockyard.machine.processor import processor_name
 
     chosen = choose(arguments.claims, arguments.document, arguments.upto)
     if arguments.list:

@@ -54,7 +54,7 @@ class ClassifyOptions:
 def add_arguments(parser: Parser) -> None:
     from blockyard.cli.flat import add_flat
     from blockyard.cli.sources import add_trust
-    from blockyard.options import options_of
+    from blockyard.registry.options import options_of
 
     parser.usage = "%(prog)s DIR FILE [options]"
     parser.plain("run", "folder of a run of `train classify` or `train signal`", metavar="DIR", nargs="?")
@@ -69,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.flat import read_flat
     from blockyard.cli.sources import trusted
     from blockyard.files import check_writable, write_atomically
-    from blockyard.options import options_of
-    from blockyard.training.run import load_run
+    from blockyard.registry.options import options_of
+    from blockyard.tasks.run import load_run
 
     options = ClassifyOptions(**read_flat(arguments, options_of(ClassifyOptions)))
     if arguments.run is None or arguments.file is None:

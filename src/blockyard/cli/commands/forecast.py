@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.price_files import read_files
     from blockyard.errors import MissingExtra
     from blockyard.files import check_writable
-    from blockyard.forecasting.forecaster import future_table, load_forecaster, write_table
+    from blockyard.tasks.price.forecaster import future_table, load_forecaster, write_table
 
     out = Path(arguments.out)
     if out.suffix.lower() not in (".csv", ".parquet", ".pq"):
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         known = asset.ds <= (np.datetime64(cutoff, "ns") if asset.dated else cutoff)
         histories[asset.unique_id] = asset.close[known][-90:].tolist()
     try:
-        from blockyard.workbench.charts.prices import save_fans
+        from blockyard.tasks.price.charts import save_fans
 
         print(save_fans(frame, histories, forecaster.config.quantiles, plot))
     except MissingExtra as error:

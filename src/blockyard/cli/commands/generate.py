@@ -71,7 +71,7 @@ def add_arguments(parser: Parser) -> None:
     from blockyard.cli.flat import add_flat
     from blockyard.cli.sources import add_trust
     from blockyard.generation import SamplingConfig
-    from blockyard.options import options_of
+    from blockyard.registry.options import options_of
 
     parser.usage = "%(prog)s DIR [options]"
     parser.plain("run", "folder of a trained run", metavar="DIR", nargs="?")
@@ -92,8 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.flat import read_flat
     from blockyard.cli.sources import trusted
     from blockyard.generation import SamplingConfig
-    from blockyard.options import options_of
-    from blockyard.training.run import load_run
+    from blockyard.registry.options import options_of
+    from blockyard.tasks.run import load_run
 
     if arguments.run is None:
         raise InputError("which run? Give the folder of a trained one: blockyard generate DIR")
@@ -182,7 +182,7 @@ def load_draft(folder: Path, tokenizer: Any, trust: bool) -> Any:
     Raises:
         InputError: when its tokenizer is another one.
     """
-    from blockyard.training.run import load_run
+    from blockyard.tasks.run import load_run
 
     model, its, _ = load_run(folder, tasks=("lm",), trust=trust)
     if its.fingerprint() != tokenizer.fingerprint():

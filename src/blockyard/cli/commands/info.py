@@ -11,7 +11,7 @@ from blockyard.cli.parser import Parser
 from blockyard.errors import InputError, suggest
 
 if TYPE_CHECKING:
-    from blockyard.registry import Entry
+    from blockyard.registry.register import Entry
 
 # The shape at which costs are shown: a small language model's block.
 SAMPLE = {"d_model": 512, "n_heads": 8, "tokens": 1024}
@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.registry import describe
+    from blockyard.registry.register import describe
 
     if arguments.name is None:
         raise InputError("info about what? Give a name from `blockyard list`: blockyard info standard")
@@ -45,7 +45,7 @@ def entries_named(name: str) -> list[Entry]:
     Raises:
         InputError: for an unknown name, with the nearest one.
     """
-    from blockyard.registry import Kind, implementation, names
+    from blockyard.registry.register import Kind, implementation, names
 
     kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
     found = [implementation(kind, name) for kind in kinds if name in names(kind)]
@@ -71,8 +71,8 @@ def costs(entry: Entry) -> dict[str, Any]:
         The shape and `parameters`, `flops` (forward, one sequence), `cache_bytes_per_token` (float32); `note` when
         they are measured for want of a formula, or why there are none.
     """
-    from blockyard.blocks import cost_of
-    from blockyard.registry import accepted_arguments
+    from blockyard.protocol.block import cost_of
+    from blockyard.registry.register import accepted_arguments
 
     missing = [name for name, option in entry.options.items() if option.required]
     if missing:

@@ -9,7 +9,7 @@ from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from blockyard.registry import Entry, Kind
+    from blockyard.registry.register import Entry, Kind
 
 TRAIT_HEADS = {
     "causal": "causal",
@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.registry import describe, entries
+    from blockyard.registry.register import describe, entries
 
     if arguments.json:
         import json

@@ -9,7 +9,7 @@ from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from blockyard.symmetry import SymmetryRow
+    from blockyard.complex.symmetry import SymmetryRow
 
 
 def add_arguments(parser: Parser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.symmetry import symmetry_table
+    from blockyard.complex.symmetry import symmetry_table
 
     rows = own(arguments.target, arguments.options) if arguments.target else symmetry_table()
     if arguments.json:
@@ -58,11 +58,11 @@ def cells(row: SymmetryRow) -> list[str]:
 def own(target: str, words: list[str]) -> list[SymmetryRow]:
     """The rows of a named class, built at the sizes of the conformance suite."""
     from blockyard.cli.commands.check import read_options, targets
+    from blockyard.complex.symmetry import SymmetryRow, check_equivariance
     from blockyard.conformance.subject import SIZES
     from blockyard.errors import InputError
     from blockyard.models.estimate import check_class
-    from blockyard.options import options_of
-    from blockyard.symmetry import SymmetryRow, check_equivariance
+    from blockyard.registry.options import options_of
 
     rows = []
     for cls, _ in targets(target, None):

@@ -24,9 +24,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.settings import Given
-    from blockyard.forecasting.finish import finish_run
-    from blockyard.forecasting.presets import preset
-    from blockyard.launch import is_first
+    from blockyard.machine.launch import is_first
+    from blockyard.tasks.price.finish import finish_run
+    from blockyard.tasks.price.presets import preset
 
     below = [
         Given(group, key, value, f"--preset {arguments.preset}: {group}.{key}", layer=-1)

@@ -1,0 +1,150 @@
+"""The figures of a benchmark: time, speed relative to the reference, and bytes, over the length."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from blockyard.bench.schema import Bench, Row
+from blockyard.report import units
+from blockyard.report.chart import Chart
+from blockyard.report.palette import Palette
+
+Value = Callable[[Row], tuple[float, float, float] | None]
+
+
+def charts_of(bench: Bench) -> list[Chart]:
+    """The figures that this benchmark has data for, in reading order."""
+    found = []
+    kinds = list(dict.fromkeys(kind for row in bench["rows"] for kind in row["times"]))
+    for batch in sorted({row["batch"] for row in bench["rows"]}):
+        for timed in kinds:
+            found += _of_time(bench, timed, batch)
+    smallest = min((row["batch"] for row in bench["rows"]), default=1)
+    if any("cache_bytes" in row["facts"] for row in bench["rows"]):
+        found.append(
+            Chart(
+                "cache-bytes",
+                "Bytes of the cache",
+                f"What the cache holds per layer, batch {smallest}, in the dtype of the run.",
+                _lines(bench, smallest, lambda row: _fact(row, "cache_bytes"), "cache per layer ({})", scale=_bytes),
+                group="costs",
+            )
+        )
+    if any(row["facts"].get("training_peak_bytes") is not None for row in bench["rows"]):
+        found.append(
+            Chart(
+                "training-peak-bytes",
+                "Peak memory of a training step",
+                f"Per layer, beyond the idle process with the parameters and their gradients, batch {smallest}.",
+                _lines(
+                    bench, smallest, lambda row: _fact(row, "training_peak_bytes"), "peak per layer ({})", scale=_bytes
+                ),
+                group="costs",
+            )
+        )
+    return found
+
+
+def _of_time(bench: Bench, timed: str, batch: int) -> list[Chart]:
+    """Seconds and relative speed of one timed thing at one batch size."""
+    what = f"{timed}, batch {batch}"
+    per = "token and layer" if timed == "decode" else "call and layer"
+    n = max((row["times"][timed]["wall_seconds"]["n"] for row in bench["rows"] if timed in row["times"]), default=0)
+    return [
+        Chart(
+            f"{_file(timed)}-time-batch{batch}",
+            f"Time of {what}",
+            f"Milliseconds per {per}; median and quartiles of {n} interleaved rounds.",
+            _lines(bench, batch, lambda row: _spread(row, timed, "wall_seconds", 1000), "time (ms)"),
+        ),
+        Chart(
+            f"{_file(timed)}-speedup-batch{batch}",
+            f"Speed relative to {bench['reference']}: {what}",
+            f"Above 1 is faster than {bench['reference']} in the same round; median and quartiles of {n} rounds.",
+            _lines(bench, batch, lambda row: _spread(row, timed, "speedup", 1), "speed / reference", one=True),
+        ),
+    ]  # fmt: skip
+
+
+def _file(timed: str) -> str:
+    """What was timed, as part of a file's name: "forward + backward, compiled" -> "forward-backward-compiled"."""
+    return "-".join(re.findall(r"\w+", timed))
+
+
+def _spread(row: Row, timed: str, key: str, factor: float) -> tuple[float, float, float] | None:
+    measured: Any = row["times"].get(timed)
+    if not measured or not measured[key]:
+        return None
+    return (
+        factor * measured[key]["median"],
+        factor * measured[key]["low"],
+        factor * measured[key]["high"],
+    )
+
+
+def _fact(row: Row, name: str) -> tuple[float, float, float] | None:
+    value = row["facts"].get(name)
+    # A logarithmic axis has no place for 0.
+    return None if not value else (float(value), float(value), float(value))
+
+
+def _bytes(largest: float) -> tuple[str, float]:
+    """The binary unit for an axis."""
+    for unit, factor in (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)):
+        if largest >= factor:
+            return unit, factor
+    return "bytes", 1.0
+
+
+def _lines(
+    bench: Bench,
+    batch: int,
+    value: Value,
+    label: str,
+    *,
+    one: bool = False,
+    scale: Callable[[float], tuple[str, float]] | None = None,
+) -> Callable[[Any, Palette], None]:
+    """Draws a line for each choice over the length, with whiskers from quartile to quartile."""
+
+    def draw(axes: Any, palette: Palette) -> None:
+        rows = [row for row in bench["rows"] if row["batch"] == batch]
+        highest = max((point[2] for row in rows if (point := value(row))), default=1.0)
+        unit, factor = scale(highest) if scale else ("", 1.0)
+        if one:
+            axes.axhline(1.0, color=palette.soft, linewidth=1, dashes=(2, 2), zorder=1)
+        for i, choice in enumerate(bench["choices"]):
+            look = palette.style(i)
+            mine = [(row["length"], value(row)) for row in rows if row["choice"] == choice["name"]]
+            points = [(length, *(part / factor for part in point)) for length, point in mine if point]
+            if not points:
+                continue
+            lengths, middle, low, high = zip(*points)
+            below = [m - part for m, part in zip(middle, low)]
+            above = [part - m for m, part in zip(middle, high)]
+            axes.errorbar(
+                lengths, middle, yerr=[below, above], color=look.colour, marker=look.marker, markersize=5,
+                linewidth=1.6, capsize=3, dashes=look.dashes or (None, None), zorder=2,
+            )  # fmt: skip
+        ticks = sorted({row["length"] for row in rows})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [units.count(length) for length in ticks])
+        axes.minorticks_off()
+        axes.set_yscale("log")
+        _plain_ticks(axes)
+        axes.set_xlabel("tokens in the cache" if bench["kind"] == "decode" else "tokens in the sequence")
+        axes.set_ylabel(label.format(unit))
+
+    return draw
+
+
+def _plain_ticks(axes: Any) -> None:
+    """Ticks at 1, 2, 5 of each decade, written as numbers and not as powers."""
+    from blockyard.errors import require
+
+    ticker = require("matplotlib.ticker", extra="report")
+    axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())

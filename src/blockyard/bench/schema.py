@@ -1,0 +1,59 @@
+"""The shape of bench.json, as types. docs/benchmarks.md is the same in words, with units.
+
+One schema for every kind of benchmark: rows differ only in which measurements they hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from blockyard.report.schema import Spread
+
+SCHEMA = "blockyard.bench/1"
+
+
+class Measured(TypedDict):
+    """One timed quantity: seconds per unit of work, units per second, and the speed relative to the reference."""
+
+    wall_seconds: Spread
+    cpu_seconds: Spread
+    per_second: Spread
+    speedup: Spread | None  # the reference's wall seconds / these, paired by round; null without a reference
+    speedup_cpu: Spread | None
+
+
+class Row(TypedDict):
+    """One choice at one size."""
+
+    choice: str
+    length: int  # tokens in the cache, or in the sequence
+    batch: int
+    times: dict[str, Measured]  # by what was timed: "decode"; "forward", "backward", ...
+    facts: dict[str, float | int | None]  # what was counted, such as cache_bytes
+    note: str  # why something is missing, or ""
+
+
+class Choice(TypedDict):
+    """What a choice is."""
+
+    name: str
+    blocks: str
+    layers: int  # of one repetition of its pattern; all figures are per layer
+    parameters: int  # of what was timed, per layer
+
+
+class Bench(TypedDict):
+    """The whole of bench.json."""
+
+    schema: str
+    kind: str  # "decode"
+    created: str
+    title: str
+    reference: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    command: str
+    seconds: float
+    choices: list[Choice]
+    rows: list[Row]
+    notes: list[str]

@@ -1,0 +1,148 @@
+"""A benchmark as files: bench.json, a self-contained bench.html, bench.md, and one PNG for each figure."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from blockyard.bench.charts import charts_of
+from blockyard.bench.schema import SCHEMA, Bench, Measured
+from blockyard.errors import InputError
+from blockyard.files import parse_json
+from blockyard.report import units
+from blockyard.report.html import style_sheet, swatch
+from blockyard.report.render import figure_png, figure_svg
+from blockyard.report.write import write_files
+
+
+def write_bench(bench: Bench, out: str | Path) -> dict[str, Path]:
+    """Write every form of a benchmark; returns the files by kind: "json", "html", "md", "png:NAME".
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
+    names = [choice["name"] for choice in bench["choices"]]
+    contents = {
+        "json": ("bench.json", (json.dumps(bench, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()),
+        "html": ("bench.html", render_html(bench).encode()),
+        "md": ("bench.md", render_markdown(bench).encode()),
+    }
+    for chart in charts_of(bench):
+        contents[f"png:{chart.name}"] = (f"{chart.name}.png", figure_png(chart, names))
+    return write_files(contents, Path(out), "benchmark")
+
+
+def load_bench(path: str | Path) -> Bench:
+    """Read bench.json, or that of a folder.
+
+    Raises:
+        InputError: when there is none, or it is of another kind.
+    """
+    path = Path(path)
+    path = path / "bench.json" if path.is_dir() else path
+    try:
+        found: Any = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no readable benchmark: {error}") from None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise InputError(f"{path} is no benchmark of this version ({SCHEMA})")
+    bench: Bench = found  # type: ignore[assignment]
+    return bench
+
+
+# What a terminal has no room for.
+_LONG_FACTS = ("cache_bytes_allocated", "cache_bytes_per_token_formula_fp32")
+
+
+def table(bench: Bench, *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Column heads and rows of text, one row for each choice and size; a brief one fits a terminal."""
+    timed = list(dict.fromkeys(kind for row in bench["rows"] for kind in row["times"]))
+    columns = ["choice", "tokens", "batch"]
+    for name in timed:
+        columns += [f"{name} (ms)", f"{name} per s", f"{name} vs {bench['reference']}"]
+        columns += [] if brief else [f"{name} quartiles (ms)", f"{name} CPU (ms)"]
+    facts = list(dict.fromkeys(name for row in bench["rows"] for name in row["facts"]))
+    facts = [name for name in facts if not (brief and name in _LONG_FACTS)]
+    columns += [name.replace("_", " ") for name in facts]
+    rows = []
+    for row in bench["rows"]:
+        cells = [row["choice"], units.count(row["length"]), str(row["batch"])]
+        for name in timed:
+            cells += _times(row["times"].get(name), brief)
+        cells += [_fact(name, row["facts"].get(name)) for name in facts]
+        rows.append(cells)
+    return columns, rows
+
+
+def _times(measured: Measured | None, brief: bool) -> list[str]:
+    if measured is None:
+        return [units.NOTHING] * (3 if brief else 5)
+    wall, cpu, speedup = measured["wall_seconds"], measured["cpu_seconds"], measured["speedup"]
+    cells = [
+        units.digits(1000 * wall["median"]),
+        units.count(round(measured["per_second"]["median"])),
+        units.ratio(speedup["median"]) if speedup else units.NOTHING,
+    ]
+    if not brief:
+        cells += [f"{units.digits(1000 * wall['low'])} to {units.digits(1000 * wall['high'])}"]
+        cells += [units.digits(1000 * cpu["median"])]
+    return cells
+
+
+def _fact(name: str, value: float | None) -> str:
+    return units.size(value) if "bytes" in name else units.count(value)
+
+
+def render_markdown(bench: Bench) -> str:
+    """Table, figures by the names of their PNG files, provenance."""
+    columns, rows = table(bench)
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    figures = [f"![{chart.title}]({chart.name}.png)\n\n{chart.caption}" for chart in charts_of(bench)]
+    about = [f"- {label}: {value}" for label, value in provenance(bench)]
+    return "\n\n".join([f"# {bench['title']}", "\n".join(lines), *figures, "\n".join(about)]) + "\n"
+
+
+def provenance(bench: Bench) -> list[tuple[str, str]]:
+    """What it ran on and how, as (label, text)."""
+    where: Any = bench["environment"]
+    settings = ", ".join(f"{key}={_plain(value)}" for key, value in bench["settings"].items())
+    return [
+        ("device", f"{where['device']}, {where['threads']} of {where['cpus']} CPUs' threads"),
+        ("versions", f"blockyard {where['blockyard']}, torch {where['packages'].get('torch')}, {where['platform']}"),
+        ("settings", settings),
+        ("command", bench["command"] or units.NOTHING),
+        ("made", f"{bench['created']}, in {units.duration(bench['seconds'])}"),
+        *[("note", line) for line in bench["notes"]],
+    ]
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def render_html(bench: Bench) -> str:
+    """The whole page: figures and table inside, no scripts, no network."""
+    names = [choice["name"] for choice in bench["choices"]]
+    key = "".join(f"<li>{swatch(i)}<span class=name>{escape(name)}</span></li>" for i, name in enumerate(names))
+    figures = "\n".join(
+        f"<figure><h3>{escape(chart.title)}</h3>\n{figure_svg(chart, names)}\n"
+        f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
+        for chart in charts_of(bench)
+    )
+    columns, rows = table(bench)
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    about = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in provenance(bench))
+    title = escape(bench["title"])
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>\n{style_sheet()}</style>\n</head>\n<body>\n<header><h1>{title}</h1></header>\n"
+        f'<section>\n<ul class="key">{key}</ul>\n<div class="grid">\n{figures}\n</div>\n</section>\n'
+        f'<section>\n<h2>All figures</h2>\n<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>\n</section>\n"
+        f"<section>\n<h2>Provenance</h2>\n<dl>{about}</dl>\n</section>\n</body>\n</html>\n"
+    )

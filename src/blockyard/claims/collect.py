@@ -1,0 +1,146 @@
+"""Measures claims and tells the outcome: as plain data, as a table, as a page of the documentation."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from blockyard.claims.claim import COSTS, DOCUMENTS, Claim, Cost, declared
+from blockyard.claims.keep import Kept, keeping
+from blockyard.errors import InputError, suggest
+
+SCHEMA = "blockyard.claims/1"
+MODULES = (
+    "vein", "vein_rules", "basics", "latent", "spectral", "complex", "prices",
+    "timing", "timing_vein", "timing_spectral", "training", "training_tasks",
+)  # fmt: skip
+
+
+def all_claims() -> list[Claim]:
+    """Every claim, by document and line."""
+    for module in MODULES:
+        importlib.import_module(f"blockyard.claims.{module}")
+    order = list(DOCUMENTS)
+    return sorted(declared().values(), key=lambda c: (order.index(c.document), c.line, c.key))
+
+
+def choose(keys: Sequence[str] = (), document: str | None = None, upto: Cost = "minutes") -> list[Claim]:
+    """The claims to measure.
+
+    Args:
+        keys: names, or beginnings of names ("vein", "vein.block"); none = all.
+        document: only those of one document.
+        upto: only those that cost at most this.
+
+    Raises:
+        InputError: for a key or document that no claim has.
+    """
+    claims = all_claims()
+    if document is not None and document not in DOCUMENTS:
+        raise InputError(f"document={document!r} is not one of: {', '.join(DOCUMENTS)}")
+    if upto not in COSTS:
+        raise InputError(f"upto={upto!r} is not one of: {', '.join(COSTS)}")
+    for key in keys:
+        if not any(_named(c, key) for c in claims):
+            raise InputError(f"no claim named {key!r}{suggest(key, [c.key for c in claims])}")
+    return [
+        c
+        for c in claims
+        if (not keys or any(_named(c, key) for key in keys))
+        and document in (None, c.document)
+        and COSTS.index(c.cost) <= COSTS.index(upto)
+    ]
+
+
+def _named(found: Claim, key: str) -> bool:
+    return found.key == key or found.key.startswith(f"{key}.")
+
+
+def measure_claims(
+    claims: Iterable[Claim], say: Callable[[str], None] = lambda _: None, kept: Kept | None = None
+) -> list[dict[str, Any]]:
+    """Measure claims one after the other; each with the random state and thread count it was met with.
+
+    Args:
+        claims: what to measure.
+        say: told of each that takes time.
+        kept: where measurements are looked up, and kept as soon as they are made; None = in memory.
+
+    Returns: a dict per claim: key, document, line, says, claimed, how, cost, measured, verdict, why, figures.
+    """
+    rows = []
+    kept = kept or Kept()
+    for found in claims:
+        if found.cost != "instant":
+            say(f"measuring {found.key}")
+        state, threads = torch.get_rng_state(), torch.get_num_threads()
+        kept.start(found.key)
+        try:
+            with keeping(kept):
+                finding = found.measure()
+        finally:
+            torch.set_rng_state(state)
+            torch.set_num_threads(threads)
+        row = {name: getattr(found, name) for name in ("key", "document", "line", "says", "claimed", "how", "cost")}
+        rows.append(
+            {**row, "measured": finding.measured, "verdict": finding.verdict, "why": finding.why,
+             "figures": {name: float(value) for name, value in finding.figures.items()}}
+        )  # fmt: skip
+    return rows
+
+
+def page(rows: Sequence[dict[str, Any]], machine: str, left_out: Sequence[Claim] = ()) -> str:
+    """The outcome as a page of Markdown, a section per document.
+
+    Args:
+        rows: what `measure_claims` gave.
+        machine: in words.
+        left_out: claims that were not measured; the page names them as such.
+    """
+    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("holds", "partly", "false")}
+    lines = [
+        "# What the source documents claim, and what is measured here",
+        "",
+        f"{len(rows)} claims: {counts['holds']} hold, {counts['partly']} hold in part, {counts['false']} do not.",
+        "Made by `blockyard claims --page docs/claims.md`; figures are of this library's implementations,",
+        f"times of {machine}. A time is a ratio of medians taken in turns in one process; it varies by",
+        "some per cent between runs and by more between machines.",
+    ]
+    if left_out:
+        lines += [
+            "",
+            f"{len(left_out)} more were not measured for this page, because they take long: they are named below.",
+        ]
+    for document, title in DOCUMENTS.items():
+        found = [row for row in rows if row["document"] == document]
+        missing = [claim for claim in left_out if claim.document == document]
+        if not found and not missing:
+            continue
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| line | the claim | measured | verdict |",
+            "|---|---|---|---|",
+        ]
+        lines += map(row_line, found)
+        lines += [f"| {c.line} | {_cell(c.says)} | not measured | – |" for c in missing]
+        lines.append("")
+        for row in found:
+            lines.append(f"- **{row['key']}** (claimed: {row['claimed']}). {row['how']} {row['why']}")
+        lines += [
+            f"- **{c.key}** (claimed: {c.claimed}). {c.how} Not measured: `blockyard claims {c.key}`." for c in missing
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def row_line(row: dict[str, Any]) -> str:
+    """One claim as a line of the page's table."""
+    return f"| {row['line']} | {_cell(row['says'])} | **{_cell(row['measured'])}** | {row['verdict']} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,223 @@
+"""Claims of the spectre-nlp document that counting or a property decides."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from blockyard.claims.claim import Finding, claim, judge_all, judge_number
+from blockyard.claims.memory import saved_bytes
+from blockyard.compat.spectre_nlp import SpectreBlockNLP
+from blockyard.registry.register import get_attention
+from blockyard.spectral.basis import default_buckets
+from blockyard.spectral.mixer import SpectralMixer
+
+DOCUMENT = "spectre-nlp"
+D, HEADS = 768, 12
+
+
+def _mixing_flops(tokens: int) -> int:
+    """FLOPs of the layer without its projections of every token, W_v and W_o."""
+    mixer = SpectralMixer(D, HEADS)
+    return mixer.cost(tokens).flops - 2 * 2 * tokens * D * D
+
+
+@claim(
+    "spectral.complexity", document=DOCUMENT, line=27, claimed="O(N log N)", cost="instant",
+    says="Mixing takes O(N log N) instead of O(N²).",
+    how="Exponent of N in the FLOPs of the encoder form without projections, N from 1,024 to 65,536.",
+)  # fmt: skip
+def complexity() -> Finding:
+    short, long = (math.log2(_mixing_flops(2 * n) / _mixing_flops(n)) for n in (1024, 32_768))
+    causal = SpectralMixer(D, HEADS, causal=True, window=1024)
+    grows = math.log2(causal.cost(65_536).flops / causal.cost(32_768).flops)
+    return Finding(
+        f"N^{short:.2f} at 1,024, N^{long:.2f} at 32,768",
+        "holds" if long < 1.15 else "partly" if long < 1.6 else "false",
+        "Transforms are N log N; with √N anchors interpolated to N bins the gate itself takes N^1.5, a small part at "
+        f"these lengths. The causal form with a fixed window grows as N^{grows:.2f}.",
+        {"exponent_1024": short, "exponent_32768": long, "causal": grows},
+    )
+
+
+@claim(
+    "spectral.replacement", document=DOCUMENT, line=47, claimed="drop-in", cost="instant",
+    says="The block can replace self-attention directly, in language models too.",
+    how="Change of outputs before position 32 of 64 when later tokens change, random parameters: the document's form "
+        "and the causal one.",
+)  # fmt: skip
+def replacement() -> Finding:
+    torch.manual_seed(0)
+    leak = {}
+    for name, mixer in (
+        ("document", SpectreBlockNLP(32, 4).eval()),
+        ("causal", SpectralMixer(32, 4, causal=True, window=32).eval()),
+    ):
+        with torch.no_grad():
+            for parameter in mixer.parameters():
+                parameter.normal_(std=0.3)
+            x = torch.randn(1, 64, 32)
+            later = torch.cat([x[:, :32], torch.randn(1, 32, 32)], dim=1)
+            before, after = (out if isinstance(out, torch.Tensor) else out[0] for out in (mixer(x), mixer(later)))
+            leak[name] = float((before - after)[:, :32].abs().max() / before.abs().max())
+    return Finding(
+        f"earlier outputs change by {leak['document']:.0%}",
+        "holds" if leak["document"] < 1e-5 else "partly",
+        "Input and output shapes fit, so encoders can use it; a language model that does would read what it should "
+        "predict, through negative lags and through the pooled gate. "
+        f"The causal form here changes by {leak['causal']:.0g}.",
+        leak,
+    )
+
+
+@claim(
+    "spectral.gate_size", document=DOCUMENT, line=55, claimed="O(G·B)", cost="instant",
+    says="Groups and buckets keep the gate's parameters at O(groups × buckets).",
+    how="Parameters of the gate at 768 features, 12 heads, for 4 and 8 groups, 32 and 64 buckets.",
+)  # fmt: skip
+def gate_size() -> Finding:
+    def size(groups: int, buckets: int) -> int:
+        mixer = SpectralMixer(D, HEADS, num_groups=groups, num_buckets=buckets)
+        return sum(p.numel() for p in mixer.gate.parameters())
+
+    base, by_group, by_bucket = size(4, 32), size(8, 32) / size(4, 32), size(4, 64) / size(4, 32)
+    whole = sum(p.numel() for p in SpectralMixer(D, HEADS).parameters())
+    return Finding(
+        f"{by_group:.2f}× for twice the groups, {by_bucket:.2f}× for twice the buckets",
+        judge_all(by_group < 2.2, by_bucket < 2.2),
+        f"Proportional to both, times the hidden width of the gate's network ({base:,} at 4 × 32); the layer's "
+        f"{whole:,} are mostly its projections.",
+        {"groups": by_group, "buckets": by_bucket, "gate": base, "layer": whole},
+    )
+
+
+@claim(
+    "spectral.global", document=DOCUMENT, line=31, claimed="global mixing", cost="instant",
+    says="Every position interacts with all others through the spectrum, over long distances.",
+    how="Share of the outputs that change with one input, N = 1024, and the lag that holds 95 % of the kernel's energy "
+        "at initialisation, with linear buckets (the document's) and with logarithmic ones.",
+)  # fmt: skip
+def global_mixing() -> Finding:
+    torch.manual_seed(0)
+    x = torch.randn(2, 1024, 256)
+    span = {}
+    for spacing in ("linear", "log"):
+        mixer = SpectralMixer(256, 4, n_fft=1024, bucket_spacing=spacing)
+        with torch.no_grad():
+            span[spacing] = float(mixer.kernel_span(x).float().mean())
+            changed = x.clone()
+            changed[:, 512] += 1
+            moved = (mixer(changed)[0] - mixer(x)[0]).abs().amax(-1) > 0
+            span[f"{spacing}_reached"] = float(moved.float().mean())
+    return Finding(
+        f"{span['linear_reached']:.0%} reached; 95 % of it within ±{span['linear']:.0f}",
+        judge_all(span["linear_reached"] > 0.99, span["linear"] > 256),
+        "Every position feels every other, if only through the pooled gate. But a smooth gate is a short kernel: "
+        f"√F = {default_buckets(513)} anchors leave about as many lags. Fine buckets near zero frequency reach "
+        f"±{span['log']:.0f}; learning may lengthen either.",
+        span,
+    )
+
+
+@claim(
+    "spectral.default_buckets", document=DOCUMENT, line=85, claimed="√F", cost="instant",
+    says="The number of buckets defaults to the square root of the number of frequencies.",
+    how="Buckets chosen for n_fft = 512, 1024 and 4096.",
+)  # fmt: skip
+def buckets() -> Finding:
+    found = {n: default_buckets(n // 2 + 1) for n in (512, 1024, 4096)}
+    return Finding(
+        ", ".join(map(str, found.values())),
+        judge_all(*(judge_number(k, math.sqrt(n // 2 + 1), tolerance=0.1) == "holds" for n, k in found.items())),
+        "As said, and at least 4.",
+        {f"n{n}": k for n, k in found.items()},
+    )
+
+
+@claim(
+    "spectral.size", document=DOCUMENT, line=135, claimed="in attention's place", cost="instant",
+    says="SpectreBlockNLP(768, 12) stands where nn.MultiheadAttention(768, 12) stood.",
+    how="Parameters of the mixer, of the whole block of that name (norms, residuals, FFN), and of the attention.",
+)  # fmt: skip
+def size() -> Finding:
+    attention = sum(p.numel() for p in torch.nn.MultiheadAttention(D, HEADS).parameters())
+    mixer, block = (sum(p.numel() for p in SpectreBlockNLP(D, HEADS, block=b).parameters()) for b in (False, True))
+    return Finding(
+        f"{mixer:,} for {attention:,}",
+        "holds" if mixer <= attention else "false",
+        "Smaller, since there are no keys. "
+        f"With its norms, residuals and FFN it is a block of {block:,}, which does not belong in attention's place.",
+        {"mixer": mixer, "block": block, "attention": attention},
+    )
+
+
+@claim(
+    "spectral.memory", document=DOCUMENT, line=28, claimed="linear in N", cost="instant",
+    says="Memory grows about linearly with the sequence, while attention is dominated by its N² map.",
+    how="Bytes kept for the backward pass by the layer and by standard attention (SDPA), d = 256, N = 1,024 and 4,096.",
+)  # fmt: skip
+def memory() -> Finding:
+    torch.manual_seed(0)
+    grows = {}
+    for name, module in (
+        ("spectral", SpectralMixer(256, 4)),
+        ("attention", get_attention("standard", d_model=256, n_heads=4, kernel="sdpa")),
+    ):
+        short, long = (saved_bytes(module, torch.randn(1, n, 256)) for n in (1024, 4096))
+        grows[name] = math.log(long / short, 4)
+    return Finding(
+        f"N^{grows['spectral']:.2f}, attention N^{grows['attention']:.2f}",
+        judge_all(grows["spectral"] < 1.15, grows["attention"] > 1.5),
+        "Linear it is, but so is attention since fused kernels do not keep the map.",
+        grows,
+    )
+
+
+@claim(
+    "spectral.n_fft", document=DOCUMENT, line=102, claimed="cuts high frequencies", cost="instant",
+    says="Too small an n_fft cuts off high frequencies.",
+    how="rfft of 1,024 tokens with n = 512 and back: energy kept of the highest frequency in the first half, and "
+        "of a signal in the second half.",
+)  # fmt: skip
+def short_transform() -> Finding:
+    n, short = 1024, 512
+    tone = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(n // 2)
+    late = torch.cat([torch.zeros(short), torch.ones(short)]).double()
+
+    def kept(x: torch.Tensor) -> float:
+        return float(
+            torch.fft.irfft(torch.fft.rfft(x, n=short), n=short).square().sum() / x[:short].square().sum().clamp(min=1)
+        )
+
+    high, end = kept(tone), kept(late)
+    return Finding(
+        f"{high:.0%} of the highest tone kept where it is read, {end:.0%} of the second half",
+        "holds" if high < 0.5 else "false",
+        "A shorter transform reads fewer tokens: the end of the text is lost, silently, not the high frequencies. Here "
+        "an input longer than n_fft is refused.",
+        {"high_frequency": high, "second_half": end},
+    )
+
+
+@claim(
+    "spectral.wavelet_random", document=DOCUMENT, line=100, claimed="random unless 0", cost="instant",
+    says="Wavelet refinement brings randomness into inference; set it to 0 where results must repeat.",
+    how="Difference of two evaluations of the same input with wavelet_on_rate = 0.5, in eval and in training mode.",
+)  # fmt: skip
+def wavelet_random() -> Finding:
+    torch.manual_seed(0)
+    mixer, x = SpectralMixer(32, 4, wavelet_on_rate=0.5), torch.randn(64, 32, 32)
+    differ = {}
+    with torch.no_grad():
+        for parameter in mixer.parameters():  # the branch starts at 0
+            parameter.normal_(std=0.3)
+        for mode in ("eval", "train"):
+            mixer.train(mode == "train")
+            differ[mode] = float((mixer(x)[0] - mixer(x)[0]).abs().max())
+    return Finding(
+        f"{differ['eval']:.0f} in eval, {differ['train']:.2f} in training",
+        "holds" if differ["eval"] > 0 else "partly" if differ["train"] > 0 else "false",
+        "True of the public code. Here eval passes every sample through the branch, scaled by its rate.",
+        differ,
+    )

@@ -1,0 +1,291 @@
+"""Claims that only training decides: small byte-level language models on the default text, several seeds.
+
+d = 128, two layers, context 64: small enough to be measured anywhere in minutes. A larger model may differ; what the
+figures say is what happens at this size.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from hashlib import sha256
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blockyard.claims.claim import Finding, Verdict, claim, judge_all
+from blockyard.claims.keep import recall
+from blockyard.models.lm import LMConfig
+from blockyard.registry.pattern import format_choice, parse_choice
+from blockyard.report import units
+from blockyard.report.stats import difference, interval
+from blockyard.tasks.lm.task import LMTask
+from blockyard.text import TextData, TextDataConfig, load_text
+from blockyard.training.config import TrainConfig
+from blockyard.training.decisions import decide_precision
+from blockyard.training.distributed import join_ranks
+from blockyard.training.engine import Engine
+from blockyard.training.guard import NonFiniteError
+
+SEEDS = (0, 1, 2)
+STEPS = 200
+TEXT_BYTES = 2_000_000
+BASE = LMConfig(vocab_size=256, blocks="standard+standard", d_model=128, n_layers=2, n_heads=4, context=64)
+_TRAIN = TrainConfig(
+    steps=STEPS, batch_size=16, precision="fp32", compile="off", eval_every=STEPS, eval_batches=40, device="cpu"
+)
+SIZE = "d = 128, 2 layers, 200 steps of 16 × 64 bytes of the standard library's source, 3 seeds, nats per byte"
+
+
+@cache
+def _text(context: int) -> TextData:
+    return load_text(TextDataConfig(max_bytes=TEXT_BYTES), context)
+
+
+def final_losses(model: LMConfig, **train: Any) -> tuple[float, ...]:
+    """Validation loss after training with each seed; infinity for a run that diverged.
+
+    Args:
+        model: what is trained.
+        train: options of training that differ from those of all runs.
+    """
+    return tuple(recalled(lambda found: {"loss": found[0]}, "loss", model, seed, **train)["loss"] for seed in SEEDS)
+
+
+def recalled(
+    look: Callable[[tuple[float, LMTask]], Mapping[str, float]], what: str, model: LMConfig, seed: int, **train: Any
+) -> dict[str, float]:
+    """What is seen of a trained model, from an earlier training where that is kept.
+
+    Args:
+        look: gives figures of the loss and task of a finished run.
+        what: names these figures.
+        model: what is trained.
+        seed: of weights and batches.
+        train: options of training that differ.
+    """
+    config = replace(_TRAIN, seed=seed, **train)
+    described = repr((model, config, TEXT_BYTES))
+    name = f"{what} {format_choice(parse_choice(str(model.blocks)))} {sha256(described.encode()).hexdigest()[:12]}"
+    return recall(lambda: look(_run(model, config)), f"{name} seed {seed}")
+
+
+def _run(model: LMConfig, config: TrainConfig) -> tuple[float, LMTask]:
+    task = LMTask(model, _text(model.context), config)
+    ranks = join_ranks("cpu")
+    engine = Engine(task, config, ranks, decide_precision(config, ranks.device))
+    try:
+        for step in range(config.steps):
+            engine.step(step)
+    except NonFiniteError:
+        return float("inf"), task
+    task.model.eval()
+    with torch.no_grad():
+        return task.evaluate(task.model)["val_loss"], task
+
+
+def told(losses: tuple[float, ...]) -> str:
+    """ "1.62 ± 0.01"."""
+    if any(loss == float("inf") for loss in losses):
+        return f"{sum(loss == float('inf') for loss in losses)} of {len(losses)} diverged"
+    return units.plus_minus(*interval(losses))
+
+
+def better(a: tuple[float, ...], b: tuple[float, ...]) -> Verdict:
+    """Whether a's loss is lower than b's: in part when the seeds do not decide."""
+    gap, half = difference(a, b)
+    assert gap is not None and half is not None
+    return "partly" if abs(gap) <= half else "holds" if gap < 0 else "false"
+
+
+def _vein(rank: int, **options: object) -> LMConfig:
+    """The document's block, causal and with rotary positions so that it can model language at all."""
+    extra = "".join(f",{name}={value}" for name, value in options.items())
+    return replace(BASE, blocks=f"tva+vft[preset=seed,rope=half,rank={rank},ffn_rank={rank}{extra}]")
+
+
+def _means(found: Mapping[str, tuple[float, ...]]) -> dict[str, float]:
+    return {name: statistics.fmean(losses) for name, losses in found.items()}
+
+
+@claim(
+    "vein.loss", document="vein-flow", line=693, claimed="< 1 % at r ≥ 4", cost="minutes",
+    says="From rank 4 on, less than one per cent of quality is lost.",
+    how=f"Loss of the document's block against the standard block it replaces, equal width and steps. {SIZE}.",
+)  # fmt: skip
+def vein_loss() -> Finding:
+    standard, found = final_losses(BASE), {r: final_losses(_vein(r)) for r in (4, 16)}
+    excess = {r: statistics.fmean(losses) / statistics.fmean(standard) - 1 for r, losses in found.items()}
+    thin = final_losses(replace(BASE, blocks="standard[head_dim=16]+standard[d_ff=128]"))
+    return Finding(
+        f"{excess[4]:+.1%} at r = 4, {excess[16]:+.1%} at 16",
+        judge_all(*(e < 0.01 for e in excess.values())),
+        f"Standard {told(standard)}, rank 4 {told(found[4])}, rank 16 {told(found[16])}. A *thin standard* block "
+        f"(heads of 16, d_ff 128), which is smaller than either, reaches {told(thin)}.",
+        {"excess_r4": excess[4], "excess_r16": excess[16], **_means({"standard": standard, "thin": thin})},
+    )
+
+
+@claim(
+    "vein.high_rank", document="vein-flow", line=688, claimed="near standard", cost="minutes",
+    says="Ranks of 16 to 32 come close to the standard Transformer.",
+    how=f"Loss at rank 16 and at 32 against the standard block, with two heads of 64 in each. {SIZE}.",
+)  # fmt: skip
+def vein_high_rank() -> Finding:
+    # Factored heads are wider than their rank: four heads of 32 could not have rank 32.
+    standard, low, high = (final_losses(replace(m, n_heads=2)) for m in (BASE, _vein(16), _vein(32)))
+    gaps = [statistics.fmean(losses) / statistics.fmean(standard) - 1 for losses in (low, high)]
+    return Finding(
+        f"{gaps[0]:+.1%} at 16, {gaps[1]:+.1%} at 32",
+        judge_all(*(gap < 0.02 for gap in gaps)),
+        f"Standard {told(standard)}, rank 16 {told(low)}, rank 32 {told(high)}.",
+        {"excess_r16": gaps[0], "excess_r32": gaps[1]},
+    )
+
+
+@claim(
+    "vein.normals", document="vein-flow", line=694, claimed="most of the loss", cost="minutes",
+    says="Normal compensation makes up for most of what the low rank loses.",
+    how=f"Share of the gap to the standard block closed by s = 1 over s = 0, rank 4. {SIZE}.",
+)  # fmt: skip
+def normals() -> Finding:
+    standard, without, with_one = final_losses(BASE), final_losses(_vein(4, s=0)), final_losses(_vein(4))
+    gap = statistics.fmean(without) - statistics.fmean(standard)
+    closed = statistics.fmean(without) - statistics.fmean(with_one)
+    return Finding(
+        f"{closed:+.3f} of {gap:.3f} nats",
+        "holds" if closed > gap / 2 else "partly" if closed > gap / 5 else "false",
+        f"s = 0 {told(without)}, s = 1 {told(with_one)}, standard {told(standard)}.",
+        {"closed": closed, "gap": gap},
+    )
+
+
+def _activation(name: str, d_ff: int) -> tuple[float, ...]:
+    return final_losses(replace(BASE, blocks=f"standard+standard[activation={name},d_ff={d_ff}]"))
+
+
+@claim(
+    "basics.swiglu", document="basics", line=184, claimed="better than ReLU, SiLU", cost="minutes",
+    says="SwiGLU does better than ReLU and than SiLU without a gate in language models.",
+    how=f"Loss at equal parameters (three matrices of 320, two of 480). {SIZE}.",
+)  # fmt: skip
+def swiglu() -> Finding:
+    gated = final_losses(replace(BASE, blocks="standard+swiglu[d_ff=320]"))
+    others = {name: _activation(name, 480) for name in ("relu", "silu")}
+    verdicts = [better(gated, losses) for losses in others.values()]
+    squared = final_losses(replace(BASE, blocks="standard+relu2[d_ff=480]"))
+    return Finding(
+        f"SwiGLU {told(gated)}, ReLU {told(others['relu'])}, SiLU {told(others['silu'])}",
+        "holds" if set(verdicts) == {"holds"} else "false" if set(verdicts) == {"false"} else "partly",
+        f"A difference within the seeds' interval counts as none. Squared ReLU, cheaper than either, reaches "
+        f"{told(squared)}.",
+        _means({"swiglu": gated, "relu2": squared, **others}),
+    )
+
+
+@claim(
+    "basics.rmsnorm_quality", document="basics", line=131, claimed="no worse", cost="minutes",
+    says="Leaving out LayerNorm's centring does not harm the model.",
+    how=f"Loss with RMSNorm and with LayerNorm. {SIZE}.",
+)  # fmt: skip
+def rmsnorm_quality() -> Finding:
+    rms, layer = final_losses(BASE), final_losses(replace(BASE, norm="layer"))
+    worse = better(layer, rms) == "holds"
+    return Finding(f"RMSNorm {told(rms)}, LayerNorm {told(layer)}", "false" if worse else "holds",
+                   "No worse unless the seeds show LayerNorm better.",
+                   _means({"rms": rms, "layer": layer}))  # fmt: skip
+
+
+@claim(
+    "basics.prenorm", document="basics", line=80, claimed="more stable", cost="minutes",
+    says="Pre-norm trains more stably than post-norm.",
+    how="Eight layers, d = 64, learning rates .02 and .08 with the default optimizer, the rest as in the other runs.",
+)  # fmt: skip
+def prenorm() -> Finding:
+    deep = replace(BASE, d_model=64, n_layers=8)
+    rates = (0.02, 0.08)
+    pre, post = (
+        [final_losses(replace(deep, norm_position=position), lr=rate, matrix_lr=rate) for rate in rates]
+        for position in ("pre", "post")
+    )
+    verdicts = [better(a, b) if float("inf") not in a + b else "holds" for a, b in zip(pre, post)]
+    rows = "; ".join(f"rate {r}: pre {told(a)}, post {told(b)}" for r, a, b in zip(rates, pre, post))
+    return Finding(rows, judge_all(*(v == "holds" for v in verdicts)),
+                   "More stable means a lower loss at the same rate here, and that no run diverges.",
+                   {f"{n}_{r}": statistics.fmean(v) for n, x in (("pre", pre), ("post", post))
+                    for r, v in zip(rates, x)})  # fmt: skip
+
+
+def _inside_and_outside(found: tuple[float, LMTask]) -> dict[str, float]:
+    """Loss by position on rows four times as long, and what the best veins miss of the second layer's input."""
+    model: Any = found[1].model
+    longer = next(iter(_text(256).val_batches(32, 256, 1)))
+    states: list[Tensor] = []
+    handle = model.layers[1].attn.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0].detach()))
+    with torch.no_grad():
+        logits = model(longer["input_ids"]).logits
+    handle.remove()
+    losses = F.cross_entropy(logits.transpose(1, 2), longer["targets"], reduction="none").mean(0)
+    rows = states[0][:, :64].flatten(0, 1).double()
+    # The best subspace there is, for these very tokens: squared singular values of the states themselves.
+    energy = torch.linalg.svdvals(rows).square()
+    left = {f"left_{rank}": float((energy[rank:].sum() / energy.sum()).sqrt()) for rank in (4, 16, 32)}
+    return {"inside": float(losses[32:64].mean()), "outside": float(losses[128:].mean()), **left}
+
+
+@claim(
+    "vein.manifold", document="vein-flow", line=36, claimed="r = 4 to 32 of d", cost="minutes",
+    says="Tokens lie near a subspace of few dimensions, to which they can be projected and from which they come back.",
+    how="What the best subspace of rank 4, 16 and 32 misses of the normalised states before the second layer's "
+        "attention, relative length, standard models. " + SIZE + ".",
+)  # fmt: skip
+def manifold() -> Finding:
+    figures = [recalled(_inside_and_outside, "trained", BASE, seed) for seed in SEEDS]
+    left = {rank: statistics.fmean(found[f"left_{rank}"] for found in figures) for rank in (4, 16, 32)}
+    return Finding(
+        ", ".join(f"{left[rank]:.2f} at {rank}" for rank in left),
+        judge_all(left[4] < 0.3, left[32] < 0.3),
+        "An error of 0.3 is the document's own limit. The subspace is the best one for these very tokens, so a learnt "
+        "vein misses at least as much.",
+        {f"left_{rank}": value for rank, value in left.items()},
+    )
+
+
+@claim(
+    "vein.slow_start", document="vein-flow", line=643, claimed="slower, frozen first", cost="minutes",
+    says="Veins are sensitive to their start: a fifth of the learning rate, and frozen at first, trains better.",
+    how="Loss of the document's block at rank 4: veins at the full rate, at a fifth, and at a fifth but frozen for a "
+        f"tenth of the steps. {SIZE}.",
+)  # fmt: skip
+def slow_start() -> Finding:
+    slow, full = final_losses(_vein(4)), final_losses(_vein(4), vein_lr_scale=1.0)
+    frozen = final_losses(_vein(4), vein_freeze_steps=_TRAIN.steps // 10)
+    verdicts = [better(slow, full), better(frozen, slow)]
+    return Finding(
+        f"{told(slow)} at a fifth, {told(full)} at the full rate, {told(frozen)} frozen first",
+        "holds" if set(verdicts) == {"holds"} else "false" if set(verdicts) == {"false"} else "partly",
+        "A difference within the seeds' interval counts as none.",
+        _means({"slow": slow, "full": full, "frozen": frozen}),
+    )
+
+
+@claim(
+    "rope.extrapolation", document="price-transformer", line=273, claimed="extrapolates strongly", cost="minutes",
+    says="Rotary positions handle sequences longer than those of training.",
+    how="Loss by position of models trained at length 64, read at 256: positions 32–64 and 128–256. " + SIZE + ".",
+)  # fmt: skip
+def rope_extrapolation() -> Finding:
+    figures = [recalled(_inside_and_outside, "trained", BASE, seed) for seed in SEEDS]
+    inside, outside = ([found[name] for found in figures] for name in ("inside", "outside"))
+    gap = statistics.fmean(outside) - statistics.fmean(inside)
+    return Finding(
+        f"{told(tuple(inside))} within, {told(tuple(outside))} beyond",
+        "holds" if gap < 0.02 else "partly" if gap < 0.1 else "false",
+        "Scores depend on distances only, but distances never seen in training are still unseen. A sliding window "
+        "keeps them in range.",
+        {"inside": statistics.fmean(inside), "outside": statistics.fmean(outside)},
+    )

@@ -1,0 +1,286 @@
+"""Claims of the vein-flow document that counting decides: FLOPs and parameters."""
+
+from __future__ import annotations
+
+import torch
+
+from blockyard.claims.claim import Finding, claim, judge_all, judge_number, judge_ratio
+from blockyard.compat import vein_flow
+from blockyard.protocol.block import ResidualBlock
+from blockyard.protocol.costs import Cost
+from blockyard.registry.register import get_attention, get_ffn
+from blockyard.report import units
+from blockyard.vein.block import VFTBlock
+from blockyard.vein.ffn import VFTFeedForward
+from blockyard.vein.projector import VeinProjector
+
+D, HEADS, RANK = 768, 12, 4
+DOCUMENT = "vein-flow"
+
+
+def standard_block() -> ResidualBlock:
+    """The block that the document compares with: 12 heads of 64, two FFN matrices with 3072 hidden units."""
+    attn = get_attention("standard", d_model=D, n_heads=HEADS, qk_norm=False)
+    return ResidualBlock(attn, get_ffn("standard", d_model=D, d_ff=4 * D), D, norm="layer")
+
+
+def seed_block() -> vein_flow.VFTBlock:
+    """The document's block, parameter for parameter."""
+    return vein_flow.VFTBlock(D, HEADS, RANK, preset="seed")
+
+
+def _cost(module: object, tokens: int) -> Cost:
+    return module.cost(tokens)  # type: ignore[attr-defined]
+
+
+@claim(
+    "vein.attention", document=DOCUMENT, line=507, claimed="192×", cost="instant",
+    says="Attention in the vein takes 192 times fewer FLOPs at d = 768, r = 4.",
+    how="FLOPs of a whole attention layer by formula (checked against FlopCounterMode), 12 heads, T = 128 and 2048.",
+)  # fmt: skip
+def attention() -> Finding:
+    standard = get_attention("standard", d_model=D, n_heads=HEADS)
+    seed = get_attention("tva", d_model=D, n_heads=HEADS, rank=RANK, factored=True)
+    folded = get_attention("tva", d_model=D, n_heads=HEADS, rank=RANK)
+    short, long = (_cost(standard, t).flops / _cost(seed, t).flops for t in (128, 2048))
+    best = _cost(standard, 2048).flops / _cost(folded, 2048).flops
+    scores = (D // HEADS) / RANK
+    return Finding(
+        f"{short:.2f}× at T = 128, {long:.1f}× at 2048",
+        judge_ratio(long, 192),
+        f"r is per head, so score and value products shrink by d_head / r = {scores:.0f}, not d / r, and the "
+        "document's d × d projections stay. "
+        f"Folded into thin heads, which is the same function, it is {best:.0f}× at T = 2048.",
+        {"document_T128": short, "document_T2048": long, "folded_T2048": best, "score_products": scores},
+    )
+
+
+def _ffn_ratios(tokens: int = 128) -> tuple[float, float]:
+    standard = get_ffn("standard", d_model=D, d_ff=4 * D)
+    full, bare = (VFTFeedForward(D, RANK, stabilizer=kind, tied=False) for kind in ("full", "none"))
+    base = _cost(standard, tokens).flops
+    return base / _cost(full, tokens).flops, base / _cost(bare, tokens).flops
+
+
+@claim(
+    "vein.ffn", document=DOCUMENT, line=508, claimed="2,000×", cost="instant",
+    says="The feed-forward part in the vein takes about 2,000 times fewer FLOPs.",
+    how="FLOPs by formula against two matrices with 3072 hidden units, with the default stabiliser and without.",
+)  # fmt: skip
+def ffn() -> Finding:
+    full, bare = _ffn_ratios()
+    return Finding(
+        f"{full:.1f}× as it is by default",
+        judge_ratio(full, 2000),
+        f"The default stabiliser is a d × d matrix and takes nearly all of it; without one the ratio is {bare:.0f}×, "
+        "and projecting to the vein and back, 2·d·r, is what remains.",
+        {"default": full, "no_stabilizer": bare},
+    )
+
+
+@claim(
+    "vein.ffn_parameters", document=DOCUMENT, line=181, claimed="30,000×", cost="instant",
+    says="The feed-forward part has about 30,000 times fewer parameters.",
+    how="Parameters of the modules, with the default stabiliser and without.",
+)  # fmt: skip
+def ffn_parameters() -> Finding:
+    base = sum(p.numel() for p in get_ffn("standard", d_model=D, d_ff=4 * D).parameters())
+    counts = {
+        kind: sum(p.numel() for p in VFTFeedForward(D, RANK, stabilizer=kind, tied=False).parameters())
+        for kind in ("full", "none")
+    }
+    ratio, bare = base / counts["full"], base / counts["none"]
+    return Finding(
+        f"{ratio:.1f}× as it is by default",
+        judge_ratio(ratio, 30_000),
+        f"128 is the size of the non-linear core alone. The vein itself takes 2·d·r = {2 * D * RANK:,}, the default "
+        f"stabiliser d² more; without it the ratio is {bare:.0f}×.",
+        {"default": ratio, "no_stabilizer": bare},
+    )
+
+
+@claim(
+    "vein.block", document=DOCUMENT, line=509, claimed="100×", cost="instant",
+    says="A whole block takes about 100 times fewer FLOPs.",
+    how="FLOPs of the document's block by formula against a standard block, T = 128 and 4096.",
+)  # fmt: skip
+def block() -> Finding:
+    short, long = (_cost(standard_block(), t).flops / _cost(seed_block(), t).flops for t in (128, 4096))
+    folded = VFTBlock(D, HEADS, RANK, stabilizer="none", s=0, gated=False)
+    best = _cost(standard_block(), 4096).flops / _cost(folded, 4096).flops
+    return Finding(
+        f"{short:.2f}× at T = 128, {long:.1f}× at 4096",
+        judge_ratio(long, 100),
+        "The d × d projections and the stabiliser remain. "
+        f"Folded, without stabiliser and corrections, it is {best:.0f}× at T = 4096.",
+        {"document_T128": short, "document_T4096": long, "folded_T4096": best},
+    )
+
+
+@claim(
+    "vein.parameters", document=DOCUMENT, line=556, claimed="1.5 M", cost="instant",
+    says="A block of width 768 with 12 heads and rank 4 has about 1.5 million parameters.",
+    how="Parameters of the document's block.",
+)  # fmt: skip
+def parameters() -> Finding:
+    count = sum(p.numel() for p in seed_block().parameters())
+    base = sum(p.numel() for p in standard_block().parameters())
+    return Finding(
+        f"{count:,}",
+        judge_number(count, 1.5e6),
+        f"The four d × d projections alone are {4 * D * D:,}. "
+        f"A standard block has {base:,}, {base / count:.2f}× as many.",
+        {"parameters": count, "standard": base},
+    )
+
+
+@claim(
+    "vein.compression", document=DOCUMENT, line=98, claimed="147×", cost="instant",
+    says="A projector from 768 to 4 compresses 147 times.",
+    how="get_compression_ratio() of the projector: d² over the parameters of both directions.",
+)  # fmt: skip
+def compression() -> Finding:
+    ratio = VeinProjector(D, RANK).get_compression_ratio()
+    return Finding(
+        f"{ratio:.0f}×",
+        judge_number(ratio, 147),
+        "d² / (2·d·r) = d / (2r). By width alone it would be d / r = 192.",
+        {"ratio": ratio},
+    )
+
+
+@claim(
+    "vein.parameter_form", document=DOCUMENT, line=89, claimed="less memory", cost="instant",
+    says="The projector held as plain parameters takes less memory than the one held as linear layers.",
+    how="Parameters of both forms.",
+)  # fmt: skip
+def parameter_form() -> Finding:
+    linear, plain = (
+        sum(p.numel() for p in VeinProjector(D, RANK, implementation=form).parameters())
+        for form in ("linear", "parameter")
+    )
+    return Finding(
+        f"{plain:,} and {linear:,}",
+        "holds" if plain < linear else "false",
+        "The same two matrices, held differently.",
+        {"linear": linear, "parameter": plain},
+    )
+
+
+@claim(
+    "vein.flops_10_100", document=DOCUMENT, line=32, claimed="10–100×", cost="instant",
+    says="Typical settings (r = 4 to 32, d = 768 to 4096) save 10 to 100 times the FLOPs.",
+    how="FLOPs of the document's block against the standard block over r = 4, 32 and d = 768, 4096 at T = 2048.",
+)  # fmt: skip
+def typical_savings() -> Finding:
+    found = []
+    for d, heads in ((768, 12), (4096, 32)):
+        for rank in (4, 32):
+            with torch.device("meta"):
+                attn = get_attention("standard", d_model=d, n_heads=heads, qk_norm=False)
+                standard = ResidualBlock(attn, get_ffn("standard", d_model=d, d_ff=4 * d), d, norm="layer")
+                vein = vein_flow.VFTBlock(d, heads, rank, preset="seed")
+            found.append(_cost(standard, 2048).flops / _cost(vein, 2048).flops)
+    low, high = min(found), max(found)
+    return Finding(
+        f"{units.ratio(low)} to {units.ratio(high)}",
+        judge_all(low >= 10, high >= 100),
+        "Five d × d matrices of twelve stay in the document's block, so no rank can save more than about 2.4 times "
+        "where they dominate.",
+        {"least": low, "most": high},
+    )
+
+
+@claim(
+    "vein.score_cost", document=DOCUMENT, line=30, claimed="O(B·H·T²·r) for O(B·H·T²·d)", cost="instant",
+    says="Attention costs B·H·T²·r in the vein, where it costs B·H·T²·d otherwise: d / r = 192 times as much.",
+    how="FLOPs of scores and weighted sums by formula at T = 4096, 12 heads, projections taken off.",
+)  # fmt: skip
+def score_cost() -> Finding:
+    tokens = 4096
+    pairs = {}
+    for name, options in (("standard", {"qk_norm": False, "rope": "none"}), ("tva", {"rank": RANK, "rope": "none"})):
+        cost = _cost(get_attention(name, d_model=D, n_heads=HEADS, **options), tokens)
+        projections = 2 * tokens * cost.parameters
+        pairs[name] = (cost.flops - projections) / tokens**2
+    ratio = pairs["standard"] / pairs["tva"]
+    return Finding(
+        f"{ratio:.0f}×",
+        judge_ratio(ratio, D / RANK),
+        "The heads of ordinary attention share the width: a pair of tokens costs "
+        f"{pairs['standard']:,.0f} FLOPs, 4·d and not 4·H·d; in the vein {pairs['tva']:,.0f}, 4·H·r. What is left is "
+        "(d / H) / r.",
+        {"ratio": ratio, "standard_per_pair": pairs["standard"], "vein_per_pair": pairs["tva"]},
+    )
+
+
+@claim(
+    "vein.ffn_core", document=DOCUMENT, line=180, claimed="about 128", cost="instant",
+    says="The FFN in the vein has 2·rank·r_hidden = 128 parameters and a small overhead; r_hidden is 4·rank = 16.",
+    how="Parameters of the document's FFN: the two matrices inside the vein, everything else.",
+)  # fmt: skip
+def ffn_core() -> Finding:
+    ffn = VFTFeedForward(D, RANK, stabilizer="full", tied=False)
+    inside = 2 * RANK * ffn.r_hidden
+    whole = sum(p.numel() for p in ffn.parameters())
+    return Finding(
+        f"{inside} and {whole - inside:,} beside",
+        judge_all(inside == 128, whole - inside < 10 * inside),
+        "The core is as said. The overhead is not small: the vein's two matrices and the stabiliser's one are "
+        f"{(whole - inside) / inside:,.0f} times the core.",
+        {"core": inside, "beside": whole - inside, "r_hidden": ffn.r_hidden},
+    )
+
+
+@claim(
+    "vein.stabilizer", document=DOCUMENT, line=187, claimed="a small direct path", cost="instant",
+    says="The stabiliser adds a small direct path.",
+    how="Its share of the FFN's parameters and of its FLOPs, d = 768, rank 4, T = 128.",
+)  # fmt: skip
+def stabilizer() -> Finding:
+    full, bare = (VFTFeedForward(D, RANK, stabilizer=kind, tied=False) for kind in ("full", "none"))
+    share = {
+        name: 1 - getattr(_cost(bare, 128), name) / getattr(_cost(full, 128), name) for name in ("parameters", "flops")
+    }
+    return Finding(
+        f"{share['parameters']:.1%} of the parameters, {share['flops']:.1%} of the FLOPs",
+        judge_all(share["parameters"] < 0.25, share["flops"] < 0.25),
+        "A d × d matrix beside a vein of rank 4 is nearly all there is; `stabilizer=diag` has d numbers.",
+        share,
+    )
+
+
+@claim(
+    "vein.standard_size", document=DOCUMENT, line=550, claimed="2.36 M + 4.72 M = 7.08 M", cost="instant",
+    says="The standard block of width 768 has 2.36 million parameters in attention, 4.72 million in the FFN.",
+    how="Parameters of the standard modules, d_ff = 3072.",
+)  # fmt: skip
+def standard_size() -> Finding:
+    found = standard_block()
+    attn, ffn = (sum(p.numel() for p in part.parameters()) for part in (found.attn, found.ffn))
+    return Finding(
+        f"{attn / 1e6:.2f} M + {ffn / 1e6:.2f} M",
+        judge_all(abs(attn / 1e6 - 2.36) < 0.01, abs(ffn / 1e6 - 4.72) < 0.01),
+        "Four d × d matrices, and two of d × 4 d.",
+        {"attention": attn, "ffn": ffn},
+    )
+
+
+@claim(
+    "vein.reduction", document=DOCUMENT, line=558, claimed="7.08 / 1.5 = 4.7×", cost="instant",
+    says="A vein block has 4.7 times fewer parameters than the standard block.",
+    how="Parameters of the standard block over the document's block, and over this library's default of the same rank.",
+)  # fmt: skip
+def reduction() -> Finding:
+    def count(module: torch.nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    base = count(standard_block())
+    document, folded = base / count(seed_block()), base / count(VFTBlock(D, HEADS, RANK, stabilizer="none"))
+    return Finding(
+        f"{document:.2f}×",
+        judge_ratio(document, 7.08 / 1.5),
+        f"The document's d × d matrices stay, {5 * D * D:,} parameters. Folded into thin heads and without the "
+        f"stabiliser it would be {folded:.0f}×.",
+        {"document": document, "folded": folded},
+    )

@@ -1,0 +1,278 @@
+"""What will be run: every choice as a configuration of the reference's size and a number of steps, before training.
+
+The plan is kept in compare.json in the output folder. The same command finds it again and goes on; other terms in the
+same folder are refused, except more choices and more seeds, which only add runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from blockyard.compare.budget import expected_steps, steps_for
+from blockyard.compare.match import match
+from blockyard.compare.settings import CompareConfig, Groups
+from blockyard.errors import InputError
+from blockyard.files import parse_json, write_atomically
+from blockyard.models.config import BlocksConfig
+from blockyard.models.estimate import on_meta
+from blockyard.registry.pattern import format_choice, parse_choice
+from blockyard.report import schema
+from blockyard.tasks.kind import DEFAULT, Run
+from blockyard.tasks.settings import as_groups, resolve
+from blockyard.training.config import FREE_ON_RESUME, TrainConfig, as_dict
+from blockyard.training.folder import locked_folder
+from blockyard.training.task import Task
+
+STATE, LOCK = "compare.json", "compare.lock"
+STATE_SCHEMA = "blockyard.compare-state/1"
+# Curves of more points than this only make the report larger.
+CURVE_POINTS = 400
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One choice, ready to be trained.
+
+    Args:
+        name: the choice as the user wrote it.
+        model: its configuration, sized to the reference.
+        match: how it was sized.
+        steps: steps of each run; with a budget in seconds, the most it may make.
+        seconds_per_step: training clock of a step as measured when the plan was made (budgets in seconds only).
+    """
+
+    name: str
+    model: BlocksConfig
+    match: schema.Match
+    steps: int
+    seconds_per_step: float | None
+
+    @property
+    def blocks(self) -> str:
+        """All layers as text, with the hidden widths that the match chose."""
+        return format_choice(
+            parse_choice(self.model.blocks) if isinstance(self.model.blocks, str) else self.model.blocks
+        )
+
+
+def base_run(task: str, groups: Groups) -> Run[Any, Any]:
+    """The shared options of a task, checked: model, train, data and plugins.
+
+    Raises:
+        InputError: for an unknown group or option, or a wrong type.
+    """
+    for name in groups:
+        if name not in ("model", "train", "data", "plugins"):
+            raise InputError(
+                f"{name}.*: compare takes the options of blocks in brackets behind their name, as in "
+                "--blocks 'standard;standard[window=64]'"
+            )
+    if (groups.get("model") or {}).get("pattern"):
+        raise InputError("model.pattern: compare takes its layers from --blocks")
+    return resolve(groups, task)
+
+
+def configurations(config: CompareConfig, base: Run[Any, Any]) -> dict[str, Any]:
+    """Every choice as a model configuration, unmatched.
+
+    Raises:
+        InputError: for an unknown name or option in a choice.
+    """
+    ffn = base.kind.choice_ffn
+    return {name: replace(base.model, blocks=tuple(parse_choice(name, ffn))) for name in config.names}
+
+
+def make_plan(
+    config: CompareConfig,
+    choices: Mapping[str, BlocksConfig],
+    base: Run[Any, Any],
+    data: Any,
+    known: Mapping[str, Any],
+    seconds_per_step: Callable[[dict[str, BlocksConfig]], dict[str, float]],
+) -> list[Planned]:
+    """Size every choice and count its steps.
+
+    Args:
+        config: the terms.
+        choices: name -> configuration, the reference first.
+        base: the shared options.
+        data: the task's data.
+        known: what compare.json holds of a plan made before, by name: its steps and speeds are kept.
+        seconds_per_step: measures the training clock of a step for the choices that need it, in turns.
+
+    Raises:
+        InputError: when a choice cannot be built or the budget is less than a step.
+    """
+    reference = next(iter(choices.values()))
+    matched = {name: match(reference, model, config.match) for name, model in choices.items()}
+    speeds: dict[str, float | None] = {name: known.get(name, {}).get("seconds_per_step") for name in choices}
+    missing = {name: matched[name].config for name in choices if name not in known}
+    if config.budget_unit == "seconds" and missing:
+        speeds.update(seconds_per_step(missing))
+    planned = []
+    for name, found in matched.items():
+        steps = known.get(name, {}).get("steps")
+        if not steps:
+            task = task_on_meta(replace(base, model=found.config), data)
+            steps = steps_for(
+                config.budget_unit,
+                config.budget_value,
+                tokens_per_step=task.tokens_per_step,
+                flops_per_step=task.flops_per_step,
+                seconds_per_step=speeds[name],
+            )
+        planned.append(Planned(name, found.config, found.record, steps, speeds[name]))
+    return planned
+
+
+def task_on_meta(run: Run[Any, Any], data: Any) -> Task:
+    """The task of a run with a model that takes no memory: what a step counts, what the model's size is."""
+    return on_meta(lambda: run.kind.make_task(run, data))
+
+
+def run_of(planned: Planned, base: Run[Any, Any], config: CompareConfig, seed: int) -> Run[Any, Any]:
+    """One run: the planned model with one seed, evaluated and saved at even distances."""
+    expected = expected_steps(config.budget_unit, planned.steps)
+    train = watched(base.train, planned.steps, expected, max(1, expected // config.evaluations), seed)
+    return replace(base, model=planned.model, train=train)
+
+
+def watched(train: TrainConfig, steps: int, expected: int, every: int, seed: int) -> TrainConfig:
+    """Training options of a run that the workbench advances, judges and keeps.
+
+    Args:
+        train: the shared options.
+        steps: the most it may make.
+        expected: how many it will make, as far as known; its curve is to have `CURVE_POINTS` points.
+        every: steps between two evaluations, each with a checkpoint.
+        seed: the run's.
+    """
+    return replace(
+        train,
+        steps=steps,
+        seed=seed,
+        eval_every=every,
+        save_every=every,
+        log_every=max(1, expected // CURVE_POINTS),
+        keep=1,
+        save_best=False,
+        on_non_finite="stop",
+        progress=False,
+        tensorboard=False,
+    )
+
+
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    """Where a run lives: runs/CHOICE/seed-N, the choice's name reduced to what every file system takes."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
+    if slug != name:  # two choices may reduce to the same letters
+        slug = f"{slug[:60]}-{sha256(name.encode()).hexdigest()[:6]}"
+    return out / "runs" / slug / f"seed-{seed}"
+
+
+class State:
+    """compare.json: the terms and plan of the comparison in a folder, and what was measured; one process at a time.
+
+    Args:
+        out: the comparison's folder, made if missing.
+
+    Raises:
+        InputError: when the folder cannot be written, is in use, or holds a damaged or foreign state.
+    """
+
+    file, lock_file, schema, what = STATE, LOCK, STATE_SCHEMA, "comparison"
+    empty: Mapping[str, Any] = {"plan": {}, "measured": {}}
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / self.file
+        self.lock = locked_folder(out, self.lock_file, str(out), self.what)
+        try:
+            self.data = self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.exists():
+            return {"schema": self.schema, "terms": None, **deepcopy(dict(self.empty))}
+        try:
+            data = parse_json(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path} cannot be read ({error}); remove it to plan again") from error
+        if not isinstance(data, dict) or data.get("schema") != self.schema:
+            raise InputError(f"{self.path} is not of this version ({self.schema}); use another --out")
+        data = {**deepcopy(dict(self.empty)), **data}
+        kinds = {name: dict if isinstance(empty, dict) else int | float for name, empty in self.empty.items()}
+        wrong = [name for name, kind in kinds.items() if not isinstance(data[name], kind)]
+        if wrong or not isinstance(data.get("terms"), dict | None):
+            raise InputError(f"{self.path} is damaged at {(wrong or ['terms'])[0]!r}; remove it to plan again")
+        return data
+
+    def agree(self, terms: dict[str, Any]) -> None:
+        """Check the terms against those the folder was begun with, or note them in a new folder.
+
+        Raises:
+            InputError: naming what differs.
+        """
+        terms = json.loads(json.dumps(terms))
+        before = self.data["terms"]
+        if before is None:
+            self.data["terms"] = terms
+            return
+        different = [
+            f"{key} was {before.get(key)!r}, now {terms.get(key)!r}"
+            for key in {**before, **terms}
+            if before.get(key) != terms.get(key)
+        ]
+        if different:
+            raise InputError(
+                f"{self.path.parent} holds a {self.what} on other terms: {'; '.join(different)}; "
+                "use its own terms or another --out"
+            )
+
+    def keep_plan(self, plan: list[Planned]) -> None:
+        """Remember steps and speeds, so that a continued comparison does not measure (and decide) anew."""
+        for planned in plan:
+            self.data["plan"][planned.name] = {
+                "blocks": planned.blocks,
+                "steps": planned.steps,
+                "seconds_per_step": planned.seconds_per_step,
+            }
+        self.save()
+
+    def save(self) -> None:
+        """Write the state as a whole."""
+        write_atomically(self.path, json.dumps(self.data, indent=1) + "\n")
+
+    def close(self) -> None:
+        """Let the folder go."""
+        self.lock.close()
+
+
+def terms_of(config: CompareConfig, base: Run[Any, Any], data: Any) -> dict[str, Any]:
+    """Everything that must stay the same for runs to belong to one comparison, as flat plain data."""
+    groups = as_groups(base)
+    model = {key: value for key, value in groups["model"].items() if key != "pattern"}
+    free = FREE_ON_RESUME | {"steps", "eval_every"}  # planned per choice
+    train = {key: value for key, value in as_dict(base.train).items() if key not in free}
+    terms: dict[str, Any] = {
+        "match": config.match,
+        "budget.unit": config.budget_unit,
+        "budget.value": config.budget_value,
+        "evaluations": config.evaluations,
+        **base.kind.terms(base, data),
+    }
+    if base.task != DEFAULT:  # folders from before there were several tasks do not name it
+        terms["task"] = base.task
+    if config.match != "none":
+        terms["first choice (the reference)"] = config.names[0]
+    # Folders from before an option existed do not name it; each kept run is asked what it came to there.
+    terms |= {f"model.{key}": value for key, value in model.items() if key not in base.model.older}
+    return terms | {f"train.{key}": value for key, value in train.items()}

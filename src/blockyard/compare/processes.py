@@ -1,0 +1,189 @@
+"""Processes that each do a share of some work: started, listened to, and asked to save and stop together.
+
+A worker reads one line of JSON from standard input, does what it says, and writes a JSON line now and then. When its
+standard input ends, whoever started it is gone: it saves and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import blockyard
+from blockyard.errors import InputError
+from blockyard.machine.memory import worker_environment
+from blockyard.training.interrupt import Interrupted, StopRequest
+
+STOPPED = "stopped and saved; the same command continues"
+POLL_SECONDS = 0.2
+
+
+# A process that saves itself on a signal ends with 128 and the signal's number, as shells have it.
+_SIGNALLED = 128
+Lost = Callable[[Mapping[str, Any], int], Sequence[Mapping[str, Any]]]
+
+
+class Workers:
+    """The processes and what they say.
+
+    Args:
+        module: what each runs, as `python -m`.
+        requests: what each is asked, as plain data.
+        heard: called with each message, and with {} now and then while there is none.
+        held: open files that the processes keep open too, such as a lock that shall outlive this process with them.
+        lost: called when a process died of a signal that nobody here sent (the system takes the largest process when
+            memory ends), with its request and the signal; returns what shall be asked of new processes in its place.
+            No more than at first run at once.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        requests: Sequence[Mapping[str, Any]],
+        heard: Callable[[dict[str, Any]], None],
+        held: Sequence[IO[Any]] = (),
+        lost: Lost | None = None,
+    ) -> None:
+        self._heard, self._lost, self._module = heard, lost, module
+        self._held = [file.fileno() for file in held]
+        self._said: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._errors: list[str] = []
+        self._waiting: list[Mapping[str, Any]] = []
+        self._running = [(self._start(request), request) for request in requests]
+        self._most = len(self._running)
+
+    def _start(self, request: Mapping[str, Any]) -> subprocess.Popen[str]:
+        source = str(Path(blockyard.__file__).parents[1])
+        path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", self._module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **worker_environment(), "PYTHONPATH": path},
+            pass_fds=self._held,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(request, default=list) + "\n")
+        process.stdin.flush()
+        threading.Thread(target=self._listen, args=(process.stdout,), daemon=True).start()
+        return process
+
+    def _listen(self, stream: IO[str]) -> None:
+        for line in stream:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                found = None
+            # A library that prints.
+            self._said.put(found if isinstance(found, dict) else {"say": line.rstrip()})
+
+    def wait(self) -> None:
+        """Hand on what they say until all have ended.
+
+        Raises:
+            InputError: for what a worker could not do, when the others have been stopped and saved.
+            Interrupted: after SIGTERM or SIGINT, when all have saved.
+        """
+        stopping, codes = False, []
+        with StopRequest().listening() as stop:
+            try:
+                while self._running:
+                    self._hear()
+                    codes += self._ended(stopping)
+                    if not stopping and (any(codes) or stop.signal is not None):
+                        stopping = True
+                        self._ask_to_stop()
+                self._hear(last=True)
+            finally:
+                self._ask_to_stop()
+                for process, _ in self._running:
+                    _wait(process)
+        if self._errors:
+            raise InputError(self._errors[0])
+        if stop.signal is not None:
+            raise Interrupted(stop.signal, STOPPED)
+        if any(codes):
+            raise RuntimeError(f"a worker ended with status {next(code for code in codes if code)}; see above")
+
+    def _ended(self, stopping: bool) -> list[int]:
+        """Let go of processes that have ended and start others in the place of lost ones; returns their statuses."""
+        codes, running = [], []
+        for process, request in self._running:
+            code = process.poll()
+            if code is None:
+                running.append((process, request))
+                continue
+            _wait(process)
+            died_of = -code if code < 0 else code - _SIGNALLED if code > _SIGNALLED else 0
+            if died_of and self._lost is not None and not stopping:
+                # What it said before it died counts for what is left of its share.
+                self._hear(last=True)
+                self._waiting += self._lost(request, died_of)
+            else:
+                codes.append(code)
+        self._running = running
+        while self._waiting and len(running) < self._most and not (stopping or any(codes)):
+            request = self._waiting.pop(0)
+            running.append((self._start(request), request))
+        return codes
+
+    def _ask_to_stop(self) -> None:
+        for process, _ in self._running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    def _hear(self, *, last: bool = False) -> None:
+        try:
+            while True:
+                message = self._said.get(timeout=0 if last else POLL_SECONDS)
+                if "error" in message:
+                    self._errors.append(message["error"])
+                self._heard(message)
+                if not last:
+                    break
+        except queue.Empty:
+            self._heard({})
+
+
+def signal_name(number: int) -> str:
+    """Name a signal as people do: "SIGKILL"."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _wait(process: subprocess.Popen[str]) -> None:
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def ask_for_work() -> dict[str, Any]:
+    """What standard input asks of this process; from now on it is asked to stop once the one that asks has gone."""
+    request: dict[str, Any] = json.loads(sys.stdin.readline())
+
+    def wait() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+    return request
+
+
+def report(message: Mapping[str, Any]) -> None:
+    """Tell the process that started this one."""
+    try:
+        print(json.dumps(message), flush=True)
+    except BrokenPipeError:
+        # Nobody reads any more; the end of standard input will stop this process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,364 @@
+"""Trains the runs of a comparison in turns, so that a slow hour of the machine falls on every choice alike.
+
+All choices with one seed advance together, a slice of steps each; then the next seed. Every run is an ordinary run
+folder with exact resume, so a comparison killed at any moment goes on where its last checkpoints are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from blockyard.compare.budget import next_slice
+from blockyard.compare.failures import is_of_the_machine, keep_failure
+from blockyard.compare.live import Board, Line
+from blockyard.compare.plan import Planned, folder_of, run_of
+from blockyard.compare.processes import STOPPED
+from blockyard.compare.settings import CompareConfig
+from blockyard.errors import InputError
+from blockyard.files import parse_json, plain, without_nan, write_atomically
+from blockyard.report import schema
+from blockyard.tasks.kind import Quality, Run
+from blockyard.tasks.settings import as_groups
+from blockyard.training.folder import CONFIG, METRICS, read_config, with_older
+from blockyard.training.guard import NonFiniteError
+from blockyard.training.interrupt import Interrupted, StopRequest
+from blockyard.training.statistics import LOAD
+from blockyard.training.trainer import Trainer
+
+RESULT = "result.json"
+# Runs that the same command makes again: what ended them was no property of the numbers.
+TRIED_AGAIN = ("failed", "killed")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a planned choice with one seed, in its folder."""
+
+    planned: Planned
+    seed: int
+    folder: Path
+    run: Run[Any, Any]
+
+
+def jobs_of(plan: list[Planned], base: Run[Any, Any], config: CompareConfig, out: Path) -> dict[int, list[Job]]:
+    """The runs by seed."""
+    first = base.train.seed
+    return {
+        seed: [Job(p, seed, folder_of(out, p.name, seed), run_of(p, base, config, seed)) for p in plan]
+        for seed in range(first, first + config.seeds)
+    }
+
+
+def train_all(
+    jobs: Mapping[int, list[Job]], config: CompareConfig, data: Any, board: Board
+) -> dict[tuple[str, int], schema.Run]:
+    """Train what is missing; returns every run by (choice, seed).
+
+    Raises:
+        Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
+    """
+    lines = lines_of(jobs)
+    results = kept_results(jobs, lines)
+    board.show(list(lines.values()), now=True)
+    # One for all seeds: a signal that comes as the last run of a seed ends is for the next ones, too.
+    with StopRequest().listening() as stop:
+        for group in jobs.values():
+            missing = [job for job in group if (job.planned.name, job.seed) not in results]
+            for job, run in _train_in_turns(missing, config, data, board, lines, stop):
+                results[(job.planned.name, job.seed)] = run
+            if stop.signal is not None:
+                raise Interrupted(stop.signal, STOPPED)
+    return results
+
+
+def lines_of(jobs: Mapping[int, list[Job]]) -> dict[tuple[str, int], Line]:
+    """What is to be shown of every run."""
+    return {(j.planned.name, j.seed): Line(j.planned.name, j.seed) for group in jobs.values() for j in group}
+
+
+def kept_results(
+    jobs: Mapping[int, list[Job]], lines: Mapping[tuple[str, int], Line]
+) -> dict[tuple[str, int], schema.Run]:
+    """The runs that have ended before, by (choice, seed)."""
+    results: dict[tuple[str, int], schema.Run] = {}
+    for group in jobs.values():
+        for job in group:
+            key = (job.planned.name, job.seed)
+            kept = read_result(job.folder)
+            if kept is not None and kept["status"] in TRIED_AGAIN:
+                # Its author may have mended it, or the machine have more memory today.
+                (job.folder / RESULT).unlink(missing_ok=True)
+                kept = None
+            if kept is not None:
+                _check_kept(job)
+                results[key] = kept
+                _note(lines[key], kept, "kept")
+    return results
+
+
+def _check_kept(job: Job) -> None:
+    """Refuse a run that ended with options of its model that come to something else than they do now."""
+    model: Any = job.run.model
+    if not model.older or not (job.folder / CONFIG).is_file():
+        return
+    before = with_older(read_config(job.folder)).get("model") or {}
+    had = replace(model, **{name: before[name] for name in model.older if name in before})
+    for name, value in model.decided.items():
+        if had.decided[name] != value:
+            raise InputError(
+                f"{job.folder} was trained with model.{name}={had.decided[name]}, and {value} is asked for now: give "
+                f"--model.{name} {had.decided[name]}, or use another --out"
+            )
+
+
+def _note(line: Line, run: schema.Run, status: str) -> None:
+    line.part, line.status, line.val_loss = (
+        1.0,
+        status if run["status"] == "finished" else run["status"],
+        run["final_loss"],
+    )
+    line.tokens_per_second = run["tokens"] / run["seconds"] if run["seconds"] else None
+
+
+def _train_in_turns(
+    jobs: list[Job],
+    config: CompareConfig,
+    data: Any,
+    board: Board,
+    lines: Mapping[tuple[str, int], Line],
+    stop: StopRequest,
+) -> Iterator[tuple[Job, schema.Run]]:
+    with ExitStack() as open_runs:
+        waiting: list[tuple[Job, Trainer]] = []
+        for job in jobs:
+            try:
+                waiting.append((job, _open(job, data, open_runs)))
+            except Exception as error:
+                if is_of_the_machine(error) or isinstance(error, InputError):
+                    raise
+                lost = lost_run(job, "failed", keep_failure(error, job.folder), job.run.kind.quality(data))
+                _tell_end(job, lost, lines, board, data)
+                yield job, lost
+        while waiting:
+            # There and back again: the first in one round is the last in the next.
+            for job, trainer in list(waiting):
+                line = lines[(job.planned.name, job.seed)]
+                ended = _advance(job, trainer, config, data)
+                _look(line, trainer, config, job)
+                if ended is not None:
+                    trainer.close()
+                    waiting.remove((job, trainer))
+                    _tell_end(job, ended, lines, board, data)
+                    yield job, ended
+                board.show(list(lines.values()), now=ended is not None)
+                if stop.signal is not None and waiting:
+                    for _, live in waiting:
+                        live.save()
+                    raise Interrupted(stop.signal, STOPPED)
+            waiting.reverse()
+
+
+def _tell_end(job: Job, ended: schema.Run, lines: Mapping[tuple[str, int], Line], board: Board, data: Any) -> None:
+    _note(lines[(job.planned.name, job.seed)], ended, "finished")
+    board.say(end_line(job, ended, job.run.kind.quality(data)))
+
+
+def _open(job: Job, data: Any, stack: ExitStack) -> Trainer:
+    resume = (job.folder / CONFIG).exists()
+    task = job.run.kind.make_task(job.run, data)
+    trainer = Trainer(task, job.run.train, job.folder, resolved=as_groups(job.run), resume=resume)
+    stack.callback(trainer.close)
+    return trainer
+
+
+def _advance(job: Job, trainer: Trainer, config: CompareConfig, data: Any) -> schema.Run | None:
+    """One slice of a run; its record when that ended it, well or with an error of its own."""
+    try:
+        return _slice(job, trainer, config, data)
+    except NonFiniteError as error:
+        return lost_run(job, "diverged", str(error), job.run.kind.quality(data), trainer)
+    except Exception as error:
+        if is_of_the_machine(error):
+            raise
+        return lost_run(job, "failed", keep_failure(error, job.folder), job.run.kind.quality(data), trainer)
+
+
+def _slice(job: Job, trainer: Trainer, config: CompareConfig, data: Any) -> schema.Run | None:
+    pace = job.planned.seconds_per_step
+    steps = next_slice(trainer, config.budget_unit, config.budget_value, pace, config.slice_steps)
+    kind = job.run.kind
+    quality = kind.quality(data)
+    if steps:
+        trainer.advance(steps)
+    spent = config.budget_unit == "seconds" and trainer.seconds >= config.budget_value
+    if not (trainer.done or spent):
+        return None
+    extra = {}
+    if not trainer.done:  # the clock ended it between two evaluations
+        evaluated = trainer.evaluate()
+        extra = {key: evaluated[key] for key in ("val_loss", quality.key)}
+    trainer.save()
+    figures = trainer.engine.with_model_at_rest(lambda model: kind.figures(job.run, data, model))
+    rows = read_metrics(job.folder)
+    if extra:
+        rows.append({**_spent(trainer), **extra})
+    return _record(job, "finished", rows, _spent(trainer), quality, trainer.decisions.why, figures=figures)
+
+
+def lost_run(job: Job, status: str, note: str, quality: Quality, trainer: Trainer | None = None) -> schema.Run:
+    """Record a run that ended without a figure.
+
+    Args:
+        job: the run.
+        status: one of `schema.LOST`.
+        note: why, in a line.
+        quality: the figure that ranks.
+        trainer: the run's; None when there is none any more: then what it spent is read from its metrics.
+    """
+    rows = read_metrics(job.folder)
+    nothing = {"step": 0, "tokens": 0, "seconds": 0.0, "cpu_seconds": 0.0, "flops": 0}
+    spent = _spent(trainer) if trainer is not None else rows[-1] if rows else nothing
+    why = trainer.decisions.why if trainer is not None else ()
+    return _record(job, status, rows, spent, quality, why, note=note)
+
+
+def _spent(trainer: Trainer) -> dict[str, Any]:
+    return {
+        "step": trainer.step,
+        "tokens": trainer.tokens,
+        "seconds": trainer.seconds,
+        "cpu_seconds": trainer.cpu_seconds,
+        "flops": trainer.flops,
+    }
+
+
+def _record(
+    job: Job,
+    status: str,
+    rows: list[dict[str, Any]],
+    spent: Mapping[str, Any],
+    quality: Quality,
+    decisions: tuple[str, ...],
+    *,
+    note: str = "",
+    figures: Mapping[str, Any] | None = None,
+) -> schema.Run:
+    """Make and keep the record of a run that has ended."""
+    evaluated = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
+    ended = status == "finished" and bool(evaluated)
+    run: schema.Run = {
+        "seed": job.seed,
+        "status": status,
+        "folder": str(Path(*job.folder.parts[-3:])),
+        "steps": spent["step"],
+        "tokens": spent["tokens"],
+        "seconds": spent["seconds"],
+        "cpu_seconds": spent["cpu_seconds"],
+        "flops": float(spent["flops"]),
+        "final_loss": evaluated[-1] if ended else None,
+        "best_loss": min(evaluated) if ended else None,
+        "note": note,
+        "train": curve(rows, "loss"),
+        "validation": curve(rows, "val_loss"),
+    }
+    if quality.key != "val_loss":
+        found = [row[quality.key] for row in rows if row.get(quality.key) is not None]
+        run["final_quality"] = found[-1] if ended and found else None
+        run["best_quality"] = (min if quality.better == "lower" else max)(found) if ended and found else None
+        run["quality"] = curve(rows, quality.key)
+    if figures:
+        run["figures"] = plain(figures)
+    loads = expert_loads(rows)
+    if loads:
+        run["load"] = loads
+    run = without_nan(run)
+    write_result(job.folder, run, decisions)
+    return run
+
+
+def _look(line: Line, trainer: Trainer, config: CompareConfig, job: Job) -> None:
+    row = trainer.last_metrics
+    line.status = "training"
+    line.loss = row.get("loss", line.loss)
+    line.val_loss = row.get("val_loss", line.val_loss)
+    line.tokens_per_second = trainer.tokens / trainer.seconds if trainer.seconds else None
+    by_clock = config.budget_unit == "seconds"
+    line.part = trainer.seconds / config.budget_value if by_clock else trainer.step / job.planned.steps
+
+
+def end_line(job: Job, run: schema.Run, quality: Quality) -> str:
+    """Word how a run ended."""
+    name = f"{job.planned.name} seed {job.seed}"
+    if run["status"] in schema.LOST:
+        return f"{name}: {run['status']}; {run['note']}"
+    figures = f"val_loss {run['final_loss']:.4f}"
+    if run.get("final_quality") is not None:
+        figures += f", {quality.metric} {run['final_quality']:.4f}"
+    return f"{name}: {figures} after {run['steps']} steps, {run['seconds']:.1f} s"
+
+
+def curve(rows: list[dict[str, Any]], key: str) -> schema.Curve:
+    """The rows that have the figure, as columns."""
+    found = [row for row in rows if key in row]
+    return {
+        "step": [row["step"] for row in found],
+        "tokens": [row["tokens"] for row in found],
+        "seconds": [row["seconds"] for row in found],
+        "flops": [float(row["flops"]) for row in found],
+        "loss": [None if row[key] is None else round(row[key], 5) for row in found],
+    }
+
+
+def expert_loads(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Every expert's share of the tokens in the last tenth of the logged steps, by layer; empty without experts."""
+    found: dict[str, list[float]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        layer, _, what = name.rpartition("/")
+        if what == LOAD:
+            logged = [row[name] for row in rows if name in row]
+            last = logged[-max(1, len(logged) // 10) :]
+            found[layer] = [round(sum(shares) / len(last), 5) for shares in zip(*last)]
+    return found
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl.
+
+    Raises:
+        InputError: when the file is damaged.
+    """
+    try:
+        return [parse_json(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise InputError(
+            f"{folder / METRICS} is damaged: {error}; remove the run's folder to train it again"
+        ) from error
+
+
+def read_result(folder: Path) -> schema.Run | None:
+    """The record of a run that has ended, if it has; a damaged record counts as none and is made again."""
+    try:
+        found = parse_json((folder / RESULT).read_text(encoding="utf-8"))
+        return found["run"]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+def decisions_of(folder: Path) -> list[str]:
+    """Why a run computed as it did (precision, compilation), in words."""
+    try:
+        return list(parse_json((folder / RESULT).read_text(encoding="utf-8"))["decisions"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return []
+
+
+def write_result(folder: Path, run: schema.Run, decisions: tuple[str, ...]) -> None:
+    """Keep the record of a run that has ended."""
+    write_atomically(folder / RESULT, json.dumps({"run": run, "decisions": list(decisions)}, allow_nan=False))

@@ -1,0 +1,104 @@
+"""What a comparison is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from blockyard.errors import InputError
+from blockyard.registry.pattern import split_choices
+from blockyard.report.shellwords import command_line
+
+Groups = Mapping[str, Mapping[str, Any]]
+# What a comparison or a search decides for every run by itself: options of the group `train` that neither has.
+DECIDED = ("steps", "eval_every", "save_every", "log_every", "keep", "save_best", "on_non_finite", "progress",
+           "tensorboard")  # fmt: skip
+
+# More processes than any machine trains in; and of what is listed or kept for each, more than anybody asks for.
+MOST_WORKERS = 1024
+MOST = {"seeds": 10_000, "evaluations": 1_000_000, "sample_tokens": 1_000_000, "workers": MOST_WORKERS}
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """The terms of a comparison; what the models, the training and the data are comes as option groups beside it.
+
+    Args:
+        blocks: the choices, separated by `;` or (when none has brackets) `,`; the first is the reference.
+        match: make all choices as large as the first in `params` or in `flops` per token, or `none`.
+        budget_unit: what every run may spend: `tokens` (or whatever the task's input is counted in), `seconds` of
+            training clock, or `flops` of training.
+        budget_value: how much of it.
+        seeds: number of runs of each choice, with seeds train.seed, train.seed + 1, …; intervals need two or more.
+        slice_steps: steps a run makes before it is the next one's turn.
+        evaluations: evaluations spread over each run.
+        workers: processes that train at once, each a share of the runs; with a budget in seconds they share the clock's
+            machine, so one is fairer.
+        prompt: text that every model continues; none takes the beginning of the validation text.
+        sample_tokens: tokens each model writes for the report.
+        temperature: temperature of that sampling.
+        measure_memory: measure peak memory, in a fresh process for each choice.
+        lengths: lengths at which training speed and memory are measured too, with as many tokens in a batch; none for
+            none.
+    """
+
+    blocks: str
+    match: Literal["params", "flops", "none"] = "params"
+    budget_unit: Literal["tokens", "seconds", "flops"] = "tokens"
+    budget_value: float = 500_000
+    seeds: int = 3
+    slice_steps: int = 25
+    evaluations: int = 12
+    workers: int = 1
+    prompt: str | None = None
+    sample_tokens: int = 300
+    temperature: float = 0.8
+    measure_memory: bool = True
+    lengths: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("match", ("params", "flops", "none")), ("budget_unit", ("tokens", "seconds", "flops"))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{flag(name)}={getattr(self, name)!r} is not one of: {', '.join(allowed)}")
+        if not 0 < self.budget_value < float("inf"):
+            raise InputError(f"budget.value={self.budget_value} must be a number above 0")
+        for name in ("seeds", "slice_steps", "evaluations", "sample_tokens", "workers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise InputError(f"{name}={getattr(self, name)} must be at most {most}")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature={self.temperature} must be at least 0")
+        if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
+            raise InputError(f"lengths={','.join(map(str, self.lengths))} should be numbers of at least 1")
+        names = self.names
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise InputError(f"blocks names {twice!r} twice; every choice stands once")
+
+    @property
+    def names(self) -> list[str]:
+        """The choices as written, the reference first."""
+        return ["".join(choice.split()) for choice in split_choices(self.blocks)]
+
+    def command(self, task: str, groups: Groups, out: str) -> str:
+        """The command line that asks for this comparison again."""
+        words: list[tuple[str, Any]] = [("blocks", ";".join(self.names))]
+        words += [
+            (flag(field.name), getattr(self, field.name))
+            for field in fields(self)
+            if field.name != "blocks" and getattr(self, field.name) != field.default
+        ]
+        for group, options in groups.items():
+            if group == "plugins":
+                words += [("plugin", module) for module in options]
+            else:
+                words += [(f"{group}.{key}", value) for key, value in options.items()]
+        return command_line(f"blockyard compare {task}", [*words, ("out", out)])
+
+
+def flag(field: str) -> str:
+    """The option's name on the command line: `budget.unit`, not `budget_unit`."""
+    return field.replace("budget_", "budget.")

@@ -1,0 +1,271 @@
+"""Complex attention: rotating every input by one angle rotates every output by it.
+
+The complex-block document's attention with what it leaves open decided: scores that can be negative, heads of
+d_model / n_heads, rotary instead of additive positions, a causal mask with the cache. Computed on the interleaved real
+view, where Re⟨q, k⟩ is a dot product and the complex rotary embedding is the interleaved real one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.complex.heads import can_fuse, turned_heads
+from blockyard.complex.linear import (
+    ComplexLinear,
+    ComplexModule,
+    LinearMode,
+    check_complex,
+    from_pairs,
+    linear_pairs,
+    magnitude,
+    resolve_mode,
+    to_pairs,
+)
+from blockyard.complex.norms import rms_norm_pairs
+from blockyard.complex.scores import SCORES, Score, complex_attend
+from blockyard.errors import InputError
+from blockyard.nn.attention import Kernel
+from blockyard.nn.dropout import Dropout
+from blockyard.nn.roles import Role
+from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
+from blockyard.protocol.cache import LayerCache
+from blockyard.protocol.costs import Cost
+from blockyard.protocol.mixer import Mixer, check_heads, default_positions
+from blockyard.registry.register import Traits, register_attn
+
+GATES = ("none", "learned", "magnitude")
+# Added to the mean square of queries and keys where they are normalised.
+QK_EPS = 1e-5
+
+
+@register_attn(
+    "complex",
+    group="complex",
+    traits=Traits(
+        causal=True,
+        bidirectional=True,
+        cache="kv",
+        padding=True,
+        attn_mask=True,
+        cross=True,
+        weights=True,
+        positions=True,
+        order=True,
+        dtypes=("complex64", "complex128", "bfloat16"),
+    ),
+)
+class ComplexAttention(ComplexModule, Mixer):
+    """Multi-head attention over complex vectors, equivariant to a rotation of all inputs by one angle.
+
+    Args:
+        d_model: width of the residual stream, in complex numbers.
+        n_heads: number of query heads, dividing d_model.
+        n_kv_heads: number of key-value heads, dividing n_heads; None = n_heads.
+        causal: hide the future; the forward argument overrides it.
+        score: weights from s = q kᴴ/√d: real softmax(Re s), magnitude softmax(|s|) (the document's), phase
+            softmax(|s|)·s/|s|, split a learnt mean of softmax(Re s) and softmax(Im s) per head.
+        gate: factor on what the heads give: none, learned (a complex constant per feature, the document's) or
+            magnitude (σ(|W x| + b), real, from the input).
+        rope: rotary positions (complex), or none.
+        rope_theta: base of the rotary wavelengths.
+        qk_norm: RMS-normalise queries and keys per head, with a real gain, before they are rotated.
+        bias: complex biases in the four projections; they break the phase symmetry.
+        linear: how complex products are computed: native, block, gauss, or auto (native, but block where the products
+            are bfloat16).
+        dropout: probability of dropping an attention weight in training.
+        kernel: auto, matmul or sdpa, for the scores real and split.
+
+    Shapes: x complex [B, T, d_model] -> the same; weights real [B, n_heads, T, S] (split: [B, 2 · n_heads, T, S]).
+    Raises: InputError when heads do not divide, or for an input that is not complex.
+    """
+
+    causal_cross = True
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        n_kv_heads: int | None = None,
+        causal: bool = False,
+        score: Score = "real",
+        gate: Literal["none", "learned", "magnitude"] = "none",
+        rope: Literal["complex", "none"] = "complex",
+        rope_theta: float = 10_000.0,
+        qk_norm: bool = True,
+        bias: bool = False,
+        linear: LinearMode = "auto",
+        dropout: float = 0.0,
+        kernel: Kernel = "auto",
+    ) -> None:
+        super().__init__()
+        self.d_model, self.n_heads, self.causal = d_model, n_heads, causal
+        self.head_dim = check_heads(d_model, n_heads)
+        self.n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        if self.n_kv_heads < 1 or n_heads % self.n_kv_heads:
+            raise InputError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
+        if score not in SCORES:
+            raise InputError(f"score={score!r} should be one of {', '.join(SCORES)}")
+        if gate not in GATES:
+            raise InputError(f"gate={gate!r} should be one of {', '.join(GATES)}")
+        self.score, self.gate, self.kernel = score, gate, kernel
+        kv_width = self.n_kv_heads * self.head_dim
+        self.q_proj = ComplexLinear(d_model, d_model, bias=bias, mode=linear)
+        self.k_proj = ComplexLinear(d_model, kv_width, bias=bias, mode=linear)
+        self.v_proj = ComplexLinear(d_model, kv_width, bias=bias, mode=linear)
+        self.output_proj = ComplexLinear(d_model, d_model, bias=bias, mode=linear)
+        self.q_gain = nn.Parameter(torch.ones(self.head_dim)) if qk_norm else None
+        self.k_gain = nn.Parameter(torch.ones(self.head_dim)) if qk_norm else None
+        # Both halves of split count the same at the start.
+        self.share = nn.Parameter(torch.zeros(n_heads)) if score == "split" else None
+        self.gate_constant = self.gate_proj = self.gate_bias = None
+        if gate == "learned":
+            self.gate_constant = nn.Parameter(torch.tensor([1.0, 0.0]).repeat(d_model, 1))
+        elif gate == "magnitude":
+            self.gate_proj = ComplexLinear(d_model, d_model, mode=linear)
+            self.gate_bias = nn.Parameter(torch.zeros(d_model))
+        # Pairs of neighbouring reals are complex numbers: the interleaved layout multiplies each by e^{i m θ}.
+        self.rope = RotaryPositionalEmbedding(rope_theta, 2 * self.head_dim) if rope == "complex" else None
+        self.attn_dropout = Dropout(dropout)
+
+    def parameter_roles(self) -> dict[str, Role]:
+        return {"gate_constant": Role("vector")}
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        causal: bool | None = None,
+        positions: Tensor | None = None,
+        context: Tensor | None = None,
+        cache: LayerCache | None = None,
+        return_weights: bool = False,
+        pe: Tensor | None = None,
+        context_pe: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mix positions, as `blockyard.protocol.mixer.Mixer` says, and further:
+
+        Args:
+            causal: with a context as long as x, position i sees the context up to i (both run on one clock).
+            cache: with a context and causal, holds the context's past and receives its new steps.
+            pe: complex [..., T, d_model], added to the queries (and to the keys without a context) after projection:
+                the document's additive position encoding. It breaks the phase symmetry.
+            context_pe: complex [..., S, d_model], added to the keys of the context.
+        """
+        causal, past = self._check(x, padding_mask, causal, positions, context, cache)
+        if positions is None and padding_mask is not None and context is None:
+            positions = default_positions(padding_mask, x.shape[1])
+        turns = None
+        # Unordered contexts share no positions with x.
+        if self.rope is not None and (context is None or causal):
+            turns = self.rope.tables(x.shape[1], x.real, positions, offset=past)
+        q, k, v = self._project(x, context, pe, context_pe, turns)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.append(k=k.to(cache.dtype), v=v.to(cache.dtype))
+            q = q.to(cache.dtype)
+        mixed, weights = complex_attend(
+            q,
+            k,
+            v,
+            score=self.score,
+            share=None if self.share is None else torch.sigmoid(self.share),
+            causal=causal,
+            padding_mask=padding_mask,
+            attn_mask=attn_mask,
+            kernel=self.kernel,
+            dropout=self.attn_dropout.p if self.training else 0.0,
+            dropout_keys=self.attn_dropout.keys,
+            return_weights=return_weights,
+        )
+        heads = self._gated(mixed.transpose(1, 2).flatten(2), x)
+        return from_pairs(self.output_proj.pairs(heads)).to(x.dtype), weights
+
+    def _project(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        pe: Tensor | None,
+        context_pe: Tensor | None,
+        turns: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, H, 2·head_dim], keys and values [B, S, H_kv, 2·head_dim], as pairs, normalised and turned by
+        the cos and sin of `turns`."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        mode = resolve_mode(self.q_proj.mode, self.q_proj.weight)
+        cos, sin = (None, None) if turns is None else (table.unsqueeze(-2) for table in turns)
+        if context is not None:
+            source = to_pairs(context)
+            q, k, v = self.q_proj.pairs(to_pairs(x)), self.k_proj.pairs(source), self.v_proj.pairs(source)
+        elif not all(p.is_bare for p in projections) or (mode == "block" and not self.training):
+            # Eval mode has the block matrices at hand, one per projection.
+            q, k, v = (p.pairs(to_pairs(x)) for p in projections)
+        else:
+            # One product, where nothing but the weights says what the projections give.
+            stacked = linear_pairs(to_pairs(x), torch.cat([p.weight for p in projections]), mode)
+            if pe is None and self.q_gain is not None and self.k_gain is not None and can_fuse(stacked):
+                factor = None if cos is None or sin is None else torch.complex(cos, sin)
+                return turned_heads(
+                    stacked, (self.q_gain, self.k_gain), factor, (self.n_heads, self.n_kv_heads), QK_EPS
+                )
+            q, k, v = stacked.split([2 * p.d_out for p in projections], dim=-1)
+        q, k = self._add(q, pe, "pe"), self._add(k, pe if context is None else context_pe, "context_pe")
+        q, k, v = (part.unflatten(-1, (-1, 2 * self.head_dim)) for part in (q, k, v))
+        if self.q_gain is not None and self.k_gain is not None:
+            q, k = rms_norm_pairs(q, self.q_gain, QK_EPS), rms_norm_pairs(k, self.k_gain, QK_EPS)
+        if cos is not None and sin is not None:
+            q, k = rotate(q, cos, sin, "interleaved"), rotate(k, cos, sin, "interleaved")
+        return q, k, v
+
+    def _add(self, projected: Tensor, pe: Tensor | None, name: str) -> Tensor:
+        if pe is None:
+            return projected
+        check_complex(pe, projected.shape[-1] // 2, name)
+        return projected + to_pairs(pe).to(projected.dtype)
+
+    def _gated(self, heads: Tensor, x: Tensor) -> Tensor:
+        """What the heads give, [B, T, 2·d_model], times the gate."""
+        if self.gate_constant is not None:
+            gated = from_pairs(heads) * torch.view_as_complex(_at_least_float(self.gate_constant))
+            return to_pairs(gated)
+        if self.gate_proj is not None and self.gate_bias is not None:
+            gate = torch.sigmoid(magnitude(self.gate_proj(x), 1e-6) + self.gate_bias)
+            return (heads.unflatten(-1, (-1, 2)) * gate.unsqueeze(-1)).flatten(-2)
+        return heads
+
+    def new_cache(
+        self,
+        batch: int,
+        max_len: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> LayerCache:
+        """An empty cache of real pairs, owned by the caller; `dtype` is a real type."""
+        shape = (self.n_kv_heads, 2 * self.head_dim)
+        return LayerCache(batch, {"k": shape, "v": shape}, max_len=max_len, **self._placement(dtype, device))
+
+    def cost(self, tokens: int) -> Cost:
+        projections = [self.q_proj, self.k_proj, self.v_proj, self.output_proj]
+        projections += [self.gate_proj] if self.gate_proj is not None else []
+        # Products with keys or values, in units of one real product over 2·head_dim: Re s and Im s each take one.
+        products = {"real": 2, "magnitude": 3, "phase": 4, "split": 4}[self.score]
+        return Cost(
+            parameters=sum(p.numel() for p in self.parameters()),
+            flops=sum(p.flops(tokens) for p in projections) + products * 2 * 2 * self.d_model * tokens * tokens,
+            cache_bytes_per_token=2 * 2 * self.n_kv_heads * self.head_dim * 4,
+        )
+
+    def zero_init_output(self) -> None:
+        nn.init.zeros_(self.output_proj.weight)
+
+    def extra_repr(self) -> str:
+        return f"n_heads={self.n_heads}, score={self.score}, gate={self.gate}, causal={self.causal}"
+
+
+def _at_least_float(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

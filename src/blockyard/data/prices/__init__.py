@@ -1,1 +1,0 @@
-"""Prices in, windows without leaks out: reader, validator, features, targets, purged splits, the look-ahead check."""

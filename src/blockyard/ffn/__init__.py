@@ -1,1 +1,0 @@
-"""FFNs: modules that act on every position by itself, behind one protocol (`blockyard.ffn.base`)."""

@@ -1,1 +1,0 @@
-"""What is done with forecasts: baselines beside them, scores with intervals, calibration, backtests."""

@@ -1,0 +1,449 @@
+"""Latent attention (MLA): keys and values come from one small vector per token, and only that vector is cached.
+
+DeepSeek-V2 (arXiv 2405.04434, section 2.1) and the price document. They differ in what is rotated: DeepSeek keeps a
+rotary key apart, shared by all heads, so that decoding can absorb the up-projections into the queries; the price
+document rotates the whole key, which is low-rank multi-head attention and rules that out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blockyard.errors import InputError
+from blockyard.nn.attention import Kernel, attend
+from blockyard.nn.dropout import Dropout
+from blockyard.nn.linear import Linear
+from blockyard.nn.norms import RMSNorm
+from blockyard.nn.roles import Role
+from blockyard.nn.rotary import Layout, RotaryPositionalEmbedding, rotate
+from blockyard.protocol.cache import LayerCache
+from blockyard.protocol.costs import Cost, linear_flops
+from blockyard.protocol.mixer import Mixer, check_heads, default_positions
+from blockyard.registry.register import Traits, register_attn
+
+if TYPE_CHECKING:
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
+
+# cos and sin of the positions, each [T, width / 2] or [B, T, width / 2]; None where nothing is rotated.
+Turn = tuple[Tensor, Tensor] | None
+# Which of the up-projections are absorbed into the queries and the output, instead of expanding every latent.
+Form = Literal["naive", "values", "both"]
+# DeepSeek's; latents are small numbers at the start.
+_EPS = 1e-6
+
+
+def absorbing_pays(queries: int, keys: int, rank: int, *widths: int) -> bool:
+    """Whether absorbing up-projections from `rank` to these widths takes fewer FLOPs than expanding every latent.
+
+    Expanding costs rank · width for each key, and then width for each pair of query and key; absorbing costs
+    rank · width for each query, and then rank for each pair. Against many keys it pays for fewer than
+    rank · (nope + v) / (2 · rank − nope − v) queries, and always where 2 · rank ≤ nope + v.
+
+    Args:
+        queries: number of queries.
+        keys: number of latents they meet.
+        rank: width of a latent.
+        widths: what is expanded per head: nope and v, or one of them.
+    """
+    expanded = keys * rank * sum(widths) + queries * keys * sum(widths)
+    absorbed = queries * rank * sum(widths) + queries * keys * rank * len(widths)
+    return absorbed < expanded
+
+
+@register_attn(
+    "mla",
+    group="mla",
+    traits=Traits(
+        causal=True,
+        bidirectional=True,
+        cache="latent",
+        padding=True,
+        attn_mask=True,
+        cross=True,
+        weights=True,
+        positions=True,
+        order=True,
+    ),
+)
+class LatentAttention(Mixer):
+    """Attention over latents c = RMSNorm(W_c x): head h has keys W_uk,h c and values W_uv,h c.
+
+    Args:
+        d_model: width of the residual stream.
+        n_heads: number of heads.
+        kv_rank: width of the latent c, at most d_model; None = d_model / 4.
+        q_rank: width of a latent for the queries too, which saves parameters; None = queries straight from x.
+        rope: decoupled (DeepSeek's): a rotary key beside the latent; full (the price document's): whole keys rotate.
+        rope_dim: width of the rotary key that all heads share, even; None = half a head's. Only for decoupled.
+        nope_dim: width per head of the keys from the latent; None = d_model / n_heads.
+        v_dim: width per head of the values; None = d_model / n_heads.
+        causal: hide the future; the forward argument overrides it.
+        rope_layout: pairing of the rotation: half (Llama's) or interleaved (DeepSeek's and the price document's).
+        rope_theta: base of the rotary wavelengths.
+        latent_norm: RMS-normalise the latents, with a gain.
+        bias: biases in the maps into latents and in the output (DeepSeek's attention_bias).
+        dropout: probability of dropping an attention weight in training.
+        decode: naive expands every latent into keys and values; absorbed moves the up-projections to the queries
+            and the output instead, and attends to the latents themselves; auto takes what costs fewer FLOPs.
+        cache: what decoding keeps: latent (c and the rotary key), mixed (rotated keys, and c for the values), or
+            expanded (keys and values, as standard attention does); None = latent, or mixed with rope=full.
+        kernel: auto, matmul or sdpa; auto decides by length and device.
+
+    Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S]; cache [B, T, kv_rank + rope_dim] (latent).
+    Raises: InputError for ranks or widths below 1, ranks above d_model, an odd rotary width, rope_dim with rope=full,
+        decode=absorbed with rope=full (the rotation stands between q and W_uk) or with cache=expanded.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        kv_rank: int | None = None,
+        q_rank: int | None = None,
+        rope: Literal["decoupled", "full"] = "decoupled",
+        rope_dim: int | None = None,
+        nope_dim: int | None = None,
+        v_dim: int | None = None,
+        causal: bool = False,
+        rope_layout: Layout = "half",
+        rope_theta: float = 10_000.0,
+        latent_norm: bool = True,
+        bias: bool = False,
+        dropout: float = 0.0,
+        decode: Literal["auto", "naive", "absorbed"] = "auto",
+        cache: Literal["latent", "mixed", "expanded"] | None = None,
+        kernel: Kernel = "auto",
+    ) -> None:
+        super().__init__()
+        if d_model < 1 or n_heads < 1:
+            raise InputError(f"d_model={d_model} and n_heads={n_heads} should be at least 1")
+        self.d_model, self.n_heads, self.causal, self.kernel = d_model, n_heads, causal, kernel
+        self.decoupled = rope == "decoupled"
+        self.kv_rank = _rank("kv_rank", max(1, d_model // 4) if kv_rank is None else kv_rank, d_model)
+        self.q_rank = None if q_rank is None else _rank("q_rank", q_rank, d_model)
+        self.nope_dim = _width("nope_dim", check_heads(d_model, n_heads) if nope_dim is None else nope_dim)
+        self.v_dim = _width("v_dim", check_heads(d_model, n_heads) if v_dim is None else v_dim)
+        self.rope_dim = self._rope_dim(rope_dim)
+        self.decode = decode
+        self.cache_kind = cache if cache is not None else "latent" if self.decoupled else "mixed"
+        self._check_decode()
+        queries = n_heads * (self.nope_dim + self.rope_dim)
+        self.q_down_proj = Linear(d_model, self.q_rank, bias=bias) if self.q_rank else None
+        self.q_norm = RMSNorm(self.q_rank, _EPS) if self.q_rank else None
+        self.q_proj = Linear(self.q_rank or d_model, queries)
+        self.kv_down_proj = Linear(d_model, self.kv_rank + self.rope_dim, bias=bias)
+        self.kv_norm = RMSNorm(self.kv_rank, _EPS) if latent_norm else None
+        self.k_up = nn.Parameter(torch.empty(n_heads, self.nope_dim, self.kv_rank))
+        self.v_up = nn.Parameter(torch.empty(n_heads, self.v_dim, self.kv_rank))
+        self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias)
+        self.rope = RotaryPositionalEmbedding(rope_theta, self.rope_dim or self.nope_dim, layout=rope_layout)
+        self.attn_dropout = Dropout(dropout)
+        self.reset_parameters()
+
+    def _rope_dim(self, rope_dim: int | None) -> int:
+        if not self.decoupled:
+            if rope_dim is not None:
+                raise InputError(f"rope_dim={rope_dim} with rope='full': whole keys are rotated; set nope_dim, or none")
+            if self.nope_dim % 2:
+                raise InputError(f"nope_dim={self.nope_dim} with rope='full': rotation turns pairs; use an even width")
+            return 0
+        if rope_dim is None:
+            return max(2, self.nope_dim // 4 * 2)
+        if rope_dim < 2 or rope_dim % 2:
+            raise InputError(f"rope_dim={rope_dim}: rotation turns pairs; use an even width of at least 2")
+        return rope_dim
+
+    def _check_decode(self) -> None:
+        if self.decode == "absorbed" and not self.decoupled:
+            raise InputError(
+                "decode='absorbed' with rope='full': the rotation stands between queries and W_uk, which cannot be "
+                "absorbed; use rope='decoupled', or decode='auto'"
+            )
+        if self.decode == "absorbed" and self.cache_kind == "expanded":
+            raise InputError(
+                "decode='absorbed' with cache='expanded': expanded keys and values leave nothing to absorb; "
+                "use cache='latent', or decode='auto'"
+            )
+
+    def reset_parameters(self) -> None:
+        """Initialise the up-projections as a `Linear` from kv_rank to all heads is."""
+        for stack in (self.k_up, self.v_up):
+            std = (2.0 / (self.kv_rank + stack.shape[0] * stack.shape[1])) ** 0.5
+            nn.init.trunc_normal_(stack, std=std, a=-3 * std, b=3 * std)
+
+    def parameter_roles(self) -> dict[str, Role]:
+        # One matrix per head, which Muon makes orthogonal head by head.
+        return {"k_up": Role("matrix"), "v_up": Role("matrix")}
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        causal: bool | None = None,
+        positions: Tensor | None = None,
+        context: Tensor | None = None,
+        cache: LayerCache | None = None,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        causal, past = self._check(x, padding_mask, causal, positions, context, cache)
+        turn = key_turn = None
+        # A context shares no positions with x, so nothing is rotated.
+        if context is None:
+            turn, key_turn = self._turns(x, padding_mask, positions, cache, past)
+        masks = {"causal": causal, "padding_mask": padding_mask, "attn_mask": attn_mask}
+        return self._mix(x, x if context is None else context, turn, key_turn, cache, return_weights, masks)
+
+    def forward_rotated(
+        self, x: Tensor, cos: Tensor, sin: Tensor, *, causal: bool | None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        """The output alone, with the rotation given instead of positions.
+
+        Args:
+            x: [B, T, d_model].
+            cos: cosines of the angles [T, width / 2], where `width` of each key is rotated.
+            sin: their sines.
+            causal: as in `forward`.
+            attn_mask: as in `forward`.
+        """
+        causal, _ = self._check(x, None, causal, None, None, None)
+        width = self.rope_dim or self.nope_dim
+        for name, table in (("cos", cos), ("sin", sin)):
+            if tuple(table.shape) != (x.shape[1], width // 2):
+                raise InputError(
+                    f"{name} has shape {tuple(table.shape)}, expected {(x.shape[1], width // 2)} [length, width / 2]"
+                )
+        turn = (cos, sin)
+        return self._mix(x, x, turn, turn, None, False, {"causal": causal, "attn_mask": attn_mask})[0]
+
+    def _turns(
+        self, x: Tensor, padding_mask: Tensor | None, positions: Tensor | None, cache: LayerCache | None, past: int
+    ) -> tuple[Turn, Turn]:
+        """Rotations of the new tokens, and of the keys that are made in this call."""
+        new = x.shape[1]
+        # Only latents of whole-key rotation are kept unrotated: their keys are made, and turned, at every step.
+        anew = cache is not None and not self.decoupled and self.cache_kind == "latent"
+        if anew and positions is not None:
+            raise InputError(
+                "positions with rope='full' and cache='latent': past keys are rotated anew, by positions counted from "
+                "the cache; use cache='mixed', which keeps them rotated"
+            )
+        if positions is None:
+            positions = default_positions(padding_mask, new)
+        turn = self.rope.tables(new, x, positions, offset=past)
+        if not anew:
+            return turn, turn
+        return turn, self.rope.tables(past + new, x, default_positions(padding_mask, past + new))
+
+    def _mix(
+        self,
+        x: Tensor,
+        source: Tensor,
+        turn: Turn,
+        key_turn: Turn,
+        cache: LayerCache | None,
+        return_weights: bool,
+        masks: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of x to the source, with rotations already worked out."""
+        q, latents = self._project(x, source, turn)
+        # What products give: under autocast neither x's dtype nor the weights'. A cache may hold yet another.
+        native, k, v = latents.dtype, None, None
+        if cache is not None:
+            dtype = cache.dtype
+            if self.cache_kind == "latent":
+                (latents,) = cache.append(latent=latents.to(dtype))
+            elif self.cache_kind == "mixed":
+                k, c = self._keys(latents, turn), latents[..., : self.kv_rank]
+                k, latents = cache.append(k=k.to(dtype), latent=c.to(dtype))
+            else:
+                k, v = self._keys(latents, turn), self._values(latents)
+                k, v = cache.append(k=k.to(dtype), v=v.to(dtype))
+        form: Form = "naive" if v is not None else self._form(x.shape[1], latents.shape[1], k is None)
+        if form == "both":
+            # The queries meet latents instead of keys, the same ones for all heads.
+            q, k = [_per_head(q[0], self.k_up), q[1]], latents.unsqueeze(1)
+        elif k is None:
+            k = self._keys(latents.to(native), key_turn)
+        if v is None:
+            v = self._values(latents.to(native)) if form == "naive" else latents[..., : self.kv_rank].unsqueeze(1)
+        mixed, weights = attend(
+            (torch.cat(q, dim=-1) if len(q) > 1 else q[0]).to(k.dtype),
+            k,
+            v.to(k.dtype),
+            **masks,
+            scale=(self.nope_dim + self.rope_dim) ** -0.5,
+            kernel=self.kernel,
+            dropout=self.attn_dropout.p if self.training else 0.0,
+            dropout_keys=self.attn_dropout.keys,
+            return_weights=return_weights,
+        )
+        mixed = mixed.to(native)
+        if form != "naive":
+            mixed = _per_head(mixed, self.v_up.mT)
+        return self.output_proj(mixed.transpose(1, 2).flatten(2)), weights
+
+    def _project(self, x: Tensor, source: Tensor, turn: Turn) -> tuple[list[Tensor], Tensor]:
+        """Queries and latents, with what is rotary in them rotated.
+
+        Returns:
+            The queries as [B, H, T, nope] and [B, H, T, rope], or whole; the latents with the rotary key beside them,
+            [B, S, rank + rope].
+        """
+        q, latents = self._queries(x), self.kv_down_proj(source)
+        c, k_rope = latents.split([self.kv_rank, self.rope_dim], dim=-1)
+        if self.kv_norm is not None:
+            c = self.kv_norm(c)
+        cos, sin = (None, None) if turn is None else (table.unsqueeze(-2) for table in turn)
+        if not self.decoupled:
+            q = q if cos is None or sin is None else rotate(q, cos, sin, self.rope.layout)
+            return [q.transpose(1, 2)], c
+        q_nope, q_rope = q.split([self.nope_dim, self.rope_dim], dim=-1)
+        if cos is not None and sin is not None:
+            # All rotary parts in one call: half as many passes as one after the other.
+            turned = rotate(torch.cat([q_rope, k_rope.unsqueeze(2)], dim=2), cos, sin, self.rope.layout)
+            q_rope, k_rope = turned[:, :, :-1], turned[:, :, -1]
+        return [q_nope.transpose(1, 2), q_rope.transpose(1, 2)], torch.cat([c, k_rope], dim=-1)
+
+    def _form(self, queries: int, keys: int, keys_open: bool) -> Form:
+        """What to absorb.
+
+        Args:
+            queries: number of queries.
+            keys: number of latents.
+            keys_open: whether the keys are not expanded yet.
+        """
+        can_absorb_keys = keys_open and self.decoupled
+        if self.decode == "naive":
+            return "naive"
+        if self.decode == "absorbed":
+            return "both" if can_absorb_keys else "values"
+
+        def pays(*widths: int) -> bool:
+            return absorbing_pays(queries, keys, self.kv_rank, *widths)
+
+        if can_absorb_keys and pays(self.nope_dim, self.v_dim) and pays(self.nope_dim):
+            return "both"
+        return "values" if pays(self.v_dim) else "naive"
+
+    def _queries(self, x: Tensor) -> Tensor:
+        """[B, T, H, nope + rope], not rotated."""
+        if self.q_down_proj is not None and self.q_norm is not None:
+            x = self.q_norm(self.q_down_proj(x))
+        return self.q_proj(x).unflatten(-1, (self.n_heads, -1))
+
+    def _keys(self, latents: Tensor, turn: Turn) -> Tensor:
+        """Expanded keys [B, H, S, nope + rope]; `turn` rotates them where the latents hold no rotary key."""
+        k = F.linear(latents[..., : self.kv_rank], self.k_up.flatten(0, 1)).unflatten(-1, (self.n_heads, -1))
+        if self.decoupled:
+            k_rope = latents[..., self.kv_rank :].unsqueeze(2).expand(-1, -1, self.n_heads, -1)
+            k = torch.cat([k, k_rope], dim=-1)
+        elif turn is not None:
+            k = rotate(k, turn[0].unsqueeze(-2), turn[1].unsqueeze(-2), self.rope.layout)
+        return k.transpose(1, 2)
+
+    def _values(self, latents: Tensor) -> Tensor:
+        """Expanded values [B, H, S, v]."""
+        return (
+            F.linear(latents[..., : self.kv_rank], self.v_up.flatten(0, 1))
+            .unflatten(-1, (self.n_heads, -1))
+            .transpose(1, 2)
+        )
+
+    def new_cache(
+        self,
+        batch: int,
+        max_len: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> LayerCache:
+        return LayerCache(batch, self._slots(), max_len=max_len, **self._placement(dtype, device))
+
+    def _slots(self) -> dict[str, tuple[int, ...]]:
+        key = (self.n_heads, self.nope_dim + self.rope_dim)
+        if self.cache_kind == "latent":
+            # Latent and rotary key lie side by side, so that an absorbed step scores both in one product.
+            return {"latent": (self.kv_rank + self.rope_dim,)}
+        if self.cache_kind == "mixed":
+            return {"k": key, "latent": (self.kv_rank,)}
+        return {"k": key, "v": (self.n_heads, self.v_dim)}
+
+    def cost(self, tokens: int) -> Cost:
+        heads, rank, key = self.n_heads, self.kv_rank, self.nope_dim + self.rope_dim
+        shapes = [(self.q_rank or self.d_model, heads * key), (self.d_model, rank + self.rope_dim)]
+        shapes += [(rank, heads * self.nope_dim), (rank, heads * self.v_dim), (heads * self.v_dim, self.d_model)]
+        vectors = rank if self.kv_norm is not None else 0
+        if self.q_rank:
+            shapes.append((self.d_model, self.q_rank))
+            vectors += self.q_rank
+        if self.output_proj.bias is not None:
+            vectors += rank + self.rope_dim + (self.q_rank or 0) + self.d_model
+        # With as many queries as keys, absorbing a matrix costs what expanding by it does; the pairs differ.
+        form = self._form(tokens, tokens, True)
+        pair = (rank + self.rope_dim if form == "both" else key) + (self.v_dim if form == "naive" else rank)
+        return Cost(
+            parameters=sum(a * b for a, b in shapes) + vectors,
+            flops=linear_flops(tokens, *shapes) + 2 * heads * pair * tokens * tokens,
+            cache_bytes_per_token=4 * sum(torch.Size(shape).numel() for shape in self._slots().values()),
+        )
+
+    def zero_init_output(self) -> None:
+        nn.init.zeros_(self.output_proj.weight)
+
+    @classmethod
+    def from_hf(cls, module: DeepseekV3Attention) -> LatentAttention:
+        """The same attention as a transformers `DeepseekV3Attention`, with copies of its weights.
+
+        Others that compute the same are read too (DeepSeek-V2, GLM-4-MoE-Lite, MiniCPM3): the module is asked for its
+        output on random input, and refused where it is another.
+
+        Raises:
+            InputError: for another kind of module, a key or a setting without counterpart here (by its name), a scaled
+                rotary embedding (only the default type is known), or another output.
+        """
+        from blockyard.latent.deepseek import from_deepseek
+
+        return from_deepseek(module)
+
+    def to_hf(self) -> DeepseekV3Attention:
+        """The same attention as a transformers `DeepseekV3Attention` (extra `hf`), with copies of the weights.
+
+        Raises:
+            MissingExtra: when transformers is not installed.
+            InputError: with rope="full" or without latent_norm, which it does not have.
+        """
+        from blockyard.latent.deepseek import to_deepseek
+
+        return to_deepseek(self)
+
+    def extra_repr(self) -> str:
+        rope = f"rope_dim={self.rope_dim}" if self.decoupled else "rope=full"
+        return (
+            f"n_heads={self.n_heads}, kv_rank={self.kv_rank}, q_rank={self.q_rank}, {rope}, nope_dim={self.nope_dim}, "
+            f"v_dim={self.v_dim}, decode={self.decode}, cache={self.cache_kind}, causal={self.causal}"
+        )
+
+
+def _per_head(x: Tensor, matrices: Tensor) -> Tensor:
+    """x [B, H, T, a] times a matrix per head [H, a, b] -> [B, H, T, b], without copying matrices for the batch."""
+    batch, heads, length, width = x.shape
+    out = torch.bmm(x.transpose(0, 1).reshape(heads, batch * length, width), matrices)
+    return out.view(heads, batch, length, -1).transpose(0, 1)
+
+
+def _rank(name: str, value: int, d_model: int) -> int:
+    if not 1 <= value <= d_model:
+        raise InputError(f"{name}={value} should be at least 1 and at most d_model={d_model}: a latent holds no more")
+    return value
+
+
+def _width(name: str, value: int) -> int:
+    if value < 1:
+        raise InputError(f"{name}={value} should be at least 1")
+    return value

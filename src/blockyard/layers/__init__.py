@@ -1,1 +1,0 @@
-"""Layers that mixers, FFNs and models are built from."""

@@ -1,0 +1,150 @@
+"""Normalisation over the last axis: RMSNorm (arXiv 1910.07467) and LayerNorm (arXiv 1607.06450).
+
+RMSNorm is written fused here because torch's own is slow on CPU: measured forward + backward of 4096 x 384 in
+eager mode, F.rms_norm takes about nine times as long as F.layer_norm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blockyard.errors import InputError
+from blockyard.nn.derivatives import HandWritten, hand_written, keep, transformed
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x²) + eps) · weight, computed in at least float32 and cast back.
+
+    Args:
+        d_model: width of the last axis.
+        eps: added to the mean square.
+
+    Shapes: x [..., d_model] -> the same shape and dtype.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        eps: float = 1e-5,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last axis; weight may have any trailing axes of x."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Without gradients the wrapper alone would double the time of one token.
+        if torch.is_grad_enabled() or transformed():
+            return hand_written(_FusedRMSNorm, x, weight, eps)
+        return _normalised(x, weight, eps)[0]
+    # Compilers fuse the definition; in eager mode it would make five passes over x.
+    return _defined(x, weight, eps)
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in at least float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _defined(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = widened(x)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+
+
+def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """RMSNorm in as few passes as eager mode allows, and 1 / rms."""
+    wide = widened(x)
+    inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    inverse = inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * inverse).mul_(weight).to(x.dtype), inverse
+
+
+class _FusedRMSNorm(HandWritten):
+    """RMSNorm with a hand-written backward."""
+
+    plain = staticmethod(_defined)
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out, inverse = _normalised(x, weight, eps)
+        keep(ctx, (x, weight), (eps,), inverse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        normed = widened(x) * inverse
+        grad = widened(grad)
+        grad_normed = grad * normed
+        grad_weight = grad_normed.reshape(-1, *weight.shape).sum(0)
+        # d/dx of x/rms(x): the part of the gradient along x is projected out.
+        along = grad_normed.mul_(weight).mean(-1, keepdim=True)
+        grad_x = (grad * weight).addcmul_(normed, along, value=-1.0).mul_(inverse)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+class LayerNorm(nn.Module):
+    """y = (x − mean) / sqrt(var + eps) · weight + bias, computed in at least float32 and cast back.
+
+    Args:
+        d_model: width of the last axis.
+        eps: added to the variance.
+        bias: add a learnt offset.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        eps: float = 1e-5,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(d_model, device=device, dtype=dtype)) if bias else None
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = widened(x)
+        bias = self.bias.to(wide.dtype) if self.bias is not None else None
+        return F.layer_norm(wide, self.weight.shape, self.weight.to(wide.dtype), bias, self.eps).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+def make_norm(kind: str, d_model: int) -> nn.Module:
+    """The norm of a name: `rms` or `layer`.
+
+    Raises:
+        InputError: for another name.
+    """
+    kinds: dict[str, type[nn.Module]] = {"rms": RMSNorm, "layer": LayerNorm}
+    if kind not in kinds:
+        raise InputError(f"norm={kind!r} should be one of {', '.join(kinds)}")
+    return kinds[kind](d_model)

@@ -1,0 +1,255 @@
+"""Blocks: a mixer and an FFN around the residual stream, built from a layer specification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.complex.norms import make_complex_norm
+from blockyard.errors import InputError
+from blockyard.nn.norms import make_norm
+from blockyard.protocol.costs import Cost, cost_of
+from blockyard.registry.options import check_options, options_of
+from blockyard.registry.pattern import LayerSpec
+from blockyard.registry.register import (
+    MODEL_PARAMETERS,
+    Entry,
+    accepted_arguments,
+    causal_by,
+    find_block,
+    fold_members,
+    implementation,
+    owners,
+)
+
+Aux = dict[str, Any]
+BlockNorm = Literal["rms", "layer", "whiten"]
+
+
+def fed_arguments(ffn: Any) -> frozenset[str]:
+    """What an FFN wants to know beside x: one that cares for padding, or for tokens that come in pieces, names it."""
+    return accepted_arguments(ffn.with_aux if hasattr(ffn, "with_aux") else ffn.forward)
+
+
+def feed(ffn: Any, x: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Aux | None]:
+    """An FFN's output and what else it has to say, given those of its `fed_arguments` that are not None."""
+    arguments = {name: value for name, value in given.items() if value is not None}
+    if hasattr(ffn, "with_aux"):
+        return ffn.with_aux(x, **arguments)
+    return ffn(x, **arguments), None
+
+
+class ResidualBlock(nn.Module):
+    """x + attn(ln1(x)), then x + ffn(ln2(x)) (pre-norm), or the norms after the additions (post-norm).
+
+    Pre-norm leaves a path from the embedding to the last norm that nothing normalises, which is what makes deep
+    models train stably (arXiv 2002.04745). Post-norm is the 2017 original: ln1(x + attn(x)).
+
+    Args:
+        attn: a mixer, ours or foreign; a foreign one is passed only the arguments that its `forward` names.
+        ffn: an FFN, ours or foreign.
+        d_model: width of the residual stream.
+        norm: rms or layer; whiten for a complex mixer, whose norms are those of complex/norms.py.
+        norm_position: pre or post.
+        causal: whether to hide the future where a foreign mixer has to be told so at every call: its `forward` names
+            `causal`, `is_causal` or `attn_mask`, and its constructor none of the first two.
+
+    Shapes: x [B, T, d_model] -> (the same, aux | None).
+    Raises: InputError when one of mixer and FFN is complex and the other real.
+    """
+
+    def __init__(
+        self,
+        attn: nn.Module,
+        ffn: nn.Module,
+        d_model: int,
+        *,
+        norm: BlockNorm = "rms",
+        norm_position: Literal["pre", "post"] = "pre",
+        causal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.d_model, self.causal = d_model, causal
+        self.complex_valued = common_domain(attn, ffn)
+        make = make_complex_norm if self.complex_valued else make_norm
+        self.ln1, self.ln2 = make(norm, d_model), make(norm, d_model)
+        # Any: a foreign module has no declared interface beyond being called.
+        self.attn: Any = attn
+        self.ffn: Any = ffn
+        self.pre = norm_position == "pre"
+        self._accepts, self._feeds = accepted_arguments(attn.forward), fed_arguments(ffn)
+        self._told = told_causality(attn, self._accepts)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+    ) -> tuple[Tensor, Aux | None]:
+        given = {"padding_mask": padding_mask, "positions": positions, "cache": cache}
+        if self.pre:
+            x = x + self.mix(self.ln1(x), given)
+            change, aux = self._feed(self.ln2(x), given)
+            return x + change, aux
+        x = self.ln1(x + self.mix(x, given))
+        change, aux = self._feed(x, given)
+        return self.ln2(x + change), aux
+
+    def mix(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
+        """The mixer's output for x, the future hidden as this block does it.
+
+        Args:
+            x: [B, T, d_model], normalised as the mixer wants it.
+            given: arguments of `forward`; those that are None are left out.
+
+        Raises:
+            InputError: for an argument that the mixer does not take.
+        """
+        arguments = {name: value for name, value in given.items() if value is not None}
+        unknown = arguments.keys() - self._accepts
+        if unknown:
+            raise InputError(f"{type(self.attn).__name__} does not take {', '.join(sorted(unknown))}")
+        if self._told == "attn_mask":
+            if self.causal:
+                arguments["attn_mask"] = future_mask(x, arguments.get("cache"))
+        elif self._told:
+            arguments[self._told] = self.causal
+        out = self.attn(x, **arguments)
+        return out[0] if isinstance(out, tuple) else out
+
+    def _feed(self, x: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Aux | None]:
+        return feed(self.ffn, x, {name: value for name, value in given.items() if name in self._feeds})
+
+    def after_step(self, stats: Mapping[str, Tensor]) -> None:
+        """Let the FFN act on what the whole optimizer step counted (a router moves its bias)."""
+        if hasattr(self.ffn, "after_step"):
+            self.ffn.after_step(stats)
+
+    def cost(self, tokens: int) -> Cost:
+        """Cost of the mixer, the FFN and the two norms."""
+        norms = sum(p.numel() for norm in (self.ln1, self.ln2) for p in norm.parameters())
+        return cost_of(self.attn, tokens, self.d_model) + cost_of(self.ffn, tokens, self.d_model) + Cost(norms)
+
+    def zero_init_output(self) -> None:
+        """Make the block the identity; members that cannot say which matrix is their last keep theirs."""
+        for member in (self.attn, self.ffn):
+            if hasattr(member, "zero_init_output"):
+                member.zero_init_output()
+
+    def new_cache(self, *arguments: Any) -> Any:
+        """The mixer's cache."""
+        if not hasattr(self.attn, "new_cache"):
+            raise InputError(f"{type(self.attn).__name__} has no cache")
+        return self.attn.new_cache(*arguments)
+
+
+def common_domain(*members: nn.Module) -> bool:
+    """Whether the members are complex-valued.
+
+    Raises:
+        InputError: when some are and others are not: there is no silent way from one to the other.
+    """
+    domains = {type(m).__name__: bool(getattr(m, "complex_valued", False)) for m in members}
+    if len(set(domains.values())) > 1:
+        real = ", ".join(name for name, is_complex in domains.items() if not is_complex)
+        complexes = ", ".join(name for name, is_complex in domains.items() if is_complex)
+        raise InputError(
+            f"{complexes} is complex-valued, {real} is real: a block is one or the other; "
+            "write complex+complex_swiglu, or standard+swiglu"
+        )
+    return any(domains.values())
+
+
+def told_causality(mixer: nn.Module, accepts: frozenset[str]) -> str | None:
+    """The argument by which a foreign mixer is told at every call to hide the future, or None: it was constructed so,
+    or knows nothing else."""
+    how = causal_by(options_of(type(mixer)), accepts)
+    if how is None or how[0] == "constructor" or hasattr(mixer, "causal"):
+        return None
+    return how[1]
+
+
+def future_mask(x: Tensor, cache: Any = None) -> Tensor:
+    """What is added to scores so that nothing later is seen: 0 or −inf, [T, past + T]. It is additive because foreign
+    classes read True in a boolean mask either way."""
+    past = 0 if cache is None else cache.length
+    blocked = torch.ones(x.shape[1], past + x.shape[1], dtype=torch.bool, device=x.device).triu(past + 1)
+    return torch.zeros_like(blocked, dtype=x.dtype).masked_fill(blocked, float("-inf"))
+
+
+def build_block(
+    spec: LayerSpec,
+    *,
+    d_model: int,
+    n_heads: int,
+    causal: bool,
+    norm: BlockNorm = "rms",
+    norm_position: Literal["pre", "post"] = "pre",
+    rope_theta: float = 10_000.0,
+    dropout: float = 0.0,
+    complex_valued: bool = False,
+) -> nn.Module:
+    """Construct the block of a layer specification.
+
+    A mixer and FFN that are registered as a pair become their paired block; others go into a `ResidualBlock`.
+
+    Args:
+        complex_valued: whether the residual stream that the block is for is complex.
+
+    Raises:
+        InputError: for unknown names or options, a mixer whose traits lack causality when it is wanted, or a complex
+            mixer for a real stream and the other way round.
+    """
+    from_model = {
+        "d_model": d_model,
+        "n_heads": n_heads,
+        "causal": causal,
+        "is_causal": causal,
+        "rope_theta": rope_theta,
+        "dropout": dropout,
+    }
+    attn = implementation("attn", spec.attn)
+    if attn.traits.complex_valued != complex_valued:
+        has, wants = ("complex", "real") if attn.traits.complex_valued else ("real", "complex")
+        raise InputError(f"attention {spec.attn!r} is {has}-valued, but this model's stream is {wants}")
+    if causal and not attn.traits.causal:
+        raise InputError(
+            f"attention {spec.attn!r} cannot be causal (it has no causal=True): it would see what it has to predict, "
+            "so it cannot model language"
+        )
+    if not causal and not attn.traits.bidirectional:
+        raise InputError(f"attention {spec.attn!r} is only causal")
+    pair = find_block(spec.attn, spec.ffn)
+    if pair is not None:
+        extra = {"norm": norm, "norm_position": norm_position}
+        options = _merge(spec)
+        return construct(pair, {**from_model, **extra}, options)
+    mixer = construct(attn, from_model, spec.attn_options)
+    ffn = construct(implementation("ffn", spec.ffn), from_model, spec.ffn_options)
+    return ResidualBlock(mixer, ffn, d_model, norm=norm, norm_position=norm_position, causal=causal)
+
+
+def _merge(spec: LayerSpec) -> dict[str, Any]:
+    """Options of both members of a paired block, which shares them."""
+    for key in spec.attn_options.keys() & spec.ffn_options.keys():
+        a, b = spec.attn_options[key], spec.ffn_options[key]
+        if a != b:
+            raise InputError(f"{spec.attn}+{spec.ffn} is one block: {key}={a!r} and {key}={b!r} cannot both hold")
+    return {**spec.attn_options, **spec.ffn_options}
+
+
+def construct(entry: Entry, from_model: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """Build an implementation: what the model decides where the constructor names it, and the checked options."""
+    known = options_of(entry.cls)
+    given = {name: value for name, value in from_model.items() if name in known}
+    reserved = [name for name in options if name in MODEL_PARAMETERS]
+    if reserved:
+        raise InputError(f"{reserved[0]!r} is set by the model (--model.{reserved[0]}), not by {entry.name!r}")
+    every = {**given, **fold_members(options)}
+    checked = check_options(known, every, f"{entry.name!r}", owners=lambda k: owners(k, entry.kind))
+    return entry.cls(**checked)

@@ -1,0 +1,340 @@
+"""The one cache protocol: what decoding keeps per layer, owned by the caller and never by a module.
+
+A layer's cache is a set of named tensors that grow along their length axis, the last but one. It doubles when
+full, so a generation copies each token about once; with `max_len` it is allocated once and an overflow is an
+error. (Growing with `torch.cat` copies everything at every step.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blockyard.errors import InputError
+from blockyard.machine.pages import empty
+from blockyard.protocol.cache_base import Cache, Snapshot
+
+FIRST_CAPACITY = 64
+
+
+class LayerCache(Cache[Snapshot]):
+    """Named tensors of one layer, `[batch, *lead, length, width]`, appended to along the length.
+
+    Args:
+        batch: number of sequences.
+        slots: name -> shape per token, `(*lead, width)`; `{"k": (8, 64)}` is stored as `[batch, 8, length, 64]`.
+        max_len: capacity in tokens; None grows by doubling.
+        dtype: floating type of the stored tensors (default: torch's default dtype).
+        device: where they live.
+        lengthwise: lay the values of one feature at all positions side by side in memory. Nothing changes to the
+            eye; a product with a few features of many tokens reads whole rows.
+
+    Raises:
+        InputError: for a batch or `max_len` below 1.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        slots: Mapping[str, tuple[int, ...]],
+        *,
+        max_len: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        lengthwise: bool = False,
+    ) -> None:
+        super().__init__(batch, max_len, dtype, device)
+        self.slots = dict(slots)
+        self.lengthwise = lengthwise
+        self.capacity = 0
+        self._buffers: dict[str, Tensor] = {}
+        # What the layer made of its weights for steps of one token; a new text, or a reset, drops it.
+        self.prepared: dict[str, Any] = {}
+        if max_len is not None:
+            self._allocate(max_len)
+
+    def append(self, **tensors: Tensor) -> tuple[Tensor, ...]:
+        """Store new tokens; return what every slot now shows them, in the order of the arguments, as views.
+
+        That is the full contents, or in a windowed cache the part that the new tokens can see.
+
+        Args:
+            tensors: one `[batch, *lead, new, width]` tensor for each slot.
+
+        Raises:
+            InputError: for wrong names, shapes, dtype or device, an overflow of `max_len`, or a tensor that
+                requires grad (the buffers are written in place, so a gradient would be lost).
+        """
+        if tensors.keys() != self.slots.keys():
+            raise InputError(f"cache.append got {sorted(tensors)}; this cache holds {sorted(self.slots)}")
+        new = next(iter(tensors.values())).shape[-2]
+        if new > 1 and not self.length:
+            self.prepared.clear()
+        for name, tensor in tensors.items():
+            *lead, width = self.slots[name]
+            fits = tensor.shape == (self.batch, *lead, new, width) and tensor.dtype == self.dtype
+            if not fits or tensor.requires_grad:
+                self._check(name, tensor, new)
+        return self._store(tensors, new)
+
+    def _store(self, tensors: Mapping[str, Tensor], new: int) -> tuple[Tensor, ...]:
+        self.reserve(new)
+        end, shown = self.length + new, []
+        for name, tensor in tensors.items():
+            buffer = self._buffers[name]
+            buffer.narrow(-2, self.length, new).copy_(tensor)
+            shown.append(buffer.narrow(-2, 0, end))
+        self.length = end
+        return tuple(shown)
+
+    def _check(self, name: str, tensor: Tensor, new: int) -> None:
+        *lead, width = self.slots[name]
+        expected = (self.batch, *lead, new, width)
+        if tensor.shape != expected:
+            raise InputError(
+                f"cache slot {name!r} got shape {tuple(tensor.shape)}, expected {expected} [batch, ..., new, width]"
+            )
+        if tensor.dtype != self.dtype:
+            raise InputError(f"cache slot {name!r} got {tensor.dtype}, but the cache holds {self.dtype}")
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise InputError("a cache is for inference; call the model under torch.no_grad() or inference_mode()")
+
+    @property
+    def held(self) -> int:
+        """Tokens stored: all that were seen, unless the cache drops what nothing will look at again."""
+        return self.length
+
+    def _stored(self) -> slice:
+        """Where the held tokens lie in the buffers."""
+        return slice(0, self.length)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The stored contents of a slot, `[batch, *lead, held, width]`, as a view."""
+        stored = self._stored()
+        # A third of the time of an index.
+        return self._buffers[name].narrow(-2, stored.start, stored.stop - stored.start)
+
+    def reserve(self, new: int) -> None:
+        """Make room for `new` more tokens.
+
+        Raises:
+            InputError: when that exceeds `max_len`.
+        """
+        self.check_reserve(new)
+        wanted = self.length + new
+        if wanted > self.capacity or not self._buffers:
+            self._allocate(max(wanted, 2 * self.capacity, FIRST_CAPACITY))
+
+    def _allocate(self, capacity: int) -> None:
+        made, stored = self._made(self.batch, capacity), self._stored()
+        for name, buffer in self._buffers.items():
+            made[name][..., stored, :] = buffer[..., stored, :]
+        self._buffers, self.capacity = made, capacity
+
+    def _made(self, batch: int, capacity: int) -> dict[str, Tensor]:
+        """New buffers, [batch, *lead, capacity, width] by slot."""
+        # A buffer made inside inference_mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            return {name: self._empty(batch, capacity, shape) for name, shape in self.slots.items()}
+
+    def _empty(self, batch: int, capacity: int, shape: tuple[int, ...]) -> Tensor:
+        *lead, width = shape
+        last = (width, capacity) if self.lengthwise else (capacity, width)
+        buffer = empty(batch, *lead, *last, dtype=self.dtype, device=self.device)
+        return buffer.mT if self.lengthwise else buffer
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens from position `length` on.
+
+        Raises:
+            InputError: when `length` is negative or beyond what was seen.
+        """
+        self.check_crop(length)
+        self._forget_snapshots_beyond(length)
+        self.length = length
+
+    def snapshot(self) -> Snapshot:
+        """A token for `rollback`; costs nothing."""
+        return self._keep(Snapshot(self.length))
+
+    def check_rollback(self, snapshot: Snapshot) -> None:
+        super().check_rollback(snapshot)
+        self.check_crop(snapshot.length)
+
+    def rollback(self, snapshot: Snapshot) -> None:
+        """Return to a snapshot.
+
+        Raises:
+            InputError: when rows changed, or tokens before the snapshot were dropped, since it was taken.
+        """
+        self.check_rollback(snapshot)
+        self.crop(snapshot.length)
+
+    def reorder(self, index: Tensor) -> None:
+        """Take sequence `index[i]` as the new sequence i (beam search). index: LongTensor [batch].
+
+        Only rows that change are copied; when none does, nothing happens.
+        """
+        self.check_reorder(index)
+        index = index.to(self.device)
+        moved = (index != torch.arange(self.batch, device=self.device)).nonzero().flatten()
+        if not moved.numel():
+            return
+        self._invalidate()
+        for name in self._buffers:
+            rows = self[name]
+            rows.index_copy_(0, moved, rows.index_select(0, index[moved]))
+
+    def _select(self, index: Tensor) -> None:
+        index, stored, made = index.to(self.device), self._stored(), {}
+        if self._buffers:
+            made = self._made(index.numel(), self.capacity)
+            for name, buffer in self._buffers.items():
+                # Only the stored part is copied, straight to its place.
+                torch.index_select(buffer[..., stored, :], 0, index, out=made[name][..., stored, :])
+        self.batch, self._buffers = index.numel(), made
+
+    def reset(self) -> None:
+        """Forget everything; the memory is kept."""
+        self._invalidate()
+        self.length = 0
+        self.prepared.clear()
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LayerCache:
+        """Move or convert in place; returns self. Snapshots stay valid.
+
+        Raises:
+            InputError: for a device that is not there, or a dtype that is not floating.
+        """
+        self.check_to(device, dtype)
+        device = torch.device(device) if device is not None else self.device
+        dtype = dtype or self.dtype
+        with torch.inference_mode(False):
+            self._buffers = {n: b.to(device=device, dtype=dtype) for n, b in self._buffers.items()}
+        self.device, self.dtype = device, dtype
+        self.prepared.clear()
+        return self
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes per token and sequence."""
+        return sum(math.prod(shape) for shape in self.slots.values()) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored tokens of all sequences."""
+        return self.batch * self.held * self.bytes_per_token
+
+    @property
+    def allocated_nbytes(self) -> int:
+        """Bytes held, including room not yet used."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def __repr__(self) -> str:
+        size = f"batch={self.batch}, length={self.length}, slots={self.slots}, max_len={self.max_len}"
+        return f"{type(self).__name__}({size})"
+
+
+class ModelCache:
+    """The caches of all layers of a model; every operation goes to each of them, or is refused and changes none.
+
+    Raises:
+        InputError: for no layer; every operation raises what one of the layers raises.
+    """
+
+    def __init__(self, layers: list[Any]) -> None:
+        if not layers:
+            raise InputError("a model cache needs at least one layer")
+        self.layers = layers
+
+    @property
+    def length(self) -> int:
+        """Tokens seen so far."""
+        return self.layers[0].length
+
+    @property
+    def batch(self) -> int:
+        return self.layers[0].batch
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.layers[index]
+
+    def reserve(self, new: int) -> None:
+        """Make room for `new` more tokens in every layer."""
+        self._all("reserve", new)
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens from position `length` on."""
+        self._all("crop", length)
+
+    def reorder(self, index: Tensor) -> None:
+        """Take sequence `index[i]` as the new sequence i. index: LongTensor [batch]."""
+        self._all("reorder", index)
+
+    def select(self, index: Tensor) -> None:
+        """Keep the sequences `index`, in that order. index: LongTensor [n]."""
+        self._all("select", index)
+
+    def repeat(self, n: int) -> None:
+        """Repeat every sequence n times, copies side by side."""
+        self._all("repeat", n)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._all("reset")
+
+    def snapshot(self) -> list[Any]:
+        """A point to roll back to: a snapshot of every layer."""
+        return [layer.snapshot() for layer in self.layers]
+
+    def rollback(self, snapshot: list[Any]) -> None:
+        """Return to a snapshot."""
+        if len(snapshot) != len(self.layers):
+            raise InputError(f"the snapshot has {len(snapshot)} layers, the cache {len(self.layers)}")
+        self._each("rollback", [(point,) for point in snapshot])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ModelCache:
+        """Move or convert every layer; returns self."""
+        self._all("to", device, dtype)
+        return self
+
+    def _all(self, operation: str, *arguments: Any) -> None:
+        self._each(operation, [arguments] * len(self.layers))
+
+    def _each(self, operation: str, arguments: list[tuple[Any, ...]]) -> None:
+        """One operation on every layer, with arguments for each: all of them, or none if one refuses.
+
+        A layer says beforehand whether it would refuse, by `check_<operation>`. A cache of foreign make need not have
+        that; such layers go first, so that one that refuses leaves the others as they were.
+        """
+        blind: list[tuple[Any, tuple[Any, ...]]] = []
+        sure: list[tuple[Any, tuple[Any, ...]]] = []
+        for layer, given in zip(self.layers, arguments):
+            check = getattr(layer, f"check_{operation}", None)
+            if check is not None:
+                check(*given)
+            (blind if check is None else sure).append((layer, given))
+        for layer, given in (*blind, *sure):
+            getattr(layer, operation)(*given)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(layer.bytes_per_token for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def allocated_nbytes(self) -> int:
+        return sum(layer.allocated_nbytes for layer in self.layers)

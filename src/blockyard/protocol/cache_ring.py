@@ -1,0 +1,282 @@
+"""The cache of a mixer whose memory is bounded: a ring of its last values, and whatever small state it keeps beside.
+
+It obeys the protocol of `LayerCache` with one difference: its past cannot be cut at any length, because the state of
+that moment is gone. It crops to where a snapshot was taken (and is still held), to where it is, and to nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blockyard.errors import InputError
+from blockyard.protocol.cache_base import Cache, Snapshot
+
+_FIRST_CAPACITY = 64
+
+
+class RingSnapshot(Snapshot):
+    """A point to roll back to. It shares the cache's tensors, which are copied once when next written to."""
+
+    def __init__(self, length: int, ring: Tensor, counts: Tensor, state: dict[str, Tensor]) -> None:
+        super().__init__(length)
+        self.ring, self.counts, self.state = ring, counts, state
+
+
+class RingCache(Cache[RingSnapshot]):
+    """The last `window` values of every sequence, `[batch, width, ≤ window]`, and named state tensors.
+
+    Rows count their own tokens: padding is never stored, and token number n of a row lies in slot n mod window.
+
+    Args:
+        batch: number of sequences.
+        width: numbers per token.
+        window: tokens that are kept; the ring doubles until it has that size.
+        max_len: most tokens that will be written; None = any number.
+        dtype: floating type of the ring (default: torch's default dtype).
+        device: where it lives.
+
+    Attributes:
+        length: tokens seen, padding included.
+        counts: tokens stored so far per row, int64 [batch], on the CPU.
+        state: name -> tensor [batch, ...]; the owner replaces entries and never writes into them.
+
+    Raises:
+        InputError: for a batch, width, window or `max_len` below 1.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        width: int,
+        window: int,
+        *,
+        max_len: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(batch, max_len, dtype, device)
+        if width < 1 or window < 1:
+            raise InputError(f"width={width} and window={window} should be at least 1")
+        self.width, self.window = width, window
+        self._clear()
+        if max_len is not None:
+            self._grow(max_len)
+
+    def _clear(self) -> None:
+        self.length = 0
+        self.counts = torch.zeros(self.batch, dtype=torch.int64)
+        self.state: dict[str, Tensor] = {}
+        self.ring = torch.zeros(self.batch, self.width, 0, dtype=self.dtype, device=self.device)
+        self._shared = False
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the ring has room for now."""
+        return self.ring.shape[2]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all rows have stored the same number of tokens."""
+        return bool((self.counts == self.counts[0]).all())
+
+    def write(self, values: Tensor, new: Tensor | None = None, seen: int | None = None) -> None:
+        """Store new tokens and advance.
+
+        Args:
+            values: [batch, width, T], a row's real tokens first.
+            new: how many of a row's T are real, int64 [batch] on the CPU; None = all.
+            seen: tokens by which `length` advances: those of the piece before its padding was taken out; None = T.
+
+        Raises:
+            InputError: for a wrong shape, an overflow of `max_len`, or values that require grad.
+        """
+        if values.ndim != 3 or values.shape[:2] != (self.batch, self.width):
+            raise InputError(
+                f"cache.write got shape {tuple(values.shape)}, expected ({self.batch}, {self.width}, new) "
+                "[batch, width, new]"
+            )
+        if values.requires_grad and torch.is_grad_enabled():
+            raise InputError("a cache is for inference; call the model under torch.no_grad() or inference_mode()")
+        tokens = values.shape[2]
+        seen = tokens if seen is None else seen
+        self.check_reserve(seen)
+        self._make_room(tokens)
+        if self._shared:
+            # A snapshot holds these values. (A copy made inside inference_mode could not be written to outside of it.)
+            with torch.inference_mode(False):
+                self.ring, self._shared = self.ring.clone(), False
+        values = values.to(self.dtype)
+        if new is None and self.uniform:
+            self._write_rows(slice(None), values, int(self.counts[0]))
+        elif tokens == 1:
+            self._write_one(values, torch.ones_like(self.counts) if new is None else new)
+        else:
+            for row in range(self.batch):
+                size = tokens if new is None else int(new[row])
+                self._write_rows(slice(row, row + 1), values[row : row + 1, :, :size], int(self.counts[row]))
+        self.counts = self.counts + (tokens if new is None else new)
+        self.length += seen
+
+    def _write_rows(self, rows: slice, values: Tensor, at: int) -> None:
+        """Write values [rows, width, n] as tokens number `at` and on."""
+        capacity = self.capacity
+        if values.shape[2] > capacity:
+            at += values.shape[2] - capacity
+            values = values[..., -capacity:]
+        slot = at % capacity
+        fits = min(values.shape[2], capacity - slot)
+        self.ring[rows, :, slot : slot + fits] = values[..., :fits]
+        self.ring[rows, :, : values.shape[2] - fits] = values[..., fits:]
+
+    def _write_one(self, values: Tensor, new: Tensor) -> None:
+        """One token to each row's own slot; rows whose token is padding keep what they have."""
+        slot = (self.counts % self.capacity).to(self.device)[:, None, None].expand(-1, self.width, 1)
+        keep = (new > 0).to(self.device)[:, None, None]
+        self.ring.scatter_(2, slot, torch.where(keep, values, self.ring.gather(2, slot)))
+
+    def ages(self) -> Tensor:
+        """How many tokens ago each slot was written, the newest being 0: int64 [batch, capacity].
+
+        Slots that were never written hold 0 and have ages beyond a row's count.
+        """
+        slots = torch.arange(self.capacity)
+        return ((self.counts[:, None] - 1 - slots) % max(1, self.capacity)).to(self.device)
+
+    def last(self, columns: int, rows: Tensor | None = None) -> Tensor:
+        """The last tokens in order, [rows, width, columns]; 0 before a row's first and beyond the window.
+
+        Args:
+            columns: how many.
+            rows: which sequences, int64 [n]; None = all.
+        """
+        counts = self.counts if rows is None else self.counts[rows]
+        ring = self.ring if rows is None else self.ring[rows.to(self.device)]
+        number = counts[:, None] - columns + torch.arange(columns)
+        index = (number % max(1, self.capacity)).to(self.device)[:, None].expand(-1, self.width, -1)
+        known = ((number >= 0) & (number >= counts[:, None] - self.window)).to(self.device)[:, None]
+        return torch.where(known, ring.gather(2, index), 0) if self.capacity else index.to(self.dtype) * 0
+
+    def reserve(self, new: int) -> None:
+        """Make room for `new` more tokens.
+
+        Raises:
+            InputError: when that exceeds `max_len`.
+        """
+        self.check_reserve(new)
+        self._make_room(new)
+
+    def _make_room(self, new: int) -> None:
+        wanted = int(self.counts.max()) + new
+        if wanted > self.capacity and self.capacity < self.window:
+            self._grow(max(wanted, 2 * self.capacity, _FIRST_CAPACITY))
+
+    def _grow(self, capacity: int) -> None:
+        old = self.ring
+        # A buffer made inside inference_mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            size = min(capacity, self.window)
+            self.ring = torch.zeros(self.batch, self.width, size, dtype=self.dtype, device=self.device)
+        # Below the window nothing has wrapped around yet, so tokens keep their slots.
+        self.ring[..., : old.shape[2]] = old
+        self._shared = False
+
+    def snapshot(self) -> RingSnapshot:
+        """A token for `rollback`; the ring is copied when it is next written to."""
+        self._shared = True
+        return self._keep(RingSnapshot(self.length, self.ring, self.counts, dict(self.state)))
+
+    def rollback(self, snapshot: RingSnapshot) -> None:
+        """Return to a snapshot.
+
+        Raises:
+            InputError: when rows changed, or the cache went back beyond the snapshot, since it was taken.
+        """
+        self.check_rollback(snapshot)
+        self.length, self.counts, self.state = snapshot.length, snapshot.counts, dict(snapshot.state)
+        self.ring, self._shared = snapshot.ring, True
+        self._forget_snapshots_beyond(self.length)
+
+    def _point(self, length: int) -> RingSnapshot | None:
+        return next((s for s in self._snapshots if s.valid and s.length == length), None)
+
+    def check_crop(self, length: int) -> None:
+        """Raise InputError unless `crop(length)` can be done."""
+        super().check_crop(length)
+        if length not in (0, self.length) and self._point(length) is None:
+            raise InputError(
+                f"crop({length}): this cache keeps a running state of {self.length} tokens and cannot go back to "
+                f"{length}; take a snapshot() there and roll back to it"
+            )
+
+    def crop(self, length: int) -> None:
+        """Go back to where a snapshot was taken and is still held, or to nothing.
+
+        Raises:
+            InputError: for any other length below the present one.
+        """
+        self.check_crop(length)
+        if length == self.length:
+            return
+        point = self._point(length)
+        if point is not None:
+            self.rollback(point)
+            return
+        self.reset()
+
+    def _select(self, index: Tensor) -> None:
+        here = index.to(self.device)
+        with torch.inference_mode(False):
+            # Not a result of inference_mode, which could not be written to outside of it.
+            ring = torch.empty(index.numel(), *self.ring.shape[1:], dtype=self.dtype, device=self.device)
+        ring.copy_(self.ring[here])
+        self.state = {name: tensor[here] for name, tensor in self.state.items()}
+        self.batch, self.counts = index.numel(), self.counts[index.cpu()]
+        self.ring, self._shared = ring, False
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._invalidate()
+        self._clear()
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RingCache:
+        """Move or convert in place; returns self. The state keeps its dtype. Snapshots go along and stay valid.
+
+        Raises:
+            InputError: for a device that is not there, or a dtype that is not floating.
+        """
+        self.check_to(device, dtype)
+        device = torch.device(device) if device is not None else self.device
+        dtype = dtype or self.dtype
+        # Snapshots share tensors with the cache and with one another, and should go on doing so.
+        moved: dict[int, Tensor] = {}
+
+        def converted(tensor: Tensor, to: torch.dtype) -> Tensor:
+            return moved.setdefault(id(tensor), tensor.to(device=device, dtype=to))
+
+        with torch.inference_mode(False):
+            holders: list[RingSnapshot | RingCache] = [*self._snapshots, self]
+            for held in holders:
+                held.ring = converted(held.ring, dtype)
+                held.state = {name: converted(tensor, tensor.dtype) for name, tensor in held.state.items()}
+        self.device, self.dtype = device, dtype
+        return self
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that a token adds per sequence, until the window is full."""
+        return self.width * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored tokens and of the state, of all sequences."""
+        stored = int(self.counts.clamp(max=self.window).sum())
+        return stored * self.bytes_per_token + sum(tensor.nbytes for tensor in self.state.values())
+
+    @property
+    def allocated_nbytes(self) -> int:
+        """Bytes held, including room not yet used."""
+        return self.ring.nbytes + sum(tensor.nbytes for tensor in self.state.values())
+
+    def __repr__(self) -> str:
+        return f"RingCache(batch={self.batch}, length={self.length}, width={self.width}, window={self.window})"

@@ -1,0 +1,158 @@
+"""The mixer protocol: what every module that mixes positions takes, returns and can say of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.complex.linear import check_complex
+from blockyard.errors import InputError
+from blockyard.nn.attention_masks import check_padding_mask
+from blockyard.protocol.cache import LayerCache
+from blockyard.protocol.cache_ring import RingCache
+from blockyard.protocol.costs import Cost
+
+
+class Mixer(nn.Module):
+    """Base of the built-in mixers. A foreign mixer need not inherit from it, only look like it.
+
+    `forward(x, *, padding_mask, attn_mask, causal, positions, context, cache, return_weights)` returns
+    `(out, weights | None)`; a mixer that cannot honour an argument raises, never ignores it.
+    """
+
+    d_model: int
+    causal: bool
+    # Whether x is complex64 or complex128 and parameters are real pairs (see complex/linear.py).
+    complex_valued = False
+    # Width of a context where it is another than x's.
+    context_width: int | None = None
+    # Whether a context may run on the same clock as x: causal cross-attention, with a cache of the context.
+    causal_cross = False
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        causal: bool | None = None,
+        positions: Tensor | None = None,
+        context: Tensor | None = None,
+        cache: Any = None,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mix positions.
+
+        Args:
+            x: [B, T, d_model].
+            padding_mask: [B, T], nonzero = keep; with a cache [B, past + T], with a context [B, S].
+            attn_mask: bool (True = attend) or additive, broadcastable to [B, H, T, S]; combined with causality.
+            causal: overrides the constructor's `causal`.
+            positions: [T] or [B, T]; by default they follow from the cache and the padding mask, row by row.
+            context: [B, S, d_model], attended to instead of x.
+            cache: from `new_cache`; holds past tokens and receives the new ones.
+            return_weights: also return the attention weights [B, H, T, S].
+        """
+        raise NotImplementedError
+
+    def new_cache(
+        self,
+        batch: int,
+        max_len: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> LayerCache | RingCache:
+        """An empty cache for this layer, owned by the caller.
+
+        Args:
+            batch: number of sequences.
+            max_len: capacity in tokens; None grows on demand.
+            dtype: floating type, by default that of the parameters.
+            device: by default that of the parameters.
+        """
+        raise InputError(f"{type(self).__name__} has no cache")
+
+    def cost(self, tokens: int) -> Cost:
+        """Parameters, forward FLOPs for one sequence of `tokens`, and cache bytes per token, by formula."""
+        raise NotImplementedError
+
+    def zero_init_output(self) -> None:
+        """Make the output projection zero, so that a residual block starts as the identity."""
+        raise NotImplementedError
+
+    def _check(
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None,
+        causal: bool | None,
+        positions: Tensor | None,
+        context: Tensor | None,
+        cache: LayerCache | RingCache | None,
+    ) -> tuple[bool, int]:
+        """Refuse what does not fit together; returns whether attention is causal, and how many tokens are cached."""
+        check_input(x, self.d_model, self.complex_valued)
+        causal = self.causal if causal is None else causal
+        if context is not None:
+            self._check_context(context, x, causal, positions, cache)
+        past = cache.length if cache is not None else 0
+        if cache is not None and not causal and (past or x.shape[1] > 1):
+            raise InputError("a cache needs causal attention: earlier positions cannot see later ones any more")
+        if padding_mask is not None:
+            check_padding_mask(padding_mask, x.shape[0], past + (x if context is None else context).shape[1])
+        return causal, past
+
+    def _check_context(self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: Any) -> None:
+        check_input(context, self.context_width or self.d_model, self.complex_valued)
+        if context.shape[0] != x.shape[0]:
+            raise InputError(f"context has batch {context.shape[0]}, x has {x.shape[0]}")
+        if causal and self.causal_cross:
+            if context.shape[1] != x.shape[1]:
+                raise InputError(
+                    f"causal=True with a context of {context.shape[1]} positions and x of {x.shape[1]}: "
+                    "causal cross-attention needs both on one clock; pass causal=False"
+                )
+            return
+        if causal:
+            raise InputError("causal=True with a context: its positions have no order relative to x; pass causal=False")
+        if positions is not None or cache is not None:
+            raise InputError("positions and cache cannot be used with a context")
+
+    def _placement(self, dtype: torch.dtype | None, device: torch.device | str | None) -> dict[str, Any]:
+        parameter = next(self.parameters())
+        return {"dtype": dtype or parameter.dtype, "device": device or parameter.device}
+
+
+def check_input(x: Tensor, d_model: int, complex_valued: bool = False) -> None:
+    """Raise InputError unless x is a floating (or complex) [B, T, d_model] with at least one row and one position."""
+    if x.ndim != 3 or x.shape[-1] != d_model:
+        raise InputError(f"x has shape {tuple(x.shape)}, expected [batch, length, {d_model}]")
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        raise InputError(f"x has shape {tuple(x.shape)}; batch and length should be at least 1")
+    if complex_valued:
+        check_complex(x, d_model)
+    elif not x.is_floating_point():
+        raise InputError(f"x has dtype {x.dtype}, expected a floating type")
+
+
+def check_heads(d_model: int, n_heads: int) -> int:
+    """The width of a head, d_model / n_heads; InputError naming the head counts that divide when it does not."""
+    if d_model < 1 or n_heads < 1:
+        raise InputError(f"d_model={d_model} and n_heads={n_heads} should be at least 1")
+    if d_model % n_heads:
+        fitting = [n for n in range(1, d_model + 1) if d_model % n == 0][:8]
+        raise InputError(f"n_heads={n_heads} does not divide d_model={d_model}; use {', '.join(map(str, fitting))}, …")
+    return d_model // n_heads
+
+
+def default_positions(padding_mask: Tensor | None, new: int) -> Tensor | None:
+    """Positions [B, new] of the new tokens, counted over the kept tokens of each row; None without padding.
+
+    Args:
+        padding_mask: [B, past + new], nonzero = keep.
+        new: number of new tokens.
+    """
+    if padding_mask is None:
+        return None
+    return (padding_mask.to(torch.bool).long().cumsum(-1) - 1).clamp_(min=0)[:, -new:]

@@ -1,0 +1,194 @@
+"""Layers as data: `spectral*3/standard[window=256]+swiglu` read into a list of layer specifications.
+
+Grammar: a choice is layers joined by `/`; a layer is `MIXER[k=v,…]+FFN[k=v,…]`, optionally `*n`. A missing FFN means
+the default one, a lone FFN name means standard attention. Shorter than the model is deep, the layers repeat.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from blockyard.errors import InputError
+from blockyard.registry.options import check_options, unknown_option
+from blockyard.registry.register import Kind, implementation, member_options, names, owners, unfold_members
+
+DEFAULT_FFN = "swiglu"
+# The one of a complex mixer, which no real FFN fits.
+COMPLEX_FFN = "complex_swiglu"
+# More layers than any model has; a slip of the finger must not fill the memory.
+MOST_REPEATS = 10_000
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer: a mixer and an FFN by name, each with the options that differ from its defaults."""
+
+    attn: str = "standard"
+    ffn: str = DEFAULT_FFN
+    attn_options: Mapping[str, Any] = field(default_factory=dict)
+    ffn_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{_format_part(self.attn, self.attn_options)}+{_format_part(self.ffn, self.ffn_options)}"
+
+
+def _format_part(name: str, options: Mapping[str, Any]) -> str:
+    if not options:
+        return name
+    return f"{name}[{','.join(f'{k}={_format_value(v)}' for k, v in options.items())}]"
+
+
+def _format_value(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def split_outside(text: str, separator: str) -> list[str]:
+    """Split at a separator that is not inside square brackets."""
+    parts, depth, start = [], 0, 0
+    for i, character in enumerate(text):
+        depth += (character == "[") - (character == "]")
+        if depth < 0:
+            break
+        if character == separator and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    if depth != 0:
+        raise InputError(f"{text!r} has unbalanced square brackets")
+    return [part.strip() for part in [*parts, text[start:]]]
+
+
+def split_choices(text: str) -> list[str]:
+    """Separate the choices of `compare --blocks`: at `;`, or when there is none and no brackets, at `,`.
+
+    Raises:
+        InputError: for an empty choice.
+    """
+    separator = ";" if ";" in text or "[" in text else ","
+    choices = split_outside(text, separator)
+    if choices and not choices[-1]:
+        choices.pop()
+    if not choices or not all(choices):
+        raise InputError(f"blocks={text!r} holds an empty choice; write e.g. standard,tva+vft")
+    return choices
+
+
+def parse_choice(text: str, default_ffn: str = DEFAULT_FFN) -> list[LayerSpec]:
+    """Read a choice into its layers (not yet repeated over the depth).
+
+    Raises:
+        InputError: for an unknown name or option, a wrong type, or text that does not follow the grammar.
+    """
+    layers: list[LayerSpec] = []
+    for part in split_outside(text, "/"):
+        body, times = part, 1
+        if match := re.fullmatch(r"(.*)\*\s*(\d+)", part, re.DOTALL):
+            body, times = match.group(1).strip(), int(match.group(2))
+            if not 1 <= times <= MOST_REPEATS:
+                raise InputError(f"{part!r}: a layer is repeated 1 to {MOST_REPEATS} times")
+        layers += [_parse_layer(body, default_ffn)] * times
+    return layers
+
+
+def _parse_layer(text: str, default_ffn: str) -> LayerSpec:
+    parts = split_outside(text, "+")
+    if len(parts) > 2 or not all(parts):
+        raise InputError(f"{text!r} should be MIXER, MIXER+FFN or FFN, each with options in square brackets if any")
+    heads = [_parse_part(part) for part in parts]
+    if len(heads) == 1:
+        name, options = heads[0]
+        if name not in names("attn") and name in names("ffn"):
+            return LayerSpec("standard", name, {}, _typed("ffn", name, options))
+        return LayerSpec(name, default_ffn_of(name, default_ffn), _typed("attn", name, options), {})
+    (attn, attn_options), (ffn, ffn_options) = heads
+    return LayerSpec(attn, ffn, _typed("attn", attn, attn_options), _typed("ffn", ffn, ffn_options))
+
+
+def default_ffn_of(mixer: str, default_ffn: str = DEFAULT_FFN) -> str:
+    """The FFN of a layer that names none: the default one, or the complex one for a complex mixer."""
+    return COMPLEX_FFN if implementation("attn", mixer).traits.complex_valued else default_ffn
+
+
+def _parse_part(text: str) -> tuple[str, dict[str, str]]:
+    match = re.fullmatch(r"([\w.-]+)\s*(?:\[(.*)\])?", text, re.DOTALL)
+    if not match:
+        raise InputError(f"{text!r} should be a name, with options as name[key=value,…] if any")
+    options = {}
+    for item in split_outside(match.group(2) or "", ",") if match.group(2) else []:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"{text!r}: options are written key=value, not {item!r}")
+        if key.strip() in options:
+            raise InputError(f"{text!r}: {key.strip()} stands twice")
+        options[key.strip()] = value.strip()
+    return match.group(1), options
+
+
+def _typed(kind: Kind, name: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """Options read from text by the implementation's types."""
+    known = layer_options(kind, name, options)
+    typed = {}
+    for key, text in options.items():
+        if key not in known:
+            raise InputError(f"{name!r} has no option {unknown_option(key, known, partial(owners, kind=kind))}")
+        typed[key] = known[key].parse(text)
+    return typed
+
+
+def layer_options(kind: Kind, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What may stand in the brackets behind a name: its own options, those of paired blocks it is part of, and those
+    of its members (`expert.d_ff`), which the options given already may name."""
+    entry = implementation(kind, name)
+    known = {**entry.options, **member_options(entry, options)}
+    for pair in names("block"):
+        if name == pair.split("+")[kind == "ffn"]:
+            known = {**implementation("block", pair).options, **known}
+    return known
+
+
+def check_layer(spec: LayerSpec) -> LayerSpec:
+    """The same layer with its options checked against their types.
+
+    Raises:
+        InputError: for an unknown name or option, or a value of the wrong type.
+    """
+    parts: tuple[tuple[Kind, str, Mapping[str, Any]], ...] = (
+        ("attn", spec.attn, spec.attn_options),
+        ("ffn", spec.ffn, spec.ffn_options),
+    )
+    checked = []
+    for kind, name, given in parts:
+        options = unfold_members(implementation(kind, name), given)
+        every = layer_options(kind, name, options)
+        known = {key: option for key, option in every.items() if not option.required or key in options}
+        checked.append(check_options(known, options, f"{name!r}", owners=partial(owners, kind=kind)))
+    return LayerSpec(spec.attn, spec.ffn, *checked)
+
+
+def repeat_to_depth(layers: Sequence[LayerSpec], n_layers: int) -> list[LayerSpec]:
+    """A pattern as long as the depth is literal, a shorter one repeats.
+
+    Raises:
+        InputError: when the pattern is longer than the model is deep.
+    """
+    if len(layers) > n_layers:
+        raise InputError(f"the layer pattern names {len(layers)} layers, but n_layers={n_layers}")
+    return [layers[i % len(layers)] for i in range(n_layers)]
+
+
+def format_choice(layers: Sequence[LayerSpec]) -> str:
+    """A choice as text that `parse_choice` reads back."""
+    words: list[str] = []
+    counts: list[int] = []
+    for layer in layers:
+        if words and words[-1] == str(layer):
+            counts[-1] += 1
+        else:
+            words.append(str(layer))
+            counts.append(1)
+    return "/".join(word if n == 1 else f"{word}*{n}" for word, n in zip(words, counts))

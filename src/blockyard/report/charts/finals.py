@@ -1,0 +1,59 @@
+"""Where each run ended: one mark a run, the interval of the mean as a bar behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blockyard.report.chart import Chart, seeds_in
+from blockyard.report.palette import Palette
+from blockyard.report.schema import Report, higher_is_better, with_unit
+from blockyard.report.verdict import finals
+
+
+def final_losses(report: Report) -> Chart | None:
+    order = {row["name"]: row for row in report["ranking"] if row["final"]["mean"] is not None}
+    if not order:
+        return None
+    index = {choice["name"]: i for i, choice in enumerate(report["choices"])}
+    values = {choice["name"]: finals(choice) for choice in report["choices"]}
+    label = with_unit(report, f"final {report['quality']['metric']}")
+    side = "right" if higher_is_better(report) else "left"
+
+    def draw(axes: Any, palette: Palette) -> None:
+        names = list(order)
+        for y, name in enumerate(names):
+            look, final = palette.style(index[name]), order[name]["final"]
+            if final["half_width"] is not None:
+                axes.errorbar(
+                    final["mean"],
+                    y,
+                    xerr=final["half_width"],
+                    color=look.colour,
+                    linewidth=9,
+                    alpha=0.28,
+                    zorder=2,
+                )
+            axes.scatter(
+                values[name],
+                [y + 0.09 * ((i % 3) - 1) for i in range(len(values[name]))],
+                s=28,
+                marker=look.marker,
+                color=look.colour,
+                edgecolors=palette.paper,
+                linewidths=0.6,
+                zorder=3,
+            )
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.45, -0.55)
+        axes.grid(False, axis="y")
+        axes.margins(x=0.08)
+        axes.set_xlabel(f"{label}; {side} is better")
+
+    n = seeds_in(report)
+    caption = f"Each mark is one run, n = {n} per choice."
+    if any(row["final"]["half_width"] is not None for row in order.values()):
+        caption += " The bar is the 95 % t-interval of the mean over seeds."
+    else:
+        caption += " One seed gives no interval."
+    height = 0.85 + 0.42 * len(order)
+    return Chart("final-loss", "Where each run ended", caption, draw, height=height, legend=False, group="answer")

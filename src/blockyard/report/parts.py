@@ -1,0 +1,100 @@
+"""What a task adds to a comparison and its report: a sample, sentences, sections with tables and charts.
+
+A kind of task names a module (`TaskKind.report`) that holds `PARTS`, an instance of a subclass of `Parts`. Every method
+has a default, so a task without such a module has a report, too: the ranking, the curves, the costs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blockyard.compare.settings import CompareConfig
+from blockyard.errors import InputError
+from blockyard.report.chart import Chart
+from blockyard.report.schema import Report, Run, Sample
+from blockyard.tasks.kind import task_kind
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows of text; the first column holds names.
+
+    Args:
+        caption: what it shows, above it; "" for none.
+        columns: the heads.
+        rows: cells as they are to be read.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page between the costs and the samples.
+
+    Args:
+        heading: its title.
+        lede: a sentence or two below it; "" for none.
+        tables: above the charts.
+        charts: drawn like the report's own, each choice in its own colour and mark (`Palette.style(index)`).
+    """
+
+    heading: str
+    lede: str = ""
+    tables: Sequence[Table] = field(default_factory=tuple)
+    charts: Sequence[Chart] = field(default_factory=tuple)
+
+
+class Parts:
+    """A task's own parts; this one adds nothing."""
+
+    def attention(self, folder: Path, data: Any) -> list[dict[str, Any]] | None:
+        """What a finished run's attention looks at (`blockyard.compare.inside`), read from its folder."""
+        return None
+
+    def sample(self, config: CompareConfig, folder: Path, data: Any) -> Sample | None:
+        """What a finished run writes, read from its folder; None for models that write nothing."""
+        return None
+
+    def notes(self, config: CompareConfig, data: Any, units_read: Mapping[str, int]) -> list[str]:
+        """What a reader should know beside the figures.
+
+        Args:
+            config: the terms.
+            data: the task's data.
+            units_read: tokens (or other units of input) that each run of a choice reads.
+        """
+        return []
+
+    def facts(self, report: Report) -> list[tuple[str, str]]:
+        """Further terms at a glance, as label and value."""
+        return []
+
+    def how_to_read(self, report: Report) -> list[str]:
+        """What the task's figures mean, first of all its quality."""
+        return []
+
+    def sections(self, report: Report) -> list[Section]:
+        """Sections made from `report` and nothing else; a run's `figures` are what the task's kind gave."""
+        return []
+
+
+def parts_of(task: str) -> Parts:
+    """The parts of a task; those of a plug-in that is not loaded are left out."""
+    try:
+        module = task_kind(task).report
+    except InputError:
+        return Parts()
+    found: Parts = importlib.import_module(module).PARTS if module else Parts()
+    return found
+
+
+def first_finished(runs: Sequence[Run]) -> Run | None:
+    """The run with the lowest seed that finished."""
+    return next((run for run in runs if run["status"] == "finished"), None)

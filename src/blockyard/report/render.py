@@ -1,0 +1,134 @@
+"""The figures of a report, drawn with matplotlib: as SVG that takes its colours from the page, and as PNG.
+
+Figures are small (360 points wide) with full-sized text: on a phone they fill the screen unscaled, on a desk they stand
+two abreast, slightly enlarged.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from blockyard.errors import require
+from blockyard.report.chart import WIDTH, Chart
+from blockyard.report.charts.attention import attention_pictures
+from blockyard.report.charts.costs import memory_over_length, speed_over_length, trade_offs
+from blockyard.report.charts.curves import loss_curves
+from blockyard.report.charts.finals import final_losses
+from blockyard.report.charts.kernels import learnt_kernels
+from blockyard.report.charts.load import expert_loads
+from blockyard.report.charts.positions import loss_over_position
+from blockyard.report.palette import LIGHT, PLACEHOLDER, Palette
+from blockyard.report.parts import parts_of
+from blockyard.report.schema import Report
+from blockyard.report.svg import for_the_page
+
+_RC = {
+    "font.size": 9.5,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "axes.titlesize": 10,
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's own font
+    "svg.hashsalt": "blockyard",
+    "path.simplify": True,
+    "path.simplify_threshold": 0.4,
+}
+
+
+def charts_of(report: Report) -> list[Chart]:
+    """The figures that this report has data for, in reading order."""
+    own = [chart for section in parts_of(report["task"]).sections(report) for chart in section.charts]
+    costs = [*trade_offs(report), speed_over_length(report), memory_over_length(report), loss_over_position(report)]
+    inside = [*attention_pictures(report), *learnt_kernels(report), *expert_loads(report)]
+    found = [final_losses(report), *loss_curves(report), *costs, *own, *inside]
+    return [chart for chart in found if chart is not None]
+
+
+def render_svg(chart: Chart, report: Report) -> str:
+    """A figure of a report as `figure_svg` draws it."""
+    return figure_svg(chart, [choice["name"] for choice in report["choices"]])
+
+
+def render_png(chart: Chart, report: Report) -> bytes:
+    """A figure of a report as `figure_png` draws it."""
+    return figure_png(chart, [choice["name"] for choice in report["choices"]])
+
+
+def figure_svg(chart: Chart, names: Sequence[str]) -> str:
+    """Inline SVG without network addresses; text and lines in CSS colours, ids prefixed with the chart's name.
+
+    Args:
+        chart: what to draw.
+        names: the choices, in the order of their colours and markers.
+    """
+    figure = _figure(chart, names, PLACEHOLDER, legend=False)
+    buffer = io.StringIO()
+    with drawing_style():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return for_the_page(buffer.getvalue(), chart.name, chart.title)
+
+
+def figure_png(chart: Chart, names: Sequence[str]) -> bytes:
+    """The figure on white paper with its own legend, 160 dots per inch."""
+    figure = _figure(chart, names, LIGHT, legend=chart.legend and len(names) > 1)
+    buffer = io.BytesIO()
+    with drawing_style():
+        figure.savefig(buffer, format="png", dpi=160, facecolor=LIGHT.paper)
+    return buffer.getvalue()
+
+
+def drawing_style() -> Any:
+    """Sizes and fonts of every figure, for as long as it is drawn."""
+    return require("matplotlib", extra="report").rc_context(_RC)
+
+
+def _figure(chart: Chart, names: Sequence[str], palette: Palette, *, legend: bool) -> Any:
+    figures = require("matplotlib.figure", extra="report")
+    lines = require("matplotlib.lines", extra="report")
+    with drawing_style():
+        rows = (len(names) + 1) // 2 if legend else 0
+        figure = figures.Figure(figsize=(WIDTH, chart.height + 0.22 * rows), layout="constrained")
+        axes = figure.add_subplot()
+        dress(axes, palette)
+        chart.draw(axes, palette)
+        if legend:
+            handles = []
+            for i, name in enumerate(names):
+                look = palette.style(i)
+                handles.append(
+                    lines.Line2D(
+                        [],
+                        [],
+                        color=look.colour,
+                        marker=look.marker,
+                        markersize=5,
+                        dashes=look.dashes or (None, None),
+                        label=name,
+                    )
+                )
+            figure.legend(
+                handles=handles,
+                loc="outside lower center",
+                ncols=2,
+                frameon=False,
+                handlelength=3.2,
+                labelcolor=palette.ink,
+            )
+    return figure
+
+
+def dress(axes: Any, palette: Palette) -> None:
+    """Frame, ticks and grid in the palette's colours."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(palette.soft)
+    axes.tick_params(colors=palette.soft, labelcolor=palette.ink, length=3)
+    axes.xaxis.label.set_color(palette.ink)
+    axes.yaxis.label.set_color(palette.ink)
+    axes.grid(True, color=palette.grid, linewidth=0.7)
+    axes.set_axisbelow(True)

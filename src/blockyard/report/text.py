@@ -1,0 +1,160 @@
+"""The report as Markdown (for a pull request or a notebook) and as CSV (one line a run, for a spreadsheet)."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from blockyard.report.parts import parts_of
+from blockyard.report.reading import (
+    facts,
+    how_to_read,
+    match_rows,
+    provenance,
+    ranking_rows,
+    run_rows,
+    title,
+)
+from blockyard.report.render import charts_of
+from blockyard.report.schema import Report, best_of, final_of, quality_unit
+
+
+def render_markdown(report: Report) -> str:
+    """The same answer, tables and provenance as the page; figures by the names of their PNG files."""
+    verdict = report["verdict"]
+    columns, rows = ranking_rows(report)
+    ranking = [
+        [
+            f"{row.place} {row.name}".strip(),
+            *(f"{main} ({small})" if small else main for main, small in row.cells),
+        ]
+        for row in rows
+    ]
+    parts = [
+        f"# {title(report)}",
+        f"**{_plain(verdict['headline'])}**",
+        "\n".join(f"- {_plain(line)}" for line in verdict["details"]),
+        "\n".join(f"- {label}: {_plain(value)}" for label, value in facts(report)),
+        "## Ranking",
+        _table(columns, ranking),
+        "## Figures",
+        *(f"![{chart.title}]({chart.name}.png)\n\n{chart.caption}" for chart in charts_of(report)),
+    ]
+    for section in parts_of(report["task"]).sections(report):
+        parts += [f"## {section.heading}", _plain(section.lede)]
+        for table in section.tables:
+            parts += [table.caption, _table(list(table.columns), [list(row) for row in table.rows])]
+    samples = [choice for choice in report["choices"] if choice["sample"]]
+    if samples:
+        parts.append("## What they write")
+        for choice in samples:
+            assert choice["sample"] is not None
+            parts.append(
+                f"{_plain(choice['name'])}:\n\n{_fenced(choice['sample']['prompt'] + choice['sample']['text'])}"
+            )
+    parts += [
+        "## Was it fair?",
+        _table(*match_rows(report)),
+        _table(*run_rows(report)),
+        "## How to read this",
+        "\n".join(f"- {line}" for line in how_to_read(report)),
+        "## Provenance",
+    ]
+    if report["provenance"].get("command"):
+        parts.append(_fenced(str(report["provenance"]["command"])))
+    parts.append("\n".join(f"- {label}: {_plain(value)}" for label, value in provenance(report)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown and the HTML within it leave alone."""
+    for mark in "\\`*_[]<>|#":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell if i == 1 else _plain(cell) for cell in line) + " |" for i, line in enumerate(lines)
+    )
+
+
+def _fenced(text: str) -> str:
+    """A code block whose fence is longer than any run of backticks inside it."""
+    longest = max((len(run) for run in _runs_of_backticks(text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _runs_of_backticks(text: str) -> list[str]:
+    return [run for run in "".join(c if c == "`" else " " for c in text).split() if run]
+
+
+CSV_COLUMNS = (
+    "choice",
+    "blocks",
+    "seed",
+    "status",
+    "final_loss",
+    "best_loss",
+    "final_quality",
+    "best_quality",
+    "unit",
+    "steps",
+    "tokens",
+    "seconds",
+    "cpu_seconds",
+    "flops",
+    "parameters",
+    "parameters_core",
+    "flops_per_token",
+    "train_tokens_per_second",
+    "train_tokens_per_cpu_second",
+    "decode_tokens_per_second",
+    "peak_memory_bytes",
+    "cache_bytes_per_token",
+    "match_miss",
+)
+
+
+def render_csv(report: Report) -> str:
+    """One line for each run, plain numbers without units in them; empty where there is none."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for choice in report["choices"]:
+        speed, memory = choice["speed"], choice["memory"]
+        decode = speed.get("decode_wall") if speed else None
+        costs = (
+            choice["parameters"],
+            choice["parameters_core"],
+            choice["flops_per_token"],
+            speed["train_wall"]["median"] if speed else None,
+            speed["train_cpu"]["median"] if speed else None,
+            decode["median"] if decode else None,
+            memory["peak_bytes"] if memory else None,
+            choice["cache_bytes_per_token"],
+            choice["match"]["miss"],
+        )
+        for run in choice["runs"]:
+            writer.writerow(
+                [
+                    choice["name"],
+                    choice["blocks"],
+                    run["seed"],
+                    run["status"],
+                    run["final_loss"],
+                    run["best_loss"],
+                    final_of(run),
+                    best_of(run),
+                    quality_unit(report),
+                    run["steps"],
+                    run["tokens"],
+                    run["seconds"],
+                    run["cpu_seconds"],
+                    run["flops"],
+                    *costs,
+                ]
+            )
+    return buffer.getvalue()

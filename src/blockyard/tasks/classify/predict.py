@@ -1,0 +1,42 @@
+"""`blockyard classify` for runs of `train classify`: rows of a CSV or JSONL file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blockyard.errors import InputError
+
+if TYPE_CHECKING:
+    from blockyard.cli.commands.classify import ClassifyOptions
+    from blockyard.tasks.run import Trained
+
+
+def classify(trained: Trained, file: Path, options: ClassifyOptions) -> list[dict[str, Any]]:
+    """One entry per row: its number from 1, its label if the file has one, the likeliest classes.
+
+    Raises:
+        InputError: for a file that cannot be read or a row without text, naming file and row.
+    """
+    from blockyard.cli.commands.classify import likeliest
+    from blockyard.tasks.classify.reader import read_rows
+    from blockyard.tasks.classify.task import probabilities_of
+
+    if options.snr is not None:
+        raise InputError(f"--snr={options.snr:g}: text has none; it is for runs of `train signal`")
+    model, assets, run = trained
+    rows = read_rows(
+        file,
+        format="auto",
+        text_field=options.text_field or run.data.text_field,
+        label_field=options.label_field or run.data.label_field,
+        labels="optional",
+    )
+    probabilities = probabilities_of(model, assets, [row.text for row in rows], options.batch_size)
+    found = []
+    for number, (row, values) in enumerate(zip(rows, probabilities), start=1):
+        entry: dict[str, Any] = {"row": number}
+        if row.label is not None:
+            entry["label"] = row.label
+        found.append(entry | {"is": likeliest(values, assets.labels, options.top)})
+    return found

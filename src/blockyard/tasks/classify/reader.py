@@ -1,0 +1,149 @@
+"""Labelled text out of CSV and JSONL files, with errors that name file and row."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockyard.errors import InputError, suggest
+from blockyard.files import parse_json, user_path
+from blockyard.text.corpus import read_standard_library_packages
+from blockyard.text.readers import JSONL_SUFFIXES
+
+# The default data: as many of the standard library's packages, and pieces of this many characters.
+PACKAGES, PIECE = 8, 1000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One document.
+
+    Args:
+        text: its text.
+        label: its label, None where a file that is only to be classified has none.
+        group: rows of one group are not to be split between training and validation (pieces of a file); "" for none.
+    """
+
+    text: str
+    label: str | None
+    group: str = ""
+
+
+def read_rows(
+    path: str | Path, *, format: str, text_field: str, label_field: str, labels: str = "required"
+) -> list[Row]:
+    """Read a file.
+
+    Args:
+        path: the file.
+        format: auto, csv, tsv or jsonl.
+        text_field: the column or field of the text.
+        label_field: the column or field of the label.
+        labels: "required", or "optional" for a file that is to be classified.
+
+    Raises:
+        InputError: for a file that cannot be read, lacks a column, or has a row without text or label; file and row (or
+            line) are named, rows counted from 1 without the header.
+    """
+    where = user_path(path, "data.path")
+    if format == "auto":
+        suffix = where.suffix.lower()
+        format = "jsonl" if suffix in JSONL_SUFFIXES else "tsv" if suffix == ".tsv" else "csv"
+    records = _jsonl(where) if format == "jsonl" else _csv(where, "\t" if format == "tsv" else ",")
+    rows = []
+    for place, record in records:
+        text = _field(record, text_field, place, "text_field", required=True)
+        if not isinstance(text, str) or not text.strip():
+            came = "is empty" if text is None or (isinstance(text, str) and not text.strip()) else f"is {text!r}"
+            raise InputError(f"{place}: {text_field!r} {came}; expected text")
+        label = _field(record, label_field, place, "label_field", required=labels == "required")
+        rows.append(Row(text, _label(label, label_field, place, labels == "required")))
+    if not rows:
+        raise InputError(f"{where} has no rows")
+    return rows
+
+
+def _field(record: dict[str, Any], name: str, place: str, option: str, *, required: bool) -> Any:
+    if name in record:
+        return record[name]
+    if not required:
+        return None
+    known = ", ".join(map(repr, record)) or "none"
+    raise InputError(f"{place} has no {name!r}{suggest(name, map(str, record))}; it has: {known} (data.{option})")
+
+
+def _label(value: Any, name: str, place: str, required: bool) -> str | None:
+    if isinstance(value, int | str):
+        text = str(value).strip()
+        if text:
+            return text
+    elif value is not None:
+        raise InputError(f"{place}: {name!r} is {value!r}; a label is a word or a whole number")
+    if required:
+        raise InputError(f"{place}: {name!r} is empty; every row needs a label")
+    return None
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                place = f"{path} line {number}"
+                try:
+                    record = parse_json(line)
+                except ValueError as error:
+                    raise InputError(f"{place} is not JSON: {error}") from error
+                if not isinstance(record, dict):
+                    raise InputError(f"{place} is not a JSON object with fields")
+                yield place, record
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _csv(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    # Documents may be longer than the module's default of 128 KiB a field.
+    csv.field_size_limit(sys.maxsize)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+            if not reader.fieldnames:
+                raise InputError(f"{path} is empty; expected a header and rows")
+            for number, record in enumerate(reader, start=1):
+                place = f"{path} row {number}"
+                if None in record:
+                    raise InputError(
+                        f"{place} has {len(reader.fieldnames) + len(record[None])} fields, the header has "
+                        f"{len(reader.fieldnames)}; put text with {delimiter!r} in it into quotes"
+                    )
+                yield place, record
+    except csv.Error as error:
+        raise InputError(f"{path} is not CSV: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def standard_library_rows() -> list[Row]:
+    """Pieces of the standard library's source, labelled by the package they come from: its largest packages."""
+    files = [(package, name, text) for package, name, text in read_standard_library_packages()]
+    sizes: Counter[str] = Counter()
+    for package, _, text in files:
+        sizes[package] += len(text)
+    largest = {package for package, _ in sizes.most_common(PACKAGES)}
+    return [
+        Row(piece, package, name)
+        for package, name, text in files
+        if package in largest
+        for start in range(0, len(text), PIECE)
+        if (piece := text[start : start + PIECE]).strip()
+    ]

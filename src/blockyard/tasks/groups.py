@@ -1,0 +1,157 @@
+"""The dotted option groups: `attn`, `ffn`, one per family of blocks, and the configuration dataclasses.
+
+A group's options come from where they are used: constructors of the registered blocks, fields of dataclasses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from blockyard.errors import InputError, suggest
+from blockyard.registry.options import Option, belongs_to, options_of
+from blockyard.registry.register import Entry, entries, names, owners
+
+MIXER_GROUP, FFN_GROUP = "attn", "ffn"
+PATTERN = Option(
+    "pattern",
+    str | None,
+    None,
+    "layers that differ, such as 'tva*3/standard[window=256]+swiglu' (three tva layers, then one standard); "
+    "repeats over the depth; in place of attn.impl and ffn.impl",
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Options that share the part before the dot.
+
+    Args:
+        name: that part; "" for the options of a command itself, which have no dot.
+        help: what the options are for.
+        own: options that always exist.
+        members: registered blocks whose options live here; theirs count when the block is selected.
+    """
+
+    name: str
+    help: str
+    own: Mapping[str, Option]
+    members: tuple[Entry, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """Every option that a flag can set, whichever block is selected."""
+        found = dict(self.own)
+        for entry in self.members:
+            for name, option in entry.options.items():
+                if option.settable:
+                    found.setdefault(name, option)
+        return found
+
+    def flag(self, option: str) -> str:
+        """--name.option."""
+        return f"--{self.name}.{option}" if self.name else f"--{option}"
+
+    def holders(self, option: str) -> list[Entry]:
+        """The members that have the option."""
+        return [entry for entry in self.members if option in entry.options]
+
+
+def dataclass_group(
+    name: str,
+    help: str,
+    cls: type,
+    *,
+    without: Iterable[str] = (),
+    extra: Iterable[Option] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> Group:
+    """The group of a configuration dataclass: one option per field, with other defaults where some are given."""
+    hidden = set(without)
+    own = {n: o for n, o in options_of(cls).items() if n not in hidden and o.settable}
+    own |= {n: replace(own[n], default=value) for n, value in (defaults or {}).items() if n in own}
+    return Group(name, help, own | {option.name: option for option in extra})
+
+
+def block_groups(default_attn: str, default_ffn: str) -> list[Group]:
+    """`attn`, `ffn` and a group per family, from the register (plug-ins are to be imported before).
+
+    The standard mixer's and FFN's own options sit under `attn` and `ffn`; every other block's under its family.
+    """
+    members: dict[str, list[Entry]] = {MIXER_GROUP: [], FFN_GROUP: []}
+    for kind in ("attn", "ffn", "block"):
+        for entry in entries(kind):
+            home = kind if entry.name == "standard" else entry.group
+            members.setdefault(home, []).append(entry)
+    mixers, ffns = ", ".join(names("attn")), ", ".join(names("ffn"))
+    impls = {
+        MIXER_GROUP: ("the mixer", Option("impl", str, default_attn, f"which mixer: {mixers}")),
+        FFN_GROUP: ("the feed-forward part", Option("impl", str, default_ffn, f"which FFN: {ffns}")),
+    }
+    groups = []
+    for name, served in members.items():
+        own: dict[str, Option] = {}
+        help = f"options of {serves(served)}"
+        if name in impls:
+            what, impl = impls[name]
+            own, help = {"impl": impl}, f"{what}" + (f"; {help}" if served else "")
+        group = Group(name, help, own, tuple(served))
+        # A family without options has no flags and needs no heading.
+        if group.options:
+            groups.append(group)
+    return groups
+
+
+def serves(members: Iterable[Entry]) -> str:
+    """ "tva (attention), vft (FFN)"."""
+    words = {"attn": "attention", "ffn": "FFN", "block": "the paired block"}
+    return ", ".join(f"{entry.name} ({words[entry.kind]})" for entry in members)
+
+
+def by_name(groups: Iterable[Group]) -> dict[str, Group]:
+    """Index the groups by name, refusing a family that takes the name of another group."""
+    found: dict[str, Group] = {}
+    for group in groups:
+        if group.name in found:
+            first = found[group.name]
+            culprits = serves(group.members or first.members)
+            raise InputError(f"option group {group.name!r} of {culprits} is taken; register it with another group=")
+        found[group.name] = group
+    return found
+
+
+def train_groups(task: str) -> dict[str, Group]:
+    """The groups of `train TASK`: model, attn, ffn, families, train, data."""
+    from blockyard.tasks.kind import task_kind
+    from blockyard.training.config import TrainConfig
+
+    kind = task_kind(task)
+    hidden = (*kind.from_data, "blocks")
+    model = dataclass_group("model", f"the {kind.title}", kind.model_config, without=hidden, extra=(PATTERN,))
+    train = dataclass_group("train", "the training run", TrainConfig, defaults=kind.train_defaults)
+    data = dataclass_group("data", kind.data_title, kind.data_config)
+    return by_name([model, *block_groups(kind.attn, kind.ffn), train, data])
+
+
+def unknown_key(origin: str, key: str, known: Iterable[str], group: Group) -> str:
+    """`--vft.rnak: no option 'rnak' (did you mean 'rank'?)`, or whose option it is, or which options there are."""
+    holders = owners(key)
+    if holders:
+        return f"{origin}: {belongs_to(key, holders)}"
+    hint = suggest(key, known)
+    if hint:
+        return f"{origin}: no option {key!r}{hint}"
+    return f"{origin}: no option {key!r}; {group.name} has: {', '.join(known)}"
+
+
+def unknown_group(name: str, groups: Mapping[str, Group]) -> str:
+    """`no option group 'trian' (did you mean 'train'?)`; for a block's name, under which group its options stand."""
+    homes = block_homes(name, groups)
+    hint = f"; options of {name} stand under {homes}" if homes else suggest(name, groups)
+    return f"no option group {name!r}{hint}"
+
+
+def block_homes(name: str, groups: Mapping[str, Group]) -> str:
+    """The groups under which the options of the block of this name stand; "" when there is no such block."""
+    return " and ".join(sorted({g.name for g in groups.values() for entry in g.members if entry.name == name}))

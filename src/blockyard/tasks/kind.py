@@ -1,0 +1,267 @@
+"""What a task is to the rest of the package: its data, its model, and how good is told.
+
+A kind of task is a subclass of `TaskKind` that says how to load data, build a model and make both into a `Task` for
+the training loop. `train NAME`, `compare NAME`, resume and `load_run` follow from it. Kinds are looked up by name like
+blocks: built in (imported on first use), installed (entry points in the group `blockyard.tasks`) or decorated in a
+plug-in.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+from blockyard.errors import InputError, suggest
+from blockyard.registry.register import broken_plugin
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from blockyard.models.config import BlocksConfig
+    from blockyard.training.config import TrainConfig
+    from blockyard.training.task import Task
+
+BUILTIN = {
+    "lm": "blockyard.tasks.lm.task",
+    "price": "blockyard.tasks.price.task",
+    "signal": "blockyard.tasks.signal.task",
+    "recall": "blockyard.tasks.recall.task",
+    "classify": "blockyard.tasks.classify.task",
+}
+ENTRY_POINTS = "blockyard.tasks"
+DEFAULT = "lm"
+
+
+class TaskData(Protocol):
+    """What loading a task's data gives.
+
+    Args:
+        fingerprint: what identifies the data: "source" and "sha256", sizes; a name ending in "sha256" is compared on
+            resume.
+        assets: what using a trained model takes beside its weights (a tokenizer, labels, scales), or None.
+    """
+
+    @property
+    def fingerprint(self) -> dict[str, Any]: ...
+
+    @property
+    def assets(self) -> Any: ...
+
+
+M = TypeVar("M", bound="BlocksConfig")
+D = TypeVar("D")
+X = TypeVar("X", bound=TaskData)
+
+
+@dataclass(frozen=True)
+class Run(Generic[M, D]):
+    """Everything that defines a run of a task.
+
+    Args:
+        model: the architecture; what follows from the data (a vocabulary's size, say) is set once that is loaded.
+        data: the data.
+        train: the training.
+        plugins: modules whose import registers further implementations or tasks.
+        task: the kind of task, by name.
+    """
+
+    model: M
+    data: D
+    train: TrainConfig
+    plugins: tuple[str, ...] = ()
+    task: str = DEFAULT
+
+    @property
+    def kind(self) -> TaskKind[M, D, Any]:
+        return task_kind(self.task)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The figure by which choices are ranked.
+
+    Args:
+        metric: in words.
+        unit: its unit, "" for a plain number.
+        key: its name among the figures of the task's `evaluate`.
+        better: whether lower or higher is better.
+        loss_unit: unit of the training and validation loss, where the quality is another figure.
+        facts: what else readers of a report should know about it.
+    """
+
+    metric: str = "validation loss"
+    unit: str = "nats"
+    key: str = "val_loss"
+    better: Literal["lower", "higher"] = "lower"
+    loss_unit: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TaskKind(ABC, Generic[M, D, X]):
+    """One kind of task.
+
+    Attributes:
+        name: as in `blockyard train NAME`.
+        title: what the model is: "language model".
+        data_title: what the data are: "the text".
+        model_config: the model's dataclass; its fields are the options of the group `model`.
+        data_config: the data's dataclass; its fields are the options of the group `data`.
+        from_data: fields of the model's configuration that follow from the data, with the values they have until then;
+            no options.
+        unit: what is counted as input: tokens, samples or windows, in the singular.
+        attn: the default mixer of `train NAME`.
+        ffn: the default FFN of `train NAME`.
+        choice_ffn: the FFN of a choice of `compare NAME` that names none.
+        train_defaults: options of the training whose defaults this task has otherwise.
+        compare_defaults: likewise of the terms of `compare NAME`, such as its budget.
+        own_data_options: data options that may differ between runs that are compared: paths and caches, whose
+            content is compared instead.
+        decodes: whether the model writes its own input, token by token, with a cache.
+        classifier: module whose `classify(trained, file, options)` serves `blockyard classify RUN FILE`, or "" for
+            tasks that do not classify.
+        report: module with the task's own parts of a report (see `blockyard.report.parts`), or "".
+    """
+
+    name: str
+    title: str
+    data_title: str = "the data"
+    model_config: type[M]
+    data_config: type[D]
+    from_data: Mapping[str, Any] = MappingProxyType({})
+    unit: str = "token"
+    attn: str = "standard"
+    # Squared ReLU reaches a lower loss than SwiGLU per CPU-second: 1.951 and 1.960 nats per byte after ten at 0.8M
+    # parameters, the other defaults being the same (`lm`, one seed).
+    ffn: str = "relu2"
+    choice_ffn: str = "swiglu"
+    train_defaults: Mapping[str, Any] = {}
+    compare_defaults: Mapping[str, Any] = {}
+    own_data_options: tuple[str, ...] = ("path", "cache_dir")
+    decodes: bool = False
+    classifier: str = ""
+    report: str = ""
+
+    @abstractmethod
+    def load_data(self, data: D, model: M) -> X:
+        """Read the data.
+
+        Raises:
+            InputError: for data that cannot be used, naming file and row where there are any.
+        """
+
+    @abstractmethod
+    def make_task(self, run: Run[M, D], data: X) -> Task:
+        """The task of a run whose model fits the data; its weights are a function of train.seed (see `seeded`)."""
+
+    @abstractmethod
+    def build_model(self, model: M) -> nn.Module:
+        """An untrained model."""
+
+    def fit(self, model: M, assets: Any) -> M:
+        """The model's configuration with the fields of `from_data` set from the assets."""
+        return model
+
+    def load_assets(self, folder: Path) -> Any:
+        """What the task's `save_assets` wrote into a run folder.
+
+        Raises:
+            InputError: when it is missing or damaged.
+        """
+        return None
+
+    def quality(self, data: X) -> Quality:
+        """The figure by which choices are ranked."""
+        return Quality()
+
+    def references(self, data: X) -> dict[str, Any]:
+        """What stands beside the quality in a comparison's report, such as baselines; asked once, and not by searches:
+        it may look at a test part."""
+        return {}
+
+    def sample_data(self, run: Run[M, D]) -> X:
+        """Data of the same shape for measuring memory: made up where the true ones take long to read."""
+        return self.load_data(run.data, run.model)
+
+    def data_bytes(self, data: D, model: M) -> int:
+        """The least memory that `load_data` takes, by the options alone: for data that are made up."""
+        return 0
+
+    def at_length(self, model: M, length: int) -> M | None:
+        """The same model for rows of another length, to measure how its speed scales; None if it has but one.
+
+        A kind that gives one makes up `sample_data` of any length.
+        """
+        return None
+
+    def figures(self, run: Run[M, D], data: X, model: nn.Module) -> dict[str, Any]:
+        """Further figures of a trained model for the report, as plain data: {"accuracy over SNR": [...]}, say.
+
+        Computed once, when a run of a comparison has ended; the model is in eval mode and gradients are off.
+        """
+        return {}
+
+    def terms(self, run: Run[M, D], data: X) -> dict[str, Any]:
+        """What of the data must be the same for runs to be comparable, as flat plain data."""
+        options: Any = run.data
+        kept = {f"data.{key}": value for key, value in asdict(options).items() if key not in self.own_data_options}
+        return {"data sha256": data.fingerprint.get("sha256"), **kept}
+
+
+_registered: dict[str, TaskKind[Any, Any, Any]] = {}
+K = TypeVar("K", bound="type[TaskKind[Any, Any, Any]]")
+
+
+def register_task(cls: K) -> K:
+    """Class decorator that registers a kind of task under its `name`.
+
+    Raises:
+        InputError: when another class has the name, or it cannot be a word of a command.
+    """
+    name = cls.name
+    if not name.isidentifier():
+        raise InputError(f"task name {name!r} should be one word of letters, digits and _")
+    known = _registered.get(name)
+    # The same class registered again is a module reload, not a clash.
+    again = known is not None and _place(type(known)) == _place(cls)
+    if (known is not None and not again) or BUILTIN.get(name, cls.__module__) != cls.__module__:
+        raise InputError(f"task name {name!r} is already registered; choose another name")
+    _registered[name] = cls()
+    return cls
+
+
+def _place(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
+
+
+def task_names() -> list[str]:
+    """All known tasks: built in, installed and decorated."""
+    installed = [point.name for point in metadata.entry_points(group=ENTRY_POINTS)]
+    return list(dict.fromkeys([*BUILTIN, *installed, *_registered]))
+
+
+def task_kind(name: str) -> TaskKind[Any, Any, Any]:
+    """The kind of a name.
+
+    Raises:
+        InputError: for an unknown name, with the nearest known one, or an installed one that cannot be imported.
+    """
+    if name not in _registered and name in BUILTIN:
+        importlib.import_module(BUILTIN[name])
+    if name not in _registered:
+        for point in metadata.entry_points(group=ENTRY_POINTS):
+            if point.name == name:
+                # The class or its module: the decorator has registered it by the time it is imported.
+                try:
+                    point.load()
+                except (Exception, SystemExit) as error:
+                    raise InputError(broken_plugin(f"task {name!r}", point, error)) from error
+    if name not in _registered:
+        near = suggest(str(name), task_names()) or f"; there are: {', '.join(task_names())}"
+        raise InputError(f"no task named {name!r}{near}")
+    return _registered[name]

@@ -1,0 +1,64 @@
+"""What a comparison of language models adds to its report: what each choice writes, and what a loss per token means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blockyard.compare.inside import attention_of
+from blockyard.compare.settings import CompareConfig
+from blockyard.generation.sampling import SamplingConfig
+from blockyard.generation.stream import generate_text
+from blockyard.report.parts import Parts
+from blockyard.report.schema import Report, Sample, bytes_per_token
+from blockyard.tasks.run import load_run
+from blockyard.text import TextData
+
+PROMPT_CHARACTERS = 48
+ATTENTION_ROWS = 4
+
+
+class LMParts(Parts):
+    """Samples, and how losses of tokens and of bytes compare."""
+
+    def sample(self, config: CompareConfig, folder: Path, data: TextData) -> Sample:
+        model, tokenizer, _ = load_run(folder)
+        prompt = config.prompt if config.prompt is not None else beginning(data)
+        sampling = SamplingConfig(temperature=config.temperature, seed=0)
+        pieces = generate_text(model, tokenizer, prompt, max_new_tokens=config.sample_tokens, sampling=sampling)
+        return {"prompt": prompt, "text": "".join(pieces), "seed": 0}
+
+    def attention(self, folder: Path, data: TextData) -> list[dict[str, Any]] | None:
+        model: Any = load_run(folder).model
+        rows = next(iter(data.val_batches(ATTENTION_ROWS, model.config.context, 1)))
+        return attention_of(model, rows["input_ids"])
+
+    def notes(self, config: CompareConfig, data: TextData, units_read: Mapping[str, int]) -> list[str]:
+        return [
+            f"{name} reads the training text {tokens / len(data.train):.1f} times."
+            for name, tokens in units_read.items()
+            if tokens > len(data.train)
+        ]
+
+    def how_to_read(self, report: Report) -> list[str]:
+        per_byte = bytes_per_token(report)
+        meaning = (
+            "A token is a byte, so it compares with any other byte-level result."
+            if per_byte == 1
+            else f"A token is {per_byte:.2f} bytes on average; only the figure per byte compares with "
+            "results of other tokenizers."
+        )
+        unit = report["quality"]["unit"]
+        return [f"Loss is the mean cross-entropy on held-out text in {unit}; lower is better. {meaning}"]
+
+
+def beginning(data: TextData) -> str:
+    """The first words of the validation text, cut after a blank where there is one."""
+    text = data.tokenizer.decode([int(t) for t in data.val[:PROMPT_CHARACTERS]]).replace("\ufffd", "")
+    text = text[:PROMPT_CHARACTERS].lstrip()
+    cut = max(text.rfind(" "), text.rfind("\n"))
+    return text[: cut + 1] if cut > 0 else text
+
+
+PARTS = LMParts()

@@ -1,0 +1,364 @@
+"""What is checked of every price series, and the one line that says file, row and column when it is wrong.
+
+Rows are counted from 1, without the header.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from blockyard.errors import InputError, require, suggest
+from blockyard.tasks.price.data.columns import Columns
+from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.table import BARS, Asset, show_ds
+
+# Usual split ratios, and how far the day's return may be from one: the market moves on that day, too. Real prices do
+# fall by a third in a day, so a ratio of 3:2 has to be met more closely.
+SPLIT_RATIOS = np.array([1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 15.0, 20.0, 25.0, 30.0, 50.0])
+SPLIT_SLACK = np.where(SPLIT_RATIOS < 2, 0.03, 0.06)
+SPLIT_SIGMAS, SPLIT_STAYS = 8.0, 5
+DAY = np.timedelta64(1, "D")
+_DOTTED = re.compile(r"^\d{1,2}\.\d{1,2}\.\d{4}")
+
+
+@dataclass
+class Reading:
+    """One asset's rows of a table, on their way to an `Asset`.
+
+    Args:
+        source: the file, for errors.
+        frame: the whole table.
+        columns: which column plays which part.
+        rows: the asset's row numbers in the table, from 0.
+        unique_id: its name, or None in a table of one asset.
+        several_tables: whether other tables are read with it.
+    """
+
+    source: str
+    frame: Any
+    columns: Columns
+    rows: np.ndarray
+    unique_id: str | None
+    several_tables: bool = False
+
+    @property
+    def name(self) -> str:
+        """The asset's id; a table without ids gives it its own name."""
+        return self.unique_id if self.unique_id is not None else Path(self.source).stem
+
+    def wrong(self, place: int, column: str | None, what: str) -> NoReturn:
+        """Refuse what stands at a place of `rows`."""
+        where = f"{self.source}: row {int(self.rows[place]) + 1}"
+        if self.columns.ds is not None:
+            pandas = require("pandas", extra="prices")
+            date = self.frame[self.columns.ds].iloc[int(self.rows[place])]
+            if not pandas.isna(date):
+                where += f" ({date!s})".replace(" 00:00:00", "")
+        if self.unique_id is not None:
+            where += f" of {self.unique_id}"
+        raise InputError(f"{where}{f', column {column}' if column else ''}: {what}")
+
+    def numbers(self, column: str) -> np.ndarray:
+        """A column as float64, NaN where a cell is empty.
+
+        Raises:
+            InputError: for a cell that is neither a number nor empty.
+        """
+        pandas = require("pandas", extra="prices")
+        cells = self.frame[column].iloc[self.rows]
+        try:
+            values = pandas.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan).copy()
+        except OverflowError:
+            # Hundreds of digits, which pandas does not take for a cell that is wrong.
+            raise InputError(f"{self.source}: column {column} holds a number beyond 1.8e308") from None
+        bad = np.flatnonzero(np.isnan(values) & ~cells.isna().to_numpy())
+        if bad.size:
+            self.wrong(int(bad[0]), column, f"{cells.iloc[int(bad[0])]!r} is not a number")
+        return values
+
+    def keep(self, places: np.ndarray) -> None:
+        """Go on with some of the rows, or in another order."""
+        self.rows = self.rows[places]
+
+
+def check_asset(reading: Reading, config: PriceDataConfig, least: int) -> tuple[Asset, list[str]]:
+    """Check one asset and adjust its bars.
+
+    Returns: the asset, and notes on what was seen or done.
+
+    Raises:
+        InputError: naming file, row and column.
+    """
+    notes: list[str] = []
+    columns = reading.columns
+    _drop_or_refuse_missing(reading, config, notes)
+    ds = _dates(reading, config)
+    ds = _in_order(reading, ds, config, notes)
+    close = reading.numbers(columns.close)
+    _positive(reading, close, columns.close)
+    _gaps(reading, ds, config)
+    if config.calendar is not None:
+        _sessions(reading, ds, config.calendar)
+    if len(close) < least:
+        raise InputError(
+            f"{_asset_in(reading)} has {len(close)} row{'s' * (len(close) != 1)}, too few: at least {least} are needed"
+        )
+    if np.ptp(close) == 0:
+        raise InputError(
+            f"{_asset_in(reading)}, column {columns.close}: every price is {close[0]:g}, there is nothing to forecast"
+        )
+    factor = np.ones_like(close)
+    bars: dict[str, np.ndarray | None] = {name: _bar(reading, name) for name in BARS}
+    if columns.raw_close is not None:
+        raw = reading.numbers(columns.raw_close)
+        _positive(reading, raw, columns.raw_close)
+        factor = close / raw
+        notes += _split_notes(reading, ds, raw, close)
+        notes.append(f"{reading.name}: {columns.close} is forecast; open, high and low are adjusted like it")
+    elif config.splits == "refuse":
+        _refuse_split(reading, close, bars["open"])
+    _low_above_high(reading, bars)
+    adjusted = {name: None if values is None else values * factor for name, values in bars.items()}
+    volume = _volume(reading)
+    extra = {name: _further(reading, name) for name in columns.extra}
+    return Asset(reading.name, ds, close, **adjusted, volume=volume, extra=extra), notes
+
+
+def _asset_in(reading: Reading) -> str:
+    return reading.source if reading.unique_id is None else f"{reading.source}: {reading.unique_id}"
+
+
+def _drop_or_refuse_missing(reading: Reading, config: PriceDataConfig, notes: list[str]) -> None:
+    column = reading.columns.close
+    missing = ~np.isfinite(reading.numbers(column))
+    if missing.all():
+        raise InputError(f"{_asset_in(reading)}, column {column}: no row has a price")
+    if not missing.any():
+        return
+    if config.missing == "refuse":
+        more = f" (and in {missing.sum() - 1} more rows)" if missing.sum() > 1 else ""
+        what = f"the price is missing{more}; fill it, or leave such rows out with --data.missing drop"
+        reading.wrong(int(np.flatnonzero(missing)[0]), column, what)
+    reading.keep(np.flatnonzero(~missing))
+    notes.append(f"{reading.name}: {missing.sum()} rows without a price are left out")
+
+
+def _dates(reading: Reading, config: PriceDataConfig) -> np.ndarray:
+    column = reading.columns.ds
+    if column is None:
+        return np.arange(len(reading.rows), dtype=np.int64)
+    cells = reading.frame[column].iloc[reading.rows]
+    if cells.isna().any():
+        reading.wrong(int(np.flatnonzero(cells.isna().to_numpy())[0]), column, "the date is missing")
+    if cells.dtype.kind in "iu":
+        whole = cells.to_numpy(np.int64)
+        # 20240131 is a date; anything else whole is a row number.
+        if not ((whole > 17000101) & (whole < 22001231)).all():
+            return whole
+        cells = cells.astype(str)
+    day_first = config.day_first
+    if day_first is None:
+        day_first = bool(_DOTTED.match(str(cells.iloc[0])))
+    parsed = _parsed(cells, day_first)
+    if config.day_first is None and parsed.isna().any():
+        # 13/02/2019 further down says which number is the day.
+        other = _parsed(cells, not day_first)
+        parsed = parsed if other.isna().any() else other
+    bad = np.flatnonzero(parsed.isna().to_numpy())
+    if bad.size:
+        place = int(bad[0])
+        reading.wrong(place, column, f"{cells.iloc[place]!r} is not a date like the first, {cells.iloc[0]!r}")
+    if parsed.dt.tz is not None:
+        parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
+    return parsed.to_numpy("datetime64[ns]")
+
+
+def _parsed(cells: Any, day_first: bool) -> Any:
+    """Timestamps of a column of dates, NaT where one cannot be read like the first."""
+    pandas = require("pandas", extra="prices")
+    with warnings.catch_warnings():
+        # pandas warns where the first date decides against `day_first`; the caller tries both.
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            parsed = pandas.to_datetime(cells, errors="coerce", utc=False, dayfirst=day_first)
+        except (ValueError, TypeError):
+            # Offsets that change within the column (summer time): one clock for all.
+            parsed = pandas.to_datetime(cells, errors="coerce", utc=True, dayfirst=day_first)
+        if parsed.dtype.kind == "O":
+            parsed = pandas.to_datetime(cells, errors="coerce", utc=True, dayfirst=day_first)
+    return parsed
+
+
+def _in_order(reading: Reading, ds: np.ndarray, config: PriceDataConfig, notes: list[str]) -> np.ndarray:
+    column = reading.columns.ds
+    step = np.diff(ds.astype(np.int64))
+    back = np.flatnonzero(step < 0)
+    if back.size and config.order == "refuse":
+        order = np.argsort(ds, kind="stable")
+        _no_duplicates(reading, ds, order)
+        place = int(back[0]) + 1
+        falling = "rows run from new to old" if (step < 0).all() else f"comes after {show_ds(ds[place - 1])}"
+        reading.wrong(place, column, f"{falling}; sort the rows by date, or pass --data.order sort")
+    if back.size:
+        order = np.argsort(ds, kind="stable")
+        reading.keep(order)
+        ds = ds[order]
+        notes.append(f"{reading.name}: rows were sorted by date")
+    _no_duplicates(reading, ds, np.arange(len(ds)))
+    return ds
+
+
+def _no_duplicates(reading: Reading, ds: np.ndarray, order: np.ndarray) -> None:
+    same = np.flatnonzero(np.diff(ds[order].astype(np.int64)) == 0)
+    if same.size:
+        first, again = sorted((int(order[same[0]]), int(order[same[0] + 1])))
+        what = f"the date stands in row {int(reading.rows[first]) + 1} already"
+        hint = "" if reading.columns.unique_id else "; several assets need a column unique_id"
+        reading.wrong(again, reading.columns.ds, what + hint)
+
+
+def _positive(reading: Reading, values: np.ndarray, column: str) -> None:
+    bad = np.flatnonzero(~(values > 0) | ~np.isfinite(values))
+    if bad.size:
+        value = values[bad[0]]
+        what = "the price is missing" if np.isnan(value) else f"{value:g} is not a price above 0"
+        reading.wrong(int(bad[0]), column, f"{what}; log returns need positive prices")
+
+
+def _gaps(reading: Reading, ds: np.ndarray, config: PriceDataConfig) -> None:
+    if len(ds) < 3:
+        return
+    dated = ds.dtype.kind == "M"
+    steps = np.diff(ds) / DAY if dated else np.diff(ds).astype(np.float64)
+    usual = float(np.median(steps))
+    limit = config.max_gap or (15.0 if dated and usual <= 1.5 else 5 * usual)
+    wide = np.flatnonzero(steps > limit)
+    if wide.size:
+        gap, unit = steps[wide[0]], "days" if dated else "steps"
+        what = f"{gap:g} {unit} after the row before ({show_ds(ds[wide[0]])}), where {usual:g} is usual"
+        advice = f"rows seem to be missing; fill them in, or pass --data.max_gap {np.ceil(steps.max()):g}"
+        reading.wrong(int(wide[0]) + 1, reading.columns.ds, f"{what}: {advice}")
+
+
+def _sessions(reading: Reading, ds: np.ndarray, code: str) -> None:
+    """Every session of an exchange must have its row, and no other day one."""
+    calendars = require("exchange_calendars", extra="calendars")
+    if ds.dtype.kind != "M":
+        raise InputError(f"data.calendar={code}: {_asset_in(reading)} has no dates")
+    if code not in calendars.get_calendar_names():
+        raise InputError(f"data.calendar={code!r} is unknown{suggest(code, calendars.get_calendar_names())}")
+    days = ds.astype("datetime64[D]")
+    # A calendar must span some sessions even where the file has a day or two.
+    with warnings.catch_warnings():
+        # The package and pandas warn each other's authors of coming changes.
+        warnings.simplefilter("ignore")
+        calendar = calendars.get_calendar(code, start=str(days[0]), end=str(days[-1] + 14))
+    sessions = calendar.sessions.to_numpy("datetime64[D]")
+    sessions = sessions[sessions <= days[-1]]
+    missing = np.setdiff1d(sessions, days)
+    if missing.size:
+        place = int(np.searchsorted(days, missing[0]))
+        more = f" ({missing.size} sessions in all)" if missing.size > 1 else ""
+        reading.wrong(
+            min(place, len(ds) - 1), reading.columns.ds, f"{code} session {missing[0]} before it{more} is missing"
+        )
+    further = np.flatnonzero(~np.isin(days, sessions))
+    if further.size:
+        reading.wrong(int(further[0]), reading.columns.ds, f"{days[further[0]]} is no session of {code}")
+
+
+def jumps_like_splits(close: np.ndarray, opening: np.ndarray | None = None) -> np.ndarray:
+    """Rows whose close differs from the one before as after a split.
+
+    The log return is near the log of a usual ratio, far outside what the 60 returns before it did, the price does not
+    come back within five rows, and (where there are opens) most of the jump happened overnight.
+
+    Args:
+        close: prices, [T].
+        opening: opens, [T], if known.
+    """
+    p = np.log(close)
+    r = np.diff(p, prepend=p[0])
+    near = (np.abs(np.abs(r)[:, None] - np.log(SPLIT_RATIOS)) <= SPLIT_SLACK).any(axis=1)
+    found = []
+    for row in np.flatnonzero(near):
+        before = np.abs(r[max(row - 60, 1) : row])
+        # Turmoil is no split: the days before were quiet, too.
+        usual = max(np.median(before) * 1.4826, before[-20:].max() / 4) if row > 1 else 0.0
+        overnight = r[row] if opening is None else np.log(opening[row]) - p[row - 1]
+        after = np.abs(p[row : row + SPLIT_STAYS + 1] - p[row - 1])
+        if abs(r[row]) > SPLIT_SIGMAS * usual and overnight * np.sign(r[row]) > abs(r[row]) / 2 < after.min():
+            found.append(row)
+    return np.array(found, dtype=np.int64)
+
+
+def _refuse_split(reading: Reading, close: np.ndarray, opening: np.ndarray | None) -> None:
+    rows = jumps_like_splits(close, opening)
+    if rows.size:
+        row = int(rows[0])
+        jump = np.log(close[row] / close[row - 1])
+        more = f" ({rows.size} such jumps)" if rows.size > 1 else ""
+        what = f"log return {jump:+.3f} looks like a split in unadjusted prices{more}"
+        reading.wrong(
+            row, reading.columns.close, f"{what}; use adjusted ones, or pass --data.splits keep if it is real"
+        )
+
+
+def _split_notes(reading: Reading, ds: np.ndarray, raw: np.ndarray, close: np.ndarray) -> list[str]:
+    """What the adjusted column mended."""
+    notes = []
+    for row in jumps_like_splits(raw):
+        before, after = np.log(raw[row] / raw[row - 1]), np.log(close[row] / close[row - 1])
+        if abs(after) < abs(before) / 2:
+            columns = reading.columns
+            notes.append(
+                f"{reading.name}: unadjusted split on {show_ds(ds[row])} (row {int(reading.rows[row]) + 1}): "
+                f"log return of {columns.raw_close} {before:+.3f}, of {columns.close} {after:+.3f}"
+            )
+    return notes
+
+
+def _bar(reading: Reading, part: str) -> np.ndarray | None:
+    column = getattr(reading.columns, part)
+    if column is None:
+        return None
+    values = reading.numbers(column)
+    _positive(reading, values, column)
+    return values
+
+
+def _low_above_high(reading: Reading, bars: dict[str, np.ndarray | None]) -> None:
+    low, high = bars["low"], bars["high"]
+    if low is None or high is None:
+        return
+    bad = np.flatnonzero(low > high)
+    if bad.size:
+        row = int(bad[0])
+        reading.wrong(row, reading.columns.low, f"low {low[row]:g} is above high {high[row]:g}")
+
+
+def _volume(reading: Reading) -> np.ndarray | None:
+    column = reading.columns.volume
+    if column is None:
+        return None
+    values = reading.numbers(column)
+    bad = np.flatnonzero(~(values >= 0))
+    if bad.size:
+        value = values[bad[0]]
+        what = "the volume is missing" if np.isnan(value) else f"{value:g} is not a volume"
+        reading.wrong(int(bad[0]), column, f"{what}; put 0 where nothing was traded")
+    return values
+
+
+def _further(reading: Reading, column: str) -> np.ndarray:
+    values = reading.numbers(column)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        reading.wrong(int(bad[0]), column, "the value is missing; fill it, or leave the column out with --data.extra")
+    return values

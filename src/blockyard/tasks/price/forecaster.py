@@ -1,0 +1,200 @@
+"""A trained forecaster and what is done with it: forecasts of origins, and of a file's future as a tidy table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from blockyard.errors import InputError, require
+from blockyard.files import writing
+from blockyard.tasks.kind import Run
+from blockyard.tasks.price.baselines import Forecast
+from blockyard.tasks.price.calibrate import FILE, Calibration, chosen, fit_calibration
+from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.features import WARM_UP
+from blockyard.tasks.price.data.table import Prices
+from blockyard.tasks.price.data.windows import PriceAssets, PriceData, PriceTables, parse_ds
+from blockyard.tasks.price.model import PriceConfig, PriceForecaster
+from blockyard.tasks.price.predict import predictions
+from blockyard.tasks.run import load_run
+
+ROWS = 256
+Calibrate = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True)
+class Forecaster:
+    """A model with its calibration.
+
+    Args:
+        model: in eval mode.
+        calibration: shifts of its quantiles, or None.
+        name: as tables show it.
+    """
+
+    model: PriceForecaster
+    calibration: Calibration | None = None
+    name: str = "model"
+
+    @property
+    def config(self) -> PriceConfig:
+        return self.model.config
+
+    def tables(self, prices: Prices) -> PriceTables:
+        """The series as this model sees them.
+
+        Raises:
+            InputError: when a series lacks a feature that the model was trained with, or is too short.
+        """
+        need = WARM_UP + self.config.context
+        for asset in prices.assets:
+            if len(asset) < need:
+                raise InputError(
+                    f"{prices.source}: {asset.unique_id} has {len(asset)} rows, too few: a forecast takes {need} "
+                    f"({WARM_UP} of warm-up and the model's context of {self.config.context})"
+                )
+        config = self.config
+        return PriceTables(prices, context=config.context, horizons=config.horizons, features=config.features)
+
+    def units(self, tables: PriceTables, assets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Uncalibrated forecasts in units of σ20 √h: points [N, H], quantiles [N, H, levels] or None."""
+        starts = range(0, len(rows), ROWS)
+        return predictions(self.model, (tables.windows(assets[i : i + ROWS], rows[i : i + ROWS]) for i in starts))
+
+    def forecast(self, tables: PriceTables, assets: np.ndarray, rows: np.ndarray) -> Forecast:
+        """Log returns over each horizon from the given origins (asset numbers and rows)."""
+        point, quantiles = self.units(tables, assets, rows)
+        if self.calibration is not None:
+            quantiles = self.calibration.apply(point, quantiles)
+        unit = tables.unit(assets, rows)
+        return Forecast(self.name, point * unit, None if quantiles is None else quantiles * unit[..., None])
+
+    def calibrated(self, data: PriceData, how: Calibrate = "auto") -> Forecaster:
+        """The same model, calibrated on the validation part.
+
+        Args:
+            data: the data it was trained on.
+            how: `on`, `off`, or `auto`: horizons with rows enough where one half of the part says that it helps the
+                other. A model of points needs calibration for its quantiles, so for it `auto` means on.
+        """
+        if how == "off":
+            return replace(self, calibration=None)
+        assets, rows = data.origins("val")
+        point, quantiles = self.units(data, assets, rows)
+        y = data.returns(assets, rows) / data.unit(assets, rows)
+        levels = self.config.quantiles
+        if how == "on" or quantiles is None:
+            return replace(self, calibration=fit_calibration(y, point, quantiles, levels))
+        found = chosen(y, point, quantiles, levels, data.dates(assets, rows), data.horizons)
+        return replace(self, calibration=found)
+
+
+def load_forecaster(
+    folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = False
+) -> tuple[Forecaster, PriceAssets, Run[PriceConfig, PriceDataConfig]]:
+    """The forecaster of a run folder: its best checkpoint by validation loss, and its calibration.
+
+    Args:
+        folder: the run folder.
+        plugins: modules to import first, that the run may want.
+        trust: import whatever modules the run's configuration names.
+
+    Raises:
+        InputError: when the folder holds no run of a price forecaster, no checkpoint, a damaged one, or wants a plug-in
+            that is not agreed to.
+    """
+    folder = Path(folder)
+    model, assets, run = load_run(folder, which="best", tasks=("price",), plugins=plugins, trust=trust)
+    calibration = Calibration.load(folder)
+    if calibration is not None and not calibration.fits(run.model.horizons, run.model.quantiles):
+        raise InputError(f"{folder / FILE} is of another model; remove it to forecast without calibration")
+    return Forecaster(model, calibration, short_name(run.model)), assets, run
+
+
+def short_name(config: PriceConfig) -> str:
+    """The blocks without their options: "mla+swiglu", or "spectral+swiglu/standard+swiglu"."""
+    return "/".join(dict.fromkeys(f"{spec.attn}+{spec.ffn}" for spec in config.layers))
+
+
+def future_table(forecaster: Forecaster, prices: Prices, at: str | None = None) -> Any:
+    """Forecasts from the last row of every asset (or from a date) as a tidy pandas frame.
+
+    Args:
+        forecaster: a trained one.
+        prices: the series.
+        at: the date to forecast from; later rows are not looked at.
+
+    Returns: one row per asset and horizon: unique_id, cutoff (the origin's date), ds (the date forecast), horizon,
+        last (the origin's price), price (the median forecast), q0.05 … (quantiles of the price).
+
+    Raises:
+        InputError: when a series is too short or lacks a feature.
+    """
+    pandas = require("pandas", extra="prices")
+    if at is not None:
+        prices = _until(prices, at)
+    tables = forecaster.tables(prices)
+    assets = np.arange(len(tables.tables))
+    rows = np.array([len(table) - 1 for table in tables.tables])
+    found = forecaster.forecast(tables, assets, rows)
+    levels, horizons = forecaster.config.quantiles, tables.horizons
+    frames = []
+    for number, table in enumerate(tables.tables):
+        last = float(np.exp(table.log_close[-1]))
+        columns: dict[str, Any] = {
+            "unique_id": table.unique_id,
+            "cutoff": table.ds[-1],
+            "ds": future_dates(table.ds, horizons),
+            "horizon": list(horizons),
+            "last": last,
+            "price": last * np.exp(found.point[number]),
+        }
+        if found.quantiles is not None:
+            columns |= {f"q{level:g}": last * np.exp(found.quantiles[number, :, k]) for k, level in enumerate(levels)}
+        frames.append(pandas.DataFrame(columns))
+    return pandas.concat(frames, ignore_index=True)
+
+
+def _until(prices: Prices, at: str) -> Prices:
+    cut = []
+    for asset in prices.assets:
+        end = int(np.searchsorted(asset.ds, parse_ds("--at", at, asset.ds.dtype, None), "right"))
+        if not end:
+            raise InputError(f"--at={at}: {asset.unique_id} begins later, {asset.span()}")
+        cut.append(asset.rows(slice(0, end)))
+    return replace(prices, assets=tuple(cut))
+
+
+def future_dates(ds: np.ndarray, horizons: Sequence[int]) -> np.ndarray:
+    """Dates `h` steps after the last: business days for daily series without weekends, else the median step."""
+    if ds.dtype.kind != "M":
+        return ds[-1] + np.asarray(horizons, np.int64) * int(np.median(np.diff(ds)))
+    days = ds.astype("datetime64[D]")
+    step = np.median(np.diff(ds).astype(np.int64))
+    # 1970-01-01 was a Thursday: (day + 3) % 7 is 0 on Mondays.
+    weekend = ((days.astype(np.int64) + 3) % 7 >= 5).any()
+    daily = step == np.timedelta64(1, "D").astype("timedelta64[ns]").astype(np.int64)
+    if daily and not weekend:
+        first = np.busday_offset(days[-1], 0, roll="backward")
+        return np.busday_offset(first, np.asarray(horizons)).astype("datetime64[ns]")
+    return ds[-1] + (np.asarray(horizons) * int(step)).astype("timedelta64[ns]")
+
+
+def write_table(frame: Any, out: Path) -> None:
+    """Write a tidy frame as CSV or, by its suffix, parquet.
+
+    Raises:
+        InputError: when the file cannot be written.
+    """
+    parquet = out.suffix.lower() in (".parquet", ".pq")
+    if parquet:
+        require("pyarrow", extra="prices")
+    with writing(out) as file:
+        if parquet:
+            frame.to_parquet(file, index=False)
+        else:
+            frame.to_csv(file, index=False, float_format="%.8g")

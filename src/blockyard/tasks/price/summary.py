@@ -1,0 +1,102 @@
+"""A forecast's test in a few hundred numbers: scores, calibration, skill over time, and one fan to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from blockyard.tasks.price.baselines import REFERENCE, WALK, Forecast
+from blockyard.tasks.price.data.table import show_ds
+from blockyard.tasks.price.data.windows import PriceTables
+from blockyard.tasks.price.evaluate import evaluate, outcome_of
+from blockyard.tasks.price.scores import pinball_loss
+
+# Horizons whose curves are kept, as far as they are forecast; points of a curve; steps of history before a fan.
+CURVES = (1, 20)
+POINTS, HISTORY = 120, 60
+
+
+def summarise(
+    tables: PriceTables,
+    assets: np.ndarray,
+    rows: np.ndarray,
+    forecasts: Mapping[str, Forecast],
+    *,
+    levels: Sequence[float],
+    border: Any,
+    keep: Sequence[str] | None = None,
+    repeats: int = 1000,
+) -> dict[str, Any]:
+    """What the report and the plots need of forecasts from the same origins, as plain data.
+
+    Args:
+        tables: the assets.
+        assets: asset number of each origin.
+        rows: row of each origin; every label must be known.
+        forecasts: by name, `unconditional` and `random walk` among them.
+        levels: of the quantiles.
+        border: last date that was fitted on.
+        keep: which forecasts' figures to return; None = all.
+        repeats: resamples of the bootstrap.
+
+    Returns: `evaluate`'s data, with "curves": {name: {horizon: {"levels", "observed", "ds", "skill"}}} and
+        "fans": {name: …} from the last origin of the first asset.
+    """
+    names = list(forecasts if keep is None else keep)
+    scored = {name: forecasts[name] for name in dict.fromkeys([REFERENCE, WALK, *names])}
+    outcome = outcome_of(tables, assets, rows, levels, border)
+    found = evaluate(outcome, scored, repeats=repeats)
+    found["forecasts"] = {name: found["forecasts"][name] for name in names}
+    curved = [h for h in CURVES if h in tables.horizons] or [tables.horizons[0]]
+    order = np.argsort(outcome.ds, kind="stable")
+    found["curves"] = {
+        name: {str(h): _curve(outcome.ds, outcome.y, forecasts, name, tables.horizons.index(h), levels, order)
+               for h in curved}
+        for name in names if forecasts[name].quantiles is not None
+    }  # fmt: skip
+    found["fans"] = {n: _fan(tables, assets, rows, forecasts[n]) for n in names if forecasts[n].quantiles is not None}
+    return found
+
+
+def _curve(
+    ds: np.ndarray,
+    y: np.ndarray,
+    forecasts: Mapping[str, Forecast],
+    name: str,
+    h: int,
+    levels: Sequence[float],
+    order: np.ndarray,
+) -> dict[str, Any]:
+    """Observed frequencies of the levels, and skill accumulated over time (its last value is the skill)."""
+    quantiles, reference = forecasts[name].quantiles, forecasts[REFERENCE].quantiles
+    assert quantiles is not None and reference is not None
+    loss = pinball_loss(y[order, h], quantiles[order, h], levels)
+    base = pinball_loss(y[order, h], reference[order, h], levels)
+    gained = np.cumsum(base - loss) / base.sum()
+    some = np.unique(np.linspace(0, len(order) - 1, POINTS).astype(int))
+    return {
+        "levels": list(levels),
+        "observed": [round(float((y[:, h] <= quantiles[:, h, k]).mean()), 4) for k in range(len(levels))],
+        "ds": [show_ds(d) for d in ds[order][some]],
+        "skill": [round(float(v), 5) for v in gained[some]],
+    }
+
+
+def _fan(tables: PriceTables, assets: np.ndarray, rows: np.ndarray, forecast: Forecast) -> dict[str, Any]:
+    """Prices before the last origin of the first asset, the forecast from it, and what came."""
+    assert forecast.quantiles is not None
+    place = int(np.flatnonzero(assets == assets[0])[-1])
+    table, row = tables.tables[assets[place]], int(rows[place])
+    last = float(np.exp(table.log_close[row]))
+    until = min(row + tables.reach, len(table) - 1)
+    past = np.exp(table.log_close[max(row - HISTORY, 0) : row + 1])
+    return {
+        "unique_id": table.unique_id,
+        "origin": show_ds(table.ds[row]),
+        "history": [float(f"{v:.6g}") for v in past],
+        "actual": [float(f"{v:.6g}") for v in np.exp(table.log_close[row : until + 1])],
+        "horizons": list(tables.horizons),
+        "quantiles": [[float(f"{v:.6g}") for v in last * np.exp(q)] for q in forecast.quantiles[place]],
+    }

@@ -1,0 +1,105 @@
+"""What a comparison on a recall task adds to its report: accuracy over the size of the task, or the random floor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blockyard.report.chart import Chart
+from blockyard.report.palette import Palette
+from blockyard.report.parts import Parts, Section, Table
+from blockyard.report.schema import Choice, Report
+from blockyard.report.stats import interval
+from blockyard.report.units import plus_minus
+
+MEANINGS = {
+    "mqar": "key-value pairs, then every key again among noise: its value is to be given",
+    "induction": "the token that once followed the last one is to be given",
+    "copy": "a string is to be written once more",
+    "lag": "the token a fixed number of positions ago is to be given",
+    "selective_copy": "tokens scattered among blanks are to be given in order",
+    "random": "uniformly random tokens: nothing can be recalled",
+}
+
+
+class RecallParts(Parts):
+    """Accuracy over size."""
+
+    def facts(self, report: Report) -> list[tuple[str, str]]:
+        data = report["settings"]["data"]
+        return [("Task", str(data["task"])), ("Length", str(data["length"])), ("Vocabulary", str(data["vocab_size"]))]
+
+    def how_to_read(self, report: Report) -> list[str]:
+        task = report["settings"]["data"]["task"]
+        if task == "random":
+            floor = report["quality"]["floor"]
+            return [
+                f"The tokens are {MEANINGS[task]}, so no causal model can have a loss below ln V = {floor:.3f} nats. A "
+                "choice that does sees the future: its figures on other tasks mean nothing."
+            ]
+        return [
+            f"The task is {task}: {MEANINGS[task]}. Accuracy is the share of right answers on sequences that were not "
+            "trained on, the mean over the sizes; higher is better, and guessing gives about 0."
+        ]
+
+    def sections(self, report: Report) -> list[Section]:
+        rows: dict[str, dict[int, list[float]]] = {c["name"]: accuracies(c) for c in report["choices"]}
+        sizes = sorted({size for by_size in rows.values() for size in by_size})
+        if not sizes:
+            return []
+        if report["settings"]["data"]["task"] == "random":
+            return [_floor(report)]
+        word = next(run["figures"]["size"] for c in report["choices"] for run in c["runs"] if "figures" in run)
+        cells = [
+            [name, *(plus_minus(*interval(by_size[size])) if size in by_size else "–" for size in sizes)]
+            for name, by_size in rows.items()
+        ]
+        table = Table(f"Accuracy by {word}", ["choice", *(str(size) for size in sizes)], cells)
+        charts = [_over_sizes(rows, sizes, word)] if len(sizes) > 1 else []
+        lede = "One model for all sizes: every training row is of one of them."
+        return [Section("How much it recalls", lede, [table], charts)]
+
+
+def accuracies(choice: Choice) -> dict[int, list[float]]:
+    """The accuracy of every run of a choice that finished, by size."""
+    found: dict[int, list[float]] = {}
+    for run in choice["runs"]:
+        figures = run.get("figures") or {}
+        for size, accuracy in zip(figures.get("sizes", []), figures.get("accuracy", [])):
+            found.setdefault(size, []).append(accuracy)
+    return found
+
+
+def _floor(report: Report) -> Section:
+    floor = report["quality"]["floor"]
+    rows = []
+    for row in report["ranking"]:
+        mean = row["final"]["mean"]
+        if mean is not None:
+            rows.append([row["name"], f"{mean:.4f}", f"{mean - floor:+.4f}"])
+    columns = ["choice", "loss (nats/token)", "above ln V"]
+    return Section("Does it see the future?", f"ln V = {floor:.4f} nats.", [Table("", columns, rows)])
+
+
+def _over_sizes(rows: dict[str, dict[int, list[float]]], sizes: list[int], word: str) -> Chart:
+    def draw(axes: Any, palette: Palette) -> None:
+        for index, by_size in enumerate(rows.values()):
+            look, known = palette.style(index), [size for size in sizes if size in by_size]
+            if not known:
+                continue
+            means = [sum(by_size[size]) / len(by_size[size]) for size in known]
+            axes.plot(known, means, color=look.colour, marker=look.marker, markersize=5, linewidth=1.7,
+                      dashes=look.dashes or (None, None))  # fmt: skip
+            axes.fill_between(known, [min(by_size[s]) for s in known], [max(by_size[s]) for s in known],
+                              color=look.colour, alpha=0.18, linewidth=0)  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlabel(word)
+        axes.set_ylabel("accuracy")
+
+    caption = "Share of right answers on sequences not trained on. Line: mean over the seeds; band: their range."
+    return Chart("recall-sizes", f"Accuracy over {word}", caption, draw, group="own")
+
+
+PARTS = RecallParts()

@@ -1,0 +1,215 @@
+"""Whole runs: train a task from option groups, and load what a run folder holds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from blockyard.errors import InputError
+from blockyard.machine.launch import is_first
+from blockyard.machine.memory import forcing
+from blockyard.registry.options import options_of
+from blockyard.registry.plugins import load_file_plugins, load_plugins
+from blockyard.tasks.kind import DEFAULT, Run, task_kind
+from blockyard.tasks.settings import as_groups, resolve
+from blockyard.tasks.sizes import check_data, check_model, check_training
+from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
+from blockyard.training.distributed import load_whole_state
+from blockyard.training.folder import CHECKPOINTS, CONFIG, check_run_folder, read_config, with_older
+from blockyard.training.task import Task
+from blockyard.training.trainer import Trainer
+from blockyard.vein.training import match_guides, match_ranks
+
+# Run folders whose gaps have been told.
+_told: set[Path] = set()
+
+
+class Trained(NamedTuple):
+    """What a run folder holds.
+
+    Args:
+        model: the trained model, in eval mode.
+        assets: what using it takes beside its weights: a tokenizer, labels, scales.
+        run: its configuration.
+    """
+
+    model: Any
+    assets: Any
+    run: Run[Any, Any]
+
+
+def train(
+    groups: Mapping[str, Any], out: Path | str, resume: bool = False, *, task: str | None = None, force: bool = False
+) -> Path:
+    """Train a model into a run folder.
+
+    Args:
+        groups: option groups, as `blockyard.tasks.settings.resolve` reads them.
+        out: the run folder.
+        resume: continue the run in it.
+        task: the kind of task; `task` of the groups, or a language model, when not given.
+        force: train also what by its estimate does not fit into memory.
+
+    Returns: the run folder.
+
+    Raises:
+        InputError: for anything that the user can put right.
+        Interrupted: after SIGTERM or SIGINT, when the run has been saved.
+    """
+    if resume:
+        groups = _as_begun(groups, Path(out), task)
+    run = resolve(groups, task)
+    if is_first():
+        # Before the data are read; asked again with the folder in hand.
+        check_run_folder(Path(out), resume=resume)
+    with forcing(force):
+        made = make_task(run)
+    trainer = Trainer(made, run.train, out, resolved=as_groups(run), resume=resume)
+    try:
+        return trainer.run()
+    finally:
+        trainer.close()
+
+
+def _as_begun(groups: Mapping[str, Any], out: Path, task: str | None) -> Mapping[str, Any]:
+    """The groups of a run to be resumed; options of the model that its folder is too old to name, and that the caller
+    does not name either, are what they were."""
+    if not (out / CONFIG).is_file():
+        return groups  # refused later, for all ranks
+    saved, given = read_config(out).get("model") or {}, dict(groups.get("model") or {})
+    load_plugins(tuple(groups.get("plugins") or ()))
+    older = task_kind(groups.get("task") or task or DEFAULT).model_config.older
+    return {**groups, "model": {**{k: v for k, v in older.items() if k not in saved}, **given}}
+
+
+def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -> Path:
+    """Train a language model into a run folder; see `train`."""
+    return train(groups, out, resume, task="lm")
+
+
+def make_task(run: Run[Any, Any]) -> Task:
+    """Load the data and build the model.
+
+    Raises:
+        InputError: also for what does not fit into memory, before it is read or built.
+    """
+    check_data(run)
+    check_training(run, fitted=False)
+    fitted, data = load_data(run)
+    check_training(fitted, fitted=True)
+    return run.kind.make_task(fitted, data)
+
+
+def load_data(run: Run[Any, Any]) -> tuple[Run[Any, Any], Any]:
+    """The run's data, and the run with a model that fits them."""
+    data = run.kind.load_data(run.data, run.model)
+    return replace(run, model=run.kind.fit(run.model, data.assets)), data
+
+
+def read_run(folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = False) -> Run[Any, Any]:
+    """The configuration of a run folder, which may come from anywhere.
+
+    Args:
+        folder: a run folder.
+        plugins: modules to import first, that the run may want.
+        trust: import whatever modules the run's configuration names.
+
+    Raises:
+        InputError: when the folder holds no run, its configuration is not one, or it wants a plug-in that the caller
+            neither names nor has imported.
+    """
+    folder = Path(folder)
+    groups = read_config(folder)
+    wanted = load_file_plugins(groups.get("plugins"), str(folder / CONFIG), plugins=plugins, trust=trust)
+    return resolve(with_older({**groups, "plugins": wanted}))
+
+
+def _fitted(run: Run[Any, Any], assets: Any, folder: Path) -> Any:
+    """The model's configuration with what its assets say, which come from a file: sizes are whole numbers."""
+    known = options_of(run.kind.model_config)
+    try:
+        model = run.kind.fit(run.model, assets)
+        for name in run.kind.from_data:
+            known[name].check(getattr(model, name))
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{folder} cannot be used: what it says of its data does not fit a model ({error})") from error
+    return model
+
+
+def tell_gaps(folder: Path, run: Run[Any, Any]) -> None:
+    """Say once on standard error which options the configuration of a run leaves to the defaults."""
+    lacking = missing_options(read_config(folder), run)
+    if lacking and folder.absolute() not in _told:
+        _told.add(folder.absolute())
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        print(
+            f"note: {folder / CONFIG} does not say {', '.join(lacking[:5])}{more} (an older version wrote it); "
+            "the defaults are taken",
+            file=sys.stderr,
+        )
+
+
+def missing_options(groups: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:
+    """Dotted names of the options that a whole configuration has and these groups leave out."""
+    whole = as_groups(run)
+    found = [] if "task" in groups else ["task"]
+    for group in ("model", "train", "data"):
+        given = groups.get(group) or {}
+        # Not those that are known all the same.
+        told = (*given, "pattern", *(run.model.older if group == "model" else ()))
+        found += [f"{group}.{name}" for name in whole.get(group, {}) if name not in told]
+    return found
+
+
+def load_run(
+    folder: Path | str,
+    *,
+    which: Literal["last", "best"] = "last",
+    tasks: tuple[str, ...] | None = None,
+    plugins: Sequence[str] = (),
+    trust: bool = False,
+) -> Trained:
+    """A trained model in eval mode, its assets (a language model's tokenizer, say) and its configuration.
+
+    Nothing in the folder runs as code, unless the caller agrees to its plug-ins.
+
+    Args:
+        folder: a run folder.
+        which: the last checkpoint, or the one with the lowest validation loss.
+        tasks: the tasks that the caller can use; any when not given.
+        plugins: as for `read_run`.
+        trust: likewise.
+
+    Raises:
+        InputError: when the folder holds no run, no checkpoint, a damaged one, a run of another task, or one that wants
+            a plug-in that is not agreed to.
+    """
+    folder = Path(folder)
+    run = read_run(folder, plugins=plugins, trust=trust)
+    if tasks is not None and run.task not in tasks:
+        raise InputError(f"{folder} holds a run of `train {run.task}`; this takes one of `train {' or '.join(tasks)}`")
+    found = list_checkpoints(folder / CHECKPOINTS)
+    if not found:
+        raise InputError(f"{folder} holds no checkpoint yet; let its training reach one")
+    loaded = load_checkpoint(found[-1][1], with_optimizer=False)
+    best = loaded.state.get("best")
+    if which == "best" and best:
+        path = dict(found).get(int(best["step"]))
+        if path is not None:
+            loaded = load_checkpoint(path, with_optimizer=False)
+    assets, written = run.kind.load_assets(folder), run
+    run = replace(run, model=_fitted(run, assets, folder))
+    check_model(run, f"the model of {folder}")
+    model = run.kind.build_model(run.model)
+    if run.train.vein_guide_steps:
+        # A run that was interrupted while its vein FFNs were guided is the guided function.
+        match_guides(model, loaded.model)
+    if run.train.vein_ranks:
+        match_ranks(model, loaded.model)
+    load_whole_state(model, loaded.model)
+    # Last, so that a run that cannot be loaded is one line.
+    tell_gaps(folder, written)
+    return Trained(model.eval(), assets, run)

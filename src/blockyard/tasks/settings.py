@@ -1,0 +1,255 @@
+"""From option groups, as YAML and the command line give them, to the dataclasses that build a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from blockyard.errors import InputError, suggest
+from blockyard.registry.options import belongs_to, check_options, options_of, without_pairs
+from blockyard.registry.pattern import LayerSpec, default_ffn_of, format_choice, layer_options, parse_choice
+from blockyard.registry.plugins import load_plugins
+from blockyard.registry.register import Entry, Kind, entries, find_block, implementation, members_of
+from blockyard.tasks.kind import DEFAULT, Run, TaskKind, task_kind
+from blockyard.training.config import TrainConfig, as_dict
+
+Groups = Mapping[str, Any]
+# Top-level keys of config.yaml that are no families of blocks.
+OWN_GROUPS = ("task", "model", "attn", "ffn", "train", "data", "plugins")
+
+
+def resolve(groups: Groups, task: str | None = None) -> Run[Any, Any]:
+    """Check option groups and build the run's configuration.
+
+    Args:
+        groups: `task` (its name), `model` (its configuration's options and `pattern`), `attn` and `ffn` (`impl` and the
+            options of blocks that live there), one group per family of blocks, `train`, `data`, `plugins`. All are
+            optional; without `task` it is a language model.
+        task: the task that the groups must be of.
+
+    Raises:
+        InputError: for an unknown group, task or option, a wrong type, or a family that no layer uses.
+    """
+    _check_shape(groups)
+    plugins = tuple(groups.get("plugins") or ())
+    load_plugins(plugins)
+    for name in groups:
+        if name not in _known_groups():
+            raise InputError(f"no option group {name!r}{suggest(name, _known_groups())}")
+    named = groups.get("task") or task or DEFAULT
+    if task is not None and named != task:
+        raise InputError(f"task={named!r}: these are the options of another task than {task!r}")
+    kind = task_kind(named)
+    specs = _layers(groups, kind)
+    model = dict(groups.get("model") or {})
+    model.pop("pattern", None)
+    known = {k: o for k, o in options_of(kind.model_config).items() if k not in (*kind.from_data, "blocks")}
+    given = {**kind.from_data, **check_options(known, model, "model")}
+    architecture = kind.model_config(blocks=tuple(specs), **given)
+    data = kind.data_config(**check_options(options_of(kind.data_config), groups.get("data") or {}, "data"))
+    trained = check_options(options_of(TrainConfig), groups.get("train") or {}, "train")
+    train = TrainConfig(**{**kind.train_defaults, **trained})
+    return Run(architecture, data, train, plugins, kind.name)
+
+
+def _check_shape(groups: Groups) -> None:
+    """Refuse groups that are none, as a file can hold anything in their place."""
+    for name, value in groups.items():
+        if value is None:
+            continue
+        if name == "task":
+            if not isinstance(value, str):
+                raise InputError(f"task={value!r} should be the name of a task")
+        elif name == "plugins":
+            if not isinstance(value, list | tuple) or not all(isinstance(module, str) for module in value):
+                raise InputError(f"plugins={value!r} should be a list of module names")
+        elif not isinstance(value, Mapping):
+            raise InputError(f"{name}={value!r} should be a mapping, such as '{name}: {{key: value}}'")
+    for name, key in (("attn", "impl"), ("ffn", "impl"), ("model", "pattern")):
+        value = (groups.get(name) or {}).get(key)
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"{name}.{key}={value!r} should be str")
+
+
+def as_groups(run: Run[Any, Any]) -> dict[str, Any]:
+    """The run as option groups that `resolve` reads back to the same run: what config.yaml holds."""
+    hidden = ("blocks", *run.kind.from_data)
+    model = {f.name: getattr(run.model, f.name) for f in fields(run.model) if f.name not in hidden}
+    groups: dict[str, Any] = {"task": run.task, "model": model}
+    specs = list(run.model.blocks) if not isinstance(run.model.blocks, str) else parse_choice(run.model.blocks)
+    if len({(s.attn, s.ffn, str(s)) for s in specs}) == 1:
+        spec = specs[0]
+        groups["attn"], groups["ffn"] = {"impl": spec.attn}, {"impl": spec.ffn}
+        kinds: tuple[tuple[Kind, str, Mapping[str, Any]], ...] = (
+            ("attn", spec.attn, spec.attn_options),
+            ("ffn", spec.ffn, spec.ffn_options),
+        )
+        clash = False
+        for kind, name, options in kinds:
+            for key, value in options.items():
+                home, short = _home(kind, name, key, spec)
+                group = groups.setdefault(home, {})
+                clash = clash or group.setdefault(short, value) != value
+        # What stands in a family's group goes to all that live there, an expert and the mixer, say.
+        if clash or (_has_members(spec) and _layers(groups, run.kind) != [spec]):
+            # One family option with two values, or for one of two members: only a pattern says that.
+            groups = {"task": run.task, "model": {**model, "pattern": format_choice(specs)}}
+    else:
+        model["pattern"] = format_choice(specs)
+    groups["train"] = as_dict(run.train)
+    groups["data"] = asdict(run.data)
+    if run.plugins:
+        groups["plugins"] = list(run.plugins)
+    return groups
+
+
+def _layers(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
+    """The layer specifications with the groups' options given to the blocks that they belong to."""
+    specs = _chosen(groups, kind)
+    for name, key, value in _words(groups, specs):
+        specs = _give(specs, name, key, value)
+    return specs
+
+
+def _chosen(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
+    """The layers as `impl` or `pattern` names them, before the groups' options."""
+    attn_impl, ffn_impl = (groups.get("attn") or {}).get("impl"), (groups.get("ffn") or {}).get("impl")
+    pattern = (groups.get("model") or {}).get("pattern")
+    if pattern:
+        if attn_impl:
+            raise InputError(f"model.pattern={pattern!r} already names the mixers; leave attn.impl={attn_impl!r} out")
+        return parse_choice(pattern, default_ffn=ffn_impl or kind.ffn)
+    mixer = attn_impl or kind.attn
+    implementation("attn", mixer)
+    feed = ffn_impl or default_ffn_of(mixer, kind.ffn)
+    implementation("ffn", feed)
+    return [LayerSpec(mixer, feed)]
+
+
+def _words(groups: Groups, specs: list[LayerSpec]) -> list[tuple[str, str, Any]]:
+    """The options of blocks as (group, key, value), those first that name a member: which expert it is decides whose
+    its options are."""
+    own = {side: {k: v for k, v in (groups.get(side) or {}).items() if k != "impl"} for side in ("attn", "ffn")}
+    given = {**_families(groups), **own}
+    words = [(name, key, value) for name, options in given.items() for key, value in (options or {}).items()]
+    return sorted(words, key=lambda word: word[1] not in _naming_options(specs))
+
+
+def used_options(groups: Groups, task: str) -> tuple[dict[str, Any], Callable[[str, str], bool]]:
+    """What of the groups the layers that they select have a use for, for searches that draw the blocks.
+
+    Args:
+        groups: option groups, as `resolve` reads them.
+        task: the kind of task, by name.
+
+    Returns: the groups without the options of blocks that no layer has, and a function that tells of a further option,
+        by group and key, whether any layer has it.
+
+    Raises:
+        InputError: as `resolve` for the names of blocks.
+    """
+    specs = _chosen(groups, task_kind(task))
+    kept = {name: options for name, options in groups.items() if name in ("task", "model", "train", "data", "plugins")}
+    kept |= {side: {"impl": groups[side]["impl"]} for side in ("attn", "ffn") if (groups.get(side) or {}).get("impl")}
+    for name, key, value in _words(groups, specs):
+        if _has_place(specs, name, key):
+            specs = _give(specs, name, key, value)
+            kept[name] = {**kept.get(name, {}), key: value}
+    return kept, lambda group, key: _has_place(specs, group, key)
+
+
+def _has_place(specs: list[LayerSpec], group: str, key: str) -> bool:
+    return any(_places(kind, name, group, key, spec, held) for spec in specs for kind, name, held in _members(spec))
+
+
+def _naming_options(specs: list[LayerSpec]) -> set[str]:
+    """Options that name a member, such as a mixture's expert."""
+    entries_used = [implementation(kind, name) for spec in specs for kind, name, _ in _members(spec)]
+    return {option for entry in entries_used for option in members_of(entry, {})}
+
+
+def _has_members(spec: LayerSpec) -> bool:
+    return bool(_naming_options([spec]))
+
+
+def _give(specs: list[LayerSpec], group: str, key: str, value: Any) -> list[LayerSpec]:
+    """Hand one group option to every layer that has it; what a pattern says in brackets goes before."""
+    given, taken = [], False
+    for spec in specs:
+        changed: dict[str, Any] = {}
+        for kind, name, held in _members(spec):
+            for place in _places(kind, name, group, key, spec, held):
+                taken = True
+                option = layer_options(kind, name, held)[place]
+                before = changed.get(f"{kind}_options", held)
+                changed[f"{kind}_options"] = {place: _checked(option, value, group), **before}
+        given.append(replace(spec, **changed))
+    if not taken:
+        raise InputError(_unused(group, key))
+    return given
+
+
+def _members(spec: LayerSpec) -> tuple[tuple[Kind, str, Mapping[str, Any]], ...]:
+    return (("attn", spec.attn, spec.attn_options), ("ffn", spec.ffn, spec.ffn_options))
+
+
+def _places(kind: Kind, name: str, group: str, key: str, spec: LayerSpec, held: Mapping[str, Any]) -> list[str]:
+    """What a block calls an option of a group: the same if it lives there or is half of a pair that does, and
+    `expert.d_ff` if its expert does."""
+    found = []
+    entry, pair = implementation(kind, name), find_block(spec.attn, spec.ffn)
+    mine = _group_of(kind, entry) == group and key in entry.options
+    if mine or (pair is not None and pair.group == group and key in pair.options):
+        found.append(key)
+    for option, member in members_of(entry, held).items():
+        if _group_of(member.kind, member) == group and key in member.options:
+            found.append(f"{option}.{key}")
+    return found
+
+
+def _group_of(kind: Kind, entry: Entry) -> str:
+    """The standard mixer's and FFN's own options sit under `attn` and `ffn`, all others under their family."""
+    return kind if entry.name == "standard" else entry.group
+
+
+def _home(kind: Kind, name: str, key: str, spec: LayerSpec) -> tuple[str, str]:
+    """The group in which config.yaml keeps an option of a block, and its name there."""
+    entry = implementation(kind, name)
+    option, dot, short = key.partition(".")
+    if dot:
+        member = members_of(entry, spec.ffn_options if kind == "ffn" else spec.attn_options)[option]
+        return _group_of(member.kind, member), short
+    if key in entry.options:
+        return _group_of(kind, entry), key
+    pair = find_block(spec.attn, spec.ffn)
+    return (pair.group if pair is not None else _group_of(kind, entry)), key
+
+
+def _checked(option: Any, value: Any, group: str) -> Any:
+    try:
+        return option.check(value)
+    except InputError as error:
+        raise InputError(f"{group}.{error}") from None
+
+
+def _unused(group: str, key: str) -> str:
+    """Why nothing takes an option: a typo, or its block is not selected."""
+    kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
+    members = [(k, e) for k in kinds for e in entries(k) if (k if e.name == "standard" else e.group) == group]
+    holders = without_pairs(e.name for _, e in members if key in e.options)
+    if holders:
+        neither = "neither is" if len(holders) == 2 else "it is not" if len(holders) == 1 else "none of them is"
+        return f"{group}.{key}: {belongs_to(key, holders)}; {neither} selected"
+    known = {name for _, e in members for name in e.options}
+    return f"{group} has no option {key!r}{suggest(key, known)}" + ("" if known else " (it has none)")
+
+
+def _families(groups: Groups) -> dict[str, Any]:
+    return {name: groups[name] for name in groups if name not in OWN_GROUPS}
+
+
+def _known_groups() -> set[str]:
+    kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
+    families = {entry.group for kind in kinds for entry in entries(kind)}
+    return set(OWN_GROUPS) | families

@@ -1,0 +1,340 @@
+"""The signal model: frames of complex samples in, the modulation of each frame or the symbols in it out.
+
+Blocks are chosen by pattern as in every model, real or complex. If any layer is complex the residual stream is, and
+the model keeps the phase symmetry as long as all layers do and the head reads magnitudes; a real layer among complex
+ones works on their real and imaginary parts side by side, twice as wide, and ends the symmetry.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blockyard.complex.linear import (
+    COMPLEX_DTYPES,
+    ComplexLinear,
+    ComplexModule,
+    from_pairs,
+    magnitude,
+    to_pairs,
+)
+from blockyard.complex.norms import ModReLU
+from blockyard.errors import InputError
+from blockyard.models.config import BlocksConfig
+from blockyard.models.trunk import Trunk
+from blockyard.nn.dropout import Dropout
+from blockyard.nn.linear import Linear
+from blockyard.nn.norms import widened
+from blockyard.nn.roles import Role
+from blockyard.protocol.block import Aux, build_block
+from blockyard.protocol.costs import Cost, linear_flops
+from blockyard.registry.pattern import LayerSpec
+from blockyard.registry.register import implementation
+from blockyard.tasks.signal.condition import SnrModulation, check_snr
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalConfig(BlocksConfig):
+    """The architecture of a signal model.
+
+    Args:
+        frame: samples per frame.
+        n_classes: classes of a frame, or of a symbol.
+        symbols: symbols per frame that are told apart; 0 classifies whole frames.
+        ordered: whether the order of a frame's samples tells anything.
+        blocks: the layers, as a choice (`"complex"`, `"complex*2/standard[rope=none]"`); fewer than n_layers repeat.
+        d_model: width of the residual stream; of complex numbers where a layer is complex.
+        n_layers: number of blocks.
+        n_heads: number of attention heads, dividing d_model.
+        patch: samples per position of the blocks, dividing the frame; None = the samples of a symbol where symbols are
+            told apart, else 1.
+        positions: whether blocks see where a sample stands: yes, as each layer's rope says; no, which sets rope=none;
+            auto is no for modulations at one sample per symbol without fading and carrier offset, yes for all else.
+        normalise: bring every frame to unit power first; for recordings of unknown scale.
+        condition: what the model is told beside the samples: none, or snr, the SNR of each frame in dB (Es/N0), as a
+            receiver that has measured its noise knows it.
+        readout: what the head sees of a complex stream: magnitude (blind to a rotation of the frame), parts (real and
+            imaginary ones; symbols need it), or auto, as the target needs it.
+        norm: rms, layer, or for complex layers whiten.
+        norm_position: pre (norm before each sublayer, and a last one) or post (after each addition).
+        dropout: probability of dropping, for the embedding and for every mixer and FFN that has dropout.
+        rope_theta: base of the rotary wavelengths.
+        zero_init_outputs: start every block as the identity and every output at 0.
+    """
+
+    frame: int = 128
+    n_classes: int = 6
+    symbols: int = 0
+    ordered: bool = True
+    d_model: int = 64
+    n_layers: int = 1
+    patch: int | None = None
+    positions: Literal["auto", "yes", "no"] = "auto"
+    normalise: bool = False
+    condition: Literal["none", "snr"] = "none"
+    readout: Literal["auto", "magnitude", "parts"] = "auto"
+    norm: Literal["rms", "layer", "whiten"] = "rms"  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least_one("frame", "n_classes")
+        if self.patch is not None:
+            self.check_at_least_one("patch")
+        if self.positions not in ("auto", "yes", "no"):
+            raise InputError(f"model.positions={self.positions!r} should be auto, yes or no")
+        if self.condition not in ("none", "snr"):
+            raise InputError(f"model.condition={self.condition!r} should be none or snr")
+        if self.frame % self.samples_per_position:
+            raise InputError(f"model.patch={self.patch} should divide the frame of {self.frame} samples")
+        if self.symbols and self.symbols % self.length:
+            raise InputError(
+                f"model.patch={self.patch} makes {self.length} positions of a frame with {self.symbols} symbols; every "
+                f"position should hold as many whole symbols: leave it out for {self.frame // self.symbols}, the "
+                "samples of one, or give a multiple"
+            )
+
+    @property
+    def samples_per_position(self) -> int:
+        """Samples of a frame that one position of the blocks holds."""
+        if self.patch is not None:
+            return self.patch
+        return max(self.frame // self.symbols, 1) if self.symbols else 1
+
+    @property
+    def length(self) -> int:
+        """Positions of a frame."""
+        return self.frame // self.samples_per_position
+
+    @property
+    def is_causal(self) -> bool:
+        """Every position sees the whole frame."""
+        return False
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether the residual stream is complex: when any layer is."""
+        return any(_is_complex(spec) for spec in self.pattern)
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether blocks see where a sample stands."""
+        return self.ordered if self.positions == "auto" else self.positions == "yes"
+
+    @property
+    def is_ordered(self) -> bool:
+        return self.has_positions
+
+    @property
+    def reads_magnitudes(self) -> bool:
+        """Whether the head sees magnitudes only."""
+        if self.readout == "auto":
+            return self.is_complex and not self.symbols
+        return self.is_complex and self.readout == "magnitude"
+
+    def build_block(self, spec: LayerSpec) -> Any:
+        """Construct one layer; a real one in a complex stream works on its parts."""
+        if not self.has_positions:
+            spec = _without_positions(spec)
+        own = _is_complex(spec)
+        apart = self.is_complex and not own
+        block = build_block(
+            spec,
+            d_model=2 * self.d_model if apart else self.d_model,
+            n_heads=self.n_heads,
+            causal=self.is_causal,
+            norm=self.norm,
+            norm_position=self.norm_position,
+            rope_theta=self.rope_theta,
+            dropout=self.dropout,
+            complex_valued=own,
+        )
+        return OnParts(block) if apart else block
+
+
+def _is_complex(spec: LayerSpec) -> bool:
+    return implementation("attn", spec.attn).traits.complex_valued
+
+
+def _without_positions(spec: LayerSpec) -> LayerSpec:
+    """The layer with rope=none, if its mixer can do without."""
+    option = implementation("attn", spec.attn).options.get("rope")
+    if option is None or "none" not in option.choices:
+        return spec
+    return replace(spec, attn_options={**spec.attn_options, "rope": "none"})
+
+
+class OnParts(nn.Module):
+    """A real block on the real and imaginary parts of a complex stream, side by side."""
+
+    complex_valued = True
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block: Any = block
+
+    def forward(self, x: Tensor, **given: Any) -> tuple[Tensor, Aux | None]:
+        out, aux = self.block(to_pairs(x), **given)
+        return from_pairs(out), aux
+
+    def cost(self, tokens: int) -> Cost:
+        return self.block.cost(tokens)
+
+    def zero_init_output(self) -> None:
+        if hasattr(self.block, "zero_init_output"):
+            self.block.zero_init_output()
+
+
+# Highest frequency that a real stem starts with, in radians per unit of amplitude: levels 0.5 apart are told apart.
+MOST_RADIANS = 12.0
+
+
+class RealStem(nn.Module):
+    """sin(W [re, im] + b) of every patch. Where the points of a constellation lie is a periodic question, which a
+    network of smooth steps learns slowly; frequencies start spread over those of usual constellations, half of them
+    along one part of a sample, and are learnt like every weight."""
+
+    def __init__(self, patch: int, d_model: int) -> None:
+        super().__init__()
+        self.embed = Linear(2 * patch, d_model, bias=True)
+        with torch.no_grad():
+            along = d_model // 2
+            weight = torch.zeros(d_model, 2 * patch)
+            frequency = torch.linspace(0.5, MOST_RADIANS, -(-along // 2)).repeat_interleave(2)[:along]
+            weight[torch.arange(along), torch.arange(along) % (2 * patch)] = frequency
+            direction = torch.nn.functional.normalize(torch.randn(d_model - along, 2 * patch), dim=-1)
+            weight[along:] = direction * (0.5 * MOST_RADIANS * torch.rand(d_model - along, 1))
+            self.embed.weight.copy_(weight)
+        nn.init.uniform_(self.embed.bias, -math.pi, math.pi)  # type: ignore[arg-type]
+
+    def forward(self, patches: Tensor) -> Tensor:
+        # Angles reach 30 radians, where numbers of half precision are an eighth apart.
+        with torch.autocast(patches.device.type, enabled=False):
+            return torch.sin(self.embed(to_pairs(patches)))
+
+    def cost(self, tokens: int) -> Cost:
+        weight = self.embed.weight
+        return Cost(sum(p.numel() for p in self.parameters()), linear_flops(tokens, (weight.shape[1], weight.shape[0])))
+
+
+class ComplexStem(ComplexModule):
+    """modReLU(W x) of every patch. Thresholds from −2 to 0 let some features see only large amplitudes, so that their
+    proportions say how large a sample is, which the blocks' norms would else take away."""
+
+    def __init__(self, patch: int, d_model: int) -> None:
+        super().__init__()
+        self.embed = ComplexLinear(patch, d_model)
+        nn.init.normal_(self.embed.weight, std=(2 * patch) ** -0.5)
+        self.activation = ModReLU(d_model)
+        with torch.no_grad():
+            self.activation.bias.copy_(torch.linspace(-2.0, 0.0, d_model))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.activation(self.embed(patches))
+
+    def cost(self, tokens: int) -> Cost:
+        return Cost(sum(p.numel() for p in self.parameters()), self.embed.flops(tokens))
+
+
+class Head(Linear):
+    """The output matrix."""
+
+    def parameter_roles(self) -> dict[str, Role]:
+        return {"weight": Role("head")}
+
+
+@dataclass
+class SignalOutput:
+    """What the model returns.
+
+    Args:
+        logits: [B, n_classes], or [B, symbols, n_classes].
+        loss: mean cross-entropy in nats, when targets were given.
+        aux: what the blocks have to say, as `Trunk.through_blocks` gives it.
+    """
+
+    logits: Tensor
+    loss: Tensor | None = None
+    aux: dict[str, Any] | None = None
+
+
+class SignalTransformer(Trunk, ComplexModule):
+    """Classifies frames of complex samples, or the symbols in them, over any registered blocks.
+
+    `SignalTransformer(SignalConfig(blocks="complex", frame=128, n_classes=6))`
+
+    Args:
+        config: the architecture.
+
+    Shapes: iq complex [B, frame] -> logits [B, n_classes], or [B, symbols, n_classes].
+    """
+
+    config: SignalConfig
+
+    def __init__(self, config: SignalConfig) -> None:
+        super().__init__(config)
+        self.complex_valued = config.is_complex
+        self.stem = (ComplexStem if self.complex_valued else RealStem)(config.samples_per_position, config.d_model)
+        known = config.condition == "snr"
+        self.stem_snr = SnrModulation(config.d_model, shift=not self.complex_valued) if known else None
+        self.dropout = Dropout(config.dropout)
+        self.build_blocks()
+        parts = 2 if self.complex_valued and not config.reads_magnitudes else 1
+        self.head_snr = SnrModulation(parts * config.d_model, shift=True) if known else None
+        per_position = config.symbols // config.length if config.symbols else 1
+        self.head = Head(parts * config.d_model, per_position * config.n_classes, bias=True)
+        if config.zero_init_outputs:
+            nn.init.zeros_(self.head.weight)
+        self.start_as_identity()
+
+    def forward(self, iq: Tensor, *, targets: Tensor | None = None, snr: Tensor | None = None) -> SignalOutput:
+        """Score the classes.
+
+        Args:
+            iq: complex [B, frame].
+            snr: [B], SNR of each frame in dB, for models with condition="snr".
+            targets: [B] classes, or [B, symbols].
+
+        Raises:
+            InputError: for frames of another length or type, or an SNR that is missing or not asked for.
+        """
+        config = self.config
+        if iq.ndim != 2 or iq.shape[1] != config.frame or iq.shape[0] == 0:
+            raise InputError(f"iq has shape {tuple(iq.shape)}, expected [batch, {config.frame}]")
+        if iq.dtype not in COMPLEX_DTYPES:
+            raise InputError(f"iq has dtype {iq.dtype}, expected complex64 or complex128")
+        check_snr(snr, config.condition, iq.shape[0])
+        if config.normalise:
+            # Not by |iq|, which has no slope at 0.
+            power = torch.view_as_real(iq.resolve_conj()).square().sum(-1).mean(-1, keepdim=True)
+            iq = iq / power.clamp(min=torch.finfo(power.dtype).tiny).sqrt()
+        x = self.stem(iq.unflatten(-1, (-1, config.samples_per_position)))
+        if self.stem_snr is not None and snr is not None:
+            x = self.stem_snr(x, snr)
+        x = self.dropout(x)
+        x, aux = self.through_blocks(x)
+        if self.complex_valued:
+            x = magnitude(x, 1e-6) if config.reads_magnitudes else to_pairs(x)
+        if not config.symbols:
+            x = x.mean(1)
+        if self.head_snr is not None and snr is not None:
+            x = self.head_snr(x, snr)
+        logits = self.head(x)
+        if config.symbols:
+            logits = logits.reshape(x.shape[0], config.symbols, config.n_classes)
+        loss = None
+        if targets is not None:
+            loss = F.cross_entropy(widened(logits).flatten(0, -2), targets.flatten())
+        return SignalOutput(logits, loss, aux)
+
+    def cost(self, length: int) -> Cost:
+        """Parameters and forward FLOPs for one frame of `length` positions."""
+        rows = length if self.config.symbols else 1
+        shape = (self.head.weight.shape[1], self.head.weight.shape[0])
+        head = Cost(sum(p.numel() for p in self.head.parameters()), linear_flops(rows, shape))
+        told = sum((m.cost() for m in (self.stem_snr, self.head_snr) if m is not None), Cost())
+        return self.stem.cost(length) + self.blocks_cost(length) + head + told

@@ -1,0 +1,305 @@
+"""Signal classification and equalisation as a task: frames of complex samples in, right decisions out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.errors import InputError
+from blockyard.files import parse_json, write_atomically
+from blockyard.tasks.kind import Quality, Run, TaskKind, register_task
+from blockyard.tasks.signal.bound import maximum_likelihood_bound
+from blockyard.tasks.signal.files import RecordedSignals
+from blockyard.tasks.signal.generator import Frames, GeneratedSignals, SignalDataConfig
+from blockyard.tasks.signal.model import SignalConfig, SignalTransformer
+from blockyard.tasks.signal.modulations import constellation
+from blockyard.training.auxiliary import with_auxiliary
+from blockyard.training.config import TrainConfig
+from blockyard.training.seeding import seeded
+from blockyard.training.task import Batch
+
+ASSETS = "signal.json"
+# Frames shown of each modulation in a report, and samples of each.
+_SHOWN = 400
+# Frames of one forward pass when a model is examined.
+_ROWS = 512
+
+
+@dataclass(frozen=True)
+class SignalAssets:
+    """What using a trained model takes beside its weights.
+
+    Args:
+        classes: names of the modulations (or of the symbols' points, by number).
+        length: samples per frame.
+        symbols: symbols per frame that are told apart; 0 for whole frames.
+        power: mean power of the frames it was trained on, lowest and highest, on the scale of the samples.
+        ordered: whether the order of a frame's samples tells anything.
+        snr: lowest and highest SNR that it was trained on, dB.
+    """
+
+    classes: tuple[str, ...]
+    length: int
+    symbols: int
+    power: tuple[float, float] | None = None
+    ordered: bool = True
+    snr: tuple[float, float] | None = None
+
+
+class SignalData:
+    """Signals, generated or recorded, and what a model of them takes.
+
+    Args:
+        config: the signals.
+    """
+
+    def __init__(self, config: SignalDataConfig) -> None:
+        self.config = config
+        self.source: GeneratedSignals | RecordedSignals
+        self.source = GeneratedSignals(config) if config.path is None else RecordedSignals(config)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return self.source.fingerprint
+
+    @property
+    def assets(self) -> SignalAssets:
+        c = self.config
+        power, snr = None, None
+        if c.path is None:
+            snr = (c.snr_min, c.snr_max)
+            # Signal and noise; the signal's own power is 1.
+            power = (
+                1 + c.samples_per_symbol * 10 ** (-c.snr_max / 10),
+                1 + c.samples_per_symbol * 10 ** (-c.snr_min / 10),
+            )
+        if c.target == "symbols":
+            points = constellation(c.classes[0])
+            names = tuple(f"{p.real:+.3f}{p.imag:+.3f}j" for p in points.tolist())
+            return SignalAssets(names, c.length, c.symbols, power, c.ordered, snr)
+        return SignalAssets(self.source.classes, c.length, 0, power, c.ordered, snr)
+
+    def validation_batches(self, rows: int, most: int) -> Iterator[Batch]:
+        """`{"iq", "targets", "snr"}` of up to `most` batches, in an order in which every part holds all SNRs and
+        classes."""
+        frames = self.source.validation
+        targets = self.source.targets(frames)
+        order = torch.randperm(len(frames.iq), generator=torch.Generator().manual_seed(0))
+        for number, index in enumerate(order.split(rows)):
+            if number < most:
+                yield {"iq": frames.iq[index], "targets": targets[index], "snr": frames.snr[index]}
+
+
+class SignalTask:
+    """A `SignalTransformer` and the signals that it learns.
+
+    Args:
+        model_config: the architecture.
+        data: the signals.
+        config: batch size, seed, evaluation.
+    """
+
+    def __init__(self, model_config: SignalConfig, data: SignalData, config: TrainConfig) -> None:
+        with seeded(config.seed):
+            model = SignalTransformer(model_config)
+        self.model: nn.Module = model
+        self.data, self.config = data, config
+        self.is_told = model_config.condition == "snr"
+        self.tokens_per_step = config.batch_size * model_config.frame
+        self.flops_per_step = 3 * config.batch_size * model.cost(model_config.length).flops
+        self.fingerprint: dict[str, Any] = data.fingerprint
+
+    def batch(self, step: int, rows: slice) -> Batch:
+        """Rows of the global batch of a step."""
+        return self.data.source.batch(self.config.seed, step, self.config.batch_size, rows)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy in nats, plus the blocks' own losses, weighted."""
+        output = self._scored(model, batch)
+        return with_auxiliary(output.loss, output.aux, self.config, "class_loss")
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """`val_loss` in nats and `val_accuracy` over the validation frames, up to eval_batches of them."""
+        loss, right, count, frames = 0.0, 0, 0, 0
+        device = next(model.parameters()).device
+        for batch in self.data.validation_batches(self.config.batch_size, self.config.eval_batches):
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            output = self._scored(model, batch)
+            loss += float(output.loss) * len(batch["iq"])
+            frames += len(batch["iq"])
+            right += int((output.logits.argmax(-1) == batch["targets"]).sum())
+            count += batch["targets"].numel()
+        return {"val_loss": loss / frames, "val_accuracy": right / count}
+
+    def _scored(self, model: nn.Module, batch: Batch) -> Any:
+        return model(batch["iq"], targets=batch["targets"], snr=batch["snr"] if self.is_told else None)
+
+    def save_assets(self, folder: Path) -> None:
+        """Class names and the frame's length."""
+        write_atomically(folder / ASSETS, json.dumps(asdict(self.data.assets), indent=2) + "\n")
+
+
+@register_task
+class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
+    """Tell which modulation a frame of samples is, or which symbols are in it."""
+
+    name = "signal"
+    title = "signal model"
+    data_title = "the signals"
+    model_config = SignalConfig
+    data_config = SignalDataConfig
+    from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0, "ordered": True})
+    unit = "sample"
+    # One layer and a high rate: two layers cost twice as much and were right 0.6 points more often at 10 dB after the
+    # same steps; four times 900 steps brought one point at low SNR (docs/signals.md).
+    train_defaults = MappingProxyType({"steps": 3600, "batch_size": 96, "lr": 1e-2, "eval_batches": 50})
+    # Enough that the models are apart; three seeds of a real and a complex choice take half an hour on two cores.
+    compare_defaults = MappingProxyType({"budget_value": 5_000_000.0})
+    own_data_options = ("path",)
+    classifier = "blockyard.tasks.signal.predict"
+    report = "blockyard.tasks.signal.report"
+
+    def load_data(self, data: SignalDataConfig, model: SignalConfig) -> SignalData:
+        if model.condition == "snr" and data.path is not None:
+            raise InputError(
+                "model.condition=snr needs frames of known SNR; recordings (data.path) come without: leave it at none"
+            )
+        return SignalData(data)
+
+    def make_task(self, run: Run[SignalConfig, SignalDataConfig], data: SignalData) -> SignalTask:
+        return SignalTask(run.model, data, run.train)
+
+    def data_bytes(self, data: SignalDataConfig, model: SignalConfig) -> int:
+        if data.path is not None:
+            return 0
+        kinds = len(data.classes) if data.target == "modulation" else 1
+        # The frames of every SNR, and all of them together, complex64.
+        return 2 * 8 * data.val_frames * data.length * kinds * data.snr_levels
+
+    def build_model(self, model: SignalConfig) -> SignalTransformer:
+        return SignalTransformer(model)
+
+    def fit(self, model: SignalConfig, assets: SignalAssets) -> SignalConfig:
+        return replace(
+            model,
+            frame=assets.length,
+            n_classes=len(assets.classes),
+            symbols=assets.symbols,
+            ordered=assets.ordered,
+        )
+
+    def load_assets(self, folder: Path) -> SignalAssets:
+        path = folder / ASSETS
+        try:
+            stored = parse_json(path.read_text(encoding="utf-8"))
+            power, snr = stored["power"], stored.get("snr")
+            return SignalAssets(
+                tuple(stored["classes"]),
+                int(stored["length"]),
+                int(stored["symbols"]),
+                tuple(power) if power else None,
+                bool(stored.get("ordered", True)),
+                tuple(snr) if snr else None,
+            )
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise InputError(f"{path} is missing or damaged: {error}") from error
+
+    def quality(self, data: SignalData) -> Quality:
+        what = "symbol accuracy" if data.config.target == "symbols" else "accuracy"
+        return Quality(f"validation {what}", "", "val_accuracy", "higher", "nats")
+
+    def figures(self, run: Run[SignalConfig, SignalDataConfig], data: SignalData, model: Any) -> dict[str, Any]:
+        """Accuracy over SNR, confusion at each SNR, and the maximum-likelihood bound where there is one."""
+        return signal_figures(run.data, data, model)
+
+
+def signal_figures(config: SignalDataConfig, data: SignalData, model: SignalTransformer) -> dict[str, Any]:
+    """What a report shows of a trained model, as plain data.
+
+    Args:
+        config: the signals.
+        data: their validation frames.
+        model: in eval mode.
+    """
+    frames = data.source.validation
+    chosen = predict(model, frames.iq, frames.snr if model.config.condition == "snr" else None).argmax(-1)
+    targets = data.source.targets(frames)
+    found: dict[str, Any] = {
+        "target": config.target, "classes": list(data.assets.classes), "condition": model.config.condition
+    }  # fmt: skip
+    if config.path is not None:
+        found["confusion"] = {"all": confusion(chosen, targets, len(data.assets.classes))}
+        return found
+    at = {f"{snr:g}": frames.snr == snr for snr in config.snr_grid}
+    found["snr"] = list(config.snr_grid)
+    found["accuracy"] = [float((chosen[rows] == targets[rows]).double().mean()) for rows in at.values()]
+    found["frames_per_snr"] = int(next(iter(at.values())).sum())
+    if config.target == "modulation":
+        count = len(data.assets.classes)
+        found["confusion"] = {snr: confusion(chosen[rows], targets[rows], count) for snr, rows in at.items()}
+        found["constellations"] = constellations(frames, config)
+        if has_bound(config):
+            bound = maximum_likelihood(config.classes, config.length, config.snr_grid)
+            found["bound"] = {"accuracy": list(bound.accuracy), "frames": bound.frames, "coherent": bound.coherent}
+    return found
+
+
+def predict(model: nn.Module, iq: Tensor, snr: Tensor | None = None) -> Tensor:
+    """Logits of frames [n, length], on the CPU; `snr` [n] in dB for a model that is told it."""
+    device = next(model.parameters()).device
+    # Written into one tensor: small results kept among the large ones of each pass would fragment the heap, which
+    # then grows with every pass, to gigabytes.
+    found: Tensor | None = None
+    for start in range(0, len(iq), _ROWS):
+        rows = slice(start, start + _ROWS)
+        logits = model(iq[rows].to(device), snr=None if snr is None else snr[rows].to(device)).logits
+        if found is None:
+            found = torch.empty(len(iq), *logits.shape[1:])
+        found[start : start + len(logits)] = logits
+    assert found is not None
+    return found
+
+
+def confusion(chosen: Tensor, targets: Tensor, classes: int) -> list[list[float]]:
+    """[true class][chosen class], shares of each true class."""
+    counts = torch.zeros(classes, classes)
+    counts.index_put_((targets.flatten(), chosen.flatten()), torch.ones(targets.numel()), accumulate=True)
+    return (counts / counts.sum(1, keepdim=True).clamp(min=1)).tolist()
+
+
+def constellations(frames: Frames, config: SignalDataConfig) -> dict[str, list[list[float]]]:
+    """Some samples of every modulation at the highest SNR of the grid: {class: [[re, im], …]}.
+
+    Where every frame has a phase of its own they are those of one frame.
+    """
+    best = frames.snr == max(config.snr_grid)
+    phase = config.phase if config.test_phase is None else config.test_phase
+    alike = not phase and not config.frequency and config.fading == "none"
+    most = _SHOWN if alike else config.length
+    shown = {}
+    for number, name in enumerate(config.classes):
+        samples = frames.iq[best & (frames.modulation == number)].flatten()[:most]
+        shown[name] = [[round(float(z.real), 3), round(float(z.imag), 3)] for z in samples]
+    return shown
+
+
+def has_bound(config: SignalDataConfig) -> bool:
+    """Whether symbols in white noise are all that there is, up to a turn of the frame: what the bound is exact for.
+
+    A carrier offset only makes it harder, so that the bound is still one.
+    """
+    return config.samples_per_symbol == 1 and config.fading == "none" and config.target == "modulation"
+
+
+@cache
+def maximum_likelihood(classes: tuple[str, ...], length: int, snr: tuple[float, ...]) -> Any:
+    """The coherent bound, computed once for all runs of a comparison."""
+    return maximum_likelihood_bound(classes, length, snr)

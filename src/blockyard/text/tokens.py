@@ -1,0 +1,187 @@
+"""Encoded text on disk: one memory-mapped file of token ids per (text, tokenizer), made once.
+
+A file is a 4096-byte JSON header, then the ids (uint16, or uint32 for vocabularies beyond 65536). It is written
+under another name and renamed when complete, so two processes that encode the same text do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blockyard.errors import InputError
+from blockyard.files import parse_json, sweep, writing
+from blockyard.text.readers import Pieces
+from blockyard.text.tokenizer import Tokenizer
+
+HEADER_BYTES = 4096
+# Text up to this size is kept after the first reading; larger text is read again for each pass.
+KEEP_BYTES = 128 << 20
+_CHECK_BYTES = 16 << 20
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes of text done, bytes of text in all) while text is encoded."""
+
+
+@dataclass(frozen=True)
+class ScannedText:
+    """Text whose length and identity are known.
+
+    Attributes:
+        pieces: call it to read the text from its beginning; None stands between documents.
+        sha256: of the UTF-8 text with a byte 255 between documents; for a single document, its plain sha256.
+        n_bytes: UTF-8 bytes.
+        n_documents: number of documents.
+    """
+
+    pieces: Callable[[], Pieces]
+    sha256: str
+    n_bytes: int
+    n_documents: int
+
+
+def scan(read: Callable[[], Pieces]) -> ScannedText:
+    """Read text once for its sha256 and length, keeping it when it is small.
+
+    Raises:
+        InputError: when there is no text.
+    """
+    digest = hashlib.sha256()
+    kept: list[str | None] | None = []
+    n_bytes, n_documents = 0, 1
+    for piece in read():
+        if piece is None:
+            # 255 never occurs in UTF-8, so two ways of cutting the same text into documents differ.
+            digest.update(b"\xff")
+            n_documents += 1
+        else:
+            raw = piece.encode()
+            digest.update(raw)
+            n_bytes += len(raw)
+        if kept is not None:
+            kept.append(piece)
+            if n_bytes > KEEP_BYTES:
+                kept = None
+    if n_bytes == 0:
+        raise InputError("data.path has no text in it; give a file or folder with text")
+    pieces = read if kept is None else kept.__iter__
+    return ScannedText(pieces, digest.hexdigest(), n_bytes, n_documents)
+
+
+def encoded(text: ScannedText, tokenizer: Tokenizer, folder: Path, progress: Progress | None = None) -> np.ndarray:
+    """Return all token ids of a text, memory-mapped from the cache folder, encoding what is not there.
+
+    Documents are separated by the tokenizer's separator.
+
+    Args:
+        folder: the cache folder; made if missing. A damaged file in it is replaced.
+        progress: called now and then while encoding.
+
+    Raises:
+        InputError: when the folder cannot be written, or the text changed while it was read.
+    """
+    key = hashlib.sha256(f"tokens 1 {text.sha256} {tokenizer.fingerprint()}".encode()).hexdigest()[:40]
+    path = folder / "tokens" / f"{key}.tokens"
+    tokens = _read(path, key)
+    if tokens is None:
+        try:
+            _write(path, key, text, tokenizer, progress)
+        except InputError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            raise InputError(
+                f"data.cache_dir={str(folder)!r} cannot be written: {error.__cause__.strerror or error.__cause__}; "
+                "set data.cache_dir or BLOCKYARD_CACHE to a folder with space that you may write"
+            ) from error.__cause__
+        tokens = _read(path, key)
+        if tokens is None:
+            raise InputError(f"data.cache_dir={str(folder)!r} does not keep what is written; use another folder")
+    return tokens
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the smallest of uint16 and uint32 that holds every id."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def token_arrays(text: ScannedText, tokenizer: Tokenizer, progress: Progress | None = None) -> Iterator[np.ndarray]:
+    """Yield the ids of a text in arrays, with the separator between documents."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    done = 0
+    pieces = text.pieces()
+    more = True
+    while more:
+        more = False
+
+        def document() -> Iterator[str]:
+            nonlocal more, done
+            for piece in pieces:
+                if piece is None:
+                    more = True
+                    return
+                yield piece
+                done += len(piece) if piece.isascii() else len(piece.encode())
+                if progress is not None:
+                    progress(done, text.n_bytes)
+
+        for block in tokenizer.encode_blocks(document()):
+            yield _as_array(block, dtype)
+        if more:
+            yield np.asarray([tokenizer.separator_id], dtype=dtype)
+    if done != text.n_bytes:
+        raise InputError(f"data.path changed while it was read ({text.n_bytes} bytes, then {done}); try again")
+
+
+def _as_array(block: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+    if isinstance(block, bytes):
+        return np.frombuffer(block, dtype=np.uint8).astype(dtype)
+    return np.asarray(block, dtype=dtype)
+
+
+def _write(path: Path, key: str, text: ScannedText, tokenizer: Tokenizer, progress: Progress | None) -> None:
+    sweep(path.parent)
+    check, count = 0, 0
+    with writing(path) as file:
+        file.write(b" " * HEADER_BYTES)
+        for array in token_arrays(text, tokenizer, progress):
+            raw = array.tobytes()
+            check = zlib.crc32(raw, check)
+            count += len(array)
+            file.write(raw)
+        header = {
+            "key": key,
+            "dtype": token_dtype(tokenizer.vocab_size).name,
+            "tokens": count,
+            "crc32": check,
+            "text_sha256": text.sha256,
+            "tokenizer": tokenizer.name,
+        }
+        file.seek(0)
+        file.write(json.dumps(header).encode())
+
+
+def _read(path: Path, key: str) -> np.ndarray | None:
+    """Return the ids of a cache file, or None when it is missing or not exactly what was written."""
+    try:
+        with open(path, "rb") as file:
+            header = parse_json(file.read(HEADER_BYTES))
+        if header["key"] != key:
+            return None
+        dtype, count = np.dtype(header["dtype"]), int(header["tokens"])
+        if path.stat().st_size != HEADER_BYTES + count * dtype.itemsize:
+            return None
+        tokens = np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
+        check = 0
+        step = _CHECK_BYTES // dtype.itemsize
+        for start in range(0, count, step):
+            check = zlib.crc32(tokens[start : start + step].data, check)
+        return tokens if check == header["crc32"] else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,110 @@
+"""tune.json, trials.csv, and best.yaml: the best configuration to be run again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from blockyard.errors import InputError
+from blockyard.files import parse_json, plain, write_atomically
+from blockyard.registry.yamlfile import write_yaml
+from blockyard.tasks.settings import as_groups, resolve
+from blockyard.tune import schema
+from blockyard.tune.budgeted import Shelf, make_plan, planned_run
+from blockyard.tune.record import Asked
+from blockyard.tune.settings import TuneConfig
+
+RECORD, BEST, TABLE = "tune.json", "best.yaml", "trials.csv"
+
+
+def write_record(record: schema.Tuning, asked: Asked, shelf: Shelf | None) -> None:
+    """Write tune.json, trials.csv and best.yaml.
+
+    Args:
+        record: what was found.
+        asked: what was asked.
+        shelf: the task's data, for best.yaml; none leaves that as it is.
+
+    Raises:
+        InputError: when they cannot be written.
+    """
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(asked.out / RECORD, text)
+    write_atomically(asked.out / TABLE, render_csv(record))
+    if shelf is not None:
+        write_atomically(asked.out / BEST, best_yaml(record, asked, shelf))
+
+
+def best_yaml(record: schema.Tuning, asked: Asked, shelf: Shelf) -> str:
+    """The best configuration with every option resolved, as `train TASK --config` takes it."""
+    best = record["best"]
+    assert best is not None
+    groups = asked.space.with_drawn(best["settings"], asked.fixed) if best["trial"] is not None else asked.default
+    assert groups is not None
+    run, data = shelf.fitted(resolve(groups, asked.kind.name))
+    steps = _steps_made(record, best)
+    plan = make_plan(run, data, _in_steps(asked.config, steps)) if steps else make_plan(run, data, asked.config)
+    run = planned_run(run, plan, asked.config)
+    quality, spread = record["quality"], best["half_width"]
+    figure = f"{quality['metric']} {best['value']:.6g}" + (f" ± {spread:.2g}" if spread is not None else "")
+    basis = f"over {best['seeds']} fresh seeds" if best["seeds"] else "with the search's own seed"
+    # A file's plug-ins run only when they are named beside it.
+    plugins = "".join(f" --plugin {name}" for name in run.plugins)
+    head = (
+        f"# The best configuration of a search ({best['name']}): {figure} {basis}.\n"
+        f"# blockyard train {record['task']} --config {BEST} --out DIR{plugins}\n"
+    )
+    options = as_groups(run)
+    # The run's own business, not the search's.
+    for name in ("progress", "tensorboard", "save_best", "keep", "on_non_finite"):
+        del options["train"][name]
+    return head + write_yaml(plain(options))
+
+
+def _in_steps(config: TuneConfig, steps: int) -> TuneConfig:
+    return replace(config, budget_unit="steps", budget_value=float(steps))
+
+
+def _steps_made(record: schema.Tuning, best: schema.Best) -> int | None:
+    """How many steps the best configuration's runs made: their number where it is given, a mean where a clock ended
+    them."""
+    runs = [run["steps"] for row in record["finals"] if row["name"] == best["name"] for run in row["runs"]]
+    if not runs and best["trial"] is not None:
+        runs = [record["trials"][best["trial"]]["steps"]]
+    return round(sum(runs) / len(runs)) if runs else None
+
+
+def render_csv(record: schema.Tuning) -> str:
+    """One line for each trial: what it drew and what came of it."""
+    names = [dimension["name"] for dimension in record["space"]]
+    columns = ("number", "status", "value", "part", "same_as", "steps", "tokens", "seconds", "parameters", "note")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*columns, *names])
+    for trial in record["trials"]:
+        figures: Mapping[str, Any] = trial
+        writer.writerow([*(figures[c] for c in columns), *(trial["settings"].get(name, "") for name in names)])
+    return buffer.getvalue()
+
+
+def load_record(path: str | Path) -> schema.Tuning:
+    """Read tune.json, or that of a folder.
+
+    Raises:
+        InputError: when there is none, or it is of another kind.
+    """
+    file = Path(path)
+    file = file / RECORD if file.is_dir() else file
+    try:
+        found: Any = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is no readable record of a search: {error}") from None
+    if not isinstance(found, dict) or found.get("schema") != schema.SCHEMA:
+        raise InputError(f"{file} is no record of a search of this version ({schema.SCHEMA})")
+    record: schema.Tuning = found  # type: ignore[assignment]
+    return record

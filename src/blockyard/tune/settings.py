@@ -1,0 +1,95 @@
+"""What a search is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from blockyard.compare.settings import MOST_WORKERS, Groups
+from blockyard.errors import InputError
+from blockyard.report.shellwords import command_line
+
+BUDGET = "budget_"
+# Trials drawn blindly before the sampler learns from what it has seen.
+STARTUP = 10
+# Of what a search keeps in memory for each, starts at once, or hands to samplers with seeds of 32 bits.
+MOST = {"trials": 1_000_000, "evaluations": 1_000_000, "finalists": 1_000, "seeds": 1_000, "workers": MOST_WORKERS,
+        "seed": 2**32 - 1}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """The terms of a search; what is searched and what is fixed come beside it.
+
+    Args:
+        trials: trials in all; given again with more, the search goes on.
+        budget_unit: what every run may spend: `tokens` (or whatever the task's input is counted in), `steps`,
+            `seconds` of training clock, or `flops` of training.
+        budget_value: how much of it.
+        evaluations: evaluations spread over each run, where a poor trial may be stopped.
+        sampler: `tpe` (tree-structured Parzen estimator: learns from the trials before) or `random`.
+        pruner: stop trials early that are worse than the `median` of the finished ones at the same part of the budget,
+            or outside the best third at each rung of `hyperband`; or `none`.
+        seed: seed of the search's draws; train.seed is that of the training.
+        finalists: how many of the best trials are run again with fresh seeds, beside the default configuration.
+        seeds: fresh seeds of each; 0 runs nothing again, and then nothing is claimed.
+        workers: processes that train at once; with several, what is drawn depends on which trial ends first.
+    """
+
+    trials: int = 30
+    budget_unit: Literal["tokens", "steps", "seconds", "flops"] = "tokens"
+    budget_value: float = 500_000
+    evaluations: int = 12
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["none", "median", "hyperband"] = "median"
+    seed: int = 0
+    finalists: int = 3
+    seeds: int = 3
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        choices = {
+            "budget_unit": ("tokens", "steps", "seconds", "flops"),
+            "sampler": ("tpe", "random"),
+            "pruner": ("none", "median", "hyperband"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{flag(name)}={getattr(self, name)!r} is not one of: {', '.join(allowed)}")
+        if not 0 < self.budget_value < float("inf"):
+            raise InputError(f"budget.value={self.budget_value} must be a number above 0")
+        for name in ("trials", "evaluations", "finalists", "workers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("seeds", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 0")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise InputError(f"{name}={getattr(self, name)} must be at most {most}")
+
+    def command(self, task: str, over: str, groups: Groups, out: str) -> str:
+        """The command line that asks for this search again."""
+        words: list[tuple[str, Any]] = [("over", over)]
+        words += [
+            (flag(field.name), getattr(self, field.name))
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        for group, options in groups.items():
+            if group == "plugins":
+                words += [("plugin", module) for module in options]
+            else:
+                words += [(f"{group}.{key}", value) for key, value in options.items()]
+        return command_line(f"blockyard tune {task}", [*words, ("out", out)])
+
+
+def flag(field: str) -> str:
+    """The option's name on the command line: `budget.unit`, not `budget_unit`."""
+    return field.replace(BUDGET, "budget.")
+
+
+def plain_groups(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy whose groups may be written to."""
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in groups.items()}

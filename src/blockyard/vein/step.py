@@ -1,0 +1,125 @@
+"""Decoding steps of folded tri-vein attention: one token behind a cache, in as few calls as they can be.
+
+With a few numbers per head a step reads little memory; what it costs is calls from Python, so all that does not change
+from token to token is made once per cache: one matrix of the three projections, the gains, the scale inside them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blockyard.nn.attention import HALF
+from blockyard.nn.derivatives import transformed
+from blockyard.nn.linear import hooked, plain
+from blockyard.nn.norms import RMSNorm
+from blockyard.nn.rotary import token_tables, turn_token
+from blockyard.nn.stamp import Stamp
+from blockyard.protocol.cache import LayerCache
+
+if TYPE_CHECKING:
+    from blockyard.vein.attention import TVAAttention
+
+
+def step_for(
+    attention: TVAAttention,
+    x: Tensor,
+    cache: LayerCache,
+    padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    positions: Tensor | None,
+) -> VeinStep | None:
+    """What takes x to the cache's tokens a short way: one token behind plain projections; None for anything else."""
+    if (
+        x.shape != (cache.batch, 1, attention.d_model)
+        or x.dtype != cache.dtype
+        or torch.is_grad_enabled()
+        or transformed()
+    ):
+        return None
+    if padding_mask is not None or attn_mask is not None or positions is not None:
+        return None
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return None
+    if attention.training and attention.attn_dropout.p > 0:
+        return None
+    if type(cache) is not LayerCache or not cache.lengthwise or cache.dtype in HALF:
+        return None
+    step = cache.prepared.get("attention")
+    if not isinstance(step, VeinStep) or not step.fits(attention):
+        if not attention.causal or attention.kernel != "auto" or attention.form != "folded":
+            return None
+        if not plain(attention.q_proj, attention.k_proj, attention.v_proj):
+            return None
+        step = cache.prepared["attention"] = VeinStep(attention)
+    return step
+
+
+class VeinStep:
+    """What the steps behind one cache need of an attention; the cache keeps it while it grows token by token.
+
+    Args:
+        attention: folded, its projections plain.
+    """
+
+    def __init__(self, attention: TVAAttention) -> None:
+        self.heads, self.rank, self.v_rank = attention.n_heads, attention.rank, attention.v_rank
+        self.rope = attention.rope
+        self.turns: tuple[Tensor, ...] = (torch.empty(0),)
+        names = ["q_proj", "k_proj", "v_proj"]
+        if isinstance(attention.q_norm, RMSNorm):
+            names += ["q_norm", "k_norm"]
+        modules = [attention.get_submodule(name) for name in names]
+        read: list[Tensor] = [module.weight for module in modules]  # type: ignore[misc]
+        self.modules, self.stamp = list(zip(names, modules)), Stamp(read)
+        q, k, v = self.weights = [weight.detach() for weight in read[:3]]
+        # The scale of the scores goes into the first thing that queries are multiplied with.
+        self.scale = self.rank**-0.5
+        self.gains: Tensor | None = None
+        if isinstance(attention.q_norm, RMSNorm):
+            gains = [weight.detach().expand(self.heads, -1) for weight in read[3:]]
+            self.gains, self.eps = torch.cat([gains[0] * self.scale, gains[1]]).unsqueeze(1), attention.q_norm.eps
+            self.scale = 1.0
+        # One product instead of three, where the copy [d_model, H · (2 rank + v_rank)] is small.
+        self.stacked: Tensor | None = None
+        if sum(len(weight) for weight in self.weights) <= attention.d_model:
+            self.stacked = torch.cat([q * self.scale, k, v]).mT.contiguous()
+            self.scale = 1.0
+
+    def fits(self, attention: TVAAttention) -> bool:
+        """Whether it is still made of what the attention has, unchanged."""
+        # By name, since attributes of modules are slow to find, and this is asked for every token.
+        now, weights = attention._modules, []
+        for name, module in self.modules:
+            if now[name] is not module or hooked(module):
+                return False
+            weights.append(module._parameters["weight"])
+        return self.stamp.holds(weights)  # type: ignore[arg-type]
+
+    def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
+        """Attention of one token [B, 1, d_model] to the cache and itself: mixed values [B, 1, H · v_rank]."""
+        batch, heads, rank = x.shape[0], self.heads, self.rank
+        x = x.reshape(batch, -1)
+        if self.stacked is not None:
+            qkv = torch.mm(x, self.stacked)
+        else:
+            qkv = torch.cat([F.linear(x, weight) for weight in self.weights], -1)
+        qk = qkv.narrow(1, 0, 2 * heads * rank).view(batch, 2 * heads, 1, rank)
+        v = qkv.narrow(1, 2 * heads * rank, heads * self.v_rank).view(batch, heads, 1, self.v_rank)
+        if self.gains is not None:
+            qk = F.rms_norm(qk, (rank,), None, self.eps) * self.gains
+        if self.rope is not None:
+            if cache.length >= len(self.turns[0]):
+                self.turns = token_tables(self.rope, cache.length, x)
+            cos, sin = self.turns
+            qk = turn_token(qk, cos[cache.length], sin[cache.length], self.rope.layout)
+        q, k = qk.chunk(2, 1)
+        keys, values = cache.append(k=k, v=v)
+        q = q.reshape(batch * heads, 1, rank)
+        scores = torch.bmm(q if self.scale == 1.0 else q * self.scale, keys.flatten(0, 1).mT)
+        # A cache takes no gradients, so nothing but this reads the scores.
+        weights = torch.softmax(scores, -1, out=scores)
+        return torch.bmm(weights, values.flatten(0, 1)).view(batch, 1, -1)

@@ -1,1 +1,0 @@
-"""The workbench: comparing blocks at equal budgets and reporting what was found."""
