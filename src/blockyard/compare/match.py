@@ -65,7 +65,8 @@ def size_of(config: BlocksConfig) -> Size:
             cost: Any = block
             known[key] = (sum(p.numel() for p in block.parameters()), cost.cost(config.length).flops)
         params, flops = params + known[key][0], flops + known[key][1]
-    params += sum(p.numel() for p in on_meta(config.build_final_norm).parameters())
+    last = meta_block(config, config.layers[-1])
+    params += sum(p.numel() for p in on_meta(lambda: config.build_final_norm(last)).parameters())
     return Size(params, flops // config.length)
 
 

@@ -24,7 +24,7 @@ from blockyard.complex.linear import (
     resolve_mode,
     to_pairs,
 )
-from blockyard.complex.norms import rms_norm_pairs
+from blockyard.complex.norms import make_complex_norm, rms_norm_pairs
 from blockyard.complex.scores import SCORES, Score, complex_attend
 from blockyard.errors import InputError
 from blockyard.nn.attention import Kernel
@@ -33,7 +33,7 @@ from blockyard.nn.roles import Role
 from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.costs import Cost
-from blockyard.protocol.mixer import Mixer, check_heads, default_positions
+from blockyard.protocol.mixer import Mixer, check_heads, check_shape, default_positions
 from blockyard.registry.register import Traits, register_attn
 
 GATES = ("none", "learned", "magnitude")
@@ -237,6 +237,15 @@ class ComplexAttention(ComplexModule, Mixer):
             gate = torch.sigmoid(magnitude(self.gate_proj(x), 1e-6) + self.gate_bias)
             return (heads.unflatten(-1, (-1, 2)) * gate.unsqueeze(-1)).flatten(-2)
         return heads
+
+    # The norms of a complex stream, where those of the protocol are real.
+    norm = staticmethod(make_complex_norm)
+
+    @staticmethod
+    def check_input(x: Tensor, width: int) -> None:
+        """Raise InputError unless x is a complex [B, T, width]."""
+        check_shape(x, width)
+        check_complex(x, width)
 
     def new_cache(
         self,

@@ -409,7 +409,7 @@ class LatentAttention(Mixer):
         """
         from blockyard.latent.deepseek import from_deepseek
 
-        return from_deepseek(module)
+        return from_deepseek(cls, module)
 
     def to_hf(self) -> DeepseekV3Attention:
         """The same attention as a transformers `DeepseekV3Attention` (extra `hf`), with copies of the weights.

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError, require
-from blockyard.latent.attention import LatentAttention
 from blockyard.nn.parity import answer, deviation, evaluating, probe, settings
 from blockyard.nn.rotary import Layout
 
 if TYPE_CHECKING:
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
+
+    from blockyard.latent.attention import LatentAttention
 
 _PARTS = ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj")
 # Attributes that the configuration or the weights tell as well.
@@ -40,7 +41,7 @@ _KNOWN = {
 _ASKED = 12
 
 
-def from_deepseek(module: Any) -> LatentAttention:
+def from_deepseek(cls: type[LatentAttention], module: Any) -> LatentAttention:
     """See `LatentAttention.from_hf`."""
     kind = type(module).__name__
     if not all(hasattr(module, part) for part in _PARTS):
@@ -52,7 +53,7 @@ def from_deepseek(module: Any) -> LatentAttention:
     layouts = get_args(Layout)
     if hasattr(config, "rope_interleave"):
         layouts = ("interleaved",) if config.rope_interleave else ("half",)
-    attention = LatentAttention(
+    attention = cls(
         config.hidden_size,
         config.num_attention_heads,
         kv_rank=config.kv_lora_rank,

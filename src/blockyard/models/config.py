@@ -9,10 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from blockyard.complex.norms import make_complex_norm
 from blockyard.errors import InputError
-from blockyard.nn.norms import make_norm
 from blockyard.protocol.block import build_block
+from blockyard.protocol.mixer import norm_of
 from blockyard.registry.pattern import LayerSpec, check_layer, format_choice, parse_choice, repeat_to_depth
 
 
@@ -123,7 +122,8 @@ class BlocksConfig:
             complex_valued=self.is_complex,
         )
 
-    def build_final_norm(self) -> nn.Module:
-        """The norm after the last block; post-norm blocks end in one of their own."""
-        make = make_complex_norm if self.is_complex else make_norm
-        return make(self.norm, self.d_model) if self.norm_position == "pre" else nn.Identity()
+    def build_final_norm(self, last: nn.Module) -> nn.Module:
+        """The norm after the last block, as that block's mixer has it; post-norm blocks end in one of their own."""
+        if self.norm_position == "post":
+            return nn.Identity()
+        return norm_of(getattr(last, "attn", last))(self.norm, self.d_model)

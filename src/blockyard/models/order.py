@@ -7,16 +7,15 @@ bag of words, learns less from a text for that reason, and nothing in its losses
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from blockyard.models.config import BlocksConfig
-    from blockyard.registry.pattern import LayerSpec
-    from blockyard.registry.register import Entry
+from blockyard.models.config import BlocksConfig
+from blockyard.registry.pattern import LayerSpec
+from blockyard.registry.register import Entry, describe, implementation
 
 # One that any window reaches over, and one that several chunks of usual sizes share.
 LENGTHS = (7, 131)
@@ -78,8 +77,6 @@ def layer_knows_order(config: BlocksConfig, spec: LayerSpec, *, declared: bool =
 
     Returns: None when it cannot be tried: it cannot be built or called by itself.
     """
-    from blockyard.registry.register import implementation
-
     entry = implementation("attn", spec.attn)
     if entry.traits.order is not None and (declared or not spec.attn_options):
         return entry.traits.order
@@ -89,13 +86,28 @@ def layer_knows_order(config: BlocksConfig, spec: LayerSpec, *, declared: bool =
     return _tried[key]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Alone(BlocksConfig):
+    """Blocks without a model around them, causal or not."""
+
+    causal: bool
+
+    @property
+    def is_causal(self) -> bool:
+        return self.causal
+
+
 def mixer_knows_order(entry: Entry) -> bool | None:
     """`layer_knows_order` of a registered mixer by itself, its options at their defaults."""
-    from blockyard.registry.pattern import LayerSpec
-    from blockyard.tasks.classify.model import EncoderConfig
+    return layer_knows_order(_Alone(causal=entry.traits.causal), LayerSpec(entry.name, "swiglu"))
 
-    config = EncoderConfig(vocab_size=1, n_classes=1, causal=entry.traits.causal)
-    return layer_knows_order(config, LayerSpec(entry.name, "swiglu"))
+
+def described(entry: Entry) -> dict[str, Any]:
+    """An entry as plain data; a mixer whose traits do not say whether it knows the order of positions is tried."""
+    description = describe(entry)
+    if entry.kind == "attn":
+        description["traits"]["order"] = mixer_knows_order(entry)
+    return description
 
 
 def knows_order(config: BlocksConfig, *, declared: bool = True) -> bool:

@@ -40,7 +40,7 @@ class Trunk(nn.Module):
             InputError: for a mixer that cannot be causal where the model is, or options that do not fit.
         """
         self.layers: Any = nn.ModuleList(self.config.build_block(spec) for spec in self.config.layers)
-        self.ln_final = self.config.build_final_norm()
+        self.ln_final = self.config.build_final_norm(self.layers[-1])
 
     def start_as_identity(self) -> None:
         """Make every block the identity if the configuration says so, and compute rotary tables once for all."""

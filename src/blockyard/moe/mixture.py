@@ -21,12 +21,11 @@ from blockyard.moe.grouped import Kernel
 from blockyard.moe.router import Balance, Router, Routing, Scoring, balance_loss, check_k, check_router, z_loss
 from blockyard.nn.derivatives import must_read, transformed
 from blockyard.nn.dropout import mix
-from blockyard.protocol.costs import Cost
-from blockyard.protocol.ffn import FFN, Aux, check_width
+from blockyard.nn.linear import check_width
+from blockyard.protocol.costs import Cost, cost_of
+from blockyard.protocol.ffn import FFN, Aux
 from blockyard.registry.options import options_of
 from blockyard.registry.register import create, ffn_class, register_ffn
-from blockyard.vein.ffn import Stabilizer
-from blockyard.vein.projector import VeinProjector
 
 Implementation = Literal["auto", "loop", "segment", "grouped", "padded"]
 # bf16 on a CPU: one batched product of padded rows beats a product per expert while experts have few rows and little
@@ -103,7 +102,8 @@ class MoE(FFN):
         self.d_model, self.expert, self.n_experts, self.k = d_model, expert, n_experts, k
         self.balance, self.bias_rate, self.capacity, self.impl = balance, bias_rate, capacity, impl
         self.width = d_model if vein_rank is None else vein_rank
-        self.vein: VeinProjector | None = None
+        # Any: V and U by `matrices()`, as the class that shares them has them.
+        self.vein: Any = None
         self.stabilizer: nn.Module | None = None
         members = self._build(n_experts + n_shared + n_gated, vein_rank, dropout, dict(expert_options or {}))
         self.router = Router(
@@ -137,26 +137,12 @@ class MoE(FFN):
         self.part = "forward"
         if vein_rank is None:
             return [create("ffn", self.expert, {"d_model": self.d_model, **options}) for _ in range(count)]
-        if self.expert != "vft":
-            self.vein = VeinProjector(self.d_model, vein_rank)
-            return [create("ffn", self.expert, {"d_model": vein_rank, **options}) for _ in range(count)]
-        if options.get("rank") not in (None, vein_rank):
-            raise InputError(f"vein_rank={vein_rank} is the experts' rank, too, but expert.rank={options['rank']}")
-        whole = create("ffn", "vft", {"d_model": self.d_model, **options, "rank": vein_rank})
-        self.vein, self.stabilizer, self.part = whole.vein, whole.stabilizer, "core"
-        core = {
-            name: value for name, value in options.items() if name in ("r_hidden", "activation", "gated", "dropout")
-        }
-        members = [
-            create(
-                "ffn", "vft", {"d_model": self.d_model, "vein_projector": self.vein, "use_stabilizer": False, **core}
-            )
-            for _ in range(count)
-        ]
-        for member in members:
-            # Held once, by the mixture.
-            member.vein = None
-        return members
+        expert = ffn_class(self.expert)
+        # An expert that knows how several of it stand behind one vein, or else the vein FFN, which knows it of any.
+        sharing: Any = expert if hasattr(expert, "share") else ffn_class("vft")
+        shared = sharing.share(self.d_model, vein_rank, count, self.expert, options)
+        self.vein, self.stabilizer, self.part = shared.projector, shared.beside, shared.part
+        return list(shared.members)
 
     def forward(
         self, x: Tensor, *, k: int | None = None, padding_mask: Tensor | None = None, cache: Any = None
@@ -326,8 +312,8 @@ class MoE(FFN):
         """All parameters, and the FLOPs of the experts that are chosen: k per token, and what is shared."""
         routed = self.experts.cost(self.k * tokens).flops
         beside = Cost() if self.vein is None else self.vein.cost(tokens)
-        if isinstance(self.stabilizer, Stabilizer):
-            beside = beside + self.stabilizer.cost(tokens)
+        if self.stabilizer is not None:
+            beside = beside + cost_of(self.stabilizer, tokens, self.d_model)
         shared = len(self.shared) * self.experts.cost(tokens).flops
         if self.gated is not None:
             shared += len(self.gated) * self.experts.cost(tokens).flops + self.gated.gate_cost(tokens).flops

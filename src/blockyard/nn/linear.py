@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blockyard.errors import InputError
 from blockyard.nn.roles import Role
 
 
@@ -101,3 +102,9 @@ class Embedding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]} x {self.weight.shape[1]}"
+
+
+def check_width(x: Tensor, d_model: int) -> None:
+    """Raise InputError unless the last axis of x is d_model wide."""
+    if x.ndim < 1 or x.shape[-1] != d_model:
+        raise InputError(f"x has shape {tuple(x.shape)}, expected [..., {d_model}]")

@@ -8,10 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from blockyard.complex.norms import make_complex_norm
 from blockyard.errors import InputError
-from blockyard.nn.norms import make_norm
 from blockyard.protocol.costs import Cost, cost_of
+from blockyard.protocol.mixer import norm_of
 from blockyard.registry.options import check_options, options_of
 from blockyard.registry.pattern import LayerSpec
 from blockyard.registry.register import (
@@ -52,7 +51,7 @@ class ResidualBlock(nn.Module):
         attn: a mixer, ours or foreign; a foreign one is passed only the arguments that its `forward` names.
         ffn: an FFN, ours or foreign.
         d_model: width of the residual stream.
-        norm: rms or layer; whiten for a complex mixer, whose norms are those of complex/norms.py.
+        norm: rms or layer, or another that the mixer's `norm` knows (whiten, of a complex one).
         norm_position: pre or post.
         causal: whether to hide the future where a foreign mixer has to be told so at every call: its `forward` names
             `causal`, `is_causal` or `attn_mask`, and its constructor none of the first two.
@@ -74,7 +73,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.d_model, self.causal = d_model, causal
         self.complex_valued = common_domain(attn, ffn)
-        make = make_complex_norm if self.complex_valued else make_norm
+        make = norm_of(attn)
         self.ln1, self.ln2 = make(norm, d_model), make(norm, d_model)
         # Any: a foreign module has no declared interface beyond being called.
         self.attn: Any = attn

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ class FFN(nn.Module):
     """
 
     d_model: int
-    # Whether x is complex64 or complex128 and parameters are real pairs (see complex/linear.py).
+    # Whether x is complex64 or complex128 and parameters are real pairs.
     complex_valued = False
     # Whether forward is made of calls of `Linear` members and of operations on single rows, and all parameters sit in
     # those members: then a mixture of experts computes many of them at once, by layers that hold a matrix per expert.
@@ -43,10 +44,23 @@ class FFN(nn.Module):
         raise NotImplementedError
 
 
-def check_width(x: Tensor, d_model: int) -> None:
-    """Raise InputError unless the last axis of x is d_model wide."""
-    if x.ndim < 1 or x.shape[-1] != d_model:
-        raise InputError(f"x has shape {tuple(x.shape)}, expected [..., {d_model}]")
+class Shared(NamedTuple):
+    """FFNs behind one projection: they read z = V x and write what U takes back, with one V and one U for all.
+
+    An FFN class that can be computed so says it by a classmethod `share(d_model, rank, count, expert, options)`, which
+    a mixture of experts asks.
+
+    Args:
+        projector: V and U, by `matrices()`.
+        beside: a path from x to the output that stands once, or None.
+        members: the FFNs, of z.
+        part: their method that computes.
+    """
+
+    projector: nn.Module
+    beside: nn.Module | None
+    members: Sequence[nn.Module]
+    part: str
 
 
 def hidden_width(d_ff: int | None, default: int) -> int:

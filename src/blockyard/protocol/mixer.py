@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from blockyard.complex.linear import check_complex
 from blockyard.errors import InputError
 from blockyard.nn.attention_masks import check_padding_mask
+from blockyard.nn.norms import make_norm
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_ring import RingCache
 from blockyard.protocol.costs import Cost
@@ -24,7 +25,7 @@ class Mixer(nn.Module):
 
     d_model: int
     causal: bool
-    # Whether x is complex64 or complex128 and parameters are real pairs (see complex/linear.py).
+    # Whether x is complex64 or complex128 and parameters are real pairs.
     complex_valued = False
     # Width of a context where it is another than x's.
     context_width: int | None = None
@@ -74,6 +75,20 @@ class Mixer(nn.Module):
         """
         raise InputError(f"{type(self).__name__} has no cache")
 
+    @staticmethod
+    def norm(kind: str, d_model: int) -> nn.Module:
+        """The norm, by its name, of the stream that the mixer reads and writes.
+
+        Raises:
+            InputError: for another name than rms and layer.
+        """
+        return make_norm(kind, d_model)
+
+    @staticmethod
+    def check_input(x: Tensor, width: int) -> None:
+        """Raise InputError unless x is what the mixer reads: [B, T, width], floating."""
+        check_input(x, width)
+
     def cost(self, tokens: int) -> Cost:
         """Parameters, forward FLOPs for one sequence of `tokens`, and cache bytes per token, by formula."""
         raise NotImplementedError
@@ -92,7 +107,7 @@ class Mixer(nn.Module):
         cache: LayerCache | RingCache | None,
     ) -> tuple[bool, int]:
         """Refuse what does not fit together; returns whether attention is causal, and how many tokens are cached."""
-        check_input(x, self.d_model, self.complex_valued)
+        self.check_input(x, self.d_model)
         causal = self.causal if causal is None else causal
         if context is not None:
             self._check_context(context, x, causal, positions, cache)
@@ -104,7 +119,7 @@ class Mixer(nn.Module):
         return causal, past
 
     def _check_context(self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: Any) -> None:
-        check_input(context, self.context_width or self.d_model, self.complex_valued)
+        self.check_input(context, self.context_width or self.d_model)
         if context.shape[0] != x.shape[0]:
             raise InputError(f"context has batch {context.shape[0]}, x has {x.shape[0]}")
         if causal and self.causal_cross:
@@ -124,15 +139,36 @@ class Mixer(nn.Module):
         return {"dtype": dtype or parameter.dtype, "device": device or parameter.device}
 
 
-def check_input(x: Tensor, d_model: int, complex_valued: bool = False) -> None:
-    """Raise InputError unless x is a floating (or complex) [B, T, d_model] with at least one row and one position."""
-    if x.ndim != 3 or x.shape[-1] != d_model:
-        raise InputError(f"x has shape {tuple(x.shape)}, expected [batch, length, {d_model}]")
+def norm_of(module: Any) -> Callable[[str, int], nn.Module]:
+    """How the stream that a mixer reads and writes is normalised: `norm(kind, d_model)` of its class, or a real norm.
+
+    Raises:
+        InputError: for a complex mixer that does not say.
+    """
+    # Asked of the class: a foreign module may keep a norm of its own under that name.
+    own = getattr(type(module), "norm", None)
+    if isinstance(module, Mixer) or (getattr(module, "complex_valued", False) and callable(own)):
+        return own  # type: ignore[return-value]
+    if getattr(module, "complex_valued", False):
+        raise InputError(
+            f"{type(module).__name__} is complex-valued and does not say how its stream is normalised: "
+            "give it `norm = staticmethod(blockyard.complex.make_complex_norm)`"
+        )
+    return make_norm
+
+
+def check_shape(x: Tensor, width: int) -> None:
+    """Raise InputError unless x is [B, T, width] with at least one row and one position."""
+    if x.ndim != 3 or x.shape[-1] != width:
+        raise InputError(f"x has shape {tuple(x.shape)}, expected [batch, length, {width}]")
     if x.shape[0] == 0 or x.shape[1] == 0:
         raise InputError(f"x has shape {tuple(x.shape)}; batch and length should be at least 1")
-    if complex_valued:
-        check_complex(x, d_model)
-    elif not x.is_floating_point():
+
+
+def check_input(x: Tensor, width: int) -> None:
+    """Raise InputError unless x is a floating [B, T, width] with at least one row and one position."""
+    check_shape(x, width)
+    if not x.is_floating_point():
         raise InputError(f"x has dtype {x.dtype}, expected a floating type")
 
 

@@ -64,7 +64,7 @@ class Traits:
         weights: returns attention weights on request.
         positions: honours explicit `positions`.
         order: knows by itself in which order positions stand (rotary angles, a filter, decay), its options at their
-            defaults; None when nobody says so: then it is tried (see `blockyard.models.order`).
+            defaults; None when nobody says so: then it is tried where it matters (see `models/order.py`).
         dtypes: types it computes in; complex64 and complex128 say that its input and output are complex.
     """
 
@@ -99,17 +99,6 @@ class Entry:
     def options(self) -> dict[str, Option]:
         """Options a user sets; what the model decides is left out."""
         return {n: o for n, o in options_of(self.cls).items() if n not in MODEL_PARAMETERS}
-
-    @property
-    def knows_order(self) -> bool | None:
-        """Whether a mixer knows by itself, its options at their defaults, in which order positions stand: as its traits
-        say, or as it is found to be; None where it cannot be tried."""
-        if self.traits.order is not None or self.kind != "attn":
-            return self.traits.order
-        # Only when asked: it builds the mixer, and the register itself builds nothing.
-        from blockyard.models.order import mixer_knows_order
-
-        return mixer_knows_order(self)
 
     @property
     def source(self) -> str:
@@ -403,5 +392,5 @@ def describe(entry: Entry) -> dict[str, Any]:
         "options": {name: option.describe() for name, option in entry.options.items()},
     }
     if entry.kind == "attn":
-        description["traits"] = {**asdict(entry.traits), "order": entry.knows_order}
+        description["traits"] = asdict(entry.traits)
     return description

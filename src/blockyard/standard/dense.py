@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.nn.dropout import Dropout
-from blockyard.nn.linear import Linear
+from blockyard.nn.linear import Linear, check_width
 from blockyard.protocol.costs import Cost, linear_flops
-from blockyard.protocol.ffn import FFN, check_width, hidden_width
+from blockyard.protocol.ffn import FFN, hidden_width
 from blockyard.registry.register import register_ffn
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}

@@ -24,8 +24,7 @@ from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.mixer import Mixer, check_heads, default_positions
 from blockyard.registry.register import Traits, register_attn
-from blockyard.vein.forms import folded, unfolded
-from blockyard.vein.projector import VeinProjector
+from blockyard.vein.projector import VeinProjector, orthonormal_rows
 from blockyard.vein.step import step_for
 
 # From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
@@ -333,14 +332,44 @@ class TVAAttention(Mixer):
 
         Raises: InputError when it is folded already.
         """
-        return folded(self)
+        if self.form == "folded":
+            raise InputError("this attention is folded already")
+        made = self.like("folded")
+        with torch.no_grad():
+            v, u, value_v, value_u = self.veins()
+            if self.form == "shared":
+                for name in ("q_proj", "k_proj", "v_proj"):
+                    getattr(made, name).weight.copy_(getattr(self, name).weight @ v)
+                made.output_proj.weight.copy_(u @ self.output_proj.weight)
+                return made
+            for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
+                heads = getattr(self, name).weight.unflatten(0, (self.n_heads, -1))  # [H, head_dim, d_model]
+                getattr(made, name).weight.copy_((into @ heads).flatten(0, 1))
+            columns = self.output_proj.weight.unflatten(1, (self.n_heads, -1))  # [d_model, H, head_dim]
+            made.output_proj.weight.copy_((columns @ value_u).flatten(1))
+        return made
 
     def unfold(self) -> TVAAttention:
         """The same function in the document's factored form, with tied orthonormal veins.
 
         Raises: InputError when it is not folded, or a rank is not below the head's width.
         """
-        return unfolded(self)
+        if self.form != "folded":
+            raise InputError(f"only a folded attention can be unfolded; this one is {self.form}")
+        made = self.like("factored")
+        with torch.no_grad():
+            for vein in (made.vein, made.value_vein):
+                if vein is not None:
+                    # V Vᵀ = 1: what Vᵀ lifts, V brings back.
+                    for stored, matrix in zip(vein.stored(), (v := orthonormal_rows(vein.stored()[0]), v.mT)):
+                        stored.copy_(matrix)
+            v, _, value_v, _ = made.veins()
+            for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
+                heads = getattr(self, name).weight.unflatten(0, (self.n_heads, -1))  # [H, rank, d_model]
+                getattr(made, name).weight.copy_((into.mT @ heads).flatten(0, 1))
+            columns = self.output_proj.weight.unflatten(1, (self.n_heads, -1))  # [d_model, H, v_rank]
+            made.output_proj.weight.copy_((columns @ value_v).flatten(1))
+        return made
 
     def like(self, form: Literal["folded", "factored"]) -> TVAAttention:
         """A new attention of the same shape, settings, dtype and device in another form."""

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.nn.derivatives import hidden
-from blockyard.nn.linear import Linear
+from blockyard.nn.linear import Linear, check_width
 from blockyard.nn.norms import LayerNorm
 from blockyard.nn.roles import Role
 from blockyard.protocol.costs import Cost, linear_flops
-from blockyard.protocol.ffn import check_width
 from blockyard.vein.projector import check_choice
 
 Form = Literal["auto", "dense", "gather"]

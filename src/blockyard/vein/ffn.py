@@ -5,8 +5,8 @@ The vein-flow document's `VFTFeedForward`: U · W2 · act(W1 · V x), beside it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from blockyard.errors import InputError
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.fused import add_linear
-from blockyard.nn.linear import Linear, plain
+from blockyard.nn.linear import Linear, check_width, plain
 from blockyard.nn.norms import LayerNorm
 from blockyard.protocol.costs import Cost, linear_flops
-from blockyard.protocol.ffn import FFN, check_width
-from blockyard.registry.register import register_ffn
+from blockyard.protocol.ffn import FFN, Shared
+from blockyard.registry.register import create, register_ffn
 from blockyard.vein.projector import Implementation, InitMethod, VeinProjector, check_choice
 
 Activation = Literal["gelu", "relu", "silu"]
@@ -163,6 +163,35 @@ class VFTFeedForward(FFN):
         self.stabilizer = Stabilizer(d_model, kind, direct_rank) if kind != "none" else None
         # Put here for a part of training, see `blockyard.vein.training.attach_guides`.
         self.guide: Guide | None = None
+
+    @classmethod
+    def share(cls, d_model: int, rank: int, count: int, expert: str, options: Mapping[str, Any]) -> Shared:
+        """FFNs of any kind within one vein: vein FFNs as their cores alone, others on z as if that were the stream.
+
+        Args:
+            d_model: width of the residual stream.
+            rank: directions of the vein.
+            count: number of FFNs.
+            expert: the FFN, by its registered name.
+            options: its options.
+
+        Raises:
+            InputError: when the options name another rank.
+        """
+        if expert != "vft":
+            vein = VeinProjector(d_model, rank)
+            members = [create("ffn", expert, {"d_model": rank, **options}) for _ in range(count)]
+            return Shared(vein, None, members, "forward")
+        if options.get("rank") not in (None, rank):
+            raise InputError(f"vein_rank={rank} is the experts' rank, too, but expert.rank={options['rank']}")
+        whole = create("ffn", "vft", {"d_model": d_model, **options, "rank": rank})
+        core = {name: options[name] for name in ("r_hidden", "activation", "gated", "dropout") if name in options}
+        core |= {"d_model": d_model, "vein_projector": whole.vein, "use_stabilizer": False}
+        members = [create("ffn", "vft", core) for _ in range(count)]
+        for member in members:
+            # Held once, by whoever shares it.
+            member.vein = None
+        return Shared(whole.vein, whole.stabilizer, members, "core")
 
     def _own_or_shared(
         self,

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.nn.derivatives import HandWritten, hand_written, keep, outlasting, transformed
-from blockyard.nn.linear import Linear
+from blockyard.nn.linear import Linear, check_width
 from blockyard.nn.norms import widened
 from blockyard.nn.roles import Role
 from blockyard.protocol.costs import Cost, linear_flops
-from blockyard.protocol.ffn import check_width
 
 Implementation = Literal["linear", "parameter"]
 InitMethod = Literal["orthogonal", "normal", "xavier"]

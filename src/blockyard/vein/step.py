@@ -6,26 +6,49 @@ from token to token is made once per cache: one matrix of the three projections,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from blockyard.nn.attention import HALF
+from blockyard.nn.attention import HALF, Kernel
 from blockyard.nn.derivatives import transformed
-from blockyard.nn.linear import hooked, plain
+from blockyard.nn.dropout import Dropout
+from blockyard.nn.linear import Linear, hooked, plain
 from blockyard.nn.norms import RMSNorm
-from blockyard.nn.rotary import token_tables, turn_token
+from blockyard.nn.rotary import RotaryPositionalEmbedding, token_tables, turn_token
 from blockyard.nn.stamp import Stamp
 from blockyard.protocol.cache import LayerCache
 
-if TYPE_CHECKING:
-    from blockyard.vein.attention import TVAAttention
+
+class ThinHeads(Protocol):
+    """What a step needs to know of an attention: numbers, and the modules whose weights it reads."""
+
+    d_model: int
+    n_heads: int
+    rank: int
+    v_rank: int
+    causal: bool
+    training: bool
+    kernel: Kernel
+    form: Literal["folded", "factored", "shared"]
+    q_proj: Linear
+    k_proj: Linear
+    v_proj: Linear
+    rope: RotaryPositionalEmbedding | None
+    attn_dropout: Dropout
+    _modules: dict[str, Any]
+
+    @property
+    def q_norm(self) -> nn.Module: ...
+
+    @property
+    def k_norm(self) -> nn.Module: ...
 
 
 def step_for(
-    attention: TVAAttention,
+    attention: ThinHeads,
     x: Tensor,
     cache: LayerCache,
     padding_mask: Tensor | None,
@@ -65,15 +88,15 @@ class VeinStep:
         attention: folded, its projections plain.
     """
 
-    def __init__(self, attention: TVAAttention) -> None:
+    def __init__(self, attention: ThinHeads) -> None:
         self.heads, self.rank, self.v_rank = attention.n_heads, attention.rank, attention.v_rank
         self.rope = attention.rope
         self.turns: tuple[Tensor, ...] = (torch.empty(0),)
         names = ["q_proj", "k_proj", "v_proj"]
         if isinstance(attention.q_norm, RMSNorm):
             names += ["q_norm", "k_norm"]
-        modules = [attention.get_submodule(name) for name in names]
-        read: list[Tensor] = [module.weight for module in modules]  # type: ignore[misc]
+        modules = [getattr(attention, name) for name in names]
+        read: list[Tensor] = [module.weight for module in modules]
         self.modules, self.stamp = list(zip(names, modules)), Stamp(read)
         q, k, v = self.weights = [weight.detach() for weight in read[:3]]
         # The scale of the scores goes into the first thing that queries are multiplied with.
@@ -89,7 +112,7 @@ class VeinStep:
             self.stacked = torch.cat([q * self.scale, k, v]).mT.contiguous()
             self.scale = 1.0
 
-    def fits(self, attention: TVAAttention) -> bool:
+    def fits(self, attention: ThinHeads) -> bool:
         """Whether it is still made of what the attention has, unchanged."""
         # By name, since attributes of modules are slow to find, and this is asked for every token.
         now, weights = attention._modules, []

@@ -24,18 +24,19 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.registry.register import describe
+    from blockyard.models.order import described
 
     if arguments.name is None:
         raise InputError("info about what? Give a name from `blockyard list`: blockyard info standard")
-    found = entries_named(arguments.name)
-    described = [{**describe(entry), "costs": costs(entry), "flags": flags(entry)} for entry in found]
+    pages = [
+        {**described(entry), "costs": costs(entry), "flags": flags(entry)} for entry in entries_named(arguments.name)
+    ]
     if arguments.json:
         import json
 
-        print(json.dumps(described, indent=2))
+        print(json.dumps(pages, indent=2))
         return 0
-    print("\n\n".join(page(description) for description in described))
+    print("\n\n".join(page(description) for description in pages))
     return 0
 
 

@@ -26,13 +26,14 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.registry.register import describe, entries
+    from blockyard.models.order import described
+    from blockyard.registry.register import entries
 
     if arguments.json:
         import json
 
         kinds: dict[str, Kind] = {"attention": "attn", "ffn": "ffn", "block": "block"}
-        print(json.dumps({word: [describe(e) for e in entries(kind)] for word, kind in kinds.items()}, indent=2))
+        print(json.dumps({word: [described(e) for e in entries(kind)] for word, kind in kinds.items()}, indent=2))
         return 0
     print_lists(entries("attn"), entries("ffn"), entries("block"))
     return 0
@@ -64,7 +65,9 @@ def print_lists(mixers: list[Entry], ffns: list[Entry], blocks: list[Entry]) -> 
 
 def order_word(entry: Entry) -> str:
     """Whether a mixer knows the order of positions by itself, tried where its traits do not say so."""
-    known = entry.knows_order
+    from blockyard.models.order import mixer_knows_order
+
+    known = mixer_knows_order(entry)
     return "?" if known is None else "yes" if known else "-"
 
 
