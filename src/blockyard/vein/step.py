@@ -120,7 +120,7 @@ class VeinStep:
             if now[name] is not module or hooked(module):
                 return False
             weights.append(module._parameters["weight"])
-        return self.stamp.holds(weights)  # type: ignore[arg-type]
+        return self.stamp.holds(weights)
 
     def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
         """Attention of one token [B, 1, d_model] to the cache and itself: mixed values [B, 1, H · v_rank]."""
