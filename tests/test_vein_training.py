@@ -6,16 +6,13 @@ import torch
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.vein.ffn import Guide, VFTFeedForward
+from blockyard.vein.guide import attach_guides, drop_guides, guide_share, set_guide_share
 from blockyard.vein.training import (
     VeinSchedule,
-    attach_guides,
     calibrate_tau,
-    drop_guides,
     freeze_veins,
-    guide_share,
     log_vein_metrics,
     param_groups,
-    set_guide_share,
     tau_at,
     vein_blocks,
     vein_metrics,

@@ -44,6 +44,12 @@ BUILTIN: dict[Kind, dict[str, str]] = {
 }
 ENTRY_POINT_GROUPS: dict[str, Kind] = {"blockyard.attention": "attn", "blockyard.ffn": "ffn"}
 
+# Options of training that systems add to the group `train`, each a dataclass that costs no torch.
+TRAINING: dict[str, str] = {
+    "spectral": "blockyard.spectral.options:SpectralTraining",
+    "vein": "blockyard.vein.options:VeinTraining",
+}
+
 # What the model decides, never an option group: passed to a constructor that names it.
 MODEL_PARAMETERS = ("d_model", "n_heads", "causal", "is_causal", "rope_theta", "dropout")
 # What constructors and `forward`s call hiding the future.
@@ -335,6 +341,12 @@ def create(kind: Kind, name: str, options: Mapping[str, Any]) -> Any:
     where = f"{KIND_WORDS[kind]} {name!r}"
     checked = check_options(known, options, where, owners=lambda key: owners(key, kind))
     return entry.cls(**fold_members(checked))
+
+
+def training_options() -> tuple[type, ...]:
+    """The dataclasses of the options that systems add to training."""
+    found = [place.split(":") for place in TRAINING.values()]
+    return tuple(getattr(importlib.import_module(module), name) for module, name in found)
 
 
 def owners(option: str, kind: Kind | None = None) -> list[str]:

@@ -21,7 +21,6 @@ from blockyard.training.distributed import load_whole_state
 from blockyard.training.folder import CHECKPOINTS, CONFIG, check_run_folder, read_config, with_older
 from blockyard.training.task import Task
 from blockyard.training.trainer import Trainer
-from blockyard.vein.training import match_guides, match_ranks
 
 # Run folders whose gaps have been told.
 _told: set[Path] = set()
@@ -204,11 +203,7 @@ def load_run(
     run = replace(run, model=_fitted(run, assets, folder))
     check_model(run, f"the model of {folder}")
     model = run.kind.build_model(run.model)
-    if run.train.vein_guide_steps:
-        # A run that was interrupted while its vein FFNs were guided is the guided function.
-        match_guides(model, loaded.model)
-    if run.train.vein_ranks:
-        match_ranks(model, loaded.model)
+    run.train.match(model, loaded.model)
     load_whole_state(model, loaded.model)
     # Last, so that a run that cannot be loaded is one line.
     tell_gaps(folder, written)

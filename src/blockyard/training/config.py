@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from blockyard.errors import InputError
+from blockyard.protocol.training import TrainingHook, TrainingOptions, check_least, check_weight
 from blockyard.registry.options import MOST_SEED, MOST_THREADS
+from blockyard.registry.register import training_options
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # Options that change what is shown or kept but never a number of the run: free to differ on resume.
 FREE_ON_RESUME = frozenset(
@@ -15,8 +22,8 @@ FREE_ON_RESUME = frozenset(
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained.
+class LoopConfig:
+    """The options of the training loop itself.
 
     Args:
         steps: optimizer steps of the whole run; the schedule is stretched over them.
@@ -28,20 +35,10 @@ class TrainConfig:
         matrix_lr: peak learning rate of Muon's matrices; an update has root mean square 0.2 x rate (as
             AdamW's have, arXiv 2502.16982), whatever the matrix's shape.
         weight_decay: decoupled decay of matrices and of the head; embeddings, gains and biases have none.
-        gate_weight_decay: decay of the matrices that compute spectral gates, for spectra that oscillate; none means
-            weight_decay.
         beta1: AdamW's averaging of gradients.
         beta2: AdamW's averaging of squared gradients.
         momentum: Muon's averaging of gradients (Nesterov).
         orthogonal_steps: Newton-Schulz iterations per Muon update.
-        vein_lr_scale: factor on the learning rate of vein projectors.
-        vein_freeze_steps: vein projectors stay at their initial values for this many steps.
-        vein_guide_steps: for this many steps dense matrices lead the vein FFNs, fading out (self-guided training,
-            arXiv 2406.16450); then they are dropped, and the model is as large as it says. One process only.
-        vein_taus: thresholds of the vein blocks' corrections over training, each for an equal part of the steps (the
-            vein-flow document: 0.25,0.18,0.10); none leaves the blocks' own.
-        vein_ranks: directions of the FFNs' veins in use over training, growing or shrinking, each for an equal part of
-            the steps; none = all of them.
         schedule: `cosine` decay, `wsd` (constant, then a linear decay at the end), or `constant`.
         warmup: steps of linear warm-up before the schedule.
         decay_fraction: part of the run in which `wsd` decays.
@@ -75,16 +72,10 @@ class TrainConfig:
     lr: float | None = None
     matrix_lr: float = 2e-2
     weight_decay: float = 0.01
-    gate_weight_decay: float | None = None
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.9
     orthogonal_steps: int = 3
-    vein_lr_scale: float = 0.2
-    vein_freeze_steps: int = 0
-    vein_guide_steps: int = 0
-    vein_taus: tuple[float, ...] | None = None
-    vein_ranks: tuple[int, ...] | None = None
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup: int = 20
     decay_fraction: float = 0.3
@@ -111,9 +102,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "eval_batches", "keep", "log_every"):
-            _at_least(self, name, 1)
-        for name in ("warmup", "eval_every", "save_every", "vein_freeze_steps", "vein_guide_steps", "threads", "seed"):
-            _at_least(self, name, 0)
+            check_least(self, name, 1)
+        for name in ("warmup", "eval_every", "save_every", "threads", "seed"):
+            check_least(self, name, 0)
         for name, most in (("threads", MOST_THREADS), ("seed", MOST_SEED)):
             if getattr(self, name) > most:
                 raise InputError(f"train.{name}={getattr(self, name)} must be at most {most}")
@@ -121,28 +112,14 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"train.{name}={getattr(self, name)} must be a number above 0")
-        weights = (
-            "weight_decay",
-            "gate_weight_decay",
-            "grad_clip",
-            "vein_lr_scale",
-            "aux_loss_weight",
-            "z_loss_weight",
-        )
-        for name in weights:
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"train.{name}={getattr(self, name)} must be a number of at least 0")
+        for name in ("weight_decay", "grad_clip", "aux_loss_weight", "z_loss_weight"):
+            check_weight(self, name)
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"train.{name}={getattr(self, name)} must be at least 0 and below 1")
         for name in ("final_lr", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"train.{name}={getattr(self, name)} must be between 0 and 1")
-        for name, least in (("vein_taus", 0), ("vein_ranks", 1)):
-            values = getattr(self, name)
-            if values is not None and not (values and all(least <= value < float("inf") for value in values)):
-                shown = ",".join(map(str, values)) or "nothing"
-                raise InputError(f"train.{name}={shown} must be numbers of at least {least}, separated by commas")
         if not 1 <= self.orthogonal_steps <= 20:
             raise InputError(f"train.orthogonal_steps={self.orthogonal_steps} must be between 1 and 20")
         if self.batch_size % self.accumulate:
@@ -175,10 +152,50 @@ class TrainConfig:
         return self.batch_size // parts
 
 
-def _at_least(config: TrainConfig, name: str, least: int) -> None:
-    value = getattr(config, name)
-    if value < least:
-        raise InputError(f"train.{name}={value} must be at least {least}")
+# What the systems add, each its own; TrainConfig is asked and asks them all.
+SYSTEMS: tuple[type[TrainingOptions], ...] = training_options()
+
+if TYPE_CHECKING:
+    # Which systems there are is data, which a type checker cannot follow.
+    class _Everything(LoopConfig, TrainingOptions): ...
+else:
+    _Everything = type("_Everything", (*SYSTEMS, LoopConfig), {})
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Everything):
+    """How a model is trained: the loop's own options, and those of the systems that a model may be made of."""
+
+    def __post_init__(self) -> None:
+        LoopConfig.__post_init__(self)
+        # Made once, and checked by themselves.
+        object.__setattr__(self, "_systems", tuple(self._part(cls) for cls in SYSTEMS))
+
+    def _part(self, cls: type[TrainingOptions]) -> TrainingOptions:
+        return cls(**{field.name: getattr(self, field.name) for field in fields(cls)})
+
+    @property
+    def systems(self) -> tuple[TrainingOptions, ...]:
+        """The options of each system by themselves."""
+        return self._systems  # type: ignore[attr-defined]
+
+    def scale(self, group: str) -> float:
+        return math.prod(part.scale(group) for part in self.systems)
+
+    def rate(self, group: str, step: int) -> float:
+        return math.prod(part.rate(group, step) for part in self.systems)
+
+    def decay(self, group: str, usual: float) -> float:
+        for part in self.systems:
+            usual = part.decay(group, usual)
+        return usual
+
+    def match(self, model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+        for part in self.systems:
+            part.match(model, saved)
+
+    def hooks(self, model: nn.Module, steps: int) -> list[TrainingHook]:
+        return [hook for part in self.systems for hook in part.hooks(model, steps)]
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:

@@ -21,9 +21,6 @@ from blockyard.training.guard import NonFiniteError, locate
 from blockyard.training.optim import Optimizers
 from blockyard.training.precision import autocast, float32_matmul
 from blockyard.training.task import Batch, Task
-from blockyard.vein.ffn import Guide
-from blockyard.vein.freezing import schedule_veins
-from blockyard.vein.training import attach_guides, drop_guides, guide_share, match_guides, set_guide_share
 
 T = TypeVar("T")
 
@@ -68,12 +65,9 @@ class Engine:
             if not hasattr(self.model, "checkpoint_activations"):
                 raise InputError(f"train.checkpoint_activations: {type(self.model).__name__} does not support it")
             self.model.checkpoint_activations = True  # type: ignore[assignment]
-        # Before guides: they start as what the directions in use compute.
-        self._veins = schedule_veins(self.model, config)
-        if config.vein_guide_steps:
-            if ranks.size > 1:
-                raise InputError("train.vein_guide_steps: guided vein FFNs train in one process only")
-            attach_guides(self.model)
+        self._hooks = config.hooks(self.model, config.steps)
+        for hook in self._hooks:
+            hook.check_ranks(ranks.size)
         self.rows = config.rows(ranks.size)
         self.kind: Literal["none", "ddp", "fsdp2"] = config.parallel if ranks.size > 1 else "none"
         self.wrapped: nn.Module = self.model
@@ -96,11 +90,11 @@ class Engine:
         Raises:
             NonFiniteError: when loss or gradients are not finite and the option says to stop.
         """
-        if step < self.config.vein_guide_steps:
-            set_guide_share(self.model, guide_share((step + 1) / self.config.vein_guide_steps))
         # A run that a clock ends has its schedules end there, too.
         progress = min(1.0, step / self.optimizers.config.steps)
-        scheduled = self._veins.at(progress) if self._veins is not None else {}
+        scheduled: dict[str, float] = {}
+        for hook in self._hooks:
+            scheduled |= hook.before_step(step, progress)
         with float32_matmul(self.decisions.matmul):
             loss, stats = self.forward_backward(step)
             # One read of the device per step: the loss, which is shown anyway, and the norm, which tells of any
@@ -118,24 +112,20 @@ class Engine:
             else:
                 self._not_finite(step, loss_value, norm)
             self.optimizers.zero_grad()
-        if step + 1 == self.config.vein_guide_steps:
-            # Their share was 0 already.
-            drop_guides(self.model)
+        taken = [hook.after_step(step) for hook in self._hooks]
+        if any(taken):
             self.optimizers.forget_all_but(self.model)
-        stats |= {f"vein_{name}": torch.tensor(float(value), dtype=torch.float64) for name, value in scheduled.items()}
+        stats |= {name: torch.tensor(float(value), dtype=torch.float64) for name, value in scheduled.items()}
         return StepResult(loss_value, norm, factor * self.config.adamw_lr, not finite, stats)
 
-    def guide_flops(self, step: int) -> int:
-        """FLOPs of a step that go into the guides of vein FFNs."""
-        if step >= self.config.vein_guide_steps:
-            return 0
-        return sum(3 * m.flops(self.task.tokens_per_step) for m in self.model.modules() if isinstance(m, Guide))
+    def extra_flops(self, step: int) -> int:
+        """FLOPs of a step beside those of the task's formula, such as what leads a part of the model at first."""
+        return sum(hook.extra_flops(step, self.task.tokens_per_step) for hook in self._hooks)
 
     def load(self, loaded: Checkpoint) -> None:
         """Take weights and optimizer state from a checkpoint."""
-        if self.config.vein_guide_steps:
-            match_guides(self.model, loaded.model)
-            self.optimizers.forget_all_but(self.model)
+        self.config.match(self.model, loaded.model)
+        self.optimizers.forget_all_but(self.model)
         load_whole_state(self.model, loaded.model)
         self.optimizers.load_state(loaded.optimizer)
 

@@ -43,18 +43,13 @@ class Optimizers:
         groups = self._members(model)
         adam, muon = [], []
         for (kind, group_name), members in groups.items():
-            decay = config.weight_decay
-            if group_name == "gate" and config.gate_weight_decay is not None:
-                decay = config.gate_weight_decay
             by_muon = kind == "matrix" and config.optimizer == "muon"
             group: dict[str, Any] = {
                 "params": members.parameters,
-                "weight_decay": decay if kind in ("matrix", "head") else 0.0,
-                "peak_lr": config.matrix_lr if by_muon else config.adamw_lr,
-                "vein": group_name == "vein",
+                "weight_decay": config.decay(group_name, config.weight_decay) if kind in ("matrix", "head") else 0.0,
+                "peak_lr": (config.matrix_lr if by_muon else config.adamw_lr) * config.scale(group_name),
+                "role": group_name,
             }
-            if group["vein"]:
-                group["peak_lr"] *= config.vein_lr_scale
             if by_muon:
                 muon.append(group | {"axes": members.axes, "pairs": members.pairs})
             else:
@@ -90,11 +85,9 @@ class Optimizers:
     def step(self, step: int) -> float:
         """Apply the gradients as update number `step` (from 0); returns the factor on the peak rates."""
         factor = lr_factor(step, self.config)
-        frozen = step < self.config.vein_freeze_steps
         for optimizer in self.members:
             for group in optimizer.param_groups:
-                # Rate 0 freezes a group (decay is scaled by the rate, too) while its averages warm up.
-                group["lr"] = 0.0 if frozen and group["vein"] else group["peak_lr"] * factor
+                group["lr"] = group["peak_lr"] * factor * self.config.rate(group["role"], step)
             optimizer.step()
         return factor
 

@@ -187,7 +187,7 @@ class Trainer:
             self._decide_by_timing()
         if self._compiles and not self.engine.compiled and self.step >= self._compile_from:
             self._compile()
-        flops = self.task.flops_per_step + self.engine.guide_flops(self.step)
+        flops = self.task.flops_per_step + self.engine.extra_flops(self.step)
         wall, cpu = time.perf_counter(), time.process_time()
         result = self.engine.step(self.step)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -161,7 +161,7 @@ class VFTFeedForward(FFN):
             raise InputError(f"stabilizer_rank={stabilizer_rank} belongs to stabilizer=lowrank; it is {kind}")
         direct_rank = stabilizer_rank if stabilizer_rank is not None else max(1, d_model // 16)
         self.stabilizer = Stabilizer(d_model, kind, direct_rank) if kind != "none" else None
-        # Put here for a part of training, see `blockyard.vein.training.attach_guides`.
+        # Put here for a part of training, see `blockyard.vein.guide.attach_guides`.
         self.guide: Guide | None = None
 
     @classmethod
