@@ -68,7 +68,7 @@ def compare(config: CompareConfig, groups: dict, out: Path) -> dict:
     """A comparison whose report has no figures: drawing takes longer than everything else here."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (write, html, report_text):
-            patch.setattr(module, "charts_of", lambda found: [])
+            patch.setattr(module, "charts_of", lambda found, parts: [])
         return compare_lm(config, groups, out, show=False)
 
 

@@ -32,7 +32,7 @@ def _quick(monkeypatch, tmp_path):
     for name, value in (("ROUND_SECONDS", 0.002), ("ROUNDS", 2), ("DECODE_ROUNDS", 1)):
         monkeypatch.setattr(measure, name, value)
     for module in (write, html, report_text):
-        monkeypatch.setattr(module, "charts_of", lambda found: [])
+        monkeypatch.setattr(module, "charts_of", lambda found, parts: [])
     monkeypatch.setenv("BLOCKYARD_CACHE", str(tmp_path / "cache"))
     yield
     torch.set_num_threads(threads)

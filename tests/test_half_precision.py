@@ -226,7 +226,7 @@ def test_every_mixer_in_bfloat16_attends_as_well_as_sdpa_would(name, options, mo
         errors.append(error(out, expected) / max(error(by_sdpa(q, k, v, visible, scale), expected), 1e-4))
         return out, weights
 
-    for module in ("mixers.standard", "mixers.latent", "mixers.vein", "layers.complex_attention"):
+    for module in ("standard.attention", "latent.attention", "vein.attention", "complex.scores"):
         monkeypatch.setattr(f"blockyard.{module}.attend", watched)
     torch.manual_seed(0)
     mixer = get_attention(name, d_model=32, n_heads=4, causal=True, **options).bfloat16().eval()

@@ -78,7 +78,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in (("ROUND_SECONDS", 0.002), ("ROUNDS", 1), ("DECODE_ROUNDS", 1)):
         monkeypatch.setattr(measure, name, value)
     for module in (write, html, report_text):
-        monkeypatch.setattr(module, "charts_of", lambda found: [])
+        monkeypatch.setattr(module, "charts_of", lambda found, parts: [])
     for module in (finish, walk):
         # GARCH and its kin read the prices alone, and take long.
         monkeypatch.setattr(module, "run_baselines", partial(run_baselines, names=(REFERENCE, WALK)))

@@ -10,12 +10,13 @@ import torch
 
 from blockyard.cli.settings import WORDS, Given
 from blockyard.cli.settings import resolve as resolve_words
+from blockyard.compare.output import write_report
 from blockyard.compare.runs import expert_loads
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.report.render import charts_of
-from blockyard.report.write import write_report
 from blockyard.tasks.groups import train_groups
+from blockyard.tasks.lm.report import LMParts
 from blockyard.tasks.run import load_run, train_lm
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.training.config import TrainConfig
@@ -193,7 +194,7 @@ def test_the_report_draws_the_experts_loads(tmp_path):
     assert "png:expert-load-1" in files and files["png:expert-load-1"].stat().st_size > 5000
     page = files["html"].read_text()
     assert "How busy the experts are" in page and "Largest: 2.00" in page
-    assert [c.name for c in charts_of(json.loads(files["json"].read_text())) if c.group == "experts"] == [
+    assert [c.name for c in charts_of(json.loads(files["json"].read_text()), LMParts()) if c.group == "experts"] == [
         "expert-load-1"
     ]
 

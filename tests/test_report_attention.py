@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blockyard.compare.inside import attention_of, maps_of
+from blockyard.models.inside import attention_of
 from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.report.charts.attention import maps_of
 from blockyard.report.charts.positions import position_losses
 from blockyard.report.html import render_html
 from blockyard.report.render import charts_of, render_png, render_svg
 from blockyard.report.verdict import analyse
 from blockyard.tasks.kind import task_kind
+from blockyard.tasks.lm.report import LMParts
 from blockyard.tasks.settings import resolve
 from report_fixtures import synthetic_report
 
@@ -99,20 +101,20 @@ def test_losses_by_position_are_means_over_the_seeds(report):
 
 
 def test_the_report_draws_them_and_stays_self_contained_and_small(report):
-    names = {chart.name: chart for chart in charts_of(report)}
+    names = {chart.name: chart for chart in charts_of(report, LMParts())}
     wanted = {"attention-reach", "attention-0", "attention-1", "loss-position", "memory-length", "speed-length"}
     assert names.keys() >= wanted
     for name in wanted:
         assert len(render_svg(names[name], report)) < 60_000
         assert render_png(names[name], report).startswith(b"\x89PNG")
-    page = render_html(report)
+    page = render_html(report, LMParts())
     assert "What attention looks at" in page and "http" not in page.replace("http-equiv", "")
 
 
 def test_memory_that_could_not_be_measured_is_not_drawn(report):
     report["choices"][0]["scaling"]["peak_bytes"][1] = None
-    chart = next(chart for chart in charts_of(report) if chart.name == "memory-length")
+    chart = next(chart for chart in charts_of(report, LMParts()) if chart.name == "memory-length")
     assert render_svg(chart, report)
     for choice in report["choices"]:
         del choice["scaling"]["peak_bytes"]
-    assert "memory-length" not in {chart.name for chart in charts_of(report)}
+    assert "memory-length" not in {chart.name for chart in charts_of(report, LMParts())}

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from blockyard.compare.kernels import kernels_of
+from blockyard.models.inside import kernels_of
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.report.charts.kernels import learnt_kernels
 from blockyard.report.html import render_html
 from blockyard.report.verdict import analyse
+from blockyard.tasks.lm.report import LMParts
 from report_fixtures import synthetic_report
 
 
@@ -45,7 +46,7 @@ def test_the_page_draws_them_for_the_choices_that_have_them():
     done = analyse(report)
     charts = learnt_kernels(done)
     assert [chart.name for chart in charts] == ["kernels-1", "gates-1"]
-    page = render_html(done)
+    page = render_html(done, LMParts())
     for words in ("What the filters learnt", "cycles per token", "Lag that holds 95 % of the energy"):
         assert words in page
-    assert "What the filters learnt" not in render_html(analyse(synthetic_report()))
+    assert "What the filters learnt" not in render_html(analyse(synthetic_report()), LMParts())

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from blockyard.compare.output import write_report
 from blockyard.errors import InputError
 from blockyard.report.charts.curves import loss_curves
 from blockyard.report.html import render_html
@@ -17,7 +18,8 @@ from blockyard.report.palette import LIGHT
 from blockyard.report.render import charts_of, render_svg
 from blockyard.report.text import CSV_COLUMNS, render_csv, render_markdown
 from blockyard.report.verdict import analyse
-from blockyard.report.write import load_report, without_nan, write_report
+from blockyard.report.write import load_report, without_nan
+from blockyard.tasks.lm.report import LMParts
 from report_fixtures import SHAPES, synthetic_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
@@ -64,7 +66,7 @@ def report():
 
 @pytest.fixture(scope="module")
 def page(report):
-    return render_html(report)
+    return render_html(report, LMParts())
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +97,13 @@ def test_ids_are_unique_and_every_reference_has_its_target(page, checked):
 
 
 def test_figures_take_their_colours_from_the_page(report):
-    for chart in charts_of(report):
+    for chart in charts_of(report, LMParts()):
         colours = set(re.findall(r"#[0-9a-fA-F]{6}", render_svg(chart, report)))
         assert colours == set(), f"{chart.name} has fixed colours {colours}"
 
 
 def test_a_figure_stays_near_forty_kilobytes(report):
-    sizes = {chart.name: len(render_svg(chart, report)) for chart in charts_of(report)}
+    sizes = {chart.name: len(render_svg(chart, report)) for chart in charts_of(report, LMParts())}
     assert max(sizes.values()) < 60_000, sizes
 
 
@@ -116,7 +118,7 @@ def test_axes_have_units_and_captions_the_number_of_seeds(report, checked):
     text = "".join(checked.text)
     for label in ("training tokens (millions)", "training clock (s)", "training compute (TFLOP)", "loss (nats/byte)"):
         assert label in text
-    assert all("n = 3" in chart.caption for chart in charts_of(report))
+    assert all("n = 3" in chart.caption for chart in charts_of(report, LMParts()))
 
 
 def test_text_from_outside_is_escaped_everywhere():
@@ -127,7 +129,7 @@ def test_text_from_outside_is_escaped_everywhere():
     raw["provenance"]["command"] = evil
     raw["provenance"]["data"]["source"] = evil
     raw["notes"] = [evil]
-    page = render_html(analyse(raw))
+    page = render_html(analyse(raw), LMParts())
     checker = Checker()
     checker.feed(page)
     assert "script" not in checker.tags
@@ -137,7 +139,7 @@ def test_text_from_outside_is_escaped_everywhere():
 def test_markdown_shows_a_sample_with_backticks_as_it_is():
     raw = synthetic_report()
     raw["choices"][0]["sample"]["text"] = "```\nnot the end\n````"
-    text = render_markdown(analyse(raw))
+    text = render_markdown(analyse(raw), LMParts())
     assert "`````text\ndef ```\nnot the end\n````\n`````" in text
 
 
@@ -178,7 +180,7 @@ def test_not_a_number_becomes_null_in_the_json(tmp_path):
     ids=["one seed", "one choice", "one choice diverged", "all diverged", "few points"],
 )
 def test_unusual_reports_still_render(options):
-    page = render_html(analyse(synthetic_report(**options)))
+    page = render_html(analyse(synthetic_report(**options)), LMParts())
     checker = Checker()
     checker.feed(page)
     assert checker.open == []
@@ -189,7 +191,7 @@ def test_a_report_without_measured_speed_memory_or_sample_renders():
     raw = synthetic_report()
     for choice in raw["choices"]:
         choice.update(speed=None, memory=None, sample=None, cache_bytes_per_token=None)
-    page = render_html(analyse(raw))
+    page = render_html(analyse(raw), LMParts())
     assert "What they write" not in page
     assert "–" in page
 
@@ -214,7 +216,7 @@ def test_a_folder_that_is_a_file_is_one_clear_line(tmp_path):
 def test_losses_per_token_are_shown_per_byte_too():
     raw = synthetic_report()
     raw["quality"].update(unit="nats/token", bytes_per_token=3.0)
-    text = render_markdown(analyse(raw))
+    text = render_markdown(analyse(raw), LMParts())
     mean = analyse(raw)["ranking"][0]["final"]["mean"]
     assert f"{mean / 3:.3f} nats/byte" in text
     assert "A token is 3.00 bytes on average" in text

@@ -73,7 +73,7 @@ def test_a_plug_ins_task_trains_resumes_and_loads(tmp_path: Path) -> None:
 
 def test_a_plug_ins_task_is_compared_by_its_own_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (write, html, report_text):
-        monkeypatch.setattr(module, "charts_of", lambda found: [])
+        monkeypatch.setattr(module, "charts_of", lambda found, parts: [])
     out = tmp_path / "out"
     terms = {"blocks": "standard,relu2", "seeds": 2, "budget.value": 8 * 8 * 12, "measure_memory": "false"}
     assert main(words("compare", out, evaluations=3, **terms)) == 0

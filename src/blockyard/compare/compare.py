@@ -20,8 +20,8 @@ import torch
 
 from blockyard.compare import measure
 from blockyard.compare.failures import is_of_the_machine, keep_failure
-from blockyard.compare.kernels import kernels_of
 from blockyard.compare.live import Board, make_board
+from blockyard.compare.output import write_report
 from blockyard.compare.plan import (
     Planned,
     State,
@@ -42,10 +42,11 @@ from blockyard.machine.launch import world_size
 from blockyard.machine.memory import forcing
 from blockyard.machine.processor import processor_name, system_name
 from blockyard.models.config import BlocksConfig
+from blockyard.models.inside import kernels_of
 from blockyard.models.order import order_note
 from blockyard.report import schema
-from blockyard.report.parts import first_finished, parts_of
-from blockyard.report.write import load_report, write_report
+from blockyard.report.parts import first_finished
+from blockyard.report.write import load_report
 from blockyard.tasks.kind import Run
 from blockyard.tasks.run import load_run
 from blockyard.tasks.sizes import check_data, check_training
@@ -250,7 +251,7 @@ def _report(
     measured: Mapping[str, Any],
     seconds: float,
 ) -> schema.Report:
-    kind, parts = base.kind, parts_of(base.task)
+    kind, parts = base.kind, base.kind.report()
     seeds = list(range(base.train.seed, base.train.seed + config.seeds))
     tasks = {p.name: task_on_meta(replace(base, model=p.model), data) for p in plan}
     choices, notes = [], []

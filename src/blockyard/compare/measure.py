@@ -23,6 +23,7 @@ import blockyard
 from blockyard.compare.failures import is_of_the_machine, keep_failure
 from blockyard.compare.plan import task_on_meta
 from blockyard.errors import InputError
+from blockyard.models.seeding import seeded
 from blockyard.report import schema
 from blockyard.report.stats import spread
 from blockyard.tasks.kind import Run
@@ -31,7 +32,6 @@ from blockyard.training.compilation import ASKED, Extent, block_kinds, compilati
 from blockyard.training.decisions import decide_precision
 from blockyard.training.distributed import join_ranks
 from blockyard.training.engine import Engine
-from blockyard.training.seeding import seeded
 
 WARM_STEPS, WARM_SECONDS = 3, 0.5  # whichever comes first
 ROUNDS, LEAST_ROUNDS = 9, 3

@@ -23,8 +23,9 @@ from blockyard.errors import InputError
 from blockyard.files import parse_json, plain, without_nan, write_atomically
 from blockyard.report import schema
 from blockyard.tasks.kind import Quality, Run
-from blockyard.tasks.settings import as_groups
-from blockyard.training.folder import CONFIG, METRICS, read_config, with_older
+from blockyard.tasks.meaning import with_older
+from blockyard.tasks.run import open_trainer
+from blockyard.training.folder import CONFIG, METRICS, read_config
 from blockyard.training.guard import NonFiniteError
 from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.training.statistics import LOAD
@@ -171,7 +172,7 @@ def _tell_end(job: Job, ended: schema.Run, lines: Mapping[tuple[str, int], Line]
 def _open(job: Job, data: Any, stack: ExitStack) -> Trainer:
     resume = (job.folder / CONFIG).exists()
     task = job.run.kind.make_task(job.run, data)
-    trainer = Trainer(task, job.run.train, job.folder, resolved=as_groups(job.run), resume=resume)
+    trainer = open_trainer(job.run, task, job.folder, resume=resume)
     stack.callback(trainer.close)
     return trainer
 

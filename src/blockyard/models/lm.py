@@ -15,6 +15,7 @@ from blockyard.errors import InputError
 from blockyard.models.config import BlocksConfig
 from blockyard.models.order import knows_order
 from blockyard.models.positions import LearnedPositions
+from blockyard.models.seeding import seeded
 from blockyard.models.tokens import check_ids
 from blockyard.models.trunk import Trunk
 from blockyard.nn.dropout import Dropout
@@ -180,3 +181,9 @@ class TransformerLM(Trunk):
             rows += self.config.context
         head = Cost(rows * width, linear_flops(length, (width, vocabulary)))
         return self.blocks_cost(length) + head
+
+
+def build_lm(config: LMConfig, seed: int) -> TransformerLM:
+    """Make a model whose initial weights are a function of the seed; the process's random state is left as it was."""
+    with seeded(seed):
+        return TransformerLM(config)

@@ -9,7 +9,7 @@ from typing import Any
 
 from blockyard.report import units
 from blockyard.report.palette import LIGHT, MARKER_PATHS, PLACEHOLDER, SERIES
-from blockyard.report.parts import Section, parts_of
+from blockyard.report.parts import Parts, Section
 from blockyard.report.reading import (
     facts,
     how_to_read,
@@ -23,16 +23,16 @@ from blockyard.report.render import Chart, charts_of, render_svg
 from blockyard.report.schema import Report, higher_is_better, quality_word
 
 
-def render_html(report: Report) -> str:
+def render_html(report: Report, parts: Parts) -> str:
     """The whole page. `report` has been through `verdict.analyse`."""
-    charts = charts_of(report)
+    charts = charts_of(report, parts)
     drawn = {chart.name: render_svg(chart, report) for chart in charts}
-    own = parts_of(report["task"]).sections(report)
+    own = parts.sections(report)
     listed = {chart.name for section in own for chart in section.charts}
     charts = [chart for chart in charts if chart.name not in listed]
     curves = f"How the {quality_word(report)} {'rises' if higher_is_better(report) else 'falls'}"
     sections = [
-        _header(report),
+        _header(report, parts),
         _ranking(report, [c for c in charts if c.group == "answer"], drawn),
         _figures(report, curves, [c for c in charts if c.group == "curves"], drawn),
         _figures(report, "What quality costs", [c for c in charts if c.group == "costs"], drawn),
@@ -42,7 +42,7 @@ def render_html(report: Report) -> str:
         _figures(report, "How busy the experts are", [c for c in charts if c.group == "experts"], drawn),
         _samples(report),
         _fairness(report),
-        _reading(report),
+        _reading(report, parts),
         _provenance(report),
     ]
     body = "\n".join(section for section in sections if section)
@@ -79,10 +79,10 @@ def _names(report: Report) -> str:
     return ", ".join(choice["name"] for choice in report["choices"])
 
 
-def _header(report: Report) -> str:
+def _header(report: Report, parts: Parts) -> str:
     verdict = report["verdict"]
     details = "".join(f"<li>{prose(line)}</li>" for line in verdict["details"])
-    chips = "".join(f"<li>{escape(label)} <b>{escape(value)}</b></li>" for label, value in facts(report))
+    chips = "".join(f"<li>{escape(label)} <b>{escape(value)}</b></li>" for label, value in facts(report, parts))
     return (
         f"<header>\n<h1>{escape(title(report))}</h1>\n"
         f'<div class="answer {escape(verdict["kind"])}">\n<p class="headline">{prose(verdict["headline"])}</p>\n'
@@ -233,8 +233,8 @@ def _fairness(report: Report) -> str:
     )
 
 
-def _reading(report: Report) -> str:
-    items = "".join(f"<li>{prose(line)}</li>" for line in how_to_read(report))
+def _reading(report: Report, parts: Parts) -> str:
+    items = "".join(f"<li>{prose(line)}</li>" for line in how_to_read(report, parts))
     return f'<section>\n<h2>How to read this</h2>\n<ul class="reading">{items}</ul>\n</section>'
 
 

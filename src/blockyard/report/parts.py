@@ -1,22 +1,37 @@
 """What a task adds to a comparison and its report: a sample, sentences, sections with tables and charts.
 
-A kind of task names a module (`TaskKind.report`) that holds `PARTS`, an instance of a subclass of `Parts`. Every method
-has a default, so a task without such a module has a report, too: the ranking, the curves, the costs.
+A kind of task gives them by `TaskKind.report`, as a subclass of `Parts`. Every method has a default, so a task without
+any has a report, too: the ranking, the curves, the costs.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from blockyard.compare.settings import CompareConfig
-from blockyard.errors import InputError
 from blockyard.report.chart import Chart
 from blockyard.report.schema import Report, Run, Sample
-from blockyard.tasks.kind import task_kind
+
+
+class Terms(Protocol):
+    """What a task's parts may ask of a comparison's terms.
+
+    Args:
+        prompt: text that every model continues; None for the beginning of the held-out text.
+        sample_tokens: tokens that each model writes.
+        temperature: of that sampling.
+    """
+
+    @property
+    def prompt(self) -> str | None: ...
+
+    @property
+    def sample_tokens(self) -> int: ...
+
+    @property
+    def temperature(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -55,18 +70,18 @@ class Parts:
     """A task's own parts; this one adds nothing."""
 
     def attention(self, folder: Path, data: Any) -> list[dict[str, Any]] | None:
-        """What a finished run's attention looks at (`blockyard.compare.inside`), read from its folder."""
+        """What a finished run's attention looks at (`models/inside.py`), read from its folder."""
         return None
 
-    def sample(self, config: CompareConfig, folder: Path, data: Any) -> Sample | None:
+    def sample(self, terms: Terms, folder: Path, data: Any) -> Sample | None:
         """What a finished run writes, read from its folder; None for models that write nothing."""
         return None
 
-    def notes(self, config: CompareConfig, data: Any, units_read: Mapping[str, int]) -> list[str]:
+    def notes(self, terms: Terms, data: Any, units_read: Mapping[str, int]) -> list[str]:
         """What a reader should know beside the figures.
 
         Args:
-            config: the terms.
+            terms: of the comparison.
             data: the task's data.
             units_read: tokens (or other units of input) that each run of a choice reads.
         """
@@ -83,16 +98,6 @@ class Parts:
     def sections(self, report: Report) -> list[Section]:
         """Sections made from `report` and nothing else; a run's `figures` are what the task's kind gave."""
         return []
-
-
-def parts_of(task: str) -> Parts:
-    """The parts of a task; those of a plug-in that is not loaded are left out."""
-    try:
-        module = task_kind(task).report
-    except InputError:
-        return Parts()
-    found: Parts = importlib.import_module(module).PARTS if module else Parts()
-    return found
 
 
 def first_finished(runs: Sequence[Run]) -> Run | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from blockyard.report import units
-from blockyard.report.parts import parts_of
+from blockyard.report.parts import Parts
 from blockyard.report.schema import (
     LOST,
     Choice,
@@ -40,7 +40,7 @@ class Row:
     cells: list[tuple[str, str]]
 
 
-def facts(report: Report) -> list[tuple[str, str]]:
+def facts(report: Report, parts: Parts) -> list[tuple[str, str]]:
     """The terms of the comparison at a glance."""
     settings = report["settings"]
     model, train = settings.get("model", {}), settings.get("train", {})
@@ -66,7 +66,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     source = report["provenance"].get("data", {}).get("source")
     if source:
         found.append(("Data", str(source)))
-    return found + parts_of(report["task"]).facts(report)
+    return found + parts.facts(report)
 
 
 def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
@@ -211,10 +211,10 @@ def run_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     return [*columns, f"final {quality_word(report)}", "status"], rows
 
 
-def how_to_read(report: Report) -> list[str]:
+def how_to_read(report: Report, parts: Parts) -> list[str]:
     """What the figures mean and what they do not."""
     n, word = len(report["seeds"]), quality_word(report)
-    lines = parts_of(report["task"]).how_to_read(report)
+    lines = parts.how_to_read(report)
     if n > 1:
         lines.append(
             f"± is a 95 % t-interval over {n} seeds. A choice is called worse only when the interval of its difference "

@@ -20,7 +20,7 @@ from blockyard.report.charts.kernels import learnt_kernels
 from blockyard.report.charts.load import expert_loads
 from blockyard.report.charts.positions import loss_over_position
 from blockyard.report.palette import LIGHT, PLACEHOLDER, Palette
-from blockyard.report.parts import parts_of
+from blockyard.report.parts import Parts
 from blockyard.report.schema import Report
 from blockyard.report.svg import for_the_page
 
@@ -39,9 +39,9 @@ _RC = {
 }
 
 
-def charts_of(report: Report) -> list[Chart]:
-    """The figures that this report has data for, in reading order."""
-    own = [chart for section in parts_of(report["task"]).sections(report) for chart in section.charts]
+def charts_of(report: Report, parts: Parts) -> list[Chart]:
+    """The figures that this report has data for, in reading order, its task's own among them."""
+    own = [chart for section in parts.sections(report) for chart in section.charts]
     costs = [*trade_offs(report), speed_over_length(report), memory_over_length(report), loss_over_position(report)]
     inside = [*attention_pictures(report), *learnt_kernels(report), *expert_loads(report)]
     found = [final_losses(report), *loss_curves(report), *costs, *own, *inside]

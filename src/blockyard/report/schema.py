@@ -114,8 +114,8 @@ class Choice(TypedDict):
     speed: Speed | None
     memory: Memory | None
     sample: Sample | None
-    attention: NotRequired[list[dict[str, Any]] | None]  # per attending layer, see `blockyard.compare.inside`
-    kernels: NotRequired[list[dict[str, Any]] | None]  # per filtering layer, see `blockyard.compare.kernels`
+    attention: NotRequired[list[dict[str, Any]] | None]  # per attending layer, see `blockyard.models.inside`
+    kernels: NotRequired[list[dict[str, Any]] | None]  # per filtering layer, see `blockyard.models.inside`
     scaling: NotRequired[Scaling]  # only where it was asked for
     runs: list[Run]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from blockyard.report.parts import parts_of
+from blockyard.report.parts import Parts
 from blockyard.report.reading import (
     facts,
     how_to_read,
@@ -19,7 +19,7 @@ from blockyard.report.render import charts_of
 from blockyard.report.schema import Report, best_of, final_of, quality_unit
 
 
-def render_markdown(report: Report) -> str:
+def render_markdown(report: Report, own: Parts) -> str:
     """The same answer, tables and provenance as the page; figures by the names of their PNG files."""
     verdict = report["verdict"]
     columns, rows = ranking_rows(report)
@@ -34,13 +34,13 @@ def render_markdown(report: Report) -> str:
         f"# {title(report)}",
         f"**{_plain(verdict['headline'])}**",
         "\n".join(f"- {_plain(line)}" for line in verdict["details"]),
-        "\n".join(f"- {label}: {_plain(value)}" for label, value in facts(report)),
+        "\n".join(f"- {label}: {_plain(value)}" for label, value in facts(report, own)),
         "## Ranking",
         _table(columns, ranking),
         "## Figures",
-        *(f"![{chart.title}]({chart.name}.png)\n\n{chart.caption}" for chart in charts_of(report)),
+        *(f"![{chart.title}]({chart.name}.png)\n\n{chart.caption}" for chart in charts_of(report, own)),
     ]
-    for section in parts_of(report["task"]).sections(report):
+    for section in own.sections(report):
         parts += [f"## {section.heading}", _plain(section.lede)]
         for table in section.tables:
             parts += [table.caption, _table(list(table.columns), [list(row) for row in table.rows])]
@@ -57,7 +57,7 @@ def render_markdown(report: Report) -> str:
         _table(*match_rows(report)),
         _table(*run_rows(report)),
         "## How to read this",
-        "\n".join(f"- {line}" for line in how_to_read(report)),
+        "\n".join(f"- {line}" for line in how_to_read(report, own)),
         "## Provenance",
     ]
     if report["provenance"].get("command"):

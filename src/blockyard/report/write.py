@@ -10,18 +10,20 @@ from typing import Any
 from blockyard.errors import InputError
 from blockyard.files import parse_json, without_nan, write_atomically
 from blockyard.report.html import render_html
+from blockyard.report.parts import Parts
 from blockyard.report.render import charts_of, render_png
 from blockyard.report.schema import SCHEMA, Report
 from blockyard.report.text import render_csv, render_markdown
 from blockyard.report.verdict import analyse
 
 
-def write_report(report: Report, out: str | Path) -> dict[str, Path]:
+def write_report(report: Report, out: str | Path, parts: Parts) -> dict[str, Path]:
     """Analyse the report and write every form of it.
 
     Args:
         report: the measured facts (schema.py); ranking, comparisons and verdict are worked out here.
         out: folder, made if missing.
+        parts: what the report's task adds to it.
 
     Returns:
         The files by kind: "json", "html", "md", "csv", and one "png:NAME" per figure.
@@ -35,11 +37,11 @@ def write_report(report: Report, out: str | Path) -> dict[str, Path]:
             "report.json",
             (json.dumps(done, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
         ),
-        "html": ("report.html", render_html(done).encode()),
-        "md": ("report.md", render_markdown(done).encode()),
+        "html": ("report.html", render_html(done, parts).encode()),
+        "md": ("report.md", render_markdown(done, parts).encode()),
         "csv": ("report.csv", render_csv(done).encode()),
     }
-    for chart in charts_of(done):
+    for chart in charts_of(done, parts):
         contents[f"png:{chart.name}"] = (f"{chart.name}.png", render_png(chart, done))
     return write_files(contents, Path(out), "report")
 

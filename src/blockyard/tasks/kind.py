@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from blockyard.models.config import BlocksConfig
+    from blockyard.report.parts import Parts
     from blockyard.training.config import TrainConfig
     from blockyard.training.task import Task
 
@@ -103,6 +104,40 @@ class Quality:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """How to classify.
+
+    Args:
+        format: table (for people), csv or json (one object per row or frame).
+        top: classes shown for each, the likeliest first.
+        checkpoint: last, or best by validation loss.
+        text_field: column or field of the text, for runs of `train classify`; the run's own when not given.
+        label_field: column or field of the true label, if the file has one; the run's own when not given.
+        batch_size: rows of text that are classified at once.
+        scale: for runs of `train signal`: power divides the file's samples by their root mean square and multiplies by
+            that of the training's middle SNR; none takes them as they are; auto is power for files whose power no
+            training frame had.
+        snr: for runs of `train signal --model.condition snr`: SNR of the file in dB (Es/N0); without it, that of the
+            file's SigMF annotations.
+    """
+
+    format: Literal["table", "csv", "json"] = "table"
+    top: int = 1
+    checkpoint: Literal["last", "best"] = "last"
+    text_field: str | None = None
+    label_field: str | None = None
+    batch_size: int = 32
+    scale: Literal["auto", "power", "none"] = "auto"
+    snr: float | None = None
+
+
+def likeliest(probabilities: Sequence[float], classes: Sequence[str], top: int) -> list[dict[str, Any]]:
+    """The `top` classes with their probabilities, the likeliest first."""
+    order = sorted(range(len(classes)), key=lambda c: -probabilities[c])[:top]
+    return [{"class": classes[c], "probability": round(probabilities[c], 4)} for c in order]
+
+
 class TaskKind(ABC, Generic[M, D, X]):
     """One kind of task.
 
@@ -123,9 +158,6 @@ class TaskKind(ABC, Generic[M, D, X]):
         own_data_options: data options that may differ between runs that are compared: paths and caches, whose
             content is compared instead.
         decodes: whether the model writes its own input, token by token, with a cache.
-        classifier: module whose `classify(trained, file, options)` serves `blockyard classify RUN FILE`, or "" for
-            tasks that do not classify.
-        report: module with the task's own parts of a report (see `blockyard.report.parts`), or "".
     """
 
     name: str
@@ -144,8 +176,6 @@ class TaskKind(ABC, Generic[M, D, X]):
     compare_defaults: Mapping[str, Any] = {}
     own_data_options: tuple[str, ...] = ("path", "cache_dir")
     decodes: bool = False
-    classifier: str = ""
-    report: str = ""
 
     @abstractmethod
     def load_data(self, data: D, model: M) -> X:
@@ -174,6 +204,28 @@ class TaskKind(ABC, Generic[M, D, X]):
             InputError: when it is missing or damaged.
         """
         return None
+
+    def report(self) -> Parts:
+        """What the task adds to a comparison and its report."""
+        from blockyard.report.parts import Parts
+
+        return Parts()
+
+    def classify(self, trained: Any, file: Path, options: ClassifyOptions) -> list[dict[str, Any]]:
+        """Classes for the rows or frames of a file, for `blockyard classify RUN FILE`.
+
+        Args:
+            trained: what `load_run` gives: a model, its assets and its run.
+            file: the user's.
+            options: what is asked for.
+
+        Returns: one entry per row or frame: where it is, its true `label` if the file has one, and what it `is` (see
+            `likeliest`).
+
+        Raises:
+            InputError: when the task does not classify, or for a file that cannot be used.
+        """
+        raise InputError(f"a run of `train {self.name}` does not classify")
 
     def quality(self, data: X) -> Quality:
         """The figure by which choices are ranked."""
@@ -224,6 +276,8 @@ def register_task(cls: K) -> K:
         InputError: when another class has the name, or it cannot be a word of a command.
     """
     name = cls.name
+    if not callable(cls.report):
+        raise InputError(f"task {name!r}: report={cls.report!r} should be a method that returns the task's Parts")
     if not name.isidentifier():
         raise InputError(f"task name {name!r} should be one word of letters, digits and _")
     known = _registered.get(name)

@@ -14,11 +14,12 @@ from blockyard.machine.memory import forcing
 from blockyard.registry.options import options_of
 from blockyard.registry.plugins import load_file_plugins, load_plugins
 from blockyard.tasks.kind import DEFAULT, Run, task_kind
+from blockyard.tasks.meaning import RunMeaning, with_older
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.tasks.sizes import check_data, check_model, check_training
 from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
 from blockyard.training.distributed import load_whole_state
-from blockyard.training.folder import CHECKPOINTS, CONFIG, check_run_folder, read_config, with_older
+from blockyard.training.folder import CHECKPOINTS, CONFIG, check_run_folder, read_config
 from blockyard.training.task import Task
 from blockyard.training.trainer import Trainer
 
@@ -66,11 +67,16 @@ def train(
         check_run_folder(Path(out), resume=resume)
     with forcing(force):
         made = make_task(run)
-    trainer = Trainer(made, run.train, out, resolved=as_groups(run), resume=resume)
+    trainer = open_trainer(run, made, out, resume=resume)
     try:
         return trainer.run()
     finally:
         trainer.close()
+
+
+def open_trainer(run: Run[Any, Any], task: Task, out: Path | str, *, resume: bool) -> Trainer:
+    """Make the trainer of a run, its task made already; one that is resumed is compared with what it began with."""
+    return Trainer(task, run.train, out, resolved=as_groups(run), resume=resume, meaning=RunMeaning())
 
 
 def _as_begun(groups: Mapping[str, Any], out: Path, task: str | None) -> Mapping[str, Any]:

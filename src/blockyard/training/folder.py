@@ -22,7 +22,6 @@ from blockyard.files import (
     write_atomically,
 )
 from blockyard.registry.yamlfile import read_yaml, write_yaml
-from blockyard.tasks.kind import DEFAULT, task_kind, task_names
 from blockyard.training.checkpoint import list_checkpoints
 
 CONFIG, METRICS, ENVIRONMENT, LOCK, CHECKPOINTS = (
@@ -188,20 +187,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{folder} holds no run: there is no {path}")
     return read_yaml(path)
-
-
-def with_older(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that a run folder holds, with those that an older version could not write, at the values that its models
-    had: the task, which was a language model when there was no other, and what the model's configuration names.
-
-    Its plug-ins, of which the task may be one, have been imported; what makes no sense is left as it is.
-    """
-    named = {"task": DEFAULT, **resolved}
-    task, model = named["task"], named.get("model")
-    older = task_kind(task).model_config.older if task in task_names() else {}
-    if older and isinstance(model, Mapping):
-        named["model"] = {**older, **model}
-    return named
 
 
 def differing_keys(

@@ -6,13 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from blockyard.errors import InputError
-from blockyard.registry.options import options_of
-from blockyard.registry.register import Kind, find_block, implementation
-from blockyard.tasks.kind import task_kind
-from blockyard.tasks.settings import resolve
 from blockyard.training.checkpoint import Checkpoint, load_checkpoint
-from blockyard.training.config import FREE_ON_RESUME, TrainConfig
-from blockyard.training.folder import RunFolder, differing_keys, with_older
+from blockyard.training.config import FREE_ON_RESUME
+from blockyard.training.folder import RunFolder, differing_keys
 
 
 class Resumption(NamedTuple):
@@ -27,7 +23,25 @@ class Resumption(NamedTuple):
     shorter: Mapping[str, Any] | None
 
 
-def resumption(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> Resumption:
+class Meaning:
+    """What option groups mean where two of them are compared. Here, what is written; tasks know more."""
+
+    def completed(self, groups: Mapping[str, Any]) -> dict[str, Any]:
+        """The groups with the options that an older version could not write, at the values that its models had."""
+        return dict(groups)
+
+    def come_to(self, groups: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The model's options that leave something to its blocks, with what they come to."""
+        return {}
+
+    def defaults(self, groups: Mapping[str, Any]) -> Callable[[str, str], Any]:
+        """What an option is, by group and name, where nobody gave it; None where that is unknown."""
+        return lambda group, key: None
+
+
+def resumption(
+    folder: RunFolder, resolved: Mapping[str, Any], fingerprint: Mapping[str, Any], meaning: Meaning
+) -> Resumption:
     """Find the point from which a folder's run goes on, and refuse other options or other data than it began with.
 
     More steps are no other options: they extend the run.
@@ -36,18 +50,19 @@ def resumption(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: Mapp
         folder: the run's.
         resolved: all options as asked for now.
         fingerprint: of the data as read now, by name; those ending in sha256 must agree.
+        meaning: of the options.
 
     Raises:
         InputError: naming what differs, or a checkpoint that is damaged.
     """
     written = folder.read_config()
-    asked, saved = with_older(resolved), with_older(written)
+    asked, saved = meaning.completed(resolved), meaning.completed(written)
     unnamed = (saved.get("model") or {}).keys() - (written.get("model") or {}).keys()
     if unnamed & (resolved.get("model") or {}).keys():
         # An older version wrote it: what it could not name is the same if it comes to the same.
-        come_to = resolve(resolved).model.decided
+        come_to = meaning.come_to(resolved)
         asked["model"] = {**asked["model"], **{name: come_to[name] for name in unnamed}}
-    different = _differing(saved, asked)
+    different = _differing(saved, asked, meaning)
     if different:
         raise InputError(
             f"--resume with another configuration: {'; '.join(different)}; use the run's own or another --out"
@@ -58,8 +73,9 @@ def resumption(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: Mapp
     if isinstance(state.get("config"), dict):
         # A config.yaml that was edited agrees with itself, so the checkpoint has the last word. Not on the data's
         # options: files may have moved, and their content is compared.
-        trained = with_older(state["config"])
-        different = _differing(*({k: v for k, v in c.items() if k != "data"} for c in (trained, asked)))
+        trained = meaning.completed(state["config"])
+        before, now = ({k: v for k, v in c.items() if k != "data"} for c in (trained, asked))
+        different = _differing(before, now, meaning)
         if different:
             raise InputError(
                 f"--resume with an edited config.yaml: {'; '.join(different)}; put it back, or use another --out"
@@ -71,39 +87,14 @@ def resumption(folder: RunFolder, resolved: Mapping[str, Any], fingerprint: Mapp
     return Resumption(loaded, saved.get("train") if _extends(saved, asked) else None)
 
 
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any], meaning: Meaning) -> list[str]:
     """Options that differ and must not, as words; all of them if there are any."""
     extended = {"steps", "warmup"} if _extends(before, now) else set()
     # A run that was begun in Python, or by an older version, does not mention every option.
-    default = _defaults(now)
+    default = meaning.defaults(now)
     if not differing_keys(before, now, FREE_ON_RESUME | extended, default):
         return []
     return differing_keys(before, now, FREE_ON_RESUME, default)
-
-
-def _defaults(groups: Mapping[str, Any]) -> Callable[[str, str], Any]:
-    """What an option is where nobody gave it, in a run of these groups' task and blocks; None where that is unknown."""
-    kind = task_kind(groups["task"])
-    known: dict[str, list[Mapping[str, Any]]] = {
-        "model": [{n: o.default for n, o in options_of(kind.model_config).items()}],
-        "data": [{n: o.default for n, o in options_of(kind.data_config).items()}],
-        "train": [{n: o.default for n, o in options_of(TrainConfig).items()} | dict(kind.train_defaults)],
-    }
-    sides: tuple[Kind, ...] = ("attn", "ffn")
-    chosen = {side: (groups.get(side) or {}).get("impl") for side in sides}
-    used = [implementation(side, name) for side, name in chosen.items() if name]
-    pair = find_block(str(chosen["attn"]), str(chosen["ffn"]))
-    for entry in used if pair is None else [*used, pair]:
-        # The standard mixer's and FFN's own options sit under `attn` and `ffn`, all others under their family.
-        group = entry.kind if entry.name == "standard" else entry.group
-        known.setdefault(group, []).append({n: o.default for n, o in entry.options.items()})
-
-    def default(group: str, key: str) -> Any:
-        found = [options[key] for options in known.get(group, ()) if key in options]
-        # Two blocks of one family may differ in it: then a missing word says nothing.
-        return found[0] if found and all(value == found[0] for value in found) else None
-
-    return default
 
 
 def _extends(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

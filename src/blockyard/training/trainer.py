@@ -29,7 +29,7 @@ from blockyard.training.environment import describe_environment
 from blockyard.training.folder import RunFolder
 from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.training.progress import Progress, Silent, make_progress
-from blockyard.training.resuming import resumption
+from blockyard.training.resuming import Meaning, resumption
 from blockyard.training.schedule import lr_factor
 from blockyard.training.statistics import statistics_row
 from blockyard.training.task import Task
@@ -68,6 +68,7 @@ class Trainer:
         out: the run folder.
         resolved: all options of the run, written to config.yaml.
         resume: continue the run in `out` from its last checkpoint.
+        meaning: of the options in `resolved`, where a run that is resumed is compared with what it began with.
 
     Raises:
         InputError: for options that do not fit the machine, a folder that is in use, holds another run or cannot be
@@ -75,7 +76,14 @@ class Trainer:
     """
 
     def __init__(
-        self, task: Task, config: TrainConfig, out: Path | str, *, resolved: Mapping[str, Any], resume: bool = False
+        self,
+        task: Task,
+        config: TrainConfig,
+        out: Path | str,
+        *,
+        resolved: Mapping[str, Any],
+        resume: bool = False,
+        meaning: Meaning | None = None,
     ) -> None:
         self.task, self.config, self.out = task, config, Path(out)
         if config.threads:
@@ -84,6 +92,7 @@ class Trainer:
         if self.ranks.device.type == "cpu":
             keep_freed_memory()
         config.rows(self.ranks.size)
+        self._meaning = meaning or Meaning()
         self._folder: RunFolder | None = None
         # A run that is resumed keeps whatever it has.
         with nothing_left(self.out) if self.ranks.first and not resume else contextlib.nullcontext():
@@ -297,7 +306,7 @@ class Trainer:
             # Last, as it makes the folder a run.
             folder.write_config(resolved)
             return None
-        loaded, shorter = resumption(folder, resolved, self.task.fingerprint)
+        loaded, shorter = resumption(folder, resolved, self.task.fingerprint, self._meaning)
         if shorter is not None:
             self._note_extension(shorter, loaded)
             folder.write_config(resolved)

@@ -20,7 +20,7 @@ from blockyard.errors import InputError
 from blockyard.files import parse_json, without_nan, write_atomically
 from blockyard.models.config import BlocksConfig
 from blockyard.tasks.kind import Quality, Run
-from blockyard.tasks.settings import as_groups
+from blockyard.tasks.run import open_trainer
 from blockyard.tasks.sizes import check_data, check_training
 from blockyard.training.folder import CONFIG
 from blockyard.training.guard import NonFiniteError
@@ -173,7 +173,7 @@ def train_to_budget(
 def _open(run: Run[Any, Any], data: Any, folder: Path) -> Trainer:
     def make(resume: bool) -> Trainer:
         task = run.kind.make_task(run, data)
-        return Trainer(task, run.train, folder, resolved=as_groups(run), resume=resume)
+        return open_trainer(run, task, folder, resume=resume)
 
     if not (folder / CONFIG).exists():
         return make(False)

@@ -1,21 +1,18 @@
 """`blockyard classify RUN FILE`: classes for the rows of text or the frames of samples in a file, by a trained run.
 
-What a file is read as depends on the run's task: its kind names the module that does it (`TaskKind.classifier`).
+What a file is read as depends on the run's task: its kind does it (`TaskKind.classify`).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import importlib
 import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from blockyard.cli.command import Command
 from blockyard.cli.console import write_as_it_is
@@ -23,38 +20,11 @@ from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
 
 
-@dataclass(frozen=True)
-class ClassifyOptions:
-    """How to classify.
-
-    Args:
-        format: table (for people), csv or json (one object per row or frame).
-        top: classes shown for each, the likeliest first.
-        checkpoint: last, or best by validation loss.
-        text_field: column or field of the text, for runs of `train classify`; the run's own when not given.
-        label_field: column or field of the true label, if the file has one; the run's own when not given.
-        batch_size: rows of text that are classified at once.
-        scale: for runs of `train signal`: power divides the file's samples by their root mean square and multiplies by
-            that of the training's middle SNR; none takes them as they are; auto is power for files whose power no
-            training frame had.
-        snr: for runs of `train signal --model.condition snr`: SNR of the file in dB (Es/N0); without it, that of the
-            file's SigMF annotations.
-    """
-
-    format: Literal["table", "csv", "json"] = "table"
-    top: int = 1
-    checkpoint: Literal["last", "best"] = "last"
-    text_field: str | None = None
-    label_field: str | None = None
-    batch_size: int = 32
-    scale: Literal["auto", "power", "none"] = "auto"
-    snr: float | None = None
-
-
 def add_arguments(parser: Parser) -> None:
     from blockyard.cli.flat import add_flat
     from blockyard.cli.sources import add_trust
     from blockyard.registry.options import options_of
+    from blockyard.tasks.kind import ClassifyOptions
 
     parser.usage = "%(prog)s DIR FILE [options]"
     parser.plain("run", "folder of a run of `train classify` or `train signal`", metavar="DIR", nargs="?")
@@ -70,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.sources import trusted
     from blockyard.files import check_writable, write_atomically
     from blockyard.registry.options import options_of
+    from blockyard.tasks.kind import ClassifyOptions
     from blockyard.tasks.run import load_run
 
     options = ClassifyOptions(**read_flat(arguments, options_of(ClassifyOptions)))
@@ -81,10 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         check_writable(arguments.out)
     trained = load_run(Path(arguments.run), which=options.checkpoint, trust=trusted(arguments))
-    module = trained.run.kind.classifier
-    if not module:
-        raise InputError(f"a run of `train {trained.run.task}` does not classify")
-    rows = importlib.import_module(module).classify(trained, Path(arguments.file), options)
+    rows = trained.run.kind.classify(trained, Path(arguments.file), options)
     text = written(rows, options.format)
     if arguments.out is None:
         write_as_it_is(text)
@@ -94,12 +62,6 @@ def run(arguments: argparse.Namespace) -> int:
     if told:
         print(f"accuracy {sum(told) / len(told):.4f} ({sum(told)} of {len(told)} labelled rows)", file=sys.stderr)
     return 0
-
-
-def likeliest(probabilities: Sequence[float], classes: Sequence[str], top: int) -> list[dict[str, Any]]:
-    """The `top` classes with their probabilities, the likeliest first."""
-    order = sorted(range(len(classes)), key=lambda c: -probabilities[c])[:top]
-    return [{"class": classes[c], "probability": round(probabilities[c], 4)} for c in order]
 
 
 def written(rows: list[dict[str, Any]], format: str) -> str:

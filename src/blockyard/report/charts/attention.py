@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import base64
+from typing import TYPE_CHECKING, Any
 
-from blockyard.compare.inside import maps_of
 from blockyard.report.chart import WIDTH, Chart
 from blockyard.report.palette import Palette
 from blockyard.report.schema import Report
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Legible on white and on dark paper: a picture's pixels cannot take their colour from the page.
 _BLUE = (0.22, 0.55, 0.79)
@@ -86,3 +89,11 @@ def _maps(index: int, name: str, layers: list[dict[str, Any]]) -> Chart:
     height = 0.6 + (WIDTH - 0.7) * len(layers) / columns
     return Chart(f"attention-{index}", f"Attention of {name}", caption, draw, height=min(height, 6.0), legend=False,
                  group="attention")  # fmt: skip
+
+
+def maps_of(entry: dict[str, Any]) -> Tensor:
+    """Read the maps of a layer's entry: 0 to 1 (square roots of weights), [heads, tokens, tokens]."""
+    import torch
+
+    values = torch.tensor(list(base64.b64decode(entry["map"])), dtype=torch.float32) / 255
+    return values.view(entry["heads"], entry["tokens"], entry["tokens"])

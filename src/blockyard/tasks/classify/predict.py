@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from blockyard.errors import InputError
 
 if TYPE_CHECKING:
-    from blockyard.cli.commands.classify import ClassifyOptions
+    from blockyard.tasks.kind import ClassifyOptions
     from blockyard.tasks.run import Trained
 
 
@@ -18,9 +18,9 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> list[dic
     Raises:
         InputError: for a file that cannot be read or a row without text, naming file and row.
     """
-    from blockyard.cli.commands.classify import likeliest
     from blockyard.tasks.classify.reader import read_rows
     from blockyard.tasks.classify.task import probabilities_of
+    from blockyard.tasks.kind import likeliest
 
     if options.snr is not None:
         raise InputError(f"--snr={options.snr:g}: text has none; it is for runs of `train signal`")

@@ -78,6 +78,3 @@ def _confusion(choice: Choice, number: int) -> list[Chart]:
     )
     title = f"{choice['name']}: which class is taken for which"
     return [Chart(f"confusion-{number}", title, caption, draw, height=4.4, legend=False, group="own")]
-
-
-PARTS = ClassifyParts()

@@ -7,20 +7,23 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blockyard.models.seeding import seeded
 from blockyard.tasks.classify.config import LabelledConfig
 from blockyard.tasks.classify.data import Documents, LabelledData, TextAssets, load_labelled
 from blockyard.tasks.classify.model import EncoderConfig, TextClassifier
-from blockyard.tasks.kind import Quality, Run, TaskKind, register_task
+from blockyard.tasks.kind import ClassifyOptions, Quality, Run, TaskKind, register_task
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
-from blockyard.training.seeding import seeded
 from blockyard.training.task import Batch
+
+if TYPE_CHECKING:
+    from blockyard.tasks.classify.report import ClassifyParts
 
 
 class ClassifyTask:
@@ -124,8 +127,16 @@ class TextClassification(TaskKind[EncoderConfig, LabelledConfig, LabelledData]):
     data_config = LabelledConfig
     from_data = MappingProxyType({"vocab_size": 1, "n_classes": 1})
     own_data_options = ("path", "val_path", "format", "cache_dir")
-    classifier = "blockyard.tasks.classify.predict"
-    report = "blockyard.tasks.classify.report"
+
+    def report(self) -> ClassifyParts:
+        from blockyard.tasks.classify.report import ClassifyParts
+
+        return ClassifyParts()
+
+    def classify(self, trained: Any, file: Path, options: ClassifyOptions) -> list[dict[str, Any]]:
+        from blockyard.tasks.classify.predict import classify
+
+        return classify(trained, file, options)
 
     def load_data(self, data: LabelledConfig, model: EncoderConfig) -> LabelledData:
         return load_labelled(data, model.context, model.chunks)

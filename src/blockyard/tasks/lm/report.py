@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blockyard.compare.inside import attention_of
-from blockyard.compare.settings import CompareConfig
 from blockyard.generation.sampling import SamplingConfig
 from blockyard.generation.stream import generate_text
-from blockyard.report.parts import Parts
+from blockyard.models.inside import attention_of
+from blockyard.report.parts import Parts, Terms
 from blockyard.report.schema import Report, Sample, bytes_per_token
 from blockyard.tasks.run import load_run
 from blockyard.text import TextData
@@ -22,11 +21,11 @@ ATTENTION_ROWS = 4
 class LMParts(Parts):
     """Samples, and how losses of tokens and of bytes compare."""
 
-    def sample(self, config: CompareConfig, folder: Path, data: TextData) -> Sample:
+    def sample(self, terms: Terms, folder: Path, data: TextData) -> Sample:
         model, tokenizer, _ = load_run(folder)
-        prompt = config.prompt if config.prompt is not None else beginning(data)
-        sampling = SamplingConfig(temperature=config.temperature, seed=0)
-        pieces = generate_text(model, tokenizer, prompt, max_new_tokens=config.sample_tokens, sampling=sampling)
+        prompt = terms.prompt if terms.prompt is not None else beginning(data)
+        sampling = SamplingConfig(temperature=terms.temperature, seed=0)
+        pieces = generate_text(model, tokenizer, prompt, max_new_tokens=terms.sample_tokens, sampling=sampling)
         return {"prompt": prompt, "text": "".join(pieces), "seed": 0}
 
     def attention(self, folder: Path, data: TextData) -> list[dict[str, Any]] | None:
@@ -34,7 +33,7 @@ class LMParts(Parts):
         rows = next(iter(data.val_batches(ATTENTION_ROWS, model.config.context, 1)))
         return attention_of(model, rows["input_ids"])
 
-    def notes(self, config: CompareConfig, data: TextData, units_read: Mapping[str, int]) -> list[str]:
+    def notes(self, terms: Terms, data: TextData, units_read: Mapping[str, int]) -> list[str]:
         return [
             f"{name} reads the training text {tokens / len(data.train):.1f} times."
             for name, tokens in units_read.items()
@@ -59,6 +58,3 @@ def beginning(data: TextData) -> str:
     text = text[:PROMPT_CHARACTERS].lstrip()
     cut = max(text.rfind(" "), text.rfind("\n"))
     return text[: cut + 1] if cut > 0 else text
-
-
-PARTS = LMParts()

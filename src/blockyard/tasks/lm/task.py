@@ -6,28 +6,24 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.models.lm import LMConfig, TransformerLM, build_lm
 from blockyard.tasks.kind import Quality, Run, TaskKind, register_task
 from blockyard.text import TextData, TextDataConfig, Tokenizer, load_text, load_tokenizer
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
-from blockyard.training.seeding import seeded
 from blockyard.training.task import Batch
+
+if TYPE_CHECKING:
+    from blockyard.tasks.lm.report import LMParts
 
 # Of one batch when losses are told by position: 64 MiB of float32.
 MOST_LOGITS = 1 << 24
-
-
-def build_lm(config: LMConfig, seed: int) -> TransformerLM:
-    """A model whose initial weights are a function of the seed; the process's random state is left as it was."""
-    with seeded(seed):
-        return TransformerLM(config)
 
 
 class LMTask:
@@ -87,7 +83,11 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
     data_config = TextDataConfig
     from_data = MappingProxyType({"vocab_size": 1})
     decodes = True
-    report = "blockyard.tasks.lm.report"
+
+    def report(self) -> LMParts:
+        from blockyard.tasks.lm.report import LMParts
+
+        return LMParts()
 
     def load_data(self, data: TextDataConfig, model: LMConfig) -> TextData:
         return load_text(data, model.context)

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from blockyard.compare.settings import CompareConfig
 from blockyard.report.chart import Chart, seeds_in
 from blockyard.report.palette import Palette
-from blockyard.report.parts import Parts, Section, Table
+from blockyard.report.parts import Parts, Section, Table, Terms
 from blockyard.report.schema import Choice, Report
 from blockyard.tasks.price.charts import draw_calibration, draw_fan, draw_over_time
 
@@ -26,7 +25,7 @@ SCORES = (("pinball skill", "skill"), ("90 % coverage", "coverage_90%"), ("RMSE 
 class PriceParts(Parts):
     """The test part beside baselines."""
 
-    def notes(self, config: CompareConfig, data: Any, units_read: Mapping[str, int]) -> list[str]:
+    def notes(self, terms: Terms, data: Any, units_read: Mapping[str, int]) -> list[str]:
         origins = len(data.origins("train")[0])
         return [
             f"{name} sees every training window {windows / origins:.1f} times."
@@ -168,6 +167,3 @@ def _draw_observed(axes: Any, curves: list[dict[str, Any]], lines: list[dict[str
     draw_calibration(axes, palette)
     for curve, line in zip(curves, lines):
         axes.plot(curve["levels"], curve["observed"], **line)
-
-
-PARTS = PriceParts()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.files import parse_json, write_atomically
+from blockyard.models.seeding import seeded
 from blockyard.tasks.kind import Quality, Run, TaskKind, register_task
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.windows import PriceAssets, PriceData, load_price_data
@@ -21,8 +22,10 @@ from blockyard.tasks.price.heads import pinball
 from blockyard.tasks.price.model import LEVELS, PriceConfig, PriceForecaster
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
-from blockyard.training.seeding import seeded
 from blockyard.training.task import Batch
+
+if TYPE_CHECKING:
+    from blockyard.tasks.price.report import PriceParts
 
 ASSETS = "prices.json"
 # Windows from which the head's starting distribution is taken, spread over training.
@@ -121,7 +124,11 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
     # As many windows as `train price` sees; ten times as many would compare how choices overfit.
     compare_defaults: Mapping[str, Any] = {"budget_value": 40_000.0}
     ffn = "swiglu"
-    report = "blockyard.tasks.price.report"
+
+    def report(self) -> PriceParts:
+        from blockyard.tasks.price.report import PriceParts
+
+        return PriceParts()
 
     def load_data(self, data: PriceDataConfig, model: PriceConfig) -> PriceData:
         return load_price_data(data, context=model.context, horizons=model.horizons)

@@ -20,9 +20,8 @@ from blockyard.tasks.price.forecaster import Calibrate, Forecaster, load_forecas
 from blockyard.tasks.price.model import PriceConfig
 from blockyard.tasks.price.summary import summarise
 from blockyard.tasks.price.task import PriceTask
-from blockyard.tasks.settings import as_groups
+from blockyard.tasks.run import open_trainer
 from blockyard.training.folder import CONFIG
-from blockyard.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -176,13 +175,8 @@ def _retrained(
     model = run.model
     data = PriceData(prices, settings, context=model.context, horizons=model.horizons, features=model.features)
     again = replace(run, data=settings)
-    trainer = Trainer(
-        PriceTask(model, data, run.train),
-        run.train,
-        folder,
-        resolved=as_groups(again),
-        resume=(folder / CONFIG).exists(),
-    )
+    task = PriceTask(model, data, run.train)
+    trainer = open_trainer(again, task, folder, resume=(folder / CONFIG).exists())
     try:
         trainer.run()
     finally:

@@ -100,6 +100,3 @@ def _over_sizes(rows: dict[str, dict[int, list[float]]], sizes: list[int], word:
 
     caption = "Share of right answers on sequences not trained on. Line: mean over the seeds; band: their range."
     return Chart("recall-sizes", f"Accuracy over {word}", caption, draw, group="own")
-
-
-PARTS = RecallParts()

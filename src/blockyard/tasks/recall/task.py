@@ -7,21 +7,23 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.files import parse_json, write_atomically
-from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.models.lm import LMConfig, TransformerLM, build_lm
 from blockyard.tasks.kind import Quality, Run, TaskKind, register_task
-from blockyard.tasks.lm.task import build_lm
 from blockyard.tasks.recall.config import RecallConfig
 from blockyard.tasks.recall.data import IGNORED, RecallData
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
 from blockyard.training.task import Batch
+
+if TYPE_CHECKING:
+    from blockyard.tasks.recall.report import RecallParts
 
 ASSETS = "recall.json"
 
@@ -92,7 +94,11 @@ class Recall(TaskKind[LMConfig, RecallConfig, RecallData]):
     model_config = LMConfig
     data_config = RecallConfig
     from_data = MappingProxyType({"vocab_size": 1, "context": 1})
-    report = "blockyard.tasks.recall.report"
+
+    def report(self) -> RecallParts:
+        from blockyard.tasks.recall.report import RecallParts
+
+        return RecallParts()
 
     def load_data(self, data: RecallConfig, model: LMConfig) -> RecallData:
         return RecallData(data)

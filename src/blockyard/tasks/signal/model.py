@@ -23,7 +23,7 @@ from blockyard.complex.linear import (
     magnitude,
     to_pairs,
 )
-from blockyard.complex.norms import ModReLU
+from blockyard.complex.norms import ModReLU, make_complex_norm
 from blockyard.errors import InputError
 from blockyard.models.config import BlocksConfig
 from blockyard.models.trunk import Trunk
@@ -172,6 +172,7 @@ class OnParts(nn.Module):
     """A real block on the real and imaginary parts of a complex stream, side by side."""
 
     complex_valued = True
+    norm = staticmethod(make_complex_norm)
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

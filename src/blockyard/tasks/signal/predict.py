@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from blockyard.errors import InputError
 
 if TYPE_CHECKING:
-    from blockyard.cli.commands.classify import ClassifyOptions
+    from blockyard.tasks.kind import ClassifyOptions
     from blockyard.tasks.run import Trained
 
 
@@ -18,7 +18,7 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> list[dic
     """One entry per frame (per symbol for an equaliser): its number, the likeliest classes and their probabilities."""
     import torch
 
-    from blockyard.cli.commands.classify import likeliest
+    from blockyard.tasks.kind import likeliest
     from blockyard.tasks.signal.files import frames_of, read_iq
     from blockyard.tasks.signal.task import predict
 

@@ -187,6 +187,3 @@ def _constellation_chart(shown: Mapping[str, list[list[float]]]) -> Chart:
 
     return Chart("constellations", "What is sent, with noise", "In-phase across, quadrature up.", draw,
                  legend=False, group="signal")  # fmt: skip
-
-
-PARTS = SignalParts()

@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.files import parse_json, write_atomically
-from blockyard.tasks.kind import Quality, Run, TaskKind, register_task
+from blockyard.models.seeding import seeded
+from blockyard.tasks.kind import ClassifyOptions, Quality, Run, TaskKind, register_task
 from blockyard.tasks.signal.bound import maximum_likelihood_bound
 from blockyard.tasks.signal.files import RecordedSignals
 from blockyard.tasks.signal.generator import Frames, GeneratedSignals, SignalDataConfig
@@ -23,8 +24,10 @@ from blockyard.tasks.signal.model import SignalConfig, SignalTransformer
 from blockyard.tasks.signal.modulations import constellation
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
-from blockyard.training.seeding import seeded
 from blockyard.training.task import Batch
+
+if TYPE_CHECKING:
+    from blockyard.tasks.signal.report import SignalParts
 
 ASSETS = "signal.json"
 # Frames shown of each modulation in a report, and samples of each.
@@ -164,8 +167,16 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     # Enough that the models are apart; three seeds of a real and a complex choice take half an hour on two cores.
     compare_defaults = MappingProxyType({"budget_value": 5_000_000.0})
     own_data_options = ("path",)
-    classifier = "blockyard.tasks.signal.predict"
-    report = "blockyard.tasks.signal.report"
+
+    def report(self) -> SignalParts:
+        from blockyard.tasks.signal.report import SignalParts
+
+        return SignalParts()
+
+    def classify(self, trained: Any, file: Path, options: ClassifyOptions) -> list[dict[str, Any]]:
+        from blockyard.tasks.signal.predict import classify
+
+        return classify(trained, file, options)
 
     def load_data(self, data: SignalDataConfig, model: SignalConfig) -> SignalData:
         if model.condition == "snr" and data.path is not None:
