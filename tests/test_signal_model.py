@@ -23,10 +23,10 @@ from blockyard.tasks.settings import as_groups, resolve
 from blockyard.tasks.signal.bound import log_likelihoods
 from blockyard.tasks.signal.condition import WAVES, SnrModulation
 from blockyard.tasks.signal.generator import SignalDataConfig
-from blockyard.tasks.signal.model import OnParts, SignalConfig, SignalTransformer
+from blockyard.tasks.signal.model import OnParts, SignalConfig, SignalTransformer, predict
 from blockyard.tasks.signal.modulations import USUAL
 from blockyard.tasks.signal.report import SignalParts
-from blockyard.tasks.signal.task import SignalData, SignalTask, predict, signal_figures
+from blockyard.tasks.signal.task import SignalData, SignalTask, signal_figures
 from blockyard.training.config import TrainConfig
 
 Done = namedtuple("Done", "status out err")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from blockyard.errors import InputError
 from blockyard.protocol.training import TrainingHook
 from blockyard.vein.ffn import Guide
 from blockyard.vein.guide import attach_guides, drop_guides, guide_share, set_guide_share
-from blockyard.vein.options import VeinTraining
 from blockyard.vein.projector import VeinProjector
 from blockyard.vein.training import VeinSchedule, vein_blocks
+
+if TYPE_CHECKING:
+    from blockyard.vein.options import VeinTraining
 
 
 class VeinHook(TrainingHook):

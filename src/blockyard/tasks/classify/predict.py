@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from blockyard.errors import InputError
+from blockyard.tasks.classify.data import Documents, TextAssets
+from blockyard.tasks.classify.model import TextClassifier
 
 if TYPE_CHECKING:
     from blockyard.tasks.kind import ClassifyOptions
@@ -19,7 +24,6 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> list[dic
         InputError: for a file that cannot be read or a row without text, naming file and row.
     """
     from blockyard.tasks.classify.reader import read_rows
-    from blockyard.tasks.classify.task import probabilities_of
     from blockyard.tasks.kind import likeliest
 
     if options.snr is not None:
@@ -39,4 +43,20 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> list[dic
         if row.label is not None:
             entry["label"] = row.label
         found.append(entry | {"is": likeliest(values, assets.labels, options.top)})
+    return found
+
+
+def probabilities_of(
+    model: TextClassifier, assets: TextAssets, texts: Sequence[str], batch_size: int
+) -> list[list[float]]:
+    """The probability of every class for each text."""
+    config = model.config
+    documents = Documents(texts, assets.tokenizer, config.context * config.chunks)
+    found: list[list[float]] = []
+    with torch.no_grad():
+        for start in range(0, len(texts), batch_size):
+            chosen = range(start, min(start + batch_size, len(texts)))
+            batch = documents.padded(chosen, config.context, config.chunks)
+            logits = model(batch["input_ids"], padding_mask=needed(batch["padding_mask"])).logits
+            found += logits.float().softmax(-1).tolist()
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from blockyard.models.seeding import seeded
 from blockyard.tasks.classify.config import LabelledConfig
-from blockyard.tasks.classify.data import Documents, LabelledData, TextAssets, load_labelled
+from blockyard.tasks.classify.data import LabelledData, TextAssets, load_labelled
 from blockyard.tasks.classify.model import EncoderConfig, TextClassifier
 from blockyard.tasks.kind import ClassifyOptions, Quality, Run, TaskKind, register_task
 from blockyard.training.auxiliary import with_auxiliary
@@ -98,22 +97,6 @@ def macro_f1(confusion: Tensor) -> float:
     total = (confusion.sum(0) + confusion.sum(1)).double()
     seen = total > 0
     return float((2 * right[seen] / total[seen]).mean())
-
-
-def probabilities_of(
-    model: TextClassifier, assets: TextAssets, texts: Sequence[str], batch_size: int
-) -> list[list[float]]:
-    """The probability of every class for each text."""
-    config = model.config
-    documents = Documents(texts, assets.tokenizer, config.context * config.chunks)
-    found: list[list[float]] = []
-    with torch.no_grad():
-        for start in range(0, len(texts), batch_size):
-            chosen = range(start, min(start + batch_size, len(texts)))
-            batch = documents.padded(chosen, config.context, config.chunks)
-            logits = model(batch["input_ids"], padding_mask=needed(batch["padding_mask"])).logits
-            found += logits.float().softmax(-1).tolist()
-    return found
 
 
 @register_task

@@ -190,6 +190,8 @@ class OnParts(nn.Module):
             self.block.zero_init_output()
 
 
+# Frames of one forward pass when a model is examined.
+_ROWS = 512
 # Highest frequency that a real stem starts with, in radians per unit of amplitude: levels 0.5 apart are told apart.
 MOST_RADIANS = 12.0
 
@@ -339,3 +341,19 @@ class SignalTransformer(Trunk, ComplexModule):
         head = Cost(sum(p.numel() for p in self.head.parameters()), linear_flops(rows, shape))
         told = sum((m.cost() for m in (self.stem_snr, self.head_snr) if m is not None), Cost())
         return self.stem.cost(length) + self.blocks_cost(length) + head + told
+
+
+def predict(model: nn.Module, iq: Tensor, snr: Tensor | None = None) -> Tensor:
+    """Logits of frames [n, length], on the CPU; `snr` [n] in dB for a model that is told it."""
+    device = next(model.parameters()).device
+    # Written into one tensor: small results kept among the large ones of each pass would fragment the heap, which
+    # then grows with every pass, to gigabytes.
+    found: Tensor | None = None
+    for start in range(0, len(iq), _ROWS):
+        rows = slice(start, start + _ROWS)
+        logits = model(iq[rows].to(device), snr=None if snr is None else snr[rows].to(device)).logits
+        if found is None:
+            found = torch.empty(len(iq), *logits.shape[1:])
+        found[start : start + len(logits)] = logits
+    assert found is not None
+    return found

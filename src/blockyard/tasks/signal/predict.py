@@ -20,7 +20,7 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> list[dic
 
     from blockyard.tasks.kind import likeliest
     from blockyard.tasks.signal.files import frames_of, read_iq
-    from blockyard.tasks.signal.task import predict
+    from blockyard.tasks.signal.model import predict
 
     model, assets, run = trained
     frames = frames_of(read_iq(file), assets.length, file)

@@ -20,7 +20,7 @@ from blockyard.tasks.kind import ClassifyOptions, Quality, Run, TaskKind, regist
 from blockyard.tasks.signal.bound import maximum_likelihood_bound
 from blockyard.tasks.signal.files import RecordedSignals
 from blockyard.tasks.signal.generator import Frames, GeneratedSignals, SignalDataConfig
-from blockyard.tasks.signal.model import SignalConfig, SignalTransformer
+from blockyard.tasks.signal.model import SignalConfig, SignalTransformer, predict
 from blockyard.tasks.signal.modulations import constellation
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 ASSETS = "signal.json"
 # Frames shown of each modulation in a report, and samples of each.
 _SHOWN = 400
-# Frames of one forward pass when a model is examined.
-_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -260,22 +258,6 @@ def signal_figures(config: SignalDataConfig, data: SignalData, model: SignalTran
         if has_bound(config):
             bound = maximum_likelihood(config.classes, config.length, config.snr_grid)
             found["bound"] = {"accuracy": list(bound.accuracy), "frames": bound.frames, "coherent": bound.coherent}
-    return found
-
-
-def predict(model: nn.Module, iq: Tensor, snr: Tensor | None = None) -> Tensor:
-    """Logits of frames [n, length], on the CPU; `snr` [n] in dB for a model that is told it."""
-    device = next(model.parameters()).device
-    # Written into one tensor: small results kept among the large ones of each pass would fragment the heap, which
-    # then grows with every pass, to gigabytes.
-    found: Tensor | None = None
-    for start in range(0, len(iq), _ROWS):
-        rows = slice(start, start + _ROWS)
-        logits = model(iq[rows].to(device), snr=None if snr is None else snr[rows].to(device)).logits
-        if found is None:
-            found = torch.empty(len(iq), *logits.shape[1:])
-        found[start : start + len(logits)] = logits
-    assert found is not None
     return found
 
 
