@@ -254,3 +254,8 @@ def _digest(text: str) -> bytes:
 
 def _pieces(rows: Sequence[Row]) -> Pieces:
     return joined([row.text] for row in rows)
+
+
+def needed(padding_mask: Tensor) -> Tensor | None:
+    """The mask, or None when nothing is padding: mixers have faster ways without one."""
+    return None if bool(padding_mask.all()) else padding_mask

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from blockyard.errors import InputError
-from blockyard.tasks.classify.data import Documents, TextAssets
+from blockyard.tasks.classify.data import Documents, TextAssets, needed
 from blockyard.tasks.classify.model import TextClassifier
 
 if TYPE_CHECKING:

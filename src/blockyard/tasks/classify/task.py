@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from blockyard.models.seeding import seeded
 from blockyard.tasks.classify.config import LabelledConfig
-from blockyard.tasks.classify.data import LabelledData, TextAssets, load_labelled
+from blockyard.tasks.classify.data import LabelledData, TextAssets, load_labelled, needed
 from blockyard.tasks.classify.model import EncoderConfig, TextClassifier
 from blockyard.tasks.kind import ClassifyOptions, Quality, Run, TaskKind, register_task
 from blockyard.training.auxiliary import with_auxiliary
@@ -69,11 +69,6 @@ class ClassifyTask:
     def save_assets(self, folder: Path) -> None:
         """The tokenizer and the labels."""
         self.data.assets.save(folder)
-
-
-def needed(padding_mask: Tensor) -> Tensor | None:
-    """The mask, or None when nothing is padding: mixers have faster ways without one."""
-    return None if bool(padding_mask.all()) else padding_mask
 
 
 def score(model: nn.Module, data: LabelledData, batch_size: int, limit: int | None) -> tuple[float, Tensor]:
