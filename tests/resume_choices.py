@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from blockyard import list_attention, list_ffn
+from blockyard.registry.builtin import TASKS
 from blockyard.registry.register import Kind, implementation
-from blockyard.tasks.kind import BUILTIN
 from price_fixtures import ohlcv, write
 
 OPTIMIZERS = ("muon", "adamw")
@@ -47,7 +47,7 @@ def choices() -> dict[str, dict[str, Any]]:
             pair = COMPLEX if is_complex else {"attn": {"impl": "standard"}, "ffn": {"impl": "relu2"}}
             found[f"{side}-{name}"] = {"task": "signal" if is_complex else "lm", **pair, side: {"impl": name}}
     found |= {name: {"task": "lm", **groups} for name, groups in SCHEDULES.items()}
-    return found | {f"task-{name}": {"task": name} for name in BUILTIN if name != "lm"}
+    return found | {f"task-{name}": {"task": name} for name in TASKS if name != "lm"}
 
 
 def everything() -> list[tuple[str, str]]:

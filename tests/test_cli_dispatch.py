@@ -12,7 +12,7 @@ from blockyard.cli import main
 from blockyard.cli.finding import command_names, load_command
 from blockyard.cli.parser import Parser, underscored
 from blockyard.errors import InputError
-from blockyard.tasks.kind import BUILTIN
+from blockyard.registry.builtin import TASKS
 from cli_helpers import error_of
 
 
@@ -71,7 +71,7 @@ def test_missing_second_word_is_told_what_there_is(capsys: pytest.CaptureFixture
     # Every task that is added has its command.
     told = error_of(capsys, "train")
     assert told.startswith("'train' needs to know what: blockyard train ")
-    assert all(f"blockyard train {task}" in told for task in BUILTIN)
+    assert all(f"blockyard train {task}" in told for task in TASKS)
 
 
 def test_unexpected_word_is_named(capsys: pytest.CaptureFixture[str]) -> None:

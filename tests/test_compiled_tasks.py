@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from blockyard.tasks.kind import BUILTIN
+from blockyard.registry.builtin import TASKS
 from blockyard.tasks.run import train
 from blockyard.training.compilation import compiler_missing
 from price_fixtures import ohlcv, write
@@ -89,17 +89,17 @@ def check(task: str, folder: Path, **changed: dict[str, Any]) -> None:
 
 
 def test_every_built_in_task_is_trained_here() -> None:
-    assert set(SMALL) == set(BUILTIN)
+    assert set(SMALL) == set(TASKS)
 
 
 @pytest.mark.usefixtures("without_kernels")
-@pytest.mark.parametrize("task", BUILTIN)
+@pytest.mark.parametrize("task", TASKS)
 def test_graphs_of_every_task_train_as_eager_code_does(task: str, tmp_path: Path) -> None:
     check(task, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", BUILTIN)
+@pytest.mark.parametrize("task", TASKS)
 def test_kernels_of_every_task_train_as_eager_code_does(task: str, tmp_path: Path) -> None:
     check(task, tmp_path)
 

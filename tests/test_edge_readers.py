@@ -31,10 +31,10 @@ from blockyard.compare.plan import State
 from blockyard.compare.runs import read_metrics
 from blockyard.errors import InputError
 from blockyard.files import parse_json
+from blockyard.registry.builtin import TASKS
 from blockyard.registry.yamlfile import read_yaml
 from blockyard.report.write import load_report
 from blockyard.tasks.classify.reader import read_rows
-from blockyard.tasks.kind import BUILTIN
 from blockyard.tasks.price.calibrate import Calibration
 from blockyard.tasks.price.data.reader import read_prices
 from blockyard.tasks.run import load_run, read_run, train
@@ -156,9 +156,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny run of every task."""
     folder = tmp_path_factory.mktemp("runs")
     harmless = inputs(tmp_path_factory.mktemp("inputs"))
-    for task in BUILTIN:
+    for task in TASKS:
         train(groups_of(task, harmless, folder / "cache"), folder / task, task=task)
-    return {task: folder / task for task in BUILTIN}
+    return {task: folder / task for task in TASKS}
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +205,7 @@ def generated(strategy: Any, body: Callable[[bytes], None], count: int) -> None:
 
 FORMS = [pytest.param(QUICK, id="quick"), pytest.param(FULL, id="full", marks=pytest.mark.slow)]
 # Most of the contents go to single files, the others to those of run folders, which take longer.
-SHARE, RUNS_SHARE = 5 * len(FILES) // 4, 5 * len(BUILTIN)
+SHARE, RUNS_SHARE = 5 * len(FILES) // 4, 5 * len(TASKS)
 
 
 @pytest.mark.parametrize("count", FORMS)
@@ -230,7 +230,7 @@ def test_a_reader_reads_or_refuses(kind: str, count: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("count", FORMS)
-@pytest.mark.parametrize("task", BUILTIN)
+@pytest.mark.parametrize("task", TASKS)
 def test_a_run_folder_loads_or_is_refused(
     task: str, count: int, made: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,8 +1,8 @@
 """What a subcommand is: a name, a line about it, its arguments and what it does.
 
-A further subcommand is one file in `commands/`: `train_lm.py` holds `COMMAND` and is reached as `blockyard train lm`.
-The file imports torch inside its functions only, so that the overview can read its summary for nothing. `train`,
-`compare` and `tune` also know the tasks that plug-ins register, without a file.
+A further subcommand is one file in `commands/`: `bench_decode.py` holds `COMMAND` and is reached as
+`blockyard bench decode`. The file imports torch inside its functions only, so that the overview can read its summary
+for nothing. `train`, `compare` and `tune` know every task without a file (words for the overview: `task_words.py`).
 """
 
 from __future__ import annotations

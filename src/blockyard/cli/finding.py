@@ -1,6 +1,6 @@
-"""Finding the command that words name: files in `commands/`, and the tasks that plug-ins register.
+"""Finding the command that words name: files in `commands/`, and `train`, `compare` and `tune` of every task.
 
-The overview and the search read file names alone; a command's file is imported when its line or the command is needed.
+The overview and the search read names alone; a command's file is imported when its line or the command is needed.
 """
 
 from __future__ import annotations
@@ -10,25 +10,35 @@ import pkgutil
 
 from blockyard.cli import commands
 from blockyard.cli.command import Command
+from blockyard.cli.task_words import TASK_WORDS, Words
 from blockyard.errors import InputError, suggest
+from blockyard.registry.builtin import TASKS
 
-# Commands that a task registered by a plug-in has, too.
+# Commands that every task has.
 TASK_VERBS = ("train", "compare", "tune")
+# The place of a task without words in the overview.
+LAST = 38
 
 
 def command_names() -> list[str]:
-    """The names of all commands, read from the file names: nothing is imported."""
-    return sorted(module.name.replace("_", " ") for module in pkgutil.iter_modules(commands.__path__))
+    """The names of all commands but those of tasks that plug-ins register; no command is imported."""
+    own = {f"{verb} {task}" for verb in TASK_VERBS for task in TASKS}
+    return sorted(own | _with_a_file())
+
+
+def _with_a_file() -> set[str]:
+    return {module.name.replace("_", " ") for module in pkgutil.iter_modules(commands.__path__)}
 
 
 def load_command(name: str) -> Command:
-    """Import the one file that holds the command; a registered task needs none."""
-    if name not in command_names():
+    """Import the one file that holds the command, or make that of a task."""
+    if name not in _with_a_file():
         from blockyard.cli import tasks, tuning
 
         verb, task = name.split()
         makers = {"train": tasks.train_command, "compare": tasks.compare_command, "tune": tuning.tune_command}
-        return makers[verb](task, f"{verb} the task {task!r} of a plug-in")
+        words = TASK_WORDS.get(name) or Words(f"{verb} the task {task!r}", LAST, "")
+        return makers[verb](task, words.summary, order=words.order, example=words.example)
     module = importlib.import_module(f"{commands.__name__}.{name.replace(' ', '_')}")
     command: Command = module.COMMAND
     return command

@@ -1,4 +1,4 @@
-"""`train TASK` and `compare TASK` for every kind of task: the command files are one line each."""
+"""`train TASK` and `compare TASK` for every kind of task."""
 
 from __future__ import annotations
 

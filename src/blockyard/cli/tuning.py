@@ -1,4 +1,4 @@
-"""`tune TASK` for every kind of task: the command files are one line each."""
+"""`tune TASK` for every kind of task."""
 
 from __future__ import annotations
 

@@ -13,12 +13,11 @@ from functools import partial
 from typing import Any
 
 from blockyard.errors import InputError
+from blockyard.registry.builtin import COMPLEX_FFN
 from blockyard.registry.options import check_options, unknown_option
 from blockyard.registry.register import Kind, implementation, member_options, names, owners, unfold_members
 
 DEFAULT_FFN = "swiglu"
-# The one of a complex mixer, which no real FFN fits.
-COMPLEX_FFN = "complex_swiglu"
 # More layers than any model has; a slip of the finger must not fill the memory.
 MOST_REPEATS = 10_000
 

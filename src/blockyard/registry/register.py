@@ -17,38 +17,12 @@ from typing import Any, Literal, TypeVar, overload
 
 from blockyard.errors import InputError, suggest
 from blockyard.machine.launch import is_first
+from blockyard.registry.builtin import BUILTIN, TRAINING, Kind
 from blockyard.registry.options import Option, check_options, options_of
 
-Kind = Literal["attn", "ffn", "block"]
 KIND_WORDS: dict[str, str] = {"attn": "attention", "ffn": "FFN", "block": "block"}
 
-# Where the built-in names live. They are imported on first use, so that listing names costs no torch.
-BUILTIN: dict[Kind, dict[str, str]] = {
-    "attn": {
-        "standard": "blockyard.standard.attention",
-        "mla": "blockyard.latent.attention",
-        "tva": "blockyard.vein.attention",
-        "complex": "blockyard.complex.attention",
-        "spectral": "blockyard.spectral.mixer",
-    },
-    "ffn": {
-        "standard": "blockyard.standard.dense",
-        "swiglu": "blockyard.standard.gated",
-        "glu": "blockyard.standard.gated",
-        "relu2": "blockyard.standard.dense",
-        "vft": "blockyard.vein.ffn",
-        "complex_swiglu": "blockyard.complex.ffn",
-        "moe": "blockyard.moe.mixture",
-    },
-    "block": {"tva+vft": "blockyard.vein.block"},
-}
 ENTRY_POINT_GROUPS: dict[str, Kind] = {"blockyard.attention": "attn", "blockyard.ffn": "ffn"}
-
-# Options of training that systems add to the group `train`, each a dataclass that costs no torch.
-TRAINING: dict[str, str] = {
-    "spectral": "blockyard.spectral.options:SpectralTraining",
-    "vein": "blockyard.vein.options:VeinTraining",
-}
 
 # What the model decides, never an option group: passed to a constructor that names it.
 MODEL_PARAMETERS = ("d_model", "n_heads", "causal", "is_causal", "rope_theta", "dropout")

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from blockyard.errors import InputError, suggest
+from blockyard.registry.builtin import TASKS
 from blockyard.registry.register import broken_plugin
 
 if TYPE_CHECKING:
@@ -28,13 +29,6 @@ if TYPE_CHECKING:
     from blockyard.training.config import TrainConfig
     from blockyard.training.task import Task
 
-BUILTIN = {
-    "lm": "blockyard.tasks.lm.task",
-    "price": "blockyard.tasks.price.task",
-    "signal": "blockyard.tasks.signal.task",
-    "recall": "blockyard.tasks.recall.task",
-    "classify": "blockyard.tasks.classify.task",
-}
 ENTRY_POINTS = "blockyard.tasks"
 DEFAULT = "lm"
 
@@ -283,7 +277,7 @@ def register_task(cls: K) -> K:
     known = _registered.get(name)
     # The same class registered again is a module reload, not a clash.
     again = known is not None and _place(type(known)) == _place(cls)
-    if (known is not None and not again) or BUILTIN.get(name, cls.__module__) != cls.__module__:
+    if (known is not None and not again) or TASKS.get(name, cls.__module__) != cls.__module__:
         raise InputError(f"task name {name!r} is already registered; choose another name")
     _registered[name] = cls()
     return cls
@@ -296,7 +290,7 @@ def _place(cls: type) -> tuple[str, str]:
 def task_names() -> list[str]:
     """All known tasks: built in, installed and decorated."""
     installed = [point.name for point in metadata.entry_points(group=ENTRY_POINTS)]
-    return list(dict.fromkeys([*BUILTIN, *installed, *_registered]))
+    return list(dict.fromkeys([*TASKS, *installed, *_registered]))
 
 
 def task_kind(name: str) -> TaskKind[Any, Any, Any]:
@@ -305,8 +299,8 @@ def task_kind(name: str) -> TaskKind[Any, Any, Any]:
     Raises:
         InputError: for an unknown name, with the nearest known one, or an installed one that cannot be imported.
     """
-    if name not in _registered and name in BUILTIN:
-        importlib.import_module(BUILTIN[name])
+    if name not in _registered and name in TASKS:
+        importlib.import_module(TASKS[name])
     if name not in _registered:
         for point in metadata.entry_points(group=ENTRY_POINTS):
             if point.name == name:
