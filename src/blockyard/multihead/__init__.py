@@ -1,5 +1,17 @@
 """The interface of `nn.MultiheadAttention` over any mixer."""
 
-from blockyard.multihead.attention import MultiheadAttention
+from __future__ import annotations
 
-__all__ = ["MultiheadAttention"]
+from typing import TYPE_CHECKING
+
+from blockyard.names import exports
+
+if TYPE_CHECKING:
+    from blockyard.multihead.attention import MultiheadAttention as MultiheadAttention
+else:
+    __all__ = exports(
+        __name__,
+        {
+            "attention": "MultiheadAttention",
+        },
+    )

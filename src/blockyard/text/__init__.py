@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from blockyard.names import exports
 
 if TYPE_CHECKING:
-    from blockyard.text.batches import TextData
-    from blockyard.text.bpe import BPETokenizer
-    from blockyard.text.config import TextDataConfig
-    from blockyard.text.load import load_text
-    from blockyard.text.saved import load_tokenizer
-    from blockyard.text.tokenizer import ByteTokenizer, Tokenizer
-
-# Read lazily: the command line needs TextDataConfig without paying for numpy.
-_HOME = {
-    "BPETokenizer": "bpe",
-    "ByteTokenizer": "tokenizer",
-    "TextData": "batches",
-    "TextDataConfig": "config",
-    "Tokenizer": "tokenizer",
-    "load_text": "load",
-    "load_tokenizer": "saved",
-}
-
-__all__ = [
-    "BPETokenizer",
-    "ByteTokenizer",
-    "TextData",
-    "TextDataConfig",
-    "Tokenizer",
-    "load_text",
-    "load_tokenizer",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"blockyard.text.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from blockyard.text.batches import TextData as TextData
+    from blockyard.text.bpe import BPETokenizer as BPETokenizer
+    from blockyard.text.config import TextDataConfig as TextDataConfig
+    from blockyard.text.load import load_text as load_text
+    from blockyard.text.saved import load_tokenizer as load_tokenizer
+    from blockyard.text.tokenizer import ByteTokenizer as ByteTokenizer
+    from blockyard.text.tokenizer import Tokenizer as Tokenizer
+else:
+    __all__ = exports(
+        __name__,
+        {
+            "batches": "TextData",
+            "bpe": "BPETokenizer",
+            "config": "TextDataConfig",
+            "load": "load_text",
+            "saved": "load_tokenizer",
+            "tokenizer": "ByteTokenizer Tokenizer",
+        },
+    )

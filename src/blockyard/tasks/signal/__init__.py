@@ -1,1 +1,39 @@
-"""tasks/signal."""
+"""Radio signals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockyard.names import exports
+
+if TYPE_CHECKING:
+    from blockyard.tasks.signal.bound import Bound as Bound
+    from blockyard.tasks.signal.bound import maximum_likelihood_bound as maximum_likelihood_bound
+    from blockyard.tasks.signal.files import RecordedSignals as RecordedSignals
+    from blockyard.tasks.signal.files import frames_of as frames_of
+    from blockyard.tasks.signal.files import read_iq as read_iq
+    from blockyard.tasks.signal.generator import Frames as Frames
+    from blockyard.tasks.signal.generator import GeneratedSignals as GeneratedSignals
+    from blockyard.tasks.signal.generator import SignalDataConfig as SignalDataConfig
+    from blockyard.tasks.signal.generator import SignalGenerator as SignalGenerator
+    from blockyard.tasks.signal.model import SignalConfig as SignalConfig
+    from blockyard.tasks.signal.model import SignalOutput as SignalOutput
+    from blockyard.tasks.signal.model import SignalTransformer as SignalTransformer
+    from blockyard.tasks.signal.modulations import MODULATIONS as MODULATIONS
+    from blockyard.tasks.signal.modulations import constellation as constellation
+    from blockyard.tasks.signal.modulations import parse_modulations as parse_modulations
+    from blockyard.tasks.signal.task import Signal as Signal
+    from blockyard.tasks.signal.task import SignalTask as SignalTask
+    from blockyard.tasks.signal.task import predict as predict
+else:
+    __all__ = exports(
+        __name__,
+        {
+            "bound": "Bound maximum_likelihood_bound",
+            "files": "RecordedSignals frames_of read_iq",
+            "generator": "Frames GeneratedSignals SignalDataConfig SignalGenerator",
+            "model": "SignalConfig SignalOutput SignalTransformer",
+            "modulations": "MODULATIONS constellation parse_modulations",
+            "task": "Signal SignalTask predict",
+        },
+    )
