@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import os
 import pkgutil
 import re
@@ -281,3 +282,22 @@ def test_the_changelog_has_every_moved_path():
         assert f"| `{old}` | `{new}` |" in text
     for old, new in moved.MOVED_PACKAGES.items():
         assert f"| `{old}` | `{new}` |" in text
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_map_of_a_package_names_files_that_are_there(package: str):
+    text = ast.get_docstring(init_of(package)) or ""
+    folder = SOURCE.joinpath(*package.split(".")[1:])
+    for file in re.findall(r"[\w/-]+\.(?:py|css|md|yaml)\b", text):
+        assert any((place / file).is_file() for place in (folder, SOURCE, ROOT)), f"{package}: {file}"
+    for path in re.findall(r"(?<![\w.])blockyard(?:\.[a-z_]+)+", text):
+        home, _, name = path.rpartition(".")
+        if path not in ("blockyard.attention", "blockyard.ffn"):  # groups of entry points
+            assert hasattr(importlib.import_module(home), name) or importlib.util.find_spec(path), f"{package}: {path}"
+
+
+@pytest.mark.parametrize("package", FACES)
+def test_every_wing_has_a_map_with_its_page(package: str):
+    text = ast.get_docstring(init_of(package)) or ""
+    assert 12 <= len(text.splitlines()) <= 40
+    assert re.search(r"docs/[\w-]+\.md", text), f"{package} does not say where its figures are"

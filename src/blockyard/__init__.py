@@ -1,6 +1,15 @@
 """A yard of interchangeable Transformer blocks: one protocol, honest comparisons.
 
-Importing the package is cheap: names are resolved when they are first used (PEP 562).
+    from blockyard import LMConfig, TransformerLM, get_attention
+    from blockyard.vein import VFTBlock                    # each system, task and tool has a package of its own
+
+    systems   standard, latent, vein, spectral, complex, moe
+    core      registry (names and options), protocol (mixer, FFN, block, cache), nn, models, multihead
+    use       generation, conformance, text, training, tasks (lm, classify, recall, signal, price)
+    tools     compare, tune, bench, report, claims, cli; compat has the source documents' own names
+
+Each package's docstring is its map. Importing one is cheap: names are resolved when they are first used (PEP 562). All
+public names: docs/api.md; how the house is built: docs/architecture.md.
 """
 
 from __future__ import annotations

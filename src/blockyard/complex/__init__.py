@@ -1,4 +1,29 @@
-"""Complex-valued blocks."""
+"""Complex-valued blocks: turning the input by an angle turns the output by the same angle, f(e^{ia}x) = e^{ia}f(x).
+
+    attention   s = q kᴴ / √d;  score=real: softmax(Re s) v, which is scaled dot-product attention over pairs of real
+                and imaginary parts; magnitude, phase and split use |s|, |s| and its angle, Re s and Im s apart
+    FFN         W₂ (u ⊙ m·σ(m + b)), u = W₃x, m = √(|W₁x|² + ε): a real gate on a complex value
+    norms       z / √(mean |z|² + ε) · γ and two others; modReLU: ReLU(|z| + b) · z / |z|
+
+Parameters are stored as real pairs [..., 2], activations are complex64: optimizers, safetensors and casts then work.
+From the complex-block document.
+
+Files, in reading order:
+
+    linear.py      ComplexLinear, ComplexModule, to_pairs, from_pairs: the storage, and the product in its three forms
+    planes.py      the product by three real ones instead of four (Gauss)
+    norms.py       the norms and ModReLU
+    scores.py      the four scores; heads.py: queries and keys normalised, scaled and turned in one pass
+    attention.py   ComplexAttention ("complex")
+    ffn.py         ComplexSwiGLU ("complex_swiglu")
+    dual.py        DualStreamBlock: two sequences, the first attending to the second
+    symmetry.py    check_equivariance and the table of `blockyard symmetry`: which options keep the symmetry, measured
+
+Use it where data carry an arbitrary phase that training examples do not cover, or where the output should turn with the
+input. Not where the phase is known and tells something, and not for accuracy alone: real blocks are faster.
+
+Which options keep the symmetry, costs and figures: docs/complex.md; on radio signals: docs/signals.md.
+"""
 
 from __future__ import annotations
 

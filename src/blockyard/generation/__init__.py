@@ -1,4 +1,25 @@
-"""Text from a trained language model: sampling, streaming, stopping, beams, drafts."""
+"""Text from a trained language model: sampling, streaming, stopping, beams, drafts.
+
+    logits -> repetition penalty -> temperature -> top-k, top-p, min-p -> a draw with the row's own seed
+    drafts: a proposal x is kept with probability min(1, p(x) / q(x)), otherwise replaced by a draw from max(p − q, 0)
+
+A row of a batch is token for token what it is alone, whoever stands beside it. A draft changes time, never the
+distribution.
+
+Files, in reading order:
+
+    sampling.py      SamplingConfig, and every filter as a small function on [B, V]
+    decode.py        the prompt read once, in chunks, then a token per row and step, with the mixers' own caches
+    stream.py        generate, generate_batch, generate_text: what is certain, as soon as it is
+    text.py          no half characters, and nothing from a stop string on
+    beam.py          beam_search: the most probable continuations
+    speculative.py   a small model proposes, the model checks several tokens in one pass
+
+Use generate_text for one prompt, generate_batch for many, beam_search where the most probable text is wanted, a draft
+where it is several times faster than the model and often right.
+
+What a token costs, and when a draft pays: docs/decoding.md.
+"""
 
 from __future__ import annotations
 

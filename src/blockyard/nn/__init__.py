@@ -1,4 +1,30 @@
-"""What two wings or more compute with; it knows no block."""
+"""What two wings or more compute with: layers and operations that know no mixer, no FFN and no model.
+
+    attend(q, k, v, …) = softmax(q kᵀ · scale + mask) v, by the kernel that suits length and type
+    RMSNorm: x / √(mean x² + ε) · g        rotary: feature pairs turned by position · θ^(−j/d)
+
+Files, in reading order:
+
+    linear.py           Linear, Embedding: the maps and their initialisation
+    norms.py            RMSNorm, LayerNorm, with hand-written passes in eager mode
+    rotary.py           rotary positions in both pairings; convert_layout turns weights of one into the other
+    attention.py        attend: SDPA, plain products, sliding windows; scores in float32 at least
+    attention_masks.py  causality, padding, windows and the caller's own mask as one
+    thin_attention.py   causal attention of heads a few numbers wide, on a CPU
+    fused.py            thin products that read the residual stream and add to it
+    dropout.py          dropout whose mask is a function of (seed, step, sample)
+    roles.py            what a parameter is to the optimizer: modules say it, roles(model) collects it
+    derivatives.py      hand-written passes beside their plain formula, for second derivatives and torch.func
+    finite.py           numbers that are not finite, refused where they would spread unseen
+    stamp.py            whether tensors are still what they were when something was made of them
+    parity.py           whether an imported module computes what its original does
+    uncompiled.py       a function run as written within compiled code; apart, since importing it costs the compiler
+
+Use these in a block or a loop of your own: `roles` for optimizer groups, `HandWritten` for a pass of your own. A block
+of your own needs none of them.
+
+Which kernel when, and why: docs/standard.md; derivatives: docs/drop-in.md; hand-written passes: docs/architecture.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,28 @@
-"""The register: names of mixers, FFNs and paired blocks, and their options."""
+"""The register: names of mixers, FFNs and paired blocks, their traits, and options read from constructors.
+
+A constructor is a schema: its typed keyword parameters with defaults, described under `Args:`, are the options. The
+same check serves Python, YAML and the command line, so the errors are the same sentence.
+
+    @register_attn("mine")
+    class MyMixer(nn.Module):
+        def __init__(self, d_model: int, n_heads: int, decay: float = 0.9): ...
+
+    get_attention("mine", d_model=768, n_heads=12, decay=0.8)
+    "spectral*3/standard[window=256]+swiglu"    layers as data: a pattern that repeats over the depth
+
+Files, in reading order:
+
+    register.py   Traits, Entry; register_attn, register_ffn, register_block; get_*, list_*, *_class. The built-in names
+                  stand in one table and are imported on first use, so that listing them costs no torch
+    options.py    options_of reads them from a signature, check_options checks and converts what is given
+    pattern.py    layers as data: choices, patterns, LayerSpec
+    plugins.py    modules that a user names are imported; those that a file names, only when agreed to
+    yamlfile.py   settings files, with errors that name the line, written so that they read back
+
+Blocks are found by decorator, by `--plugin`, or by the entry points blockyard.attention and blockyard.ffn.
+
+A block of your own: docs/custom-blocks.md; what is imported when: docs/security.md.
+"""
 
 from __future__ import annotations
 

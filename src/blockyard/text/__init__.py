@@ -1,4 +1,27 @@
-"""Text in, token batches out: readers, tokenizers, a token cache, batches that depend on (seed, step) alone."""
+"""Text in, token batches out: readers, tokenizers, a token cache, batches that depend on (seed, step) alone.
+
+    files -> pieces of text -> token ids, encoded once into a memory-mapped file -> batch(seed, step)
+
+A batch is a pure function of seed and step, so there is nothing to save for an exact resume, and any number of ranks
+sees the same. Validation is the end of the text and does not depend on the seed.
+
+Files, in reading order:
+
+    config.py         TextDataConfig: which text, how it is cut into tokens
+    readers.py        text files, JSON Lines, parquet and folders as a stream of pieces
+    corpus.py         the default text: the source of Python's own standard library
+    tokenizer.py      what every tokenizer does; bytes as tokens
+    bpe.py            byte-level BPE; pretokens.py cuts its words, bpe_training.py learns merges, bpe_files.py reads and
+                      writes GPT-2's format
+    saved.py          a tokenizer from the folder it was saved into
+    tokens.py         encoded text on disk
+    load.py           load_text: from a configuration to tokens
+    batches.py        TextData: the two parts, and the batches cut from them
+
+The tasks lm and classify read text through it; use `load_text` for a loop of your own.
+
+Options: docs/training.md; what is read how: docs/security.md.
+"""
 
 from __future__ import annotations
 

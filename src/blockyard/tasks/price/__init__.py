@@ -1,4 +1,29 @@
-"""Price forecasting."""
+"""Price forecasting: windows of features in, the distribution of the return at each horizon out, baselines beside it.
+
+    target = log(close[t+h] / close[t]) ÷ (σ20 √h), σ20 the root mean square of the last 20 returns
+    skill  = 1 − pinball loss of the forecast ÷ that of the unconditional distribution before the test
+
+Everything in row t is known at the close of row t. Parts are split by date, and an origin whose label crosses a border
+belongs to none; scaling is fitted on training rows alone.
+
+Where to read, in this order:
+
+    data/            prices in, checked; features and targets; windows without leaks; the look-ahead check
+    model.py         PriceForecaster, with embedding.py (windows to tokens) and heads.py (quantiles, Student-t, point)
+    task.py          PriceForecasting, the kind; PriceTask
+    forecaster.py    a trained model, its calibration (calibrate.py) and a file's future as a table
+    baselines.py     eight forecasts that need no net
+    evaluate.py      scores (scores.py) with intervals (bootstrap.py) of any forecasts of the same origins
+    walk.py          walk-forward evaluation; backtest.py: what a forecast would have earned, with lag and costs
+    finish.py        what follows training: calibration, the test, plots
+    report.py        what a comparison adds, from summary.py; charts.py, tables.py: drawn and as text
+    presets.py       the price document's sizes
+
+It forecasts how far prices may move, about as well as EWMA and GARCH, and not which way. With less than a thousand rows
+use those.
+
+Files, leaks, figures and the document's errors: docs/prices.md; an example: examples/forecast_prices.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,24 @@
-"""Radio signals."""
+"""Radio signals: frames of complex samples in, the modulation of each frame (or every symbol in it) out.
+
+    y_n = e^{i(φ + 2πfn)} (h ∗ s)_n + noise,  s points of a constellation of unit mean power
+    bound: the likelihood of a modulation is Π_n mean_s exp(−|y_n − s|² / σ²); none does better than its largest
+
+Frames are made on the fly, every batch a function of (seed, step), or read from recordings.
+
+Files, in reading order:
+
+    modulations.py   how bits become points of the plane
+    generator.py     pulses, channel, noise: SignalGenerator; GeneratedSignals, the batches
+    files.py         npy, npz and SigMF recordings, cut into frames
+    bound.py         maximum_likelihood_bound: the accuracy that nobody can exceed, by Monte Carlo
+    model.py         SignalTransformer: a real or a complex stem, blocks, a head; condition.py tells it the SNR
+    task.py          Signal, the kind; SignalTask; predict, which gives logits of frames
+    report.py        what a comparison adds: accuracy over SNR beside the bound; predict.py: `blockyard classify`
+
+Complex blocks (blockyard.complex) answer alike for every phase; at a coherent receiver real ones do better.
+
+The generator, files, the bound and figures: docs/signals.md.
+"""
 
 from __future__ import annotations
 
