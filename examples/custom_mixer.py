@@ -8,7 +8,7 @@ from torch import nn
 
 from blockyard import LMConfig, Traits, TransformerLM, register_attn
 from blockyard.conformance import check
-from blockyard.protocol.mixer import check_input
+from blockyard.protocol import check_input
 
 
 @register_attn("decay", traits=Traits(causal=True, bidirectional=False))

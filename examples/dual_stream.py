@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.complex.dual import DualStreamBlock
-from blockyard.complex.linear import ComplexLinear, to_pairs
-from blockyard.tasks.signal.modulations import constellation
+from blockyard.complex import ComplexLinear, DualStreamBlock, to_pairs
+from blockyard.tasks.signal import constellation
 
 SYMBOLS, PILOT, SNR_DB = 24, 8, 12.0
 

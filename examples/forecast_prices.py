@@ -9,17 +9,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from blockyard.tasks.price.baselines import run_baselines
-from blockyard.tasks.price.data.config import PriceDataConfig
-from blockyard.tasks.price.data.leakage import lookahead
-from blockyard.tasks.price.data.reader import read_prices
-from blockyard.tasks.price.data.windows import PriceData
-from blockyard.tasks.price.forecaster import Forecaster, future_table
-from blockyard.tasks.price.model import PriceConfig
-from blockyard.tasks.price.summary import summarise
-from blockyard.tasks.price.tables import evaluation_table
-from blockyard.tasks.price.task import PriceTask
-from blockyard.training.config import TrainConfig
+from blockyard.tasks.price import (
+    Forecaster,
+    PriceConfig,
+    PriceData,
+    PriceDataConfig,
+    PriceTask,
+    evaluation_table,
+    future_table,
+    lookahead,
+    read_prices,
+    run_baselines,
+    summarise,
+)
+from blockyard.training import TrainConfig
 
 
 def simulated(rows: int = 1500) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from blockyard import LMConfig, TransformerLM
-from blockyard.nn.roles import roles
+from blockyard.nn import roles
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict]:

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.models.config import BlocksConfig
-from blockyard.models.seeding import seeded
-from blockyard.models.trunk import Trunk
-from blockyard.tasks.kind import Quality, TaskKind, register_task
+from blockyard.models import BlocksConfig, Trunk, seeded
+from blockyard.tasks import Quality, TaskKind, register_task
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,27 @@
 """A yard of interchangeable Transformer blocks: one protocol, honest comparisons.
 
-Importing the package is cheap: names are resolved when they are first used (PEP 562).
+    from blockyard import LMConfig, TransformerLM, get_attention
+    from blockyard.vein import VFTBlock                    # each system, task and tool has a package of its own
+
+    systems   standard, latent, vein, spectral, complex, moe
+    core      registry (names and options), protocol (mixer, FFN, block, cache), nn, models, multihead
+    use       generation, conformance, text, training, tasks (lm, classify, recall, signal, price)
+    tools     compare, tune, bench, report, claims, cli; compat has the source documents' own names
+
+Each package's docstring is its map. Importing one is cheap: names are resolved when they are first used (PEP 562). All
+public names: docs/api.md; how the house is built: docs/architecture.md.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from blockyard import moved
+from blockyard.names import exports
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "InputError": "blockyard.errors",
-    "LMConfig": "blockyard.models.lm",
-    "LayerSpec": "blockyard.registry.pattern",
-    "MultiheadAttention": "blockyard.multihead.attention",
-    "TransformerLM": "blockyard.models.lm",
-    "attention_class": "blockyard.registry.register",
-    "ffn_class": "blockyard.registry.register",
-    "get_attention": "blockyard.registry.register",
-    "get_ffn": "blockyard.registry.register",
-    "list_attention": "blockyard.registry.register",
-    "list_ffn": "blockyard.registry.register",
-    "register_attn": "blockyard.registry.register",
-    "register_block": "blockyard.registry.register",
-    "register_ffn": "blockyard.registry.register",
-    "Traits": "blockyard.registry.register",
-}
-__all__ = ["__version__", *_EXPORTS]
+moved.install()
 
 if TYPE_CHECKING:
     from blockyard.errors import InputError as InputError
@@ -45,13 +39,21 @@ if TYPE_CHECKING:
     from blockyard.registry.register import register_attn as register_attn
     from blockyard.registry.register import register_block as register_block
     from blockyard.registry.register import register_ffn as register_ffn
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'blockyard' has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+else:
+    __all__ = [
+        "__version__",
+        *exports(
+            __name__,
+            {
+                "errors": "InputError",
+                "models.lm": "LMConfig TransformerLM",
+                "multihead.attention": "MultiheadAttention",
+                "registry.pattern": "LayerSpec",
+                "registry.register": (
+                    "Traits attention_class ffn_class get_attention get_ffn list_attention list_ffn "
+                    "register_attn register_block register_ffn"
+                ),
+            },
+            moved.attribute,
+        ),
+    ]

@@ -1,1 +1,43 @@
-"""claims."""
+"""The claims of the source documents, one by one: what is said, how it is measured, what came out.
+
+    @claim("vein.parameters", document="vein-flow", line=556, says=…, claimed="1.5 M", how=…, cost="instant")
+    def parameters() -> Finding: ...
+
+Verdicts (holds, partly, false) follow from figures by rules, never from what is expected. Some claims are decided by
+counting, some by a stopwatch (ratios in turns, one thread), some by training small models over several seeds.
+
+Files, in reading order:
+
+    claim.py       Claim, Finding, @claim, and the rules of judging
+    collect.py     measures claims; as plain data, as a table, as docs/claims.md
+    keep.py        raw measurements kept in a file, so that an interruption loses none
+    basics.py, latent.py, vein.py, vein_rules.py, spectral.py, complex.py, prices.py       by counting and properties
+    timing.py, timing_vein.py, timing_spectral.py                                          by a stopwatch
+    training.py, training_tasks.py                                                         by training
+    memory.py      what a module keeps for its backward pass
+
+    blockyard claims --resume kept.json --page docs/claims.md
+
+The outcome: docs/claims.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockyard.names import exports
+
+if TYPE_CHECKING:
+    from blockyard.claims.claim import Claim as Claim
+    from blockyard.claims.claim import Finding as Finding
+    from blockyard.claims.collect import all_claims as all_claims
+    from blockyard.claims.collect import measure_claims as measure_claims
+    from blockyard.claims.collect import page as page
+else:
+    __all__ = exports(
+        __name__,
+        {
+            "claim": "Claim Finding",
+            "collect": "all_claims measure_claims page",
+        },
+    )

@@ -1,6 +1,25 @@
 """The `blockyard` command: subcommands in `commands/`, their options read from the classes that take them.
 
-Nothing here imports torch until a subcommand needs it, so that the overview stays instant.
+    words and a settings file -> option groups, checked as in Python -> the same call that a program would make
+
+Nothing here imports torch until a subcommand needs it, so that the overview stays instant. What a user can put right is
+one line on standard error and status 2; a fault of the program keeps its traceback.
+
+Files, in reading order:
+
+    app.py         the edge: from words to an exit status
+    command.py     what a subcommand is; finding.py, which one is meant
+    parser.py      argparse with the errors and help of this command; flat.py: options of a command without groups
+    settings.py    flags and help of the option groups, and their merging with a settings file
+    sources.py     where settings come from: --config, --plugin, --trust
+    tasks.py       train, compare and tune (tuning.py) of every task; benches.py, the benchmarks; price_files.py
+    console.py     streams of any encoding; table.py and prompts.py, what is printed and read
+    commands/      one file for each subcommand, with its name
+
+In a program use the calls behind it: `blockyard.tasks.train`, `blockyard.compare.compare`, `blockyard.tune.tune`,
+`blockyard.generation.generate_text`.
+
+What it promises about errors: docs/errors.md; its commands: README.md.
 """
 
 from __future__ import annotations

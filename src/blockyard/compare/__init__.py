@@ -1,1 +1,43 @@
-"""compare."""
+"""The comparison: block choices trained side by side at an equal budget, measured, and reported.
+
+    every choice   brought to the reference's parameters or FLOPs per token, trained on the same batches by the same
+                   recipe, stopped at the same tokens, seconds or FLOPs, over several seeds
+
+    report = compare("lm", CompareConfig(blocks="standard;tva+vft"), groups, "runs/choice")
+
+Files, in reading order:
+
+    compare.py     the whole path in one place
+    settings.py    CompareConfig: the terms
+    plan.py        every choice as a configuration and a number of steps; match.py: sizes; budget.py: steps
+    runs.py        runs advanced in turns, a slice of steps each, so that a slow hour falls on every choice alike
+    spread.py      the same in several processes: processes.py starts and stops them, worker.py is one
+    measure.py     speed, generation, cache bytes, peak memory (peak_memory.py, in a fresh process)
+    inside.py      what attention looks at; kernels.py: what filters learnt
+    failures.py    what goes wrong with one choice alone, kept for its author
+    live.py        what a person watching sees
+
+Every run is an ordinary run folder, so a comparison that is killed goes on where it was.
+
+Use it to choose a block for your own data, with `--seeds 3` at least: one seed has no interval and claims nothing.
+
+How it is made fair, and how to read it: docs/comparing.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockyard.names import exports
+
+if TYPE_CHECKING:
+    from blockyard.compare.compare import compare as compare
+    from blockyard.compare.settings import CompareConfig as CompareConfig
+else:
+    __all__ = exports(
+        __name__,
+        {
+            "compare": "compare",
+            "settings": "CompareConfig",
+        },
+    )

@@ -1,4 +1,4 @@
-"""The classes of the basics document under its names and constructor forms, thin over `blockyard.layers`.
+"""The classes of the basics document under its names and constructor forms, thin over `blockyard.nn`.
 
 One statement of the document does not hold. It rotates queries by e^{imθ} and keys by the conjugate, e^{−inθ}, and
 then takes the *real* dot product of the flattened parts. Re⟨q e^{imθ}, k e^{−inθ}⟩ with the inner product's own

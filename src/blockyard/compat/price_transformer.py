@@ -1,11 +1,11 @@
 """The price document's names and call forms (`from blockyard.compat.price_transformer import PriceTransformer, …`).
 
-Its attention is `blockyard.latent.attention.LatentAttention` with rope="full" and interleaved pairs. Three things are
+Its attention is `blockyard.latent.LatentAttention` with rope="full" and interleaved pairs. Three things are
 mended: the document leaves queries, keys and values as [B, T, H, d] in front of `scaled_dot_product_attention`, which
 would attend over heads; it has no output projection; and it uses a `v_dim` that it never sets.
 
 `PriceTransformer` is the document's layout alone: features in, ten numbers out. The one to forecast with is
-`blockyard.tasks.price.model.PriceForecaster`: it adds scaling, distributions and the patch layout. The presets'
+`blockyard.tasks.price.PriceForecaster`: it adds scaling, distributions and the patch layout. The presets'
 widths and the ten horizons are those of the same author's code; the document does not state them.
 """
 

@@ -1,1 +1,46 @@
-"""report."""
+"""Reports: from a record to pages. What is written and drawn comes from report.json alone; nothing is trained here.
+
+    A is called better than B only if Welch's 95 % interval of the difference over seeds, widened for the number of
+    choices (Bonferroni), excludes zero; otherwise no difference was shown
+
+Files, in reading order:
+
+    schema.py    the shape of report.json, as types
+    stats.py     means, intervals and differences over a handful of seeds
+    verdict.py   what the runs allow one to say, and in which words; still_learning.py: was the budget enough
+    reading.py   tables and sentences that both forms share; units.py: numbers as people read them
+    html.py      one self-contained page (report.css); text.py: Markdown and CSV
+    parts.py     Parts: what a task adds to a comparison and its report
+    chart.py     Chart, a figure; charts/ makes them; palette.py, render.py and svg.py draw them
+    write.py     write_report and load_report
+    shellwords.py   a command line as a person would type it
+
+    write_report(load_report("runs/choice"), "runs/choice")     # draw a report anew, after an update
+
+Fields and units: docs/report-schema.md; how to read a report: docs/comparing.md; pictures: docs/gallery.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockyard.names import exports
+
+if TYPE_CHECKING:
+    from blockyard.report.chart import Chart as Chart
+    from blockyard.report.parts import Parts as Parts
+    from blockyard.report.parts import Section as Section
+    from blockyard.report.parts import Table as Table
+    from blockyard.report.schema import Report as Report
+    from blockyard.report.write import load_report as load_report
+    from blockyard.report.write import write_report as write_report
+else:
+    __all__ = exports(
+        __name__,
+        {
+            "chart": "Chart",
+            "parts": "Parts Section Table",
+            "schema": "Report",
+            "write": "load_report write_report",
+        },
+    )

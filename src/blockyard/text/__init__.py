@@ -1,41 +1,51 @@
-"""Text in, token batches out: readers, tokenizers, a token cache, batches that depend on (seed, step) alone."""
+"""Text in, token batches out: readers, tokenizers, a token cache, batches that depend on (seed, step) alone.
+
+    files -> pieces of text -> token ids, encoded once into a memory-mapped file -> batch(seed, step)
+
+A batch is a pure function of seed and step, so there is nothing to save for an exact resume, and any number of ranks
+sees the same. Validation is the end of the text and does not depend on the seed.
+
+Files, in reading order:
+
+    config.py         TextDataConfig: which text, how it is cut into tokens
+    readers.py        text files, JSON Lines, parquet and folders as a stream of pieces
+    corpus.py         the default text: the source of Python's own standard library
+    tokenizer.py      what every tokenizer does; bytes as tokens
+    bpe.py            byte-level BPE; pretokens.py cuts its words, bpe_training.py learns merges, bpe_files.py reads and
+                      writes GPT-2's format
+    saved.py          a tokenizer from the folder it was saved into
+    tokens.py         encoded text on disk
+    load.py           load_text: from a configuration to tokens
+    batches.py        TextData: the two parts, and the batches cut from them
+
+The tasks lm and classify read text through it; use `load_text` for a loop of your own.
+
+Options: docs/training.md; what is read how: docs/security.md.
+"""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from blockyard.names import exports
 
 if TYPE_CHECKING:
-    from blockyard.text.batches import TextData
-    from blockyard.text.bpe import BPETokenizer
-    from blockyard.text.config import TextDataConfig
-    from blockyard.text.load import load_text
-    from blockyard.text.saved import load_tokenizer
-    from blockyard.text.tokenizer import ByteTokenizer, Tokenizer
-
-# Read lazily: the command line needs TextDataConfig without paying for numpy.
-_HOME = {
-    "BPETokenizer": "bpe",
-    "ByteTokenizer": "tokenizer",
-    "TextData": "batches",
-    "TextDataConfig": "config",
-    "Tokenizer": "tokenizer",
-    "load_text": "load",
-    "load_tokenizer": "saved",
-}
-
-__all__ = [
-    "BPETokenizer",
-    "ByteTokenizer",
-    "TextData",
-    "TextDataConfig",
-    "Tokenizer",
-    "load_text",
-    "load_tokenizer",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"blockyard.text.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from blockyard.text.batches import TextData as TextData
+    from blockyard.text.bpe import BPETokenizer as BPETokenizer
+    from blockyard.text.config import TextDataConfig as TextDataConfig
+    from blockyard.text.load import load_text as load_text
+    from blockyard.text.saved import load_tokenizer as load_tokenizer
+    from blockyard.text.tokenizer import ByteTokenizer as ByteTokenizer
+    from blockyard.text.tokenizer import Tokenizer as Tokenizer
+else:
+    __all__ = exports(
+        __name__,
+        {
+            "batches": "TextData",
+            "bpe": "BPETokenizer",
+            "config": "TextDataConfig",
+            "load": "load_text",
+            "saved": "load_tokenizer",
+            "tokenizer": "ByteTokenizer Tokenizer",
+        },
+    )

@@ -1,1 +1,72 @@
-"""vein."""
+"""Vein blocks (TVA and VFT): attention and FFN work in a vein, a learnt subspace of r directions.
+
+    vein         z = V x (d -> r), x̂ = U z (r -> d); tied: U = Vᵀ, V's rows orthonormal, so that the relative error
+                 ‖x − x̂‖ / ‖x‖ lies in [0, 1]
+    attention    every head has r numbers. Projecting is linear, so TVA *is* multi-head attention with heads r wide;
+                 folded, it stores just that: q, k, v d -> H·r, out H·r -> d
+    FFN          U · W2 · act(W1 · V x), gated or not, beside an optional direct path (the stabiliser)
+    correction   x + 1[error > tau] · Σ_j alpha · σ(gate_j(x)) · u_j v_jᵀx for tokens far from the vein
+
+From the vein-flow document.
+
+Files, in reading order:
+
+    projector.py     VeinProjector, the vein itself
+    attention.py     TVAAttention ("tva"); forms.py folds and unfolds it, step.py is its decoding step
+    ffn.py           VFTFeedForward ("vft"), its stabiliser, and the dense guide of self-guided training
+    compensator.py   NormalCompensator, the correction
+    block.py         VFTBlock: what "tva" and "vft" become when chosen together; presets.py: `fast`, and `seed`, the
+                     document's mathematics parameter for parameter
+    training.py      schedules of threshold and rank, calibration, guides, optimizer groups, metrics of every block
+    freezing.py      the options of a training run that concern veins; metrics.py: what a block reports of its tokens
+    migration.py     from a trained standard block: SVD on activations, then distillation
+
+Use it where a thin head is good: small caches, long decodes, tight memory. Do not count on better quality at equal size
+or time, and do not expect ranks of 4 to do: every head passes at most r numbers.
+
+Definitions, the search for the best form, costs and figures: docs/vein.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockyard.names import exports
+
+if TYPE_CHECKING:
+    from blockyard.vein.attention import TVAAttention as TVAAttention
+    from blockyard.vein.block import VFTBlock as VFTBlock
+    from blockyard.vein.compensator import NormalCompensator as NormalCompensator
+    from blockyard.vein.ffn import VFTFeedForward as VFTFeedForward
+    from blockyard.vein.migration import distill as distill
+    from blockyard.vein.migration import from_standard as from_standard
+    from blockyard.vein.projector import VeinProjector as VeinProjector
+    from blockyard.vein.projector import recommend_rank as recommend_rank
+    from blockyard.vein.training import VeinSchedule as VeinSchedule
+    from blockyard.vein.training import attach_guides as attach_guides
+    from blockyard.vein.training import calibrate_tau as calibrate_tau
+    from blockyard.vein.training import drop_guides as drop_guides
+    from blockyard.vein.training import freeze_veins as freeze_veins
+    from blockyard.vein.training import log_vein_metrics as log_vein_metrics
+    from blockyard.vein.training import param_groups as param_groups
+    from blockyard.vein.training import set_guide_share as set_guide_share
+    from blockyard.vein.training import set_tau as set_tau
+    from blockyard.vein.training import trim_veins as trim_veins
+    from blockyard.vein.training import use_rank as use_rank
+    from blockyard.vein.training import vein_metrics as vein_metrics
+else:
+    __all__ = exports(
+        __name__,
+        {
+            "attention": "TVAAttention",
+            "block": "VFTBlock",
+            "compensator": "NormalCompensator",
+            "ffn": "VFTFeedForward",
+            "migration": "distill from_standard",
+            "projector": "VeinProjector recommend_rank",
+            "training": (
+                "VeinSchedule attach_guides calibrate_tau drop_guides freeze_veins log_vein_metrics "
+                "param_groups set_guide_share set_tau trim_veins use_rank vein_metrics"
+            ),
+        },
+    )

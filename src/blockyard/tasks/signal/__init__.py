@@ -1,1 +1,59 @@
-"""tasks/signal."""
+"""Radio signals: frames of complex samples in, the modulation of each frame (or every symbol in it) out.
+
+    y_n = e^{i(φ + 2πfn)} (h ∗ s)_n + noise,  s points of a constellation of unit mean power
+    bound: the likelihood of a modulation is Π_n mean_s exp(−|y_n − s|² / σ²); none does better than its largest
+
+Frames are made on the fly, every batch a function of (seed, step), or read from recordings.
+
+Files, in reading order:
+
+    modulations.py   how bits become points of the plane
+    generator.py     pulses, channel, noise: SignalGenerator; GeneratedSignals, the batches
+    files.py         npy, npz and SigMF recordings, cut into frames
+    bound.py         maximum_likelihood_bound: the accuracy that nobody can exceed, by Monte Carlo
+    model.py         SignalTransformer: a real or a complex stem, blocks, a head; condition.py tells it the SNR
+    task.py          Signal, the kind; SignalTask; predict, which gives logits of frames
+    report.py        what a comparison adds: accuracy over SNR beside the bound; predict.py: `blockyard classify`
+
+Complex blocks (blockyard.complex) answer alike for every phase; at a coherent receiver real ones do better.
+
+The generator, files, the bound and figures: docs/signals.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockyard.names import exports
+
+if TYPE_CHECKING:
+    from blockyard.tasks.signal.bound import Bound as Bound
+    from blockyard.tasks.signal.bound import maximum_likelihood_bound as maximum_likelihood_bound
+    from blockyard.tasks.signal.files import RecordedSignals as RecordedSignals
+    from blockyard.tasks.signal.files import frames_of as frames_of
+    from blockyard.tasks.signal.files import read_iq as read_iq
+    from blockyard.tasks.signal.generator import Frames as Frames
+    from blockyard.tasks.signal.generator import GeneratedSignals as GeneratedSignals
+    from blockyard.tasks.signal.generator import SignalDataConfig as SignalDataConfig
+    from blockyard.tasks.signal.generator import SignalGenerator as SignalGenerator
+    from blockyard.tasks.signal.model import SignalConfig as SignalConfig
+    from blockyard.tasks.signal.model import SignalOutput as SignalOutput
+    from blockyard.tasks.signal.model import SignalTransformer as SignalTransformer
+    from blockyard.tasks.signal.modulations import MODULATIONS as MODULATIONS
+    from blockyard.tasks.signal.modulations import constellation as constellation
+    from blockyard.tasks.signal.modulations import parse_modulations as parse_modulations
+    from blockyard.tasks.signal.task import Signal as Signal
+    from blockyard.tasks.signal.task import SignalTask as SignalTask
+    from blockyard.tasks.signal.task import predict as predict
+else:
+    __all__ = exports(
+        __name__,
+        {
+            "bound": "Bound maximum_likelihood_bound",
+            "files": "RecordedSignals frames_of read_iq",
+            "generator": "Frames GeneratedSignals SignalDataConfig SignalGenerator",
+            "model": "SignalConfig SignalOutput SignalTransformer",
+            "modulations": "MODULATIONS constellation parse_modulations",
+            "task": "Signal SignalTask predict",
+        },
+    )
