@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blockyard.models.trunk import seeded
 from blockyard.tasks.price.model import PriceConfig, PriceForecaster
 from blockyard.training.config import TrainConfig
-from blockyard.models.seeding import seeded
 from blockyard.training.trainer import Trainer
 
 # Rows of training, validation and test: 12, 4 and 4 months of hours; 70, 10 and 20 per cent.

@@ -25,8 +25,7 @@ from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.windows import PriceData, load_price_data
 from blockyard.tasks.price.forecaster import Forecaster, load_forecaster
 from blockyard.tasks.price.model import LEVELS, PriceConfig
-from blockyard.tasks.price.summary import summarise
-from blockyard.tasks.price.tables import evaluation_table
+from blockyard.tasks.price.summary import evaluation_table, summarise
 from blockyard.tasks.price.task import PriceForecasting, PriceTask
 from blockyard.tasks.settings import as_groups
 from blockyard.training.config import TrainConfig

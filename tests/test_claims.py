@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from blockyard import get_attention
-from blockyard.claims import timing, training, training_tasks
+from blockyard.claims import timing, training
 from blockyard.claims.claim import DOCUMENTS, judge_all, judge_number, judge_ratio
 from blockyard.claims.collect import all_claims, choose, measure_claims, page, row_line
 from blockyard.claims.keep import Kept
@@ -116,7 +116,7 @@ def test_other_tasks_train_for_claims(monkeypatch, tmp_path):
         ("classify", "spectral[wavelet_on_rate=0.5]",
          {"model": {**tiny, "context": 16}, "train": train, "data": {"path": str(data)}}),
     ):  # fmt: skip
-        found = training_tasks.accuracies(task, blocks, groups)
+        found = training.accuracies(task, blocks, groups)
         assert len(found) == 2 and all(0 <= accuracy <= 1 for accuracy in found)
 
 

@@ -19,8 +19,7 @@ from blockyard.report import html, write
 from blockyard.report import text as report_text
 from blockyard.tasks.classify.config import LabelledConfig
 from blockyard.tasks.classify.data import load_labelled, split
-from blockyard.tasks.classify.model import EncoderConfig, TextClassifier
-from blockyard.tasks.classify.pooling import pool
+from blockyard.tasks.classify.model import EncoderConfig, TextClassifier, pool
 from blockyard.tasks.classify.reader import Row, read_rows, standard_library_rows
 from blockyard.tasks.classify.task import macro_f1
 from blockyard.tasks.run import load_run, train

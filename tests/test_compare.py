@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import blockyard
-from blockyard.compare import live, measure, spread
+from blockyard.compare import live, measure, runs
 from blockyard.compare.budget import expected_steps, steps_for, steps_left
 from blockyard.compare.compare import compare_lm
 from blockyard.compare.plan import LOCK, folder_of
@@ -191,7 +191,7 @@ def test_workers_left_by_a_killed_comparison_are_waited_for(tmp_path, text, monk
         if len(waited) == 2:
             lock.close()
 
-    monkeypatch.setattr(spread.time, "sleep", then_let_go)
+    monkeypatch.setattr(runs.time, "sleep", then_let_go)
     found = compare(config, groups, tmp_path / "out")
     assert len(waited) == 2 and found["choices"][0]["runs"][0]["status"] == "finished"
 

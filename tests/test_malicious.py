@@ -39,10 +39,10 @@ from blockyard.compare import measure
 from blockyard.compare.compare import compare
 from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
+from blockyard.registry.builtin import TASKS
 from blockyard.report import html, write
 from blockyard.report import text as report_text
 from blockyard.report.write import load_report
-from blockyard.tasks.kind import BUILTIN
 from blockyard.tasks.price import charts as prices
 from blockyard.tasks.price import finish, walk
 from blockyard.tasks.price.baselines import REFERENCE, WALK, run_baselines
@@ -97,7 +97,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def made(tmp_path_factory: pytest.TempPathFactory, given: dict[str, Path]) -> dict[str, Path]:
     """A tiny run of every task, and the cache that they filled."""
     folder = tmp_path_factory.mktemp("runs")
-    for task in BUILTIN:
+    for task in TASKS:
         train_by_words(task, groups_of(task, given, folder / "cache"), folder / task)
     levels = read_run(folder / "price").model.quantiles
     Calibration(levels, np.zeros((2, len(levels))), 9).save(folder / "price")
@@ -214,7 +214,7 @@ def test_the_canary_sings_when_something_runs(canary: Path, tmp_path: Path) -> N
     assert canary.exists()
 
 
-@pytest.mark.parametrize("task", BUILTIN)
+@pytest.mark.parametrize("task", TASKS)
 def test_what_is_attacked_reads_well_before(
     task: str, made: dict[str, Path], given: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -225,7 +225,7 @@ def test_what_is_attacked_reads_well_before(
 
 
 @pytest.mark.parametrize("every", EVERY)
-@pytest.mark.parametrize("task", BUILTIN)
+@pytest.mark.parametrize("task", TASKS)
 def test_no_file_of_a_run_folder_runs(
     task: str, every: bool, made: dict[str, Path], given: dict[str, Path], canary: Path, tmp_path: Path
 ) -> None:
@@ -251,7 +251,7 @@ def test_no_file_of_a_run_folder_runs(
     campaign.passed()
 
 
-@pytest.mark.parametrize("task", BUILTIN)
+@pytest.mark.parametrize("task", TASKS)
 def test_plug_ins_that_a_run_names_do_not_run_until_they_are_agreed_to(
     task: str, made: dict[str, Path], given: dict[str, Path], canary: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -300,7 +300,7 @@ def test_plug_ins_that_a_run_names_do_not_run_until_they_are_agreed_to(
 def test_nothing_is_written_through_links_of_a_run_folder(
     made: dict[str, Path], given: dict[str, Path], tmp_path: Path
 ) -> None:
-    for task in BUILTIN:
+    for task in TASKS:
         for name in files_of(made[task]):
             folder = fresh(made[task], tmp_path / "run")
             victim = tmp_path / "victim"

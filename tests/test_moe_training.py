@@ -19,11 +19,11 @@ from blockyard.tasks.groups import train_groups
 from blockyard.tasks.lm.report import LMParts
 from blockyard.tasks.run import load_run, train_lm
 from blockyard.tasks.settings import as_groups, resolve
+from blockyard.training.auxiliary import statistics_row
 from blockyard.training.config import TrainConfig
 from blockyard.training.decisions import Decisions
 from blockyard.training.distributed import join_ranks
 from blockyard.training.engine import Engine
-from blockyard.training.statistics import statistics_row
 from report_fixtures import synthetic_report
 
 E = 8

@@ -9,14 +9,23 @@ import pytest
 from blockyard.errors import InputError
 from blockyard.tasks.price.backtest import BacktestConfig, backtest_table, positions, run_backtest
 from blockyard.tasks.price.baselines import BASELINES, Forecast, run_baselines
-from blockyard.tasks.price.bootstrap import block_length, estimate
 from blockyard.tasks.price.calibrate import Calibration, chosen, fit_calibration
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.leakage import perturb_futures
 from blockyard.tasks.price.data.windows import PriceData
 from blockyard.tasks.price.evaluate import evaluate, outcome_of
-from blockyard.tasks.price.scores import correlation, covered, crps, hits, moments, pinball_loss, ranks
-from blockyard.tasks.price.tables import evaluation_table
+from blockyard.tasks.price.scores import (
+    block_length,
+    correlation,
+    covered,
+    crps,
+    estimate,
+    hits,
+    moments,
+    pinball_loss,
+    ranks,
+)
+from blockyard.tasks.price.summary import evaluation_table
 from price_fixtures import price_data
 
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)

@@ -233,9 +233,10 @@ def test_an_old_path_gives_the_same_object_and_a_warning_that_names_the_new_one(
         exec(compile(f"from {old} import {', '.join(SHOWN[old])}", __file__, "exec"), scope)
     assert [Path(warning.filename) for warning in met] == [Path(__file__)], "the warning should show the user's line"
     assert sys.modules[old] is new and new.__spec__ is spec and new.__name__ == f"{package}.{file}"
-    face = importlib.import_module(package)
     for name in SHOWN[old]:
-        assert scope[name] is getattr(face, name)
+        # One name of an old module may be offered by another package than the rest of it.
+        homes = [package, *(home for home, names in documented().items() if name in names)]
+        assert any(scope[name] is getattr(importlib.import_module(home), name, None) for home in homes)
 
 
 @pytest.mark.parametrize("module", sorted(KEPT))

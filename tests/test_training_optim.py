@@ -16,8 +16,7 @@ from blockyard.registry.options import options_of
 from blockyard.training.allocator import keep_freed_memory
 from blockyard.training.config import TrainConfig
 from blockyard.training.muon import FLOOR, UPDATE_RMS, Muon, orthogonalize, quintics
-from blockyard.training.optim import Optimizers
-from blockyard.training.schedule import lr_factor
+from blockyard.training.optim import Optimizers, lr_factor
 from training_toy import ToyModel, toy_config
 
 

@@ -21,7 +21,7 @@ from blockyard.training import folder as folder_module
 from blockyard.training.checkpoint import list_checkpoints
 from blockyard.training.folder import RunFolder
 from blockyard.training.interrupt import Interrupted
-from blockyard.training.schedule import lr_factor
+from blockyard.training.optim import lr_factor
 from resume_choices import everything
 from training_toy import toy_config, toy_trainer
 

@@ -28,7 +28,7 @@ MOVED: dict[str, tuple[str, str]] = {
     "blockyard.forecasting.baselines": ("blockyard.tasks.price", "baselines"),
     "blockyard.forecasting.forecaster": ("blockyard.tasks.price", "forecaster"),
     "blockyard.forecasting.summary": ("blockyard.tasks.price", "summary"),
-    "blockyard.forecasting.tables": ("blockyard.tasks.price", "tables"),
+    "blockyard.forecasting.tables": ("blockyard.tasks.price", "summary"),
     "blockyard.layers.complex": ("blockyard.complex", "linear"),
     "blockyard.layers.roles": ("blockyard.nn", "roles"),
     "blockyard.memory": ("blockyard.machine", "memory"),
@@ -45,7 +45,7 @@ MOVED: dict[str, tuple[str, str]] = {
     "blockyard.workbench.bench.schema": ("blockyard.bench", "schema"),
     "blockyard.workbench.bench.write": ("blockyard.bench", "write"),
     "blockyard.workbench.report.parts": ("blockyard.report", "parts"),
-    "blockyard.workbench.report.write": ("blockyard.report", "write"),
+    "blockyard.workbench.report.write": ("blockyard.compare", "output"),
     "blockyard.workbench.schema": ("blockyard.report", "schema"),
 }
 # Old packages that had names of their own -> the package that now offers them.

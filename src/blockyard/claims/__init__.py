@@ -12,8 +12,8 @@ Files, in reading order:
     collect.py     measures claims; as plain data, as a table, as docs/claims.md
     keep.py        raw measurements kept in a file, so that an interruption loses none
     basics.py, latent.py, vein.py, vein_rules.py, spectral.py, complex.py, prices.py       by counting and properties
-    timing.py, timing_vein.py, timing_spectral.py                                          by a stopwatch
-    training.py, training_tasks.py                                                         by training
+    timing.py                                                                              by a stopwatch
+    training.py                                                                            by training
     memory.py      what a module keeps for its backward pass
 
     blockyard claims --resume kept.json --page docs/claims.md

@@ -24,10 +24,7 @@ def all_claims() -> list[Claim]:
         prices,
         spectral,
         timing,
-        timing_spectral,
-        timing_vein,
         training,
-        training_tasks,
         vein,
         vein_rules,
     )

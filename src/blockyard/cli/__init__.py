@@ -9,10 +9,11 @@ Files, in reading order:
 
     app.py         the edge: from words to an exit status
     command.py     what a subcommand is; finding.py, which one is meant
-    parser.py      argparse with the errors and help of this command; flat.py: options of a command without groups
+    parser.py      argparse with the errors and help of this command
     settings.py    flags and help of the option groups, and their merging with a settings file
     sources.py     where settings come from: --config, --plugin, --trust
-    tasks.py       train, compare and tune (tuning.py) of every task; benches.py, the benchmarks; price_files.py
+    tasks.py       train, compare and tune of every task; task_words.py, what the overview says of them
+    benches.py     what the benchmarks share; price_files.py, what commands on prices do
     console.py     streams of any encoding; table.py and prompts.py, what is printed and read
     commands/      one file for each subcommand, with its name
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
@@ -10,11 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from blockyard import __version__
-from blockyard.cli.console import fill_descriptors, one_line, tolerant_streams
+from blockyard.cli.console import fill_descriptors, one_line, say, tolerant_streams
 from blockyard.cli.finding import command_names, find_command, load_command
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError, is_out_of_memory
-from blockyard.machine.launch import is_first
 from blockyard.machine.memory import forcing
 from blockyard.registry.options import MOST_THREADS
 from blockyard.registry.plugins import load_plugins, plugins_in
@@ -135,14 +133,6 @@ def overview(first: str) -> str:
 def say_error(message: str) -> None:
     """Print the one line on stderr, from the first process only."""
     say("error: " + one_line(message))
-
-
-def say(text: str) -> None:
-    """Print on stderr, from rank 0 only when torchrun started several processes."""
-    if is_first():
-        # Nowhere to say it: the exit status does.
-        with contextlib.suppress(OSError, ValueError):
-            print(text, file=sys.stderr, flush=True)
 
 
 def discard_stdout() -> None:

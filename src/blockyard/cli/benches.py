@@ -14,7 +14,7 @@ from blockyard.cli.parser import Parser
 
 def add_bench_arguments(parser: Parser, config: type, folder: str) -> None:
     """Declare `--out` and the options of a benchmark's configuration."""
-    from blockyard.cli.flat import add_flat
+    from blockyard.cli.settings import add_flat
     from blockyard.registry.options import options_of
 
     parser.plain("--out", f"folder of bench.json, bench.html, bench.md and the figures ({folder})",
@@ -25,12 +25,12 @@ def add_bench_arguments(parser: Parser, config: type, folder: str) -> None:
 def run_bench(arguments: argparse.Namespace, name: str, config: type, measure: Callable[..., Any]) -> int:
     """Read the options, measure, write every form of the result, and print the table and the page's path."""
     from blockyard.bench.write import table, write_bench
-    from blockyard.cli.flat import read_flat
+    from blockyard.cli.settings import read_flat
     from blockyard.cli.table import print_table
     from blockyard.errors import require
     from blockyard.files import check_writable
     from blockyard.registry.options import options_of
-    from blockyard.report.shellwords import command_line
+    from blockyard.report.units import command_line
 
     asked: Any = config(**read_flat(arguments, options_of(config)))
     # Before minutes of measuring, not after.

@@ -15,6 +15,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
+from blockyard.machine.launch import is_first
+
 HANDLER = "blockyard.readable"
 # Longer ones are not read to their end: what came is cut, what was expected stays.
 LONGEST_LINE = 500
@@ -116,3 +118,11 @@ def one_line(message: str) -> str:
         head = LONGEST_LINE * 2 // 3
         line = f"{line[:head]} … {line[head + 3 - LONGEST_LINE :]}"
     return line
+
+
+def say(text: str) -> None:
+    """Print on stderr, from rank 0 only when torchrun started several processes."""
+    if is_first():
+        # Nowhere to say it: the exit status does.
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)

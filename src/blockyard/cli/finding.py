@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from blockyard.cli import commands
+import blockyard.cli.commands as commands
 from blockyard.cli.command import Command
 from blockyard.cli.task_words import TASK_WORDS, Words
 from blockyard.errors import InputError, suggest
@@ -33,10 +33,10 @@ def _with_a_file() -> set[str]:
 def load_command(name: str) -> Command:
     """Import the one file that holds the command, or make that of a task."""
     if name not in _with_a_file():
-        from blockyard.cli import tasks, tuning
+        from blockyard.cli import tasks
 
         verb, task = name.split()
-        makers = {"train": tasks.train_command, "compare": tasks.compare_command, "tune": tuning.tune_command}
+        makers = {"train": tasks.train_command, "compare": tasks.compare_command, "tune": tasks.tune_command}
         words = TASK_WORDS.get(name) or Words(f"{verb} the task {task!r}", LAST, "")
         return makers[verb](task, words.summary, order=words.order, example=words.example)
     module = importlib.import_module(f"{commands.__name__}.{name.replace(' ', '_')}")

@@ -10,11 +10,11 @@ Files, in reading order:
     compare.py     the whole path in one place
     settings.py    CompareConfig: the terms
     plan.py        every choice as a configuration and a number of steps; match.py: sizes; budget.py: steps
-    runs.py        runs advanced in turns, a slice of steps each, so that a slow hour falls on every choice alike
-    spread.py      the same in several processes: processes.py starts and stops them, worker.py is one
+    runs.py        runs advanced in turns, a slice of steps each, so that a slow hour falls on every choice alike; or in
+                   several processes: processes.py starts and stops them, worker.py is one
     measure.py     speed, generation, cache bytes, peak memory (peak_memory.py, in a fresh process)
-    inside.py      what attention looks at; kernels.py: what filters learnt
     failures.py    what goes wrong with one choice alone, kept for its author
+    output.py      write_report: a record as pages, with what its task adds
     live.py        what a person watching sees
 
 Every run is an ordinary run folder, so a comparison that is killed goes on where it was.
@@ -32,12 +32,14 @@ from blockyard.names import exports
 
 if TYPE_CHECKING:
     from blockyard.compare.compare import compare as compare
+    from blockyard.compare.output import write_report as write_report
     from blockyard.compare.settings import CompareConfig as CompareConfig
 else:
     __all__ = exports(
         __name__,
         {
             "compare": "compare",
+            "output": "write_report",
             "settings": "CompareConfig",
         },
     )

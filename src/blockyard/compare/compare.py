@@ -33,9 +33,8 @@ from blockyard.compare.plan import (
     task_on_meta,
     terms_of,
 )
-from blockyard.compare.runs import decisions_of, jobs_of, train_all
+from blockyard.compare.runs import decisions_of, jobs_of, train_all, train_spread, wait_for_orphans
 from blockyard.compare.settings import CompareConfig, Groups
-from blockyard.compare.spread import train_spread, wait_for_orphans
 from blockyard.errors import InputError
 from blockyard.files import check_writable, nothing_left
 from blockyard.machine.launch import world_size

@@ -23,7 +23,7 @@ import blockyard
 from blockyard.compare.failures import is_of_the_machine, keep_failure
 from blockyard.compare.plan import task_on_meta
 from blockyard.errors import InputError
-from blockyard.models.seeding import seeded
+from blockyard.models.trunk import seeded
 from blockyard.report import schema
 from blockyard.report.stats import spread
 from blockyard.tasks.kind import Run

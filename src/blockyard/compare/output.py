@@ -8,6 +8,7 @@ from blockyard.errors import InputError
 from blockyard.report import write
 from blockyard.report.parts import Parts
 from blockyard.report.schema import Report
+from blockyard.report.write import load_report as load_report  # beside its counterpart, as it was before 0.2
 from blockyard.tasks.kind import task_kind
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from blockyard.errors import InputError
 from blockyard.registry.pattern import split_choices
-from blockyard.report.shellwords import command_line
+from blockyard.report.units import command_line
 
 Groups = Mapping[str, Mapping[str, Any]]
 # What a comparison or a search decides for every run by itself: options of the group `train` that neither has.

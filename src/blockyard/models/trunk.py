@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -142,3 +145,15 @@ def _merge_aux(collected: list[tuple[int, Aux]]) -> Aux | None:
         if aux.get("stats"):
             stats[f"layers.{i}"] = aux["stats"]
     return {"losses": losses, "stats": stats}
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within it, what torch draws is a function of the seed; afterwards the random state is as it was."""
+    state, python_state = torch.get_rng_state(), random.getstate()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        random.setstate(python_state)

@@ -11,12 +11,11 @@ Files, in reading order:
     attention.py        attend: SDPA, plain products, sliding windows; scores in float32 at least
     attention_masks.py  causality, padding, windows and the caller's own mask as one
     thin_attention.py   causal attention of heads a few numbers wide, on a CPU
-    fused.py            thin products that read the residual stream and add to it
+    fused.py            thin products that read the residual stream and add to it; Stamp, whether tensors changed
     dropout.py          dropout whose mask is a function of (seed, step, sample)
     roles.py            what a parameter is to the optimizer: modules say it, roles(model) collects it
     derivatives.py      hand-written passes beside their plain formula, for second derivatives and torch.func
     finite.py           numbers that are not finite, refused where they would spread unseen
-    stamp.py            whether tensors are still what they were when something was made of them
     parity.py           whether an imported module computes what its original does
     uncompiled.py       a function run as written within compiled code; apart, since importing it costs the compiler
 

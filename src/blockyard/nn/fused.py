@@ -6,6 +6,7 @@ arithmetic: a pass saved is what makes them faster.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -184,3 +185,28 @@ class _NormLinear(HandWritten):
             grad_weight.addr_(sums, bias)
             grad_bias = sums @ weight
         return grad_rows.view(grad_x.shape), grad_gain, grad_bias, grad_weight, None, None
+
+
+class Stamp:
+    """Tensors, and how often each has been changed in place so far.
+
+    Looking costs a microsecond. What is changed behind autograd's back, through `.data`, goes unnoticed, and so do
+    changes of inference tensors: what carries a stamp should be short-lived.
+
+    Args:
+        tensors: what something was made of.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tuple(tensors)
+        # Inference tensors do not count their changes.
+        self._versions = tuple(None if tensor.is_inference() else tensor._version for tensor in tensors)
+
+    def holds(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the same tensors, unchanged."""
+        if len(tensors) != len(self._tensors):
+            return False
+        for tensor, seen, version in zip(tensors, self._tensors, self._versions):
+            if tensor is not seen or (version is not None and tensor._version != version):
+                return False
+        return True

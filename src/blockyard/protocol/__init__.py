@@ -19,6 +19,7 @@ Files, in reading order:
     cache_window.py   WindowCache: a sliding window's, which forgets
     cache_ring.py     RingCache: the last values and a small state, which goes back to snapshots alone
     costs.py          Cost: parameters, FLOPs and cache bytes by formula
+    training.py       what a system may ask of the training loop: options, rates, hooks
 
 Read it before writing a mixer: `check_input`, `LayerCache` and `Cost` are what one usually needs of it.
 

@@ -12,8 +12,9 @@ same check serves Python, YAML and the command line, so the errors are the same 
 
 Files, in reading order:
 
-    register.py   Traits, Entry; register_attn, register_ffn, register_block; get_*, list_*, *_class. The built-in names
-                  stand in one table and are imported on first use, so that listing them costs no torch
+    builtin.py    what is built in, by name: the one table that a new wing or task adds a line to
+    register.py   Traits, Entry; register_attn, register_ffn, register_block; get_*, list_*, *_class. Built-in modules
+                  are imported on first use, so that listing their names costs no torch
     options.py    options_of reads them from a signature, check_options checks and converts what is given
     pattern.py    layers as data: choices, patterns, LayerSpec
     plugins.py    modules that a user names are imported; those that a file names, only when agreed to

@@ -7,15 +7,15 @@ Files, in reading order:
 
     schema.py    the shape of report.json, as types
     stats.py     means, intervals and differences over a handful of seeds
-    verdict.py   what the runs allow one to say, and in which words; still_learning.py: was the budget enough
-    reading.py   tables and sentences that both forms share; units.py: numbers as people read them
+    verdict.py   what the runs allow one to say, and in which words, and whether the budget was enough
+    reading.py   tables and sentences that both forms share; units.py: numbers and command lines as people read them
     html.py      one self-contained page (report.css); text.py: Markdown and CSV
     parts.py     Parts: what a task adds to a comparison and its report
-    chart.py     Chart, a figure; charts/ makes them; palette.py, render.py and svg.py draw them
-    write.py     write_report and load_report
-    shellwords.py   a command line as a person would type it
+    chart.py     Chart, a figure; charts/ makes them; palette.py and render.py draw them
+    write.py     every form of a report into a folder; load_report reads one
 
-    write_report(load_report("runs/choice"), "runs/choice")     # draw a report anew, after an update
+    A report is handed what its task adds; `blockyard.compare.write_report(load_report("DIR"), "DIR")` finds that out,
+    and draws a report anew, after an update.
 
 Fields and units: docs/report-schema.md; how to read a report: docs/comparing.md; pictures: docs/gallery.
 """
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from blockyard.report.parts import Table as Table
     from blockyard.report.schema import Report as Report
     from blockyard.report.write import load_report as load_report
-    from blockyard.report.write import write_report as write_report
 else:
     __all__ = exports(
         __name__,
@@ -41,6 +40,6 @@ else:
             "chart": "Chart",
             "parts": "Parts Section Table",
             "schema": "Report",
-            "write": "load_report write_report",
+            "write": "load_report",
         },
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Iterable
+from typing import Any
 
 NOTHING = "–"
 _SI = (("", 1.0), ("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12), ("P", 1e15), ("E", 1e18))
@@ -89,3 +92,22 @@ def times(factor: float) -> str:
     """A factor without trailing zeros: 16.0 -> "16×", 2.5 -> "2.5×", 1.20 -> "1.2×"."""
     figure = ratio(factor).removesuffix("×")
     return (figure.rstrip("0").rstrip(".") if "." in figure else figure) + "×"
+
+
+def command_line(command: str, options: Iterable[tuple[str, Any]]) -> str:
+    """`blockyard compare lm --blocks 'standard;tva+vft' --seeds 3`."""
+    words = [command]
+    for name, value in options:
+        words += [f"--{name}", shlex.quote(word(value))]
+    return " ".join(words)
+
+
+def word(value: Any) -> str:
+    """A value as it is typed."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(map(word, value)) or "none"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return str(value)

@@ -7,6 +7,8 @@ compared with every other choice, and the intervals are widened for the number o
 
 from __future__ import annotations
 
+import statistics
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from blockyard.report import units
@@ -14,6 +16,7 @@ from blockyard.report.schema import (
     LOST,
     Choice,
     Comparison,
+    Curve,
     Interval,
     Ranked,
     Report,
@@ -28,7 +31,6 @@ from blockyard.report.schema import (
     quality_word,
 )
 from blockyard.report.stats import difference, interval
-from blockyard.report.still_learning import still_learning
 
 CONFIDENCE = 0.95
 # Smaller advantages in speed or memory are not worth a sentence: they come and go with the machine.
@@ -294,3 +296,66 @@ def join(words: Sequence[str]) -> str:
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+# What a run gains over this last part of its budget is what the order is compared with.
+LAST_PART = 0.2
+
+
+def still_learning(report: Report, ranking: list[Ranked]) -> str | None:
+    """A sentence when choices gained more over the last fifth of the budget than parts others from the lead.
+
+    Args:
+        report: the measured facts.
+        ranking: its choices in order.
+
+    Returns:
+        None when the gaps are wider than that, or when there are too few evaluations to tell.
+    """
+    by_name = {choice["name"]: choice for choice in report["choices"]}
+    ranked = [by_name[row["name"]] for row in ranking if row["rank"] is not None]
+    ends = {choice["name"]: found for choice in ranked if (found := _end_and_gain(choice)) is not None}
+    if len(ends) < 2 or len(ends) < len(ranked):
+        return None
+    sign = -1.0 if higher_is_better(report) else 1.0
+    gains = [sign * gain for _, gain in ends.values()]
+    leader = ends[ranked[0]["name"]][0]
+    near = [choice["name"] for choice in ranked[1:] if sign * (ends[choice["name"]][0] - leader) < max(gains)]
+    if max(gains) <= 0 or not near:
+        return None
+    moved = "rose" if higher_is_better(report) else "fell"
+    least, most = (f"{max(0.0, value):.2g}" for value in (min(gains), max(gains)))
+    amount = most if least == most else f"{least} to {most}"
+    parts = "all choices" if len(near) == len(ranked) - 1 and len(near) > 1 else ", ".join(near)
+    return (
+        f"Still learning: over the last fifth of the budget the {quality_word(report)} {moved} by {amount}, at least "
+        f"as much as what parts {parts} from the lead. A larger --budget.value may change the order."
+    )
+
+
+def _end_and_gain(choice: Choice) -> tuple[float, float] | None:
+    """Final quality and how much it fell over the last part of the budget, averaged over finished runs."""
+    found = []
+    for run in choice["runs"]:
+        if run["status"] == "finished":
+            ends = _before_and_after(run.get("quality", run["validation"]))
+            if ends is None:
+                return None
+            found.append(ends)
+    if not found:
+        return None
+    return statistics.fmean(end for _, end in found), statistics.fmean(start - end for start, end in found)
+
+
+def _before_and_after(curve: Curve) -> tuple[float, float] | None:
+    """The quality when the last part of the budget began (interpolated), and at the end."""
+    points = [(tokens, value) for tokens, value in zip(curve["tokens"], curve["loss"]) if value is not None]
+    if len(points) < 3:
+        return None
+    total, end = points[-1]
+    place = (1 - LAST_PART) * total
+    after = bisect_left([tokens for tokens, _ in points], place)
+    if after == 0:
+        return None
+    (x0, y0), (x1, y1) = points[after - 1], points[after]
+    return y0 + (y1 - y0) * (place - x0) / (x1 - x0), end

@@ -12,6 +12,7 @@ Where to read, in this order:
     kind.py       TaskKind and @register_task; Run, everything that defines a run; Quality, the figure that ranks
     groups.py     the option groups of a task: of its two dataclasses, and of the blocks
     settings.py   from option groups, as Python, YAML and the command line give them, to a Run
+    meaning.py    what options mean that a run folder, written by an older version, leaves out
     run.py        train and load_run: whole runs
     sizes.py      whether a run fits into memory, asked before data are read
 
@@ -34,10 +35,12 @@ from typing import TYPE_CHECKING
 from blockyard.names import exports
 
 if TYPE_CHECKING:
+    from blockyard.tasks.kind import ClassifyOptions as ClassifyOptions
     from blockyard.tasks.kind import Quality as Quality
     from blockyard.tasks.kind import Run as Run
     from blockyard.tasks.kind import TaskData as TaskData
     from blockyard.tasks.kind import TaskKind as TaskKind
+    from blockyard.tasks.kind import likeliest as likeliest
     from blockyard.tasks.kind import register_task as register_task
     from blockyard.tasks.kind import task_kind as task_kind
     from blockyard.tasks.kind import task_names as task_names
@@ -50,7 +53,7 @@ else:
     __all__ = exports(
         __name__,
         {
-            "kind": "Quality Run TaskData TaskKind register_task task_kind task_names",
+            "kind": "ClassifyOptions Quality Run TaskData TaskKind likeliest register_task task_kind task_names",
             "run": "Trained load_run read_run train",
             "settings": "resolve",
         },

@@ -10,7 +10,7 @@ from blockyard.registry.register import Kind, find_block, implementation
 from blockyard.tasks.kind import DEFAULT, task_kind, task_names
 from blockyard.tasks.settings import resolve
 from blockyard.training.config import TrainConfig
-from blockyard.training.resuming import Meaning
+from blockyard.training.folder import Meaning
 
 
 class RunMeaning(Meaning):

@@ -10,16 +10,17 @@ Where to read, in this order:
     task.py          what the loop asks of a task; auxiliary.py adds the blocks' own losses to it
     engine.py        one optimizer step, without files or clocks
     trainer.py       a run: steps, metrics, evaluations, checkpoints
-    config.py        TrainConfig: the options of the group `train`
-    optim.py         AdamW and Muon (muon.py) by what the modules say of their parameters; schedule.py, the rates
+    config.py        TrainConfig: the options of the group `train`, the loop's own and those that systems add (with
+                     rates, decays and hooks, see protocol/training.py)
+    optim.py         AdamW and Muon (muon.py) by what the modules say of their parameters; lr_factor, the schedules
     decisions.py     what is decided by looking at the machine: precision.py, compilation.py
-    folder.py        the run folder; checkpoint.py: folders that appear whole or not at all, without pickles;
-                     resuming.py: what must be the same to go on
-    distributed.py   several ranks as one run, by DDP or FSDP2; sharding.py: parts and wholes of their tensors
-    the rest         seeds, interruptions, numbers that are not finite, progress, records of the machine
+    folder.py        the run folder, and what must be the same to go on in it; checkpoint.py: folders that appear whole
+                     or not at all, without pickles
+    distributed.py   several ranks as one run, by DDP or FSDP2, and parts and wholes of their tensors
+    the rest         interruptions, numbers that are not finite, progress, records of the machine
 
-Use `blockyard.tasks.train` for a whole run of a task, `Trainer` for a task object of your own; `Muon`, `lr_factor` and
-`seeded` serve a loop of your own. Matrices are trained by Muon and all else by AdamW unless told otherwise.
+Use `blockyard.tasks.train` for a whole run of a task, `Trainer` for a task object of your own; `Muon` and `lr_factor`
+serve a loop of your own. Matrices are trained by Muon and all else by AdamW unless told otherwise.
 
 The recipe, resume, ranks and the run folder: docs/training.md.
 """
@@ -40,8 +41,7 @@ if TYPE_CHECKING:
     from blockyard.training.interrupt import Interrupted as Interrupted
     from blockyard.training.muon import Muon as Muon
     from blockyard.training.optim import Optimizers as Optimizers
-    from blockyard.training.schedule import lr_factor as lr_factor
-    from blockyard.training.seeding import seeded as seeded
+    from blockyard.training.optim import lr_factor as lr_factor
     from blockyard.training.task import Batch as Batch
     from blockyard.training.task import Task as Task
     from blockyard.training.trainer import Trainer as Trainer
@@ -55,9 +55,7 @@ else:
             "guard": "NonFiniteError",
             "interrupt": "Interrupted",
             "muon": "Muon",
-            "optim": "Optimizers",
-            "schedule": "lr_factor",
-            "seeding": "seeded",
+            "optim": "Optimizers lr_factor",
             "task": "Batch Task",
             "trainer": "Trainer",
         },

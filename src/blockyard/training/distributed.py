@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.machine.launch import check_meeting_point, local_rank, rank, world_size
-from blockyard.training.sharding import spread, whole
 
 T = TypeVar("T")
 
@@ -226,3 +225,47 @@ def kind_of(tensor: Tensor) -> str:
     return (
         "complex" if kind.is_complex else "float" if kind.is_floating_point else "bool" if kind == torch.bool else "int"
     )
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the tensor is a DTensor, told without importing the class."""
+    return hasattr(tensor, "full_tensor")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part, sharing memory with the tensor."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor, gathered; a collective call, so every rank must make it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def part(full: Tensor, model: Tensor) -> Tensor:
+    """This rank's part of a whole that every rank holds, laid out as `model` is. Nothing is sent."""
+    return local(spread(full, model))
+
+
+def spread(full: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor that every rank holds, sharded as `model` is. Nothing is sent."""
+    if not is_sharded(model):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(
+        full.contiguous(),
+        model.device_mesh,  # type: ignore[attr-defined]
+        model.placements,  # type: ignore[attr-defined]
+        src_data_rank=None,
+    )
+
+
+def like(mine: Tensor, model: Tensor) -> Tensor:
+    """This rank's part as a tensor sharded as `model` is."""
+    if not is_sharded(model):
+        return mine
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = model.device_mesh, model.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(mine, mesh, placements, shape=model.shape, stride=model.stride())

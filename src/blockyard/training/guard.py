@@ -88,6 +88,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _finite(tensor: Tensor) -> bool:
-    from blockyard.training.sharding import local
+    from blockyard.training.distributed import local
 
     return bool(torch.isfinite(local(tensor.detach())).all())

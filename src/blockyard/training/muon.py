@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from blockyard.training.sharding import is_sharded, like, local, part, whole
+from blockyard.training.distributed import is_sharded, like, local, part, whole
 
 # Singular values below this fraction of a gradient's norm are not brought all the way to 1. A smaller floor lifts weak
 # directions further and leaves all others less even; this one trained best of those tried, at three and four steps.

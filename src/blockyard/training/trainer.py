@@ -20,18 +20,17 @@ from blockyard.errors import InputError, require
 from blockyard.files import nothing_left, plain
 from blockyard.training import checkpoint as checkpoints
 from blockyard.training.allocator import keep_freed_memory
+from blockyard.training.auxiliary import statistics_row
 from blockyard.training.compilation import Extent, block_kinds, compilation_plan, decided_untimed
 from blockyard.training.config import TrainConfig
 from blockyard.training.decisions import Decisions, Remembered, decide_precision
 from blockyard.training.distributed import join_ranks, whole_state
 from blockyard.training.engine import Engine, StepResult
 from blockyard.training.environment import describe_environment
-from blockyard.training.folder import RunFolder
+from blockyard.training.folder import Meaning, RunFolder, resumption
 from blockyard.training.interrupt import Interrupted, StopRequest
+from blockyard.training.optim import lr_factor
 from blockyard.training.progress import Progress, Silent, make_progress
-from blockyard.training.resuming import Meaning, resumption
-from blockyard.training.schedule import lr_factor
-from blockyard.training.statistics import statistics_row
 from blockyard.training.task import Task
 
 # With compile=auto a run's first steps are eager and timed; the first two pay for warming up.

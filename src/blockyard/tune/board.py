@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from blockyard.compare.live import LiveTable, board_for
 from blockyard.errors import require
 from blockyard.report import units
-from blockyard.report.shellwords import word
+from blockyard.report.units import word
 
 LATEST = 8
 

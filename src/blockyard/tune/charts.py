@@ -15,7 +15,7 @@ from typing import Any
 from blockyard.errors import require
 from blockyard.report.chart import Chart
 from blockyard.report.palette import Palette
-from blockyard.report.shellwords import word
+from blockyard.report.units import word
 from blockyard.tune.dimension import Dimension
 from blockyard.tune.schema import Trial, Tuning
 from blockyard.tune.verdict import sign_of

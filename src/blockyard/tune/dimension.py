@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from blockyard.errors import InputError
 from blockyard.registry.options import Option
 from blockyard.registry.pattern import split_outside
-from blockyard.report.shellwords import word
+from blockyard.report.units import word
 
 # Drawn numbers are used as they are written in tables and settings files.
 DIGITS = 4

@@ -12,7 +12,7 @@ from blockyard.report.chart import Chart
 from blockyard.report.html import cards_table, prose, style_sheet
 from blockyard.report.palette import MARKER_PATHS
 from blockyard.report.render import figure_png, figure_svg
-from blockyard.report.shellwords import command_line, word
+from blockyard.report.units import command_line, word
 from blockyard.report.write import write_files
 from blockyard.tune.charts import BEST, DEFAULT, FINISHED, MARKS, STOPPED, charts_of
 from blockyard.tune.output import BEST as BEST_FILE

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from blockyard.compare.settings import MOST_WORKERS, Groups
 from blockyard.errors import InputError
-from blockyard.report.shellwords import command_line
+from blockyard.report.units import command_line
 
 BUDGET = "budget_"
 # Trials drawn blindly before the sampler learns from what it has seen.

@@ -16,7 +16,7 @@ from blockyard.errors import InputError
 from blockyard.registry.options import Option
 from blockyard.registry.pattern import parse_choice, split_outside
 from blockyard.registry.register import Kind, entries, implementation
-from blockyard.report.shellwords import word
+from blockyard.report.units import word
 from blockyard.tasks.groups import FFN_GROUP, MIXER_GROUP, Group, train_groups, unknown_group, unknown_key
 from blockyard.tasks.kind import task_kind
 from blockyard.tasks.settings import resolve, used_options

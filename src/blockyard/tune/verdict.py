@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blockyard.report import units
-from blockyard.report.shellwords import word
+from blockyard.report.units import word
 from blockyard.tune.schema import Final, Trial, Tuning, Verdict
 
 CONFIDENCE = 0.95

@@ -12,13 +12,13 @@ From the vein-flow document.
 Files, in reading order:
 
     projector.py     VeinProjector, the vein itself
-    attention.py     TVAAttention ("tva"); forms.py folds and unfolds it, step.py is its decoding step
-    ffn.py           VFTFeedForward ("vft"), its stabiliser, and the dense guide of self-guided training
+    attention.py     TVAAttention ("tva"), to be folded and unfolded; step.py is its decoding step
+    ffn.py           VFTFeedForward ("vft"), its stabiliser, and the dense guide of self-guided training (guide.py)
     compensator.py   NormalCompensator, the correction
-    block.py         VFTBlock: what "tva" and "vft" become when chosen together; presets.py: `fast`, and `seed`, the
-                     document's mathematics parameter for parameter
-    training.py      schedules of threshold and rank, calibration, guides, optimizer groups, metrics of every block
-    freezing.py      the options of a training run that concern veins; metrics.py: what a block reports of its tokens
+    block.py         VFTBlock: what "tva" and "vft" become when chosen together, in the presets `fast` and `seed` (the
+                     document's mathematics parameter for parameter); metrics.py: what it reports of its tokens
+    training.py      schedules of threshold and rank, calibration, optimizer groups, metrics of every block
+    options.py       the options of a training run that concern veins; hook.py: what is done around its steps
     migration.py     from a trained standard block: SVD on activations, then distillation
 
 Use it where a thin head is good: small caches, long decodes, tight memory. Do not count on better quality at equal size
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
     from blockyard.vein.block import VFTBlock as VFTBlock
     from blockyard.vein.compensator import NormalCompensator as NormalCompensator
     from blockyard.vein.ffn import VFTFeedForward as VFTFeedForward
+    from blockyard.vein.guide import attach_guides as attach_guides
+    from blockyard.vein.guide import drop_guides as drop_guides
+    from blockyard.vein.guide import set_guide_share as set_guide_share
     from blockyard.vein.migration import distill as distill
     from blockyard.vein.migration import from_standard as from_standard
     from blockyard.vein.projector import VeinProjector as VeinProjector
     from blockyard.vein.projector import recommend_rank as recommend_rank
     from blockyard.vein.training import VeinSchedule as VeinSchedule
-    from blockyard.vein.training import attach_guides as attach_guides
     from blockyard.vein.training import calibrate_tau as calibrate_tau
-    from blockyard.vein.training import drop_guides as drop_guides
     from blockyard.vein.training import freeze_veins as freeze_veins
     from blockyard.vein.training import log_vein_metrics as log_vein_metrics
     from blockyard.vein.training import param_groups as param_groups
-    from blockyard.vein.training import set_guide_share as set_guide_share
     from blockyard.vein.training import set_tau as set_tau
     from blockyard.vein.training import trim_veins as trim_veins
     from blockyard.vein.training import use_rank as use_rank
@@ -62,11 +62,12 @@ else:
             "block": "VFTBlock",
             "compensator": "NormalCompensator",
             "ffn": "VFTFeedForward",
+            "guide": "attach_guides drop_guides set_guide_share",
             "migration": "distill from_standard",
             "projector": "VeinProjector recommend_rank",
             "training": (
-                "VeinSchedule attach_guides calibrate_tau drop_guides freeze_veins log_vein_metrics "
-                "param_groups set_guide_share set_tau trim_veins use_rank vein_metrics"
+                "VeinSchedule calibrate_tau freeze_veins log_vein_metrics "
+                "param_groups set_tau trim_veins use_rank vein_metrics"
             ),
         },
     )

@@ -6,6 +6,7 @@ folds the attention, ties the vein so that the error is one in [0, 1], and leave
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,9 +16,8 @@ from torch import Tensor, nn
 from blockyard.errors import InputError
 from blockyard.nn.attention import Kernel
 from blockyard.nn.derivatives import transformed
-from blockyard.nn.fused import norm_linear
+from blockyard.nn.fused import Stamp, norm_linear
 from blockyard.nn.norms import make_norm
-from blockyard.nn.stamp import Stamp
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.costs import Cost
 from blockyard.protocol.mixer import check_input
@@ -26,7 +26,6 @@ from blockyard.vein.attention import TVAAttention
 from blockyard.vein.compensator import Form, NormalCompensator
 from blockyard.vein.ffn import Activation, StabilizerKind, VFTFeedForward
 from blockyard.vein.metrics import token_metrics
-from blockyard.vein.presets import PRESETS
 from blockyard.vein.projector import Implementation, InitMethod, VeinProjector, check_choice
 
 # Layout of a saved block; raised when saved blocks of the old layout would mean something else.
@@ -322,3 +321,47 @@ class VFTBlock(nn.Module):
                 if theirs != ours:
                     raise InputError(f"the saved vein block has {name}={theirs}, but this one has {name}={ours}")
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What an option left at None means."""
+
+    factored: bool
+    tied: bool
+    gated: bool
+    gate_norm: bool
+    qk_norm: bool
+    wide: bool  # where no rank is named, the FFN's vein is d_model / 2 and its hidden layer d_model wide
+    stabilizer: StabilizerKind
+    eps: Literal["relative", "absolute"]
+    rope: Literal["half", "interleaved", "none"]
+    norm: Literal["rms", "layer"]
+
+
+PRESETS = {
+    "fast": Preset(
+        factored=False,
+        tied=True,
+        gated=True,
+        gate_norm=False,
+        qk_norm=True,
+        wide=True,
+        stabilizer="none",
+        eps="relative",
+        rope="half",
+        norm="layer",
+    ),
+    "seed": Preset(
+        factored=True,
+        tied=False,
+        gated=False,
+        gate_norm=True,
+        qk_norm=False,
+        wide=False,
+        stabilizer="full",
+        eps="absolute",
+        rope="none",
+        norm="layer",
+    ),
+}

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from blockyard.nn.attention import HALF, Kernel
 from blockyard.nn.derivatives import transformed
 from blockyard.nn.dropout import Dropout
+from blockyard.nn.fused import Stamp
 from blockyard.nn.linear import Linear, hooked, plain
 from blockyard.nn.norms import RMSNorm
 from blockyard.nn.rotary import RotaryPositionalEmbedding, token_tables, turn_token
-from blockyard.nn.stamp import Stamp
 from blockyard.protocol.cache import LayerCache
 
 

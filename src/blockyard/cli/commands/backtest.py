@@ -12,8 +12,8 @@ from blockyard.errors import InputError
 
 
 def add_arguments(parser: Parser) -> None:
-    from blockyard.cli.flat import add_flat
     from blockyard.cli.price_files import add_files
+    from blockyard.cli.settings import add_flat
     from blockyard.registry.options import options_of
     from blockyard.tasks.price.backtest import BacktestConfig
 
@@ -27,14 +27,14 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.cli.app import say
-    from blockyard.cli.flat import read_flat
+    from blockyard.cli.console import say
     from blockyard.cli.price_files import read_files
+    from blockyard.cli.settings import read_flat
     from blockyard.files import check_writable, without_nan, write_atomically
     from blockyard.registry.options import options_of
     from blockyard.tasks.price.backtest import BacktestConfig, backtest_table
     from blockyard.tasks.price.finish import save_summary
-    from blockyard.tasks.price.tables import evaluation_table
+    from blockyard.tasks.price.summary import evaluation_table
     from blockyard.tasks.price.walk import walk_forward
 
     config = BacktestConfig(**read_flat(arguments, options_of(BacktestConfig)))

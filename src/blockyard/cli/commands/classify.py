@@ -21,7 +21,7 @@ from blockyard.errors import InputError
 
 
 def add_arguments(parser: Parser) -> None:
-    from blockyard.cli.flat import add_flat
+    from blockyard.cli.settings import add_flat
     from blockyard.cli.sources import add_trust
     from blockyard.registry.options import options_of
     from blockyard.tasks.kind import ClassifyOptions
@@ -36,7 +36,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.cli.flat import read_flat
+    from blockyard.cli.settings import read_flat
     from blockyard.cli.sources import trusted
     from blockyard.files import check_writable, write_atomically
     from blockyard.registry.options import options_of

@@ -68,7 +68,7 @@ class DraftOptions:
 
 
 def add_arguments(parser: Parser) -> None:
-    from blockyard.cli.flat import add_flat
+    from blockyard.cli.settings import add_flat
     from blockyard.cli.sources import add_trust
     from blockyard.generation import SamplingConfig
     from blockyard.registry.options import options_of
@@ -89,7 +89,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.cli.flat import read_flat
+    from blockyard.cli.settings import read_flat
     from blockyard.cli.sources import trusted
     from blockyard.generation import SamplingConfig
     from blockyard.registry.options import options_of

@@ -8,7 +8,7 @@ Files, in reading order:
     config.py    LabelledConfig: which rows, which columns
     reader.py    rows of CSV and JSON Lines, with errors that name file and row
     data.py      padded batches by (seed, step); a share of every class for validation, whatever the seed
-    model.py     EncoderConfig, TextClassifier; pooling.py: from a vector per position to one per row
+    model.py     EncoderConfig, TextClassifier, and pooling: from a vector per position to one per row
     task.py      TextClassification, the kind; ClassifyTask: loss and figures
     report.py    what a comparison adds: macro-F1, confusion; predict.py: `blockyard classify RUN FILE`
 

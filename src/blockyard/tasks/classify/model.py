@@ -7,7 +7,7 @@ averaged before the head. The cost of a document then grows with its length, not
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +15,13 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.models.config import BlocksConfig
-from blockyard.models.lm import Head
-from blockyard.models.tokens import check_ids
+from blockyard.models.lm import Head, check_ids
 from blockyard.models.trunk import Trunk
 from blockyard.nn.derivatives import must_read
 from blockyard.nn.dropout import Dropout, split_dropout_keys
 from blockyard.nn.linear import Embedding
 from blockyard.nn.norms import widened
 from blockyard.protocol.costs import Cost, linear_flops
-from blockyard.tasks.classify.pooling import Pooling, pool
 
 
 @dataclass(frozen=True)
@@ -156,3 +154,31 @@ class TextClassifier(Trunk):
         width, classes = self.config.d_model, self.config.n_classes
         own = self.config.vocab_size * width + classes * width + (0 if self.cls is None else width)
         return self.blocks_cost(length) + Cost(own, linear_flops(1, (width, classes)))
+
+
+Pooling = Literal["mean", "last", "cls"]
+
+
+def pool(x: Tensor, padding_mask: Tensor | None, how: Pooling) -> Tensor:
+    """Pool over positions.
+
+    Args:
+        x: [B, T, D], real or complex.
+        padding_mask: [B, T], nonzero = keep; a row that keeps nothing pools to 0.
+        how: `mean` over what is kept; `last` position that is kept (it has seen all others in a causal model); `cls`,
+            the first position, which a model prepends for the purpose.
+
+    Returns: [B, D].
+    """
+    if how == "cls":
+        return x[:, 0]
+    if padding_mask is None:
+        return x.mean(1) if how == "mean" else x[:, -1]
+    kept = padding_mask.to(torch.bool)
+    if how == "mean":
+        total = (x * kept[..., None]).sum(1)
+        return total / kept.sum(1, keepdim=True).clamp_min(1)
+    # The largest index that is kept, wherever the padding stands.
+    index = (kept * torch.arange(1, kept.shape[1] + 1, device=x.device)).amax(1) - 1
+    found = x[torch.arange(x.shape[0], device=x.device), index.clamp_min(0)]
+    return found * (index >= 0)[:, None]

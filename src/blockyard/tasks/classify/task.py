@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.models.seeding import seeded
+from blockyard.models.trunk import seeded
 from blockyard.tasks.classify.config import LabelledConfig
 from blockyard.tasks.classify.data import LabelledData, TextAssets, load_labelled, needed
 from blockyard.tasks.classify.model import EncoderConfig, TextClassifier

@@ -13,10 +13,10 @@ Where to read, in this order:
     task.py          PriceForecasting, the kind; PriceTask
     forecaster.py    a trained model, its calibration (calibrate.py) and a file's future as a table
     baselines.py     eight forecasts that need no net
-    evaluate.py      scores (scores.py) with intervals (bootstrap.py) of any forecasts of the same origins
+    evaluate.py      scores with intervals (scores.py) of any forecasts of the same origins
     walk.py          walk-forward evaluation; backtest.py: what a forecast would have earned, with lag and costs
     finish.py        what follows training: calibration, the test, plots
-    report.py        what a comparison adds, from summary.py; charts.py, tables.py: drawn and as text
+    report.py        what a comparison adds, from summary.py (also as text); charts.py draws it
     presets.py       the price document's sizes
 
 It forecasts how far prices may move, about as well as EWMA and GARCH, and not which way. With less than a thousand rows
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from blockyard.tasks.price.model import PriceConfig as PriceConfig
     from blockyard.tasks.price.model import PriceForecaster as PriceForecaster
     from blockyard.tasks.price.model import PriceOutput as PriceOutput
+    from blockyard.tasks.price.summary import evaluation_table as evaluation_table
     from blockyard.tasks.price.summary import summarise as summarise
-    from blockyard.tasks.price.tables import evaluation_table as evaluation_table
     from blockyard.tasks.price.task import PriceForecasting as PriceForecasting
     from blockyard.tasks.price.task import PriceTask as PriceTask
     from blockyard.tasks.price.walk import walk_forward as walk_forward
@@ -74,8 +74,7 @@ else:
             "finish": "finish_run",
             "forecaster": "Forecaster future_table load_forecaster",
             "model": "PriceConfig PriceForecaster PriceOutput",
-            "summary": "summarise",
-            "tables": "evaluation_table",
+            "summary": "evaluation_table summarise",
             "task": "PriceForecasting PriceTask",
             "walk": "walk_forward",
         },

@@ -12,8 +12,8 @@ import numpy as np
 
 from blockyard.errors import InputError
 from blockyard.tasks.price.baselines import Forecast
-from blockyard.tasks.price.bootstrap import block_length, estimate
 from blockyard.tasks.price.data.windows import PriceTables
+from blockyard.tasks.price.scores import block_length, estimate
 
 Rule = Literal["sign", "volatility"]
 # Long positions that are scaled by predicted volatility are bounded by this factor of capital.

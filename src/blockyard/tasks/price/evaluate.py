@@ -10,10 +10,21 @@ import numpy as np
 
 from blockyard.errors import InputError
 from blockyard.tasks.price.baselines import REFERENCE, WALK, Forecast
-from blockyard.tasks.price.bootstrap import Estimate, block_length, estimate
 from blockyard.tasks.price.data.table import show_ds
 from blockyard.tasks.price.data.windows import PriceTables
-from blockyard.tasks.price.scores import INTERVALS, correlation, covered, crps, hits, moments, pinball_loss, ranks
+from blockyard.tasks.price.scores import (
+    INTERVALS,
+    Estimate,
+    block_length,
+    correlation,
+    covered,
+    crps,
+    estimate,
+    hits,
+    moments,
+    pinball_loss,
+    ranks,
+)
 
 # From so many assets on, information coefficients are taken across assets, date by date, as is the custom.
 CROSS_SECTION = 5

@@ -14,8 +14,7 @@ from blockyard.tasks.price.baselines import run_baselines
 from blockyard.tasks.price.calibrate import FILE
 from blockyard.tasks.price.data.windows import PriceData
 from blockyard.tasks.price.forecaster import Calibrate, load_forecaster
-from blockyard.tasks.price.summary import summarise
-from blockyard.tasks.price.tables import evaluation_table
+from blockyard.tasks.price.summary import evaluation_table, summarise
 from blockyard.tasks.price.task import PriceForecasting
 from blockyard.tasks.run import read_run
 

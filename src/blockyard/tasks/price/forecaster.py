@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from blockyard.errors import InputError, require
 from blockyard.files import writing
@@ -19,7 +21,6 @@ from blockyard.tasks.price.data.features import WARM_UP
 from blockyard.tasks.price.data.table import Prices
 from blockyard.tasks.price.data.windows import PriceAssets, PriceData, PriceTables, parse_ds
 from blockyard.tasks.price.model import PriceConfig, PriceForecaster
-from blockyard.tasks.price.predict import predictions
 from blockyard.tasks.run import load_run
 
 ROWS = 256
@@ -198,3 +199,20 @@ def write_table(frame: Any, out: Path) -> None:
             frame.to_parquet(file, index=False)
         else:
             frame.to_csv(file, index=False, float_format="%.8g")
+
+
+def predictions(model: nn.Module, windows: Iterator[Tensor]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Forecasts of windows in batches, in units of σ20 √h.
+
+    Returns: points [N, H], and quantiles [N, H, levels] (None with head=point), float64.
+    """
+    device = next(model.parameters()).device
+    points, quantiles = [], []
+    model.eval()
+    with torch.no_grad():
+        for x in windows:
+            output = model(x.to(device))
+            points.append(output.point.double().cpu().numpy())
+            if output.quantiles is not None:
+                quantiles.append(output.quantiles.double().cpu().numpy())
+    return np.concatenate(points), np.concatenate(quantiles) if quantiles else None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.files import parse_json, write_atomically
-from blockyard.models.seeding import seeded
+from blockyard.models.trunk import seeded
 from blockyard.tasks.kind import Quality, Run, TaskKind, register_task
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.windows import PriceAssets, PriceData, load_price_data

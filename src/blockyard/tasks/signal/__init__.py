@@ -11,8 +11,8 @@ Files, in reading order:
     generator.py     pulses, channel, noise: SignalGenerator; GeneratedSignals, the batches
     files.py         npy, npz and SigMF recordings, cut into frames
     bound.py         maximum_likelihood_bound: the accuracy that nobody can exceed, by Monte Carlo
-    model.py         SignalTransformer: a real or a complex stem, blocks, a head; condition.py tells it the SNR
-    task.py          Signal, the kind; SignalTask; predict, which gives logits of frames
+    model.py         SignalTransformer: a real or a complex stem, blocks, a head; predict; condition.py tells it the SNR
+    task.py          Signal, the kind; SignalTask
     report.py        what a comparison adds: accuracy over SNR beside the bound; predict.py: `blockyard classify`
 
 Complex blocks (blockyard.complex) answer alike for every phase; at a coherent receiver real ones do better.
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from blockyard.tasks.signal.model import SignalConfig as SignalConfig
     from blockyard.tasks.signal.model import SignalOutput as SignalOutput
     from blockyard.tasks.signal.model import SignalTransformer as SignalTransformer
+    from blockyard.tasks.signal.model import predict as predict
     from blockyard.tasks.signal.modulations import MODULATIONS as MODULATIONS
     from blockyard.tasks.signal.modulations import constellation as constellation
     from blockyard.tasks.signal.modulations import parse_modulations as parse_modulations
     from blockyard.tasks.signal.task import Signal as Signal
     from blockyard.tasks.signal.task import SignalTask as SignalTask
-    from blockyard.tasks.signal.task import predict as predict
 else:
     __all__ = exports(
         __name__,
@@ -52,8 +52,8 @@ else:
             "bound": "Bound maximum_likelihood_bound",
             "files": "RecordedSignals frames_of read_iq",
             "generator": "Frames GeneratedSignals SignalDataConfig SignalGenerator",
-            "model": "SignalConfig SignalOutput SignalTransformer",
+            "model": "SignalConfig SignalOutput SignalTransformer predict",
             "modulations": "MODULATIONS constellation parse_modulations",
-            "task": "Signal SignalTask predict",
+            "task": "Signal SignalTask",
         },
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.files import parse_json, write_atomically
-from blockyard.models.seeding import seeded
+from blockyard.models.trunk import seeded
 from blockyard.tasks.kind import ClassifyOptions, Quality, Run, TaskKind, register_task
 from blockyard.tasks.signal.bound import maximum_likelihood_bound
 from blockyard.tasks.signal.files import RecordedSignals

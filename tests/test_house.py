@@ -1,0 +1,197 @@
+"""The order of the house: who may import whom, read from the source. A failure names the line that breaks it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import blockyard
+
+SOURCE = Path(blockyard.__file__).parent
+
+# From the ground up. A place imports from the floors below it alone: not from above, nor from its neighbours.
+FLOORS = """
+    names errors
+    files moved
+    machine
+    registry nn text report
+    protocol
+    standard latent vein spectral complex moe
+    models multihead
+    conformance generation
+    training
+    tasks.kind
+    tasks.groups
+    tasks.settings
+    tasks.meaning tasks.sizes
+    tasks.run
+    tasks.lm tasks.classify tasks.recall tasks.signal tasks.price
+    compat compare
+    bench tune
+    claims
+    cli
+"""
+FLOOR = {place: number for number, line in enumerate(FLOORS.strip().splitlines()) for place in line.split()}
+WINGS = ("standard", "latent", "vein", "spectral", "complex", "moe")
+TASKS = ("lm", "classify", "recall", "signal", "price")
+
+# What knows neither a wing nor a task, in whatever way.
+CORE = ("registry", "nn", "protocol", "models", "training")
+# (importer, imported): said aloud in docs/architecture.md. A tri-vein attention *is* multi-head attention with narrow
+# heads, so what starts one from a trained standard attention knows that.
+ALLOWED = {("vein.migration", "standard.attention")}
+# Files that import by a string, with the reason.
+BY_STRING = {
+    "errors": "optional dependencies, with an error that names the extra",
+    "names": "the names that a package offers, relative to itself",
+    "moved": "old places",
+    "registry.register": "the table of what is built in, and plug-ins",
+    "registry.plugins": "modules that a user names",
+    "tasks.kind": "the table of what is built in, and plug-ins",
+    "cli.finding": "a command is a file of that name; only the one that is asked for is imported",
+}
+
+
+class Import(NamedTuple):
+    """One import of one module of the package by another, both without `blockyard.` in front."""
+
+    importer: str
+    imported: str
+    file: Path
+    line: int
+    # For type checkers alone.
+    typed: bool
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(SOURCE.parent)}:{self.line}: {self.importer} imports {self.imported}"
+
+
+def name_of(file: Path) -> str:
+    return ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+FILES = {name_of(file): file for file in sorted(SOURCE.rglob("*.py"))}
+TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
+
+
+def imports() -> Iterator[Import]:
+    """Every import within the package, at the top of a file, within a function, or for type checkers."""
+    for name, tree in TREES.items():
+        checks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+        typed = {id(inner) for check in checks for statement in check.body for inner in ast.walk(statement)}
+        for node in ast.walk(tree):
+            for found in imported_by(node):
+                if found != name:
+                    yield Import(name, found, FILES[name], node.lineno, id(node) in typed)  # type: ignore[attr-defined]
+
+
+def imported_by(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        assert not node.level, "imports are absolute"
+        # `from package import module` imports the module.
+        inner = [f"{node.module}.{alias.name}" for alias in node.names]
+        names = [name if name.removeprefix("blockyard.") in FILES else str(node.module) for name in inner]
+    else:
+        return
+    for name in dict.fromkeys(names):
+        if name.startswith("blockyard."):
+            yield name.removeprefix("blockyard.")
+
+
+IMPORTS = list(imports())
+
+
+def place_of(module: str) -> str:
+    """The place of a module in FLOORS: its folder, and within tasks the next one, too."""
+    first, *rest = module.split(".")
+    return f"tasks.{rest[0]}" if first == "tasks" and rest else first
+
+
+def test_every_module_has_a_floor() -> None:
+    places = {place_of(name) for name in FILES} - {"", "__main__", "tasks"}
+    assert places == set(FLOOR), f"without a floor: {places - set(FLOOR)}; gone: {set(FLOOR) - places}"
+
+
+def test_imports_point_downwards() -> None:
+    broken = []
+    for found in IMPORTS:
+        above, below = place_of(found.importer), place_of(found.imported)
+        # The package itself and `python -m blockyard` stand above all; `tasks` is the map of its folder.
+        if above == below or above in ("", "__main__", "tasks") or (found.importer, found.imported) in ALLOWED:
+            continue
+        if below == "tasks" or FLOOR[below] >= FLOOR[above]:
+            broken.append(str(found))
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("allowed", sorted(ALLOWED), ids=" -> ".join)
+def test_exceptions_are_needed(allowed: tuple[str, str]) -> None:
+    assert any((found.importer, found.imported) == allowed for found in IMPORTS)
+
+
+def test_no_circles() -> None:
+    """No file needs one that needs it, in whatever way, when the program runs."""
+    needs: dict[str, set[str]] = {name: set() for name in FILES}
+    for found in IMPORTS:
+        if not found.typed:
+            needs[found.importer].add(found.imported)
+    while leaves := [name for name, found in needs.items() if not found]:
+        for leaf in leaves:
+            del needs[leaf]
+        for found in needs.values():
+            found.difference_update(leaves)
+    assert not needs, f"in or above a circle: {', '.join(sorted(needs))}"
+
+
+def test_the_core_names_no_system_and_no_task() -> None:
+    """Not even in a string, but for the table of what is built in."""
+    dotted = re.compile(rf"blockyard\.({'|'.join((*WINGS, *(f'tasks.{task}' for task in TASKS)))})\b")
+    broken = []
+    for name, tree in TREES.items():
+        if name.split(".")[0] not in CORE or name == "registry.builtin":
+            continue
+        documented = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            told = list(imported_by(node))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+                # An error that tells a user where to look is no knowledge of a system.
+                told += [m[1] for m in dotted.finditer(node.value) if node.value.startswith("blockyard.")]
+            broken += [
+                f"{FILES[name].relative_to(SOURCE.parent)}:{node.lineno}: {what}"  # type: ignore[attr-defined]
+                for what in told
+                if place_of(what) in WINGS or place_of(what).startswith("tasks.")
+            ]
+    assert not broken, "\n".join(broken)
+
+
+def test_nothing_is_imported_by_a_string() -> None:
+    found = {
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__")
+    }
+    assert found == set(BY_STRING), f"new: {found - set(BY_STRING)}; needless: {set(BY_STRING) - found}"
+
+
+def test_the_top_is_short() -> None:
+    files = sorted(entry.name for entry in SOURCE.iterdir() if entry.is_file())
+    assert len(files) <= 8, files
+
+
+def test_no_file_is_longer_than_600_lines() -> None:
+    long = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in FILES.items()}
+    assert not {name: lines for name, lines in long.items() if lines > 600}
