@@ -38,7 +38,8 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'rank'?)" for the nearest known name, or "" when none is near."""
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    # A key of a file may be a number.
+    near = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

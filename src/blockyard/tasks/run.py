@@ -138,7 +138,9 @@ def _fitted(run: Run[Any, Any], assets: Any, folder: Path) -> Any:
     try:
         model = run.kind.fit(run.model, assets)
         for name in run.kind.from_data:
-            known[name].check(getattr(model, name))
+            value = known[name].check(getattr(model, name))
+            if isinstance(value, int) and value < 0:
+                raise InputError(f"{name}={value} should be at least 0")
     except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{folder} cannot be used: what it says of its data does not fit a model ({error})") from error
     return model
