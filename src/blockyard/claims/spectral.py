@@ -1,4 +1,4 @@
-"""Claims of the spectre-nlp document that counting or a property decides."""
+"""Claims of the spectre-nlp document and its paper: first what counting or a property decides, then a stopwatch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims of the vein-flow document that counting decides: FLOPs and parameters."""
+"""Claims of the vein-flow document: first what counting decides, FLOPs and parameters, then a stopwatch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`train TASK` and `compare TASK` for every kind of task."""
+"""`train TASK`, `compare TASK` and `tune TASK` for every kind of task."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Trains the runs of a comparison in turns, so that a slow hour of the machine falls on every choice alike.
 
 All choices with one seed advance together, a slice of steps each; then the next seed. Every run is an ordinary run
-folder with exact resume, so a comparison killed at any moment goes on where its last checkpoints are.
+folder with exact resume, so a comparison killed at any moment goes on where its last checkpoints are. With `--workers`
+several processes take a share each: a run is the same in whichever process it is made.
 """
 
 from __future__ import annotations

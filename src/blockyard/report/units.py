@@ -1,4 +1,4 @@
-"""Numbers as people read them: 12.3 M, 4.0 KiB, 1 min 12 s, 1.62 ± 0.01."""
+"""Numbers as people read them, 12.3 M, 4.0 KiB, 1 min 12 s, 1.62 ± 0.01, and command lines as they type them."""
 
 from __future__ import annotations
 

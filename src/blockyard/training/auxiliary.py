@@ -1,4 +1,4 @@
-"""What blocks return beside their output, as part of a task's loss and of its log."""
+"""What blocks return beside their output, as part of a task's loss, of its log, and as a line of metrics."""
 
 from __future__ import annotations
 

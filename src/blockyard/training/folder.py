@@ -1,4 +1,5 @@
-"""The run folder: one process at a time, readable files, and metrics that never contradict themselves."""
+"""The run folder: one process at a time, readable files, metrics that never contradict themselves; and whether a run in
+it can be continued: with the options and the data that it began with."""
 
 from __future__ import annotations
 
