@@ -1,8 +1,8 @@
 """Scores of forecasts, as losses per origin, and intervals for means and ratios of them over any rows.
 
 Intervals are those of the circular block bootstrap (Politis and Romano 1992). Losses of neighbouring origins are alike:
-they share a market, and at horizon h even h − 1 of their steps. Blocks of neighbours are drawn instead of single rows, so
-that the interval is as wide as so few independent stretches allow.
+they share a market, and at horizon h even h − 1 of their steps. Blocks of neighbours are drawn instead of single rows,
+so that the interval is as wide as so few independent stretches allow.
 """
 
 from __future__ import annotations
