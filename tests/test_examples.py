@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from blockyard.registry.pattern import parse_choice, split_choices
-
-ROOT = Path(__file__).parents[1]
+from tests.fixtures.folders import ROOT
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)

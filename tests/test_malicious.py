@@ -61,7 +61,7 @@ from blockyard.tune import session
 from blockyard.tune.output import load_record
 from blockyard.tune.run import tune
 from blockyard.tune.settings import TuneConfig
-from malicious import MODULE, PAYLOADS, files_of, groups_of, inputs, payloads_for, train_by_words
+from tests.fixtures.malicious import MODULE, PAYLOADS, files_of, groups_of, inputs, payloads_for, train_by_words
 from vein_pictures import draw_run, draw_search
 
 Reader = Callable[[], Any]
