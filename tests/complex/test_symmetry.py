@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -49,3 +51,12 @@ def test_the_check_leaves_its_module_alone_and_randomises_a_copy():
         check_equivariance(layer, torch.ones(2, D))
     with pytest.raises(InputError, match="has no d_model"):
         check_equivariance(torch.nn.Identity())
+
+
+def test_the_symmetry_command_prints_the_table_and_judges_a_named_class(run):
+    table = run("symmetry")
+    assert table.status == 0 and "BROKEN" in table.out and "score=phase" in table.out
+    assert run("symmetry", "complex", "--with", "score=phase").status == 0
+    broken = run("symmetry", "complex_swiglu", "--with", "bias=true", "--json")
+    assert broken.status == 1 and json.loads(broken.out)[0]["kept"] is False
+    assert run("symmetry", "standard").status == 2

@@ -52,7 +52,7 @@ def test_a_foreign_class_with_only_a_mask_is_checked_for_what_it_claims():
 def test_the_report_prints_one_line_per_check_and_becomes_json():
     report = check(Leaky, kind="attn", traits=PLAIN)
     text = str(report)
-    assert text.splitlines()[0].endswith("test_conformance_suite:Leaky")
+    assert text.splitlines()[0].endswith("tests.fixtures.faults:Leaky")
     assert "failed   the jacobian of the past in the future is zero" in text
     assert f"{len(PAST)} failed" in text.splitlines()[-1]
     data = json.loads(json.dumps(report.to_dict()))
