@@ -9,14 +9,8 @@ from pathlib import Path
 import pytest
 
 from blockyard.cli import main
-from tests.fixtures.cli import error_of
+from tests.fixtures.cli import error_of, shown
 from tests.fixtures.folders import FIXTURES
-
-
-def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a command that succeeds prints."""
-    assert main(list(words)) == 0
-    return capsys.readouterr().out
 
 
 def test_check_passes_for_a_registered_ffn(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,21 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from blockyard.cli import main
 from blockyard.registry import register as registry
-from tests.fixtures.cli import error_of, toys
+from tests.fixtures.cli import error_of, shown, toys
 
 
 @pytest.fixture
 def with_toys() -> Iterator[None]:
     with toys():
         yield
-
-
-def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a command that succeeds prints."""
-    assert main(list(words)) == 0
-    return capsys.readouterr().out
 
 
 def test_info_shows_both_the_attention_and_the_ffn_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:

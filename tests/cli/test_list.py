@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from blockyard.cli import main
 from blockyard.registry import register as registry
-
-
-def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a command that succeeds prints."""
-    assert main(list(words)) == 0
-    return capsys.readouterr().out
+from tests.fixtures.cli import shown
 
 
 def test_list_shows_every_registered_name(capsys: pytest.CaptureFixture[str]) -> None:

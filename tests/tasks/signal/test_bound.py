@@ -15,15 +15,7 @@ from blockyard.tasks.signal.modulations import (
     USUAL,
     constellation,
 )
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def frames(n=64, seed=0, snr=None, **options):
-    made = SignalGenerator(SignalDataConfig(**options))
-    return made.generate(n, generator(seed), snr=None if snr is None else torch.full((n,), float(snr)))
+from tests.fixtures.signals import frames
 
 
 def slow_likelihood(frame, name, variance, phases):
@@ -88,7 +80,6 @@ def test_two_modulations_reach_the_textbook_error_rate():
 
 def test_the_bound_is_not_beaten_by_knowing_less():
     """The likelihood that averages over phases cannot be right more often than the one that knows it."""
-    from blockyard.tasks.signal.generator import SignalGenerator
 
     made = SignalGenerator(SignalDataConfig(length=64, snr_min=5, snr_max=5))
     frames = made.generate(600, torch.Generator().manual_seed(1))

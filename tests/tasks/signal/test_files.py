@@ -10,16 +10,8 @@ import torch
 
 from blockyard import InputError
 from blockyard.tasks.signal.files import RecordedSignals, frames_of, read_iq
-from blockyard.tasks.signal.generator import SignalDataConfig, SignalGenerator
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def frames(n=64, seed=0, snr=None, **options):
-    made = SignalGenerator(SignalDataConfig(**options))
-    return made.generate(n, generator(seed), snr=None if snr is None else torch.full((n,), float(snr)))
+from blockyard.tasks.signal.generator import SignalDataConfig
+from tests.fixtures.signals import frames
 
 
 @pytest.fixture

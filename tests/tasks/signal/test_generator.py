@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from blockyard import InputError
-from blockyard.tasks.signal.generator import GeneratedSignals, SignalDataConfig, SignalGenerator, root_raised_cosine
+from blockyard.tasks.signal.generator import GeneratedSignals, SignalDataConfig, root_raised_cosine
 from blockyard.tasks.signal.modulations import (
     MODULATIONS,
     USUAL,
@@ -18,18 +18,10 @@ from blockyard.tasks.signal.modulations import (
     product_levels,
     symmetry_order,
 )
+from tests.fixtures.signals import frames
 
 SIZES = {"bpsk": 2, "pam4": 4, "qpsk": 4, "8psk": 8, "16qam": 16, "64qam": 64, "16apsk": 16, "32apsk": 32,
          "32qam": 32, "128qam": 128, "256qam": 256, "ook": 2, "32psk": 32}  # fmt: skip
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def frames(n=64, seed=0, snr=None, **options):
-    made = SignalGenerator(SignalDataConfig(**options))
-    return made.generate(n, generator(seed), snr=None if snr is None else torch.full((n,), float(snr)))
 
 
 # Modulations
