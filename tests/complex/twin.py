@@ -1,4 +1,16 @@
-"""Slow, obvious twins of the complex parts: the definitions in loops over complex128 numbers."""
+"""The complex parts by their definitions, in loops over complex128 numbers.
+
+    rms        z / √(mean |z|² + ε) · γ
+    layer      ((|z| − mean) / deviation · γ + β) · z/|z|
+    modReLU    ReLU(|z| + b) · z/|z|
+    swiglu     W₂ (u ⊙ m·σ(m + b)),  m = √(|W₁ x|² + ε),  u = W₃ x
+    rotary     feature j of d turns by position · θ^(−j/d)
+    scores     s = ⟨q, k⟩ / √d;  real: softmax(Re s);  magnitude: softmax(|s|);  phase: softmax(|s|) · s/|s|;
+               split: λ softmax(Re s) + (1 − λ) softmax(Im s)
+
+All commute with a turn of every number by one angle. Source: the complex-block document, with its gate σ(|z|), which
+cannot close, replaced; modReLU: Arjovsky et al. 2015 (arXiv 1511.06464).
+"""
 
 from __future__ import annotations
 
@@ -12,11 +24,13 @@ def linear(x, weight):
 
 
 def rms_norm(z, gain, eps):
+    """z divided by the root mean square of its magnitudes, times a real gain."""
     rms = math.sqrt(sum(abs(v) ** 2 for v in z) / len(z) + eps)
     return [v / rms * g for v, g in zip(z, gain)]
 
 
 def layer_norm(z, gain, bias, eps):
+    """Centre and scale the magnitudes; one that is below zero then turns its number by π."""
     sizes = [math.sqrt(abs(v) ** 2 + eps) for v in z]
     mean = sum(sizes) / len(sizes)
     deviation = math.sqrt(sum((s - mean) ** 2 for s in sizes) / len(sizes) + eps)
@@ -24,10 +38,12 @@ def layer_norm(z, gain, bias, eps):
 
 
 def mod_relu(z, bias):
+    """Shift the magnitude by b, cut at zero, and keep the phase."""
     return [max(abs(v) + b, 0.0) * v / abs(v) if v else 0j for v, b in zip(z, bias)]
 
 
 def swiglu(x, w1, w2, w3, gate_bias, eps):
+    """A real gate from magnitudes on a complex value."""
     sizes = [math.sqrt(abs(g) ** 2 + eps) for g in linear(x, w1)]
     gates = [m / (1 + math.exp(-(m + b))) for m, b in zip(sizes, gate_bias)]
     return linear([u * gate for u, gate in zip(linear(x, w3), gates)], w2)
@@ -58,6 +74,7 @@ def attention(q, k, v, score, causal, share=0.5):
 
 
 def softmax(scores):
+    """Weights that sum to one; the highest score is subtracted so that no power overflows."""
     top = max(scores)
     powers = [math.exp(s - top) for s in scores]
     return [p / sum(powers) for p in powers]

@@ -1,4 +1,13 @@
-"""Latent attention in loops and float64: the definition that every form, cache and kernel is compared with."""
+"""Latent attention (MLA) in loops and float64: the definition that every form, cache and kernel is compared with.
+
+    c_s = RMSNorm(W_c x_s)                                kv_rank numbers: all that a cache has to keep of a token
+    decoupled:  q = [q_nope; R_t q_rope],  k = [W_uk c_s; R_s k_r],  k_r one rotary key for all heads
+    full:       q = R_t q,                 k = R_s W_uk c_s
+    out_t = W_o [Σ_s softmax_s(q_t · k_s / √(nope + rope)) W_uv c_s, head beside head]
+
+DeepSeek-V2 (arXiv 2405.04434, section 2.1) for `decoupled`; the price document for `full`. `q_rank` makes queries from
+a latent of their own. Which s are seen, as in standard attention.
+"""
 
 from __future__ import annotations
 

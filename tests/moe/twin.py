@@ -1,4 +1,14 @@
-"""A mixture of experts by its definition, token by token, in loops."""
+"""A mixture of experts by its definition, token by token, in loops.
+
+    y = scale · Σ_j g_j · expert_j(x)    over the k experts that the router chooses
+    g = softmax(W x) or σ(W x); `renormalise` divides the chosen k by their sum (W |x| for complex x)
+    choice: the k highest of g + bias, among the experts of the k_groups strongest of n_groups groups
+    loss:   E · Σ_e f_e · P_e, f_e expert e's share of the choices, P_e the mean of its normalised score
+
+Shazeer et al. 2017 (arXiv 1701.06538); the loss: Switch (arXiv 2101.03961); groups: DeepSeek-V2 (arXiv 2405.04434: the
+best expert of a group counts) and V3 (arXiv 2412.19437: the best two); the bias, which the choice alone sees: arXiv
+2408.15664.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Spectral mixing in direct sums and float64: the definitions that the fast paths are compared with."""
+"""Spectral mixing in direct sums and float64: the definitions that the fast paths are compared with.
+
+    q, v = W_q x, W_v x;   out = W_o y
+    gate = interpolation over the bins of modReLU(MLP(LN(q̄)) + base), q̄ a summary of q, head by head
+    encoder:  y = irfft(gate · (rfft(v) + memory))                           q̄ from all tokens; circular
+    causal:   y_t = Σ_{l<L} h_t[l] · v_{t−l},  h_t = irfft(gate_t, 2L)[:L]   q̄ from the tokens up to t,
+                                                                             or before t's chunk
+
+The encoder's form is SPECTRE's ("The FFT Strikes Back", Fein-Ashley et al. 2025, arXiv 2502.18394); the causal one is
+this library's, which never sees ahead. modReLU(z) = ReLU(|z| + b) · z/|z| (arXiv 1511.06464).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Standard attention in loops and float64: the definition that every fast path is compared with."""
+"""Standard attention in loops and float64: the definition that every fast path is compared with.
+
+    q_t, k_s, v_s = R_t W_q x_t, R_s W_k x_s, W_v x_s     one slice of head_dim numbers per head; R_t the rotation at t
+    p_ts = softmax over the s that t may see of q_t · k_s / √head_dim
+    out_t = W_o [Σ_s p_ts v_s, head beside head]
+
+Vaswani et al. 2017 (arXiv 1706.03762); rotary positions: Su et al. 2021 (arXiv 2104.09864); key heads that several
+query heads share: Ainslie et al. 2023 (arXiv 2305.13245). Which s are seen: not the future if causal, no padding, none
+that is `window` or more tokens away, what the mask allows. A query that may see nothing gets 0.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +20,7 @@ from blockyard.standard.attention import StandardAttention
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float = 1e-5) -> Tensor:
+    """x divided by its root mean square, times a gain."""
     return x / math.sqrt(sum(float(v) ** 2 for v in x) / len(x) + eps) * gain
 
 

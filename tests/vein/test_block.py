@@ -1,4 +1,4 @@
-"""The vein projector, the vein FFN, normal compensation and the block made of them."""
+"""The block made of veins: the document's mathematics, costs, metrics, presets and refusals."""
 
 import pytest
 import torch
@@ -12,24 +12,9 @@ from blockyard.registry.register import implementation
 from blockyard.vein.block import VFTBlock
 from blockyard.vein.compensator import NormalCompensator
 from blockyard.vein.ffn import VFTFeedForward
-from blockyard.vein.projector import VeinProjector, orthonormal_rows, recommend_rank
+from blockyard.vein.projector import VeinProjector
+from tests.fixtures.vein_blocks import D, H, R, block, sample
 from tests.vein.twin import seed_block
-
-D, H, R = 24, 3, 4
-
-
-def block(**options) -> VFTBlock:
-    torch.manual_seed(0)
-    made = VFTBlock(D, H, R, **options).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return made
-
-
-def sample(length: int = 6, batch: int = 2) -> torch.Tensor:
-    torch.manual_seed(1)
-    return torch.randn(batch, length, D)
 
 
 def test_the_seed_preset_is_the_documents_mathematics():
@@ -48,90 +33,6 @@ def test_the_seed_preset_has_2964373_parameters_at_the_documents_size():
     assert sum(p.numel() for p in seed.parameters()) == 2_964_373 == seed.cost(128).parameters
 
 
-@pytest.mark.parametrize("implementation", ["linear", "parameter"])
-@pytest.mark.parametrize("init_method", ["orthogonal", "normal", "xavier"])
-def test_a_tied_vein_is_a_projection_whatever_its_parameter_is(implementation, init_method):
-    vein = VeinProjector(D, R, implementation, init_method, tied=True).double()
-    with torch.no_grad():
-        next(vein.parameters()).mul_(3).add_(0.3)
-    x = sample().double()
-    torch.testing.assert_close(vein(vein(x)), vein(x), rtol=1e-12, atol=1e-12)
-    error = vein.compute_reconstruction_error(x)
-    assert (error > 0).all() and (error < 1).all()
-    v, u = vein.matrices()
-    torch.testing.assert_close(vein.error_from(x, x @ v.mT, u), error, rtol=1e-7, atol=1e-7)
-
-
-def test_a_tied_vein_is_differentiable():
-    vein = VeinProjector(6, 2, tied=True).double()
-    assert torch.autograd.gradcheck(vein, (torch.randn(3, 6, dtype=torch.float64, requires_grad=True),))
-    assert torch.autograd.gradcheck(orthonormal_rows, (torch.randn(3, 5, dtype=torch.float64, requires_grad=True),))
-
-
-@pytest.mark.parametrize("implementation", ["linear", "parameter"])
-def test_both_implementations_have_the_same_size(implementation):
-    assert sum(p.numel() for p in VeinProjector(D, R, implementation).parameters()) == 2 * D * R
-
-
-def test_compression_ratio_and_recommended_ranks_are_what_the_formulas_give():
-    assert VeinProjector(768, 4).get_compression_ratio() == 96
-    assert [recommend_rank(d) for d in (768, 2048, 4096)] == [6, 11, 16]
-
-
-def test_absolute_error_of_a_fresh_vein_is_about_the_root_of_the_width():
-    vein, x = VeinProjector(768, 4), torch.randn(500, 768)
-    assert abs(vein.compute_reconstruction_error(x, relative=False).mean() - 772**0.5) < 0.2
-    tied = VeinProjector(768, 4, tied=True)
-    assert abs(tied.compute_reconstruction_error(x).mean() - (1 - 4 / 768) ** 0.5) < 0.001
-
-
-def test_the_error_of_a_zero_vector_is_zero():
-    assert VeinProjector(D, R).compute_reconstruction_error(torch.zeros(2, D)).tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("gate_norm", [False, True])
-@pytest.mark.parametrize("s", [1, 3])
-def test_gathered_correction_equals_dense_correction(s, gate_norm):
-    torch.manual_seed(0)
-    dense = NormalCompensator(D, s, tau=0.5, gate_norm=gate_norm, form="dense").double()
-    gather = NormalCompensator(D, s, tau=0.5, gate_norm=gate_norm, form="gather").double()
-    gather.load_state_dict(dense.state_dict())
-    x, eps = sample().double(), torch.rand(2, 6)
-    torch.testing.assert_close(gather(x, eps), dense(x, eps))
-    assert torch.equal(dense(x, eps)[eps <= 0.5], x[eps <= 0.5])
-    assert (dense(x, eps)[eps > 0.5] != x[eps > 0.5]).any()
-
-
-def test_no_directions_mean_no_parameters_and_no_change():
-    none, x = NormalCompensator(D, s=0), sample()
-    assert list(none.parameters()) == [] and none(x, torch.ones(2, 6)) is x
-
-
-@pytest.mark.parametrize("stabilizer", ["none", "diag", "lowrank", "full"])
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
-@pytest.mark.parametrize("tied", [False, True])
-def test_ffn_cost_counts_what_torch_counts_and_every_option_trains(stabilizer, gated, activation, tied):
-    ffn = VFTFeedForward(D, R, activation=activation, gated=gated, stabilizer=stabilizer, tied=tied)
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        ffn(sample())
-    assert ffn.cost(12).flops == counter.get_total_flops()
-    assert ffn.cost(12).parameters == sum(p.numel() for p in ffn.parameters())
-    ffn(sample()).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in ffn.parameters())
-
-
-def test_ffns_that_share_a_vein_add_up_inside_it():
-    vein = VeinProjector(D, R, tied=True)
-    experts = [VFTFeedForward(D, vein_projector=vein, stabilizer="none", gated=gated) for gated in (False, True)]
-    x = sample()
-    rebuilt = vein.reconstruct(sum(expert.core(vein.project(x)) for expert in experts))
-    torch.testing.assert_close(rebuilt, experts[0](x) + experts[1](x))
-    parts = [expert.core_cost(12) + vein.cost(12) for expert in experts]
-    assert parts == [expert.cost(12) for expert in experts]
-
-
 @pytest.mark.parametrize("options", [{}, {"preset": "seed"}, {"s": 3, "ffn_rank": 6, "tied": False}, {"s": 0}], ids=str)
 def test_block_cost_counts_what_torch_counts(options):
     made = block(correction="dense", **options)
@@ -140,35 +41,6 @@ def test_block_cost_counts_what_torch_counts(options):
         made(sample(5, batch=1))
     assert made.cost(5).flops == counter.get_total_flops()
     assert made.cost(5).parameters == sum(p.numel() for p in made.parameters())
-
-
-@pytest.mark.parametrize("preset", ["fast", "seed"])
-@pytest.mark.parametrize("norm_position", ["pre", "post"])
-def test_metrics_come_on_request_and_change_nothing(preset, norm_position):
-    made, x = block(preset=preset, norm_position=norm_position), sample()
-    out, none = made(x)
-    same, metrics = made(x, return_metrics=True)
-    # Without metrics the norm stands inside the product: other operations.
-    torch.testing.assert_close(out, same)
-    assert none is None
-    assert {"eps_mean", "eps_max", "eps_frac_over_tau", "rank"} <= metrics.keys()
-    assert not any(v.requires_grad for v in metrics.values() if isinstance(v, torch.Tensor))
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
-def test_calibration_corrects_the_fraction_asked_for(fraction):
-    made, x = block(), sample(20)
-    made.calibrate_tau(x, fraction)
-    assert float(made(x, return_metrics=True)[1]["eps_frac_over_tau"]) == pytest.approx(fraction)
-
-
-def test_a_larger_tau_corrects_fewer_tokens():
-    made, x = block(), sample(20)
-    shares = []
-    for tau in (0.0, 0.9, 1.0):
-        made.normals.set_tau(tau)
-        shares.append(float(made(x, return_metrics=True)[1]["eps_frac_over_tau"]))
-    assert shares == sorted(shares, reverse=True) and shares[0] == 1 and shares[-1] == 0
 
 
 @pytest.mark.parametrize("preset", ["fast", "seed"])
@@ -255,46 +127,7 @@ def test_no_stabilizer_and_no_rotation_can_be_asked_for_in_words():
     assert implementation("block", "tva+vft").options["rope"].parse("none") == "none"
 
 
-def test_a_diagnosis_adds_entropy_and_effective_rank_within_their_bounds():
-    made, x = block(causal=True), sample(9)
-    found = made.diagnose(x)
-    assert 0 < float(found["attention_entropy"]) < torch.log(torch.tensor(9.0))
-    assert 1 <= float(found["effective_rank"]) <= R
-    torch.testing.assert_close(found["eps_mean"], made.reconstruction_error(x).mean())
-
-
-def test_tokens_along_one_direction_have_effective_rank_one():
-    made = block(norm="rms")
-    made.attn.zero_init_output()
-    x = torch.randn(2, 6, 1) * torch.randn(D)
-    assert float(made.diagnose(x)["effective_rank"]) == pytest.approx(1, abs=1e-3)
-
-
-def test_padding_is_left_out_of_a_diagnosis():
-    made, x = block(causal=True, rope="none"), sample(6)
-    padded = torch.cat([torch.randn(2, 3, D), x], dim=1)
-    mask = torch.tensor([[0] * 3 + [1] * 6] * 2)
-    for name in ("attention_entropy", "effective_rank"):
-        alone, beside = made.diagnose(x)[name], made.diagnose(padded, padding_mask=mask)[name]
-        torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-5)
-
-
 def test_the_ranks_of_attention_and_ffn_can_differ():
     config = LMConfig(vocab_size=11, blocks="tva[rank=4]+vft[ffn_rank=8]", d_model=32, n_layers=1, n_heads=2)
     layer = TransformerLM(config).layers[0]
     assert (layer.attn.rank, layer.rank) == (4, 8)
-
-
-@pytest.mark.parametrize("cached", [0, 2])
-def test_metrics_leave_padding_out(cached):
-    made, x = block(tau=0.9, causal=True), sample(6)
-    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
-    with torch.no_grad():
-        cache = made.new_cache(2) if cached else None
-        if cached:
-            made(x[:, :cached], cache=cache, padding_mask=mask[:, :cached])
-        found = made(x[:, cached:], cache=cache, padding_mask=mask, return_metrics=True)[1]
-        eps = made.reconstruction_error(x, padding_mask=mask)[:, cached:][mask[:, cached:].bool()]
-    torch.testing.assert_close(found["eps_mean"], eps.mean())
-    torch.testing.assert_close(found["eps_max"], eps.max())
-    torch.testing.assert_close(found["eps_frac_over_tau"], (eps > 0.9).float().mean())

@@ -1,4 +1,15 @@
-"""The vein-flow document's formulas in loops and float64: the definition that every fast path is compared with."""
+"""The vein-flow document's formulas in loops and float64: the definition that every fast path is compared with.
+
+A vein is a pair of maps, V: d -> r and U: r -> d. With h = LN(x) in front of each half, and summed to the stream x:
+
+    attention  (TVA)   q, k, v = V W_q h, V W_k h, V W_v h in each head;  W_o [U Σ_s softmax_s(q·k_s / √r) v_s]
+    FFN        (VFT)   U (W_2 silu(W_1 V h + b_1) + b_2) + A LN(h)
+    error              ε = ‖h − U V h‖, of the FFN's input
+    compensation       x + 1[ε > τ] · Σ_j α · σ(gate_j(x)) · u_j (v_jᵀ x)
+
+Source: the vein-flow document, its `TVAAttention`, `VFTFeedForward`, `NormalCompensator` and `VFTBlock`; the block is
+what the preset `seed` is.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +22,12 @@ from blockyard.vein.block import VFTBlock
 
 
 def silu(value: float) -> float:
+    """x · σ(x)."""
     return value / (1 + math.exp(-value))
 
 
 def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
+    """A matrix times a vector, row by row."""
     return torch.stack([sum(m * v for m, v in zip(row, vector)) for row in matrix])
 
 

@@ -1,12 +1,9 @@
-"""`train_lm` end to end, what its run folder holds, and how option groups become a configuration."""
+"""`train_lm` end to end: what its run folder holds, resumes and loads."""
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +13,10 @@ import yaml
 
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM
-from blockyard.registry.pattern import LayerSpec
 from blockyard.tasks.lm.task import LMTask, build_lm
 from blockyard.tasks.run import load_run, train_lm
-from blockyard.tasks.settings import as_groups, resolve
 from blockyard.text import TextDataConfig, load_text
 from blockyard.training.config import TrainConfig
-from blockyard.training.progress import Bar, Lines, make_progress
-
-PLUGIN = """
-from torch import nn
-from blockyard.registry.register import register_attn, register_ffn
-from blockyard.standard.attention import StandardAttention
-
-@register_attn("yarn", group="knit")
-class Yarn(StandardAttention):
-    def __init__(self, d_model: int, n_heads: int = 2, *, gauge: int = 3, shared: int = 1, causal: bool = False):
-        super().__init__(d_model, n_heads, causal=causal)
-        self.gauge, self.shared = gauge, shared
-
-@register_ffn("purl", group="knit")
-class Purl(nn.Linear):
-    def __init__(self, d_model: int, *, shared: int = 1, scale: float = 1.0):
-        super().__init__(d_model, d_model)
-        self.shared, self.scale = shared, scale
-"""
-
-
-@pytest.fixture
-def knit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A plug-in with a family of two members; what it registers is taken out again."""
-    from blockyard.registry import register as registry
-
-    folder = tmp_path / "plugins"
-    folder.mkdir()
-    (folder / "knit_plugin.py").write_text(PLUGIN)
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(registry._register, "entries", dict(registry._register.entries))
-    monkeypatch.delitem(sys.modules, "knit_plugin", raising=False)
-    yield "knit_plugin"
-    sys.modules.pop("knit_plugin", None)
 
 
 @pytest.fixture
@@ -213,101 +174,6 @@ def test_auxiliary_losses_are_weighted_and_logged(text: Path) -> None:
     loss, stats = task.loss(RoutedLM(model_config), task.batch(0, slice(None)))
     assert float(loss.detach()) == pytest.approx(float(stats["lm_loss"]) + 1.0)
     assert float(stats["loss/balance"]) == 2.0
-
-
-def test_groups_become_a_configuration_and_back() -> None:
-    groups = {
-        "model": {"d_model": 32, "dropout": 0.1},
-        "attn": {"impl": "standard", "window": 8},
-        "ffn": {"impl": "relu2"},
-        "train": {"steps": 7},
-        "data": {"max_bytes": 1000},
-    }
-    run = resolve(groups)
-    (spec,) = run.model.blocks
-    assert (spec.attn, spec.ffn, spec.attn_options) == ("standard", "relu2", {"window": 8})
-    assert (run.model.d_model, run.train.steps, run.data.max_bytes) == (32, 7, 1000)
-    assert resolve(as_groups(run)) == run
-
-
-def test_a_pattern_comes_back_from_its_groups() -> None:
-    run = resolve({"model": {"pattern": "standard[window=4]*2/standard+swiglu"}})
-    assert [spec.ffn for spec in run.model.blocks] == ["relu2", "relu2", "swiglu"]
-    assert resolve(as_groups(run)) == run
-
-
-def test_a_family_serves_both_of_its_members(knit: str) -> None:
-    run = resolve(
-        {
-            "plugins": [knit],
-            "attn": {"impl": "yarn"},
-            "ffn": {"impl": "purl"},
-            "knit": {"shared": 5, "gauge": 7, "scale": 2},
-        }
-    )
-    (spec,) = run.model.blocks
-    assert spec == LayerSpec("yarn", "purl", {"shared": 5, "gauge": 7}, {"shared": 5, "scale": 2.0})
-    assert resolve(as_groups(run)) == run
-
-
-def test_an_option_in_brackets_goes_before_its_group(knit: str) -> None:
-    groups = {"plugins": [knit], "model": {"pattern": "yarn[gauge=9]/yarn"}, "knit": {"gauge": 4}}
-    assert [spec.attn_options["gauge"] for spec in resolve(groups).model.blocks] == [9, 4]
-
-
-@pytest.mark.parametrize(
-    ("groups", "message"),
-    [
-        ({"modle": {}}, r"no option group 'modle' \(did you mean 'model'\?\)"),
-        ({"model": {"d_modle": 4}}, r"'d_modle' \(did you mean 'd_model'\?\)"),
-        ({"model": {"vocab_size": 4}}, "vocab_size"),
-        ({"train": {"steps": "many"}}, "steps='many' should be int"),
-        ({"attn": {"impl": "standart"}}, "standart"),
-        ({"attn": {"windw": 3}}, r"'windw' \(did you mean 'window'\?\)"),
-        ({"attn": {"impl": "standard"}, "model": {"pattern": "standard"}}, "already names the mixers"),
-        ({"plugins": ["no_such_module_here"]}, "no_such_module_here"),
-    ],
-)
-def test_bad_groups_are_named(groups: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        resolve(groups)
-
-
-def test_an_option_of_a_family_that_is_not_selected_is_refused(knit: str) -> None:
-    with pytest.raises(InputError, match="'shared' is an option of: yarn, purl; neither is selected"):
-        resolve({"plugins": [knit], "knit": {"shared": 2}})
-    with pytest.raises(InputError, match="'gauge' is an option of: yarn; it is not selected"):
-        resolve({"plugins": [knit], "ffn": {"impl": "purl"}, "knit": {"gauge": 2}})
-
-
-def test_plain_lines_name_step_loss_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    progress = make_progress(10, shown=True)
-    assert isinstance(progress, Lines)
-    progress.update(10, {"loss": 1.5, "tokens_per_second": 1234.0})
-    assert "step 10/10" in stream.getvalue() and "loss 1.5000" in stream.getvalue()
-    assert "1,234 tokens/s" in stream.getvalue()
-
-
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.StringIO()
-    stream.isatty = lambda: True  # type: ignore[method-assign]
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setenv("TERM", "xterm")
-    progress = make_progress(10, shown=True)
-    assert isinstance(progress, Bar)
-    progress.update(3, {"loss": 1.5, "tokens_per_second": 1234.0})
-    progress.say("a line that stays")
-    progress.close()
-    assert "1.5000" in stream.getvalue() and "a line that stays" in stream.getvalue()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
-@pytest.mark.parametrize("name", ["logit_softcap", "rope_theta"])
-def test_a_model_option_that_gives_no_numbers_is_refused(name: str, value: float) -> None:
-    with pytest.raises(InputError, match=f"{name}={value} should be positive"):
-        LMConfig(vocab_size=8, **{name: value})
 
 
 def test_resuming_with_another_tokenizer_is_refused(tmp_path: Path, text: Path) -> None:

@@ -1,4 +1,15 @@
-"""The price features as loops over rows, from their definitions: slow and obvious."""
+"""The price features as loops over rows, from their definitions: row t from rows up to t alone.
+
+With p = log close, r_t = p_t − p_{t−1} and σ_w the root mean square of the last w returns (at least a tenth of that of
+all returns so far):
+
+    return_k      (p_t − p_{t−k}) / (σ_60 √k)             volatility_k   log σ_k
+    rsi           (up − down) / (up + down), averages of rises and falls with weight 1/14 (Wilder 1978)
+    macd          (EMA_12 − EMA_26 of p) / σ_20           drawdown       (p_t − highest p of 250 rows) / σ_60
+    gap, body, range, close_location                      from open, high, low and close of one row
+    parkinson     log √(mean of 20 log²(high/low) / (4 log 2)) (Parkinson 1980)
+    volume        log(1 + volume): its z-score over 20 rows, and its change
+"""
 
 import math
 

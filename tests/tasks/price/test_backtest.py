@@ -1,0 +1,66 @@
+"""Backtests against their definition in loops: lag, costs, positions, nothing from the future."""
+
+import math
+
+import numpy as np
+import pytest
+
+from blockyard.errors import InputError
+from blockyard.tasks.price.backtest import BacktestConfig, backtest_table, positions, run_backtest
+from blockyard.tasks.price.baselines import Forecast
+from blockyard.tasks.price.data.config import PriceDataConfig
+from tests.fixtures.prices import LEVELS
+
+
+def test_a_backtest_is_its_definition_in_loops(data):
+    assets, rows = data.origins("test")
+    draw = np.random.default_rng(0)
+    forecast = Forecast("f", draw.standard_normal((len(rows), 3)), None)
+    config = BacktestConfig(lag=1, cost=0.001)
+    found = run_backtest(data, assets, rows, forecast, config, LEVELS)
+    by_date = {}
+    for a in (0, 1):
+        before, close = 0.0, np.exp(data.tables[a].log_close)
+        for point, t in zip(forecast.point[assets == a, 0], rows[assets == a]):
+            if t + 2 < len(close):
+                held = math.copysign(1, point)
+                gain = held * (close[t + 2] / close[t + 1] - 1) - 0.001 * abs(held - before)
+                by_date.setdefault(data.tables[a].ds[t + 2], []).append(gain)
+                before = held
+    logs = [math.log1p(np.mean(by_date[d])) for d in sorted(by_date)]
+    assert found["curve"][-1] == pytest.approx(sum(logs), abs=1e-5)
+    assert found["annual_return"] == pytest.approx(math.expm1(np.mean(logs) * 252))
+    assert "f" in backtest_table({"f": found, "none": None})
+
+
+def test_a_perfect_forecast_earns_and_lag_and_costs_take_from_it(data):
+    assets, rows = data.origins("test")
+    returns = data.returns(assets, rows)
+    perfect = Forecast("p", returns, None)
+
+    def earned(**options):
+        return run_backtest(data, assets, rows, perfect, BacktestConfig(**options), LEVELS)["annual_return"]
+
+    assert earned(lag=0, cost=0.0) > earned(lag=0, cost=0.001) > earned(lag=1, cost=0.001)
+
+
+def test_long_positions_shrink_when_the_interval_widens_and_never_look_ahead():
+    width = np.array([1.0, 1.0, 4.0, 1.0])
+    quantiles = np.stack([-width, width], axis=-1)[:, None, :]
+    held = positions(Forecast("f", np.zeros((4, 1)), quantiles), 0, "volatility", (0.1, 0.9))
+    assert held.tolist() == [1.0, 1.0, 0.25, 1.0]
+    assert positions(Forecast("f", np.zeros((4, 1)), None), 0, "volatility", (0.1, 0.9)) is None
+
+
+@pytest.mark.parametrize("options", [{"lag": -1}, {"cost": 1.0}, {"steps_per_year": 0}, {"rule": "luck"}])
+def test_backtest_options_out_of_range_are_refused(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        BacktestConfig(**options)
+
+
+def test_a_backtest_needs_a_horizon_that_is_forecast(data):
+    assets, rows = data.origins("test")
+    forecast = Forecast("f", np.ones((len(rows), 3)), None)
+    with pytest.raises(InputError, match="horizon=3 is not forecast; these are: 1, 2, 5"):
+        run_backtest(data, assets, rows, forecast, BacktestConfig(horizon=3), LEVELS)
+    assert PriceDataConfig().embargo == 5
