@@ -86,7 +86,7 @@ def test_classifiers_are_compared_with_their_confusions(
     monkeypatch.setattr(measure, "ROUND_SECONDS", 0.005)
     monkeypatch.setattr(measure, "ROUNDS", 2)
     for module in (write, html, report_text):
-        monkeypatch.setattr(module, "charts_of", lambda found: [])
+        monkeypatch.setattr(module, "charts_of", lambda found, parts: [])
     shared = groups(sounds)
     shared["train"] = {key: value for key, value in shared["train"].items() if key not in ("steps", "progress")}
     config = CompareConfig("standard,glu", budget_value=9000, seeds=1, evaluations=2, measure_memory=False)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from blockyard.tasks.run import load_run, train
-from blockyard.tasks.signal.task import SignalData, predict
+from blockyard.tasks.signal.model import predict
+from blockyard.tasks.signal.task import SignalData
 from tests.fixtures.signals import DATA, TRAIN, iq
 
 

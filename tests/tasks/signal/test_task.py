@@ -14,9 +14,9 @@ from blockyard.compare.compare import compare
 from blockyard.compare.settings import CompareConfig
 from blockyard.tasks.run import load_run
 from blockyard.tasks.signal.generator import SignalDataConfig
-from blockyard.tasks.signal.model import SignalConfig
+from blockyard.tasks.signal.model import SignalConfig, predict
 from blockyard.tasks.signal.report import SignalParts
-from blockyard.tasks.signal.task import SignalData, SignalTask, predict, signal_figures
+from blockyard.tasks.signal.task import SignalData, SignalTask, signal_figures
 from blockyard.training.config import TrainConfig
 from tests.fixtures.signals import DATA, SMALL
 
