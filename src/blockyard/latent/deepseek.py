@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -29,7 +29,9 @@ from blockyard.nn.rotary import Layout
 if TYPE_CHECKING:
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
-    from blockyard.latent.attention import LatentAttention
+
+# A LatentAttention, which stands above this file and is handed in.
+Latent = Any
 
 _PARTS = ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj")
 # Attributes that the configuration or the weights tell as well.
@@ -41,7 +43,7 @@ _KNOWN = {
 _ASKED = 12
 
 
-def from_deepseek(cls: type[LatentAttention], module: Any) -> LatentAttention:
+def from_deepseek(cls: Callable[..., Latent], module: Any) -> Latent:
     """See `LatentAttention.from_hf`."""
     kind = type(module).__name__
     if not all(hasattr(module, part) for part in _PARTS):
@@ -106,7 +108,7 @@ def _check_settings(module: Any) -> None:
             raise InputError(f"{name}={value!r} of the {kind} has no counterpart here")
 
 
-def _check_keys(attention: LatentAttention, module: Any) -> None:
+def _check_keys(attention: Latent, module: Any) -> None:
     theirs = {"kv_b_proj.weight"}
     for ours, name in _named(attention):
         theirs |= {f"{name}.{key}" for key, _ in ours.named_parameters()}
@@ -118,7 +120,7 @@ def _check_keys(attention: LatentAttention, module: Any) -> None:
         raise InputError(f"the {kind} has no {', '.join(missing[:4])}, which latent attention with its other parts has")
 
 
-def _settle(attention: LatentAttention, module: Any, layouts: tuple[Layout, ...]) -> None:
+def _settle(attention: Latent, module: Any, layouts: tuple[Layout, ...]) -> None:
     """Leave the attention with the pairing of the rotation that repeats the module's output on random input.
 
     Raises:
@@ -154,7 +156,7 @@ def _call(module: Any, x: Tensor) -> Any:
     return module(x, position_embeddings=tables, attention_mask=None if flash else mask)
 
 
-def to_deepseek(attention: LatentAttention) -> DeepseekV3Attention:
+def to_deepseek(attention: Latent) -> DeepseekV3Attention:
     """See `LatentAttention.to_hf`."""
     if not attention.decoupled:
         raise InputError("rope='full' has no DeepseekV3Attention: that rotates a key of its own beside the latent")
@@ -191,7 +193,7 @@ def to_deepseek(attention: LatentAttention) -> DeepseekV3Attention:
     return module.train(attention.training)
 
 
-def _named(attention: LatentAttention) -> list[tuple[nn.Module, str]]:
+def _named(attention: Latent) -> list[tuple[nn.Module, str]]:
     """Our modules that are stored as theirs are, and the names of these."""
     named: list[tuple[nn.Module | None, str]] = [
         (attention.kv_down_proj, "kv_a_proj_with_mqa"),
@@ -204,7 +206,7 @@ def _named(attention: LatentAttention) -> list[tuple[nn.Module, str]]:
     return [(module, name) for module, name in named if module is not None]
 
 
-def _pairs(attention: LatentAttention, module: Any) -> list[tuple[Tensor, Tensor]]:
+def _pairs(attention: Latent, module: Any) -> list[tuple[Tensor, Tensor]]:
     """(ours, theirs) of all parameters that are stored alike."""
     return [pair for ours, name in _named(attention) for pair in _parameters(ours, getattr(module, name))]
 
@@ -214,7 +216,7 @@ def _parameters(ours: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, Tensor
     return [(mine[name], other[name]) for name in mine]
 
 
-def _up_projections(attention: LatentAttention, module: Any) -> tuple[Tensor, Tensor]:
+def _up_projections(attention: Latent, module: Any) -> tuple[Tensor, Tensor]:
     """Views of their joint up-projection as k_up and v_up."""
     stack = module.kv_b_proj.weight.view(attention.n_heads, -1, attention.kv_rank)
     k_up, v_up = stack.split([attention.nope_dim, attention.v_dim], dim=1)

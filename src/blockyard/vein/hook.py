@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -13,9 +13,6 @@ from blockyard.vein.guide import attach_guides, drop_guides, guide_share, set_gu
 from blockyard.vein.projector import VeinProjector
 from blockyard.vein.training import VeinSchedule, vein_blocks
 
-if TYPE_CHECKING:
-    from blockyard.vein.options import VeinTraining
-
 
 class VeinHook(TrainingHook):
     """The schedules of a run's veins.
@@ -23,16 +20,30 @@ class VeinHook(TrainingHook):
     Args:
         model: what is trained; guides are attached to it.
         steps: steps of the run.
-        options: what is asked for.
+        freeze: steps for which projectors stay as they are (the loop does that, by rate 0).
+        guide: steps for which dense matrices lead the vein FFNs.
+        taus: thresholds over training; None leaves them.
+        ranks: directions in use over training; None = all of them.
 
     Raises:
         InputError: when an option would do nothing with this model, or a rank is out of range.
     """
 
-    def __init__(self, model: nn.Module, steps: int, options: VeinTraining) -> None:
-        self.model, self.guided = model, options.vein_guide_steps
+    def __init__(
+        self,
+        model: nn.Module,
+        steps: int,
+        *,
+        freeze: int,
+        guide: int,
+        taus: Sequence[float] | None,
+        ranks: Sequence[int] | None,
+    ) -> None:
+        self.model, self.guided = model, guide
+        if freeze and not any(isinstance(m, VeinProjector) for m in model.modules()):
+            raise InputError(f"train.vein_freeze_steps: {type(model).__name__} holds no VeinProjector to freeze")
         # Before guides: they start as what the directions in use compute.
-        self.schedule = schedule_veins(model, steps, options)
+        self.schedule = schedule_veins(model, steps, taus, ranks)
         if self.guided:
             attach_guides(model)
 
@@ -59,21 +70,21 @@ class VeinHook(TrainingHook):
             raise InputError("train.vein_guide_steps: guided vein FFNs train in one process only")
 
 
-def schedule_veins(model: nn.Module, steps: int, options: VeinTraining) -> VeinSchedule | None:
-    """The schedule of thresholds and ranks that the options ask for, if they do.
+def schedule_veins(
+    model: nn.Module, steps: int, taus: Sequence[float] | None, ranks: Sequence[int] | None
+) -> VeinSchedule | None:
+    """Make the schedule of thresholds and ranks that is asked for, if one is.
 
     Raises:
-        InputError: when an option would do nothing with this model, or a rank is out of range.
+        InputError: when it would do nothing with this model, or a rank is out of range.
     """
-    if options.vein_freeze_steps and not any(isinstance(m, VeinProjector) for m in model.modules()):
-        raise InputError(f"train.vein_freeze_steps: {type(model).__name__} holds no VeinProjector to freeze")
-    if options.vein_taus is None and options.vein_ranks is None:
+    if taus is None and ranks is None:
         return None
-    option = "vein_taus" if options.vein_taus is not None else "vein_ranks"
+    option = "vein_taus" if taus is not None else "vein_ranks"
     try:
-        if options.vein_taus is not None and not any(b.normals.s or b.metrics for b in vein_blocks(model).values()):
+        if taus is not None and not any(b.normals.s or b.metrics for b in vein_blocks(model).values()):
             raise InputError("no block corrects (s=0) or reports its error, so a threshold does nothing")
         option = "vein_ranks"
-        return VeinSchedule(model, steps, taus=options.vein_taus, frozen_epochs=0, ranks=options.vein_ranks)
+        return VeinSchedule(model, steps, taus=taus, frozen_epochs=0, ranks=ranks)
     except InputError as error:
         raise InputError(f"train.{option}: {error}") from None

@@ -66,4 +66,5 @@ class VeinTraining(TrainingOptions):
             return []
         from blockyard.vein.hook import VeinHook
 
-        return [VeinHook(model, steps, self)]
+        freeze, guide = self.vein_freeze_steps, self.vein_guide_steps
+        return [VeinHook(model, steps, freeze=freeze, guide=guide, taus=self.vein_taus, ranks=self.vein_ranks)]
