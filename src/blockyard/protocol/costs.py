@@ -36,22 +36,26 @@ def linear_flops(tokens: int, *shapes: tuple[int, int]) -> int:
 
 
 def cost_of(module: Any, tokens: int, d_model: int) -> Cost:
-    """A module's own formula, or for a foreign one without: parameters counted, FLOPs measured once.
+    """A module's own formula, or for one without: parameters counted, FLOPs measured once.
 
     Args:
         module: a mixer or FFN.
         tokens: length of the sequence.
         d_model: width of its input.
     """
-    if hasattr(module, "cost"):
-        return module.cost(tokens)
+    return module.cost(tokens) if hasattr(module, "cost") else measured_cost(module, tokens, d_model)
+
+
+def measured_cost(module: Any, tokens: int, d_model: int) -> Cost:
+    """Count the parameters of a mixer or FFN, and measure the FLOPs of one pass; arguments as for `cost_of`."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     parameters = sum(p.numel() for p in module.parameters())
     first = next(module.parameters(), torch.empty(0))
-    x = torch.zeros(1, tokens, d_model, device=first.device, dtype=first.dtype)
+    dtype = first.dtype.to_complex() if getattr(module, "complex_valued", False) else first.dtype
+    x = torch.zeros(1, tokens, d_model, device=first.device, dtype=dtype)
     counter = FlopCounterMode(display=False)
     # The counter does not know SDPA's CPU kernel; in its plain form every product is seen.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
-from blockyard.protocol.costs import Cost
+from blockyard.protocol.costs import Cost, measured_cost
 
 Aux = dict[str, Any]
 
@@ -36,12 +36,12 @@ class FFN(nn.Module):
         return self(x), None
 
     def cost(self, tokens: int) -> Cost:
-        """Parameters and forward FLOPs for `tokens` positions, by formula."""
-        raise NotImplementedError
+        """Parameters and forward FLOPs for `tokens` positions; by formula where an FFN has one, else measured."""
+        return measured_cost(self, tokens, self.d_model)
 
     def zero_init_output(self) -> None:
-        """Make the output projection zero, so that a residual block starts as the identity."""
-        raise NotImplementedError
+        """Make the output projection zero, so that a residual block starts as the identity; one that cannot say which
+        matrix is its last keeps it."""
 
 
 class Shared(NamedTuple):

@@ -13,7 +13,7 @@ from blockyard.nn.attention_masks import check_padding_mask
 from blockyard.nn.norms import make_norm
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_ring import RingCache
-from blockyard.protocol.costs import Cost
+from blockyard.protocol.costs import Cost, measured_cost
 
 
 class Mixer(nn.Module):
@@ -90,12 +90,13 @@ class Mixer(nn.Module):
         check_input(x, width)
 
     def cost(self, tokens: int) -> Cost:
-        """Parameters, forward FLOPs for one sequence of `tokens`, and cache bytes per token, by formula."""
-        raise NotImplementedError
+        """Parameters, forward FLOPs for one sequence of `tokens`, and cache bytes per token; by formula where a mixer
+        has one, else counted and measured, without a cache's bytes."""
+        return measured_cost(self, tokens, self.d_model)
 
     def zero_init_output(self) -> None:
-        """Make the output projection zero, so that a residual block starts as the identity."""
-        raise NotImplementedError
+        """Make the output projection zero, so that a residual block starts as the identity; one that cannot say which
+        matrix is its last keeps it."""
 
     def _check(
         self,
