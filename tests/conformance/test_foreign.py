@@ -186,5 +186,5 @@ def test_a_constructor_that_raises_is_one_line_with_its_place() -> None:
         def __init__(self, d_model: int, n_heads: int):
             raise RuntimeError("no such table\nand more")
 
-    with pytest.raises(InputError, match=r"Breaks cannot be constructed: RuntimeError: no such table \(test_co.*line"):
+    with pytest.raises(InputError, match=r"Breaks cannot be constructed: RuntimeError: no such table \(test_fo.*line"):
         check(Breaks)
