@@ -28,6 +28,8 @@ PACKAGES = ["blockyard", *(m.name for m in pkgutil.walk_packages(blockyard.__pat
 # Modules of the documents' own names, and what the command line is made of.
 NOT_A_FACE = {"blockyard.compat", "blockyard.cli.commands", "blockyard.report.charts", "blockyard.tasks.price.data"}
 FACES = [name for name in PACKAGES if name not in NOT_A_FACE]
+# Told to whoever adds a package.
+OWED = "docs/architecture.md, What a package owes the house, has an example"
 LAZY = [name for name in FACES if name not in ("blockyard.conformance", "blockyard.cli")]
 
 # What the documentation and the examples imported before the moves.
@@ -97,11 +99,20 @@ def typed_names(package: str) -> dict[str, str]:
     for statement in init_of(package).body:
         if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
             for line in statement.body:
-                assert isinstance(line, ast.ImportFrom) and line.module
+                assert isinstance(line, ast.ImportFrom) and line.module, f"{package}: {ast.unparse(line)}; {OWED}"
                 for alias in line.names:
                     assert alias.asname == alias.name, f"{package}: {alias.name} is not re-exported without `as`"
                     found[alias.name] = line.module
     return found
+
+
+def offered_by(package: str) -> list[str]:
+    """The names in a package's `__all__`; those of the command line are its entry point."""
+    module = importlib.import_module(package)
+    if package == "blockyard.cli":
+        return ["main"]
+    assert hasattr(module, "__all__"), f"{package}/__init__.py has no `__all__ = exports(__name__, {{...}})`; {OWED}"
+    return list(module.__all__)
 
 
 def documented() -> dict[str, set[str]]:
@@ -120,15 +131,17 @@ def documented() -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("package", LAZY)
 def test_types_and_use_see_the_same_names_from_the_same_files(package: str):
-    homes = importlib.import_module(package)._homes
-    assert homes == typed_names(package)
+    offered_by(package)
+    homes = getattr(importlib.import_module(package), "_homes", None)
+    assert homes is not None, f"{package}/__init__.py writes its `__all__` by hand, not with `exports`; {OWED}"
+    typed = typed_names(package)
+    assert homes == typed, f"{package}: not both in `exports` and under TYPE_CHECKING: {homes.items() ^ typed.items()}"
 
 
 @pytest.mark.parametrize("package", FACES)
 def test_every_name_resolves_and_is_defined_in_its_file(package: str):
     module = importlib.import_module(package)
-    offered = getattr(module, "__all__", ["main"])
-    for name in offered:
+    for name in offered_by(package):
         value = getattr(module, name)
         assert not isinstance(value, ModuleType), f"{package}.{name} is a file"
         assert name in dir(module)
@@ -172,12 +185,13 @@ def test_importing_every_package_costs_no_torch():
 
 
 def test_the_page_of_public_names_lists_what_the_packages_offer():
-    offered = {
-        name: set(getattr(importlib.import_module(name), "__all__", ["main"])) - {"__version__"} for name in FACES
-    }
     listed = documented()
     assert listed.pop("blockyard.compat") == set()
-    assert listed == offered
+    for name in FACES:
+        assert name in listed, f"docs/api.md has no section `## {name}`; {OWED}"
+        missing = set(offered_by(name)) - {"__version__"} ^ listed[name]
+        assert not missing, f"{name}: not both in `__all__` and in docs/api.md: {', '.join(sorted(missing))}; {OWED}"
+    assert listed.keys() == set(FACES), f"docs/api.md: no such package: {', '.join(listed.keys() - set(FACES))}"
 
 
 def imports_in(code: str) -> list[tuple[str, str]]:
@@ -300,5 +314,6 @@ def test_the_map_of_a_package_names_files_that_are_there(package: str):
 @pytest.mark.parametrize("package", FACES)
 def test_every_wing_has_a_map_with_its_page(package: str):
     text = ast.get_docstring(init_of(package)) or ""
-    assert 12 <= len(text.splitlines()) <= 40
-    assert re.search(r"docs/[\w-]+\.md", text), f"{package} does not say where its figures are"
+    lines = len(text.splitlines())
+    assert 12 <= lines <= 40, f"the docstring of {package}/__init__.py has {lines} lines, a map 12 to 40; {OWED}"
+    assert re.search(r"docs/[\w-]+\.md", text), f"the docstring of {package} names no page docs/….md; {OWED}"

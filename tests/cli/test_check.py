@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import blockyard
 from blockyard.cli import main
+from blockyard.registry.plugins import import_file
+from blockyard.registry.register import implementation
 from tests.fixtures.cli import error_of, shown
 from tests.fixtures.folders import FIXTURES
 
@@ -73,6 +77,29 @@ def test_check_takes_a_class_of_a_file(file: Path, capsys: pytest.CaptureFixture
         assert report["subject"] == "cli_own:Own"
         failed = [row["name"] for row in report["rows"] if row["outcome"] == "failed"]
         assert "changing the future leaves the past as it was" in failed
+
+
+def test_a_file_of_a_package_on_the_path_is_the_module_that_an_import_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = Path(blockyard.__file__).parent
+    assert import_file(str(own / "latent" / "attention.py"), "check") is attention_module("mla")
+    assert main(["check", f"{own}/standard/gated.py:SwiGLU"]) == 0
+    assert "conformance of blockyard.standard.gated:SwiGLU" in capsys.readouterr().out
+    package = tmp_path / "cli_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("SHARE = 0.5\n")
+    (package / "cli_inner.py").write_text("from . import SHARE\nimport cli_beside\nclass Here: ...\n")
+    (package / "cli_beside.py").write_text("")
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
+    for _ in range(2):
+        assert import_file(str(package / "cli_inner.py"), "check").__name__ == "cli_package.cli_inner"
+    for name in ("cli_package.cli_inner", "cli_package", "cli_beside"):
+        sys.modules.pop(name)
+
+
+def attention_module(name: str) -> object:
+    return sys.modules[implementation("attn", name).cls.__module__]
 
 
 def test_check_of_a_file_that_is_not_as_it_should_be_is_one_line(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from blockyard.cli import main
-from tests.fixtures.cli import TEXT, error_of, words
+from tests.fixtures.cli import TEXT, error_of, toys, words
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,27 @@ def test_several_prompts_are_written_together_as_each_alone(run: str, capsys: py
     assert together == "".join(f"--- {n + 1} of 3\n{text}" for n, text in enumerate(alone))
     for size in ("1", "2"):
         assert text_of(capsys, run, *given, "--tokens", "20", "--seed", "3", "--batch_size", size) == together
+
+
+@pytest.mark.parametrize("more", [[], ["--beams", "2"]], ids=["drawn", "beams"])
+def test_unequal_prompts_for_a_mixer_without_padding_are_refused_before_any_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    with toys():
+        run = str(tmp_path / "run")
+        assert main([*words(tmp_path), "--attn.impl", "toy_mixer", "--out", run]) == 0
+        capsys.readouterr()
+        command = ["generate", run, "--prompt", "line", "--prompt", "fox", "--tokens", "3", *more]
+        assert main(command) == 2
+        assert capsys.readouterr() == (
+            "",
+            "error: ToyMixer does not take padding_mask, which prompts of unequal length need when they are read "
+            "together: --batch_size 1 writes one after another\n",
+        )
+        assert text_of(capsys, *command[1:], "--batch_size", "1").startswith("--- 1 of 2")
+        assert text_of(capsys, *command[1:], "--prompt", "dog", "--batch_size", "1").startswith("--- 1 of 3")
+        assert text_of(capsys, run, "--prompt", "dog", "--prompt", "fox", "--tokens", "3", *more).count("---") == 2
 
 
 def test_prompts_come_from_files(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import toy_task  # noqa: F401 (registers the task `majority`)
+import toy_task  # registers the task `majority`
 from blockyard.cli import main
 from blockyard.compare import measure
 from blockyard.errors import InputError
@@ -102,6 +102,51 @@ def test_peak_memory_is_measured_for_any_task(monkeypatch: pytest.MonkeyPatch) -
         pytest.skip(found["how"])
     # Two blocks of 12 * 512**2 weights with their gradients alone.
     assert found["peak_bytes"] > 2 * 12 * 512**2 * 4 * 2
+
+
+def test_a_task_that_lacks_something_is_refused_before_its_folder_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Lacking(toy_task.MajorityTask):
+        def __init__(self, run: Any, data: Any) -> None:
+            super().__init__(run, data)
+            del self.tokens_per_step, self.fingerprint
+
+    monkeypatch.setattr(toy_task, "MajorityTask", Lacking)
+    for verb, more in (("train", {"train.steps": 1}), ("compare", {"blocks": "standard", "budget.value": 640})):
+        told = error_of(capsys, *words(verb, tmp_path / verb, **more))
+        assert told.startswith("Lacking lacks tokens_per_step, fingerprint: a Task has model, tokens_per_step")
+        assert not (tmp_path / verb / "config.yaml").exists()
+
+
+def test_bounds_of_the_blocks_hold_for_a_configuration_that_forgets_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = error_of(capsys, *words("train", tmp_path / "out", **{"model.digits": 0}))
+    assert told == "digits=0 should be at least 1"
+    monkeypatch.setattr(toy_task.MajorityConfig, "__post_init__", lambda self: None)
+    told = error_of(capsys, *words("train", tmp_path / "out", **{"model.n_layers": 0}))
+    assert told == "n_layers=0 should be at least 1"
+
+
+def test_a_mixture_trains_with_its_balance_and_the_ranking_figure_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = words("train", tmp_path / "out", **{"train.steps": 2, "train.log_every": 1, "ffn.impl": "moe"})
+    assert main(given) == 0
+    row = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["loss/balance"] > 0 and row["task_loss"] < row["loss"]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("step 2: loss ") and f"val_accuracy {row['val_accuracy']:.4f}; " in last
+
+
+def test_commands_of_a_task_say_what_it_says_of_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "majority", "--plugin", "toy_task", "--help"]) == 0
+    assert "train the task 'majority': Which digit is in the majority.\n" in capsys.readouterr().out
+    told = error_of(capsys, "compare", "majority", "--plugin", "toy_task", "--lengths", "8,16")
+    assert told == "--lengths: models of the task 'majority' have one length (Majority defines no at_length)"
+    told = error_of(capsys, "info", "majority", "--plugin", "toy_task")
+    assert told == "'majority' is a task, not a block: `blockyard train majority --help` shows its options"
 
 
 def test_a_task_of_another_command_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

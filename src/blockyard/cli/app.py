@@ -101,7 +101,7 @@ def dispatch(words: list[str]) -> int:
     # Plug-ins add tasks, implementations and with them options: they are imported before anything is declared.
     load_plugins(plugins_in(words), "--plugin", here=True)
     name, rest = find_command(words)
-    command = load_command(name)
+    command = load_command(name, whole=True)
     command.prepare(rest)
     parser = Parser(command.name, command.summary, command.example)
     command.add_arguments(parser)

@@ -30,18 +30,32 @@ def _with_a_file() -> set[str]:
     return {module.name.replace("_", " ") for module in pkgutil.iter_modules(commands.__path__)}
 
 
-def load_command(name: str) -> Command:
-    """Import the one file that holds the command, or make that of a task."""
+def load_command(name: str, *, whole: bool = False) -> Command:
+    """Import the one file that holds the command, or make that of a task.
+
+    Args:
+        name: one of `command_names`, or a command of a task that a plug-in registered.
+        whole: ask the task for words of its own where the overview has none; that imports torch.
+    """
     if name not in _with_a_file():
         from blockyard.cli import tasks
 
         verb, task = name.split()
         makers = {"train": tasks.train_command, "compare": tasks.compare_command, "tune": tasks.tune_command}
-        words = TASK_WORDS.get(name) or Words(f"{verb} the task {task!r}", LAST, "")
+        words = TASK_WORDS.get(name) or Words(_summary(verb, task, whole), LAST, "")
         return makers[verb](task, words.summary, order=words.order, example=words.example)
     module = importlib.import_module(f"{commands.__name__}.{name.replace(' ', '_')}")
     command: Command = module.COMMAND
     return command
+
+
+def _summary(verb: str, task: str, whole: bool) -> str:
+    """A command in words of its task: the first line of the docstring of its class."""
+    from blockyard.tasks.kind import task_kind
+
+    text = f"{verb} the task {task!r}"
+    own = type(task_kind(task)).__dict__.get("__doc__") if whole else None
+    return f"{text}: {own.strip().splitlines()[0]}" if own and own.strip() else text
 
 
 def find_command(words: list[str]) -> tuple[str, list[str]]:

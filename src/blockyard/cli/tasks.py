@@ -110,7 +110,7 @@ def compare_groups(task: str) -> dict[str, Group]:
     from blockyard.compare.settings import DECIDED, CompareConfig
     from blockyard.registry.options import options_of
     from blockyard.tasks.groups import Group, by_name, dataclass_group
-    from blockyard.tasks.kind import TaskKind, task_kind
+    from blockyard.tasks.kind import task_kind
     from blockyard.training.config import TrainConfig
 
     kind = task_kind(task)
@@ -122,7 +122,7 @@ def compare_groups(task: str) -> dict[str, Group]:
         if name.startswith(BUDGET)
     }
     hidden: tuple[str, ...] = () if kind.decodes else WRITING
-    if type(kind).at_length is TaskKind.at_length:
+    if has_one_length(kind):
         hidden += ("lengths",)
     own = {name: option for name, option in terms.items() if not name.startswith(BUDGET) and name not in hidden}
     hidden_model = (*kind.from_data, "blocks")
@@ -137,6 +137,23 @@ def compare_groups(task: str) -> dict[str, Group]:
             dataclass_group("data", kind.data_title, kind.data_config),
         ]
     )
+
+
+def has_one_length(kind: Any) -> bool:
+    """Whether a kind of task does not say what its model is for rows of another length."""
+    from blockyard.tasks.kind import TaskKind
+
+    return type(kind).at_length is TaskKind.at_length
+
+
+def no_lengths(flag: str, task: str) -> str | None:
+    """Why a comparison of this task has no `--lengths`, or None for another flag."""
+    from blockyard.tasks.kind import task_kind
+
+    kind = task_kind(task)
+    if flag != "--lengths" or not has_one_length(kind):
+        return None
+    return f"--lengths: models of the task {task!r} have one length ({type(kind).__name__} defines no at_length)"
 
 
 def block_option(flag: str, known: dict[str, Group]) -> str | None:
@@ -163,7 +180,7 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
         known = compare_groups(task)
         add_groups(parser, known)
         otherwise = parser.explain_unknown
-        parser.explain_unknown = lambda flag: block_option(flag, known) or otherwise(flag)
+        parser.explain_unknown = lambda flag: no_lengths(flag, task) or block_option(flag, known) or otherwise(flag)
 
     def run(arguments: argparse.Namespace) -> int:
         from blockyard.cli.settings import read_given

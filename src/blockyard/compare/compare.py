@@ -96,7 +96,7 @@ def compare(
     out = Path(out)
     base = base_run(task, groups)
     if config.lengths is not None and base.kind.at_length(base.model, 1) is None:
-        raise InputError(f"lengths: models of the task {task!r} have one length")
+        raise InputError(f"lengths: models of the task {task!r} have one length (its TaskKind gives no at_length)")
     choices = configurations(config, base)
     with forcing(force):
         check_data(base)

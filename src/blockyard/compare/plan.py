@@ -28,7 +28,7 @@ from blockyard.tasks.kind import DEFAULT, Run
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.training.config import FREE_ON_RESUME, TrainConfig, as_dict
 from blockyard.training.folder import locked_folder
-from blockyard.training.task import Task
+from blockyard.training.task import Task, check_task
 
 STATE, LOCK = "compare.json", "compare.lock"
 STATE_SCHEMA = "blockyard.compare-state/1"
@@ -134,7 +134,9 @@ def make_plan(
 
 def task_on_meta(run: Run[Any, Any], data: Any) -> Task:
     """The task of a run with a model that takes no memory: what a step counts, what the model's size is."""
-    return on_meta(lambda: run.kind.make_task(run, data))
+    task = on_meta(lambda: run.kind.make_task(run, data))
+    check_task(task)
+    return task
 
 
 def run_of(planned: Planned, base: Run[Any, Any], config: CompareConfig, seed: int) -> Run[Any, Any]:

@@ -73,6 +73,15 @@ def has_cache(model: TransformerLM, note: Callable[[str], None]) -> bool:
     return True
 
 
+def check_padding(model: TransformerLM) -> None:
+    """Raise the model's InputError if it cannot read rows of unequal length side by side; tried with two tokens."""
+    device = next(model.parameters()).device
+    with evaluating(list(model.modules())):
+        cache = model.new_cache(2) if has_cache(model, lambda line: None) else None
+        ids = torch.zeros(2, 2, dtype=torch.long, device=device)
+        read(model, ids, cache, mask=torch.tensor([[0, 1], [1, 1]], device=device) > 0)
+
+
 @contextmanager
 def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Dropout off and gradients off inside; every module's own mode is put back afterwards.

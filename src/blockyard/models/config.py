@@ -47,6 +47,11 @@ class BlocksConfig:
     zero_init_outputs: bool = True
 
     def __post_init__(self) -> None:
+        self.check_shape()
+
+    def check_shape(self) -> None:
+        """Refuse sizes and factors out of bounds. A subclass's own `__post_init__` calls this one's, then checks its
+        own fields; options given by a user are checked here even if it forgets to."""
         self.check_at_least_one("d_model", "n_layers", "n_heads")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout={self.dropout} should be at least 0 and below 1")

@@ -99,7 +99,10 @@ def import_module(module: str, origin: str) -> Any:
 
 
 def import_file(path: str, origin: str) -> Any:
-    """Import a Python file that the user names, as the module of its name; imports in it find its neighbours.
+    """Import a Python file that the user names; imports in it find its neighbours.
+
+    A file that an import finds by a dotted name (this package's own, an installed one's) is that module: run a second
+    time under a name of its own, its classes would clash with themselves. Any other is the module of its name.
 
     Raises:
         InputError: no such file, or its name belongs to another module. An error *inside* it keeps its traceback.
@@ -109,8 +112,11 @@ def import_file(path: str, origin: str) -> Any:
         raise InputError(f"{origin}: no file {_shown(path)}")
     name = file.stem
     _check_name(name, f"{origin}: {_shown(path)}")
+    dotted = _dotted_name(file.resolve())
+    if dotted in sys.modules:
+        return sys.modules[dotted]
     known = sys.modules.get(name)
-    if known is not None:
+    if known is not None and dotted is None:
         if Path(getattr(known, "__file__", None) or "").resolve() == file.resolve():
             return known
         raise InputError(f"{origin}: {_shown(path)}: there is a module {name!r} already; give the file another name")
@@ -118,6 +124,8 @@ def import_file(path: str, origin: str) -> Any:
     # Last, so that the user's files cannot shadow what the libraries import.
     if folder not in sys.path:
         sys.path.append(folder)
+    if dotted is not None:
+        return importlib.import_module(dotted)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -129,6 +137,23 @@ def import_file(path: str, origin: str) -> Any:
         del sys.modules[name]
         raise
     return module
+
+
+def _dotted_name(file: Path) -> str | None:
+    """The name by which an import finds a file of a package; None for any other file."""
+    parts, folder = [file.stem] if file.stem != "__init__" else [], file.parent
+    while (folder / "__init__.py").is_file():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    on_path = any(Path(entry or os.getcwd()).resolve() == folder for entry in sys.path)
+    if folder == file.parent or not on_path or not all(part.isidentifier() for part in parts):
+        return None
+    name = ".".join(parts)
+    # Another package of the same name may stand before it on the path.
+    top = importlib.util.find_spec(parts[0])
+    if top is None or Path(top.origin or "").resolve() != folder / parts[0] / "__init__.py":
+        return None
+    return name
 
 
 def plugins_in(words: Sequence[str]) -> list[str]:

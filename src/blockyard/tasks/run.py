@@ -20,7 +20,7 @@ from blockyard.tasks.sizes import check_data, check_model, check_training
 from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
 from blockyard.training.distributed import load_whole_state
 from blockyard.training.folder import CHECKPOINTS, CONFIG, check_run_folder, read_config
-from blockyard.training.task import Task
+from blockyard.training.task import Task, check_task
 from blockyard.training.trainer import Trainer
 
 # Run folders whose gaps have been told.
@@ -105,7 +105,9 @@ def make_task(run: Run[Any, Any]) -> Task:
     check_training(run, fitted=False)
     fitted, data = load_data(run)
     check_training(fitted, fitted=True)
-    return run.kind.make_task(fitted, data)
+    task = run.kind.make_task(fitted, data)
+    check_task(task)
+    return task
 
 
 def load_data(run: Run[Any, Any]) -> tuple[Run[Any, Any], Any]:

@@ -47,6 +47,8 @@ def resolve(groups: Groups, task: str | None = None) -> Run[Any, Any]:
     known = {k: o for k, o in options_of(kind.model_config).items() if k not in (*kind.from_data, "blocks")}
     given = {**kind.from_data, **check_options(known, model, "model")}
     architecture = kind.model_config(blocks=tuple(specs), **given)
+    # Again, for a subclass whose own `__post_init__` does not call its parent's.
+    architecture.check_shape()
     data = kind.data_config(**check_options(options_of(kind.data_config), groups.get("data") or {}, "data"))
     trained = check_options(options_of(TrainConfig), groups.get("train") or {}, "train")
     train = TrainConfig(**{**kind.train_defaults, **trained})

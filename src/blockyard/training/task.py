@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from blockyard.errors import InputError
+
 Batch = dict[str, Tensor]
 
 
@@ -46,3 +48,15 @@ class Task(Protocol):
     def save_assets(self, folder: Path) -> None:
         """Write what using the model takes beside its weights (a tokenizer, say) into the run folder."""
         ...
+
+
+MEMBERS = (
+    "model", "tokens_per_step", "flops_per_step", "fingerprint", "batch", "loss", "evaluate", "save_assets",
+)  # fmt: skip
+
+
+def check_task(task: Task) -> None:
+    """Raise InputError unless the task has all that the loop asks for: told before anything is begun."""
+    lacking = [name for name in MEMBERS if not hasattr(task, name)]
+    if lacking:
+        raise InputError(f"{type(task).__name__} lacks {', '.join(lacking)}: a Task has {', '.join(MEMBERS)}")

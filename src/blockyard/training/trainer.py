@@ -31,7 +31,7 @@ from blockyard.training.folder import Meaning, RunFolder, resumption
 from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.training.optim import lr_factor
 from blockyard.training.progress import Progress, Silent, make_progress
-from blockyard.training.task import Task
+from blockyard.training.task import Task, check_task
 
 # With compile=auto a run's first steps are eager and timed; the first two pay for warming up.
 TIMED_STEPS, WARM_STEPS = 8, 2
@@ -70,8 +70,8 @@ class Trainer:
         meaning: of the options in `resolved`, where a run that is resumed is compared with what it began with.
 
     Raises:
-        InputError: for options that do not fit the machine, a folder that is in use, holds another run or cannot be
-            written, another configuration on resume, or a damaged checkpoint.
+        InputError: for a task that lacks something, options that do not fit the machine, a folder that is in use,
+            holds another run or cannot be written, another configuration on resume, or a damaged checkpoint.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Trainer:
         resume: bool = False,
         meaning: Meaning | None = None,
     ) -> None:
+        check_task(task)
         self.task, self.config, self.out = task, config, Path(out)
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -108,6 +109,7 @@ class Trainer:
         self.clock = Clock()
         self.best: dict[str, float] | None = None
         self._last: dict[str, Any] = {}
+        self._figures: dict[str, float] = {}
         self._timings: list[float] = []
         self._saved_step = -1
         self._stop = StopRequest()
@@ -253,6 +255,7 @@ class Trainer:
         loss = figures.get("val_loss")
         if loss is not None and (self.best is None or loss < self.best["val_loss"]):
             self.best = {"step": self.step, "val_loss": loss}
+        self._figures = figures
         return figures
 
     def save(self) -> None:
@@ -436,7 +439,9 @@ class Trainer:
 
     def _sum_up(self) -> None:
         row, clock = self._last, self.clock
-        parts = [f"{name} {row[name]:.4f}" for name in ("loss", "val_loss", "val_loss_per_byte") if row.get(name)]
+        # All that the task's evaluation gives, the figure by which it is ranked among them.
+        names = dict.fromkeys(["loss", "val_loss", *self._figures])
+        parts = [f"{name} {row[name]:.4f}" for name in names if isinstance(row.get(name), int | float)]
         compiling = f", {clock.compile_seconds:.1f} s of it compiling" if clock.compile_seconds else ""
         self.progress.say(f"step {self.step}: {', '.join(parts)}; {clock.seconds:.1f} s training{compiling}")
 

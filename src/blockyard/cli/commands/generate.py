@@ -114,6 +114,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_together(options, beams, draft, drawn_only, [*searching], [*helping])
     trust = trusted(arguments)
     model, tokenizer, _ = load_run(Path(arguments.run), tasks=("lm",), trust=trust)
+    # Text number n draws with seed + n, whichever texts are written beside it.
+    texts = [prompt for prompt in prompts for _ in range(options.num_samples)]
+    at_a_time = 1 if draft.draft is not None else options.batch_size
+    check_lengths(model, tokenizer, texts if beams.beams is None else prompts, at_a_time)
     if beams.beams is not None:
         write_beams(model, tokenizer, prompts, options, beams)
         return 0
@@ -121,11 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
     if sampling.seed is None and sampling.temperature > 0:
         sampling = dataclasses.replace(sampling, seed=fresh_seed())
         chosen = f"seed {sampling.seed}"
-    # Text number n draws with seed + n, whichever texts are written beside it.
-    texts = [prompt for prompt in prompts for _ in range(options.num_samples)]
     helper = None if draft.draft is None else load_draft(Path(draft.draft), tokenizer, trust)
     proposed = accepted = passes = 0
-    at_a_time = 1 if helper is not None else options.batch_size
     for start in range(0, len(texts), at_a_time):
         drawn = sampling if sampling.seed is None else dataclasses.replace(sampling, seed=sampling.seed + start)
         batch = make_batch(
@@ -174,6 +175,26 @@ def check_together(
         raise InputError(f"--{drawn_only[0]} does not go with --beams, which draws nothing: leave one of them out")
     if options.num_samples > beams.beams:
         raise InputError(f"--num_samples={options.num_samples}: there are no more texts than --beams={beams.beams}")
+
+
+def check_lengths(model: Any, tokenizer: Any, texts: Sequence[str], at_a_time: int) -> None:
+    """Refuse texts of unequal length for a model that cannot read them side by side, before any is written.
+
+    Raises:
+        InputError: when a batch would have padding, and the model does not take it.
+    """
+    from blockyard.generation import prompt_tokens
+    from blockyard.generation.decode import check_padding
+
+    lengths = [len(prompt_tokens(tokenizer, text)) for text in texts] if at_a_time > 1 else []
+    if any(len(set(lengths[start : start + at_a_time])) > 1 for start in range(0, len(lengths), at_a_time)):
+        try:
+            check_padding(model)
+        except InputError as error:
+            raise InputError(
+                f"{error}, which prompts of unequal length need when they are read together: "
+                "--batch_size 1 writes one after another"
+            ) from None
 
 
 def load_draft(folder: Path, tokenizer: Any, trust: bool) -> Any:

@@ -47,11 +47,14 @@ def entries_named(name: str) -> list[Entry]:
         InputError: for an unknown name, with the nearest one.
     """
     from blockyard.registry.register import Kind, implementation, names
+    from blockyard.tasks.kind import task_names
 
     kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
     found = [implementation(kind, name) for kind in kinds if name in names(kind)]
     pairs = [] if "+" in name else [pair for pair in names("block") if name in pair.split("+")]
     found += [implementation("block", pair) for pair in pairs if found]
+    if not found and name in task_names():
+        raise InputError(f"{name!r} is a task, not a block: `blockyard train {name} --help` shows its options")
     if not found:
         known = list(dict.fromkeys(known for kind in kinds for known in names(kind)))
         hint = suggest(name, known) or f"; there are: {', '.join(known)}"
