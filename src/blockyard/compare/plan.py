@@ -142,9 +142,8 @@ def task_on_meta(run: Run[Any, Any], data: Any) -> Task:
 def run_of(planned: Planned, base: Run[Any, Any], config: CompareConfig, seed: int) -> Run[Any, Any]:
     """One run: the planned model with one seed, evaluated and saved at even distances."""
     expected = expected_steps(config.budget_unit, planned.steps)
-    train = watched(
-        at_rate(base.train, planned.rate), planned.steps, expected, max(1, expected // config.evaluations), seed
-    )
+    every = max(1, expected // config.evaluations)
+    train = watched(at_rate(base.train, planned.rate), planned.steps, expected, every, seed)
     return replace(base, model=planned.model, train=train)
 
 

@@ -29,8 +29,8 @@ SHARE = 0.2
 LADDER = (0.5, 1.0, 2.0)
 # The ladder ends here whatever is found: 16 times the recipe's rate, or a sixteenth.
 FARTHEST = 16.0
-# Fewer steps tell nothing of a rate: warm-up alone takes twenty.
-LEAST_STEPS = 50
+# Fewer steps tell nothing of a rate.
+LEAST_STEPS = 20
 # Between the seeds of runs that are judged and those of probes.
 SEEDS_APART = 1 << 20
 
@@ -127,7 +127,10 @@ def _job(planned: Planned, factor: float, terms: CompareConfig, base: Run[Any, A
     probe = replace(planned, name=name, steps=max(1, round(SHARE * planned.steps)), rate=factor)
     seed = (base.train.seed + SEEDS_APART) % (MOST_SEED + 1)
     folder = out / "rates" / folder_of(out, planned.name, seed).parent.name / f"times-{factor:g}"
-    return Job(probe, seed, folder, run_of(probe, base, terms, seed))
+    run = run_of(probe, base, terms, seed)
+    # The schedule's shape is the whole run's, its warm-up as well.
+    warmup = round(SHARE * base.train.warmup)
+    return Job(probe, seed, folder, replace(run, train=replace(run.train, warmup=warmup)))
 
 
 def _name_of(job: Job, plan: Sequence[Planned]) -> str:

@@ -45,14 +45,13 @@ def charts_of(report: Report, parts: Parts) -> list[Chart]:
     """The figures that this report has data for, in reading order, its task's own among them."""
     own = [chart for section in parts.sections(report) for chart in section.charts]
     costs = [
-        figures_over_rate(report),
         *trade_offs(report),
         speed_over_length(report),
         memory_over_length(report),
         loss_over_position(report),
     ]
     inside = [*attention_pictures(report), *learnt_kernels(report), *expert_loads(report)]
-    found = [final_losses(report), *loss_curves(report), *costs, *own, *inside]
+    found = [final_losses(report), *loss_curves(report), figures_over_rate(report), *costs, *own, *inside]
     return [chart for chart in found if chart is not None]
 
 

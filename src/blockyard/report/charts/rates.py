@@ -37,9 +37,9 @@ def figures_over_rate(report: Report) -> Chart | None:
 
     share = report["rates"]["share"] if "rates" in report else 0.0
     caption = (
-        f"The {quality_word(report)} after {share:.0%} of the budget, at the recipe's learning rates times a factor; one "
-        "seed of its own. Rings: the rate that is taken for the runs. A flat line is an answer, too: that choice needs no "
-        "tuning."
+        f"The {quality_word(report)} after {share:.0%} of the budget, at the recipe's learning rates times a factor; "
+        "one seed of its own. Rings: the rate that is taken for the runs. A flat line is an answer, too: that choice "
+        "needs no tuning."
     )
     return Chart("rates", "Which rate suits whom", caption, draw, group="rates")
 
