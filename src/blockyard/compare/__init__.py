@@ -1,7 +1,7 @@
 """The comparison: block choices trained side by side at an equal budget, measured, and reported.
 
-    every choice   brought to the reference's parameters or FLOPs per token, trained on the same batches by the same
-                   recipe, stopped at the same tokens, seconds or FLOPs, over several seeds
+    every choice   brought to the reference's parameters or FLOPs per token, trained on the same batches at a learning
+                   rate of its own, stopped at the same tokens, seconds or FLOPs, over several seeds
 
     report = compare("lm", CompareConfig(blocks="standard;tva+vft"), groups, "runs/choice")
 
@@ -10,6 +10,7 @@ Files, in reading order:
     compare.py     the whole path in one place
     settings.py    CompareConfig: the terms
     plan.py        every choice as a configuration and a number of steps; match.py: sizes; budget.py: steps
+    rates.py       each choice's learning rate, by short probes
     runs.py        runs advanced in turns, a slice of steps each, so that a slow hour falls on every choice alike; or in
                    several processes: processes.py starts and stops them, worker.py is one
     measure.py     speed, generation, cache bytes, peak memory (peak_memory.py, in a fresh process)

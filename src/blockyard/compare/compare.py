@@ -25,6 +25,7 @@ from blockyard.compare.output import write_report
 from blockyard.compare.plan import (
     Planned,
     State,
+    at_rate,
     base_run,
     configurations,
     folder_of,
@@ -33,6 +34,7 @@ from blockyard.compare.plan import (
     task_on_meta,
     terms_of,
 )
+from blockyard.compare.rates import rates_of, with_rates
 from blockyard.compare.runs import decisions_of, jobs_of, train_all, train_spread, wait_for_orphans
 from blockyard.compare.settings import CompareConfig, Groups
 from blockyard.errors import InputError
@@ -144,6 +146,7 @@ def _compare(
     keep()
     for planned in plan:
         board.say(f"{planned.name}: {planned.steps} steps, {planned.match['got']:,} ({planned.match['miss']:+.2%})")
+    plan = with_rates(plan, config, base, data, state, board, out)
     jobs = jobs_of(plan, base, config, out)
     wait_for_orphans(jobs, board)
     spread = config.workers > 1
@@ -154,6 +157,7 @@ def _compare(
     report = _report(config, groups, out, base, plan, data, results, measured, time.monotonic() - started)
     for choice, found in zip(report["choices"], scaling):
         choice["scaling"] = found
+    _add_rates(report, plan, state, base)
     files = write_report(report, out)
     board.say(f"report: {files['html']}")
     return load_report(out)
@@ -229,6 +233,25 @@ def _scaling(
         state.data["scaling"] = kept
         state.save()
     return [kept[p.name] for p in plan]
+
+
+def _add_rates(report: schema.Report, plan: list[Planned], state: State, base: Run[Any, Any]) -> None:
+    """Put into the report at which rates the choices ran, and what the search for them found."""
+    found = rates_of(plan, state, -1 if report["quality"]["better"] == "higher" else 1)
+    if found is None:
+        return
+    spent = sum(run["seconds"] for choice in report["choices"] for run in choice["runs"])
+    report["rates"] = {**found, "cost": found["seconds"] / spent if spent else None}  # type: ignore[typeddict-item]
+    for planned, choice in zip(plan, report["choices"]):
+        probes = state.data["rates"][planned.name]
+        train = at_rate(base.train, planned.rate)
+        choice["rate"] = {
+            "factor": planned.rate,
+            "lr": train.adamw_lr,
+            "matrix_lr": train.matrix_lr if train.optimizer == "muon" else None,
+            "factors": probes["factors"],
+            "figures": probes["figures"],
+        }
 
 
 def _first(pair: tuple[dict[str, Any], float] | None) -> dict[str, Any] | None:

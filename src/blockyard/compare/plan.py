@@ -46,6 +46,7 @@ class Planned:
         match: how it was sized.
         steps: steps of each run; with a budget in seconds, the most it may make.
         seconds_per_step: training clock of a step as measured when the plan was made (budgets in seconds only).
+        rate: factor on the recipe's learning rates.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Planned:
     match: schema.Match
     steps: int
     seconds_per_step: float | None
+    rate: float = 1.0
 
     @property
     def blocks(self) -> str:
@@ -142,8 +144,16 @@ def task_on_meta(run: Run[Any, Any], data: Any) -> Task:
 def run_of(planned: Planned, base: Run[Any, Any], config: CompareConfig, seed: int) -> Run[Any, Any]:
     """One run: the planned model with one seed, evaluated and saved at even distances."""
     expected = expected_steps(config.budget_unit, planned.steps)
-    train = watched(base.train, planned.steps, expected, max(1, expected // config.evaluations), seed)
+    every = max(1, expected // config.evaluations)
+    train = watched(at_rate(base.train, planned.rate), planned.steps, expected, every, seed)
     return replace(base, model=planned.model, train=train)
+
+
+def at_rate(train: TrainConfig, factor: float) -> TrainConfig:
+    """The training options with every peak learning rate times a factor; systems' own factors stay."""
+    if factor == 1:
+        return train
+    return replace(train, lr=train.adamw_lr * factor, matrix_lr=train.matrix_lr * factor)
 
 
 def watched(train: TrainConfig, steps: int, expected: int, every: int, seed: int) -> TrainConfig:
@@ -224,7 +234,8 @@ class State:
             InputError: naming what differs.
         """
         terms = json.loads(json.dumps(terms))
-        before = self.data["terms"]
+        # Folders from before rates were searched for have one rate for all.
+        before = self.data["terms"] and {"rates": "one", **self.data["terms"]}
         if before is None:
             self.data["terms"] = terms
             return
@@ -269,6 +280,7 @@ def terms_of(config: CompareConfig, base: Run[Any, Any], data: Any) -> dict[str,
         "budget.unit": config.budget_unit,
         "budget.value": config.budget_value,
         "evaluations": config.evaluations,
+        "rates": config.rates,
         **base.kind.terms(base, data),
     }
     if base.task != DEFAULT:  # folders from before there were several tasks do not name it

@@ -30,6 +30,8 @@ class CompareConfig:
         budget_unit: what every run may spend: `tokens` (or whatever the task's input is counted in), `seconds` of
             training clock, or `flops` of training.
         budget_value: how much of it.
+        rates: learning rates: `auto` finds every choice's own by short probes, at 1/2, 1 and 2 times the recipe's and
+            further while the best is at an end; `one` trains all at the recipe's; or factors to try, such as 0.5,1,2,4.
         seeds: number of runs of each choice, with seeds train.seed, train.seed + 1, …; intervals need two or more.
         slice_steps: steps a run makes before it is the next one's turn.
         evaluations: evaluations spread over each run.
@@ -47,6 +49,7 @@ class CompareConfig:
     match: Literal["params", "flops", "none"] = "params"
     budget_unit: Literal["tokens", "seconds", "flops"] = "tokens"
     budget_value: float = 500_000
+    rates: str = "auto"
     seeds: int = 3
     slice_steps: int = 25
     evaluations: int = 12
@@ -73,6 +76,7 @@ class CompareConfig:
             raise InputError(f"temperature={self.temperature} must be at least 0")
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
             raise InputError(f"lengths={','.join(map(str, self.lengths))} should be numbers of at least 1")
+        _ = self.ladder
         names = self.names
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
@@ -82,6 +86,23 @@ class CompareConfig:
     def names(self) -> list[str]:
         """The choices as written, the reference first."""
         return ["".join(choice.split()) for choice in split_choices(self.blocks)]
+
+    @property
+    def ladder(self) -> tuple[float, ...] | None:
+        """The factors on the recipe's rates that are asked for; None where they are not listed.
+
+        Raises:
+            InputError: for what is neither a list of numbers above 0 nor a known word.
+        """
+        if self.rates in ("auto", "one"):
+            return None
+        try:
+            factors = tuple(sorted({float(word) for word in self.rates.split(",")}))
+        except ValueError:
+            factors = (0.0,)
+        if not all(1e-6 <= factor <= 1e6 for factor in factors) or len(factors) > 100:
+            raise InputError(f"rates={self.rates!r} should be auto, one, or factors such as 0.5,1,2")
+        return factors
 
     def command(self, task: str, groups: Groups, out: str) -> str:
         """The command line that asks for this comparison again."""

@@ -22,9 +22,8 @@ class Chart:
     draw: Callable[[Any, Palette], None]
     height: float = HEIGHT
     legend: bool = True
-    group: str = (
-        "curves"  # the section it belongs to: answer, curves, costs, attention, kernels, experts, or a task's own
-    )
+    # The section it belongs to: answer, curves, rates, costs, attention, kernels, experts, or a task's own.
+    group: str = "curves"
 
 
 def seeds_in(report: Report) -> str:

@@ -35,6 +35,7 @@ def render_html(report: Report, parts: Parts) -> str:
         _header(report, parts),
         _ranking(report, [c for c in charts if c.group == "answer"], drawn),
         _figures(report, curves, [c for c in charts if c.group == "curves"], drawn),
+        _figures(report, "Each at its own learning rate", [c for c in charts if c.group == "rates"], drawn),
         _figures(report, "What quality costs", [c for c in charts if c.group == "costs"], drawn),
         *(_own(report, section, drawn) for section in own),
         _figures(report, "What attention looks at", [c for c in charts if c.group == "attention"], drawn),

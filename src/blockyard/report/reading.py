@@ -62,6 +62,8 @@ def facts(report: Report, parts: Parts) -> list[tuple[str, str]]:
         found.append(("Reference model", f"{layers} layers, width {width}{context}"))
     if train.get("optimizer"):
         rate = "default learning rates" if train.get("lr") is None else f"learning rate {train['lr']}"
+        if report.get("rates"):
+            rate = "each choice at a learning rate of its own"
         found.append(("Training", f"{train['optimizer']}, {rate}, batch {train.get('batch_size')}"))
     source = report["provenance"].get("data", {}).get("source")
     if source:
@@ -225,8 +227,7 @@ def how_to_read(report: Report, parts: Parts) -> list[str]:
         lines.append(f"With one seed there is no interval, so the order by {word} is not a finding.")
     has_cache = any(choice["cache_bytes_per_token"] for choice in report["choices"])
     lines += [
-        "The same seed gives every choice the same batches in the same order. Optimizer and learning rate are the same "
-        "for all and were not tuned for any: a choice that wants another rate may do better than shown.",
+        f"The same seed gives every choice the same batches in the same order. {_rates_in_words(report)}",
         "Runs advance in turns, a slice each, so that a slower hour of the machine falls on all. The training clock "
         "counts batches and steps, compilation included, and leaves out evaluation and checkpoints.",
         "Parameters leave out embeddings and the output layer. FLOPs count matrix multiplications of one forward pass, "
@@ -243,6 +244,24 @@ def how_to_read(report: Report, parts: Parts) -> list[str]:
     if memory:
         lines.append(f"Peak memory: {memory}.")
     return lines
+
+
+def _rates_in_words(report: Report) -> str:
+    """How learning rates were chosen, what that cost, and what it changed."""
+    found = report.get("rates")
+    if not found:
+        return (
+            "Optimizer and learning rate are the same for all and were not tuned for any: a choice that wants another "
+            "rate may do better than shown."
+        )
+    cost = f", {found['cost']:.0%} of the training" if found["cost"] is not None else ""
+    one, own = (found["orders"][key] for key in ("one", "own"))
+    changed = "the same" if one == own else f"{', '.join(own)} instead of {', '.join(one)}"
+    return (
+        f"The optimizer is the same for all; the learning rate of each was found by probes of {found['share']:.0%} of "
+        f"the budget with a seed of their own{cost}. By the probes, the order at everybody's own rate is {changed} at "
+        "the recipe's rate for all."
+    )
 
 
 def provenance(report: Report) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from blockyard.report.charts.finals import final_losses
 from blockyard.report.charts.kernels import learnt_kernels
 from blockyard.report.charts.load import expert_loads
 from blockyard.report.charts.positions import loss_over_position
+from blockyard.report.charts.rates import figures_over_rate
 from blockyard.report.palette import CSS_OF, LIGHT, PLACEHOLDER, Palette
 from blockyard.report.parts import Parts
 from blockyard.report.schema import Report
@@ -43,9 +44,14 @@ _RC = {
 def charts_of(report: Report, parts: Parts) -> list[Chart]:
     """The figures that this report has data for, in reading order, its task's own among them."""
     own = [chart for section in parts.sections(report) for chart in section.charts]
-    costs = [*trade_offs(report), speed_over_length(report), memory_over_length(report), loss_over_position(report)]
+    costs = [
+        *trade_offs(report),
+        speed_over_length(report),
+        memory_over_length(report),
+        loss_over_position(report),
+    ]
     inside = [*attention_pictures(report), *learnt_kernels(report), *expert_loads(report)]
-    found = [final_losses(report), *loss_curves(report), *costs, *own, *inside]
+    found = [final_losses(report), *loss_curves(report), figures_over_rate(report), *costs, *own, *inside]
     return [chart for chart in found if chart is not None]
 
 

@@ -100,6 +100,27 @@ class Scaling(TypedDict):
     peak_bytes: NotRequired[list[int | None]]
 
 
+class Rate(TypedDict):
+    """At which learning rate a choice ran, and the probes by which it was chosen."""
+
+    factor: float  # on the recipe's rates
+    lr: float  # peak, of AdamW's parameters
+    matrix_lr: float | None  # peak, of Muon's matrices
+    factors: list[float]  # that were tried
+    figures: list[float | None]  # the figure that ranks, after each probe; null when it was lost
+
+
+class Rates(TypedDict):
+    """The search for each choice's learning rate."""
+
+    share: float  # of the budget, that a probe had
+    seconds: float  # training clock of all probes
+    cost: float | None  # the same as a part of that of all runs
+    orders: dict[
+        str, list[str]
+    ]  # choices by their probes, best first: at the recipe's rate ("one"), at their own ("own")
+
+
 class Choice(TypedDict):
     """One block choice: what it is, what it costs, what its runs reached."""
 
@@ -117,6 +138,7 @@ class Choice(TypedDict):
     attention: NotRequired[list[dict[str, Any]] | None]  # per attending layer, see `blockyard.models.inside`
     kernels: NotRequired[list[dict[str, Any]] | None]  # per filtering layer, see `blockyard.models.inside`
     scaling: NotRequired[Scaling]  # only where it was asked for
+    rate: NotRequired[Rate]  # where each choice has its own
     runs: list[Run]
 
 
@@ -173,6 +195,7 @@ class Report(TypedDict):
     settings: dict[str, Any]  # the resolved groups: model, train, data, compare
     provenance: dict[str, Any]
     notes: list[str]
+    rates: NotRequired[Rates]  # where each choice's rate was searched for
     choices: list[Choice]
     ranking: NotRequired[list[Ranked]]
     comparisons: NotRequired[list[Comparison]]

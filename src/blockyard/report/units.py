@@ -94,6 +94,12 @@ def times(factor: float) -> str:
     return (figure.rstrip("0").rstrip(".") if "." in figure else figure) + "×"
 
 
+def rate_label(factor: float) -> str:
+    """A factor on the recipe's rates as people read it: ×2, ×1/4, ×1.5."""
+    inverse = 1 / factor
+    return f"×1/{inverse:g}" if factor < 1 and inverse == round(inverse) else f"×{factor:g}"
+
+
 def command_line(command: str, options: Iterable[tuple[str, Any]]) -> str:
     """`blockyard compare lm --blocks 'standard;tva+vft' --seeds 3`."""
     words = [command]

@@ -1,0 +1,182 @@
+"""Each choice's own learning rate, found before it is judged.
+
+Blocks differ in the rate that suits them, so at one rate for all the block for which that was tuned wins. A probe is a
+run of a share of the budget with its whole schedule, at the recipe's rates times a factor; the ladder of factors of 2
+grows on the side where the best stands at its end. Probes have a seed of their own: the runs that are judged share no
+batches with them. A schedule that is squeezed into a share of the steps prefers rates at least as high as the whole
+one's, which is why neighbours on the ladder that do nearly as well are shown beside the one that is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from blockyard.compare.budget import expected_steps
+from blockyard.compare.live import Board
+from blockyard.compare.plan import Planned, State, folder_of, run_of
+from blockyard.compare.runs import Job, train_all, train_spread
+from blockyard.compare.settings import CompareConfig
+from blockyard.registry.options import MOST_SEED
+from blockyard.report import schema
+from blockyard.report.units import rate_label
+from blockyard.tasks.kind import Run
+
+# The part of a run's budget that a probe has.
+SHARE = 0.2
+LADDER = (0.5, 1.0, 2.0)
+# The ladder ends here whatever is found: 16 times the recipe's rate, or a sixteenth.
+FARTHEST = 16.0
+# Fewer steps tell nothing of a rate.
+LEAST_STEPS = 20
+# Between the seeds of runs that are judged and those of probes.
+SEEDS_APART = 1 << 20
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What was found of one choice's rates.
+
+    Args:
+        figures: factor on the recipe's rates -> the figure that ranks, after the probe; None when it was lost.
+        chosen: the factor that is taken.
+        seconds: training clock of the probes.
+    """
+
+    figures: Mapping[float, float | None]
+    chosen: float
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The probes as compare.json holds them."""
+        factors = sorted(self.figures)
+        return {
+            "factors": factors,
+            "figures": [self.figures[f] for f in factors],
+            "chosen": self.chosen,
+            "seconds": self.seconds,
+        }
+
+
+def with_rates(
+    plan: list[Planned], config: CompareConfig, base: Run[Any, Any], data: Any, state: State, board: Board, out: Path
+) -> list[Planned]:
+    """The plan with every choice at its own rate; what was found before is read from the comparison's state.
+
+    Args:
+        plan: the choices.
+        config: the terms, which say how rates are chosen.
+        base: the shared options.
+        data: the task's data.
+        state: receives what is found, under `rates`.
+        board: shows the probes.
+        out: the comparison's folder; probes live in `rates` within it.
+
+    Raises:
+        Interrupted: after SIGTERM or SIGINT, when the probes in training have been saved.
+    """
+    if config.rates == "one":
+        return plan
+    known: dict[str, Any] = state.data.setdefault("rates", {})
+    short = [p for p in plan if _probe_steps(p, config) < LEAST_STEPS]
+    if short:
+        board.say(f"rates: one for all, since a probe of {SHARE:.0%} of the budget has fewer than {LEAST_STEPS} steps")
+        return plan
+    missing = [p for p in plan if p.name not in known]
+    if missing:
+        board.say(f"finding the learning rate of {', '.join(p.name for p in missing)}")
+        for name, found in _search(missing, config, base, data, board, out).items():
+            known[name] = found.as_dict()
+        state.save()
+    for planned in plan:
+        board.say(f"{planned.name}: learning rate {rate_label(known[planned.name]['chosen'])}")
+    return [replace(p, rate=known[p.name]["chosen"]) for p in plan]
+
+
+def _probe_steps(planned: Planned, config: CompareConfig) -> int:
+    return round(SHARE * expected_steps(config.budget_unit, planned.steps))
+
+
+def _search(
+    plan: Sequence[Planned], config: CompareConfig, base: Run[Any, Any], data: Any, board: Board, out: Path
+) -> dict[str, Probes]:
+    quality = base.kind.quality(data)
+    sign = -1 if quality.better == "higher" else 1
+    terms = replace(config, budget_value=config.budget_value * SHARE, evaluations=2, seeds=1)
+    figures: dict[str, dict[float, float | None]] = {p.name: {} for p in plan}
+    seconds = dict.fromkeys(figures, 0.0)
+    todo = {p.name: list(config.ladder or LADDER) for p in plan}
+    while any(todo.values()):
+        jobs = [_job(p, factor, terms, base, out) for p in plan for factor in todo[p.name]]
+        seed = jobs[0].seed
+        train = train_spread if config.workers > 1 else train_all
+        results = train({seed: jobs}, terms, data, board)
+        for job in jobs:
+            run, name = results[(job.planned.name, seed)], _name_of(job, plan)
+            figures[name][job.planned.rate] = schema.final_of(run)
+            seconds[name] += run["seconds"]
+        grows = config.ladder is None
+        todo = {name: _beyond(found, sign) if grows else [] for name, found in figures.items()}
+    return {name: Probes(found, _best(found, sign), seconds[name]) for name, found in figures.items()}
+
+
+def _job(planned: Planned, factor: float, terms: CompareConfig, base: Run[Any, Any], out: Path) -> Job:
+    name = f"{planned.name} at rate {rate_label(factor)}"
+    probe = replace(planned, name=name, steps=max(1, round(SHARE * planned.steps)), rate=factor)
+    seed = (base.train.seed + SEEDS_APART) % (MOST_SEED + 1)
+    folder = out / "rates" / folder_of(out, planned.name, seed).parent.name / f"times-{factor:g}"
+    run = run_of(probe, base, terms, seed)
+    # The schedule's shape is the whole run's, its warm-up as well.
+    warmup = round(SHARE * base.train.warmup)
+    return Job(probe, seed, folder, replace(run, train=replace(run.train, warmup=warmup)))
+
+
+def _name_of(job: Job, plan: Sequence[Planned]) -> str:
+    return next(p.name for p in plan if job.planned.name == f"{p.name} at rate {rate_label(job.planned.rate)}")
+
+
+def _best(found: Mapping[float, float | None], sign: int) -> float:
+    """The factor with the best figure; of equals the one nearest to the recipe's. 1 when every probe was lost."""
+    ended = {factor: figure for factor, figure in found.items() if figure is not None}
+    if not ended:
+        return 1.0
+    return min(ended, key=lambda f: (sign * ended[f], max(f, 1 / f)))
+
+
+def _beyond(found: Mapping[float, float | None], sign: int) -> list[float]:
+    """The next factor, where the best so far stands at an end of the ladder."""
+    if all(figure is None for figure in found.values()):
+        # Too high, most likely: every probe was lost.
+        factor = min(found) / 2
+    else:
+        best = _best(found, sign)
+        factor = best / 2 if best == min(found) else best * 2 if best == max(found) else 0.0
+    return [factor] if factor and 1 / FARTHEST <= factor <= FARTHEST else []
+
+
+def rates_of(plan: Sequence[Planned], state: State, sign: int) -> dict[str, Any] | None:
+    """What a report says of the search; None when there was none.
+
+    Args:
+        plan: the choices.
+        state: what `with_rates` left.
+        sign: 1 where lower figures are better, −1 where higher ones are.
+
+    Returns: `share` of the budget that a probe had, `seconds` of all probes, and `orders`: the choices by their probes
+        at the recipe's rate (`one`) and at their own (`own`), best first; those whose probes were lost are left out.
+    """
+    known = state.data.get("rates") or {}
+    if not all(p.name in known for p in plan):
+        return None
+    one, own = {}, {}
+    for planned in plan:
+        found = dict(zip(known[planned.name]["factors"], known[planned.name]["figures"]))
+        one[planned.name], own[planned.name] = found.get(1.0), found.get(known[planned.name]["chosen"])
+
+    def order(figures: Mapping[str, float | None]) -> list[str]:
+        return sorted((n for n, f in figures.items() if f is not None), key=lambda n: sign * (figures[n] or 0.0))
+
+    seconds = sum(known[p.name]["seconds"] for p in plan)
+    return {"share": SHARE, "seconds": seconds, "orders": {"one": order(one), "own": order(own)}}
