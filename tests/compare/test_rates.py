@@ -19,6 +19,7 @@ from blockyard.report import html, write
 from blockyard.report import text as report_text
 from blockyard.report.charts.rates import figures_over_rate
 from blockyard.report.reading import how_to_read
+from blockyard.report.render import render_png
 from blockyard.report.units import rate_label
 from blockyard.tasks.lm.report import LMParts
 from blockyard.training.config import TrainConfig
@@ -192,5 +193,6 @@ def test_the_report_shows_the_probes_and_says_what_one_rate_would_have_said() ->
     report["rates"] = {"share": 0.2, "seconds": 10.0, "cost": 0.25, "orders": {"one": names, "own": names[::-1]}}
     chart = figures_over_rate(report)
     assert chart is not None and "20%" in chart.caption
+    assert render_png(chart, report).startswith(b"\x89PNG")
     line = next(line for line in how_to_read(report, LMParts()) if "found by probes" in line)
     assert "25% of the training" in line and f"{', '.join(names[::-1])} instead of {', '.join(names)}" in line
