@@ -235,7 +235,9 @@ class State:
         """
         terms = json.loads(json.dumps(terms))
         # Folders from before rates were searched for have one rate for all.
-        before = self.data["terms"] and {"rates": "one", **self.data["terms"]}
+        before = self.data["terms"]
+        if before is not None and "rates" in terms:
+            before = {"rates": "one", **before}
         if before is None:
             self.data["terms"] = terms
             return
