@@ -92,7 +92,7 @@ def test_a_probe_is_a_short_run_with_its_whole_schedule_and_a_seed_of_its_own(
 
 def test_what_was_found_is_kept(groups: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compared(groups, tmp_path / "out")
-    monkeypatch.setattr(rates, "train_all", lambda *a: pytest.fail("probed again"))
+    monkeypatch.setattr(rates, "train_jobs", lambda *a: pytest.fail("probed again"))
     again = compared(groups, tmp_path / "out")
     assert [c["rate"] for c in again["choices"]] == [c["rate"] for c in first["choices"]]
 

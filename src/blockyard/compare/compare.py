@@ -35,7 +35,7 @@ from blockyard.compare.plan import (
     terms_of,
 )
 from blockyard.compare.rates import rates_of, with_rates
-from blockyard.compare.runs import decisions_of, jobs_of, train_all, train_spread, wait_for_orphans
+from blockyard.compare.runs import decisions_of, jobs_of, train_jobs
 from blockyard.compare.settings import CompareConfig, Groups
 from blockyard.errors import InputError
 from blockyard.files import check_writable, nothing_left
@@ -148,9 +148,7 @@ def _compare(
         board.say(f"{planned.name}: {planned.steps} steps, {planned.match['got']:,} ({planned.match['miss']:+.2%})")
     plan = with_rates(plan, config, base, data, state, board, out)
     jobs = jobs_of(plan, base, config, out)
-    wait_for_orphans(jobs, board)
-    spread = config.workers > 1
-    results = train_spread(jobs, config, data, board) if spread else train_all(jobs, config, data, board)
+    results = train_jobs(jobs, config, data, board)
     killed = {name for (name, _), run in results.items() if run["status"] == "killed"}
     measured = _measurements(config, base, plan, data, state, board, out, killed)
     scaling = _scaling(config, base, plan, state, board, killed)

@@ -17,7 +17,7 @@ from typing import Any
 from blockyard.compare.budget import expected_steps
 from blockyard.compare.live import Board
 from blockyard.compare.plan import Planned, State, folder_of, run_of
-from blockyard.compare.runs import Job, train_all, train_spread
+from blockyard.compare.runs import Job, train_jobs
 from blockyard.compare.settings import CompareConfig
 from blockyard.registry.options import MOST_SEED
 from blockyard.report import schema
@@ -109,12 +109,11 @@ def _search(
     seconds = dict.fromkeys(figures, 0.0)
     todo = {p.name: list(config.ladder or LADDER) for p in plan}
     while any(todo.values()):
-        jobs = [_job(p, factor, terms, base, out) for p in plan for factor in todo[p.name]]
-        seed = jobs[0].seed
-        train = train_spread if config.workers > 1 else train_all
-        results = train({seed: jobs}, terms, data, board)
-        for job in jobs:
-            run, name = results[(job.planned.name, seed)], _name_of(job, plan)
+        probes = [(p.name, _job(p, factor, terms, base, out)) for p in plan for factor in todo[p.name]]
+        seed = probes[0][1].seed
+        results = train_jobs({seed: [job for _, job in probes]}, terms, data, board)
+        for name, job in probes:
+            run = results[(job.planned.name, seed)]
             figures[name][job.planned.rate] = schema.final_of(run)
             seconds[name] += run["seconds"]
         grows = config.ladder is None
@@ -131,10 +130,6 @@ def _job(planned: Planned, factor: float, terms: CompareConfig, base: Run[Any, A
     # The schedule's shape is the whole run's, its warm-up as well.
     warmup = round(SHARE * base.train.warmup)
     return Job(probe, seed, folder, replace(run, train=replace(run.train, warmup=warmup)))
-
-
-def _name_of(job: Job, plan: Sequence[Planned]) -> str:
-    return next(p.name for p in plan if job.planned.name == f"{p.name} at rate {rate_label(job.planned.rate)}")
 
 
 def _best(found: Mapping[float, float | None], sign: int) -> float:

@@ -61,6 +61,20 @@ def jobs_of(plan: list[Planned], base: Run[Any, Any], config: CompareConfig, out
     }
 
 
+def train_jobs(
+    jobs: Mapping[int, list[Job]], config: CompareConfig, data: Any, board: Board
+) -> dict[tuple[str, int], schema.Run]:
+    """Train what is missing, in this process or by the workers that the terms ask for, once nobody else holds a run;
+    returns every run by (choice, seed).
+
+    Raises:
+        InputError: for what a worker could not do, when the others have been stopped and saved.
+        Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
+    """
+    wait_for_orphans(jobs, board)
+    return (train_spread if config.workers > 1 else train_all)(jobs, config, data, board)
+
+
 def train_all(
     jobs: Mapping[int, list[Job]], config: CompareConfig, data: Any, board: Board
 ) -> dict[tuple[str, int], schema.Run]:
