@@ -153,9 +153,9 @@ def test_option_that_is_best_in_the_middle_is_found_to_matter() -> None:
 
 def record(finals: dict[str, list[float]], *, better: str = "lower", status: str = "complete") -> Any:
     """A record as a search of 24 trials leaves it; the finals by name."""
-    from blockyard.report.stats import difference, interval
+    from blockyard.report.stats import Family, interval, margin_of
     from blockyard.tasks.kind import Quality
-    from blockyard.tune.record import _verdict
+    from blockyard.tune.record import _beside_default
     from blockyard.tune.schema import SCHEMA
 
     space = read_space("lm", {"train.lr": "1e-4..1 log", "model.n_heads": "1,2,4"})
@@ -163,26 +163,29 @@ def record(finals: dict[str, list[float]], *, better: str = "lower", status: str
     for trial in trials[3::4]:
         trial.update(status="pruned", part=0.333, curve={k: v[:1] for k, v in trial["curve"].items()})
     trials[7].update(status="failed", value=None, curve=None, note="n_heads=3 does not divide d_model=8")
-    rows = []
+    rows, family = [], Family(finals)
+    margin = margin_of(None, None, min((sum(v) / len(v) for v in finals.values()), default=None))
     for name, values in finals.items():
         mean, half = interval(values)
-        gap, width = difference(values, finals["default"], 1 - 0.05 / max(1, len(finals) - 1))
         number = None if name == "default" else int(name.split()[1])
         quality = Quality(better="lower" if better == "lower" else "higher")
+        beside = _beside_default(name, family, quality, margin) if number is not None else {"verdict": ""}
         rows.append(
             {"name": name, "trial": number, "settings": trials[number or 0]["settings"], "blocks": "standard",
              "parameters": 1000, "search_value": None if number is None else trials[number]["value"],
              "runs": [{"seed": 1 + i, "status": "finished", "value": v, "steps": 9, "tokens": 9, "seconds": 1.0,
                        "note": "", "folder": f"finals/{name}/seed-{1 + i}"} for i, v in enumerate(values)],
-             "mean": mean, "half_width": half, "diverged": 0, "difference": gap, "difference_half_width": width,
-             "verdict": "" if number is None else _verdict(gap, width, 0, quality)}
+             "mean": mean, "half_width": half, "diverged": 0, "difference": beside.get("difference"),
+             "difference_half_width": beside.get("half_width"), "verdict": beside["verdict"],
+             "more_seeds": beside.get("more_seeds")}
         )  # fmt: skip
     many = len(finals.get("default", []))
     best = min(rows, key=lambda r: r["mean"]) if rows else None
     found: Any = {
         "schema": SCHEMA, "status": status, "created": "2026-01-01T00:00:00+00:00", "task": "lm",
         "title": "language model", "input_unit": "token",
-        "quality": {"metric": "validation loss", "unit": "nats/byte", "key": "val_loss", "better": better},
+        "quality": {"metric": "validation loss", "unit": "nats/byte", "key": "val_loss", "better": better,
+                    "margin": margin},
         "budget": {"unit": "tokens", "value": 200_000}, "search": {"trials": 24, "sampler": "tpe", "pruner": "median"},
         "space": [d.to_dict() for d in space.dimensions], "fixed": {}, "trials": trials,
         "importance": importances(trials, space.dimensions, better), "seeds": list(range(1, 1 + many)),
@@ -210,13 +213,18 @@ def test_clear_difference_of_fresh_runs_is_called_better() -> None:
 @pytest.mark.parametrize(
     ("finals", "kind", "words"),
     [
-        ({"default": [1.6, 1.4, 1.5], "trial 4": [1.5, 1.3, 1.45]}, "none", "No difference shown"),
+        (
+            {"default": [1.6, 1.4, 1.5], "trial 4": [1.5, 1.3, 1.45]},
+            "undecided",
+            "Undecided between the best trial found and",
+        ),
+        ({"default": [1.5, 1.5, 1.5], "trial 4": [1.499, 1.5, 1.501]}, "equivalent", "is equivalent to the default"),
         ({"default": [1.4, 1.41, 1.39], "trial 4": [1.6, 1.61, 1.59]}, "worse", "The default configuration is better"),
         ({"default": [1.6], "trial 4": [1.4]}, "one_seed", "One fresh seed, so no claim"),
         ({"default": [1.6, 1.5]}, "none", "The best trials are the default configuration"),
         ({}, "search_only", "nothing is claimed from it"),
     ],
-    ids=["overlap", "worse", "one seed", "default found", "no fresh runs"],
+    ids=["overlap", "equivalent", "worse", "one seed", "default found", "no fresh runs"],
 )
 def test_nothing_more_is_claimed_than_the_fresh_runs_show(finals: Any, kind: str, words: str) -> None:
     verdict = record(finals)["verdict"]

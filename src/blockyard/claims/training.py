@@ -23,7 +23,7 @@ from blockyard.claims.keep import recall
 from blockyard.models.lm import LMConfig
 from blockyard.registry.pattern import format_choice, parse_choice
 from blockyard.report import units
-from blockyard.report.stats import difference, interval
+from blockyard.report.stats import Family, interval
 from blockyard.tasks.kind import Run
 from blockyard.tasks.lm.task import LMTask
 from blockyard.tasks.run import make_task
@@ -100,10 +100,9 @@ def told(losses: tuple[float, ...]) -> str:
 
 
 def better(a: tuple[float, ...], b: tuple[float, ...]) -> Verdict:
-    """Whether a's loss is lower than b's: in part when the seeds do not decide."""
-    gap, half = difference(a, b)
-    assert gap is not None and half is not None
-    return "partly" if abs(gap) <= half else "holds" if gap < 0 else "false"
+    """Whether a's loss is lower than b's, by the rule of all reports: in part when the seeds do not decide."""
+    words: dict[str, Verdict] = {"better": "holds", "worse": "false"}
+    return words.get(Family({"a": a, "b": b}).difference("a", "b").word(), "partly")
 
 
 def _vein(rank: int, **options: object) -> LMConfig:

@@ -314,6 +314,7 @@ def _report(
             "key": quality.key,
             "better": quality.better,
             "loss_unit": quality.loss_unit or quality.unit,
+            "margin": quality.margin,
             **quality.facts,
             **kind.references(data),
         },

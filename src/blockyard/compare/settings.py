@@ -9,6 +9,7 @@ from typing import Any, Literal
 from blockyard.errors import InputError
 from blockyard.registry.pattern import split_choices
 from blockyard.report.units import command_line
+from blockyard.report.wants import parse_want
 
 Groups = Mapping[str, Mapping[str, Any]]
 # What a comparison or a search decides for every run by itself: options of the group `train` that neither has.
@@ -32,6 +33,10 @@ class CompareConfig:
         budget_value: how much of it.
         rates: learning rates: `auto` finds every choice's own by short probes, at 1/2, 1 and 2 times the recipe's and
             further while the best is at an end; `one` trains all at the recipe's; or factors to try, such as 0.5,1,2,4.
+        margin: differences that do not matter in the figure that ranks: choices shown to be as near are equivalent;
+            none for 1 % of the best loss, or .01 of an accuracy.
+        want: conditions of a purpose, such as cache<1KiB,decode>=standard: the report also says which choice is best
+            among those that meet them all. Figures: cache, decode, train, memory, parameters, flops.
         seeds: number of runs of each choice, with seeds train.seed, train.seed + 1, …; intervals need two or more.
         slice_steps: steps a run makes before it is the next one's turn.
         evaluations: evaluations spread over each run.
@@ -50,6 +55,8 @@ class CompareConfig:
     budget_unit: Literal["tokens", "seconds", "flops"] = "tokens"
     budget_value: float = 500_000
     rates: str = "auto"
+    margin: float | None = None
+    want: tuple[str, ...] | None = None
     seeds: int = 3
     slice_steps: int = 25
     evaluations: int = 12
@@ -76,8 +83,11 @@ class CompareConfig:
             raise InputError(f"temperature={self.temperature} must be at least 0")
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
             raise InputError(f"lengths={','.join(map(str, self.lengths))} should be numbers of at least 1")
+        check_margin(self.margin)
         _ = self.ladder
         names = self.names
+        for text in self.want or ():
+            parse_want(text, names)
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise InputError(f"blocks names {twice!r} twice; every choice stands once")
@@ -118,6 +128,16 @@ class CompareConfig:
             else:
                 words += [(f"{group}.{key}", value) for key, value in options.items()]
         return command_line(f"blockyard compare {task}", [*words, ("out", out)])
+
+
+def check_margin(margin: float | None) -> None:
+    """Refuse a margin that is no number of at least 0.
+
+    Raises:
+        InputError: saying so.
+    """
+    if margin is not None and not 0 <= margin < float("inf"):
+        raise InputError(f"margin={margin} should be a number of at least 0, in the unit of the figure that ranks")
 
 
 def flag(field: str) -> str:

@@ -33,7 +33,8 @@ def render_html(report: Report, parts: Parts) -> str:
     curves = f"How the {quality_word(report)} {'rises' if higher_is_better(report) else 'falls'}"
     sections = [
         _header(report, parts),
-        _ranking(report, [c for c in charts if c.group == "answer"], drawn),
+        _answers(report, [c for c in charts if c.group == "answer"], drawn),
+        _ranking(report, [c for c in charts if c.group == "runs"], drawn),
         _figures(report, curves, [c for c in charts if c.group == "curves"], drawn),
         _figures(report, "Each at its own learning rate", [c for c in charts if c.group == "rates"], drawn),
         _figures(report, "What quality costs", [c for c in charts if c.group == "costs"], drawn),
@@ -90,6 +91,18 @@ def _header(report: Report, parts: Parts) -> str:
         + (f"<ul>{details}</ul>\n" if details else "")
         + f'</div>\n<ul class="facts">{chips}</ul>\n</header>'
     )
+
+
+def _answers(report: Report, charts: list[Chart], drawn: dict[str, str]) -> str:
+    """The picture of the verdict, and the questions with which a reader comes."""
+    pictures = "".join(_figure(chart, drawn, wide=True) for chart in charts)
+    found = ""
+    for answer in report["answers"]:
+        lines = "".join(f"<li>{prose(line)}</li>" for line in answer["sentences"])
+        found += f"<h3>{prose(answer['question'])}</h3>\n<ul>{lines}</ul>\n"
+    if not pictures and not found:
+        return ""
+    return f'<section class="answers">\n<h2>What that means</h2>\n{pictures}\n{found}</section>'
 
 
 def swatch(index: int, *, marker_only: bool = False) -> str:

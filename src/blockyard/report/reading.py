@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from blockyard.report import units
+from blockyard.report.answers import margin_in_words
 from blockyard.report.parts import Parts
+from blockyard.report.phrases import budget_amount
 from blockyard.report.schema import (
     LOST,
     Choice,
+    Comparison,
     Ranked,
     Report,
     bytes_per_token,
@@ -19,7 +22,7 @@ from blockyard.report.schema import (
     quality_word,
     with_unit,
 )
-from blockyard.report.verdict import budget_amount
+from blockyard.report.stats import has_intervals
 
 
 def title(report: Report) -> str:
@@ -79,6 +82,7 @@ def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
     columns = [
         "choice",
         with_unit(report, f"final {word}"),
+        "beside the best",
         "parameters",
         f"FLOPs / {unit}",
         f"training {unit}s / s",
@@ -86,6 +90,7 @@ def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
         f"cache bytes / {unit}",
         f"generated {unit}s / s",
     ]
+    beside = {row["name"]: _beside(row) for row in report["comparisons"]}
     rows = []
     for ranked in report["ranking"]:
         choice, final, best = choices[ranked["name"]], ranked["final"], ranked["best"]
@@ -97,6 +102,7 @@ def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
             under = f"{lost} {status}" + (f"; {under}" if under else "") if lost else under
         cells = [
             (units.plus_minus(final["mean"], final["half_width"]), under),
+            beside.get(ranked["name"], ("", "")),
             (
                 units.count(choice["parameters_core"]),
                 _against(choice, reference, lambda c: c["parameters_core"]),
@@ -121,6 +127,8 @@ def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
         ]
         place = _place(report, ranked)
         rows.append(Row(place, ranked["name"], ranked["rank"] == 1 and report["verdict"]["kind"] == "winner", cells))
+    if not any(word for word, _ in beside.values()):
+        columns, rows = columns[:2] + columns[3:], [replace(row, cells=row.cells[:1] + row.cells[2:]) for row in rows]
     if not any(choice["cache_bytes_per_token"] or _median(choice, "decode_wall") for choice in choices.values()):
         # Models that write nothing have no cache.
         return columns[:-2], [replace(row, cells=row.cells[:-2]) for row in rows]
@@ -128,16 +136,26 @@ def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
 
 
 def _place(report: Report, ranked: Ranked) -> str:
-    """The place in the ranking, "1=" for a shared lead; blank where the seeds show no order."""
-    kind = report["verdict"]["kind"]
+    """The place in the ranking, "1=" for what is equivalent to the best, "?" for undecided; blank without an order."""
     if ranked["rank"] is None:
         return units.NOTHING
-    if kind in ("one_seed", "tie"):
+    words = {row["name"]: row["verdict"] for row in report["comparisons"]}
+    if report["verdict"]["kind"] in ("one_seed", "no_verdict"):
         return ""
-    tied = {row["name"] for row in report["comparisons"] if row["verdict"] == "none"}
-    if kind == "shared" and (ranked["rank"] == 1 or ranked["name"] in tied):
-        return "1="
+    if words.get(ranked["name"]) == "undecided":
+        return "?"
+    if ranked["rank"] == 1 or words.get(ranked["name"]) == "equivalent":
+        return "1=" if "equivalent" in words.values() else "1"
     return str(ranked["rank"])
+
+
+def _beside(row: Comparison) -> tuple[str, str]:
+    """The word for a choice beside the best mean, and the difference that it is said of."""
+    if row["verdict"] == "unknown" or row["difference"] is None:
+        return "", ""
+    gap = units.plus_minus(row["difference"], row["half_width"], signed=True)
+    more = row.get("more_seeds")
+    return row["verdict"], f"{gap}; about {more} more seeds" if more else gap
 
 
 def _median(choice: Choice, key: str) -> float | None:
@@ -219,9 +237,12 @@ def how_to_read(report: Report, parts: Parts) -> list[str]:
     lines = parts.how_to_read(report)
     if n > 1:
         lines.append(
-            f"± is a 95 % t-interval over {n} seeds. A choice is called worse only when the interval of its difference "
-            "from the leader (Welch, widened for the number of choices) leaves out zero; otherwise no difference is "
-            "shown, which is not the same as none."
+            f"± is a 95 % t-interval over {n} seeds. Beside the best mean a choice is worse when the interval of the "
+            f"difference leaves out zero, equivalent when the interval lies within ± {margin_in_words(report)}, and "
+            "undecided otherwise: no difference is shown, which is not the same as none. These intervals hold for all "
+            "choices at once (Welch's, no variance below what the others have, widened by simulation)."
+            if has_intervals()
+            else f"{n} seeds each; scipy is not installed, so there are no intervals and nothing is claimed."
         )
     else:
         lines.append(f"With one seed there is no interval, so the order by {word} is not a finding.")

@@ -17,6 +17,7 @@ from blockyard.report.chart import WIDTH, Chart
 from blockyard.report.charts.attention import attention_pictures
 from blockyard.report.charts.costs import memory_over_length, speed_over_length, trade_offs
 from blockyard.report.charts.curves import loss_curves
+from blockyard.report.charts.differences import differences_from_the_best
 from blockyard.report.charts.finals import final_losses
 from blockyard.report.charts.kernels import learnt_kernels
 from blockyard.report.charts.load import expert_loads
@@ -51,7 +52,15 @@ def charts_of(report: Report, parts: Parts) -> list[Chart]:
         loss_over_position(report),
     ]
     inside = [*attention_pictures(report), *learnt_kernels(report), *expert_loads(report)]
-    found = [final_losses(report), *loss_curves(report), figures_over_rate(report), *costs, *own, *inside]
+    found = [
+        differences_from_the_best(report),
+        final_losses(report),
+        *loss_curves(report),
+        figures_over_rate(report),
+        *costs,
+        *own,
+        *inside,
+    ]
     return [chart for chart in found if chart is not None]
 
 

@@ -167,15 +167,23 @@ class Comparison(TypedDict):
     against: str
     difference: float | None
     half_width: float | None
-    verdict: str  # "worse" | "none" | "unknown"
+    verdict: str  # "worse" | "equivalent" | "undecided" | "unknown"; "none" in reports of earlier versions
+    more_seeds: NotRequired[int | None]  # where undecided: seeds to add to each that should decide; null when many
 
 
 class Verdict(TypedDict):
     """The answer in words."""
 
-    kind: str  # "winner" | "shared" | "tie" | "one_seed" | "single" | "none"
+    kind: str  # "winner" | "shared" | "undecided" | "one_seed" | "no_verdict" | "single" | "none"
     headline: str
     details: list[str]
+
+
+class Answer(TypedDict):
+    """A question with which a reader comes, and what the report says to it."""
+
+    question: str
+    sentences: list[str]
 
 
 class Report(TypedDict):
@@ -198,7 +206,9 @@ class Report(TypedDict):
     rates: NotRequired[Rates]  # where each choice's rate was searched for
     choices: list[Choice]
     ranking: NotRequired[list[Ranked]]
+    margin: NotRequired[float]  # figures this near count as equal
     comparisons: NotRequired[list[Comparison]]
+    answers: NotRequired[list[Answer]]
     verdict: NotRequired[Verdict]
 
 

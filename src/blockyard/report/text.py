@@ -35,6 +35,10 @@ def render_markdown(report: Report, own: Parts) -> str:
         f"**{_plain(verdict['headline'])}**",
         "\n".join(f"- {_plain(line)}" for line in verdict["details"]),
         "\n".join(f"- {label}: {_plain(value)}" for label, value in facts(report, own)),
+        *(
+            f"### {_plain(answer['question'])}\n\n" + "\n".join(f"- {_plain(line)}" for line in answer["sentences"])
+            for answer in report["answers"]
+        ),
         "## Ranking",
         _table(columns, ranking),
         "## Figures",

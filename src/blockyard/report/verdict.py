@@ -1,22 +1,21 @@
 """What the measured runs allow one to say, and in which words.
 
-The rule: a difference between two choices is claimed only when its interval over seeds excludes zero. The leader is
-compared with every other choice, and the intervals are widened for the number of comparisons (Bonferroni), so that
-"A wins" is wrong in at most one comparison in twenty. One seed has no interval, so nothing is claimed from it.
+Every choice is set beside the one with the best mean. It is *worse* where the interval of the difference leaves out
+zero, *equivalent* where the interval lies within a margin that does not matter, and *undecided* otherwise: nothing was
+shown, which is not the same as no difference. All intervals of a report hold at once (`stats.Family`). Only equivalent
+choices share a lead. One seed has no interval, so nothing is claimed from it.
 """
 
 from __future__ import annotations
 
-import statistics
-from bisect import bisect_left
-from collections.abc import Sequence
-
 from blockyard.report import units
+from blockyard.report.answers import advantages, answers_of, in_a_sentence, margin_in_words, seeds_in_words
+from blockyard.report.phrases import at_equal, join, level, spent
 from blockyard.report.schema import (
     LOST,
+    Answer,
     Choice,
     Comparison,
-    Curve,
     Interval,
     Ranked,
     Report,
@@ -25,23 +24,25 @@ from blockyard.report.schema import (
     best_of,
     final_of,
     higher_is_better,
-    input_unit,
     position_word,
     quality_unit,
     quality_word,
 )
-from blockyard.report.stats import difference, interval
+from blockyard.report.stats import Family, has_intervals, interval, margin_of
+from blockyard.report.wants import parse_want
 
-CONFIDENCE = 0.95
-# Smaller advantages in speed or memory are not worth a sentence: they come and go with the machine.
-_WORTH_SAYING = 1.15
+# More undecided choices than these are only named in the headline.
+_MOST_IN_HEADLINE = 3
 
 
 def analyse(report: Report) -> Report:
-    """Return the report with its ranking, comparisons and verdict worked out from its runs."""
+    """Return the report with its ranking, comparisons, verdict and answers worked out from its runs."""
     ranking = rank(report)
-    comparisons = compare_with_leader(report, ranking)
-    done: Report = {**report, "ranking": ranking, "comparisons": comparisons}
+    asked, natural = report["settings"].get("compare", {}).get("margin"), report["quality"].get("margin")
+    margin = margin_of(asked, natural, ranking[0]["final"]["mean"] if ranking else None)
+    done: Report = {**report, "ranking": ranking, "margin": margin}
+    done["comparisons"] = compare_with_leader(done, [row["name"] for row in ranking])
+    done["answers"] = [*_for_a_purpose(done), *answers_of(done)]
     done["verdict"] = put_in_words(done)
     return done
 
@@ -79,36 +80,43 @@ def _sign(report: Report) -> int:
 
 
 def _interval(values: list[float], diverged: int) -> Interval:
-    mean, half_width = interval(values, CONFIDENCE)
+    mean, half_width = interval(values)
     return {"mean": mean, "half_width": half_width, "n": len(values), "diverged": diverged}
 
 
-def compare_with_leader(report: Report, ranking: list[Ranked]) -> list[Comparison]:
-    """The leader against each other choice, intervals widened for the number of comparisons."""
-    ranked = [row for row in ranking if row["rank"] is not None]
-    if not ranked:
+def compare_with_leader(report: Report, names: list[str]) -> list[Comparison]:
+    """The first ranked of these choices against each other one.
+
+    Args:
+        report: the measured facts, ranked.
+        names: choices in their order; the intervals hold for all pairs among them.
+    """
+    ranked = {row["name"]: row for row in report["ranking"] if row["name"] in names}
+    leader = next((name for name, row in ranked.items() if row["rank"] is not None), None)
+    if leader is None:
         return []
-    values = {choice["name"]: finals(choice) for choice in report["choices"]}
-    leader = ranked[0]["name"]
-    others = [row for row in ranking if row["name"] != leader]
-    confidence = 1 - (1 - CONFIDENCE) / max(1, len(others))
-    found: list[Comparison] = []
-    for row in others:
-        gap, half_width = difference(values[row["name"]], values[leader], confidence)
-        if gap is None or half_width is None or row["final"]["diverged"]:
-            verdict = "unknown"
-        else:
-            verdict = "worse" if _sign(report) * gap > half_width else "none"
-        found.append(
-            {
-                "name": row["name"],
-                "against": leader,
-                "difference": gap,
-                "half_width": half_width,
-                "verdict": verdict,
-            }
-        )
-    return found
+    values = {choice["name"]: finals(choice) for choice in report["choices"] if choice["name"] in names}
+    # A choice that lost runs is not judged, and its other runs lend no certainty to the rest.
+    family = Family({name: found for name, found in values.items() if not ranked[name]["final"]["diverged"]})
+    rows: list[Comparison] = []
+    for name in names:
+        if name == leader:
+            continue
+        both = Family(values) if name not in family.samples else family
+        found = both.difference(name, leader)
+        lost = ranked[name]["final"]["diverged"] > 0
+        word = "unknown" if lost else found.word(report["quality"].get("better", "lower"), report["margin"])
+        row: Comparison = {
+            "name": name,
+            "against": leader,
+            "difference": found.gap,
+            "half_width": found.half_width,
+            "verdict": word,
+        }
+        if word == "undecided":
+            row["more_seeds"] = family.seeds_to_decide(name, leader, report["margin"])
+        rows.append(row)
+    return rows
 
 
 def put_in_words(report: Report) -> Verdict:
@@ -116,50 +124,84 @@ def put_in_words(report: Report) -> Verdict:
     ranking = report["ranking"]
     ranked = [row for row in ranking if row["rank"] is not None]
     details = _warnings(report)
-    if (learning := still_learning(report, ranking)) is not None:
-        details.insert(0, learning)
     if not ranked:
+        headline = "No choice finished without diverging, so there is nothing to rank."
+        return {"kind": "none", "headline": headline, "details": details}
+    leader = ranked[0]
+    reached, where = level(report, leader["final"]), at_equal(report)
+    if len(ranking) == 1:
         return {
-            "kind": "none",
-            "headline": "No choice finished without diverging, so there is nothing to rank.",
+            "kind": "single",
+            "headline": f"{leader['name']} reached {reached} {spent(report)}.",
             "details": details,
         }
-    leader = ranked[0]
-    by_name = {choice["name"]: choice for choice in report["choices"]}
-    level = f"{_level(leader['final'])} {quality_unit(report) or quality_word(report)}"
-    where = at_equal(report)
-    if len(ranking) == 1:
-        headline = f"{leader['name']} reached {level} {spent(report)}."
-        return {"kind": "single", "headline": headline, "details": details}
     if leader["final"]["n"] < 2:
         return _one_seed(report, ranked, details)
-
-    same = [row["name"] for row in report["comparisons"] if row["verdict"] == "none"]
-    worse = [row["name"] for row in report["comparisons"] if row["verdict"] == "worse"]
-    trade_offs = [
-        _trade_off(report, by_name[row["name"]], by_name[leader["name"]], row)
-        for row in report["comparisons"]
-        if row["difference"] is not None and row["verdict"] != "unknown"
-    ]
-    if not same and not worse:
-        headline = f"{leader['name']} reached {level} {where}; no other choice has results to compare it with."
-        return {"kind": "single", "headline": headline, "details": details}
-    if not same:
-        headline = f"{leader['name']} wins: {level} {where}."
-        return {"kind": "winner", "headline": headline, "details": trade_offs + details}
-    tied = join([leader["name"], *same])
-    if not worse:
-        kind = "tie"
-        headline = f"No difference shown with these seeds: {tied} end {where} within each other's interval."
-    else:
-        kind = "shared"
-        headline = f"{tied} share the lead: no difference shown between them with these seeds, {level} {where}."
-    if leader["final"]["n"] < 4:
-        details.append(
-            f"{leader['final']['n']} seeds make wide intervals. More seeds may separate the choices: run the same "
-            "command with a larger --seeds, finished runs are kept."
+    if not has_intervals():
+        headline = (
+            f"No verdict is drawn, as scipy is not installed (pip install 'blockyard[report]'): {leader['name']} has "
+            f"the best mean, {reached} {where}."
         )
-    return {"kind": kind, "headline": headline, "details": trade_offs + details}
+        return {"kind": "no_verdict", "headline": headline, "details": details}
+    kind, headline = standing(report, report["comparisons"], leader)
+    return {"kind": kind, "headline": headline, "details": details}
+
+
+def standing(report: Report, comparisons: list[Comparison], leader: Ranked) -> tuple[str, str]:
+    """(kind, sentence) of who leads, from the leader's comparisons."""
+    reached, where = level(report, leader["final"]), at_equal(report)
+    by_word = {
+        word: [row for row in comparisons if row["verdict"] == word] for word in ("worse", "equivalent", "undecided")
+    }
+    equal, open_ = ([row["name"] for row in by_word["equivalent"]], by_word["undecided"])
+    lead = join([leader["name"], *equal])
+    if not any(by_word.values()):
+        return "single", f"{leader['name']} reached {reached} {where}; no other choice has results to compare it with."
+    if equal and not open_:
+        rest = "" if by_word["worse"] else " No choice is worse."
+        share = f"{lead} share the lead: equivalent within {margin_in_words(report)}, {reached} {where}."
+        return "shared", share + rest
+    if not open_:
+        return "winner", f"{leader['name']} wins: {reached} {where}."
+    sentence = f"{leader['name']} has the best mean, {reached} {where}"
+    if equal:
+        sentence += f", and {join(equal)} {'is' if len(equal) == 1 else 'are'} equivalent to it"
+    if len(open_) > _MOST_IN_HEADLINE:
+        return "undecided", f"{sentence}; {join([row['name'] for row in open_])} are undecided."
+    told = "; ".join(
+        f"{row['name']}, {abs(row['difference'] or 0.0):.2g} behind ({seeds_in_words(row)})" for row in open_
+    )
+    return "undecided", f"{sentence}. Undecided: {told}."
+
+
+def _for_a_purpose(report: Report) -> list[Answer]:
+    """Who is best among the choices that meet what was asked for, if anything was."""
+    asked = report["settings"].get("compare", {}).get("want") or []
+    if not asked:
+        return []
+    choices = report["choices"]
+    wants = [parse_want(text, [choice["name"] for choice in choices]) for text in asked]
+    meets = {choice["name"]: [want.met_by(choice, choices) for want in wants] for choice in choices}
+    ranked = [row for row in report["ranking"] if row["rank"] is not None]
+    able = [row for row in ranked if all(meets[row["name"]])]
+    question = f"Which, if {join([want.text for want in wants])}?"
+    if not able:
+        return [{"question": question, "sentences": ["None of the choices that finished meets that."]}]
+    unknown = [name for name, found in meets.items() if None in found and False not in found]
+    sentences = []
+    if len(able) == 1:
+        sentences.append(f"Only {able[0]['name']} meets it: {level(report, able[0]['final'])}.")
+    else:
+        rows = compare_with_leader(report, [row["name"] for row in able])
+        sentences.append(standing(report, rows, able[0])[1])
+        sentences += [line for row in rows if (line := in_a_sentence(report, row))]
+    best = ranked[0]
+    if able[0] is not best:
+        gap = abs((able[0]["final"]["mean"] or 0.0) - (best["final"]["mean"] or 0.0))
+        sentences.append(f"{best['name']}, the best of all by its mean, does not meet it; that costs {gap:.2g}.")
+    if unknown:
+        sentences.append(f"What it asks for was not measured of {join(unknown)}.")
+    return [{"question": question, "sentences": sentences}]
 
 
 def _one_seed(report: Report, ranked: list[Ranked], details: list[str]) -> Verdict:
@@ -170,53 +212,13 @@ def _one_seed(report: Report, ranked: list[Ranked], details: list[str]) -> Verdi
         "A single run has no interval, and the order may be chance."
     )
     leader, by_name = ranked[0]["name"], {choice["name"]: choice for choice in report["choices"]}
-    advantages = []
+    gained = []
     for row in ranked[1:]:
-        gains = _advantages(report, by_name[row["name"]], by_name[leader])
+        gains = advantages(report, by_name[row["name"]], by_name[leader])
         if gains:
-            advantages.append(f"What needs no seeds: against {leader}, {row['name']} {join(gains)}.")
+            gained.append(f"What needs no seeds: against {leader}, {row['name']} {join(gains)}.")
     advice = "Run the same command with --seeds 3 or more to learn whether they differ; this run is kept."
-    return {"kind": "one_seed", "headline": headline, "details": [*advantages, advice, *details]}
-
-
-def _trade_off(report: Report, choice: Choice, leader: Choice, row: Comparison) -> str:
-    """ "tva+vft is 0.40 ± 0.03 worse, but caches 16× fewer bytes per token." """
-    assert row["difference"] is not None
-    word = quality_word(report)
-    gains = _advantages(report, choice, leader)
-    if row["verdict"] == "none":
-        if not gains:
-            return f"{choice['name']} differs from {leader['name']} in {word} by less than the seeds do."
-        return f"{choice['name']}, no different in {word}, {join(gains)}."
-    gap = units.plus_minus(_sign(report) * row["difference"], row["half_width"])
-    if not gains:
-        return f"{choice['name']} is {gap} worse, with no advantage in speed, memory or cache."
-    return f"{choice['name']} is {gap} worse, but {join(gains)}."
-
-
-def _advantages(report: Report, choice: Choice, other: Choice) -> list[str]:
-    """What the choice does better than the other, apart from quality, largest first."""
-    found: list[tuple[float, str]] = []
-
-    def note(better: float | None, worse: float | None, text: str) -> None:
-        if better and worse and worse / better >= _WORTH_SAYING:
-            found.append((worse / better, text.format(units.times(worse / better))))
-
-    note(
-        choice["cache_bytes_per_token"],
-        other["cache_bytes_per_token"],
-        f"caches {{}} fewer bytes per {input_unit(report)}",
-    )
-    mine, its = choice["speed"], other["speed"]
-    if mine and its:
-        note(its["train_wall"]["median"], mine["train_wall"]["median"], "trains {} faster")
-        my_decode, its_decode = mine.get("decode_wall"), its.get("decode_wall")
-        if my_decode and its_decode:
-            note(its_decode["median"], my_decode["median"], "generates {} faster")
-    if choice["memory"] and other["memory"]:
-        note(choice["memory"]["peak_bytes"], other["memory"]["peak_bytes"], "needs {} less memory to train")
-    note(choice["parameters_core"], other["parameters_core"], "has {} fewer parameters")
-    return [text for _, text in sorted(found, reverse=True)]
+    return {"kind": "one_seed", "headline": headline, "details": [*gained, advice, *details]}
 
 
 def _warnings(report: Report) -> list[str]:
@@ -264,98 +266,3 @@ def _widened(choice: Choice, report: Report) -> str:
         f"To match {reference['name']}, {choice['name']} became {width} wide, and its embedding and output matrix "
         f"with it: {mine} parameters in all, against {its}."
     )
-
-
-def at_equal(report: Report) -> str:
-    """ "at equal tokens (2.0 M)" """
-    unit = report["budget"]["unit"]
-    what = {"tokens": f"{input_unit(report)}s", "seconds": "training time", "flops": "training FLOPs"}[unit]
-    return f"at equal {what} ({budget_amount(report)})"
-
-
-def spent(report: Report) -> str:
-    """ "after 2.0 M tokens" """
-    what = {"tokens": f" {input_unit(report)}s", "flops": "", "seconds": " of training"}[report["budget"]["unit"]]
-    return f"after {budget_amount(report)}{what}"
-
-
-def budget_amount(report: Report) -> str:
-    """The budget as people read it."""
-    unit, value = report["budget"]["unit"], report["budget"]["value"]
-    if unit == "seconds":
-        return units.duration(value)
-    return units.count(value, "FLOP" if unit == "flops" else "")
-
-
-def _level(found: Interval) -> str:
-    return units.plus_minus(found["mean"], found["half_width"])
-
-
-def join(words: Sequence[str]) -> str:
-    """ "a, b and c" """
-    if len(words) < 2:
-        return "".join(words)
-    return f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-# What a run gains over this last part of its budget is what the order is compared with.
-LAST_PART = 0.2
-
-
-def still_learning(report: Report, ranking: list[Ranked]) -> str | None:
-    """A sentence when choices gained more over the last fifth of the budget than parts others from the lead.
-
-    Args:
-        report: the measured facts.
-        ranking: its choices in order.
-
-    Returns:
-        None when the gaps are wider than that, or when there are too few evaluations to tell.
-    """
-    by_name = {choice["name"]: choice for choice in report["choices"]}
-    ranked = [by_name[row["name"]] for row in ranking if row["rank"] is not None]
-    ends = {choice["name"]: found for choice in ranked if (found := _end_and_gain(choice)) is not None}
-    if len(ends) < 2 or len(ends) < len(ranked):
-        return None
-    sign = -1.0 if higher_is_better(report) else 1.0
-    gains = [sign * gain for _, gain in ends.values()]
-    leader = ends[ranked[0]["name"]][0]
-    near = [choice["name"] for choice in ranked[1:] if sign * (ends[choice["name"]][0] - leader) < max(gains)]
-    if max(gains) <= 0 or not near:
-        return None
-    moved = "rose" if higher_is_better(report) else "fell"
-    least, most = (f"{max(0.0, value):.2g}" for value in (min(gains), max(gains)))
-    amount = most if least == most else f"{least} to {most}"
-    parts = "all choices" if len(near) == len(ranked) - 1 and len(near) > 1 else ", ".join(near)
-    return (
-        f"Still learning: over the last fifth of the budget the {quality_word(report)} {moved} by {amount}, at least "
-        f"as much as what parts {parts} from the lead. A larger --budget.value may change the order."
-    )
-
-
-def _end_and_gain(choice: Choice) -> tuple[float, float] | None:
-    """Final quality and how much it fell over the last part of the budget, averaged over finished runs."""
-    found = []
-    for run in choice["runs"]:
-        if run["status"] == "finished":
-            ends = _before_and_after(run.get("quality", run["validation"]))
-            if ends is None:
-                return None
-            found.append(ends)
-    if not found:
-        return None
-    return statistics.fmean(end for _, end in found), statistics.fmean(start - end for start, end in found)
-
-
-def _before_and_after(curve: Curve) -> tuple[float, float] | None:
-    """The quality when the last part of the budget began (interpolated), and at the end."""
-    points = [(tokens, value) for tokens, value in zip(curve["tokens"], curve["loss"]) if value is not None]
-    if len(points) < 3:
-        return None
-    total, end = points[-1]
-    place = (1 - LAST_PART) * total
-    after = bisect_left([tokens for tokens, _ in points], place)
-    if after == 0:
-        return None
-    (x0, y0), (x1, y1) = points[after - 1], points[after]
-    return y0 + (y1 - y0) * (place - x0) / (x1 - x0), end

@@ -87,6 +87,7 @@ class Quality:
         key: its name among the figures of the task's `evaluate`.
         better: whether lower or higher is better.
         loss_unit: unit of the training and validation loss, where the quality is another figure.
+        margin: differences that do not matter; None for a part of the best figure (`report.stats.MARGIN`).
         facts: what else readers of a report should know about it.
     """
 
@@ -95,6 +96,7 @@ class Quality:
     key: str = "val_loss"
     better: Literal["lower", "higher"] = "lower"
     loss_unit: str = ""
+    margin: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

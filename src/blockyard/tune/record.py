@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from optuna.study import Study
@@ -13,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from blockyard.files import plain, without_nan
 from blockyard.registry.pattern import format_choice
-from blockyard.report.stats import difference, interval
+from blockyard.report.stats import Family, interval, margin_of
 from blockyard.tasks.kind import Quality, TaskKind
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.tune import schema
@@ -23,7 +24,7 @@ from blockyard.tune.importance import importances
 from blockyard.tune.settings import TuneConfig
 from blockyard.tune.space import Space
 from blockyard.tune.trials import DRAWN, NOTE, RESULT, SAME_AS, STATUS, folder_of
-from blockyard.tune.verdict import CONFIDENCE, judge, sign_of
+from blockyard.tune.verdict import judge, sign_of
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def make_record(
             "unit": quality.unit,
             "key": quality.key,
             "better": quality.better,
+            "margin": margin_for(asked, {row["name"]: [row["mean"]] for row in rows if row["mean"] is not None}),
         },
         "budget": {"unit": config.budget_unit, "value": config.budget_value},
         "search": asdict(config),
@@ -135,16 +137,16 @@ def _finals(
     rows: list[schema.Final] = []
     values = {c.name: [_value(finals.get((c.name, seed))) for seed in seeds] for c in candidates}
     finished = {name: [v for v in found if v is not None] for name, found in values.items()}
-    confidence = 1 - (1 - CONFIDENCE) / max(1, sum(c.number is not None for c in candidates))
+    lost = {c.name: sum(finals[key].status == "diverged" for s in seeds if (key := (c.name, s)) in finals)
+            for c in candidates}  # fmt: skip
+    # A configuration of which a run diverged is not judged, and lends no certainty to the others.
+    family = Family({name: found for name, found in finished.items() if not lost[name]})
+    margin = margin_for(asked, finished)
     for candidate in candidates:
         run = resolve(candidate.groups, asked.kind.name)
         runs = [(seed, finals[(candidate.name, seed)]) for seed in seeds if (candidate.name, seed) in finals]
-        mean, half = interval(finished[candidate.name], CONFIDENCE)
-        diverged = sum(ended.status == "diverged" for _, ended in runs)
-        gap, width, verdict = None, None, ""
-        if candidate.number is not None and DEFAULT in finished:
-            gap, width = difference(finished[candidate.name], finished[DEFAULT], confidence)
-            verdict = _verdict(gap, width, diverged, asked.quality)
+        mean, half = interval(finished[candidate.name])
+        beside = _beside_default(candidate.name, family, asked.quality, margin) if candidate.number is not None else {}
         blocks = run.model.blocks
         rows.append(
             {
@@ -169,10 +171,11 @@ def _finals(
                 ],
                 "mean": mean,
                 "half_width": half,
-                "diverged": diverged,
-                "difference": gap,
-                "difference_half_width": width,
-                "verdict": verdict,
+                "diverged": lost[candidate.name],
+                "difference": beside.get("difference"),
+                "difference_half_width": beside.get("half_width"),
+                "verdict": beside.get("verdict", ""),
+                "more_seeds": beside.get("more_seeds"),
             }
         )
     return rows
@@ -182,11 +185,21 @@ def _value(ended: Ended | None) -> float | None:
     return ended.value if ended is not None and ended.status == "finished" else None
 
 
-def _verdict(gap: float | None, width: float | None, diverged: int, quality: Quality) -> str:
-    if gap is None or width is None or diverged:
-        return "unknown"
-    towards = sign_of(quality.better) * gap
-    return "better" if towards < -width else "worse" if towards > width else "none"
+def margin_for(asked: Asked, finished: Mapping[str, Sequence[float]]) -> float:
+    """How near the figures of configurations count as equal, by the best mean of these values."""
+    means = [fmean(values) for values in finished.values() if values]
+    best = (max if asked.quality.better == "higher" else min)(means, default=None)
+    return margin_of(asked.config.margin, asked.quality.margin, best)
+
+
+def _beside_default(name: str, family: Family, quality: Quality, margin: float) -> dict[str, Any]:
+    """What may be said of a configuration beside the default one; "unknown" where either lost a run."""
+    if DEFAULT not in family.samples or name not in family.samples:
+        return {"verdict": "unknown"}
+    found = family.difference(name, DEFAULT)
+    word = found.word(quality.better, margin)
+    more = family.seeds_to_decide(name, DEFAULT, margin) if word == "undecided" else None
+    return {"difference": found.gap, "half_width": found.half_width, "verdict": word, "more_seeds": more}
 
 
 def default_settings(asked: Asked) -> dict[str, Any]:

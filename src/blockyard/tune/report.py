@@ -159,7 +159,8 @@ def _against(record: Tuning, row: Final) -> str:
     words = {
         "better": "better",
         "worse": "worse",
-        "none": "no difference shown",
+        "equivalent": "equivalent",
+        "undecided": "undecided",
         "unknown": "unknown",
         "": "the default",
     }
@@ -241,8 +242,9 @@ def _lost(record: Tuning) -> str:
 def _reading(record: Tuning) -> str:
     lines = [
         "The best of many trials is partly the luckiest. Its figure in the search is biased; the fresh runs are not.",
-        "A configuration is called better or worse than the default only if Welch's 95 % interval of the difference, "
-        "widened for the number of configurations, excludes zero.",
+        "Beside the default a configuration is better or worse when the 95 % interval of the difference leaves out "
+        f"zero, equivalent when it lies within ± {record['quality']['margin']:.2g}, and undecided otherwise: no "
+        "difference is shown, which is not the same as none. These intervals hold for all configurations at once.",
         "All figures are of validation data. The search has chosen by them, so they flatter a little still; the last "
         "word belongs to data that nothing was chosen by.",
         "The best learning rate at a short budget is often higher than at a long one, and early stopping favours what "

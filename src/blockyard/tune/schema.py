@@ -62,8 +62,9 @@ class Final(TypedDict):
     half_width: float | None  # of the 95 % interval over seeds
     diverged: int
     difference: float | None  # mean minus the default's
-    difference_half_width: float | None  # widened for the number of configurations (Bonferroni)
-    verdict: str  # against the default: "better" | "worse" | "none" | "unknown"; "" for the default itself
+    difference_half_width: float | None  # all intervals of a search hold at once
+    verdict: str  # against the default: a word of `report.stats.Word`; "" for the default itself
+    more_seeds: NotRequired[int | None]  # where undecided: seeds to add to each that should decide; null when many
 
 
 class Importance(TypedDict):
@@ -88,7 +89,8 @@ class Best(TypedDict):
 class Verdict(TypedDict):
     """What may be said."""
 
-    kind: str  # "better" | "none" | "worse" | "one_seed" | "search_only" | "no_default" | "unfinished"
+    # as `verdict.judge` gives them: "better", "worse", "equivalent", "undecided", "none", "one_seed", "search_only", …
+    kind: str
     headline: str
     details: list[str]
 
@@ -102,7 +104,7 @@ class Tuning(TypedDict):
     task: str
     title: str
     input_unit: str
-    quality: dict[str, Any]  # metric, unit, key, better
+    quality: dict[str, Any]  # metric, unit, key, better, margin
     budget: dict[str, Any]  # unit, value
     search: dict[str, Any]  # the terms: trials, sampler, pruner, seed, …
     space: list[dict[str, Any]]

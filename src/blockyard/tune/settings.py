@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from blockyard.compare.settings import MOST_WORKERS, Groups
+from blockyard.compare.settings import MOST_WORKERS, Groups, check_margin
 from blockyard.errors import InputError
 from blockyard.report.units import command_line
 
@@ -34,6 +34,8 @@ class TuneConfig:
         seed: seed of the search's draws; train.seed is that of the training.
         finalists: how many of the best trials are run again with fresh seeds, beside the default configuration.
         seeds: fresh seeds of each; 0 runs nothing again, and then nothing is claimed.
+        margin: differences in the figure that do not matter: what is shown to be as near is equivalent; none for 1 % of
+            the best loss, or .01 of an accuracy.
         workers: processes that train at once; with several, what is drawn depends on which trial ends first.
     """
 
@@ -46,6 +48,7 @@ class TuneConfig:
     seed: int = 0
     finalists: int = 3
     seeds: int = 3
+    margin: float | None = None
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -65,6 +68,7 @@ class TuneConfig:
         for name in ("seeds", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0")
+        check_margin(self.margin)
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise InputError(f"{name}={getattr(self, name)} must be at most {most}")

@@ -1,8 +1,7 @@
 """What a search allows one to say, and in which words.
 
-Only runs with fresh seeds count: the search's own figures belong to the luckiest of many. A configuration is called
-better or worse than the default only if Welch's interval of the difference, widened for the number of configurations
-(Bonferroni), excludes zero.
+Only runs with fresh seeds count: the search's own figures belong to the luckiest of many. Beside the default a
+configuration is better, worse, equivalent or undecided by the rule of all reports (`blockyard.report.stats`).
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from blockyard.report import units
+from blockyard.report.answers import seeds_in_words
 from blockyard.report.units import word
 from blockyard.tune.schema import Final, Trial, Tuning, Verdict
 
-CONFIDENCE = 0.95
 # A best value nearer than this to an end of its range (as a part of the range) says to search further.
 NEAR_END = 0.05
 # From this ratio of parameters on a reader is told that sizes differ.
@@ -65,13 +64,18 @@ def judge(record: Tuning) -> Verdict:
     if best["verdict"] == "worse":
         headline = f"The default configuration is better than the best trials found: {pair}, {where}."
         return {"kind": "worse", "headline": headline, "details": details}
-    if best["verdict"] == "none":
-        headline = f"No difference shown between the best trial found and the default configuration: {pair}, {where}."
-        if n < 5:
-            details.insert(
-                0, f"{n} seeds make wide intervals. The same command with a larger --seeds keeps what is there."
-            )
-        return {"kind": "none", "headline": headline, "details": details}
+    if best["verdict"] == "equivalent":
+        margin = f"{record['quality']['margin']:.2g}"
+        headline = (
+            f"{_capital(best['name'])} is equivalent to the default configuration within {margin}: {pair}, {where}."
+        )
+        return {"kind": "equivalent", "headline": headline, "details": details}
+    if best["verdict"] == "undecided":
+        headline = f"Undecided between the best trial found and the default configuration: {pair}, {where}."
+        details.insert(
+            0, f"{_capital(seeds_in_words(best))}: the same command with a larger --seeds keeps what is there."
+        )
+        return {"kind": "undecided", "headline": headline, "details": details}
     headline = f"{_capital(best['name'])} reaches {pair} of the default configuration, of which a run diverged."
     return {"kind": "no_default", "headline": headline, "details": details}
 

@@ -56,4 +56,4 @@ def final_losses(report: Report) -> Chart | None:
     else:
         caption += " One seed gives no interval."
     height = 0.85 + 0.42 * len(order)
-    return Chart("final-loss", "Where each run ended", caption, draw, height=height, legend=False, group="answer")
+    return Chart("final-loss", "Where each run ended", caption, draw, height=height, legend=False, group="runs")

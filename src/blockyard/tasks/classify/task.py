@@ -132,7 +132,7 @@ class TextClassification(TaskKind[EncoderConfig, LabelledConfig, LabelledData]):
         return TextAssets.load(folder)
 
     def quality(self, data: LabelledData) -> Quality:
-        return Quality("accuracy", "", "val_accuracy", "higher", loss_unit="nats/document")
+        return Quality("accuracy", "", "val_accuracy", "higher", loss_unit="nats/document", margin=0.01)
 
     def figures(self, run: Run[EncoderConfig, LabelledConfig], data: LabelledData, model: nn.Module) -> dict[str, Any]:
         """Macro-F1 and the confusion matrix over all validation documents."""

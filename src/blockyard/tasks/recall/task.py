@@ -127,7 +127,7 @@ class Recall(TaskKind[LMConfig, RecallConfig, RecallData]):
         """Accuracy; where nothing can be recalled, the loss, which cannot be below ln V."""
         if data.config.task == "random":
             return Quality(unit="nats/token", facts={"floor": math.log(data.config.vocab_size)})
-        return Quality("accuracy", "", "val_accuracy", "higher", loss_unit="nats/answer")
+        return Quality("accuracy", "", "val_accuracy", "higher", loss_unit="nats/answer", margin=0.01)
 
     def figures(self, run: Run[LMConfig, RecallConfig], data: RecallData, model: nn.Module) -> dict[str, Any]:
         """Accuracy and loss for each size."""

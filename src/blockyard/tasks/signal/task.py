@@ -223,7 +223,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
 
     def quality(self, data: SignalData) -> Quality:
         what = "symbol accuracy" if data.config.target == "symbols" else "accuracy"
-        return Quality(f"validation {what}", "", "val_accuracy", "higher", "nats")
+        return Quality(f"validation {what}", "", "val_accuracy", "higher", "nats", margin=0.01)
 
     def figures(self, run: Run[SignalConfig, SignalDataConfig], data: SignalData, model: Any) -> dict[str, Any]:
         """Accuracy over SNR, confusion at each SNR, and the maximum-likelihood bound where there is one."""
