@@ -30,9 +30,9 @@ CONFIDENCE = 0.95
 # Differences within this part of the best figure do not matter, unless a task or a user says what does.
 MARGIN = 0.01
 # Simulated comparisons behind a factor: the share of false claims is then known to a tenth of a per cent.
-_DRAWS = 40_000
+DRAWS = 40_000
 # For advice about seeds to add, which says "about".
-_FEW_DRAWS = 4_000
+_FEWDRAWS = 4_000
 # How noisy choices are in simulated comparisons, relative to one another: none stands out, the first does, half do.
 _NOISE = ((1.0, 1.0), (4.0, 1.0), (2.0, 2.0))
 # Seeds in all beyond which advice to add some is no advice.
@@ -116,7 +116,7 @@ class Family:
         gap = statistics.fmean(first) - statistics.fmean(second)
         if a not in self.variances or b not in self.variances or not has_intervals():
             return Difference(gap, None)
-        return Difference(gap, self._half_width(a, b, len(first), len(second), self.sizes, _DRAWS))
+        return Difference(gap, self._half_width(a, b, len(first), len(second), self.sizes, DRAWS))
 
     def seeds_to_decide(self, a: str, b: str, margin: float) -> int | None:
         """Seeds to add to each choice until a and b are told apart, or shown to be equal within the margin.
@@ -130,7 +130,7 @@ class Family:
             return None
         for n in [*range(now + 1, now + 10), *(16, 20, 24, 32, 40, 48, _MOST_SEEDS)]:
             if now < n <= _MOST_SEEDS:
-                half = self._half_width(a, b, n, n, (n,) * len(self.sizes), _FEW_DRAWS)
+                half = self._half_width(a, b, n, n, (n,) * len(self.sizes), _FEWDRAWS)
                 if abs(gap) > half or abs(gap) + half <= margin:
                     return n - now
         return None
@@ -142,7 +142,7 @@ class Family:
             return 0.0
         freedom = (first + second) ** 2 / (first**2 / (n_a - 1) + second**2 / (n_b - 1))
         tail = self.alpha / math.comb(len(sizes), 2)
-        return _factor(sizes, self.alpha, draws) * _t_quantile(tail, freedom) * math.sqrt(first + second)
+        return simulated_factor(sizes, self.alpha, draws) * _t_quantile(tail, freedom) * math.sqrt(first + second)
 
 
 def _t_quantile(tails: float, freedom: float) -> float:
@@ -151,7 +151,7 @@ def _t_quantile(tails: float, freedom: float) -> float:
 
 
 @cache
-def _factor(sizes: tuple[int, ...], alpha: float, draws: int) -> float:
+def simulated_factor(sizes: tuple[int, ...], alpha: float, draws: int) -> float:
     """What the widened intervals are multiplied with, so that a share alpha of comparisons claims what is not there.
 
     In each of `draws` comparisons without any difference the best by its mean is set beside all others, as a verdict
