@@ -21,6 +21,7 @@ from blockyard.report.charts.rates import figures_over_rate
 from blockyard.report.reading import how_to_read
 from blockyard.report.render import render_png
 from blockyard.report.units import rate_label
+from blockyard.report.verdict import analyse
 from blockyard.tasks.lm.report import LMParts
 from blockyard.training.config import TrainConfig
 from tests.fixtures.reports import synthetic_report
@@ -184,7 +185,7 @@ def test_a_factor_scales_both_rates_and_one_leaves_the_options_alone() -> None:
 
 
 def test_the_report_shows_the_probes_and_says_what_one_rate_would_have_said() -> None:
-    report = synthetic_report()
+    report = analyse(synthetic_report())
     assert figures_over_rate(report) is None
     assert any("not tuned for any" in line for line in how_to_read(report, LMParts()))
     names = [choice["name"] for choice in report["choices"]]
@@ -196,3 +197,20 @@ def test_the_report_shows_the_probes_and_says_what_one_rate_would_have_said() ->
     assert render_png(chart, report).startswith(b"\x89PNG")
     line = next(line for line in how_to_read(report, LMParts()) if "found by probes" in line)
     assert "25% of the training" in line and f"{', '.join(names[::-1])} instead of {', '.join(names)}" in line
+
+
+def test_a_choice_whose_probes_are_too_short_is_not_put_beside_those_that_have_their_rates(
+    groups: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compared(groups, tmp_path / "out")
+    monkeypatch.setattr(rates, "LEAST_STEPS", 9)
+    with pytest.raises(InputError, match="have rates of their own: give it another --out"):
+        compared(groups, tmp_path / "out", "standard;relu2;swiglu")
+    monkeypatch.setattr(rates, "LEAST_STEPS", 8)
+    again = compared(groups, tmp_path / "out")
+    assert [c["runs"] for c in first["choices"]] == [c["runs"] for c in again["choices"]]
+
+
+def test_factors_that_would_share_a_folder_are_refused() -> None:
+    with pytest.raises(InputError, match="two factors that are equal in six digits"):
+        CompareConfig("standard", rates="1,1.00000001")

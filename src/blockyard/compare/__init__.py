@@ -11,10 +11,12 @@ Files, in reading order:
     settings.py    CompareConfig: the terms
     plan.py        every choice as a configuration and a number of steps; match.py: sizes; budget.py: steps
     rates.py       each choice's learning rate, by short probes
+    seeds.py       how many seeds, and more where the verdict needs them; confirm.py: the same on a second text
     runs.py        runs advanced in turns, a slice of steps each, so that a slow hour falls on every choice alike; or in
                    several processes: processes.py starts and stops them, worker.py is one
     measure.py     speed, generation, cache bytes, peak memory (peak_memory.py, in a fresh process)
     failures.py    what goes wrong with one choice alone, kept for its author
+    provenance.py  versions and machine
     output.py      write_report: a record as pages, with what its task adds
     live.py        what a person watching sees
 

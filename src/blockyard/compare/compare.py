@@ -7,7 +7,6 @@ parts of the report (`report/parts.py`). Everything before training either succe
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from blockyard.compare import measure
+from blockyard.compare.confirm import SecondText, can_confirm, confirm, second_text
 from blockyard.compare.failures import is_of_the_machine, keep_failure
 from blockyard.compare.live import Board, make_board
 from blockyard.compare.output import write_report
@@ -34,14 +34,15 @@ from blockyard.compare.plan import (
     task_on_meta,
     terms_of,
 )
+from blockyard.compare.provenance import machine_of, versions
 from blockyard.compare.rates import rates_of, with_rates
-from blockyard.compare.runs import decisions_of, jobs_of, train_jobs
+from blockyard.compare.runs import decisions_of
+from blockyard.compare.seeds import train_seeds
 from blockyard.compare.settings import CompareConfig, Groups
 from blockyard.errors import InputError
 from blockyard.files import check_writable, nothing_left
 from blockyard.machine.launch import world_size
 from blockyard.machine.memory import forcing
-from blockyard.machine.processor import processor_name, system_name
 from blockyard.models.config import BlocksConfig
 from blockyard.models.inside import kernels_of
 from blockyard.models.order import order_note
@@ -52,7 +53,6 @@ from blockyard.tasks.kind import Run
 from blockyard.tasks.run import load_run
 from blockyard.tasks.sizes import check_data, check_training
 from blockyard.training.config import as_dict
-from blockyard.training.environment import describe_environment
 from blockyard.training.task import Task
 
 
@@ -111,9 +111,9 @@ def compare(
     check_writable(out, folder=True)
     board = make_board(show, base.kind.unit)
     try:
-        data = base.kind.load_data(base.data, base.model)
+        data, second = base.kind.load_data(base.data, base.model), second_text(config, base)
         with nothing_left(out) as keep, closing(State(out)) as state, forcing(force):
-            return _compare(config, groups, out, base, choices, data, state, board, started, keep)
+            return _compare(config, groups, out, base, choices, data, second, state, board, started, keep)
     finally:
         board.close()
 
@@ -125,6 +125,7 @@ def _compare(
     base: Run[Any, Any],
     choices: Mapping[str, BlocksConfig],
     data: Any,
+    second: SecondText | None,
     state: State,
     board: Board,
     started: float,
@@ -147,14 +148,18 @@ def _compare(
     for planned in plan:
         board.say(f"{planned.name}: {planned.steps} steps, {planned.match['got']:,} ({planned.match['miss']:+.2%})")
     plan = with_rates(plan, config, base, data, state, board, out)
-    jobs = jobs_of(plan, base, config, out)
-    results = train_jobs(jobs, config, data, board)
+    results, looks = train_seeds(plan, config, base, data, board, out)
+    confirmation = confirm(second, plan, results, config, state, board, out) if second is not None else None
     killed = {name for (name, _), run in results.items() if run["status"] == "killed"}
     measured = _measurements(config, base, plan, data, state, board, out, killed)
     scaling = _scaling(config, base, plan, state, board, killed)
     report = _report(config, groups, out, base, plan, data, results, measured, time.monotonic() - started)
     for choice, found in zip(report["choices"], scaling):
         choice["scaling"] = found
+    if can_confirm(base):
+        report["confirmation"] = confirmation
+    if looks is not None:
+        report["looks"] = looks
     _add_rates(report, plan, state, base)
     files = write_report(report, out)
     board.say(f"report: {files['html']}")
@@ -272,11 +277,11 @@ def _report(
     seconds: float,
 ) -> schema.Report:
     kind, parts = base.kind, base.kind.report()
-    seeds = list(range(base.train.seed, base.train.seed + config.seeds))
+    seeds = sorted({seed for _, seed in results})
     tasks = {p.name: task_on_meta(replace(base, model=p.model), data) for p in plan}
     choices, notes = [], []
     for planned in plan:
-        runs = [results[(planned.name, seed)] for seed in seeds]
+        runs = [results[(planned.name, seed)] for seed in seeds if (planned.name, seed) in results]
         choice = _choice(planned, runs, measured[planned.name], tasks[planned.name])
         if measured[planned.name].get("failed"):
             notes.append(f"The speed of {planned.name} could not be measured: {measured[planned.name]['failed']}.")
@@ -390,29 +395,3 @@ def _clock_notes(
             if abs(mean / config.budget_value - 1) > 0.05:
                 found.append(f"{planned.name} used {mean:.1f} of {config.budget_value:g} seconds on average.")
     return found
-
-
-def versions() -> dict[str, str]:
-    """Of this package, Python and what it runs on."""
-    found = describe_environment(torch.device("cpu"), 1)
-    return {"blockyard": found["blockyard"], "python": found["python"], **found["packages"]}
-
-
-def machine_of(base: Run[Any, Any]) -> dict[str, Any]:
-    """The machine as a report tells it."""
-    cuda = torch.cuda.is_available() and base.train.device != "cpu"
-    return {
-        "cpu": processor_name(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "memory_bytes": _memory(),
-        "accelerator": torch.cuda.get_device_name() if cuda else None,
-        "system": system_name(),
-    }
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None

@@ -24,6 +24,7 @@ from blockyard.models.config import BlocksConfig
 from blockyard.models.estimate import on_meta
 from blockyard.registry.pattern import format_choice, parse_choice
 from blockyard.report import schema
+from blockyard.report.ranking import plan_looks
 from blockyard.tasks.kind import DEFAULT, Run
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.training.config import FREE_ON_RESUME, TrainConfig, as_dict
@@ -285,6 +286,9 @@ def terms_of(config: CompareConfig, base: Run[Any, Any], data: Any) -> dict[str,
         "rates": config.rates,
         **base.kind.terms(base, data),
     }
+    if config.seeds == "auto":
+        # Other looks would spend the error twice.
+        terms["looks"] = [look["seeds"] for look in plan_looks(config.most_seeds)]
     if base.task != DEFAULT:  # folders from before there were several tasks do not name it
         terms["task"] = base.task
     if config.match != "none":

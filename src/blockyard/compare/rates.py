@@ -19,6 +19,7 @@ from blockyard.compare.live import Board
 from blockyard.compare.plan import Planned, State, folder_of, run_of
 from blockyard.compare.runs import Job, train_jobs
 from blockyard.compare.settings import CompareConfig
+from blockyard.errors import InputError
 from blockyard.registry.options import MOST_SEED
 from blockyard.report import schema
 from blockyard.report.units import rate_label
@@ -75,12 +76,19 @@ def with_rates(
         out: the comparison's folder; probes live in `rates` within it.
 
     Raises:
+        InputError: for a choice whose probes would be too short beside others that have their rates.
         Interrupted: after SIGTERM or SIGINT, when the probes in training have been saved.
     """
     if config.rates == "one":
         return plan
     known: dict[str, Any] = state.data.setdefault("rates", {})
     short = [p for p in plan if _probe_steps(p, config) < LEAST_STEPS]
+    if short and any(p.name in known for p in plan):
+        # Their runs are kept at rates of their own: the rest at one rate would be another comparison.
+        raise InputError(
+            f"rates: a probe of {short[0].name} has fewer than {LEAST_STEPS} steps, and the other choices of {out} "
+            "have rates of their own: give it another --out, with --rates one or a larger --budget.value"
+        )
     if short:
         board.say(f"rates: one for all, since a probe of {SHARE:.0%} of the budget has fewer than {LEAST_STEPS} steps")
         return plan

@@ -52,12 +52,14 @@ class Job:
     run: Run[Any, Any]
 
 
-def jobs_of(plan: list[Planned], base: Run[Any, Any], config: CompareConfig, out: Path) -> dict[int, list[Job]]:
-    """The runs by seed."""
+def jobs_of(
+    plan: Sequence[Planned], base: Run[Any, Any], seeds: int, config: CompareConfig, out: Path
+) -> dict[int, list[Job]]:
+    """The runs of these choices by seed, so many from the recipe's on."""
     first = base.train.seed
     return {
         seed: [Job(p, seed, folder_of(out, p.name, seed), run_of(p, base, config, seed)) for p in plan]
-        for seed in range(first, first + config.seeds)
+        for seed in range(first, first + seeds)
     }
 
 

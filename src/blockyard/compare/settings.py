@@ -18,7 +18,13 @@ DECIDED = ("steps", "eval_every", "save_every", "log_every", "keep", "save_best"
 
 # More processes than any machine trains in; and of what is listed or kept for each, more than anybody asks for.
 MOST_WORKERS = 1024
-MOST = {"seeds": 10_000, "evaluations": 1_000_000, "sample_tokens": 1_000_000, "workers": MOST_WORKERS}
+MOST = {
+    "seeds": 10_000,
+    "most_seeds": 10_000,
+    "evaluations": 1_000_000,
+    "sample_tokens": 1_000_000,
+    "workers": MOST_WORKERS,
+}
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,13 @@ class CompareConfig:
             further while the best is at an end; `one` trains all at the recipe's; or factors to try, such as 0.5,1,2,4.
         margin: differences that do not matter in the figure that ranks: choices shown to be as near are equivalent;
             none for 1 % of the best loss, or .01 of an accuracy.
+        confirm: a second file or folder of data, as data.path takes it: every choice is trained on it too, with its
+            rate and its seeds, and the report says whether the order is the same there.
         want: conditions of a purpose, such as cache<1KiB,decode>=standard: the report also says which choice is best
             among those that meet them all. Figures: cache, decode, train, memory, parameters, flops.
         seeds: number of runs of each choice, with seeds train.seed, train.seed + 1, …; intervals need two or more.
+            `auto` begins with 3 and adds more where the verdict is undecided.
+        most_seeds: with `auto`, seeds that a choice has at most.
         slice_steps: steps a run makes before it is the next one's turn.
         evaluations: evaluations spread over each run.
         workers: processes that train at once, each a share of the runs; with a budget in seconds they share the clock's
@@ -56,8 +66,10 @@ class CompareConfig:
     budget_value: float = 500_000
     rates: str = "auto"
     margin: float | None = None
+    confirm: str | None = None
     want: tuple[str, ...] | None = None
-    seeds: int = 3
+    seeds: int | Literal["auto"] = 3
+    most_seeds: int = 12
     slice_steps: int = 25
     evaluations: int = 12
     workers: int = 1
@@ -74,11 +86,13 @@ class CompareConfig:
         if not 0 < self.budget_value < float("inf"):
             raise InputError(f"budget.value={self.budget_value} must be a number above 0")
         for name in ("seeds", "slice_steps", "evaluations", "sample_tokens", "workers"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         for name, most in MOST.items():
-            if getattr(self, name) > most:
+            if getattr(self, name) != "auto" and getattr(self, name) > most:
                 raise InputError(f"{name}={getattr(self, name)} must be at most {most}")
+        if self.most_seeds < 2:
+            raise InputError(f"most_seeds={self.most_seeds} must be at least 2: one seed decides nothing")
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"temperature={self.temperature} must be at least 0")
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
@@ -112,6 +126,9 @@ class CompareConfig:
             factors = (0.0,)
         if not all(1e-6 <= factor <= 1e6 for factor in factors) or len(factors) > 100:
             raise InputError(f"rates={self.rates!r} should be auto, one, or factors such as 0.5,1,2")
+        # Folders and reports tell factors by six digits.
+        if len({f"{factor:g}" for factor in factors}) < len(factors):
+            raise InputError(f"rates={self.rates!r} names two factors that are equal in six digits")
         return factors
 
     def command(self, task: str, groups: Groups, out: str) -> str:

@@ -40,7 +40,8 @@ def in_a_sentence(report: Report, row: Comparison) -> str:
     behind = abs(row["difference"])
     gap = units.plus_minus(behind, row["half_width"])
     if word == "worse":
-        return f"{name} is worse than {leader}, by {gap}."
+        shown = f" (shown with {row['seeds']} seeds)" if "seeds" in row else ""
+        return f"{name} is worse than {leader}, by {gap}{shown}."
     if word == "equivalent":
         return f"{name} is equivalent to {leader}: {gap} behind, within the margin of {margin_in_words(report)}."
     return f"{name} is undecided: {gap} behind {leader}; {seeds_in_words(row)}."

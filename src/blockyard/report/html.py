@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any
 
 from blockyard.report import units
+from blockyard.report.chart import seeds_in
 from blockyard.report.palette import LIGHT, MARKER_PATHS, PLACEHOLDER, SERIES
 from blockyard.report.parts import Parts, Section
 from blockyard.report.reading import (
@@ -145,8 +146,9 @@ def _ranking(report: Report, charts: list[Chart], drawn: dict[str, str]) -> str:
 
 
 def _ranking_note(report: Report) -> str:
-    n = len(report["seeds"])
-    intervals = f"Mean ± 95 % interval over {n} seeds." if n > 1 else "One seed: no interval."
+    intervals = (
+        f"Mean ± 95 % interval over {seeds_in(report)} seeds." if len(report["seeds"]) > 1 else "One seed: no interval."
+    )
     return f"{intervals} Small figures compare with {report['reference']}, the reference."
 
 

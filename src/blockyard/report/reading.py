@@ -7,6 +7,7 @@ from typing import Any
 
 from blockyard.report import units
 from blockyard.report.answers import margin_in_words
+from blockyard.report.chart import seeds_in
 from blockyard.report.parts import Parts
 from blockyard.report.phrases import budget_amount
 from blockyard.report.schema import (
@@ -53,7 +54,7 @@ def facts(report: Report, parts: Parts) -> list[tuple[str, str]]:
     found = [
         ("Budget", f"{budget_amount(report)} {unit}"),
         ("Size", _MATCH_WORDS[report["match"]].format(position_word(report))),
-        ("Seeds", str(len(report["seeds"]))),
+        ("Seeds", seeds_in(report)),
     ]
     reference = next((c["shape"] for c in report["choices"] if c["name"] == report["reference"]), {})
     layers, width = (
@@ -233,9 +234,9 @@ def run_rows(report: Report) -> tuple[list[str], list[list[str]]]:
 
 def how_to_read(report: Report, parts: Parts) -> list[str]:
     """What the figures mean and what they do not."""
-    n, word = len(report["seeds"]), quality_word(report)
+    n, word = seeds_in(report), quality_word(report)
     lines = parts.how_to_read(report)
-    if n > 1:
+    if len(report["seeds"]) > 1:
         lines.append(
             f"± is a 95 % t-interval over {n} seeds. Beside the best mean a choice is worse when the interval of the "
             f"difference leaves out zero, equivalent when the interval lies within ± {margin_in_words(report)}, and "

@@ -160,6 +160,20 @@ class Ranked(TypedDict):
     best: Interval
 
 
+class Confirmation(TypedDict):
+    """The same choices trained on a second text."""
+
+    source: str
+    choices: list[dict[str, Any]]  # `name`, and `runs` with `seed`, `status` and the final and best figures of a run
+
+
+class Look(TypedDict):
+    """One of the moments at which seeds that are added by need were looked at."""
+
+    seeds: int  # that every open choice had by then
+    alpha: float  # share of false claims that this look may make
+
+
 class Comparison(TypedDict):
     """A choice against the leader. `difference` = its mean final quality - the leader's."""
 
@@ -169,6 +183,7 @@ class Comparison(TypedDict):
     half_width: float | None
     verdict: str  # "worse" | "equivalent" | "undecided" | "unknown"; "none" in reports of earlier versions
     more_seeds: NotRequired[int | None]  # where undecided: seeds to add to each that should decide; null when many
+    seeds: NotRequired[int]  # where seeds were added by need: after how many this was shown, and the choice left alone
 
 
 class Verdict(TypedDict):
@@ -203,6 +218,8 @@ class Report(TypedDict):
     settings: dict[str, Any]  # the resolved groups: model, train, data, compare
     provenance: dict[str, Any]
     notes: list[str]
+    confirmation: NotRequired[Confirmation | None]  # null where it was not asked for, absent where it cannot be
+    looks: NotRequired[list[Look]]  # where seeds were added by need
     rates: NotRequired[Rates]  # where each choice's rate was searched for
     choices: list[Choice]
     ranking: NotRequired[list[Ranked]]

@@ -32,7 +32,7 @@ MARGIN = 0.01
 # Simulated comparisons behind a factor: the share of false claims is then known to a tenth of a per cent.
 DRAWS = 40_000
 # For advice about seeds to add, which says "about".
-_FEWDRAWS = 4_000
+FEW_DRAWS = 4_000
 # How noisy choices are in simulated comparisons, relative to one another: none stands out, the first does, half do.
 _NOISE = ((1.0, 1.0), (4.0, 1.0), (2.0, 2.0))
 # Seeds in all beyond which advice to add some is no advice.
@@ -130,7 +130,7 @@ class Family:
             return None
         for n in [*range(now + 1, now + 10), *(16, 20, 24, 32, 40, 48, _MOST_SEEDS)]:
             if now < n <= _MOST_SEEDS:
-                half = self._half_width(a, b, n, n, (n,) * len(self.sizes), _FEWDRAWS)
+                half = self._half_width(a, b, n, n, (n,) * len(self.sizes), FEW_DRAWS)
                 if abs(gap) > half or abs(gap) + half <= margin:
                     return n - now
         return None

@@ -10,25 +10,23 @@ from __future__ import annotations
 
 from blockyard.report import units
 from blockyard.report.answers import advantages, answers_of, in_a_sentence, margin_in_words, seeds_in_words
+from blockyard.report.confirmed import confirmed
 from blockyard.report.phrases import at_equal, join, level, spent
+from blockyard.report.ranking import compare_by_need, compare_with_leader, margin_in, rank
 from blockyard.report.schema import (
     LOST,
     Answer,
     Choice,
     Comparison,
-    Interval,
     Ranked,
     Report,
     Run,
     Verdict,
-    best_of,
-    final_of,
-    higher_is_better,
     position_word,
     quality_unit,
     quality_word,
 )
-from blockyard.report.stats import Family, has_intervals, interval, margin_of
+from blockyard.report.stats import CONFIDENCE, has_intervals
 from blockyard.report.wants import parse_want
 
 # More undecided choices than these are only named in the headline.
@@ -37,93 +35,24 @@ _MOST_IN_HEADLINE = 3
 
 def analyse(report: Report) -> Report:
     """Return the report with its ranking, comparisons, verdict and answers worked out from its runs."""
-    ranking = rank(report)
-    asked, natural = report["settings"].get("compare", {}).get("margin"), report["quality"].get("margin")
-    margin = margin_of(asked, natural, ranking[0]["final"]["mean"] if ranking else None)
-    done: Report = {**report, "ranking": ranking, "margin": margin}
-    done["comparisons"] = compare_with_leader(done, [row["name"] for row in ranking])
-    done["answers"] = [*_for_a_purpose(done), *answers_of(done)]
+    done: Report = {**report}
+    if "looks" in report:
+        done["ranking"], done["comparisons"] = compare_by_need(report)
+        done["margin"] = margin_in(report, done["ranking"])
+    else:
+        done["ranking"] = rank(report)
+        done["margin"] = margin_in(report, done["ranking"])
+        done["comparisons"] = compare_with_leader(report, done["ranking"], done["margin"])
+    done["answers"] = [*_for_a_purpose(done), *answers_of(done), *confirmed(done)]
     done["verdict"] = put_in_words(done)
     return done
-
-
-def finals(choice: Choice) -> list[float]:
-    """Final qualities of the runs that have one."""
-    return [value for run in choice["runs"] if (value := final_of(run)) is not None]
-
-
-def rank(report: Report) -> list[Ranked]:
-    """Choices by mean final quality; one with a run that diverged or failed comes after all that have none."""
-    rows: list[Ranked] = []
-    for choice in report["choices"]:
-        diverged = sum(run["status"] in LOST for run in choice["runs"])
-        best = [value for run in choice["runs"] if (value := best_of(run)) is not None]
-        final = _interval(finals(choice), diverged)
-        rows.append({"name": choice["name"], "rank": None, "final": final, "best": _interval(best, diverged)})
-    # Python's sort is stable: choices that never finished keep the order in which they were named.
-    rows.sort(
-        key=lambda row: (
-            row["final"]["mean"] is None,
-            row["final"]["diverged"] > 0,
-            _sign(report) * (row["final"]["mean"] or 0.0),
-        )
-    )
-    for place, row in enumerate(rows, start=1):
-        if row["final"]["mean"] is not None and row["final"]["diverged"] == 0:
-            row["rank"] = place
-    return rows
-
-
-def _sign(report: Report) -> int:
-    """Multiplied by it, a quality is the better the lower it is."""
-    return -1 if higher_is_better(report) else 1
-
-
-def _interval(values: list[float], diverged: int) -> Interval:
-    mean, half_width = interval(values)
-    return {"mean": mean, "half_width": half_width, "n": len(values), "diverged": diverged}
-
-
-def compare_with_leader(report: Report, names: list[str]) -> list[Comparison]:
-    """The first ranked of these choices against each other one.
-
-    Args:
-        report: the measured facts, ranked.
-        names: choices in their order; the intervals hold for all pairs among them.
-    """
-    ranked = {row["name"]: row for row in report["ranking"] if row["name"] in names}
-    leader = next((name for name, row in ranked.items() if row["rank"] is not None), None)
-    if leader is None:
-        return []
-    values = {choice["name"]: finals(choice) for choice in report["choices"] if choice["name"] in names}
-    # A choice that lost runs is not judged, and its other runs lend no certainty to the rest.
-    family = Family({name: found for name, found in values.items() if not ranked[name]["final"]["diverged"]})
-    rows: list[Comparison] = []
-    for name in names:
-        if name == leader:
-            continue
-        both = Family(values) if name not in family.samples else family
-        found = both.difference(name, leader)
-        lost = ranked[name]["final"]["diverged"] > 0
-        word = "unknown" if lost else found.word(report["quality"].get("better", "lower"), report["margin"])
-        row: Comparison = {
-            "name": name,
-            "against": leader,
-            "difference": found.gap,
-            "half_width": found.half_width,
-            "verdict": word,
-        }
-        if word == "undecided":
-            row["more_seeds"] = family.seeds_to_decide(name, leader, report["margin"])
-        rows.append(row)
-    return rows
 
 
 def put_in_words(report: Report) -> Verdict:
     """The answer in one or two plain sentences, then what else a reader should know before believing it."""
     ranking = report["ranking"]
     ranked = [row for row in ranking if row["rank"] is not None]
-    details = _warnings(report)
+    details = [*_about_looks(report), *_warnings(report)]
     if not ranked:
         headline = "No choice finished without diverging, so there is nothing to rank."
         return {"kind": "none", "headline": headline, "details": details}
@@ -174,6 +103,21 @@ def standing(report: Report, comparisons: list[Comparison], leader: Ranked) -> t
     return "undecided", f"{sentence}. Undecided: {told}."
 
 
+def _about_looks(report: Report) -> list[str]:
+    """How seeds were added, and how looking several times was paid for."""
+    if "looks" not in report:
+        return []
+    counts = join([str(look["seeds"]) for look in report["looks"]])
+    most = report["settings"].get("compare", {}).get("most_seeds")
+    shares = join([f"{look['alpha']:.1%}" for look in report["looks"]])
+    early = [f"{r['name']} after {r['seeds']}" for r in report["comparisons"] if r.get("seeds", 0)]
+    told = f" Shown to be worse: {join(early)} seeds." if early else ""
+    return [
+        f"Seeds by need: looked at after {counts} of at most {most}; of the error of 5 % these looks may make "
+        f"{shares}, so that all together keep it.{told}"
+    ]
+
+
 def _for_a_purpose(report: Report) -> list[Answer]:
     """Who is best among the choices that meet what was asked for, if anything was."""
     asked = report["settings"].get("compare", {}).get("want") or []
@@ -192,7 +136,8 @@ def _for_a_purpose(report: Report) -> list[Answer]:
     if len(able) == 1:
         sentences.append(f"Only {able[0]['name']} meets it: {level(report, able[0]['final'])}.")
     else:
-        rows = compare_with_leader(report, [row["name"] for row in able])
+        alpha = report["looks"][-1]["alpha"] if "looks" in report else 1 - CONFIDENCE
+        rows = compare_with_leader(report, able, report["margin"], 1 - alpha)
         sentences.append(standing(report, rows, able[0])[1])
         sentences += [line for row in rows if (line := in_a_sentence(report, row))]
     best = ranked[0]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from blockyard.compare.compare import machine_of, versions
 from blockyard.compare.processes import Workers, signal_name
+from blockyard.compare.provenance import machine_of, versions
 from blockyard.errors import InputError
 from blockyard.files import plain
 from blockyard.training.interrupt import StopRequest

@@ -6,8 +6,8 @@ from typing import Any
 
 from blockyard.report.chart import Chart, seeds_in
 from blockyard.report.palette import Palette
+from blockyard.report.ranking import finals
 from blockyard.report.schema import Report, higher_is_better, with_unit
-from blockyard.report.verdict import finals
 
 
 def final_losses(report: Report) -> Chart | None:
