@@ -1,13 +1,16 @@
 """Reports: from a record to pages. What is written and drawn comes from report.json alone; nothing is trained here.
 
-    A is called better than B only if Welch's 95 % interval of the difference over seeds, widened for the number of
-    choices (Bonferroni), excludes zero; otherwise no difference was shown
+    beside the best mean a choice is worse (its interval leaves out zero), equivalent (within a margin) or undecided;
+    all intervals of a report hold at once, at 95 %
 
 Files, in reading order:
 
     schema.py    the shape of report.json, as types
     stats.py     means, intervals and differences over a handful of seeds
-    verdict.py   what the runs allow one to say, and in which words, and whether the budget was enough
+    ranking.py   the order, each choice beside the best, and looks where seeds are added by need
+    verdict.py   what the runs allow one to say, and in which words (phrases.py)
+    answers.py   is it worse, what if longer (learning.py), faster or smaller; wants.py: a purpose; confirmed.py: a
+                 second text
     reading.py   tables and sentences that both forms share; units.py: numbers and command lines as people read them
     html.py      one self-contained page (report.css); text.py: Markdown and CSV
     parts.py     Parts: what a task adds to a comparison and its report
