@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -158,19 +156,10 @@ def measure_pairs(
     return once
 
 
-def median_interval(ratios: list[float]) -> tuple[float, float, float]:
-    """(median, low, high): the sign test's interval of at least 95 %."""
-    ordered, n = sorted(ratios), len(ratios)
-    # The largest k for which k - 1 or fewer of n fair coins come up heads with a chance of at most 2.5 %.
-    k, chance = 0, 0.0
-    while chance + math.comb(n, k) / 2**n <= 0.025:
-        chance += math.comb(n, k) / 2**n
-        k += 1
-    low, high = (ordered[k - 1], ordered[n - k]) if k else (ordered[0], ordered[-1])
-    return statistics.median(ordered), low, high
-
-
 def main() -> None:
+    # Workers serve other versions of this package, which need not have it.
+    from blockyard.report.stats import median_interval
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path, nargs="?")
     parser.add_argument("new", type=Path, nargs="?")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from blockyard.report.stats import Difference, Family, interval, margin_of
+from blockyard.report.stats import Difference, Family, interval, margin_of, median_interval, speed_word
 from tests.report.slow_family import slow_factor
 
 
@@ -115,3 +115,24 @@ def test_the_seeds_that_are_advised_decide_if_nothing_else_changes(gap):
     # As many figures with the same mean and variance.
     many = list(scipy_stats.zscore(np.arange(3 + more), ddof=1) * 0.1)
     assert Family({"a": many, "b": [gap * 1.05 + x for x in many]}).difference("b", "a").word() == "worse"
+
+
+def test_the_interval_of_a_median_is_the_sign_tests():
+    assert median_interval([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+    assert median_interval(list(range(1, 7))) == (3.5, 1, 6)
+    # Of ten, the second and the ninth: 1 - 2 * 11 / 1024 = .979.
+    assert median_interval(list(range(1, 11))) == (5.5, 2, 9)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "word"),
+    [
+        ([1.2, 1.3, 1.25, 1.22, 1.4, 1.21, 1.2], "better"),
+        ([0.8, 0.9, 0.85, 0.7, 0.8, 0.82, 0.9], "worse"),
+        ([0.99, 1.01, 1.0, 1.015, 0.985, 1.0, 1.01], "equivalent"),
+        ([0.9, 1.1, 1.0, 1.05, 0.95, 1.0, 1.01], "undecided"),
+        ([1.2] * 5, "unknown"),
+    ],
+)
+def test_speeds_are_said_of_in_the_same_words(ratios, word):
+    assert speed_word(ratios) == word

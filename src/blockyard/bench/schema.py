@@ -5,7 +5,7 @@ One schema for every kind of benchmark: rows differ only in which measurements t
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from blockyard.report.schema import Spread
 
@@ -20,6 +20,7 @@ class Measured(TypedDict):
     per_second: Spread
     speedup: Spread | None  # the reference's wall seconds / these, paired by round; null without a reference
     speedup_cpu: Spread | None
+    word: NotRequired[str]  # beside the reference, by `report.stats.speed_word`; absent without a reference
 
 
 class Row(TypedDict):

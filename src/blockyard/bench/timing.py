@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from blockyard.bench.schema import Measured
-from blockyard.report.stats import spread
+from blockyard.report.stats import speed_word, spread
 
 
 @dataclass
@@ -119,6 +119,7 @@ def summarise(times: Times, reference: Times | None, per_unit: float = 1.0) -> M
         "speedup_cpu": None,
     }
     if reference is not None:
-        found["speedup"] = spread([r / max(t, 1e-12) for r, t in zip(reference.wall, times.wall)])
+        ratios = [r / max(t, 1e-12) for r, t in zip(reference.wall, times.wall)]
+        found["speedup"], found["word"] = spread(ratios), speed_word(ratios)
         found["speedup_cpu"] = spread([r / max(t, 1e-12) for r, t in zip(reference.cpu, times.cpu)])
     return found

@@ -83,12 +83,17 @@ def _times(measured: Measured | None, brief: bool) -> list[str]:
     cells = [
         units.digits(1000 * wall["median"]),
         units.count(round(measured["per_second"]["median"])),
-        units.ratio(speedup["median"]) if speedup else units.NOTHING,
+        _beside(speedup["median"], measured.get("word", "unknown")) if speedup else units.NOTHING,
     ]
     if not brief:
         cells += [f"{units.digits(1000 * wall['low'])} to {units.digits(1000 * wall['high'])}"]
         cells += [units.digits(1000 * cpu["median"])]
     return cells
+
+
+def _beside(ratio: float, word: str) -> str:
+    """ "1.20× better"; the ratio alone where nothing may be said."""
+    return units.ratio(ratio) if word == "unknown" else f"{units.ratio(ratio)} {word}"
 
 
 def _fact(name: str, value: float | None) -> str:

@@ -29,6 +29,8 @@ Word = Literal["better", "worse", "equivalent", "undecided", "unknown"]
 CONFIDENCE = 0.95
 # Differences within this part of the best figure do not matter, unless a task or a user says what does.
 MARGIN = 0.01
+# Speeds that differ by less come and go with the machine.
+SPEED_MARGIN = 0.02
 # Simulated comparisons behind a factor: the share of false claims is then known to a tenth of a per cent.
 DRAWS = 40_000
 # For advice about seeds to add, which says "about".
@@ -186,6 +188,34 @@ def simulated_factor(sizes: tuple[int, ...], alpha: float, draws: int) -> float:
         gaps = (means - np.take_along_axis(means, best, 1)) / np.sqrt(parts + lead)
         found.append(np.quantile((gaps / np.interp(1 / freedom, inverse, quantiles)).max(1), 1 - alpha))
     return float(max(found))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(median, low, high) of repeated measurements: the sign test's interval of at least 95 %, whatever they follow.
+
+    Of fewer than six it is all that was seen, and holds the median with less.
+    """
+    ordered, n = sorted(values), len(values)
+    # The largest k for which k - 1 or fewer of n fair coins come up heads with a chance of at most 2.5 %.
+    k, chance = 0, 0.0
+    while chance + math.comb(n, k) / 2**n <= 0.025:
+        chance += math.comb(n, k) / 2**n
+        k += 1
+    low, high = (ordered[k - 1], ordered[n - k]) if k else (ordered[0], ordered[-1])
+    return statistics.median(ordered), low, high
+
+
+def speed_word(speedups: Sequence[float]) -> Word:
+    """What may be said of a speed beside the reference's, from their ratios round by round; above 1 is faster.
+
+    The words are those of `Difference.word`, with a margin of 2 %; unknown from fewer than six rounds.
+    """
+    if len(speedups) < 6:
+        return "unknown"
+    _, low, high = median_interval(speedups)
+    if low >= 1 / (1 + SPEED_MARGIN) and high <= 1 + SPEED_MARGIN:
+        return "equivalent"
+    return "better" if low > 1 else "worse" if high < 1 else "undecided"
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

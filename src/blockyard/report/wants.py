@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from blockyard.errors import InputError, suggest
 from blockyard.report.schema import Choice
+from blockyard.report.stats import SPEED_MARGIN
 
 # How each figure of a report's choice is called; speeds are in the task's units per second, sizes in bytes.
 FIGURES: dict[str, str] = {
@@ -28,7 +29,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 _UNITS = {"": 1, "B": 1, "k": 1e3, "kB": 1e3, "M": 1e6, "MB": 1e6, "G": 1e9, "GB": 1e9, "T": 1e12}
 _UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # What is measured comes and goes by as much; what is counted does not.
-_NOISE = {"decode": 0.02, "train": 0.02, "memory": 0.02}
+_NOISE = dict.fromkeys(("decode", "train", "memory"), SPEED_MARGIN)
 _WANT = re.compile(r"\s*([a-z]+)\s*(<=|>=|<|>)\s*(.+?)\s*")
 _NUMBER = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)")
 
