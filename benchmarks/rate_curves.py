@@ -116,8 +116,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.folder or Path(scratch)
         shared = (arguments.tokens, arguments.seeds, names, folder)
-        whole = {o: measure(o, shared[0], 1.0, *shared[1:]) for o in FACTORS}
+        whole = {"muon": measure("muon", shared[0], 1.0, *shared[1:])}
         probes = measure("muon", shared[0], SHARE, *shared[1:])
+        whole["adamw"] = measure("adamw", shared[0], 1.0, *shared[1:])
     for name in names:
         curve = whole["muon"][name]
         chosen, own = best_of(probes[name]), best_of(curve)

@@ -75,7 +75,8 @@ def compare(config: CompareConfig, groups: dict, out: Path) -> dict:
 
 def without_timings(value):
     """The report with every field left out that is a timing, or words about one."""
-    timings = {"created", "speed", "memory", "seconds", "cpu_seconds", "seconds_total", "verdict", "command"}
+    timings = {"created", "speed", "memory", "seconds", "cpu_seconds", "seconds_total", "cost", "command"}
+    timings |= {"verdict", "answers"}
     if isinstance(value, dict):
         return {key: without_timings(item) for key, item in value.items() if key not in timings}
     return [without_timings(item) for item in value] if isinstance(value, list) else value
@@ -134,10 +135,10 @@ def test_runs_of_one_seed_advance_in_turns(tmp_path, text, monkeypatch):
     assert order[:4] == [("standard", 0), ("relu2", 0), ("relu2", 5), ("standard", 5)]
 
 
-def killed(tmp_path: Path, text: Path, kills: int, seed: int, workers: int) -> None:
+def killed(tmp_path: Path, text: Path, kills: int, seed: int, workers: int, rates: str = "one") -> None:
     """A comparison killed at random moments ends in the report of an uninterrupted one, timings apart."""
     source = str(Path(blockyard.__file__).parents[1])
-    words = [str(tmp_path), str(text), str(kills), str(seed), str(workers)]
+    words = [str(tmp_path), str(text), str(kills), str(seed), str(workers), rates]
     done = subprocess.run(
         [sys.executable, "-m", "tests.kill.comparison", *words], cwd=ROOT,
         env={**os.environ, "PYTHONPATH": source}, capture_output=True, text=True, check=False,
@@ -154,6 +155,14 @@ def killed(tmp_path: Path, text: Path, kills: int, seed: int, workers: int) -> N
 
 def test_killed_and_continued_equals_uninterrupted(tmp_path, text):
     killed(tmp_path, text, kills=2, seed=0, workers=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_while_it_looks_for_rates_and_continued_equals_uninterrupted(tmp_path, text, workers, seed):
+    """Probes are killed, too: most kills come among their steps, which are made before all others."""
+    killed(tmp_path, text, kills=4, seed=seed, workers=workers, rates="0.5,1,2,4,8")
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Kills a tiny comparison at random moments and continues it until it ends. A program of its own:
 
-    python -m tests.kill.comparison FOLDER TEXT KILLS SEED WORKERS
+    python -m tests.kill.comparison FOLDER TEXT KILLS SEED WORKERS [RATES]
 
 torch is imported once and every attempt is a forked child; with several workers these are processes of their own, and
 half of the kills leave them without the one that started them. Prints JSON: how many kills hit, and how many lines of
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from blockyard.compare import measure
+from blockyard.compare import measure, rates
 from blockyard.compare.compare import compare_lm
 from blockyard.compare.settings import CompareConfig
 from blockyard.report import html, write
@@ -28,6 +28,8 @@ from blockyard.report import text as report_text
 
 STEPS, TOKENS_PER_STEP, CHOICES, SEEDS = 40, 4 * 16, "standard;relu2", 2
 LINES = 2 * SEEDS * STEPS
+# Probes of rates are runs, too: each a fifth of one, here.
+KINDS = ("runs", "rates")
 
 
 def groups(text: str) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def groups(text: str) -> dict[str, Any]:
     }
 
 
-def start(text: str, out: Path, workers: int) -> int:
+def start(text: str, out: Path, workers: int, rates_: str) -> int:
     """Compare, or continue, in a child process that leads a group of its own; returns its id."""
     child = os.fork()
     if child == 0:
@@ -60,6 +62,7 @@ def start(text: str, out: Path, workers: int) -> int:
                 sample_tokens=8,
                 measure_memory=False,
                 workers=workers,
+                rates=rates_,
             )
             compare_lm(config, groups(text), out, show=False)
             os._exit(0)
@@ -75,7 +78,7 @@ def ended(child: int) -> bool:
 
 def lines_in(out: Path) -> int:
     """Steps that all runs have written down so far."""
-    return sum(file.read_bytes().count(b"\n") for file in out.glob("runs/*/*/metrics.jsonl"))
+    return sum(file.read_bytes().count(b"\n") for kind in KINDS for file in out.glob(f"{kind}/*/*/metrics.jsonl"))
 
 
 def wait_for_lines(out: Path, child: int, more: int) -> None:
@@ -90,11 +93,11 @@ def wait_for_lines(out: Path, child: int, more: int) -> None:
         time.sleep(0.002)
 
 
-def kill_and_continue(text: str, out: Path, kills: int, moments: random.Random, workers: int) -> list[int]:
+def kill_and_continue(text: str, out: Path, kills: int, moments: random.Random, workers: int, rates_: str) -> list[int]:
     """Kill and continue until the comparison ends; returns the lines of metrics there were at each kill."""
     found: list[int] = []
     while True:
-        child = start(text, out, workers)
+        child = start(text, out, workers, rates_)
         if len(found) < kills:
             if moments.random() < 0.85:
                 # So few that all kills fit into the runs; then anywhere in a step or the checkpoint behind it.
@@ -122,9 +125,12 @@ def main() -> None:
     measure.ROUND_SECONDS, measure.ROUNDS, measure.DECODE_ROUNDS = 0.002, 1, 1
     for module in (write, html, report_text):
         module.charts_of = lambda report, parts: []  # drawing takes longer than everything else here
-    child = start(text, folder / "whole", 1)
+    # What the option says; "one" trains nothing before the runs that are judged.
+    rates_ = sys.argv[6] if len(sys.argv) > 6 else "one"
+    rates.LEAST_STEPS = 2
+    child = start(text, folder / "whole", 1, rates_)
     assert os.waitpid(child, 0)[1] == 0, "the uninterrupted comparison failed"
-    lines = kill_and_continue(text, folder / "killed", kills, random.Random(seed), workers)
+    lines = kill_and_continue(text, folder / "killed", kills, random.Random(seed), workers, rates_)
     print(json.dumps({"kills": len(lines), "lines": lines}))
 
 
