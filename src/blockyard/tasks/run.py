@@ -104,6 +104,9 @@ def make_task(run: Run[Any, Any]) -> Task:
     check_data(run)
     check_training(run, fitted=False)
     fitted, data = load_data(run)
+    if is_first():
+        for note in getattr(data, "notes", ()):
+            print(f"note: {note}", file=sys.stderr)
     check_training(fitted, fitted=True)
     task = run.kind.make_task(fitted, data)
     check_task(task)

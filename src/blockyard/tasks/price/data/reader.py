@@ -14,9 +14,9 @@ from blockyard.errors import InputError, require
 from blockyard.files import user_path
 from blockyard.tasks.price.data.checks import Reading, check_asset
 from blockyard.tasks.price.data.columns import Columns, find_columns
-from blockyard.tasks.price.data.compressed import open_bytes
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.table import Prices
+from blockyard.text.compressed import open_bytes
 
 DEFAULT_SOURCE = "S&P 500, daily (arch.data.sp500)"
 # 1,234.5 and 1.234,5, every cell of a column; the latter where commas do not separate cells.
