@@ -34,7 +34,7 @@ from blockyard.tasks.kind import Quality
 
 MIXERS = ("standard", "mla", "tva", "spectral", "spectral*3/standard")
 FFNS = ("standard+standard", "standard+glu", "standard+relu2", "standard+vft", "tva+vft", "moe")
-FACTORS = {"muon": (0.25, 0.5, 1.0, 2.0, 4.0), "adamw": (0.5, 1.0, 2.0, 4.0, 8.0)}
+FACTORS = {"muon": (0.25, 0.5, 1.0, 2.0, 4.0), "adamw": (1.0, 2.0, 4.0)}
 GROUPS: dict[str, Any] = {
     "model": {"d_model": 128, "n_layers": 4, "n_heads": 4, "context": 64},
     "train": {"threads": 1},
