@@ -16,7 +16,9 @@ from blockyard.errors import InputError
 from blockyard.latent.attention import LatentAttention, absorbing_pays
 from blockyard.nn.roles import roles
 from blockyard.standard.attention import StandardAttention
+from blockyard.training.config import TrainConfig
 from blockyard.training.muon import Muon
+from blockyard.training.optim import Optimizers
 from tests.latent.twin import latent_attention
 
 OPTIONS = [
@@ -265,6 +267,22 @@ def test_muon_makes_the_up_projections_orthogonal_head_by_head():
     values = torch.linalg.svdvals((before - attention.k_up.detach()).double())  # [heads, 4]
     assert values.shape == (4, 4)
     assert (values.amax(-1) / values.amin(-1)).max() < 1.5
+
+
+def test_muon_treats_the_latent_and_the_rotary_key_as_the_two_maps_that_they_are():
+    with own_random(0):
+        attention = LatentAttention(16, 4, kv_rank=6, rope_dim=2)
+    assert roles(attention)["kv_down_proj.weight"].parts == (6, 2)
+    weight = attention.kv_down_proj.weight
+    before = weight.detach().clone()
+    config = TrainConfig(steps=1, warmup=0, momentum=0.0, weight_decay=0.0, matrix_lr=1.0, orthogonal_steps=5)
+    optimizers = Optimizers(attention, config)
+    # One direction that both need: each of the two maps goes along it as far as if it were alone.
+    weight.grad = torch.ones(8, 1) * random(1, 16, dtype=torch.float32)
+    optimizers.step(0)
+    moved = before - weight.detach()
+    sizes = [float(torch.linalg.matrix_norm(part, 2)) for part in moved.split([6, 2])]
+    assert sizes == pytest.approx([0.2 * 16**0.5] * 2, rel=0.25)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from blockyard.errors import InputError
 from blockyard.nn.attention import Kernel, attend
 from blockyard.nn.dropout import Dropout
-from blockyard.nn.linear import Linear
+from blockyard.nn.linear import Linear, StackedLinear
 from blockyard.nn.norms import RMSNorm
 from blockyard.nn.roles import Role
 from blockyard.nn.rotary import Layout, RotaryPositionalEmbedding, rotate
@@ -136,7 +136,8 @@ class LatentAttention(Mixer):
         self.q_down_proj = Linear(d_model, self.q_rank, bias=bias) if self.q_rank else None
         self.q_norm = RMSNorm(self.q_rank, _EPS) if self.q_rank else None
         self.q_proj = Linear(self.q_rank or d_model, queries)
-        self.kv_down_proj = Linear(d_model, self.kv_rank + self.rope_dim, bias=bias)
+        parts = (self.kv_rank, self.rope_dim) if self.decoupled else (self.kv_rank,)
+        self.kv_down_proj = StackedLinear(d_model, parts, bias=bias)
         self.kv_norm = RMSNorm(self.kv_rank, _EPS) if latent_norm else None
         self.k_up = nn.Parameter(torch.empty(n_heads, self.nope_dim, self.kv_rank))
         self.v_up = nn.Parameter(torch.empty(n_heads, self.v_dim, self.kv_rank))
