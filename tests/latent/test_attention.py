@@ -255,6 +255,23 @@ def test_dropout_drops_in_training_alone():
     assert not torch.equal(attention(x)[0], attention(x)[0])
 
 
+@pytest.mark.parametrize("widths", [{}, {"kv_rank": 12}, {"kv_rank": 3}, {"nope_dim": 9, "v_dim": 2}], ids=str)
+def test_up_projections_start_as_isometries_that_differ_between_heads(widths):
+    with own_random(0):
+        attention = LatentAttention(16, 4, **{"kv_rank": 6, **widths})
+    for stack in (attention.k_up, attention.v_up):
+        _, width, rank = stack.shape
+        # Every vector that is not lost altogether keeps its size, up to what more or fewer numbers make of it.
+        values = torch.linalg.svdvals(stack.detach().double())
+        torch.testing.assert_close(values, torch.full_like(values, max(1.0, width / rank) ** 0.5), rtol=1e-5, atol=1e-5)
+        c = random(1000, rank, dtype=torch.float32)
+        assert float((c @ stack[0].T).square().mean() / c.square().mean()) == pytest.approx(1.0, abs=0.25)
+        assert not torch.allclose(stack[0], stack[1])
+    first = attention.v_up.detach().clone()
+    with own_random(0):
+        assert torch.equal(LatentAttention(16, 4, **{"kv_rank": 6, **widths}).v_up, first)
+
+
 def test_muon_makes_the_up_projections_orthogonal_head_by_head():
     with own_random(0):
         attention = LatentAttention(16, 4, kv_rank=6)

@@ -172,10 +172,14 @@ class LatentAttention(Mixer):
             )
 
     def reset_parameters(self) -> None:
-        """Initialise the up-projections as a `Linear` from kv_rank to all heads is."""
-        for stack in (self.k_up, self.v_up):
-            std = (2.0 / (self.kv_rank + stack.shape[0] * stack.shape[1])) ** 0.5
-            nn.init.trunc_normal_(stack, std=std, a=-3 * std, b=3 * std)
+        """Start each head's up-projections as random isometries: keys and values have the latent's size.
+
+        Keys and values are products of two matrices. If both were drawn at random, the product would favour a few
+        directions and be smaller than one matrix is, which training has to mend first (docs/latent.md has figures).
+        """
+        with torch.no_grad():
+            for stack in (self.k_up, self.v_up):
+                stack.copy_(_isometries(*stack.shape).to(stack))
 
     def parameter_roles(self) -> dict[str, Role]:
         # One matrix per head, which Muon makes orthogonal head by head.
@@ -436,6 +440,16 @@ def _per_head(x: Tensor, matrices: Tensor) -> Tensor:
     batch, heads, length, width = x.shape
     out = torch.bmm(x.transpose(0, 1).reshape(heads, batch * length, width), matrices)
     return out.view(heads, batch, length, -1).transpose(0, 1)
+
+
+def _isometries(heads: int, width: int, rank: int) -> Tensor:
+    """Random matrices [heads, width, rank], evenly distributed, whose rows (or columns, if those are shorter) are
+    orthogonal; W c has the mean square of c."""
+    drawn = torch.randn(heads, max(width, rank), min(width, rank), dtype=torch.float32)
+    q, r = torch.linalg.qr(drawn)
+    # QR alone would prefer some signs.
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return q * (width / rank) ** 0.5 if width > rank else q.mT
 
 
 def _rank(name: str, value: int, d_model: int) -> int:
