@@ -59,7 +59,8 @@ class TrialAttention(LatentAttention):
         direct: what is made from x by one full matrix, instead of from the latent.
         norms: RMS norms with gains before the rotation: queries (per head), heads (queries, and whole keys per head),
             tokens (queries, the rotary key, and all heads' other keys together), parts (of queries and keys, rotary and
-            other, each by itself).
+            other, each by itself), latent (where they meet when absorbed: queries W_ukᵀ q beside their rotary part,
+            and the rotary key beside the latent, which is normalised anyway).
         ups: the up-projections to Muon: head (one matrix per head), or flat (one for all heads).
         logit_limit: after each step, heads with larger logits have their query and key maps shrunk (QK-Clip, arXiv
             2507.20534); None = no limit.
@@ -75,7 +76,7 @@ class TrialAttention(LatentAttention):
         causal: bool = False,
         rope_theta: float = 10_000.0,
         direct: Literal["nothing", "keys", "values"] = "nothing",
-        norms: Literal["none", "queries", "heads", "tokens", "parts"] = "none",
+        norms: Literal["none", "queries", "heads", "tokens", "parts", "latent"] = "none",
         ups: Literal["head", "flat"] = "head",
         logit_limit: float | None = None,
     ) -> None:
@@ -87,6 +88,7 @@ class TrialAttention(LatentAttention):
             "queries": {"q": nope + rope},
             "heads": {"q": nope + rope, "k": nope + rope},
             "tokens": {"q": nope + rope, "k": n_heads * nope, "k_rope": rope},
+            "latent": {"q": self.kv_rank + rope, "k_rope": rope},
             "parts": {"q": nope, "q_rope": rope, "k": nope, "k_rope": rope},
         }[norms]
         self.gains = nn.ModuleDict({name: RMSNorm(width, 1e-6) for name, width in widths.items()})
@@ -104,16 +106,21 @@ class TrialAttention(LatentAttention):
         q_nope, q_rope = self._queries(x).split([nope, self.rope_dim], dim=-1)
         c, k_rope = self.kv_down_proj(x).split([self.kv_rank, self.rope_dim], dim=-1)
         c, k_rope = self.kv_norm(c), k_rope.unsqueeze(2)
-        k = self.direct_proj(x) if self.direct == "keys" else F.linear(c, self.k_up.flatten(0, -2))
+        if self.norms == "latent":
+            q = torch.einsum("bthn,hnr->bthr", q_nope, self.k_up)
+            q_nope, q_rope = self.gains["q"](torch.cat([q, q_rope], -1)).split([self.kv_rank, self.rope_dim], dim=-1)
+            k = c.repeat(1, 1, heads)
+        else:
+            k = self.direct_proj(x) if self.direct == "keys" else F.linear(c, self.k_up.flatten(0, -2))
         v = self.direct_proj(x) if self.direct == "values" else F.linear(c, self.v_up.flatten(0, -2))
         if self.norms == "tokens":
             k = self.gains["k"](k)
         k, v = k.unflatten(-1, (heads, -1)), v.unflatten(-1, (heads, -1))
-        if self.norms in ("tokens", "parts"):
+        if self.norms in ("tokens", "parts", "latent"):
             k_rope = self.gains["k_rope"](k_rope)
         if self.norms == "parts":
             q_nope, q_rope, k = self.gains["q"](q_nope), self.gains["q_rope"](q_rope), self.gains["k"](k)
-        elif self.norms != "none":
+        elif self.norms not in ("none", "latent"):
             q_nope, q_rope = self.gains["q"](torch.cat([q_nope, q_rope], -1)).split([nope, self.rope_dim], dim=-1)
         if self.norms == "heads":
             k = torch.cat([k, k_rope.expand(-1, -1, heads, -1)], -1)
@@ -206,29 +213,31 @@ def before(part: str, choice: str, **options: Any) -> Variant:
 
 VARIANTS = (
     Variant("ladder", "standard"),
-    Variant("after", "mla"),
-    before("ladder", "mla"),
-    Variant("cures", "mla", start="random"),
-    Variant("cures", "mla", joint=True),
     Variant("ladder", "standard[qk_norm=false]"),
+    Variant("ladder", "standard[n_kv_heads=1]"),
+    Variant("ladder", "standard[n_kv_heads=1,qk_norm=false]"),
     before("ladder", "mla[rope=full,kv_rank=128,latent_norm=false]"),
     before("ladder", "mla[rope=full,kv_rank=128]"),
     before("ladder", "mla[kv_rank=128]"),
+    before("ladder", "mla"),
     before("ladder", "mla-trial[direct=values]"),
     before("ladder", "mla-trial[direct=keys]"),
-    Variant("ladder", "standard[n_kv_heads=1]"),
-    before("cures", "mla-trial[norms=heads]"),
-    before("cures", "mla-trial[ups=flat]"),
-    Variant("cures", "mla-trial[direct=values]"),
-    Variant("cures", "mla-trial[norms=heads]"),
-    Variant("cures", "mla-trial[norms=queries]"),
-    Variant("cures", "mla-trial[logit_limit=15]"),
+    Variant("after", "mla"),
+    Variant("cures", "mla", start="random"),
+    Variant("cures", "mla", joint=True),
     Variant("cures", "mla", start="identity"),
     Variant("cures", "mla", start="twice"),
     Variant("cures", "mla[kv_rank=64]"),
     Variant("cures", "mla[rope_dim=32]"),
+    Variant("cures", "mla-trial[direct=values]"),
+    Variant("cures", "mla-trial[norms=latent]"),
+    Variant("cures", "mla-trial[norms=heads]"),
+    Variant("cures", "mla-trial[norms=queries]"),
     Variant("cures", "mla-trial[norms=tokens]"),
     Variant("cures", "mla-trial[norms=parts]"),
+    Variant("cures", "mla-trial[logit_limit=15]"),
+    before("cures", "mla-trial[norms=heads]"),
+    before("cures", "mla-trial[ups=flat]"),
 )
 
 

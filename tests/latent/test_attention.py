@@ -259,10 +259,10 @@ def test_dropout_drops_in_training_alone():
 def test_up_projections_start_as_isometries_that_differ_between_heads(widths):
     with own_random(0):
         attention = LatentAttention(16, 4, **{"kv_rank": 6, **widths})
-    for stack in (attention.k_up, attention.v_up):
+    for stack in (attention.k_up.detach(), attention.v_up.detach()):
         _, width, rank = stack.shape
         # Every vector that is not lost altogether keeps its size, up to what more or fewer numbers make of it.
-        values = torch.linalg.svdvals(stack.detach().double())
+        values = torch.linalg.svdvals(stack.double())
         torch.testing.assert_close(values, torch.full_like(values, max(1.0, width / rank) ** 0.5), rtol=1e-5, atol=1e-5)
         c = random(1000, rank, dtype=torch.float32)
         assert float((c @ stack[0].T).square().mean() / c.square().mean()) == pytest.approx(1.0, abs=0.25)
