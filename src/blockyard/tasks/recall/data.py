@@ -2,8 +2,8 @@
 
 - `mqar`, multi-query associative recall (Zoology, arXiv 2312.04927, as its code draws rows): key-value pairs, then
   every key once more at random even places; at a key's second coming the model is to give its value. Keys and values
-  are halves of the vocabulary, and neither repeats in a row. Places near the pairs are likelier, by a power law; between
-  the questions stand random tokens or blanks.
+  are halves of the vocabulary, and neither repeats in a row. Places near the pairs are likelier, by a power law;
+  between the questions stand random tokens or blanks.
 - `induction` (induction heads, arXiv 2209.11895; in this form arXiv 2312.00752, section 4.1.2): random tokens, a
   marker somewhere; the sequence ends with the marker, and the token that followed it is to be given.
 - `copy` (arXiv 2402.01032): a string, a separator, and then the string again.

@@ -38,9 +38,12 @@ class RecallParts(Parts):
                 f"The tokens are {MEANINGS[task]}, so no causal model can have a loss below ln V = {floor:.3f} nats. A "
                 "choice that does sees the future: its figures on other tasks mean nothing."
             ]
+        guess = "guessing gives about 0"
+        if task == "mqar":
+            guess += ", and knowing no more than which values a row has gives 1 in as many as it has pairs"
         return [
             f"The task is {task}: {MEANINGS[task]}. Accuracy is the share of right answers on sequences that were not "
-            "trained on, the mean over the sizes; higher is better, and guessing gives about 0."
+            f"trained on, the mean over the sizes; higher is better, and {guess}."
         ]
 
     def sections(self, report: Report) -> list[Section]:
