@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockyard.errors import InputError
+from blockyard.tasks.recall import data
 from blockyard.tasks.recall.config import RecallConfig
 from blockyard.tasks.recall.data import IGNORED, Draw, RecallData, make_rows
 from tests.tasks.recall import twin
@@ -118,6 +119,13 @@ def test_a_difficulty_stands_for_numbers(difficulty: Any, length: int, pairs: in
 def test_given_options_win_over_the_difficulty() -> None:
     config = RecallConfig(difficulty="128/8", vocab_size=512, noise="random", sizes=(4, 16))
     assert (config.length, config.vocab_size, config.sizes, config.noise) == (128, 512, (4, 16), "random")
+
+
+def test_few_rows_at_once_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = drawn(RecallConfig(), 10)
+    for most in (1, 400):
+        monkeypatch.setattr(data, "MOST_AT_ONCE", most)
+        assert all(np.array_equal(a, b) for a, b in zip(whole, drawn(RecallConfig(), 10)))
 
 
 EARLY_SUMS: list[tuple[dict[str, Any], str]] = [

@@ -27,6 +27,8 @@ from blockyard.tasks.recall.config import RecallConfig
 
 IGNORED = -100
 BLANK = 0
+# Numbers that are sorted at once to draw without repetition.
+MOST_AT_ONCE = 1 << 22
 # Validation rows are those of steps that no training reaches.
 VALIDATION = 1 << 62
 
@@ -48,7 +50,13 @@ class Draw:
 
     def distinct(self, low: int, high: int, rows: int, count: int) -> np.ndarray:
         """Rows of `count` different integers from low to high - 1, in random order."""
-        return low + np.argsort(self.uniform(rows, high - low), axis=1)[:, :count]
+        # A few rows at once where there is much to choose from: the same bits in less memory.
+        at_once = max(1, MOST_AT_ONCE // (high - low))
+        parts = [
+            np.argsort(self.uniform(min(at_once, rows - start), high - low), axis=1)[:, :count]
+            for start in range(0, rows, at_once)
+        ]
+        return low + np.concatenate(parts)
 
     def weighted(self, weights: np.ndarray, rows: int, count: int) -> np.ndarray:
         """Rows of `count` different indices, drawn one after the other in proportion to the weights.

@@ -108,9 +108,8 @@ class Recall(TaskKind[LMConfig, RecallConfig, RecallData]):
         return RecallTask(run.model, data, run.train)
 
     def data_bytes(self, data: RecallConfig, model: LMConfig) -> int:
-        # Rows of one size at a time: tokens and targets, int64; while keys are drawn, a number and its rank for each.
-        drawn = len(data.halves[0]) if data.task == "mqar" else 0
-        return 2 * 8 * data.val_rows * max(data.row_length, drawn)
+        # Rows of one size at a time: tokens and targets, int64.
+        return 2 * 8 * data.val_rows * data.row_length
 
     def older_data(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
         if data.get("task", "mqar") == "mqar":
