@@ -1,0 +1,222 @@
+"""Numbers as people write them: 1,234.5 and 1.234,5, 1.25M, 0.45%, $187.15, and marks for no value.
+
+A file has one decimal mark. Cells that can be read in one way only say which it is: 12,50 and 1.234,5 or 12.50 and
+1,234.5. Cells such as 1.050 can be read in two ways and follow the others of the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from blockyard.errors import InputError, require
+from blockyard.tasks.price.data.kinds import NOTHING
+
+Mark = Literal["point", "comma"]
+# Sure with a decimal comma, sure with a decimal point, and the two that may be either; all without sign.
+_COMMA = re.compile(r"^(?:\d+|\d{1,3}(?:\.\d{3})+)?,\d+$|^\d{1,3}(?:\.\d{3}){2,}$")
+_POINT = re.compile(r"^(?:\d+|\d{1,3}(?:,\d{3})+)?\.\d+$|^\d+\.$|^\d{1,3}(?:,\d{3}){2,}$")
+_COMMA_OR_GROUP, _POINT_OR_GROUP = re.compile(r"^[1-9]\d{0,2},\d{3}$"), re.compile(r"^[1-9]\d{0,2}\.\d{3}$")
+_WHOLE = re.compile(r"^\d+$")
+# Sign, currency, the number itself, exponent, and what stands for a power of ten.
+_CELL = re.compile(
+    r"^(?P<sign>[+−-]?)\s?[$€£¥]?(?P<body>\d[\d.,'’\s]*|[.,]\d+)(?P<power>[eE][+-]?\d{1,3})?\s?(?P<unit>[kKMBT%]?)[$€£¥]?$"
+)
+_GROUPED = re.compile(r"^\d{1,3}(?:['’\s]\d{3})+(?=$|[.,])")
+_UNITS = {"": 0, "k": 3, "K": 3, "M": 6, "B": 9, "T": 12, "%": -2}
+_TRUTH = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
+# Cells of a column that must be numbers for the column to be one of numbers with faults.
+_MOST = 0.5
+
+
+@dataclass(frozen=True)
+class _Cell:
+    sign: str
+    body: str
+    power: int
+
+    @property
+    def mark(self) -> Mark | None:
+        """The decimal mark, where the cell can be read in one way only."""
+        if _COMMA.match(self.body) and not _COMMA_OR_GROUP.match(self.body):
+            return "comma"
+        if _POINT.match(self.body) and not _POINT_OR_GROUP.match(self.body):
+            return "point"
+        return None
+
+    def text(self, mark: Mark) -> str | None:
+        """The number as Python writes it, None where it cannot be one with this decimal mark."""
+        plain = self.body
+        if mark == "comma":
+            if not (_WHOLE.match(plain) or _COMMA.match(plain) or _POINT_OR_GROUP.match(plain)):
+                return None
+            plain = plain.replace(".", "").replace(",", ".")
+        else:
+            if not (_WHOLE.match(plain) or _POINT.match(plain) or _COMMA_OR_GROUP.match(plain)):
+                return None
+            plain = plain.replace(",", "")
+        return f"{self.sign}{plain}e{self.power}" if self.power else f"{self.sign}{plain}"
+
+
+@dataclass
+class _Column:
+    """A column of text on its way to numbers.
+
+    Args:
+        plain: what pandas makes of it, NaN where it cannot.
+        odd: places of cells that pandas cannot read, though they hold something.
+        cells: the text.
+    """
+
+    plain: Any
+    odd: np.ndarray
+    cells: Any
+    parsed: dict[str, _Cell | None]
+
+    def parse(self) -> bool:
+        """Take the cells apart, and tell whether most of them can be numbers: the rest is for errors to name."""
+        self.parsed = {text: _parse(text) for text in self.cells[~_nothing(self.cells)].unique()}
+        read = [c for c in self.parsed.values() if c is not None and (c.text("point") or c.text("comma"))]
+        return len(read) > _MOST * len(self.parsed)
+
+    @property
+    def mark(self) -> Mark | None:
+        """The decimal mark of most cells that can be read in one way only; the others are wrong. None without any."""
+        marks = [cell.mark for cell in self.parsed.values() if cell is not None and cell.mark is not None]
+        return None if not marks else "comma" if marks.count("comma") > len(marks) / 2 else "point"
+
+    def example(self, pattern: re.Pattern[str]) -> str:
+        """The first number of a form, or ""."""
+        return next((c.body for c in self.parsed.values() if c is not None and pattern.match(c.body)), "")
+
+
+def read_numbers(
+    frame: Any, names: Collection[str], *, separator: str, decimal: Literal["auto", "point", "comma"]
+) -> tuple[Any, list[str]]:
+    """Replace columns of written numbers by numbers, in a copy of the frame.
+
+    Args:
+        frame: the table.
+        names: its columns that may hold numbers.
+        separator: what separates cells in the file; where it is a comma, a lone comma within a cell groups thousands.
+        decimal: the file's decimal mark, auto = as its cells say.
+
+    Returns: the frame, and what was seen.
+
+    Raises:
+        InputError: when a cell such as 1.050 can be read in two ways and the file does not say which.
+    """
+    columns = {name: column for name in names if (column := _column(frame[name])) is not None}
+    frame = frame.copy(deep=False)
+    truths = [name for name, column in columns.items() if column.odd.size and _is_truth(column.cells)]
+    for name in truths:
+        frame[name] = columns.pop(name).cells.map(_TRUTH).astype(bool)
+    numeric: dict[str, _Column] = {}
+    for name, column in columns.items():
+        if column.odd.size and column.parse():
+            numeric[name] = column
+    marks = {column.mark for column in numeric.values()}
+    if decimal != "auto" or "comma" in marks or None in marks:
+        # Only now do columns matter that pandas can read, where points may group thousands.
+        for name, column in columns.items():
+            if not column.odd.size and column.cells.str.contains(".", regex=False).any() and column.parse():
+                numeric[name] = column
+    of_file = _mark_of_file(numeric, separator) if decimal == "auto" else decimal
+    for name, column in columns.items():
+        if name in numeric:
+            frame[name] = _numbers(column, decimal if decimal != "auto" else column.mark or of_file)
+        elif not column.odd.size:
+            frame[name] = column.plain
+    said = ["decimal comma"] if numeric and of_file == "comma" else []
+    return frame, said + [line for name, column in numeric.items() for line in _units(name, column)]
+
+
+def _column(cells: Any) -> _Column | None:
+    """A column of text, with what pandas makes of it; None for columns that are numbers, dates or categories."""
+    pandas = require("pandas", extra="prices")
+    if not (cells.dtype == object or pandas.api.types.is_string_dtype(cells.dtype)):
+        return None
+    if cells.dtype == object and not cells.map(lambda value: isinstance(value, str)).any():
+        return None
+    text = cells.astype(str).where(cells.notna(), "").str.strip()
+    try:
+        plain = pandas.to_numeric(text, errors="coerce")
+    except (OverflowError, ValueError):
+        # Hundreds of digits: said where the column is used.
+        return None
+    odd = np.flatnonzero(plain.isna().to_numpy() & ~_nothing(text))
+    return _Column(plain, odd, text, {})
+
+
+def _mark_of_file(numeric: dict[str, _Column], separator: str) -> Mark:
+    """What columns mean whose every number can be read in two ways, or in one.
+
+    Raises:
+        InputError: when the others do not say so, either.
+    """
+    marks = {column.mark for column in numeric.values()} - {None}
+    if len(marks) == 1:
+        return "comma" if "comma" in marks else "point"
+    commas = {name: c.example(_COMMA_OR_GROUP) for name, c in numeric.items() if c.mark is None}
+    points = {name: c.example(_POINT_OR_GROUP) for name, c in numeric.items() if c.mark is None}
+    open_ = {name: commas[name] or points[name] for name in commas if commas[name] or points[name]}
+    # Between commas a lone comma can only group thousands, so a point is the decimal mark.
+    contrary = any(commas.values()) and any(points.values()) and separator != ","
+    if open_ and (marks or contrary):
+        name, example = next(iter(open_.items()))
+        raise InputError(
+            f"column {name}: {example!r} can be read in two ways, and the file's other numbers do not say which; "
+            "pass --data.decimal point or --data.decimal comma"
+        )
+    return "comma" if any(commas.values()) and separator != "," else "point"
+
+
+def _nothing(text: Any) -> np.ndarray:
+    found: np.ndarray = text.isin(NOTHING).to_numpy(bool)
+    return found
+
+
+def _is_truth(cells: Any) -> bool:
+    return set(cells.unique()) <= set(_TRUTH)
+
+
+def _parse(text: str) -> _Cell | None:
+    match = _CELL.match(text)
+    if match is None or len(text) > 400:
+        return None
+    body = match["body"].strip()
+    if _GROUPED.match(body):
+        body = re.sub(r"['’\s]", "", body)
+    power = int(match["power"][1:]) if match["power"] else 0
+    return _Cell("-" if match["sign"] in ("-", "−") else "", body, power + _UNITS[match["unit"]])
+
+
+def _numbers(column: _Column, mark: Mark) -> Any:
+    """The column as numbers; cells that are none stay text, so that an error can show them."""
+    pandas = require("pandas", extra="prices")
+    texts = {text: None if cell is None else cell.text(mark) for text, cell in column.parsed.items()}
+    nothing = _nothing(column.cells)
+    wrong = column.cells.map(lambda text: text not in NOTHING and texts.get(text) is None).to_numpy(bool)
+    plain = column.cells.map(lambda text: texts.get(text) or "nan").where(~nothing & ~wrong, "nan")
+    numbers = pandas.to_numeric(plain, errors="coerce")
+    if not wrong.any():
+        return numbers
+    mixed = numbers.astype(object)
+    mixed[wrong] = column.cells[wrong]
+    return mixed
+
+
+def _units(name: str, column: _Column) -> list[str]:
+    """What to say of numbers that are written with a unit."""
+    written: Sequence[str] = [text for text in column.parsed if text[-1:] in _UNITS and text[-1:]]
+    return [f"{name}: {written[0]} is {_worth(written[0], column)}"] if written else []
+
+
+def _worth(text: str, column: _Column) -> str:
+    cell = column.parsed[text]
+    number = None if cell is None else cell.text("point") or cell.text("comma")
+    return "unreadable" if number is None else f"{float(number):,.10g}"

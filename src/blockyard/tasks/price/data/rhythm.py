@@ -1,0 +1,151 @@
+"""The rhythm of a series: its step, the days and sessions of its market, and the holes in it, by majority.
+
+One odd Saturday in twenty years changes nothing: what most rows do is the rhythm, what the others do is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NAMES = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+DAY = 86_400
+# A weekday belongs to the market when it has this share of the busiest weekday's rows.
+OPEN = 0.2
+# Steps that are whole numbers of months have one of these lengths in days.
+MONTHS = {1: (28, 31), 3: (89, 92), 12: (365, 366)}
+# A hole of so many steps, in a market that is always open, is worth a note.
+NOTABLE = 6
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """How the rows of a dated series follow each other.
+
+    Args:
+        step: in words: "1 day", "5 minutes", "1 month".
+        market: days and hours in words, or "".
+        holes: how often more than a step lies between rows of one session, or of neighbouring ones.
+        missing: rows that would fill the holes.
+        longest: rows that would fill the longest one.
+        before: the last row before the longest hole.
+        always: whether the market never closes.
+    """
+
+    step: str
+    market: str
+    holes: int
+    missing: int
+    longest: int
+    before: np.datetime64 | None
+    always: bool
+
+
+def find_rhythm(ds: np.ndarray) -> Rhythm | None:
+    """The rhythm of rising dates; None for rows without dates, or less than three.
+
+    Args:
+        ds: datetime64[ns], strictly rising, [T].
+    """
+    if ds.dtype.kind != "M" or len(ds) < 3:
+        return None
+    seconds = ds.astype("datetime64[s]").astype(np.int64)
+    steps = np.diff(seconds)
+    values, counts = np.unique(steps, return_counts=True)
+    step = int(values[counts.argmax()])
+    if step <= 0:
+        return None
+    days = seconds // DAY
+    week = _week(days)
+    if (months := _months(steps)) is not None:
+        number = ds.astype("datetime64[M]").astype(np.int64)
+        return _with_holes(f"{months} month{'s' * (months != 1)}", "", np.diff(number) // months - 1, ds, False)
+    if step >= DAY:
+        if step % DAY or step > DAY:
+            return _with_holes(_words(step), "", steps // step - 1, ds, False)
+        open_days = np.isin((days + 3) % 7, week)
+        mask = [number in week for number in range(7)]
+        between = np.busday_count(_dates(days[:-1] + 1), _dates(days[1:]), weekmask=mask)
+        other = int((~open_days).sum())
+        market = _week_words(week) + (f" ({other} rows on other days)" if other else "")
+        return _with_holes(_words(step), market, between, ds, len(week) == 7)
+    return _intraday(ds, seconds, step, week)
+
+
+def _intraday(ds: np.ndarray, seconds: np.ndarray, step: int, week: np.ndarray) -> Rhythm:
+    """Bars shorter than a day: with sessions, or around the clock."""
+    steps, of_day = np.diff(seconds), seconds % DAY
+    times = np.unique(of_day)
+    longest = int(np.diff(np.append(times, times[0] + DAY)).max())
+    always = longest <= 1.5 * step
+    missing = steps // step - 1
+    if always:
+        # Over a weekend nothing is missing.
+        closed = (seconds[1:] // DAY - seconds[:-1] // DAY >= 1) & (len(week) < 7)
+        market = f"around the clock, {_week_words(week)}"
+        return _with_holes(_words(step), market, np.where(closed, 0, missing), ds, len(week) == 7)
+    inside = seconds[1:] // DAY == seconds[:-1] // DAY
+    per_day = np.unique(seconds // DAY, return_counts=True)[1]
+    firsts, lasts = of_day[1:][~inside], of_day[:-1][~inside]
+    hours = f"{_clock(_most(firsts))} … {_clock(_most(lasts))}, " if len(firsts) else ""
+    market = f"{_week_words(week)}, {hours}{int(_most(per_day))} rows a day"
+    return _with_holes(_words(step), market, np.where(inside, missing, 0), ds, False)
+
+
+def _with_holes(step: str, market: str, missing: np.ndarray, ds: np.ndarray, always: bool) -> Rhythm:
+    missing = np.maximum(missing, 0)
+    place = int(missing.argmax())
+    before = ds[place] if missing[place] else None
+    return Rhythm(step, market, int((missing > 0).sum()), int(missing.sum()), int(missing[place]), before, always)
+
+
+def _dates(days: np.ndarray) -> np.ndarray:
+    found: np.ndarray = days.astype("datetime64[D]")
+    return found
+
+
+def _week(days: np.ndarray) -> np.ndarray:
+    """Weekdays of the market, Monday 0. 1970-01-01 was a Thursday."""
+    counts = np.bincount((np.unique(days) + 3) % 7, minlength=7)
+    return np.flatnonzero(counts > OPEN * counts.max())
+
+
+def _week_words(week: np.ndarray) -> str:
+    if len(week) == 7:
+        return "every day"
+    runs = np.diff(week)
+    if (runs == 1).all() and len(week) > 2:
+        return f"{NAMES[week[0]]}–{NAMES[week[-1]]}"
+    # Sunday to Thursday: the week begins behind the longest pause.
+    start = (int(runs.argmax()) + 1) % len(week) if len(week) > 1 and runs.max() > 1 else 0
+    turned = np.roll(week, -start)
+    if len(week) > 2 and ((np.diff(turned) % 7) == 1).all():
+        return f"{NAMES[turned[0]]}–{NAMES[turned[-1]]}"
+    return ", ".join(NAMES[day] for day in week)
+
+
+def _months(steps: np.ndarray) -> int | None:
+    days = steps / DAY
+    for months, (least, most) in MONTHS.items():
+        if np.mean((days >= least) & (days <= most)) > 0.5 and len(np.unique(days)) > 1:
+            return months
+    return None
+
+
+def _most(values: np.ndarray) -> int:
+    found, counts = np.unique(values, return_counts=True)
+    return int(found[counts.argmax()])
+
+
+def _clock(seconds: int) -> str:
+    hours, minutes, rest = seconds // 3600, seconds // 60 % 60, seconds % 60
+    return f"{hours:02}:{minutes:02}" + (f":{rest:02}" if rest else "")
+
+
+def _words(seconds: int) -> str:
+    for size, word in ((7 * DAY, "week"), (DAY, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
+        if seconds % size == 0:
+            number = seconds // size
+            return f"{number} {word}{'s' * (number != 1)}"
+    return f"{seconds} seconds"
