@@ -16,6 +16,7 @@ from blockyard.files import writing
 from blockyard.tasks.kind import Run
 from blockyard.tasks.price.baselines import Forecast
 from blockyard.tasks.price.calibrate import FILE, Calibration, chosen, fit_calibration
+from blockyard.tasks.price.data.clock import in_zone
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.features import WARM_UP
 from blockyard.tasks.price.data.table import Prices
@@ -130,7 +131,8 @@ def future_table(forecaster: Forecaster, prices: Prices, at: str | None = None) 
         at: the date to forecast from; later rows are not looked at.
 
     Returns: one row per asset and horizon: unique_id, cutoff (the origin's date), ds (the date forecast), horizon,
-        last (the origin's price), price (the median forecast), q0.05 … (quantiles of the price).
+        last (the origin's price), price (the median forecast), q0.05 … (quantiles of the price). Dates are on the
+        clock of the asset's file.
 
     Raises:
         InputError: when a series is too short or lacks a feature.
@@ -148,8 +150,8 @@ def future_table(forecaster: Forecaster, prices: Prices, at: str | None = None) 
         last = float(np.exp(table.log_close[-1]))
         columns: dict[str, Any] = {
             "unique_id": table.unique_id,
-            "cutoff": table.ds[-1],
-            "ds": future_dates(table.ds, horizons),
+            "cutoff": in_zone(table.ds[-1:], prices.assets[number].zone)[0],
+            "ds": in_zone(future_dates(table.ds, horizons), prices.assets[number].zone),
             "horizon": list(horizons),
             "last": last,
             "price": last * np.exp(found.point[number]),

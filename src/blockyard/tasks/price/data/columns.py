@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from blockyard.errors import InputError, require, suggest
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.kinds import TIME
@@ -100,11 +102,13 @@ def find_columns(
     if not found["close"] and not found["adjusted"]:
         numeric = [name for name in left if frame[name].dtype.kind in "fiu"]
         if len(numeric) != 1:
-            if _is_wide(frame, found, left, numeric):
+            wide = _is_wide(frame, found, left, numeric)
+            contrary = _below_zero(frame, numeric) if wide else ""
+            if wide and not contrary:
                 return tuple(_one_ticker(name, found["ds"], time) for name in numeric)
             raise InputError(
                 f"{source}: no price column among: {', '.join(names) or 'none'}; name it with data.price_column "
-                "(one row per asset and date: columns unique_id, ds, y)"
+                f"(one row per asset and date: columns unique_id, ds, y{contrary})"
             )
         found["close"], left = numeric[0], [name for name in left if name != numeric[0]]
     close, raw = (found["adjusted"], found["close"]) if found["adjusted"] else (found["close"], None)
@@ -178,6 +182,16 @@ def _is_wide(frame: Any, found: Mapping[str, str | None], left: Sequence[str], n
     ds = found["ds"]
     alone = not any(found[part] for part in ("unique_id", *BARS)) and list(left) == list(numeric) and len(numeric) > 1
     return alone and ds is not None and (_holds_dates(frame[ds]) or epoch_unit(frame[ds]) is not None)
+
+
+def _below_zero(frame: Any, numeric: Sequence[str]) -> str:
+    """Where a table is no column per asset, since a value is no price; "" where all could be."""
+    for name in numeric:
+        bad = np.flatnonzero((frame[name] <= 0).fillna(False).to_numpy(bool))
+        if bad.size:
+            value = frame[name].iloc[int(bad[0])]
+            return f"; or a column per asset with prices above 0, but {name} is {value:g} in row {int(bad[0]) + 1}"
+    return ""
 
 
 def _one_ticker(name: str, ds: str | None, time: str | None) -> Columns:
