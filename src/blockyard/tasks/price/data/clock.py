@@ -141,16 +141,11 @@ def _in_digits(reading: Reading, column: str, cells: Any, config: PriceDataConfi
 def _written(reading: Reading, column: str, cells: Any, config: PriceDataConfig) -> Clock:
     """Dates as text, or as pandas' own."""
     pandas = require("pandas", extra="prices")
-    aware = (
-        isinstance(cells.dtype, pandas.DatetimeTZDtype) or getattr(cells.dt, "tz", None) is not None
-        if cells.dtype.kind == "M"
-        else False
-    )
     if cells.dtype.kind == "O" and OFFSET.fullmatch(str(cells.iloc[0]).strip()):
         return _with_offsets(reading, column, cells, config)
     parsed = _parsed_either_way(cells, config)
     _refuse_unparsed(reading, column, cells, parsed)
-    if aware:
+    if isinstance(cells.dtype, pandas.DatetimeTZDtype):
         wall, utc = parsed.dt.tz_localize(None), parsed.dt.tz_convert("UTC").dt.tz_localize(None)
         return _local_or_utc(wall.to_numpy("datetime64[ns]"), utc.to_numpy("datetime64[ns]"), str(parsed.dt.tz))
     if parsed.dt.tz is not None:
@@ -170,8 +165,7 @@ def _with_offsets(reading: Reading, column: str, cells: Any, config: PriceDataCo
     wall = _parsed_either_way(walls, config)
     _refuse_unparsed(reading, column, cells, wall)
     utc = utc.dt.tz_convert("UTC").dt.tz_localize(None) if utc.dt.tz is not None else utc
-    seconds = int((wall.iloc[-1] - utc.iloc[-1]) / pandas.Timedelta(seconds=1))
-    zone = f"{'-' if seconds < 0 else '+'}{abs(seconds) // 3600:02}:{abs(seconds) // 60 % 60:02}"
+    zone = _offset(int((wall.iloc[-1] - utc.iloc[-1]) / pandas.Timedelta(minutes=1)))
     return _local_or_utc(wall.to_numpy("datetime64[ns]"), utc.to_numpy("datetime64[ns]"), zone)
 
 
@@ -186,10 +180,20 @@ def _local_or_utc(wall: np.ndarray, utc: np.ndarray, zone: str) -> Clock:
     steps = np.abs(np.diff(utc))
     daily = len(utc) < 2 or np.median(steps.astype(np.int64)) >= DAILY.astype("timedelta64[ns]").astype(np.int64)
     if rising and (daily or _closes(wall, steps)):
-        clocks = np.unique((wall - utc).astype("timedelta64[m]"))
-        changes = ", as it is in summer and in winter" if len(clocks) > 1 else ""
-        return Clock(wall, f"local dates ({zone})" if daily else f"local time ({zone}{changes})")
+        return Clock(wall, f"local {'dates' if daily else 'time'} ({_offsets(wall, utc, zone)})")
     return Clock(utc, f"UTC; the file's own clock is {zone}", zone)
+
+
+def _offsets(wall: np.ndarray, utc: np.ndarray, zone: str) -> str:
+    """The zone's name; where the file has offsets alone, all of them."""
+    if zone[:1] not in "+-":
+        return zone
+    found = np.unique((wall - utc).astype("timedelta64[m]").astype(np.int64))
+    return ", ".join(_offset(int(minutes)) for minutes in found)
+
+
+def _offset(minutes: int) -> str:
+    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
 
 
 def _closes(wall: np.ndarray, steps: np.ndarray) -> bool:

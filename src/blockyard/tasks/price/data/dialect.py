@@ -23,6 +23,7 @@ SAMPLE_LINES = 400
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 # What no text holds: control characters but tab and line ends, and a byte order mark in the middle.
 _NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\ufeff\ufffe\uffff]")
+_BETWEEN_BLANKS = re.compile(r'"[^"]*"|\S+')
 _WORDS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", BLANKS: "blanks"}
 
 
@@ -126,7 +127,7 @@ def _lines(text: str, separator: str) -> Iterator[Line]:
     taken = 0
     if separator == BLANKS:
         for number, line in enumerate(file, 1):
-            cells = tuple(line.split())
+            cells = tuple(cell.strip('"') for cell in _BETWEEN_BLANKS.findall(line))
             if cells:
                 taken += 1
                 yield Line(cells, number)

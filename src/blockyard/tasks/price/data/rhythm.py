@@ -13,6 +13,8 @@ NAMES = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 DAY = 86_400
 # A weekday belongs to the market when it has this share of the busiest weekday's rows.
 OPEN = 0.2
+# Days that show a market's sessions.
+LEAST_DAYS = 3
 # Steps that are whole numbers of months have one of these lengths in days.
 MONTHS = {1: (28, 31), 3: (89, 92), 12: (365, 366)}
 # A hole of so many steps, in a market that is always open, is worth a note.
@@ -88,8 +90,10 @@ def _intraday(ds: np.ndarray, seconds: np.ndarray, step: int, week: np.ndarray) 
     inside = seconds[1:] // DAY == seconds[:-1] // DAY
     per_day = np.unique(seconds // DAY, return_counts=True)[1]
     firsts, lasts = of_day[1:][~inside], of_day[:-1][~inside]
-    hours = f"{_clock(_most(firsts))} … {_clock(_most(lasts))}, " if len(firsts) else ""
-    market = f"{_week_words(week)}, {hours}{int(_most(per_day))} rows a day"
+    market = ""
+    if len(per_day) >= LEAST_DAYS:
+        hours = f"{_clock(_most(firsts))} … {_clock(_most(lasts))}"
+        market = f"{_week_words(week)}, {hours}, {_most(per_day)} rows a day"
     return _with_holes(_words(step), market, np.where(inside, missing, 0), ds, False)
 
 

@@ -15,8 +15,12 @@ from blockyard.tasks.price.data.compressed import open_bytes
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.dialect import find_dialect
 from blockyard.tasks.price.data.header import find_header
+from blockyard.tasks.price.data.kinds import kind
 from blockyard.tasks.price.data.names import FIELDS, simple
 from blockyard.tasks.price.data.numbers import read_numbers
+
+# Lines of words that may stand below a table.
+LINES_BELOW = 5
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,19 @@ def _read_text(name: str, path: Path) -> SourceTable:
     frame.columns = list(header.names)
     levels = {} if header.levels is None else {n: two for n, two in zip(header.names, header.levels) if two is not None}
     frame = frame.drop(columns=[header.names[place] for place in header.drop])
-    return SourceTable(name, frame, levels, dialect.separator, (dialect.describe(), *header.said))
+    rows = len(frame) - _lines_below(frame)
+    below = [f"below the table: {str(cell)[:60]!r}" for cell in frame.iloc[rows:, 0]]
+    said = (dialect.describe(), *header.said, *below)
+    return SourceTable(name, frame.iloc[:rows], levels, dialect.separator, said)
+
+
+def _lines_below(frame: Any) -> int:
+    """How many of the last lines are words in the first cell, such as "Downloaded from …", and nothing else."""
+    last = frame.iloc[-LINES_BELOW:]
+    if frame.shape[1] < 2:
+        return 0
+    words = last.iloc[:, 1:].isna().all(axis=1) & last.iloc[:, 0].fillna("").map(lambda cell: kind(cell) == "text")
+    return int(words.iloc[::-1].cummin().sum())
 
 
 def _of_frame(name: str, frame: Any) -> SourceTable:

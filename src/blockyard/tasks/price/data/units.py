@@ -14,12 +14,15 @@ UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 # 1973-03-03 and 2261-07-16 (nanoseconds end in 2262) in seconds. Dates such as 20240131 and row numbers lie below it.
 FIRST, LAST = 1e8, 9.2e9
+# Two years, in seconds: more than lies between two rows of any series.
+LEAP = 6.3e7
 
 
 def epoch_unit(cells: Any) -> str | None:
     """The unit of a column of numbers, or of text that is all numbers, as times since 1970; None when it is no such.
 
-    The largest number decides (units lie a thousandfold apart), and the others must be of the same unit: from 1900 on.
+    The largest number decides (units lie a thousandfold apart), and the others must be of the same unit: from 1900 on,
+    and without a leap to numbers that would be another unit's.
 
     Args:
         cells: a column.
@@ -41,8 +44,15 @@ def epoch_unit(cells: Any) -> str | None:
     for unit, nanoseconds in UNITS.items():
         scale = 1e9 / nanoseconds
         if FIRST * scale <= values.max() <= LAST * scale:
-            return unit if values.min() >= -2.3e9 * scale and not _is_written(values) else None
+            same = values.min() >= -2.3e9 * scale and not _leaps(values / scale) and not _is_written(values)
+            return unit if same else None
     return None
+
+
+def _leaps(seconds: np.ndarray) -> bool:
+    """Whether years lie between the times that can be of this unit alone and earlier ones."""
+    late = seconds >= FIRST
+    return not bool(late.all()) and float(seconds[late].min() - seconds[~late].max()) > LEAP
 
 
 def _is_written(values: np.ndarray) -> bool:
