@@ -45,9 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(plot)
         if plot.suffix.lower() not in PICTURES:
             raise InputError(f"--plot={arguments.plot} should end in one of {', '.join(PICTURES)}")
-    folder, prices, _ = read_files(arguments, "forecast")
+    folder, prices, config = read_files(arguments, "forecast")
     forecaster, _, _ = load_forecaster(folder, trust=arguments.trust)
-    frame = future_table(forecaster, prices, arguments.at)
+    frame = future_table(forecaster, prices, arguments.at, calendar=config.calendar)
     write_table(frame, out)
     print(frame.to_string(index=False, max_rows=40, float_format=lambda v: f"{v:.5g}"))
     print(out)

@@ -198,9 +198,10 @@ def _without(lines: Sequence[Line], width: int) -> Header:
     """The columns of a table that has no header, if its shape is known."""
     shape = find_shape([line.cells for line in lines])
     if shape is None:
+        cells = f"{width} cell{'s' * (width != 1)}"
         raise InputError(
-            f"the first line is a row ({_short(lines[0].cells)}) and no header, and its {width} cell{'s' * (width != 1)} are no shape that "
-            "is known; put a line with their names on top, such as Date,Open,High,Low,Close,Volume"
+            f"the first line is a row ({_short(lines[0].cells)}) and no header, and its {cells} are no shape that is "
+            "known; put a line with their names on top, such as Date,Open,High,Low,Close,Volume"
         )
     names = SHAPES[shape]
     drop = tuple(place for place, name in enumerate(names) if name == "ignore")

@@ -5,7 +5,7 @@ One odd Saturday in twenty years changes nothing: what most rows do is the rhyth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,7 +26,9 @@ class Rhythm:
     """How the rows of a dated series follow each other.
 
     Args:
-        step: in words: "1 day", "5 minutes", "1 month".
+        seconds: the step; 0 for months, whose lengths differ.
+        months: the step in months, else 0.
+        week: weekdays of the market, Monday 0.
         market: days and hours in words, or "".
         holes: how often more than a step lies between rows of one session, or of neighbouring ones.
         missing: rows that would fill the holes.
@@ -35,13 +37,22 @@ class Rhythm:
         always: whether the market never closes.
     """
 
-    step: str
+    seconds: int
+    months: int
+    week: tuple[int, ...]
     market: str
     holes: int
     missing: int
     longest: int
     before: np.datetime64 | None
     always: bool
+
+    @property
+    def step(self) -> str:
+        """In words: "1 day", "5 minutes", "3 months"."""
+        if self.months:
+            return f"{self.months} month{'s' * (self.months != 1)}"
+        return _words(self.seconds)
 
 
 def find_rhythm(ds: np.ndarray) -> Rhythm | None:
@@ -59,49 +70,56 @@ def find_rhythm(ds: np.ndarray) -> Rhythm | None:
     if step <= 0:
         return None
     days = seconds // DAY
-    week = _week(days)
+    found = Rhythm(step, 0, tuple(_week(days).tolist()), "", 0, 0, 0, None, False)
     if (months := _months(steps)) is not None:
         number = ds.astype("datetime64[M]").astype(np.int64)
-        return _with_holes(f"{months} month{'s' * (months != 1)}", "", np.diff(number) // months - 1, ds, False)
-    if step >= DAY:
-        if step % DAY or step > DAY:
-            return _with_holes(_words(step), "", steps // step - 1, ds, False)
-        open_days = np.isin((days + 3) % 7, week)
-        mask = [number in week for number in range(7)]
-        between = np.busday_count(_dates(days[:-1] + 1), _dates(days[1:]), weekmask=mask)
-        other = int((~open_days).sum())
-        market = _week_words(week) + (f" ({other} rows on other days)" if other else "")
-        return _with_holes(_words(step), market, between, ds, len(week) == 7)
-    return _intraday(ds, seconds, step, week)
+        return _with_holes(replace(found, seconds=0, months=months), np.diff(number) // months - 1, ds)
+    if step > DAY:
+        return _with_holes(found, steps // step - 1, ds)
+    return _intraday(found, ds, seconds) if step < DAY else _daily(found, ds, days)
 
 
-def _intraday(ds: np.ndarray, seconds: np.ndarray, step: int, week: np.ndarray) -> Rhythm:
+def _daily(found: Rhythm, ds: np.ndarray, days: np.ndarray) -> Rhythm:
+    """Bars of a day: what is missing are days of the market."""
+    mask = [number in found.week for number in range(7)]
+    between = np.busday_count(_dates(days[:-1] + 1), _dates(days[1:]), weekmask=mask)
+    other = int((~np.isin((days + 3) % 7, found.week)).sum())
+    more = f" ({other} row{'s' * (other != 1)} on other days)" if other else ""
+    return _with_holes(replace(found, market=_week_words(found.week) + more, always=len(found.week) == 7), between, ds)
+
+
+def _intraday(found: Rhythm, ds: np.ndarray, seconds: np.ndarray) -> Rhythm:
     """Bars shorter than a day: with sessions, or around the clock."""
-    steps, of_day = np.diff(seconds), seconds % DAY
+    of_day, days = seconds % DAY, seconds // DAY
     times = np.unique(of_day)
     longest = int(np.diff(np.append(times, times[0] + DAY)).max())
-    always = longest <= 1.5 * step
-    missing = steps // step - 1
-    if always:
+    missing = np.diff(seconds) // found.seconds - 1
+    inside = days[1:] == days[:-1]
+    if longest <= 1.5 * found.seconds:
+        open_days = len(found.week) == 7
+        market = f"around the clock, {_week_words(found.week)}"
         # Over a weekend nothing is missing.
-        closed = (seconds[1:] // DAY - seconds[:-1] // DAY >= 1) & (len(week) < 7)
-        market = f"around the clock, {_week_words(week)}"
-        return _with_holes(_words(step), market, np.where(closed, 0, missing), ds, len(week) == 7)
-    inside = seconds[1:] // DAY == seconds[:-1] // DAY
-    per_day = np.unique(seconds // DAY, return_counts=True)[1]
+        return _with_holes(
+            replace(found, market=market, always=open_days), np.where(inside | open_days, missing, 0), ds
+        )
+    per_day = np.unique(days, return_counts=True)[1]
     firsts, lasts = of_day[1:][~inside], of_day[:-1][~inside]
-    market = ""
     if len(per_day) >= LEAST_DAYS:
         hours = f"{_clock(_most(firsts))} … {_clock(_most(lasts))}"
-        market = f"{_week_words(week)}, {hours}, {_most(per_day)} rows a day"
-    return _with_holes(_words(step), market, np.where(inside, missing, 0), ds, False)
+        found = replace(found, market=f"{_week_words(found.week)}, {hours}, {_most(per_day)} rows a day")
+    return _with_holes(found, np.where(inside, missing, 0), ds)
 
 
-def _with_holes(step: str, market: str, missing: np.ndarray, ds: np.ndarray, always: bool) -> Rhythm:
+def _with_holes(found: Rhythm, missing: np.ndarray, ds: np.ndarray) -> Rhythm:
     missing = np.maximum(missing, 0)
     place = int(missing.argmax())
-    before = ds[place] if missing[place] else None
-    return Rhythm(step, market, int((missing > 0).sum()), int(missing.sum()), int(missing[place]), before, always)
+    return replace(
+        found,
+        holes=int((missing > 0).sum()),
+        missing=int(missing.sum()),
+        longest=int(missing[place]),
+        before=ds[place] if missing[place] else None,
+    )
 
 
 def _dates(days: np.ndarray) -> np.ndarray:
@@ -110,14 +128,18 @@ def _dates(days: np.ndarray) -> np.ndarray:
 
 
 def _week(days: np.ndarray) -> np.ndarray:
-    """Weekdays of the market, Monday 0. 1970-01-01 was a Thursday."""
+    """Weekdays of the market, Monday 0; of less than two weeks, the weekdays, or every day."""
+    # 1970-01-01 was a Thursday.
     counts = np.bincount((np.unique(days) + 3) % 7, minlength=7)
+    if days[-1] - days[0] < 14:
+        return np.arange(7 if counts[5:].any() else 5)
     return np.flatnonzero(counts > OPEN * counts.max())
 
 
-def _week_words(week: np.ndarray) -> str:
-    if len(week) == 7:
+def _week_words(days: tuple[int, ...]) -> str:
+    if len(days) == 7:
         return "every day"
+    week = np.array(days)
     runs = np.diff(week)
     if (runs == 1).all() and len(week) > 2:
         return f"{NAMES[week[0]]}–{NAMES[week[-1]]}"

@@ -151,9 +151,9 @@ def _read_text(name: str, path: Path) -> SourceTable:
 
 def _lines_below(frame: Any) -> int:
     """How many of the last lines are words in the first cell, such as "Downloaded from …", and nothing else."""
-    last = frame.iloc[-LINES_BELOW:]
-    if frame.shape[1] < 2:
+    if frame.shape[1] < 2 or not len(frame):
         return 0
+    last = frame.iloc[-LINES_BELOW:]
     words = last.iloc[:, 1:].isna().all(axis=1) & last.iloc[:, 0].fillna("").map(lambda cell: kind(cell) == "text")
     return int(words.iloc[::-1].cummin().sum())
 
