@@ -199,6 +199,12 @@ EXPORTS = {
               lambda n, b: f"{b.day},{b.open},{b.high},{b.low},{b.close},{b.volume}", last_first=True),
         NAIVE, options={"order": "sort"},
     ),
+    "Alpha Vantage, adjusted": Export(
+        lines("timestamp,open,high,low,close,adjusted_close,volume,dividend_amount,split_coefficient\n",
+              lambda n, b: f"{b.day},{2 * b.open},{2 * b.high},{2 * b.low},{2 * b.close},{b.close},{b.volume},0.0000,1.0",
+              last_first=True),
+        NAIVE, options={"order": "sort"},
+    ),
     "TradingView": Export(
         lines("time,open,high,low,close,Volume\n",
               lambda n, b: f"{SECONDS + 3600 * n},{b.open},{b.high},{b.low},{b.close},{b.volume}"),

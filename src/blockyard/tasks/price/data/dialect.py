@@ -19,7 +19,7 @@ from blockyard.errors import InputError
 SEPARATORS = (",", ";", "\t", "|")
 BLANKS = r"\s+"
 # Lines that settle dialect and header.
-SAMPLE_LINES = 400
+SAMPLE_LINES, SAMPLE_CHARACTERS = 400, 1 << 20
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 # What no text holds: control characters but tab and line ends, and a byte order mark in the middle.
 _NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\ufeff\ufffe\uffff]")
@@ -96,6 +96,9 @@ def _decode(content: bytes) -> tuple[str, str]:
 
 def _separator(text: str) -> tuple[str, tuple[Line, ...]]:
     """What separates cells, and the sample cut by it."""
+    if len(text) > SAMPLE_CHARACTERS:
+        head = text[:SAMPLE_CHARACTERS]
+        text = head[: max(head.rfind("\n"), head.rfind("\r")) + 1] or head
     best, score = tuple(_lines(text, ",")), (0.0, 0, 0)
     found = ","
     for separator in SEPARATORS:

@@ -190,7 +190,7 @@ def _is_moment(cell: str) -> bool:
 
 
 def _short(cells: Sequence[str]) -> str:
-    shown = ", ".join(cells[:6])
+    shown = " ".join(", ".join(cells[:6]).split())
     return f"{shown[:80]}{', …' if len(cells) > 6 or len(shown) > 80 else ''}"
 
 

@@ -47,7 +47,8 @@ class Reading:
             pandas = require("pandas", extra="prices")
             date = self.frame[self.columns.ds].iloc[int(self.rows[place])]
             if not pandas.isna(date):
-                where += f" ({date!s})".replace(" 00:00:00", "")
+                shown = " ".join(f"{date!s}".replace(" 00:00:00", "").split())
+                where += f" ({shown[:40]}{'…' * (len(shown) > 40)})"
         if self.unique_id is not None:
             where += f" of {self.unique_id}"
         raise InputError(f"{where}{f', column {column}' if column else ''}: {what}")
