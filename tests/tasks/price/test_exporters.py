@@ -201,7 +201,8 @@ EXPORTS = {
     ),
     "Alpha Vantage, adjusted": Export(
         lines("timestamp,open,high,low,close,adjusted_close,volume,dividend_amount,split_coefficient\n",
-              lambda n, b: f"{b.day},{2 * b.open},{2 * b.high},{2 * b.low},{2 * b.close},{b.close},{b.volume},0.0000,1.0",
+              lambda n, b: f"{b.day},{2 * b.open},{2 * b.high},{2 * b.low},{2 * b.close},"
+              f"{b.close},{b.volume},0.0000,1.0",
               last_first=True),
         NAIVE, options={"order": "sort"},
     ),

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from blockyard.tasks.price.data.reader import read_prices
-from blockyard.tasks.price.data.rhythm import find_rhythm
+from blockyard.tasks.price.data.rhythm import find_rhythm, steps_per_year
 from blockyard.tasks.price.data.table import show_rhythm
 
 RHYTHMS = {
@@ -74,3 +74,21 @@ def test_a_hole_in_a_market_that_never_closes_is_noted() -> None:
 def test_rows_without_dates_and_too_few_have_no_rhythm() -> None:
     assert find_rhythm(np.arange(100)) is None
     assert find_rhythm(np.array(["2024-01-01", "2024-01-02"], "datetime64[ns]")) is None
+
+
+def test_a_year_has_as_many_steps_as_the_series_has() -> None:
+    minutes = pd.date_range("2024-01-01", "2024-03-01", freq="min")
+    inside = (minutes.hour * 60 + minutes.minute >= 570) & (minutes.hour < 16) & (minutes.day_of_week < 5)
+    years = {
+        252: pd.bdate_range("2020-01-01", periods=300),
+        365: pd.date_range("2020-01-01", periods=300),
+        52: pd.date_range("2020-01-03", periods=100, freq="W-FRI"),
+        12: pd.date_range("2020-01-31", periods=60, freq="ME"),
+        4: pd.date_range("2020-01-31", periods=30, freq="QE"),
+        8766: pd.date_range("2020-01-01", periods=2000, freq="h"),
+        252 * 390: minutes[inside],
+    }
+    found = {number: steps_per_year(dates.to_numpy("datetime64[ns]")) for number, dates in years.items()}
+    assert found == {number: number for number in years}
+    assert steps_per_year(minutes[inside][: 3 * 390].to_numpy("datetime64[ns]")) == 252 * 390
+    assert steps_per_year(np.arange(100)) == 252

@@ -18,6 +18,6 @@ Files, in reading order:
     windows.py      training, validation and test parts by date, purged, and the windows that a model is fed
     leakage.py      does anything look ahead? the future changed, the past compared
 
-Nothing is read by a guess that the rows do not bear out: what cannot be known is refused, with the option that tells it.
+Nothing is read by a guess that the rows do not bear out: what cannot be known is refused, with the option that says it.
 Their names are offered by blockyard.tasks.price. How leaks are kept out: docs/prices.md.
 """

@@ -24,6 +24,7 @@ from blockyard.tasks.price.data.reading import Reading
 from blockyard.tasks.price.data.units import NAMES, UNITS, epoch_unit, times_of_day
 
 _DOTTED = re.compile(r"^\d{1,2}\.\d{1,2}\.\d{4}")
+_SLASHED = re.compile(r"^\s*(\d{1,2})[/-](\d{1,2})[/-]\d{2,4}")
 # Digits alone: date, and date with time, in the lengths that are read.
 _DIGITS = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 _DIGITS_APART = {(8, 4): "%Y%m%d %H%M", (8, 6): "%Y%m%d %H%M%S"}
@@ -152,7 +153,8 @@ def _written(reading: Reading, column: str, cells: Any, config: PriceDataConfig)
         # An offset that is written otherwise than above: one clock for all.
         parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
         return Clock(parsed.to_numpy("datetime64[ns]"), "UTC")
-    return Clock(_with_time(reading, parsed, config).to_numpy("datetime64[ns]"), _naive(reading))
+    ds = _with_time(reading, parsed, config).to_numpy("datetime64[ns]")
+    return Clock(ds, _naive(reading) + _either_way(cells, config))
 
 
 def _with_offsets(reading: Reading, column: str, cells: Any, config: PriceDataConfig) -> Clock:
@@ -235,6 +237,16 @@ def _parsed_either_way(cells: Any, config: PriceDataConfig) -> Any:
         other = _parsed(cells, not day_first)
         parsed = parsed if other.isna().any() else other
     return parsed
+
+
+def _either_way(cells: Any, config: PriceDataConfig) -> str:
+    """A word on dates of which every one can be read with the month first and with the day first."""
+    if config.day_first is not None or cells.dtype.kind != "O" or not _SLASHED.match(str(cells.iloc[0])):
+        return ""
+    numbers = cells.astype(str).str.extract(_SLASHED.pattern).astype(float)
+    if (numbers > 12).any(axis=None) or (numbers[0] == numbers[1]).all():
+        return ""
+    return f"; {cells.iloc[0]} is read with the month first (else: --data.day_first true)"
 
 
 def _parsed(cells: Any, day_first: bool) -> Any:

@@ -13,6 +13,8 @@ NAMES = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 DAY = 86_400
 # A weekday belongs to the market when it has this share of the busiest weekday's rows.
 OPEN = 0.2
+# Days of a year, and of a market that closes on weekends and holidays.
+YEAR, BUSINESS_YEAR = 365.25, 252
 # Days that show a market's sessions.
 LEAST_DAYS = 3
 # Steps that are whole numbers of months have one of these lengths in days.
@@ -77,6 +79,31 @@ def find_rhythm(ds: np.ndarray) -> Rhythm | None:
     if step > DAY:
         return _with_holes(found, steps // step - 1, ds)
     return _intraday(found, ds, seconds) if step < DAY else _daily(found, ds, days)
+
+
+def steps_per_year(ds: np.ndarray) -> int:
+    """How many rows a series has in a year: 252 for five days a week, 365 for seven, the bars of a year for bars.
+
+    Args:
+        ds: dates, or row numbers, which are taken for business days; [T].
+    """
+    rhythm = find_rhythm(ds)
+    if rhythm is None:
+        return BUSINESS_YEAR
+    if rhythm.months:
+        return max(12 // rhythm.months, 1)
+    open_days = BUSINESS_YEAR * len(rhythm.week) / 5 if len(rhythm.week) < 7 else YEAR
+    if rhythm.seconds == DAY:
+        return round(open_days)
+    if rhythm.seconds > DAY or rhythm.always:
+        return max(round(YEAR * DAY / rhythm.seconds), 1)
+    seconds = ds.astype("datetime64[s]").astype(np.int64)
+    if weeks := int((seconds[-1] - seconds[0]) // (7 * DAY)):
+        # Whole weeks, so that a weekend counts as it should.
+        return max(
+            round(int((seconds > seconds[-1] - weeks * 7 * DAY).sum()) / weeks * open_days / len(rhythm.week)), 1
+        )
+    return round(_most(np.unique(seconds // DAY, return_counts=True)[1]) * open_days)
 
 
 def _daily(found: Rhythm, ds: np.ndarray, days: np.ndarray) -> Rhythm:
