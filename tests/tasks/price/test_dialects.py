@@ -194,6 +194,16 @@ def test_numbers_that_can_be_read_in_two_ways_are_refused_until_told(tmp_path: P
         PriceDataConfig(decimal="dot")  # type: ignore[arg-type]
 
 
+def test_a_mark_in_a_column_of_other_things_turns_nothing(tmp_path: Path) -> None:
+    """A change of 0.5% beside 99,641 is no ground to read a price a thousandfold."""
+    text = "Date;Close;chg\n" + "".join(f"{d};1,{100 + n};0.{n}%\n" for n, d in enumerate(DAYS))
+    with pytest.raises(InputError, match="column Close: '1,100' can be read in two ways"):
+        read(tmp_path, text)
+    assert read(tmp_path, text, decimal="comma").assets[0].close[0] == 1.1
+    sure = text.replace("1,100;", "1,1005;")
+    assert read(tmp_path, sure).assets[0].close[1] == 1.101
+
+
 def test_a_file_with_both_marks_reads_what_is_sure_and_refuses_the_rest(tmp_path: Path) -> None:
     sure = "Date;Close;rate\n" + "".join(f"{d};12,{10 + n};3.{10 + n}\n" for n, d in enumerate(DAYS))
     asset = read(tmp_path, sure).assets[0]
@@ -230,7 +240,10 @@ def test_empty_columns_are_left_out_and_said(tmp_path: Path) -> None:
 
 
 def test_percentages_are_parts_of_one(tmp_path: Path) -> None:
-    prices = read(tmp_path, table("Date,Close,Change %", "{day},{close},-0.{m}%"))
+    text = table("Date,Close,Change %", "{day},{close},-0.{m}%")
+    assert read(tmp_path, text).assets[0].extra == {}
+    assert "Change %, numbers with marks or as text, is left out (else: --data.extra)" in read(tmp_path, text).report()
+    prices = read(tmp_path, text, extra="Change %")
     assert np.allclose(prices.assets[0].extra["Change %"][:9], [-(n + 1) / 1000 for n in range(9)])
     assert "Change %: -0.1% is -0.001" in prices.report()
 
@@ -296,3 +309,14 @@ def test_frames_of_nullable_types_are_read_like_others(backend: str) -> None:
     with pytest.raises(InputError, match=r"row 10 .*the price is missing"):
         read_prices(nullable)
     assert len(read_prices(nullable, PriceDataConfig(missing="drop"))) == N - 1
+
+
+def test_columns_of_text_that_were_no_features_are_none_by_themselves(tmp_path: Path) -> None:
+    """Features of a run stay those that it was trained with."""
+    text = table("Date,Close,cap,yield,note,lot", "{day},{close},1.{m}M,-,$5,7")
+    assert list(read(tmp_path, text).assets[0].extra) == ["lot"]
+    frame = pd.DataFrame({"Date": DAYS, "Close": CLOSES, "lot": ["007"] * N, "size": range(N)})
+    assert list(read_prices(frame).assets[0].extra) == ["size"]
+    assert read_prices(frame, PriceDataConfig(extra="lot")).assets[0].extra["lot"][0] == 7
+    only = table("Date,Kurswert,Change %", "{day},{close},-0.{m}%")
+    assert np.array_equal(read(tmp_path, only).assets[0].close, CLOSES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,11 @@ def text_columns(frame: Any, config: PriceDataConfig) -> set[str]:
 
 
 def find_columns(
-    source: str, frame: Any, levels: Mapping[str, tuple[str, str]], config: PriceDataConfig
+    source: str,
+    frame: Any,
+    levels: Mapping[str, tuple[str, str]],
+    config: PriceDataConfig,
+    marked: Collection[str] = (),
 ) -> tuple[Columns, ...]:
     """Which column plays which part; several where each asset has columns of its own.
 
@@ -85,6 +89,7 @@ def find_columns(
         frame: the table, numbers read.
         levels: field and ticker of columns of a header of two levels.
         config: names that the user gives.
+        marked: columns of numbers that are features only if named.
 
     Raises:
         InputError: naming the columns there are, when there is no price among them or a named one is missing.
@@ -98,10 +103,11 @@ def find_columns(
     if not levels and not found["close"] and not found["adjusted"]:
         levels = _levels_in(left + [found[part] or "" for part in BARS if found[part]])
     if levels:
-        return _by_ticker(source, frame, levels, found["ds"], time, config)
+        return _by_ticker(source, frame, levels, found["ds"], time, config, marked)
     if not found["close"] and not found["adjusted"]:
         numeric = [name for name in left if frame[name].dtype.kind in "fiu"]
-        if len(numeric) != 1:
+        plain = [name for name in numeric if name not in marked]
+        if len(plain or numeric) != 1:
             wide = _is_wide(frame, found, left, numeric)
             contrary = _below_zero(frame, numeric) if wide else ""
             if wide and not contrary:
@@ -110,10 +116,11 @@ def find_columns(
                 f"{source}: no price column among: {', '.join(names) or 'none'}; name it with data.price_column "
                 f"(one row per asset and date: columns unique_id, ds, y{contrary})"
             )
-        found["close"], left = numeric[0], [name for name in left if name != numeric[0]]
+        found["close"] = (plain or numeric)[0]
+        left.remove((plain or numeric)[0])
     close, raw = (found["adjusted"], found["close"]) if found["adjusted"] else (found["close"], None)
     assert close is not None
-    extra, said = _extra(source, frame, {name: name for name in left}, config.extra)
+    extra, said = _extra(source, frame, {name: name for name in left}, config.extra, marked)
     parts, empty = _bars(frame, found)
     return (
         Columns(close, found["unique_id"], found["ds"], raw, **parts, time=time, extra=extra, said=(*empty, *said)),
@@ -216,6 +223,7 @@ def _by_ticker(
     ds: str | None,
     time: str | None,
     config: PriceDataConfig,
+    marked: Collection[str],
 ) -> tuple[Columns, ...]:
     """Columns of each ticker, in the order in which tickers appear."""
     series = []
@@ -241,7 +249,7 @@ def _by_ticker(
             )
         raw = found["close"] if found["adjusted"] else None
         left = {name: column for name, column in fields.items() if column not in found.values()}
-        extra, said = _extra(source, frame, left, config.extra)
+        extra, said = _extra(source, frame, left, config.extra, marked)
         parts, empty = _bars(frame, found)
         series.append(
             Columns(close, None, ds, raw, **parts, time=time, extra=extra, asset=ticker, said=(*empty, *said))
@@ -256,7 +264,9 @@ def _bars(frame: Any, found: Mapping[str, str | None]) -> tuple[dict[str, str | 
     return parts, [f"{name} is empty and left out" for name in empty]
 
 
-def _extra(source: str, frame: Any, left: Mapping[str, str], wanted: str) -> tuple[dict[str, str], list[str]]:
+def _extra(
+    source: str, frame: Any, left: Mapping[str, str], wanted: str, marked: Collection[str]
+) -> tuple[dict[str, str], list[str]]:
     """Further columns as asked for, by name, and a word on those that are left out though numbers."""
     if wanted == "none":
         return {}, []
@@ -264,9 +274,11 @@ def _extra(source: str, frame: Any, left: Mapping[str, str], wanted: str) -> tup
         numeric = {name: column for name, column in left.items() if frame[column].dtype.kind in "fiub"}
         empty = [name for name, column in numeric.items() if len(frame) and frame[column].isna().all()]
         clocks = [n for n, column in numeric.items() if simple(n) in CLOCKS and epoch_unit(frame[column]) is not None]
+        written = [name for name, column in numeric.items() if column in marked and name not in empty]
         said = [f"{name} is empty and left out" for name in empty]
+        said += [f"{name}, numbers with marks or as text, is left out (else: --data.extra)" for name in written]
         said += [f"{name} repeats the date and is left out" for name in clocks]
-        return {name: column for name, column in numeric.items() if name not in (*empty, *clocks)}, said
+        return {name: column for name, column in numeric.items() if name not in (*empty, *clocks, *written)}, said
     names = tuple(name.strip() for name in wanted.split(",") if name.strip())
     for name in names:
         if name not in left:

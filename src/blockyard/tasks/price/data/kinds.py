@@ -12,29 +12,13 @@ from typing import Literal
 Kind = Literal["number", "date", "time", "nothing", "text"]
 
 # Marks for "no value": pandas' own, and those of FRED (.), investing.com (-) and of spreadsheets.
-NOTHING = frozenset(
-    {
-        "",
-        ".",
-        "-",
-        "--",
-        "–",
-        "—",
-        "N/A",
-        "n/a",
-        "NA",
-        "<NA>",
-        "NaN",
-        "nan",
-        "-NaN",
-        "-nan",
-        "None",
-        "none",
-        "NULL",
-        "null",
-    }
-    | {"#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN", "ND", "NaT", "#DIV/0!", "#VALUE!", "#NV"}
+_EMPTY = (
+    "",
+    *("<NA>", "N/A", "n/a", "NA", "NULL", "null", "NaN", "nan", "-NaN", "-nan", "None"),
+    *("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN"),
 )
+MARKS = frozenset({".", "-", "--", "–", "—", "none", "ND", "NaT", "#DIV/0!", "#VALUE!", "#NV"})
+NOTHING = MARKS.union(_EMPTY)
 _MONTH = r"(?:jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez)[a-zäé]*\.?"
 _DAY = (
     r"\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})|\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{4}-\d{2}|\d{4}年\d{1,2}月\d{1,2}日"

@@ -14,13 +14,15 @@ from typing import Any, Literal
 import numpy as np
 
 from blockyard.errors import InputError, require
-from blockyard.tasks.price.data.kinds import NOTHING
+from blockyard.tasks.price.data.kinds import MARKS, NOTHING
+from blockyard.tasks.price.data.names import part_of
 
 Mark = Literal["point", "comma"]
 # Sure with a decimal comma, sure with a decimal point, and the two that may be either; all without sign.
 _COMMA = re.compile(r"^(?:\d+|\d{1,3}(?:\.\d{3})+)?,\d+$|^\d{1,3}(?:\.\d{3}){2,}$")
 _POINT = re.compile(r"^(?:\d+|\d{1,3}(?:,\d{3})+)?\.\d+$|^\d+\.$|^\d{1,3}(?:,\d{3}){2,}$")
 _COMMA_OR_GROUP, _POINT_OR_GROUP = re.compile(r"^[1-9]\d{0,2},\d{3}$"), re.compile(r"^[1-9]\d{0,2}\.\d{3}$")
+_DIGITS = re.compile(r"^[+-]?[\d.,]+$")
 _WHOLE = re.compile(r"^\d+$")
 # Sign, currency, the number itself, exponent, and what stands for a power of ten.
 _CELL = re.compile(
@@ -83,6 +85,12 @@ class _Column:
         read = [c for c in self.parsed.values() if c is not None and (c.text("point") or c.text("comma"))]
         return len(read) > _MOST * len(self.parsed)
 
+    def is_marked(self) -> bool:
+        """Whether more than digits, signs and decimal marks stand in it, or a mark for no value that pandas has not."""
+        if self.cells.isin(MARKS).any():
+            return True
+        return bool(self.odd.size) and not all(_DIGITS.match(text) for text in self.parsed)
+
     @property
     def mark(self) -> Mark | None:
         """The decimal mark of most cells that can be read in one way only; the others are wrong. None without any."""
@@ -94,18 +102,33 @@ class _Column:
         return next((c.body for c in self.parsed.values() if c is not None and pattern.match(c.body)), "")
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """A table whose columns of written numbers are numbers.
+
+    Args:
+        frame: the table.
+        marked: columns whose numbers are written with units, currencies, blanks or marks for no value, or stood as text
+            in a frame: they play a part by their name, and are features only if named.
+        said: what was seen.
+    """
+
+    frame: Any
+    marked: frozenset[str]
+    said: tuple[str, ...]
+
+
 def read_numbers(
-    frame: Any, names: Collection[str], *, separator: str, decimal: Literal["auto", "point", "comma"]
-) -> tuple[Any, list[str]]:
+    frame: Any, names: Collection[str], *, separator: str | None, decimal: Literal["auto", "point", "comma"]
+) -> Numbers:
     """Replace columns of written numbers by numbers, in a copy of the frame.
 
     Args:
         frame: the table.
         names: its columns that may hold numbers.
         separator: what separates cells in the file; where it is a comma, a lone comma within a cell groups thousands.
+            None for frames, whose columns have types.
         decimal: the file's decimal mark, auto = as its cells say.
-
-    Returns: the frame, and what was seen.
 
     Raises:
         InputError: when a cell such as 1.050 can be read in two ways and the file does not say which.
@@ -125,14 +148,17 @@ def read_numbers(
         for name, column in columns.items():
             if not column.odd.size and column.cells.str.contains(".", regex=False).any() and column.parse():
                 numeric[name] = column
-    of_file = _mark_of_file(numeric, separator) if decimal == "auto" else decimal
+    marked = [name for name, column in columns.items() if separator is None or column.is_marked()]
+    weak = [name for name in marked if part_of(name) is None]
+    of_file = _mark_of_file(numeric, separator or ",", weak) if decimal == "auto" else decimal
     for name, column in columns.items():
         if name in numeric:
             frame[name] = _numbers(column, decimal if decimal != "auto" else column.mark or of_file)
         elif not column.odd.size:
             frame[name] = column.plain
     said = ["decimal comma"] if numeric and of_file == "comma" else []
-    return frame, said + [line for name, column in numeric.items() for line in _units(name, column)]
+    said += [line for name, column in numeric.items() for line in _units(name, column)]
+    return Numbers(frame, frozenset(marked), tuple(said))
 
 
 def _column(cells: Any) -> _Column | None:
@@ -152,27 +178,35 @@ def _column(cells: Any) -> _Column | None:
     return _Column(plain, odd, text, {})
 
 
-def _mark_of_file(numeric: dict[str, _Column], separator: str) -> Mark:
+def _mark_of_file(numeric: dict[str, _Column], separator: str, weak: Collection[str]) -> Mark:
     """What columns mean whose every number can be read in two ways, or in one.
+
+    Args:
+        numeric: columns of numbers.
+        separator: what separated cells.
+        weak: columns that may have come from elsewhere, with a mark of their own: they decide nothing, but what they
+            contradict is not settled.
 
     Raises:
         InputError: when the others do not say so, either.
     """
-    marks = {column.mark for column in numeric.values()} - {None}
+    marks = {column.mark for name, column in numeric.items() if name not in weak} - {None}
     if len(marks) == 1:
         return "comma" if "comma" in marks else "point"
-    commas = {name: c.example(_COMMA_OR_GROUP) for name, c in numeric.items() if c.mark is None}
-    points = {name: c.example(_POINT_OR_GROUP) for name, c in numeric.items() if c.mark is None}
-    open_ = {name: commas[name] or points[name] for name in commas if commas[name] or points[name]}
+    open_ = {name: column for name, column in numeric.items() if column.mark is None}
+    commas = [c.example(_COMMA_OR_GROUP) for c in open_.values()]
+    points = [c.example(_POINT_OR_GROUP) for c in open_.values()]
     # Between commas a lone comma can only group thousands, so a point is the decimal mark.
-    contrary = any(commas.values()) and any(points.values()) and separator != ","
-    if open_ and (marks or contrary):
-        name, example = next(iter(open_.items()))
-        raise InputError(
-            f"column {name}: {example!r} can be read in two ways, and the file's other numbers do not say which; "
-            "pass --data.decimal point or --data.decimal comma"
-        )
-    return "comma" if any(commas.values()) and separator != "," else "point"
+    usual: Mark = "comma" if any(commas) and separator != "," else "point"
+    contrary = any(commas) and any(points) and separator != ","
+    others = {column.mark for name, column in numeric.items() if name in weak} - {None, usual}
+    for name, comma, point in zip(open_, commas, points):
+        if (comma or point) and (marks or contrary or others):
+            raise InputError(
+                f"column {name}: {comma or point!r} can be read in two ways, and the file's other numbers do not say "
+                "which; pass --data.decimal point or --data.decimal comma"
+            )
+    return usual
 
 
 def _nothing(text: Any) -> np.ndarray:

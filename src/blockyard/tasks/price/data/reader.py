@@ -61,7 +61,7 @@ def _read(tables: list[SourceTable], source: str, config: PriceDataConfig, least
         if len(table.frame) == 0:
             raise InputError(f"{table.name} has no rows; at least {least} are needed")
         clocks: dict[str, None] = {}
-        series = find_columns(table.name, table.frame, table.levels, config)
+        series = find_columns(table.name, table.frame, table.levels, config, table.marked)
         for columns in series:
             for unique_id, rows in _by_asset(table.name, table.frame, columns, notes):
                 reading = Reading(table.name, table.frame, columns, rows, unique_id, several_tables=len(tables) > 1)

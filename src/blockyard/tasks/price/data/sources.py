@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,16 @@ class SourceTable:
         name: for errors and reports.
         frame: pandas, a plain index, names without doubles.
         levels: field and ticker of columns of a header of two levels.
-        separator: what separated cells.
+        separator: what separated cells; None in frames.
+        marked: columns of numbers that are features only if named; see `Numbers`.
         said: how it was read.
     """
 
     name: str
     frame: Any
     levels: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    separator: str = ","
+    separator: str | None = None
+    marked: frozenset[str] = frozenset()
     said: tuple[str, ...] = ()
 
 
@@ -56,7 +58,7 @@ def read_table(source: Any, number: int, config: PriceDataConfig) -> SourceTable
     table = _table(source, number)
     names = set(table.frame.columns) - text_columns(table.frame, config)
     try:
-        frame, said = read_numbers(
+        numbers = read_numbers(
             table.frame,
             [name for name in table.frame.columns if name in names],
             separator=table.separator,
@@ -64,7 +66,7 @@ def read_table(source: Any, number: int, config: PriceDataConfig) -> SourceTable
         )
     except InputError as error:
         raise InputError(f"{table.name}: {error}") from error
-    return SourceTable(table.name, frame, table.levels, table.separator, (*table.said, *said))
+    return replace(table, frame=numbers.frame, marked=numbers.marked, said=(*table.said, *numbers.said))
 
 
 def _table(source: Any, number: int) -> SourceTable:
@@ -116,7 +118,13 @@ def _of_file(name: str, path: Path) -> SourceTable:
 
 
 def _read_parquet(path: Path) -> Any:
-    return require("pandas", extra="prices").read_parquet(path)
+    pandas = require("pandas", extra="prices")
+    frame = pandas.read_parquet(path)
+    for column in range(frame.shape[1]):
+        if pandas.api.types.is_string_dtype(frame.dtypes.iloc[column]):
+            # Arrow leaves text unread until it is asked for: damage should show here.
+            frame.iloc[:, column].to_numpy()
+    return frame
 
 
 def _read_text(name: str, path: Path) -> SourceTable:
@@ -146,7 +154,7 @@ def _read_text(name: str, path: Path) -> SourceTable:
     rows = len(frame) - _lines_below(frame)
     below = [f"below the table: {str(cell)[:60]!r}" for cell in frame.iloc[rows:, 0]]
     said = (dialect.describe(), *header.said, *below)
-    return SourceTable(name, frame.iloc[:rows], levels, dialect.separator, said)
+    return SourceTable(name, frame.iloc[:rows], levels, dialect.separator, said=said)
 
 
 def _lines_below(frame: Any) -> int:
@@ -179,7 +187,7 @@ def _of_frame(name: str, frame: Any) -> SourceTable:
         raise InputError(f"column {twice[0]!r} comes twice; rename or drop one")
     frame = frame.reset_index(drop=True)
     plain = {column: _plain(frame[column]) for column in frame.columns if not _is_plain(frame[column])}
-    return SourceTable(name, frame.assign(**plain) if plain else frame, levels, ",", said)
+    return SourceTable(name, frame.assign(**plain) if plain else frame, levels, said=said)
 
 
 def _flat(columns: Any) -> tuple[list[str], dict[str, tuple[str, str]]]:
