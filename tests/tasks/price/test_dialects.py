@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,14 @@ def test_a_broken_first_row_is_a_row(tmp_path: Path) -> None:
 
 def test_names_without_text_and_doubles_are_named_as_pandas_names_them() -> None:
     assert mangled(["", "a", "a", "b", "", "a"]) == ("Unnamed: 0", "a", "a.1", "b", "Unnamed: 4", "a.2")
+    for names in ("a,a.1,a", "a,a,a.1,a", " a,a, b", "a,a.1,a.1,a"):
+        assert mangled(names.split(",")) == tuple(pd.read_csv(io.StringIO(f"{names}\n")).columns)
+
+
+def test_names_of_columns_keep_their_blanks(tmp_path: Path) -> None:
+    """They are the names of features."""
+    prices = read(tmp_path, table("Date, Close, turnover ", "{day},{close},{n}"))
+    assert list(prices.assets[0].extra) == [" turnover "]
 
 
 @pytest.mark.parametrize("cell, looks", [

@@ -32,12 +32,14 @@ class Line:
     """A line of the sample.
 
     Args:
-        cells: as written, without their quotes.
+        cells: without their quotes, and without blanks around them.
         end: lines of the file up to and including it.
+        names: the cells with their blanks, as names of columns are kept.
     """
 
     cells: tuple[str, ...]
     end: int
+    names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -133,7 +135,7 @@ def _lines(text: str, separator: str) -> Iterator[Line]:
             cells = tuple(cell.strip('"') for cell in _BETWEEN_BLANKS.findall(line))
             if cells:
                 taken += 1
-                yield Line(cells, number)
+                yield Line(cells, number, cells)
             if taken >= SAMPLE_LINES:
                 return
         return
@@ -142,6 +144,6 @@ def _lines(text: str, separator: str) -> Iterator[Line]:
         cells = tuple(cell.strip() for cell in row)
         if any(cells):
             taken += 1
-            yield Line(cells, reader.line_num)
+            yield Line(cells, reader.line_num, tuple(row))
         if taken >= SAMPLE_LINES:
             return

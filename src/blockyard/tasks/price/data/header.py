@@ -148,7 +148,7 @@ def _over(
     header: Line, below: Sequence[Line], kinds: Sequence[Kind], longest: int
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...]]:
     """Names for every cell of a row, places of columns to drop, and what to say of it."""
-    names, extra = header.cells, longest - len(header)
+    names, extra = header.names, longest - len(header)
     if extra <= 0:
         return names, (), ()
     long = [line for line in below if len(line) == longest]

@@ -7,7 +7,7 @@ A file has one decimal mark. Cells that can be read in one way only say which it
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -150,14 +150,15 @@ def read_numbers(
                 numeric[name] = column
     marked = [name for name, column in columns.items() if separator is None or column.is_marked()]
     weak = [name for name in marked if part_of(name) is None]
-    of_file = _mark_of_file(numeric, separator or ",", weak) if decimal == "auto" else decimal
+    of_file: Mark = _mark_of_file(numeric, separator or ",", weak) if decimal == "auto" else decimal
+    said = ["decimal comma"] if numeric and of_file == "comma" else []
     for name, column in columns.items():
         if name in numeric:
-            frame[name] = _numbers(column, decimal if decimal != "auto" else column.mark or of_file)
+            mark: Mark = of_file if decimal != "auto" else column.mark or of_file
+            frame[name] = _numbers(column, mark)
+            said += _units(name, column, mark)
         elif not column.odd.size:
             frame[name] = column.plain
-    said = ["decimal comma"] if numeric and of_file == "comma" else []
-    said += [line for name, column in numeric.items() for line in _units(name, column)]
     return Numbers(frame, frozenset(marked), tuple(said))
 
 
@@ -244,13 +245,9 @@ def _numbers(column: _Column, mark: Mark) -> Any:
     return mixed
 
 
-def _units(name: str, column: _Column) -> list[str]:
+def _units(name: str, column: _Column, mark: Mark) -> list[str]:
     """What to say of numbers that are written with a unit."""
-    written: Sequence[str] = [text for text in column.parsed if text[-1:] in _UNITS and text[-1:]]
-    return [f"{name}: {written[0]} is {_worth(written[0], column)}"] if written else []
-
-
-def _worth(text: str, column: _Column) -> str:
-    cell = column.parsed[text]
-    number = None if cell is None else cell.text("point") or cell.text("comma")
-    return "unreadable" if number is None else f"{float(number):,.10g}"
+    for text, cell in column.parsed.items():
+        if cell is not None and text[-1:] in _UNITS and (number := cell.text(mark)) is not None:
+            return [f"{name}: {text} is {float(number):,.10g}"]
+    return []
