@@ -164,10 +164,13 @@ def test_date_and_time_in_two_columns_are_one(form: str, date: str, tmp_path: Pa
     assert prices.assets[0].extra == {} and "with Time" in prices.understood[-1]
 
 
-def test_a_column_called_time_that_holds_other_numbers_is_a_feature(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", ["{n}.5", "{n}", "1{n:03}", "{n:06}", "5"])
+def test_a_column_called_time_that_holds_other_numbers_is_a_feature(number: str, tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    path.write_text("Date,Time,Close\n" + "".join(f"{d.date()},{n}.5,{100 + n % 7}\n" for n, d in enumerate(BUSINESS)))
-    assert list(read_prices(path).assets[0].extra) == ["Time"]
+    rows = [f"{d.date()},{number.format(n=n % 50)},{100 + n % 7}\n" for n, d in enumerate(BUSINESS)]
+    path.write_text("Date,Time,Close\n" + "".join(rows))
+    asset = read_prices(path).assets[0]
+    assert list(asset.extra) == ["Time"] and asset.ds[1] == np.datetime64("2024-01-09")
 
 
 def test_a_column_that_repeats_the_dates_is_no_feature_unless_named(tmp_path: Path) -> None:

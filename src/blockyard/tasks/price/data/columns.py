@@ -180,8 +180,16 @@ def _time_of_day(frame: Any, names: Sequence[str], found: Mapping[str, str | Non
     """A column of times of day that belongs to the dates."""
     if found["ds"] is None:
         return None
-    candidates = [name for name in names if simple(name) in TIMES_OF_DAY and name != found["ds"]]
-    return next((name for name in candidates if times_of_day(frame[name]) is not None), None)
+    for name in names:
+        if simple(name) not in TIMES_OF_DAY or name == found["ds"] or times_of_day(frame[name]) is None:
+            continue
+        # Digits alone may count something else, unless rows of a day need them or they are the same for every day.
+        row = [part for part in (found["ds"], found["unique_id"]) if part in names]
+        cells = frame[name].astype(str).str.strip()
+        same = cells.nunique() == 1 and (len(cells.iloc[0]) > 3 or not cells.iloc[0].strip("0"))
+        if not cells.str.isdecimal().all() or same or frame.duplicated(row).any():
+            return name
+    return None
 
 
 def _is_wide(frame: Any, found: Mapping[str, str | None], left: Sequence[str], numeric: Sequence[str]) -> bool:
