@@ -79,6 +79,9 @@ def lines(draw: st.DrawFn, runs: dict[str, Path]) -> list[str]:
         return [*words, str(draw(st.sampled_from(sorted(runs.values())))), "broken.csv"]
     if name.endswith(("recall",)) or (verb == "train" and name.endswith("signal")):
         return [*words, *(WRONG_RECALL if name.endswith("recall") else ("--data.path=missing",)), *WRONG[verb][1:]]
+    if not WRONG[verb][0].startswith("-"):
+        # In front: behind an option without a value it would be taken for that.
+        return [*name.split(), *WRONG[verb], *words[len(name.split()) :]]
     return [*words, *WRONG[verb]]
 
 

@@ -239,3 +239,46 @@ def test_help_names_the_task_s_own_defaults(capsys):
 def test_help_of_compare_names_a_budget_that_does_not_only_measure_overfitting(capsys):
     assert main(["compare", "price", "--help"]) == 0
     assert "40000" in capsys.readouterr().out.replace(",", "")
+
+
+def test_data_prices_says_what_is_understood_and_does_nothing_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    frame = ohlcv(60).rename(columns={"Close": "Schluss"})
+    frame["Date"] = frame["Date"].dt.strftime("%d.%m.%Y")
+    frame.to_csv("kurse.csv", index=False, sep=";", decimal=",")
+    assert main(["data", "prices", "kurse.csv"]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "kurse.csv: 1 asset, 60 rows",
+        "cells between semicolons; decimal comma",
+        "date from Date, close from Schluss",
+        "clock: the file's own; it names no time zone",
+        "step: 1 day, Mon–Fri; no holes",
+        "2015-01-01 … 2015-03-25",
+    ):
+        assert words in shown
+    assert os.listdir() == ["kurse.csv"]
+    assert main(["data", "prices", "kurse.csv", "--data.price_column", "Open"]) == 0
+    assert "close from Open" in capsys.readouterr().out
+    assert "no column 'Shluss' (did you mean 'Schluss'?)" in error_of(
+        capsys, "data", "prices", "kurse.csv", "--data.price_column", "Shluss"
+    )
+    assert "kurze.csv does not exist" in error_of(capsys, "data", "prices", "kurze.csv")
+
+
+def test_training_says_what_data_prices_says(told, file, capsys):
+    assert main(["data", "prices", file]) == 0
+    assert capsys.readouterr().out in told[1]
+
+
+def test_tables_of_forecasts_are_on_the_clock_of_the_file(trained, tmp_path):
+    """Hours around the clock with offsets: the origin's date is the last row's as it is written."""
+    frame = ohlcv(200)
+    hours = pd.date_range("2024-01-01", periods=200, freq="h", tz="Asia/Tokyo")
+    frame["Date"] = [hour.isoformat(sep=" ") for hour in hours]
+    file, out = write(frame, tmp_path / "hours.csv"), tmp_path / "f.csv"
+    assert main(["forecast", str(trained), file, "--out", str(out), "--plot", "none"]) == 0
+    found = pd.read_csv(out)
+    last = hours[-1].tz_localize(None)
+    assert set(found["cutoff"]) == {str(last)}
+    assert found["ds"].tolist() == [str(last + pd.Timedelta(hours=h)) for h in (1, 2, 5)]

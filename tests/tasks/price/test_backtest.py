@@ -31,6 +31,9 @@ def test_a_backtest_is_its_definition_in_loops(data):
     assert found["curve"][-1] == pytest.approx(sum(logs), abs=1e-5)
     assert found["annual_return"] == pytest.approx(math.expm1(np.mean(logs) * 252))
     assert "f" in backtest_table({"f": found, "none": None})
+    assert found["steps_per_year"] == 252
+    doubled = run_backtest(data, assets, rows, forecast, BacktestConfig(lag=1, cost=0.001, steps_per_year=504), LEVELS)
+    assert doubled["annual_volatility"] == pytest.approx(found["annual_volatility"] * math.sqrt(2))
 
 
 def test_a_perfect_forecast_earns_and_lag_and_costs_take_from_it(data):

@@ -275,6 +275,19 @@ def test_the_unadjusted_split_of_microsoft_is_seen():
         read_prices(path, PriceDataConfig(price_column="Close"))
 
 
+def test_volume_beside_adjusted_prices_is_said_to_jump_at_a_split(tmp_path):
+    frame = ohlcv(200)
+    factor = np.where(np.arange(200) < 120, 1.0, 0.25)
+    frame["Adj Close"] = frame["Close"] * 0.25
+    for column in ("Open", "High", "Low", "Close"):
+        frame[column] = frame[column] * factor
+    split = read_prices(write(frame, tmp_path / "s.csv"))
+    assert "s: Volume is the file's: unless it is adjusted, volume jumps at these splits" in split.notes
+    without = read_prices(write(frame.drop(columns="Volume"), tmp_path / "s.csv"))
+    assert not any("volume jumps" in note for note in without.notes)
+    assert not any("volume jumps" in note for note in read_prices(ohlcv(200)).notes)
+
+
 def test_the_negative_oil_price_is_refused_and_turmoil_is_no_split():
     with pytest.raises(InputError, match=r"row 8644 \(2020-04-20\), column Price: -36.98 is not a price above 0"):
         read_prices(real_file("wti_daily.csv"))

@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.price_files import read_files
     from blockyard.errors import MissingExtra
     from blockyard.files import check_writable
+    from blockyard.tasks.price.data.clock import in_zone
     from blockyard.tasks.price.forecaster import future_table, load_forecaster, write_table
 
     out = Path(arguments.out)
@@ -44,9 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(plot)
         if plot.suffix.lower() not in PICTURES:
             raise InputError(f"--plot={arguments.plot} should end in one of {', '.join(PICTURES)}")
-    folder, prices, _ = read_files(arguments, "forecast")
+    folder, prices, config = read_files(arguments, "forecast")
     forecaster, _, _ = load_forecaster(folder, trust=arguments.trust)
-    frame = future_table(forecaster, prices, arguments.at)
+    frame = future_table(forecaster, prices, arguments.at, calendar=config.calendar)
     write_table(frame, out)
     print(frame.to_string(index=False, max_rows=40, float_format=lambda v: f"{v:.5g}"))
     print(out)
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     histories = {}
     for asset in prices.assets:
         cutoff = frame.loc[frame["unique_id"] == asset.unique_id, "cutoff"].iloc[0]
-        known = asset.ds <= (np.datetime64(cutoff, "ns") if asset.dated else cutoff)
+        known = in_zone(asset.ds, asset.zone) <= (np.datetime64(cutoff, "ns") if asset.dated else cutoff)
         histories[asset.unique_id] = asset.close[known][-90:].tolist()
     try:
         from blockyard.tasks.price.charts import save_fans

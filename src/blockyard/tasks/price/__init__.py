@@ -11,7 +11,7 @@ Where to read, in this order:
     data/            prices in, checked; features and targets; windows without leaks; the look-ahead check
     model.py         PriceForecaster, with embedding.py (windows to tokens) and heads.py (quantiles, Student-t, point)
     task.py          PriceForecasting, the kind; PriceTask
-    forecaster.py    a trained model, its calibration (calibrate.py) and a file's future as a table
+    forecaster.py    a trained model, its calibration (calibrate.py) and a file's future as a table (dates: future.py)
     baselines.py     eight forecasts that need no net
     evaluate.py      scores with intervals (scores.py) of any forecasts of the same origins
     walk.py          walk-forward evaluation; backtest.py: what a forecast would have earned, with lag and costs

@@ -12,6 +12,7 @@ import numpy as np
 
 from blockyard.errors import InputError
 from blockyard.tasks.price.baselines import Forecast
+from blockyard.tasks.price.data.rhythm import steps_per_year
 from blockyard.tasks.price.data.windows import PriceTables
 from blockyard.tasks.price.scores import block_length, estimate
 
@@ -27,7 +28,7 @@ class BacktestConfig:
     Args:
         lag: steps from the forecast's close to the close at which the position is taken.
         cost: paid per unit of position changed, as a fraction of price (0.0005 = 5 basis points).
-        steps_per_year: for annual figures.
+        steps_per_year: for annual figures; none means as many as the series has (252 for weekdays).
         horizon: the forecast that decides, in steps; one that the model has.
         rule: `sign` holds +1 or −1 by the forecast's sign; `volatility` is long, less when the predicted interval is
             wide (so that the position's own volatility stays even), and asks nothing of direction.
@@ -35,7 +36,7 @@ class BacktestConfig:
 
     lag: int = 1
     cost: float = 0.0005
-    steps_per_year: int = 252
+    steps_per_year: int | None = None
     horizon: int = 1
     rule: Rule = "sign"
 
@@ -46,7 +47,7 @@ class BacktestConfig:
             )
         if not 0 <= self.cost < 1:
             raise InputError(f"cost={self.cost} should be a fraction of price, at least 0 and below 1")
-        if self.steps_per_year < 1:
+        if self.steps_per_year is not None and self.steps_per_year < 1:
             raise InputError(f"steps_per_year={self.steps_per_year} should be at least 1")
         if self.rule not in ("sign", "volatility"):
             raise InputError(f"rule={self.rule!r} is not one of: sign, volatility")
@@ -81,7 +82,8 @@ def run_backtest(
     """Earnings of one forecast, all assets held in equal parts.
 
     Returns: annual return and volatility, Sharpe ratio with its interval, largest drawdown, turnover per year, costs
-        per year, and the cumulated log return by date; None when the forecast cannot be traded by the rule.
+        per year, the steps of a year, and the cumulated log return by date; None when the forecast cannot be traded by
+        the rule.
 
     Raises:
         InputError: for a horizon that is not forecast, or too few rows.
@@ -106,11 +108,11 @@ def run_backtest(
     if len(dates) < 20:
         raise InputError(f"a backtest over {len(dates)} steps says nothing; give at least 20")
     gains = np.array([[np.mean([g for g, _ in per_date[d]]), np.mean([c for _, c in per_date[d]])] for d in dates])
-    return _summary(gains[:, 0], gains[:, 1], dates, config)
+    year = config.steps_per_year or int(np.median([steps_per_year(table.ds) for table in data.tables]))
+    return _summary(gains[:, 0], gains[:, 1], dates, year, config.cost)
 
 
-def _summary(gains: np.ndarray, changed: np.ndarray, dates: list[Any], config: BacktestConfig) -> dict[str, Any]:
-    year = config.steps_per_year
+def _summary(gains: np.ndarray, changed: np.ndarray, dates: list[Any], year: int, cost: float) -> dict[str, Any]:
     logs = np.log1p(np.maximum(gains, -0.999999))
     curve = np.cumsum(logs)
     peak = np.maximum.accumulate(np.concatenate([[0.0], curve]))[1:]
@@ -122,12 +124,13 @@ def _summary(gains: np.ndarray, changed: np.ndarray, dates: list[Any], config: B
     ratio = estimate(np.stack([gains, gains**2], axis=1), sharpe, block=block_length(len(gains), 10))
     return {
         "steps": len(gains),
+        "steps_per_year": year,
         "annual_return": float(np.expm1(logs.mean() * year)),
         "annual_volatility": float(gains.std() * np.sqrt(year)),
         "sharpe": ratio.to_dict(),
         "max_drawdown": float(np.expm1((curve - peak).min())),
         "turnover": float(changed.mean() * year),
-        "costs": float(changed.mean() * year * config.cost),
+        "costs": float(changed.mean() * year * cost),
         "ds": [str(d)[:19] for d in dates],
         "curve": [round(float(v), 6) for v in curve],
     }

@@ -16,10 +16,12 @@ from blockyard.files import writing
 from blockyard.tasks.kind import Run
 from blockyard.tasks.price.baselines import Forecast
 from blockyard.tasks.price.calibrate import FILE, Calibration, chosen, fit_calibration
+from blockyard.tasks.price.data.clock import in_zone
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.features import WARM_UP
 from blockyard.tasks.price.data.table import Prices
 from blockyard.tasks.price.data.windows import PriceAssets, PriceData, PriceTables, parse_ds
+from blockyard.tasks.price.future import future_dates
 from blockyard.tasks.price.model import PriceConfig, PriceForecaster
 from blockyard.tasks.run import load_run
 
@@ -121,16 +123,18 @@ def short_name(config: PriceConfig) -> str:
     return "/".join(dict.fromkeys(f"{spec.attn}+{spec.ffn}" for spec in config.layers))
 
 
-def future_table(forecaster: Forecaster, prices: Prices, at: str | None = None) -> Any:
+def future_table(forecaster: Forecaster, prices: Prices, at: str | None = None, *, calendar: str | None = None) -> Any:
     """Forecasts from the last row of every asset (or from a date) as a tidy pandas frame.
 
     Args:
         forecaster: a trained one.
         prices: the series.
         at: the date to forecast from; later rows are not looked at.
+        calendar: an exchange's code such as XNYS, for the holidays among the dates forecast.
 
     Returns: one row per asset and horizon: unique_id, cutoff (the origin's date), ds (the date forecast), horizon,
-        last (the origin's price), price (the median forecast), q0.05 … (quantiles of the price).
+        last (the origin's price), price (the median forecast), q0.05 … (quantiles of the price). Dates are on the
+        clock of the asset's file.
 
     Raises:
         InputError: when a series is too short or lacks a feature.
@@ -148,8 +152,8 @@ def future_table(forecaster: Forecaster, prices: Prices, at: str | None = None) 
         last = float(np.exp(table.log_close[-1]))
         columns: dict[str, Any] = {
             "unique_id": table.unique_id,
-            "cutoff": table.ds[-1],
-            "ds": future_dates(table.ds, horizons),
+            "cutoff": in_zone(table.ds[-1:], prices.assets[number].zone)[0],
+            "ds": in_zone(future_dates(table.ds, horizons, calendar), prices.assets[number].zone),
             "horizon": list(horizons),
             "last": last,
             "price": last * np.exp(found.point[number]),
@@ -168,21 +172,6 @@ def _until(prices: Prices, at: str) -> Prices:
             raise InputError(f"--at={at}: {asset.unique_id} begins later, {asset.span()}")
         cut.append(asset.rows(slice(0, end)))
     return replace(prices, assets=tuple(cut))
-
-
-def future_dates(ds: np.ndarray, horizons: Sequence[int]) -> np.ndarray:
-    """Dates `h` steps after the last: business days for daily series without weekends, else the median step."""
-    if ds.dtype.kind != "M":
-        return ds[-1] + np.asarray(horizons, np.int64) * int(np.median(np.diff(ds)))
-    days = ds.astype("datetime64[D]")
-    step = np.median(np.diff(ds).astype(np.int64))
-    # 1970-01-01 was a Thursday: (day + 3) % 7 is 0 on Mondays.
-    weekend = ((days.astype(np.int64) + 3) % 7 >= 5).any()
-    daily = step == np.timedelta64(1, "D").astype("timedelta64[ns]").astype(np.int64)
-    if daily and not weekend:
-        first = np.busday_offset(days[-1], 0, roll="backward")
-        return np.busday_offset(first, np.asarray(horizons)).astype("datetime64[ns]")
-    return ds[-1] + (np.asarray(horizons) * int(step)).astype("timedelta64[ns]")
 
 
 def write_table(frame: Any, out: Path) -> None:

@@ -1,21 +1,15 @@
-"""What is checked of every price series, and the one line that says file, row and column when it is wrong.
-
-Rows are counted from 1, without the header.
-"""
+"""What is checked of every price series on its way from a table's rows to an `Asset`."""
 
 from __future__ import annotations
 
-import re
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 
 from blockyard.errors import InputError, require, suggest
-from blockyard.tasks.price.data.columns import Columns
+from blockyard.tasks.price.data.clock import Clock, read_clock
 from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.reading import Reading
 from blockyard.tasks.price.data.table import BARS, Asset, show_ds
 
 # Usual split ratios, and how far the day's return may be from one: the market moves on that day, too. Real prices do
@@ -24,73 +18,12 @@ SPLIT_RATIOS = np.array([1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 15.0, 20.
 SPLIT_SLACK = np.where(SPLIT_RATIOS < 2, 0.03, 0.06)
 SPLIT_SIGMAS, SPLIT_STAYS = 8.0, 5
 DAY = np.timedelta64(1, "D")
-_DOTTED = re.compile(r"^\d{1,2}\.\d{1,2}\.\d{4}")
 
 
-@dataclass
-class Reading:
-    """One asset's rows of a table, on their way to an `Asset`.
-
-    Args:
-        source: the file, for errors.
-        frame: the whole table.
-        columns: which column plays which part.
-        rows: the asset's row numbers in the table, from 0.
-        unique_id: its name, or None in a table of one asset.
-        several_tables: whether other tables are read with it.
-    """
-
-    source: str
-    frame: Any
-    columns: Columns
-    rows: np.ndarray
-    unique_id: str | None
-    several_tables: bool = False
-
-    @property
-    def name(self) -> str:
-        """The asset's id; a table without ids gives it its own name."""
-        return self.unique_id if self.unique_id is not None else Path(self.source).stem
-
-    def wrong(self, place: int, column: str | None, what: str) -> NoReturn:
-        """Refuse what stands at a place of `rows`."""
-        where = f"{self.source}: row {int(self.rows[place]) + 1}"
-        if self.columns.ds is not None:
-            pandas = require("pandas", extra="prices")
-            date = self.frame[self.columns.ds].iloc[int(self.rows[place])]
-            if not pandas.isna(date):
-                where += f" ({date!s})".replace(" 00:00:00", "")
-        if self.unique_id is not None:
-            where += f" of {self.unique_id}"
-        raise InputError(f"{where}{f', column {column}' if column else ''}: {what}")
-
-    def numbers(self, column: str) -> np.ndarray:
-        """A column as float64, NaN where a cell is empty.
-
-        Raises:
-            InputError: for a cell that is neither a number nor empty.
-        """
-        pandas = require("pandas", extra="prices")
-        cells = self.frame[column].iloc[self.rows]
-        try:
-            values = pandas.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan).copy()
-        except OverflowError:
-            # Hundreds of digits, which pandas does not take for a cell that is wrong.
-            raise InputError(f"{self.source}: column {column} holds a number beyond 1.8e308") from None
-        bad = np.flatnonzero(np.isnan(values) & ~cells.isna().to_numpy())
-        if bad.size:
-            self.wrong(int(bad[0]), column, f"{cells.iloc[int(bad[0])]!r} is not a number")
-        return values
-
-    def keep(self, places: np.ndarray) -> None:
-        """Go on with some of the rows, or in another order."""
-        self.rows = self.rows[places]
-
-
-def check_asset(reading: Reading, config: PriceDataConfig, least: int) -> tuple[Asset, list[str]]:
+def check_asset(reading: Reading, config: PriceDataConfig, least: int) -> tuple[Asset, Clock, list[str]]:
     """Check one asset and adjust its bars.
 
-    Returns: the asset, and notes on what was seen or done.
+    Returns: the asset, the clock of its rows, and notes on what was seen or done.
 
     Raises:
         InputError: naming file, row and column.
@@ -98,8 +31,8 @@ def check_asset(reading: Reading, config: PriceDataConfig, least: int) -> tuple[
     notes: list[str] = []
     columns = reading.columns
     _drop_or_refuse_missing(reading, config, notes)
-    ds = _dates(reading, config)
-    ds = _in_order(reading, ds, config, notes)
+    clock = read_clock(reading, config)
+    ds = _in_order(reading, clock.ds, config, notes)
     close = reading.numbers(columns.close)
     _positive(reading, close, columns.close)
     _gaps(reading, ds, config)
@@ -119,15 +52,16 @@ def check_asset(reading: Reading, config: PriceDataConfig, least: int) -> tuple[
         raw = reading.numbers(columns.raw_close)
         _positive(reading, raw, columns.raw_close)
         factor = close / raw
-        notes += _split_notes(reading, ds, raw, close)
+        notes += _split_notes(reading, ds, raw, close, columns.volume)
         notes.append(f"{reading.name}: {columns.close} is forecast; open, high and low are adjusted like it")
     elif config.splits == "refuse":
         _refuse_split(reading, close, bars["open"])
     _low_above_high(reading, bars)
     adjusted = {name: None if values is None else values * factor for name, values in bars.items()}
     volume = _volume(reading)
-    extra = {name: _further(reading, name) for name in columns.extra}
-    return Asset(reading.name, ds, close, **adjusted, volume=volume, extra=extra), notes
+    extra = {name: _further(reading, column) for name, column in columns.extra.items()}
+    asset = Asset(reading.name, ds, close, **adjusted, volume=volume, extra=extra, zone=clock.zone)
+    return asset, clock, notes
 
 
 def _asset_in(reading: Reading) -> str:
@@ -147,52 +81,6 @@ def _drop_or_refuse_missing(reading: Reading, config: PriceDataConfig, notes: li
         reading.wrong(int(np.flatnonzero(missing)[0]), column, what)
     reading.keep(np.flatnonzero(~missing))
     notes.append(f"{reading.name}: {missing.sum()} rows without a price are left out")
-
-
-def _dates(reading: Reading, config: PriceDataConfig) -> np.ndarray:
-    column = reading.columns.ds
-    if column is None:
-        return np.arange(len(reading.rows), dtype=np.int64)
-    cells = reading.frame[column].iloc[reading.rows]
-    if cells.isna().any():
-        reading.wrong(int(np.flatnonzero(cells.isna().to_numpy())[0]), column, "the date is missing")
-    if cells.dtype.kind in "iu":
-        whole = cells.to_numpy(np.int64)
-        # 20240131 is a date; anything else whole is a row number.
-        if not ((whole > 17000101) & (whole < 22001231)).all():
-            return whole
-        cells = cells.astype(str)
-    day_first = config.day_first
-    if day_first is None:
-        day_first = bool(_DOTTED.match(str(cells.iloc[0])))
-    parsed = _parsed(cells, day_first)
-    if config.day_first is None and parsed.isna().any():
-        # 13/02/2019 further down says which number is the day.
-        other = _parsed(cells, not day_first)
-        parsed = parsed if other.isna().any() else other
-    bad = np.flatnonzero(parsed.isna().to_numpy())
-    if bad.size:
-        place = int(bad[0])
-        reading.wrong(place, column, f"{cells.iloc[place]!r} is not a date like the first, {cells.iloc[0]!r}")
-    if parsed.dt.tz is not None:
-        parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
-    return parsed.to_numpy("datetime64[ns]")
-
-
-def _parsed(cells: Any, day_first: bool) -> Any:
-    """Timestamps of a column of dates, NaT where one cannot be read like the first."""
-    pandas = require("pandas", extra="prices")
-    with warnings.catch_warnings():
-        # pandas warns where the first date decides against `day_first`; the caller tries both.
-        warnings.simplefilter("ignore", UserWarning)
-        try:
-            parsed = pandas.to_datetime(cells, errors="coerce", utc=False, dayfirst=day_first)
-        except (ValueError, TypeError):
-            # Offsets that change within the column (summer time): one clock for all.
-            parsed = pandas.to_datetime(cells, errors="coerce", utc=True, dayfirst=day_first)
-        if parsed.dtype.kind == "O":
-            parsed = pandas.to_datetime(cells, errors="coerce", utc=True, dayfirst=day_first)
-    return parsed
 
 
 def _in_order(reading: Reading, ds: np.ndarray, config: PriceDataConfig, notes: list[str]) -> np.ndarray:
@@ -310,8 +198,8 @@ def _refuse_split(reading: Reading, close: np.ndarray, opening: np.ndarray | Non
         )
 
 
-def _split_notes(reading: Reading, ds: np.ndarray, raw: np.ndarray, close: np.ndarray) -> list[str]:
-    """What the adjusted column mended."""
+def _split_notes(reading: Reading, ds: np.ndarray, raw: np.ndarray, close: np.ndarray, volume: str | None) -> list[str]:
+    """What the adjusted column mended, and what it leaves."""
     notes = []
     for row in jumps_like_splits(raw):
         before, after = np.log(raw[row] / raw[row - 1]), np.log(close[row] / close[row - 1])
@@ -321,6 +209,8 @@ def _split_notes(reading: Reading, ds: np.ndarray, raw: np.ndarray, close: np.nd
                 f"{reading.name}: unadjusted split on {show_ds(ds[row])} (row {int(reading.rows[row]) + 1}): "
                 f"log return of {columns.raw_close} {before:+.3f}, of {columns.close} {after:+.3f}"
             )
+    if notes and volume is not None:
+        notes.append(f"{reading.name}: {volume} is the file's: unless it is adjusted, volume jumps at these splits")
     return notes
 
 

@@ -17,6 +17,7 @@ class PriceDataConfig:
         id_column: column that names the asset; none looks for unique_id, symbol, ticker, …; one asset without.
         date_column: column of dates; none looks for ds, date, timestamp, ….
         price_column: column of the price to forecast; none looks for adj close, close, y, price, ….
+        decimal: the decimal mark of written numbers: point, comma, or auto, as the file's own numbers say.
         day_first: 03/04/2024 is the third of April; none means as a date beyond the 12th shows, and with dots.
         extra: further numeric columns as features, known at the end of their row: all, none, or names with commas.
         missing: refuse rows without a price, or drop them.
@@ -38,6 +39,7 @@ class PriceDataConfig:
     id_column: str | None = None
     date_column: str | None = None
     price_column: str | None = None
+    decimal: Literal["auto", "point", "comma"] = "auto"
     day_first: bool | None = None
     extra: str = "all"
     missing: Literal["refuse", "drop"] = "refuse"
@@ -52,7 +54,12 @@ class PriceDataConfig:
     embargo: int = 5
 
     def __post_init__(self) -> None:
-        choices = {"missing": ("refuse", "drop"), "order": ("refuse", "sort"), "splits": ("refuse", "keep")}
+        choices: dict[str, tuple[str, ...]] = {
+            "missing": ("refuse", "drop"),
+            "order": ("refuse", "sort"),
+            "splits": ("refuse", "keep"),
+        }
+        choices["decimal"] = ("auto", "point", "comma")
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"data.{name}={getattr(self, name)!r} is not one of: {', '.join(allowed)}")

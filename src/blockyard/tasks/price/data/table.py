@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from blockyard.tasks.price.data.rhythm import Rhythm, find_rhythm
+
 BARS = ("open", "high", "low")
 
 
@@ -24,6 +26,7 @@ class Asset:
         low: likewise.
         volume: as the file has it, at least 0, or None.
         extra: further columns by name, [T] each.
+        zone: the clock that its file shows, where `ds` is UTC and the file is not; see `Clock`.
     """
 
     unique_id: str
@@ -34,6 +37,7 @@ class Asset:
     low: np.ndarray | None = None
     volume: np.ndarray | None = None
     extra: dict[str, np.ndarray] = field(default_factory=dict)
+    zone: str | None = None
 
     def __len__(self) -> int:
         return len(self.close)
@@ -53,7 +57,7 @@ class Asset:
         """The asset with some of its rows."""
         bars = {n: None if getattr(self, n) is None else getattr(self, n)[part] for n in (*BARS, "volume")}
         extra = {name: values[part] for name, values in self.extra.items()}
-        return Asset(self.unique_id, self.ds[part], self.close[part], **bars, extra=extra)
+        return Asset(self.unique_id, self.ds[part], self.close[part], **bars, extra=extra, zone=self.zone)
 
     def span(self) -> str:
         """ "1999-01-04 … 2018-12-31", as rows say when they are."""
@@ -68,11 +72,13 @@ class Prices:
         assets: one or more series.
         source: where they come from, in words.
         notes: what the reader noticed or did, one line each.
+        understood: how tables and clocks were read, one line each.
     """
 
     assets: tuple[Asset, ...]
     source: str
     notes: tuple[str, ...] = ()
+    understood: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(asset) for asset in self.assets)
@@ -97,12 +103,15 @@ class Prices:
         }
 
     def report(self) -> str:
-        """What was read, readable: a line per asset, then the notes."""
+        """What was read and how it was understood: tables, columns and clocks, a line per asset, then the notes."""
         lines = [f"{self.source}: {len(self.assets)} asset{'s' * (len(self.assets) != 1)}, {len(self):,} rows"]
+        lines += [f"  {line}" for line in self.understood]
         for asset in self.assets[:8]:
             bars = [n for n in (*BARS, "volume") if getattr(asset, n) is not None]
             columns = ", ".join(["close", *bars, *asset.extra])
             lines.append(f"  {asset.unique_id}: {len(asset):,} rows, {asset.span()}; {columns}")
+            if (rhythm := find_rhythm(asset.ds)) is not None:
+                lines.append(f"    step: {show_rhythm(rhythm)}")
         if len(self.assets) > 8:
             lines.append(f"  … and {len(self.assets) - 8} more")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
@@ -114,3 +123,14 @@ def show_ds(value: Any) -> str:
         text = str(value.astype("datetime64[s]"))
         return text.removesuffix("T00:00:00").replace("T", " ")
     return str(value)
+
+
+def show_rhythm(rhythm: Rhythm) -> str:
+    """A rhythm in words: "1 day, Mon–Fri; 9 holes, 12 rows missing, the longest 4 after 2001-09-10"."""
+    words = rhythm.step + (f", {rhythm.market}" if rhythm.market else "")
+    if not rhythm.holes:
+        return f"{words}; no holes"
+    rows = f"{rhythm.missing:,} row{'s' * (rhythm.missing != 1)} missing"
+    longest = f", the longest {rhythm.longest:,}" if rhythm.holes > 1 else ""
+    after = f"{longest} after {show_ds(rhythm.before)}"
+    return f"{words}; {rhythm.holes:,} hole{'s' * (rhythm.holes != 1)}, {rows}{after}"

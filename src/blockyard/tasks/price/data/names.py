@@ -1,0 +1,47 @@
+"""Spellings of the columns of price tables, and how names are compared."""
+
+from __future__ import annotations
+
+import re
+
+# Spellings of a column's name without case, blanks and punctuation; the first that a table has is taken.
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "unique_id": ("uniqueid", "symbol", "ticker", "asset", "assetid", "instrument", "code", "tscode", "tic"),
+    "ds": (
+        "ds", "date", "datetime", "timestamp", "time", "day", "tradedate", "tradingday", "observationdate", "日期",
+        "datum", "fecha", "opentime", "unix", "unixtime", "unixtimestamp", "epoch",
+    ),
+    "adjusted": ("adjclose", "adjustedclose", "closeadj", "adjustedprice", "adjprice"),
+    "close": (
+        "close", "y", "price", "closeprice", "closelast", "last", "settle", "value", "收盘", "收盘价", "schluss",
+        "schlusskurs", "zuletzt", "kurs", "zamkniecie",
+    ),
+    "open": ("open", "openprice", "开盘", "开盘价", "eröffnung", "eröffnungskurs", "eröffn", "erster", "otwarcie"),
+    "high": ("high", "highprice", "最高", "最高价", "hoch", "tageshoch", "höchstkurs", "najwyzszy"),
+    "low": ("low", "lowprice", "最低", "最低价", "tief", "tagestief", "tiefstkurs", "najnizszy"),
+    "volume": ("volume", "vol", "volumn", "成交量", "volumen", "wolumen"),
+}  # fmt: skip
+# A column of times of day beside one of dates.
+TIMES_OF_DAY = ("time", "timeofday", "uhrzeit", "zeit", "czas", "hora")
+# Numbers that repeat the dates.
+CLOCKS = ("unix", "unixtime", "unixtimestamp", "epoch", "timestamp", "time", "opentime", "closetime")
+# What a level of a header of two levels may name: parts of a price, and what yfinance adds to them.
+FIELDS = frozenset(
+    name for part in ("adjusted", "close", "open", "high", "low", "volume") for name in SPELLINGS[part]
+) | {"adjusted", "dividends", "stocksplits", "capitalgains", "repaired", "vwap", "tradecount", "numberoftrades"}
+
+
+def simple(name: str) -> str:
+    """Give a name without case, blanks and punctuation: "Adj. Close*" is "adjclose"."""
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
+def is_date_name(name: str) -> bool:
+    """Whether a column of this name holds dates."""
+    return simple(name) in SPELLINGS["ds"]
+
+
+def part_of(name: str) -> str | None:
+    """Which part a name spells: "adjusted", "close", …; None for others."""
+    spelled = "adjclose" if simple(name) == "adjusted" else simple(name)
+    return next((part for part, known in SPELLINGS.items() if spelled in known), None)

@@ -1,0 +1,76 @@
+"""One asset's rows on their way to an `Asset`, and the one line that says file, row and column when one is wrong.
+
+Rows are counted from 1, without the header.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from blockyard.errors import InputError, require
+from blockyard.tasks.price.data.columns import Columns
+
+
+@dataclass
+class Reading:
+    """One asset's rows of a table, on their way to an `Asset`.
+
+    Args:
+        source: the file, for errors.
+        frame: the whole table.
+        columns: which column plays which part.
+        rows: the asset's row numbers in the table, from 0.
+        unique_id: its name, or None in a table of one asset.
+        several_tables: whether other tables are read with it.
+    """
+
+    source: str
+    frame: Any
+    columns: Columns
+    rows: np.ndarray
+    unique_id: str | None
+    several_tables: bool = False
+
+    @property
+    def name(self) -> str:
+        """The asset's id; a table without ids gives it its own name."""
+        return self.unique_id if self.unique_id is not None else Path(self.source).stem
+
+    def wrong(self, place: int, column: str | None, what: str) -> NoReturn:
+        """Refuse what stands at a place of `rows`."""
+        where = f"{self.source}: row {int(self.rows[place]) + 1}"
+        if self.columns.ds is not None:
+            pandas = require("pandas", extra="prices")
+            date = self.frame[self.columns.ds].iloc[int(self.rows[place])]
+            if not pandas.isna(date):
+                shown = " ".join(f"{date!s}".replace(" 00:00:00", "").split())
+                where += f" ({shown[:40]}{'…' * (len(shown) > 40)})"
+        if self.unique_id is not None:
+            where += f" of {self.unique_id}"
+        raise InputError(f"{where}{f', column {column}' if column else ''}: {what}")
+
+    def numbers(self, column: str) -> np.ndarray:
+        """A column as float64, NaN where a cell is empty.
+
+        Raises:
+            InputError: for a cell that is neither a number nor empty.
+        """
+        pandas = require("pandas", extra="prices")
+        cells = self.frame[column].iloc[self.rows]
+        try:
+            values = pandas.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan).copy()
+        except OverflowError:
+            # Hundreds of digits, which pandas does not take for a cell that is wrong.
+            raise InputError(f"{self.source}: column {column} holds a number beyond 1.8e308") from None
+        bad = np.flatnonzero(np.isnan(values) & ~cells.isna().to_numpy())
+        if bad.size:
+            self.wrong(int(bad[0]), column, f"{cells.iloc[int(bad[0])]!r} is not a number")
+        return values
+
+    def keep(self, places: np.ndarray) -> None:
+        """Go on with some of the rows, or in another order."""
+        self.rows = self.rows[places]
