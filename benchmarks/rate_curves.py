@@ -23,17 +23,18 @@ import torch
 
 from blockyard.compare.live import make_board
 from blockyard.compare.plan import base_run, configurations, make_plan, run_of
-from blockyard.compare.rates import SEEDS_APART, SHARE
+from blockyard.compare.rates import SEEDS_APART, SHARE, best_factor
 from blockyard.compare.runs import Job, train_jobs
 from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
 from blockyard.machine.processor import processor_name
 from blockyard.report.schema import final_of
 from blockyard.report.units import rate_label
+from blockyard.tasks.kind import Quality
 
 MIXERS = ("standard", "mla", "tva", "spectral", "spectral*3/standard")
 FFNS = ("standard+standard", "standard+glu", "standard+relu2", "standard+vft", "tva+vft", "moe")
-FACTORS = {"muon": (0.25, 0.5, 1.0, 2.0, 4.0), "adamw": (0.5, 1.0, 2.0, 4.0, 8.0)}
+FACTORS = {"muon": (0.25, 0.5, 1.0, 2.0, 4.0), "adamw": (1.0, 2.0, 4.0)}
 GROUPS: dict[str, Any] = {
     "model": {"d_model": 128, "n_layers": 4, "n_heads": 4, "context": 64},
     "train": {"threads": 1},
@@ -90,12 +91,6 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(ended) / len(ended) if ended and len(ended) == len(values) else None
 
 
-def best_of(curve: dict[str, Any]) -> float:
-    """The factor with the lowest loss."""
-    pairs = [(loss, factor) for factor, loss in zip(curve["factors"], curve["loss"]) if loss is not None]
-    return min(pairs)[1]
-
-
 def at(curve: dict[str, Any], factor: float) -> float | None:
     """The loss at a factor."""
     return curve["loss"][curve["factors"].index(factor)]
@@ -121,7 +116,8 @@ def main() -> None:
         whole["adamw"] = measure("adamw", shared[0], 1.0, *shared[1:])
     for name in names:
         curve = whole["muon"][name]
-        chosen, own = best_of(probes[name]), best_of(curve)
+        chosen = best_factor(dict(zip(probes[name]["factors"], probes[name]["loss"])), Quality())
+        own = min((loss, factor) for factor, loss in zip(curve["factors"], curve["loss"]) if loss is not None)[1]
         loss, best, one = at(curve, chosen), at(curve, own), at(curve, 1.0)
         if loss is not None and best is not None and one is not None:
             told = f"probes choose {rate_label(chosen)}, whole runs {rate_label(own)}"

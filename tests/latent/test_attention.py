@@ -16,7 +16,9 @@ from blockyard.errors import InputError
 from blockyard.latent.attention import LatentAttention, absorbing_pays
 from blockyard.nn.roles import roles
 from blockyard.standard.attention import StandardAttention
+from blockyard.training.config import TrainConfig
 from blockyard.training.muon import Muon
+from blockyard.training.optim import Optimizers
 from tests.latent.twin import latent_attention
 
 OPTIONS = [
@@ -253,6 +255,23 @@ def test_dropout_drops_in_training_alone():
     assert not torch.equal(attention(x)[0], attention(x)[0])
 
 
+@pytest.mark.parametrize("widths", [{}, {"kv_rank": 12}, {"kv_rank": 3}, {"nope_dim": 9, "v_dim": 2}], ids=str)
+def test_up_projections_start_as_isometries_that_differ_between_heads(widths):
+    with own_random(0):
+        attention = LatentAttention(16, 4, **{"kv_rank": 6, **widths})
+    for stack in (attention.k_up.detach(), attention.v_up.detach()):
+        _, width, rank = stack.shape
+        # Every vector that is not lost altogether keeps its size, up to what more or fewer numbers make of it.
+        values = torch.linalg.svdvals(stack.double())
+        torch.testing.assert_close(values, torch.full_like(values, max(1.0, width / rank) ** 0.5), rtol=1e-5, atol=1e-5)
+        c = random(1000, rank, dtype=torch.float32)
+        assert float((c @ stack[0].T).square().mean() / c.square().mean()) == pytest.approx(1.0, abs=0.25)
+        assert not torch.allclose(stack[0], stack[1])
+    first = attention.v_up.detach().clone()
+    with own_random(0):
+        assert torch.equal(LatentAttention(16, 4, **{"kv_rank": 6, **widths}).v_up, first)
+
+
 def test_muon_makes_the_up_projections_orthogonal_head_by_head():
     with own_random(0):
         attention = LatentAttention(16, 4, kv_rank=6)
@@ -265,6 +284,22 @@ def test_muon_makes_the_up_projections_orthogonal_head_by_head():
     values = torch.linalg.svdvals((before - attention.k_up.detach()).double())  # [heads, 4]
     assert values.shape == (4, 4)
     assert (values.amax(-1) / values.amin(-1)).max() < 1.5
+
+
+def test_muon_treats_the_latent_and_the_rotary_key_as_the_two_maps_that_they_are():
+    with own_random(0):
+        attention = LatentAttention(16, 4, kv_rank=6, rope_dim=2)
+    assert roles(attention)["kv_down_proj.weight"].parts == (6, 2)
+    weight = attention.kv_down_proj.weight
+    before = weight.detach().clone()
+    config = TrainConfig(steps=1, warmup=0, momentum=0.0, weight_decay=0.0, matrix_lr=1.0, orthogonal_steps=5)
+    optimizers = Optimizers(attention, config)
+    # One direction that both need: each of the two maps goes along it as far as if it were alone.
+    weight.grad = torch.ones(8, 1) * random(1, 16, dtype=torch.float32)
+    optimizers.step(0)
+    moved = before - weight.detach()
+    sizes = [float(torch.linalg.matrix_norm(part, 2)) for part in moved.split([6, 2])]
+    assert sizes == pytest.approx([0.2 * 16**0.5] * 2, rel=0.25)
 
 
 @pytest.mark.parametrize(

@@ -248,3 +248,20 @@ def test_the_steep_beginning_of_a_loss_is_cut_off_and_nothing_of_an_accuracy(bet
         assert low < 0.1 and high > 0.78 and not told
     else:
         assert high < 9 and told
+
+
+def test_a_report_of_an_earlier_version_still_opens_and_is_judged_in_todays_words(tmp_path):
+    """As version 0.1 before three words wrote it: `none`, `tie`, no margin, no answers, no confirmation."""
+    old = analyse(synthetic_report(floors={"tva+vft": 1.503}))
+    for name in ("margin", "answers"):
+        old.pop(name)
+    for row in old["comparisons"]:
+        row["verdict"] = "none"
+        row.pop("more_seeds", None)
+    old["verdict"] = {"kind": "tie", "headline": "No difference shown with these seeds.", "details": []}
+    old["quality"].pop("margin", None)
+    (tmp_path / "report.json").write_text(json.dumps(old))
+    found = load_report(tmp_path)
+    files = write_report(found, tmp_path / "new")
+    assert "has the best mean" in files["html"].read_text()
+    assert [row["verdict"] for row in load_report(tmp_path / "new")["comparisons"]] == ["undecided"]

@@ -240,7 +240,7 @@ def test_a_read_only_cache_folder_is_refused(config):
 
 
 def test_a_full_disk_is_refused_and_leaves_nothing_behind(config, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
         yield
 

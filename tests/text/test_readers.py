@@ -10,9 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockyard.errors import InputError
-from blockyard.text import readers
+from blockyard.text import readers, streams
+from blockyard.text.config import TextDataConfig
 from blockyard.text.corpus import read_standard_library, standard_library_files, standard_library_version
+from blockyard.text.listing import list_folder
+from blockyard.text.load import load_text
 from blockyard.text.readers import joined, limited, read_path
+from blockyard.text.tokens import scan
+from blockyard.text.understanding import understand_text
 
 
 def documents(pieces) -> list[str]:
@@ -51,7 +56,7 @@ def test_blocks_never_cut_a_character(tmp_path_factory, text, block):
     path = tmp_path_factory.mktemp("blocks") / "a.txt"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK_BYTES", block)
+        patch.setattr(streams, "BLOCK_BYTES", block)
         assert documents(read_path(path)) == [text]
 
 
@@ -113,7 +118,7 @@ def test_a_binary_file_is_refused_with_the_place_of_its_nul_byte(tmp_path, name)
 
 @pytest.mark.parametrize("block", [3, 1 << 20])
 def test_text_that_is_not_utf8_is_refused_with_the_byte_offset(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(readers, "BLOCK_BYTES", block)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", block)
     (tmp_path / "a.txt").write_bytes("aé字x".encode() + b"\xff\xfe tail")
     refused(tmp_path / "a.txt", r"not UTF-8 \(byte offset 7\)")
 
@@ -237,3 +242,171 @@ def test_a_python_without_its_source_is_refused(tmp_path):
 
 def test_the_version_names_the_interpreter():
     assert standard_library_version().split()[1].count(".") == 2
+
+
+# As people have them: compressed, in another encoding, JSON under the name .json
+
+
+def compressed(codec: str, raw: bytes) -> bytes:
+    import bz2
+    import gzip
+    import lzma
+
+    import pyarrow
+
+    if codec == "zst":
+        return pyarrow.compress(raw, codec="zstd", asbytes=True)
+    return {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[codec](raw)
+
+
+LINES = "".join(json.dumps({"text": f"document {i}\nzwei — 字"}) + "\n" for i in range(50))
+CODECS = ("gz", "bz2", "xz", "zst")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(("name", "content"), [("a.txt", "one\r\ntwo — 字"), ("a.jsonl", LINES), ("a.json", LINES)])
+def test_a_compressed_file_is_read_as_what_it_holds(codec, name, content, tmp_path):
+    (tmp_path / name).write_bytes(content.encode())
+    plain = list(read_path(tmp_path / name))
+    (tmp_path / f"{name}.{codec}").write_bytes(compressed(codec, content.encode()))
+    assert list(read_path(tmp_path / f"{name}.{codec}")) == plain
+    # Names are what people change; the bytes tell.
+    (tmp_path / f"renamed-{name}").write_bytes(compressed(codec, content.encode()))
+    assert list(read_path(tmp_path / f"renamed-{name}")) == plain
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_damaged_compressed_text_is_one_line(codec, tmp_path):
+    whole = compressed(codec, os.urandom(5000).hex().encode())
+    (tmp_path / f"a.txt.{codec}").write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path / f"a.txt.{codec}", "is damaged|cannot be read|binary")
+
+
+def test_every_kind_of_compressed_file_in_a_folder_is_read_and_the_rest_is_told(tmp_path):
+    for codec in CODECS:
+        (tmp_path / f"{codec}.jsonl.{codec}").write_bytes(compressed(codec, b'{"text": "%s"}' % codec.encode()))
+    (tmp_path / "z.tar.gz").write_bytes(compressed("gz", b"x"))
+    (tmp_path / "z.png").write_bytes(b"\x89PNG\0")
+    (tmp_path / "README").write_text("not read")
+    assert documents(read_path(tmp_path)) == sorted(CODECS)
+    listing = list_folder(tmp_path)
+    assert listing.left_out == {".tar.gz": 1, ".png": 1, "": 1}
+    told = "3 files are left out, as they are not text by their names: 1 without a suffix, 1 .png, 1 .tar.gz"
+    assert listing.note() == told
+    options = {"path": str(tmp_path), "cache_dir": str(tmp_path / ".cache"), "val_fraction": 0.5}
+    data = load_text(TextDataConfig(**options), context=2)
+    assert data.notes == (told,)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.txt", "ein Text äöü 🙂\n" * 50), ("a.jsonl", LINES), ("a.json", LINES)]
+)
+def test_a_byte_order_mark_says_which_unicode_it_is(encoding, name, content, tmp_path):
+    (tmp_path / name).write_bytes(content.encode())
+    plain = list(read_path(tmp_path / name))
+    mark = "\ufeff" if encoding.endswith(("le", "be")) else ""
+    (tmp_path / f"b-{name}").write_bytes((mark + content).encode(encoding))
+    assert "".join(p or "\0" for p in read_path(tmp_path / f"b-{name}")) == "".join(p or "\0" for p in plain)
+
+
+def test_a_mark_that_does_not_hold_what_it_says_is_one_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00\xd8x")
+    refused(tmp_path / "a.txt", "begins with a mark of utf-16")
+
+
+def test_a_json_array_of_objects_is_read_object_by_object(tmp_path):
+    texts = ["x" * 200_000, "é" * 70_000, '{[,]}\\"', "", "last"]
+    for space in (None, 1):
+        path = tmp_path / f"a{space}.json"
+        path.write_text(
+            json.dumps([{"id": i, "text": t} for i, t in enumerate(texts)], indent=space, ensure_ascii=False)
+        )
+        assert documents(read_path(path)) == [t for t in texts if t]
+
+
+@pytest.mark.parametrize(
+    "content", ['{"name": "x", "version": 1}\n', '{\n "name": "x"\n}\n', '["a", "b"]', "not json at all", "[1, 2"]
+)
+def test_other_json_is_text_as_it_stands(content, tmp_path):
+    (tmp_path / "a.json").write_text(content)
+    (tmp_path / "b.txt").write_text("x")
+    assert documents(read_path(tmp_path)) == [content, "x"]
+
+
+def test_json_records_without_the_field_are_refused_alone_and_text_in_a_folder(tmp_path):
+    rows = '{"body": "a"}\n{"body": "b"}\n'
+    for name, content in (("lines.json", rows), ("array.json", '[{"body": "a"}, {"body": "b"}]')):
+        (tmp_path / name).write_text(content)
+        refused(tmp_path / name, "without the field 'text' .they have: body.; set data.text_field, or data.format=txt")
+        assert documents(read_path(tmp_path / name, text_field="body")) == ["a", "b"]
+        assert documents(read_path(tmp_path / name, format="txt")) == [content]
+    assert documents(read_path(tmp_path)) == ['[{"body": "a"}, {"body": "b"}]', rows]
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"text": "a"}, {"text": "b"', '[{"text": "a"} x]', '[{"text": "a"}, {"text": 3}]']
+)
+def test_a_json_array_that_ends_or_changes_within_is_one_line(content, tmp_path):
+    (tmp_path / "a.json").write_text(content)
+    refused(tmp_path / "a.json", "element 1 is not JSON|field 'text' is int, not text")
+
+
+# What is understood, said before anything is trained
+
+
+def test_what_is_understood_of_a_folder_is_said(tmp_path):
+    (tmp_path / "a.txt").write_text("one <|endoftext|> two")
+    (tmp_path / "b.jsonl.gz").write_bytes(compressed("gz", LINES.encode()))
+    (tmp_path / "c.txt").write_bytes("drei".encode("utf-16"))
+    (tmp_path / "d.bin").write_bytes(b"\0")
+    found = understand_text(TextDataConfig(path=str(tmp_path)))
+    assert (found.formats, found.compressed, found.encodings) == ({"txt": 2, "jsonl": 1}, 1, {"utf-16": 1})
+    assert (found.documents, found.left_out, found.spells_separator) == (52, {".bin": 1}, True)
+    text = "\n".join(found.lines())
+    assert "52 documents" in text and "1 .bin" in text and "is text like any other there" in text
+    assert (
+        found.sha256
+        == load_text(TextDataConfig(path=str(tmp_path), cache_dir=str(tmp_path / ".c")), 4).fingerprint["sha256"]
+    )
+
+
+def test_the_command_says_it_and_does_nothing_else(tmp_path, capsys):
+    from blockyard.cli import main
+
+    (tmp_path / "a.txt").write_text("some words\n" * 9)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["data", "text", str(tmp_path)]) == 0
+    assert "1 document, 99 bytes of text" in capsys.readouterr().out
+    assert main(["data", "text", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["formats"] == {"txt": 1}
+    assert sorted(tmp_path.rglob("*")) == before
+    assert main(["data", "text", str(tmp_path / "missing")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text("ab<|>endoftx", max_size=20), max_size=6), st.booleans())
+def test_a_separator_that_is_cut_by_pieces_is_noticed(pieces, whole):
+    if whole:
+        pieces = [*pieces, "x<|endo", "ftext|", ">y"]
+    text = "".join(pieces) + "z"
+    assert scan(lambda: iter([*pieces, "z"])).spells_separator == ("<|endoftext|>" in text)
+
+
+def test_a_separator_that_a_document_spells_is_text_unless_asked_for(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"say '<|endoftext|>' {i} now"}) + "\n" for i in range(40))
+    )
+    options = {
+        "path": str(tmp_path / "a.jsonl"),
+        "cache_dir": str(tmp_path / "cache"),
+        "tokenizer": "bpe",
+        "vocab_size": 300,
+    }
+    usual, special = (load_text(TextDataConfig(**options, special_tokens=on), context=4) for on in (False, True))
+    ends = [sum(int(t) == d.tokenizer.separator_id for t in [*d.train, *d.val]) for d in (usual, special)]
+    assert ends == [39, 79]
+    assert usual.fingerprint["special_tokens_sha256"] != special.fingerprint["special_tokens_sha256"]
+    plain = load_text(TextDataConfig(path=__file__, cache_dir=str(tmp_path / "cache")), context=4)
+    assert "special_tokens_sha256" not in plain.fingerprint  # bytes have no special tokens

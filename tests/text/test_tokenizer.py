@@ -58,13 +58,16 @@ def test_decoding_the_encoded_text_gives_the_text_back(tokenizer, text):
 @settings(max_examples=150, deadline=None)
 @given(text=FRAGMENTS, places=st.lists(st.integers(0, 400), max_size=8))
 def test_streaming_any_chunks_equals_encoding_the_joined_text(tokenizer, text, places):
-    assert list(tokenizer.encode_iterable(cut(text, places))) == tokenizer.encode(text)
+    for special in (False, True):
+        streamed = list(tokenizer.encode_iterable(cut(text, places), special=special))
+        assert streamed == tokenizer.encode(text, special=special)
 
 
 @settings(max_examples=40, deadline=None)
 @given(text=FRAGMENTS)
 def test_streaming_single_characters_equals_encoding_the_joined_text(tokenizer, text):
-    assert list(tokenizer.encode_iterable(text)) == tokenizer.encode(text)
+    for special in (False, True):
+        assert list(tokenizer.encode_iterable(text, special=special)) == tokenizer.encode(text, special=special)
 
 
 @settings(max_examples=200, deadline=None)
@@ -101,14 +104,21 @@ def test_of_overlapping_special_tokens_the_longest_wins(tokenizer):
     if not tokenizer.special_tokens:
         pytest.skip("this tokenizer has no special tokens")
     ids = [tokenizer.special_tokens[two], tokenizer.special_tokens[one]]
-    assert tokenizer.encode(one * 3) == ids
-    assert list(tokenizer.encode_iterable(one * 3)) == ids
+    assert tokenizer.encode(one * 3, special=True) == ids
+    assert list(tokenizer.encode_iterable(one * 3, special=True)) == ids
+
+
+def test_what_a_document_spells_is_text_and_no_special_token(tokenizer):
+    text = f"say '{SPECIALS[0]}' and {SPECIALS[1]} now"
+    ids = tokenizer.encode(text)
+    assert not set(ids) & set(tokenizer.special_tokens.values())
+    assert tokenizer.decode(ids) == text and list(tokenizer.encode_iterable(text)) == ids
 
 
 def test_an_unfinished_special_token_is_ordinary_text():
     tokenizer = ByteTokenizer(["<|end|>", "<|end"])
-    assert list(tokenizer.encode_iterable(["<|e", "nd", "|", "x"])) == [257, *b"|x"]
-    assert list(tokenizer.encode_iterable(["<|e", "n"])) == list(b"<|en")
+    assert list(tokenizer.encode_iterable(["<|e", "nd", "|", "x"], special=True)) == [257, *b"|x"]
+    assert list(tokenizer.encode_iterable(["<|e", "n"], special=True)) == list(b"<|en")
 
 
 def test_streaming_yields_before_its_input_ends(tokenizer):

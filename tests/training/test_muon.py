@@ -132,3 +132,36 @@ def test_a_stack_steps_as_its_matrices_do(axes: tuple[int, int]) -> None:
 def test_muon_refuses_a_vector() -> None:
     with pytest.raises(ValueError, match="shape"):
         Muon([nn.Parameter(torch.zeros(3))])
+
+
+@pytest.mark.parametrize("parts", [(4, 2), (1, 5), (2, 2, 2), (6,)], ids=str)
+def test_maps_that_lie_stacked_in_one_matrix_step_as_they_would_alone(parts: tuple[int, ...]) -> None:
+    def draw(seed: int) -> torch.Tensor:
+        return torch.randn(6, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def stepped_once(start: torch.Tensor, gradient: torch.Tensor, **options) -> torch.Tensor:
+        parameter = nn.Parameter(start.clone())
+        parameter.grad = gradient.clone()
+        Muon([{"params": [parameter], **options}], lr=0.1, weight_decay=0.01, dtype=torch.float64).step()
+        return parameter.detach()
+
+    stacked = stepped_once(draw(0), draw(1), parts=[parts])
+    alone = [stepped_once(a, b) for a, b in zip(draw(0).split(list(parts)), draw(1).split(list(parts)))]
+    torch.testing.assert_close(stacked, torch.cat(alone), rtol=1e-9, atol=1e-9)
+    one_map = stepped_once(draw(0), draw(1))
+    assert torch.equal(stacked, one_map) == (parts == (6,))
+
+
+def test_complex_maps_that_lie_stacked_step_as_they_would_alone() -> None:
+    start, gradient = torch.view_as_real(randn(5, 3)).clone(), torch.view_as_real(randn(5, 3, seed=3)).clone()
+    found = []
+    for parts in ([5], [4, 1]):
+        rows = [nn.Parameter(piece.clone()) for piece in start.split(parts if len(parts) == 2 else 5)]
+        for row, piece in zip(rows, gradient.split(parts if len(parts) == 2 else 5)):
+            row.grad = piece.clone()
+        count = len(rows)
+        group = {"params": rows, "axes": [(-3, -2)] * count, "pairs": [True] * count}
+        group["parts"] = [(4, 1)] if count == 1 else [()] * count
+        Muon([group], lr=1.0, dtype=torch.float64).step()
+        found.append(torch.cat([row.detach() for row in rows]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)

@@ -4,7 +4,8 @@ Blocks differ in the rate that suits them, so at one rate for all the block for 
 run of a share of the budget with its whole schedule, at the recipe's rates times a factor; the ladder of factors of 2
 grows on the side where the best stands at its end. Probes have a seed of their own: the runs that are judged share no
 batches with them. A schedule that is squeezed into a share of the steps prefers rates at least as high as the whole
-one's, which is why neighbours on the ladder that do nearly as well are shown beside the one that is taken.
+one's, and one probe has the noise of one seed: among rates that do as well within the margin of a verdict, the one
+nearest to the recipe's is taken, and the lower of two as near.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
 from blockyard.registry.options import MOST_SEED
 from blockyard.report import schema
+from blockyard.report.stats import margin_of
 from blockyard.report.units import rate_label
-from blockyard.tasks.kind import Run
+from blockyard.tasks.kind import Quality, Run
 
 # The part of a run's budget that a probe has.
 SHARE = 0.2
@@ -111,7 +113,6 @@ def _search(
     plan: Sequence[Planned], config: CompareConfig, base: Run[Any, Any], data: Any, board: Board, out: Path
 ) -> dict[str, Probes]:
     quality = base.kind.quality(data)
-    sign = -1 if quality.better == "higher" else 1
     terms = replace(config, budget_value=config.budget_value * SHARE, evaluations=2, seeds=1)
     figures: dict[str, dict[float, float | None]] = {p.name: {} for p in plan}
     seconds = dict.fromkeys(figures, 0.0)
@@ -125,8 +126,8 @@ def _search(
             figures[name][job.planned.rate] = schema.final_of(run)
             seconds[name] += run["seconds"]
         grows = config.ladder is None
-        todo = {name: _beyond(found, sign) if grows else [] for name, found in figures.items()}
-    return {name: Probes(found, _best(found, sign), seconds[name]) for name, found in figures.items()}
+        todo = {name: _beyond(found, quality) if grows else [] for name, found in figures.items()}
+    return {name: Probes(found, best_factor(found, quality), seconds[name]) for name, found in figures.items()}
 
 
 def _job(planned: Planned, factor: float, terms: CompareConfig, base: Run[Any, Any], out: Path) -> Job:
@@ -140,21 +141,29 @@ def _job(planned: Planned, factor: float, terms: CompareConfig, base: Run[Any, A
     return Job(probe, seed, folder, replace(run, train=replace(run.train, warmup=warmup)))
 
 
-def _best(found: Mapping[float, float | None], sign: int) -> float:
-    """The factor with the best figure; of equals the one nearest to the recipe's. 1 when every probe was lost."""
-    ended = {factor: figure for factor, figure in found.items() if figure is not None}
+def best_factor(found: Mapping[float, float | None], quality: Quality) -> float:
+    """The factor that is taken: of those within the margin of the best figure the one nearest to the recipe's.
+
+    Args:
+        found: factor -> figure; None for a probe that was lost. 1 is the answer when all were.
+        quality: which figures are better, and which differences do not matter.
+    """
+    sign = -1 if quality.better == "higher" else 1
+    ended = {factor: sign * figure for factor, figure in found.items() if figure is not None}
     if not ended:
         return 1.0
-    return min(ended, key=lambda f: (sign * ended[f], max(f, 1 / f)))
+    best = min(ended.values())
+    near = [factor for factor, figure in ended.items() if figure <= best + margin_of(None, quality.margin, best)]
+    return min(near, key=lambda factor: (max(factor, 1 / factor), factor))
 
 
-def _beyond(found: Mapping[float, float | None], sign: int) -> list[float]:
+def _beyond(found: Mapping[float, float | None], quality: Quality) -> list[float]:
     """The next factor, where the best so far stands at an end of the ladder."""
     if all(figure is None for figure in found.values()):
         # Too high, most likely: every probe was lost.
         factor = min(found) / 2
     else:
-        best = _best(found, sign)
+        best = best_factor(found, quality)
         factor = best / 2 if best == min(found) else best * 2 if best == max(found) else 0.0
     return [factor] if factor and 1 / FARTHEST <= factor <= FARTHEST else []
 

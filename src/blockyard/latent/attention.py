@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from blockyard.errors import InputError
 from blockyard.nn.attention import Kernel, attend
 from blockyard.nn.dropout import Dropout
-from blockyard.nn.linear import Linear
+from blockyard.nn.linear import Linear, StackedLinear
 from blockyard.nn.norms import RMSNorm
 from blockyard.nn.roles import Role
 from blockyard.nn.rotary import Layout, RotaryPositionalEmbedding, rotate
@@ -136,7 +136,8 @@ class LatentAttention(Mixer):
         self.q_down_proj = Linear(d_model, self.q_rank, bias=bias) if self.q_rank else None
         self.q_norm = RMSNorm(self.q_rank, _EPS) if self.q_rank else None
         self.q_proj = Linear(self.q_rank or d_model, queries)
-        self.kv_down_proj = Linear(d_model, self.kv_rank + self.rope_dim, bias=bias)
+        parts = (self.kv_rank, self.rope_dim) if self.decoupled else (self.kv_rank,)
+        self.kv_down_proj = StackedLinear(d_model, parts, bias=bias)
         self.kv_norm = RMSNorm(self.kv_rank, _EPS) if latent_norm else None
         self.k_up = nn.Parameter(torch.empty(n_heads, self.nope_dim, self.kv_rank))
         self.v_up = nn.Parameter(torch.empty(n_heads, self.v_dim, self.kv_rank))
@@ -171,10 +172,14 @@ class LatentAttention(Mixer):
             )
 
     def reset_parameters(self) -> None:
-        """Initialise the up-projections as a `Linear` from kv_rank to all heads is."""
-        for stack in (self.k_up, self.v_up):
-            std = (2.0 / (self.kv_rank + stack.shape[0] * stack.shape[1])) ** 0.5
-            nn.init.trunc_normal_(stack, std=std, a=-3 * std, b=3 * std)
+        """Start each head's up-projections as random isometries: keys and values have the latent's size.
+
+        Keys and values are products of two matrices. If both were drawn at random, the product would favour a few
+        directions and be smaller than one matrix is, which training has to mend first (docs/latent.md has figures).
+        """
+        with torch.no_grad():
+            for stack in (self.k_up, self.v_up):
+                stack.copy_(_isometries(*stack.shape).to(stack))
 
     def parameter_roles(self) -> dict[str, Role]:
         # One matrix per head, which Muon makes orthogonal head by head.
@@ -435,6 +440,16 @@ def _per_head(x: Tensor, matrices: Tensor) -> Tensor:
     batch, heads, length, width = x.shape
     out = torch.bmm(x.transpose(0, 1).reshape(heads, batch * length, width), matrices)
     return out.view(heads, batch, length, -1).transpose(0, 1)
+
+
+def _isometries(heads: int, width: int, rank: int) -> Tensor:
+    """Random matrices [heads, width, rank], evenly distributed, whose rows (or columns, if those are shorter) are
+    orthogonal; W c has the mean square of c."""
+    drawn = torch.randn(heads, max(width, rank), min(width, rank), dtype=torch.float32)
+    q, r = torch.linalg.qr(drawn)
+    # QR alone would prefer some signs.
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return q * (width / rank) ** 0.5 if width > rank else q.mT
 
 
 def _rank(name: str, value: int, d_model: int) -> int:

@@ -5,7 +5,7 @@
 
 Files, in reading order:
 
-    linear.py           Linear, Embedding: the maps and their initialisation
+    linear.py           Linear, StackedLinear, Embedding: the maps and their initialisation
     norms.py            RMSNorm, LayerNorm, with hand-written passes in eager mode
     rotary.py           rotary positions in both pairings; convert_layout turns weights of one into the other
     attention.py        attend: SDPA, plain products, sliding windows; scores in float32 at least
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from blockyard.nn.dropout import Dropout as Dropout
     from blockyard.nn.linear import Embedding as Embedding
     from blockyard.nn.linear import Linear as Linear
+    from blockyard.nn.linear import StackedLinear as StackedLinear
     from blockyard.nn.norms import LayerNorm as LayerNorm
     from blockyard.nn.norms import RMSNorm as RMSNorm
     from blockyard.nn.norms import make_norm as make_norm
@@ -59,7 +60,7 @@ else:
             "attention_masks": "check_attn_mask check_padding_mask combine_masks",
             "derivatives": "HandWritten fused_or_plain hand_written must_read outlasting",
             "dropout": "Dropout",
-            "linear": "Embedding Linear",
+            "linear": "Embedding Linear StackedLinear",
             "norms": "LayerNorm RMSNorm make_norm",
             "roles": "Role roles",
             "rotary": "RotaryPositionalEmbedding convert_layout",

@@ -56,6 +56,28 @@ class Linear(nn.Module):
         return f"{d_in} -> {d_out}{', bias' if self.bias is not None else ''}"
 
 
+class StackedLinear(Linear):
+    """Several maps of one input with their weights stacked in one matrix: one product makes all outputs.
+
+    To the optimizer they stay the maps that they are (`Role.parts`): orthogonalised as one matrix, a direction that
+    several of them need would be shared out among them.
+
+    Args:
+        d_in: width of the input.
+        d_outs: widths of the outputs, which lie side by side.
+        bias: as in `Linear`.
+
+    Shapes: x [..., d_in] -> [..., sum of d_outs].
+    """
+
+    def __init__(self, d_in: int, d_outs: tuple[int, ...], *, bias: bool = False) -> None:
+        super().__init__(d_in, sum(d_outs), bias=bias)
+        self.d_outs = d_outs
+
+    def parameter_roles(self) -> dict[str, Role]:
+        return {"weight": Role("matrix", parts=self.d_outs)}
+
+
 def plain(*modules: nn.Module) -> bool:
     """Whether these are bare `Linear`s without bias, so that their weights alone say what calling them would give.
 

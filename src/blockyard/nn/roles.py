@@ -18,12 +18,15 @@ class Role:
         group: its option group: "main", "vein" for projectors that warm up slowly, or "gate" for spectral gates,
             whose decay can be set apart.
         pairs: the last axis holds real and imaginary parts; the matrix is complex.
+        parts: numbers of rows, where several maps of one input lie stacked in the matrix and are to be treated as the
+            matrices that they are; () = one map.
     """
 
     kind: Literal["matrix", "embedding", "head", "vector"]
     axes: tuple[int, int] = (-2, -1)
     group: str = "main"
     pairs: bool = False
+    parts: tuple[int, ...] = ()
 
 
 def roles(model: nn.Module) -> dict[str, Role]:

@@ -26,7 +26,8 @@ def still_learning(report: Report, ranking: list[Ranked]) -> str | None:
         return None
     gains, gaps = found
     near = [name for name, gap in gaps.items() if gap < max(gains)]
-    if max(gains) <= 0 or not near:
+    # A gain that would not matter between choices does not matter here.
+    if max(gains) <= report.get("margin", 0.0) or not near:
         return None
     moved = "rose" if higher_is_better(report) else "fell"
     least, most = (f"{max(0.0, value):.2g}" for value in (min(gains), max(gains)))

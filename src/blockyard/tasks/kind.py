@@ -240,6 +240,14 @@ class TaskKind(ABC, Generic[M, D, X]):
         """The least memory that `load_data` takes, by the options alone: for data that are made up."""
         return 0
 
+    def older_data(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Options of the data that an older version could not write, at the values that its runs had.
+
+        Args:
+            data: the options that a run folder holds.
+        """
+        return {}
+
     def at_length(self, model: M, length: int) -> M | None:
         """The same model for rows of another length, to measure how its speed scales; None if it has but one.
 

@@ -48,13 +48,17 @@ class RunMeaning(Meaning):
 
 def with_older(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Options that a run folder holds, with those that an older version could not write, at the values that its models
-    had: the task, which was a language model when there was no other, and what the model's configuration names.
+    and data had: the task, which was a language model when there was no other, what the model's configuration names,
+    and what the task names of its data.
 
     Its plug-ins, of which the task may be one, have been imported; what makes no sense is left as it is.
     """
     named = {"task": DEFAULT, **resolved}
-    task, model = named["task"], named.get("model")
-    older = task_kind(task).model_config.older if task in task_names() else {}
-    if older and isinstance(model, Mapping):
-        named["model"] = {**older, **model}
+    if named["task"] not in task_names():
+        return named
+    kind, model, data = task_kind(named["task"]), named.get("model"), named.get("data")
+    if isinstance(model, Mapping):
+        named["model"] = {**kind.model_config.older, **model}
+    if isinstance(data, Mapping):
+        named["data"] = {**kind.older_data(data), **data}
     return named

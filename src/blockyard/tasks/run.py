@@ -80,14 +80,19 @@ def open_trainer(run: Run[Any, Any], task: Task, out: Path | str, *, resume: boo
 
 
 def _as_begun(groups: Mapping[str, Any], out: Path, task: str | None) -> Mapping[str, Any]:
-    """The groups of a run to be resumed; options of the model that its folder is too old to name, and that the caller
-    does not name either, are what they were."""
+    """The groups of a run to be resumed; options of the model and the data that its folder is too old to name, and that
+    the caller does not name either, are what they were."""
     if not (out / CONFIG).is_file():
         return groups  # refused later, for all ranks
-    saved, given = read_config(out).get("model") or {}, dict(groups.get("model") or {})
+    written = read_config(out)
     load_plugins(tuple(groups.get("plugins") or ()))
-    older = task_kind(groups.get("task") or task or DEFAULT).model_config.older
-    return {**groups, "model": {**{k: v for k, v in older.items() if k not in saved}, **given}}
+    kind = task_kind(groups.get("task") or task or DEFAULT)
+    begun = dict(groups)
+    for group in ("model", "data"):
+        saved, given = written.get(group) or {}, dict(groups.get(group) or {})
+        older = kind.model_config.older if group == "model" else kind.older_data(saved)
+        begun[group] = {**{k: v for k, v in older.items() if k not in saved}, **given}
+    return begun
 
 
 def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -> Path:
@@ -104,6 +109,9 @@ def make_task(run: Run[Any, Any]) -> Task:
     check_data(run)
     check_training(run, fitted=False)
     fitted, data = load_data(run)
+    if is_first():
+        for note in getattr(data, "notes", ()):
+            print(f"note: {note}", file=sys.stderr)
     check_training(fitted, fitted=True)
     task = run.kind.make_task(fitted, data)
     check_task(task)
@@ -168,7 +176,8 @@ def missing_options(groups: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:
     for group in ("model", "train", "data"):
         given = groups.get(group) or {}
         # Not those that are known all the same.
-        told = (*given, "pattern", *(run.model.older if group == "model" else ()))
+        older = {"model": run.model.older, "data": run.kind.older_data(given)}.get(group, ())
+        told = (*given, "pattern", *older)
         found += [f"{group}.{name}" for name in whole.get(group, {}) if name not in told]
     return found
 

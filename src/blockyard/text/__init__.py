@@ -8,14 +8,15 @@ sees the same. Validation is the end of the text and does not depend on the seed
 Files, in reading order:
 
     config.py         TextDataConfig: which text, how it is cut into tokens
-    readers.py        text files, JSON Lines, parquet and folders as a stream of pieces
+    readers.py        text files, records and folders as a stream of pieces: listing.py (which files of a folder),
+                      streams.py (compressed.py, encodings), records.py (JSON Lines, JSON arrays, parquet)
     corpus.py         the default text: the source of Python's own standard library
     tokenizer.py      what every tokenizer does; bytes as tokens
     bpe.py            byte-level BPE; pretokens.py cuts its words, bpe_training.py learns merges, bpe_files.py reads and
                       writes GPT-2's format
     saved.py          a tokenizer from the folder it was saved into
     tokens.py         encoded text on disk
-    load.py           load_text: from a configuration to tokens
+    load.py           load_text: from a configuration to tokens; understanding.py: what a text is taken for
     batches.py        TextData: the two parts, and the batches cut from them
 
 The tasks lm and classify read text through it; use `load_text` for a loop of your own.

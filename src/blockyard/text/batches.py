@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class TextData:
         val_fraction: float,
         context: int,
         fingerprint: dict[str, Any],
+        notes: Sequence[str] = (),
     ) -> None:
         if context < 1:
             raise InputError(f"context={context} must be at least 1")
@@ -49,6 +50,7 @@ class TextData:
         self.tokenizer = tokenizer
         self.context = context
         self.fingerprint = fingerprint
+        self.notes = tuple(notes)
         self.train = tokens[:n_train]
         self.val = tokens[n_train:]
         # Indexing a plain view of the memory map skips np.memmap's bookkeeping at every step.

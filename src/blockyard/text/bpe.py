@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from blockyard.errors import InputError, require
 from blockyard.files import user_path
@@ -36,7 +36,8 @@ Merge = tuple[bytes, bytes]
 class BPETokenizer:
     """Byte-level BPE with GPT-2's pre-tokens.
 
-    Special tokens are found first and kept whole (of several at one place the longest); no merge crosses a pre-token.
+    Where the caller asks for special tokens, they are found first and kept whole (of several at one place the longest);
+    no merge crosses a pre-token.
 
     Args:
         vocab: token bytes -> id; all 256 single bytes and the product of every merge.
@@ -107,19 +108,19 @@ class BPETokenizer:
         vocab, merges = learn_merges(counts, vocab_size - n_specials, progress)
         return cls(vocab, merges, number_specials(special_tokens, first=len(vocab)))
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text."""
-        return list(chain.from_iterable(self.encode_blocks((text,))))
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the ids of a text; `special` keeps special tokens that it spells whole."""
+        return list(chain.from_iterable(self.encode_blocks((text,), special=special)))
 
-    def encode_iterable(self, chunks: Iterable[str]) -> Iterator[int]:
+    def encode_iterable(self, chunks: Iterable[str], *, special: bool = False) -> Iterator[int]:
         """Yield the ids of the joined chunks, however they are cut, holding back only what may still change."""
-        for block in self.encode_blocks(chunks):
+        for block in self.encode_blocks(chunks, special=special):
             yield from block
 
-    def encode_blocks(self, chunks: Iterable[str]) -> Iterator[Sequence[int]]:
+    def encode_blocks(self, chunks: Iterable[str], *, special: bool = False) -> Iterator[Sequence[int]]:
         """Yield the ids of the joined chunks in blocks."""
         known = self._memo.__getitem__
-        for block in settled_blocks(self._splitter.stream(chunks)):
+        for block in settled_blocks(self._splitter.stream(chunks) if special else chunks):
             if isinstance(block, int):
                 yield (block,)
             else:
@@ -166,7 +167,7 @@ class BPETokenizer:
 
     def merge_word(self, word: str) -> tuple[int, ...]:
         """Return the ids of one pre-token, merged anew."""
-        return tuple(token.id for token in self._memo.model().tokenize(printable(utf8(word))))
+        return tuple(token.id for token in self._memo.model.tokenize(printable(utf8(word))))
 
 
 class _Memo(dict[str, tuple[int, ...]]):
@@ -176,8 +177,15 @@ class _Memo(dict[str, tuple[int, ...]]):
     LONGEST_WORD = 64
 
     def __init__(self, tokenizer: BPETokenizer) -> None:
+        require("tokenizers", extra="train")
+        from tokenizers import models
+
         self._tokenizer = tokenizer
-        self._model: Any = None
+        vocab = {printable(token): number for token, number in tokenizer.vocab.items()}
+        merges = [(printable(left), printable(right)) for left, right in tokenizer.merges]
+        # Made here, and not by the first text, so that what is wrong with it shows before anything is read, and the
+        # first request of a server takes no longer than the next.
+        self.model = models.BPE(vocab, merges)
 
     def __missing__(self, word: str) -> tuple[int, ...]:
         ids = self._tokenizer.merge_word(word)
@@ -186,17 +194,6 @@ class _Memo(dict[str, tuple[int, ...]]):
                 self.clear()
             self[word] = ids
         return ids
-
-    def model(self) -> Any:
-        """Return the library's merging machine, made when first needed."""
-        if self._model is None:
-            require("tokenizers", extra="train")
-            from tokenizers import models
-
-            vocab = {printable(token): number for token, number in self._tokenizer.vocab.items()}
-            merges = [(printable(left), printable(right)) for left, right in self._tokenizer.merges]
-            self._model = models.BPE(vocab, merges)
-        return self._model
 
 
 def trained_once(

@@ -9,7 +9,7 @@ from typing import Literal
 from blockyard.errors import InputError
 from blockyard.files import cache_home, user_path
 
-TextFormat = Literal["auto", "txt", "jsonl", "parquet", "folder"]
+TextFormat = Literal["auto", "txt", "jsonl", "json", "parquet", "folder"]
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,12 @@ class TextDataConfig:
 
     Args:
         path: file or folder to read; none means the Python standard library's own source.
-        format: how to read it; auto decides by folder or file suffix (.jsonl .ndjson .parquet, else txt).
+        format: how to read it; auto decides by folder or file suffix (.jsonl .ndjson .parquet, else txt; a .json file
+            by its records), behind one of .gz .bz2 .xz .zst too. Compressed files are known by their bytes.
         text_field: field (JSONL) or column (parquet) that holds the text.
         tokenizer: byte, bpe (trained on this text), or a folder with a saved or GPT-2 style tokenizer.
         vocab_size: number of tokens of a bpe tokenizer, its 256 bytes and special tokens included.
+        special_tokens: let a special token that is written in a document (<|endoftext|>) be one; else it is text.
         val_fraction: share of the tokens, at the end of the text, kept for validation.
         cache_dir: where encoded tokens are kept; none means $BLOCKYARD_CACHE or ~/.cache/blockyard.
         max_bytes: read no more than this many UTF-8 bytes of text; none reads everything.
@@ -35,12 +37,13 @@ class TextDataConfig:
     text_field: str = "text"
     tokenizer: str = "byte"
     vocab_size: int = 4096
+    special_tokens: bool = False
     val_fraction: float = 0.1
     cache_dir: str | None = None
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        known = ("auto", "txt", "jsonl", "parquet", "folder")
+        known = ("auto", "txt", "jsonl", "json", "parquet", "folder")
         if self.format not in known:
             raise InputError(f"data.format={self.format!r} is not one of: {', '.join(known)}")
         if self.path == "":

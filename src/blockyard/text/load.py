@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from blockyard.errors import require
 from blockyard.text.config import TextDataConfig
 from blockyard.text.corpus import read_standard_library, standard_library_version
+from blockyard.text.listing import notes_on
 from blockyard.text.readers import Pieces, limited, read_path
 from blockyard.text.saved import load_tokenizer
 from blockyard.text.tokenizer import ByteTokenizer, Tokenizer
@@ -34,13 +36,14 @@ def load_text(
     from blockyard.text.batches import TextData
     from blockyard.text.tokens import encoded, scan
 
-    text = scan(lambda: _pieces(config))
+    text = scan(lambda: pieces_of(config))
     tokenizer = tokenizer_for(config, text, progress)
     tokens = encoded(
         text,
         tokenizer,
         config.cache_folder(),
         None if progress is None else lambda done, total: progress("encoding", done, total),
+        special=config.special_tokens,
     )
     fingerprint: dict[str, Any] = {
         "source": "Python standard library" if config.path is None else config.path,
@@ -53,10 +56,17 @@ def load_text(
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_sha256": tokenizer.fingerprint(),
     }
-    return TextData(tokens, tokenizer, val_fraction=config.val_fraction, context=context, fingerprint=fingerprint)
+    if text.spells_separator and tokenizer.special_tokens:
+        # Versions before took it for the separator: what they began does not go on with other tokens.
+        fingerprint["special_tokens_sha256"] = sha256(str(config.special_tokens).encode()).hexdigest()
+    notes = notes_on(config, text.spells_separator and bool(tokenizer.special_tokens))
+    return TextData(
+        tokens, tokenizer, val_fraction=config.val_fraction, context=context, fingerprint=fingerprint, notes=notes
+    )
 
 
-def _pieces(config: TextDataConfig) -> Pieces:
+def pieces_of(config: TextDataConfig) -> Pieces:
+    """The text of a configuration, read from its beginning."""
     if config.path is None:
         pieces = read_standard_library()
     else:

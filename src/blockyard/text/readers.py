@@ -1,37 +1,29 @@
 """Text out of files, as a stream of pieces: strings, with None between two documents.
 
 Nothing here holds more than a block of a text file at a time. Text is taken as it stands (no newline
-translation), so one plain file's fingerprint is the file's own sha256; only a byte-order mark is dropped.
+translation), so one plain file's fingerprint is the file's own sha256; only a byte-order mark is dropped. Compressed
+files are read as what they hold, and UTF-16 or UTF-32 where a mark says so.
 """
 
 from __future__ import annotations
 
-import codecs
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from blockyard.errors import InputError, require
-from blockyard.files import parse_json, user_path
+from blockyard.errors import InputError
+from blockyard.files import user_path
+from blockyard.text.listing import JSONL_SUFFIXES, PARQUET_SUFFIXES, content_suffix, list_folder
+from blockyard.text.records import json_array_texts, json_shape, jsonl_texts, parquet_texts
+from blockyard.text.streams import read_text_file
 
 Pieces = Iterator[str | None]
-
-BLOCK_BYTES = 1 << 20
-JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
-PARQUET_SUFFIXES = frozenset({".parquet"})
-_TEXT = (
-    ".txt .text .md .rst .tex .html .htm .xml .csv .tsv .log .json .yaml .yml .toml .cfg .ini "
-    ".py .pyi .ipynb .c .h .cc .cpp .hpp .cu .rs .go .java .kt .js .jsx .ts .tsx .rb .pl .lua .r .jl "
-    ".hs .ml .scala .swift .sh .bash .sql .css"
-)
-TEXT_SUFFIXES = frozenset(_TEXT.split())
 
 
 def read_path(path: str | Path, format: str = "auto", text_field: str = "text") -> Pieces:
     """Yield the text of a file or folder: pieces, with None between documents.
 
-    A plain text file is one document; each line of a JSONL file and each row of a parquet file is one.
+    A plain text file is one document; each line of a JSONL file, each object of a JSON array and each row of a parquet
+    file is one. A file called .json is read so where its records have the field, and as it stands where they do not.
 
     Raises:
         InputError: the path is missing, empty, unreadable, binary, not UTF-8, or lacks the field.
@@ -45,7 +37,7 @@ def read_path(path: str | Path, format: str = "auto", text_field: str = "text") 
     if not exists:
         raise InputError(f"data.path={str(path)!r} does not exist; give a text file or a folder")
     if format == "auto":
-        format = "folder" if is_folder else _format_of(where)
+        format = "folder" if is_folder else format_of(where, text_field, alone=True)
     if format == "folder" and not is_folder:
         raise InputError(f"data.path={str(path)!r} is not a folder, as data.format='folder' says")
     if format != "folder" and is_folder:
@@ -92,8 +84,20 @@ def limited(pieces: Pieces, max_bytes: int) -> Pieces:
             return
 
 
-def _format_of(path: Path) -> str:
-    suffix = path.suffix.lower()
+def format_of(path: Path, text_field: str, *, alone: bool = False) -> str:
+    """How a file is read that nobody says it of: txt, jsonl, json (an array of objects) or parquet.
+
+    Args:
+        path: the file.
+        text_field: field of the text, by which JSON records are known.
+        alone: whether it is named by itself, and not found in a folder.
+
+    Raises:
+        InputError: for a .json file that cannot be read, or one alone whose records lack the field.
+    """
+    suffix = content_suffix(path)
+    if suffix == ".json":
+        return {"lines": "jsonl", "array": "json", "text": "txt"}[json_shape(path, text_field, alone=alone)]
     return "jsonl" if suffix in JSONL_SUFFIXES else "parquet" if suffix in PARQUET_SUFFIXES else "txt"
 
 
@@ -102,9 +106,11 @@ def _file(path: Path, format: str, text_field: str, *, refuse_empty: bool) -> Pi
         if refuse_empty and path.stat().st_size == 0:
             raise InputError(f"data.path={str(path)!r} is empty; give a file with text")
         if format == "jsonl":
-            yield from joined((text,) for text in _jsonl(path, text_field))
+            yield from joined((text,) for text in jsonl_texts(path, text_field))
+        elif format == "json":
+            yield from joined((text,) for text in json_array_texts(path, text_field))
         elif format == "parquet":
-            yield from joined((text,) for text in _parquet(path, text_field))
+            yield from joined((text,) for text in parquet_texts(path, text_field))
         else:
             yield from joined([read_text_file(path)])
     except OSError as error:
@@ -112,23 +118,9 @@ def _file(path: Path, format: str, text_field: str, *, refuse_empty: bool) -> Pi
 
 
 def _folder(folder: Path, text_field: str) -> Pieces:
-    found: list[tuple[str, Path]] = []
-    unreadable: list[OSError] = []
-    for base, folders, files in os.walk(folder, onerror=unreadable.append):
-        # Hidden folders hold repositories' and editors' own files, not the user's text.
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
-        for name in files:
-            path = Path(base, name)
-            if not name.startswith(".") and _suffix_known(path) and path.is_file():
-                found.append((path.relative_to(folder).as_posix(), path))
-    if unreadable:
-        error = unreadable[0]
-        raise InputError(f"data.path={str(folder)!r}: {error.filename} cannot be read: {error.strerror}")
-    # Sorted by name, not as the file system lists them: the same folder gives the same text everywhere.
-    found.sort()
     empty, between = True, False
-    for _, path in found:
-        for piece in _file(path, _format_of(path), text_field, refuse_empty=False):
+    for path in list_folder(folder).files:
+        for piece in _file(path, format_of(path, text_field), text_field, refuse_empty=False):
             if between:
                 yield None
             between = False
@@ -139,104 +131,3 @@ def _folder(folder: Path, text_field: str) -> Pieces:
         raise InputError(
             f"data.path={str(folder)!r} has no text in it; files such as .txt .md .py .jsonl .parquet are read"
         )
-
-
-def _suffix_known(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    return suffix in TEXT_SUFFIXES or suffix in JSONL_SUFFIXES or suffix in PARQUET_SUFFIXES
-
-
-def read_text_file(path: Path) -> Iterator[str]:
-    """Yield a UTF-8 text file in blocks cut between characters.
-
-    Raises:
-        InputError: a NUL byte (the file is binary) or a byte that is not UTF-8, each with its byte offset.
-    """
-    decode = codecs.getincrementaldecoder("utf-8")()
-    offset = 0
-    with open(path, "rb") as file:
-        while True:
-            block = file.read(BLOCK_BYTES)
-            if (nul := block.find(0)) >= 0:
-                raise InputError(
-                    f"data.path={str(path)!r} is binary, not text (NUL byte at offset {offset + nul}); "
-                    "give UTF-8 text, JSONL or parquet"
-                )
-            pending = len(decode.getstate()[0])
-            try:
-                text = decode.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                raise _not_utf8(f"data.path={str(path)!r}", offset - pending + error.start) from error
-            if offset == 0:
-                text = text.removeprefix("\ufeff")
-            if text:
-                yield text
-            if not block:
-                return
-            offset += len(block)
-
-
-def _not_utf8(where: str, offset: int) -> InputError:
-    return InputError(f"{where} is not UTF-8 (byte offset {offset}); convert it, e.g. with iconv -t utf-8")
-
-
-def _jsonl(path: Path, field: str) -> Iterator[str]:
-    offset = 0
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            where = f"data.path={str(path)!r} line {number}"
-            if 0 in raw:
-                raise InputError(f"{where} is binary, not JSONL (NUL byte at offset {offset + raw.index(0)})")
-            try:
-                line = raw.decode("utf-8").removeprefix("\ufeff" if number == 1 else "")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(where, offset + error.start) from error
-            offset += len(raw)
-            if line.strip():
-                yield _record_text(line, where, field)
-
-
-def _record_text(line: str, where: str, field: str) -> str:
-    try:
-        record = parse_json(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not a JSON object: {error}") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{where} is a JSON {type(record).__name__}, not an object with the field {field!r}")
-    if field not in record:
-        names = ", ".join(sorted(record)[:8]) or "none"
-        raise InputError(f"{where} has no field {field!r} (it has: {names}); set data.text_field")
-    return _checked_text(record[field], f"{where} field {field!r}")
-
-
-def _checked_text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{where} is {type(value).__name__}, not text")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{where} is not text: lone surrogate at character {error.start}") from error
-    return value
-
-
-def _parquet(path: Path, field: str) -> Iterator[str]:
-    require("pyarrow", extra="train")
-    import pyarrow
-    import pyarrow.parquet
-
-    where = f"data.path={str(path)!r}"
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = file.schema_arrow.names
-            if field not in columns:
-                names = ", ".join(columns[:8])
-                raise InputError(f"{where} has no column {field!r} (it has: {names}); set data.text_field")
-            row = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[field]):
-                for scalar in batch.column(0):
-                    yield _checked_text(scalar.as_py(), f"{where} row {row} column {field!r}")
-                    row += 1
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{where} is not a readable parquet file: {first_line}") from error

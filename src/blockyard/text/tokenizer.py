@@ -24,7 +24,8 @@ class Tokenizer(Protocol):
     Attributes:
         name: "byte" or "bpe".
         vocab_size: number of ids; ids lie in [0, vocab_size).
-        special_tokens: special text -> id; a special token in the text is always kept whole.
+        special_tokens: special text -> id. Text that spells one is ordinary text, unless the caller says `special`:
+            what a user or a document writes must not end a document.
         separator_id: the id set between two documents.
     """
 
@@ -33,11 +34,11 @@ class Tokenizer(Protocol):
     special_tokens: dict[str, int]
     separator_id: int
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, special: bool = False) -> list[int]: ...
 
-    def encode_iterable(self, chunks: Iterable[str]) -> Iterator[int]: ...
+    def encode_iterable(self, chunks: Iterable[str], *, special: bool = False) -> Iterator[int]: ...
 
-    def encode_blocks(self, chunks: Iterable[str]) -> Iterator[Sequence[int]]: ...
+    def encode_blocks(self, chunks: Iterable[str], *, special: bool = False) -> Iterator[Sequence[int]]: ...
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str: ...
 
@@ -67,18 +68,18 @@ class ByteTokenizer:
         self._bytes = {byte: bytes((byte,)) for byte in range(256)}
         self._bytes |= {token: text.encode() for text, token in self.special_tokens.items()}
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text."""
-        return list(chain.from_iterable(self.encode_blocks([text])))
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the ids of a text; `special` keeps special tokens that it spells whole."""
+        return list(chain.from_iterable(self.encode_blocks([text], special=special)))
 
-    def encode_iterable(self, chunks: Iterable[str]) -> Iterator[int]:
+    def encode_iterable(self, chunks: Iterable[str], *, special: bool = False) -> Iterator[int]:
         """Yield the ids of the joined chunks, holding back no more than a special token's length."""
-        for block in self.encode_blocks(chunks):
+        for block in self.encode_blocks(chunks, special=special):
             yield from block
 
-    def encode_blocks(self, chunks: Iterable[str]) -> Iterator[Sequence[int]]:
+    def encode_blocks(self, chunks: Iterable[str], *, special: bool = False) -> Iterator[Sequence[int]]:
         """Yield the ids of the joined chunks in blocks (bytes are sequences of ids)."""
-        if not self.special_tokens:
+        if not (special and self.special_tokens):
             for chunk in chunks:
                 yield utf8(chunk)
             return

@@ -19,7 +19,7 @@ import numpy as np
 from blockyard.errors import InputError
 from blockyard.files import parse_json, sweep, writing
 from blockyard.text.readers import Pieces
-from blockyard.text.tokenizer import Tokenizer
+from blockyard.text.tokenizer import END_OF_TEXT, Tokenizer
 
 HEADER_BYTES = 4096
 # Text up to this size is kept after the first reading; larger text is read again for each pass.
@@ -39,12 +39,14 @@ class ScannedText:
         sha256: of the UTF-8 text with a byte 255 between documents; for a single document, its plain sha256.
         n_bytes: UTF-8 bytes.
         n_documents: number of documents.
+        spells_separator: whether a document has <|endoftext|> written in it.
     """
 
     pieces: Callable[[], Pieces]
     sha256: str
     n_bytes: int
     n_documents: int
+    spells_separator: bool = False
 
 
 def scan(read: Callable[[], Pieces]) -> ScannedText:
@@ -55,14 +57,17 @@ def scan(read: Callable[[], Pieces]) -> ScannedText:
     """
     digest = hashlib.sha256()
     kept: list[str | None] | None = []
-    n_bytes, n_documents = 0, 1
+    n_bytes, n_documents, spells, before = 0, 1, False, ""
     for piece in read():
         if piece is None:
             # 255 never occurs in UTF-8, so two ways of cutting the same text into documents differ.
             digest.update(b"\xff")
-            n_documents += 1
+            n_documents, before = n_documents + 1, ""
         else:
             raw = piece.encode()
+            # A piece may end within it.
+            spells = spells or END_OF_TEXT in piece or END_OF_TEXT in before + piece[: len(END_OF_TEXT)]
+            before = (before + piece[-len(END_OF_TEXT) :])[-len(END_OF_TEXT) :]
             digest.update(raw)
             n_bytes += len(raw)
         if kept is not None:
@@ -72,10 +77,12 @@ def scan(read: Callable[[], Pieces]) -> ScannedText:
     if n_bytes == 0:
         raise InputError("data.path has no text in it; give a file or folder with text")
     pieces = read if kept is None else kept.__iter__
-    return ScannedText(pieces, digest.hexdigest(), n_bytes, n_documents)
+    return ScannedText(pieces, digest.hexdigest(), n_bytes, n_documents, spells)
 
 
-def encoded(text: ScannedText, tokenizer: Tokenizer, folder: Path, progress: Progress | None = None) -> np.ndarray:
+def encoded(
+    text: ScannedText, tokenizer: Tokenizer, folder: Path, progress: Progress | None = None, *, special: bool = False
+) -> np.ndarray:
     """Return all token ids of a text, memory-mapped from the cache folder, encoding what is not there.
 
     Documents are separated by the tokenizer's separator.
@@ -83,16 +90,19 @@ def encoded(text: ScannedText, tokenizer: Tokenizer, folder: Path, progress: Pro
     Args:
         folder: the cache folder; made if missing. A damaged file in it is replaced.
         progress: called now and then while encoding.
+        special: whether special tokens that a document spells are such.
 
     Raises:
         InputError: when the folder cannot be written, or the text changed while it was read.
     """
-    key = hashlib.sha256(f"tokens 1 {text.sha256} {tokenizer.fingerprint()}".encode()).hexdigest()[:40]
+    # Files of the first kind held special tokens wherever a document spelt one.
+    kind = 1 if special else 2
+    key = hashlib.sha256(f"tokens {kind} {text.sha256} {tokenizer.fingerprint()}".encode()).hexdigest()[:40]
     path = folder / "tokens" / f"{key}.tokens"
     tokens = _read(path, key)
     if tokens is None:
         try:
-            _write(path, key, text, tokenizer, progress)
+            _write(path, key, text, tokenizer, progress, special)
         except InputError as error:
             if not isinstance(error.__cause__, OSError):
                 raise
@@ -111,7 +121,9 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def token_arrays(text: ScannedText, tokenizer: Tokenizer, progress: Progress | None = None) -> Iterator[np.ndarray]:
+def token_arrays(
+    text: ScannedText, tokenizer: Tokenizer, progress: Progress | None = None, *, special: bool = False
+) -> Iterator[np.ndarray]:
     """Yield the ids of a text in arrays, with the separator between documents."""
     dtype = token_dtype(tokenizer.vocab_size)
     done = 0
@@ -131,7 +143,7 @@ def token_arrays(text: ScannedText, tokenizer: Tokenizer, progress: Progress | N
                 if progress is not None:
                     progress(done, text.n_bytes)
 
-        for block in tokenizer.encode_blocks(document()):
+        for block in tokenizer.encode_blocks(document(), special=special):
             yield _as_array(block, dtype)
         if more:
             yield np.asarray([tokenizer.separator_id], dtype=dtype)
@@ -145,12 +157,14 @@ def _as_array(block: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
     return np.asarray(block, dtype=dtype)
 
 
-def _write(path: Path, key: str, text: ScannedText, tokenizer: Tokenizer, progress: Progress | None) -> None:
+def _write(
+    path: Path, key: str, text: ScannedText, tokenizer: Tokenizer, progress: Progress | None, special: bool
+) -> None:
     sweep(path.parent)
     check, count = 0, 0
     with writing(path) as file:
         file.write(b" " * HEADER_BYTES)
-        for array in token_arrays(text, tokenizer, progress):
+        for array in token_arrays(text, tokenizer, progress, special=special):
             raw = array.tobytes()
             check = zlib.crc32(raw, check)
             count += len(array)

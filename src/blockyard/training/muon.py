@@ -105,7 +105,8 @@ class Muon(Optimizer):
     Args:
         params: parameters of at least two axes, or groups of them as torch's optimizers take. A group's `axes`
             names, per parameter, the two axes that form a matrix; all other axes are a stack. Its `pairs` says of
-            which the last axis holds real and imaginary parts: a complex matrix is made nearly unitary.
+            which the last axis holds real and imaginary parts: a complex matrix is made nearly unitary. Its `parts`
+            are numbers of rows of maps that lie stacked in one matrix: each is made orthogonal by itself.
         lr: learning rate.
         momentum: averaging of the gradients.
         weight_decay: decoupled decay.
@@ -133,6 +134,7 @@ class Muon(Optimizer):
             "steps": steps,
             "axes": None,
             "pairs": None,
+            "parts": None,
         }
         self.dtype = dtype
         self._averages: dict[int, Tensor] = {}
@@ -141,6 +143,7 @@ class Muon(Optimizer):
         for group in self.param_groups:
             group["axes"] = group["axes"] or [(-2, -1)] * len(group["params"])
             group["pairs"] = group["pairs"] or [False] * len(group["params"])
+            group["parts"] = group["parts"] or [()] * len(group["params"])
             for parameter in group["params"]:
                 if parameter.ndim < 2:
                     raise ValueError(f"Muon takes matrices; got a parameter of shape {tuple(parameter.shape)}")
@@ -150,15 +153,19 @@ class Muon(Optimizer):
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[tuple[Any, ...], list[nn.Parameter]] = {}
-            for parameter, axes, pairs in zip(group["params"], group["axes"], group["pairs"]):
+            for parameter, *form in zip(group["params"], group["axes"], group["pairs"], group["parts"]):
                 if parameter.grad is not None:
-                    key = (parameter.shape, parameter.dtype, axes, pairs)
-                    by_shape.setdefault(key, []).append(parameter)
-            for (_, _, axes, pairs), parameters in by_shape.items():
-                self._update(parameters, axes, pairs, group)
+                    by_shape.setdefault((parameter.shape, parameter.dtype, *form), []).append(parameter)
+            for (_, _, axes, pairs, parts), parameters in by_shape.items():
+                self._update(parameters, axes, pairs, parts, group)
 
     def _update(
-        self, parameters: list[nn.Parameter], axes: tuple[int, int], pairs: bool, group: Mapping[str, Any]
+        self,
+        parameters: list[nn.Parameter],
+        axes: tuple[int, int],
+        pairs: bool,
+        parts: tuple[int, ...],
+        group: Mapping[str, Any],
     ) -> None:
         """Update parameters of one shape: one chain of batched products for all of them."""
         sharded = is_sharded(parameters[0])
@@ -166,20 +173,31 @@ class Muon(Optimizer):
         # To [n, rows, columns]: the matrix axes last, every other axis a part of the stack.
         places = [a if a < 0 else a + 1 for a in axes]
         moved = stack.movedim([*places, -1], (-3, -2, -1)) if pairs else stack.movedim(places, (-2, -1))
-        matrices = real_blocks(moved) if pairs else moved.reshape(-1, *moved.shape[-2:])
-        update = orthogonalize(matrices, group["steps"], self.dtype)
-        update = from_real_blocks(update) if pairs else update
-        update = update.reshape(moved.shape).movedim(
-            (-3, -2, -1) if pairs else (-2, -1), [*places, -1] if pairs else places
-        )
-        # An orthogonal r x c matrix has root mean square 1/sqrt(max(r, c)).
-        scale = UPDATE_RMS * max(matrices.shape[-2:]) ** 0.5
+        rows = -3 if pairs else -2
+        made = [
+            self._direction(piece, pairs, group["steps"])
+            for piece in (moved.split(parts, dim=rows) if parts else (moved,))
+        ]
+        # What all are multiplied by as they are added; pieces with another scale are brought to it.
+        scale = made[0][1]
+        pieces = [piece if own == scale else piece * (own / scale) for piece, own in made]
+        update = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=rows)
+        update = update.movedim((-3, -2, -1) if pairs else (-2, -1), [*places, -1] if pairs else places)
         lr = group["lr"]
         mine = [local(p) for p in parameters]
         if group["weight_decay"]:
             torch._foreach_mul_(mine, 1 - lr * group["weight_decay"])
         updates = update.to(parameters[0].dtype).unbind()
         torch._foreach_add_(mine, [part(u, p) for u, p in zip(updates, parameters)], alpha=-lr * scale)
+
+    def _direction(self, moved: Tensor, pairs: bool, steps: int) -> tuple[Tensor, float]:
+        """Nearly orthogonal matrices of a shape [..., r, c] (or pairs, [..., r, c, 2]), and the factor that gives them
+        root mean square 0.2."""
+        matrices = real_blocks(moved) if pairs else moved.reshape(-1, *moved.shape[-2:])
+        made = orthogonalize(matrices, steps, self.dtype)
+        made = from_real_blocks(made) if pairs else made
+        # An orthogonal r x c matrix has root mean square 1/sqrt(max(r, c)).
+        return made.reshape(moved.shape), UPDATE_RMS * max(matrices.shape[-2:]) ** 0.5
 
     def _stacked(self, parameters: list[nn.Parameter], momentum: float) -> Tensor:
         """Nesterov's look-ahead average of the gradients, [n, ...], and the running average moved on."""

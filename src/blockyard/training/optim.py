@@ -25,6 +25,7 @@ class _Members:
     parameters: list[nn.Parameter] = field(default_factory=list)
     axes: list[tuple[int, int]] = field(default_factory=list)
     pairs: list[bool] = field(default_factory=list)
+    parts: list[tuple[int, ...]] = field(default_factory=list)
 
 
 class Optimizers:
@@ -51,7 +52,7 @@ class Optimizers:
                 "role": group_name,
             }
             if by_muon:
-                muon.append(group | {"axes": members.axes, "pairs": members.pairs})
+                muon.append(group | {"axes": members.axes, "pairs": members.pairs, "parts": members.parts})
             else:
                 adam.append(group)
             self.names.update(zip(members.parameters, members.names))
@@ -78,6 +79,7 @@ class Optimizers:
             members.parameters.append(parameter)
             members.axes.append(role.axes)
             members.pairs.append(role.pairs)
+            members.parts.append(role.parts)
         if not groups:
             raise InputError("the model has no trainable parameter")
         return groups

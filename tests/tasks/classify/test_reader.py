@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_a_file_that_is_no_text_or_is_missing_is_one_line(tmp_path: Path) -> Non
     (tmp_path / "a.csv").write_bytes(b"text,label\n\xff\xfe,x\n")
     with pytest.raises(InputError, match="is not UTF-8"):
         read(tmp_path / "a.csv")
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read(tmp_path / "b.csv")
 
 
@@ -59,3 +60,27 @@ def test_the_default_data_are_packages_of_the_standard_library() -> None:
     rows = standard_library_rows()
     assert len({row.label for row in rows}) == 8
     assert all(row.group.startswith(str(row.label)) for row in rows[:50])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "encoding"),
+    [
+        ("a.csv", "text;label\nein Text, mit Komma;x\nzwei;y\n", "utf-8"),
+        ("b.csv", "label\ttext\nx\tein Text, mit Komma\ny\tzwei\n", "utf-8"),
+        ("c.csv", 'text,label\n"ein Text, mit Komma",x\nzwei,y\n', "utf-16"),
+        ("d.csv", "text|label\nein Text, mit Komma|x\nzwei|y\n", "utf-8-sig"),
+        ("e.json", '{"text": "ein Text, mit Komma", "label": "x"}\n{"text": "zwei", "label": "y"}\n', "utf-8"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_labelled_text_is_read_as_programs_write_it(name, content, encoding, packed, tmp_path) -> None:
+    raw = content.encode(encoding)
+    path = tmp_path / (f"{name}.gz" if packed else name)
+    path.write_bytes(gzip.compress(raw) if packed else raw)
+    assert [(row.text, row.label) for row in read(path)] == [("ein Text, mit Komma", "x"), ("zwei", "y")]
+
+
+def test_labelled_text_in_a_windows_code_page_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text,label\ncafé,x\n".encode("cp1252"))
+    with pytest.raises(InputError, match=r"is not UTF-8 text .byte 14.; convert it, e\.g\. with iconv -f cp1252"):
+        read(tmp_path / "a.csv")

@@ -59,5 +59,6 @@ def test_recall_is_compared_by_accuracy_over_sizes(tmp_path: Path, monkeypatch: 
             assert run["final_quality"] == pytest.approx(sum(run["figures"]["accuracy"]) / 2, abs=1e-6)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "How much it recalls" in page and "Accuracy over key-value pairs" in page
+    assert "zoology&#x27;s: random tokens between questions, power_a 0.01" in page
     assert "recall-sizes" in page and (tmp_path / "out" / "recall-sizes.png").stat().st_size > 0
     assert "## How much it recalls" in (tmp_path / "out" / "report.md").read_text()

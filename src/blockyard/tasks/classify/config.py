@@ -19,7 +19,8 @@ class LabelledConfig:
     Args:
         path: CSV (with a header) or JSONL file; none takes the standard library's source, labelled by package.
         val_path: file of validation rows; none keeps a share of every class.
-        format: how to read them; auto decides by suffix (.jsonl .ndjson, .tsv, else csv).
+        format: how to read them; auto decides by suffix (.jsonl .ndjson, .json with an object a line, .tsv, else csv),
+            behind one of .gz .bz2 .xz .zst too. A csv file's separator is told by its header.
         text_field: column (CSV) or field (JSONL) that holds the text.
         label_field: column or field that holds the label.
         tokenizer: byte, bpe (trained on the training rows), or a folder with a saved or GPT-2 style tokenizer.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from typing import Any
 from blockyard.errors import InputError, suggest
 from blockyard.files import parse_json, user_path
 from blockyard.text.corpus import read_standard_library_packages
-from blockyard.text.readers import JSONL_SUFFIXES
+from blockyard.text.listing import JSONL_SUFFIXES, content_suffix
+from blockyard.text.records import json_shape
+from blockyard.text.streams import opened
 
 # The default data: as many of the standard library's packages, and pieces of this many characters.
 PACKAGES, PIECE = 8, 1000
@@ -41,7 +45,7 @@ def read_rows(
 
     Args:
         path: the file.
-        format: auto, csv, tsv or jsonl.
+        format: auto, csv (its separator by its header), tsv or jsonl; compressed files are known by their bytes.
         text_field: the column or field of the text.
         label_field: the column or field of the label.
         labels: "required", or "optional" for a file that is to be classified.
@@ -52,9 +56,13 @@ def read_rows(
     """
     where = user_path(path, "data.path")
     if format == "auto":
-        suffix = where.suffix.lower()
-        format = "jsonl" if suffix in JSONL_SUFFIXES else "tsv" if suffix == ".tsv" else "csv"
-    records = _jsonl(where) if format == "jsonl" else _csv(where, "\t" if format == "tsv" else ",")
+        suffix = content_suffix(where)
+        lines = suffix in JSONL_SUFFIXES or (suffix == ".json" and json_shape(where, text_field) == "lines")
+        format = "jsonl" if lines else "tsv" if suffix == ".tsv" else "csv"
+    if format == "jsonl":
+        records = _jsonl(where)
+    else:
+        records = _csv(where, "\t" if format == "tsv" else _delimiter_of(where, (text_field, label_field)))
     rows = []
     for place, record in records:
         text = _field(record, text_field, place, "text_field", required=True)
@@ -90,30 +98,25 @@ def _label(value: Any, name: str, place: str, required: bool) -> str | None:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                place = f"{path} line {number}"
-                try:
-                    record = parse_json(line)
-                except ValueError as error:
-                    raise InputError(f"{place} is not JSON: {error}") from error
-                if not isinstance(record, dict):
-                    raise InputError(f"{place} is not a JSON object with fields")
-                yield place, record
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    with _text_of(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path} line {number}"
+            try:
+                record = parse_json(line)
+            except ValueError as error:
+                raise InputError(f"{place} is not JSON: {error}") from error
+            if not isinstance(record, dict):
+                raise InputError(f"{place} is not a JSON object with fields")
+            yield place, record
 
 
 def _csv(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
     # Documents may be longer than the module's default of 128 KiB a field.
     csv.field_size_limit(sys.maxsize)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+    with _text_of(path, newline="") as file:
+        try:
             reader = csv.DictReader(file, delimiter=delimiter, strict=True)
             if not reader.fieldnames:
                 raise InputError(f"{path} is empty; expected a header and rows")
@@ -125,12 +128,35 @@ def _csv(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
                         f"{len(reader.fieldnames)}; put text with {delimiter!r} in it into quotes"
                     )
                 yield place, record
-    except csv.Error as error:
-        raise InputError(f"{path} is not CSV: {error}") from error
+        except csv.Error as error:
+            raise InputError(f"{path} is not CSV: {error}") from error
+
+
+def _delimiter_of(path: Path, fields: Sequence[str]) -> str:
+    """What separates the cells: that by which the header has the most of the fields asked for, a comma if none does.
+
+    Excel writes semicolons where a comma is the decimal mark, and exports that call themselves CSV may hold tabs.
+    """
+    with _text_of(path, newline="") as file:
+        header = file.readline()
+    found = {mark: set(next(csv.reader([header], delimiter=mark), [])) for mark in (",", ";", "\t", "|")}
+    return max(found, key=lambda mark: len(found[mark] & set(fields)))
+
+
+@contextmanager
+def _text_of(path: Path, newline: str | None = None) -> Iterator[io.TextIOWrapper]:
+    """The file's text, decompressed, whichever Unicode encoding a mark names.
+
+    Raises:
+        InputError: for a file that cannot be read or is no text.
+    """
+    try:
+        with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline) as text:
+            yield text
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        raise InputError(
+            f"{path} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv -f cp1252 -t utf-8"
+        ) from error
 
 
 def standard_library_rows() -> list[Row]:

@@ -34,11 +34,12 @@ class LMParts(Parts):
         return attention_of(model, rows["input_ids"])
 
     def notes(self, terms: Terms, data: TextData, units_read: Mapping[str, int]) -> list[str]:
-        return [
+        read = [
             f"{name} reads the training text {tokens / len(data.train):.1f} times."
             for name, tokens in units_read.items()
             if tokens > len(data.train)
         ]
+        return [f"Of the text: {note}." for note in data.notes] + read
 
     def how_to_read(self, report: Report) -> list[str]:
         per_byte = bytes_per_token(report)

@@ -144,7 +144,9 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
         }
 
     def terms(self, run: Run[LMConfig, TextDataConfig], data: TextData) -> dict[str, Any]:
+        spelt = data.fingerprint.get("special_tokens_sha256")
         return {
+            **({"special_tokens": run.data.special_tokens} if spelt else {}),
             "data sha256": data.fingerprint.get("sha256"),
             "tokenizer": data.fingerprint.get("tokenizer_sha256") or data.tokenizer.name,
             "val_fraction": run.data.val_fraction,

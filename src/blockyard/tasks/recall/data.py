@@ -1,9 +1,9 @@
 """Synthetic recall: batches as pure functions of (seed, step), with the answers' positions marked.
 
-- `mqar`, multi-query associative recall (Zoology, arXiv 2312.04927): key-value pairs, then every
-  key once more, in random order at random places among noise; at a key's second coming the model is to give its value.
-  Keys and values are disjoint halves of the vocabulary; the keys of a row differ. As there, a key's second place has a
-  distance that follows a power law, so that most are asked early and some late.
+- `mqar`, multi-query associative recall (Zoology, arXiv 2312.04927, as its code draws rows): key-value pairs, then
+  every key once more at random even places; at a key's second coming the model is to give its value. Keys and values
+  are halves of the vocabulary, and neither repeats in a row. Places near the pairs are likelier, by a power law;
+  between the questions stand random tokens or blanks.
 - `induction` (induction heads, arXiv 2209.11895; in this form arXiv 2312.00752, section 4.1.2): random tokens, a
   marker somewhere; the sequence ends with the marker, and the token that followed it is to be given.
 - `copy` (arXiv 2402.01032): a string, a separator, and then the string again.
@@ -27,8 +27,8 @@ from blockyard.tasks.recall.config import RecallConfig
 
 IGNORED = -100
 BLANK = 0
-# Exponent of the distances of MQAR's questions (the paper's default).
-POWER = 0.01
+# Numbers that are sorted at once to draw without repetition.
+MOST_AT_ONCE = 1 << 22
 # Validation rows are those of steps that no training reaches.
 VALIDATION = 1 << 62
 
@@ -50,7 +50,13 @@ class Draw:
 
     def distinct(self, low: int, high: int, rows: int, count: int) -> np.ndarray:
         """Rows of `count` different integers from low to high - 1, in random order."""
-        return low + np.argsort(self.uniform(rows, high - low), axis=1)[:, :count]
+        # A few rows at once where there is much to choose from: the same bits in less memory.
+        at_once = max(1, MOST_AT_ONCE // (high - low))
+        parts = [
+            np.argsort(self.uniform(min(at_once, rows - start), high - low), axis=1)[:, :count]
+            for start in range(0, rows, at_once)
+        ]
+        return low + np.concatenate(parts)
 
     def weighted(self, weights: np.ndarray, rows: int, count: int) -> np.ndarray:
         """Rows of `count` different indices, drawn one after the other in proportion to the weights.
@@ -74,7 +80,7 @@ class RecallData:
     @property
     def assets(self) -> dict[str, int]:
         """What a model of this task has to know: the vocabulary's size and the sequence's length."""
-        return {"vocab_size": self.config.vocab_size, "context": self.config.length}
+        return {"vocab_size": self.config.n_tokens, "context": self.config.row_length}
 
     def batch(self, seed: int, step: int, batch_size: int, rows: slice | None = None) -> dict[str, Tensor]:
         """The training batch of a step; every row is of one of the sizes, in turn.
@@ -90,7 +96,7 @@ class RecallData:
         if not (0 <= seed < 1 << 64 and 0 <= step < VALIDATION):
             raise InputError(f"seed={seed} and step={step} must be at least 0 and below 2**62")
         sizes = self.config.all_sizes
-        ids = np.zeros((batch_size, self.config.length), np.int64)
+        ids = np.zeros((batch_size, self.config.row_length), np.int64)
         targets = np.full_like(ids, IGNORED)
         draw = Draw(seed, step)
         for i, size in enumerate(sizes):
@@ -110,38 +116,57 @@ class RecallData:
 
 def make_rows(config: RecallConfig, size: int, rows: int, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
     """Rows of one size: ids and targets, int64 [rows, length]."""
-    ids = np.zeros((rows, config.length), np.int64)
+    ids = np.zeros((rows, config.row_length), np.int64)
     targets = np.full_like(ids, IGNORED)
     _MAKERS[config.task](config, size, draw, ids, targets)
     return ids, targets
 
 
 def _mqar(config: RecallConfig, pairs: int, draw: Draw, ids: np.ndarray, targets: np.ndarray) -> None:
-    rows, half = len(ids), (config.vocab_size - 1) // 2
-    ids[:] = draw.integers(1 + half, 1 + 2 * half, rows, config.length)  # noise: values, which are never asked
-    keys = draw.distinct(1, 1 + half, rows, pairs)
-    values = draw.integers(1 + half, 1 + 2 * half, rows, pairs)
+    if config.definition == "early":
+        _early_mqar(config, pairs, draw, ids, targets)
+        return
+    of_keys, of_values = config.halves
+    keys = draw.distinct(of_keys.start, of_keys.stop, len(ids), pairs)
+    values = draw.distinct(of_values.start, of_values.stop, len(ids), pairs)
+    if config.noise == "random":
+        # Of the whole vocabulary: a key of the row may be among it, with nothing of its own behind it.
+        ids[:] = draw.integers(0, config.n_tokens, *ids.shape)
+    pairs_end = 2 * pairs * config.passes
+    ids[:, 0:pairs_end:2], ids[:, 1:pairs_end:2] = (np.tile(half, config.passes) for half in (keys, values))
+    weights = np.arange(1, (config.row_length - pairs_end) // 2 + 1) ** (config.power_a - 1.0)
+    _ask(pairs_end + 2 * draw.weighted(weights, len(ids), pairs), keys, values, ids, targets)
+
+
+def _early_mqar(config: RecallConfig, pairs: int, draw: Draw, ids: np.ndarray, targets: np.ndarray) -> None:
+    """Rows as they were before they were zoology's, to the bit: runs from then go on with them."""
+    rows, (of_keys, of_values) = len(ids), config.halves
+    ids[:] = draw.integers(of_values.start, of_values.stop, rows, config.row_length)
+    keys = draw.distinct(of_keys.start, of_keys.stop, rows, pairs)
+    values = draw.integers(of_values.start, of_values.stop, rows, pairs)
     ids[:, 0 : 2 * pairs : 2], ids[:, 1 : 2 * pairs : 2] = keys, values
-    # Second comings stand at even places behind the pairs, nearer ones more often.
-    places = (config.length - 2 * pairs) // 2
-    weights = POWER * np.arange(1, places + 1) ** (POWER - 1.0)
-    at = 2 * pairs + 2 * draw.weighted(weights, rows, pairs)
+    weights = 0.01 * np.arange(1, (config.row_length - 2 * pairs) // 2 + 1) ** (0.01 - 1.0)
+    _ask(2 * pairs + 2 * draw.weighted(weights, rows, pairs), keys, values, ids, targets)
+
+
+def _ask(at: np.ndarray, keys: np.ndarray, values: np.ndarray, ids: np.ndarray, targets: np.ndarray) -> None:
+    """Put the keys at their second places, and ask for their values there."""
     np.put_along_axis(ids, at, keys, 1)
     np.put_along_axis(targets, at, values, 1)
 
 
 def _induction(config: RecallConfig, distance: int, draw: Draw, ids: np.ndarray, targets: np.ndarray) -> None:
-    marker = config.vocab_size - 1
+    marker = config.n_tokens - 1
     ids[:] = draw.integers(1, marker, *ids.shape)
     ids[:, -1] = ids[:, -1 - distance] = marker
     targets[:, -1] = ids[:, -distance]
 
 
 def _copy(config: RecallConfig, count: int, draw: Draw, ids: np.ndarray, targets: np.ndarray) -> None:
-    separator = config.vocab_size - 1
+    separator = config.n_tokens - 1
     text = draw.integers(1, separator, len(ids), count)
     # Blanks first, so that all sizes end together.
-    start = config.length - 2 * count
+    start = config.row_length - 2 * count
     ids[:, start - 1 : start - 1 + count] = text
     ids[:, start - 1 + count] = separator
     ids[:, start + count :] = text
@@ -149,21 +174,21 @@ def _copy(config: RecallConfig, count: int, draw: Draw, ids: np.ndarray, targets
 
 
 def _lag(config: RecallConfig, lag: int, draw: Draw, ids: np.ndarray, targets: np.ndarray) -> None:
-    ids[:] = draw.integers(1, config.vocab_size, *ids.shape)
+    ids[:] = draw.integers(1, config.n_tokens, *ids.shape)
     targets[:, lag:] = ids[:, :-lag]
 
 
 def _selective_copy(config: RecallConfig, count: int, draw: Draw, ids: np.ndarray, targets: np.ndarray) -> None:
-    marker = config.vocab_size - 1
+    marker = config.n_tokens - 1
     text = draw.integers(1, marker, len(ids), count)
-    places = np.sort(draw.distinct(0, config.length - count, len(ids), count), axis=1)
+    places = np.sort(draw.distinct(0, config.row_length - count, len(ids), count), axis=1)
     np.put_along_axis(ids, places, text, 1)
     ids[:, -count:] = marker
     targets[:, -count:] = text
 
 
 def _random(config: RecallConfig, size: int, draw: Draw, ids: np.ndarray, targets: np.ndarray) -> None:
-    tokens = draw.integers(0, config.vocab_size, ids.shape[0], ids.shape[1] + 1)
+    tokens = draw.integers(0, config.n_tokens, ids.shape[0], ids.shape[1] + 1)
     ids[:], targets[:] = tokens[:, :-1], tokens[:, 1:]
 
 

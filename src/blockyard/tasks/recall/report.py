@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from blockyard.report.chart import Chart
@@ -12,7 +13,7 @@ from blockyard.report.stats import interval
 from blockyard.report.units import plus_minus
 
 MEANINGS = {
-    "mqar": "key-value pairs, then every key again among noise: its value is to be given",
+    "mqar": "key-value pairs, then every key again at a random place: its value is to be given",
     "induction": "the token that once followed the last one is to be given",
     "copy": "a string is to be written once more",
     "lag": "the token a fixed number of positions ago is to be given",
@@ -26,7 +27,8 @@ class RecallParts(Parts):
 
     def facts(self, report: Report) -> list[tuple[str, str]]:
         data = report["settings"]["data"]
-        return [("Task", str(data["task"])), ("Length", str(data["length"])), ("Vocabulary", str(data["vocab_size"]))]
+        facts = [("Task", str(data["task"])), ("Length", str(data["length"])), ("Vocabulary", str(data["vocab_size"]))]
+        return [*facts, ("Rows", _rows(data))] if data["task"] == "mqar" else facts
 
     def how_to_read(self, report: Report) -> list[str]:
         task = report["settings"]["data"]["task"]
@@ -36,9 +38,12 @@ class RecallParts(Parts):
                 f"The tokens are {MEANINGS[task]}, so no causal model can have a loss below ln V = {floor:.3f} nats. A "
                 "choice that does sees the future: its figures on other tasks mean nothing."
             ]
+        guess = "guessing gives about 0"
+        if task == "mqar":
+            guess += ", and knowing no more than which values a row has gives 1 in as many as it has pairs"
         return [
             f"The task is {task}: {MEANINGS[task]}. Accuracy is the share of right answers on sequences that were not "
-            "trained on, the mean over the sizes; higher is better, and guessing gives about 0."
+            f"trained on, the mean over the sizes; higher is better, and {guess}."
         ]
 
     def sections(self, report: Report) -> list[Section]:
@@ -57,6 +62,16 @@ class RecallParts(Parts):
         charts = [_over_sizes(rows, sizes, word)] if len(sizes) > 1 else []
         lede = "One model for all sizes: every training row is of one of them."
         return [Section("How much it recalls", lede, [table], charts)]
+
+
+def _rows(data: Mapping[str, Any]) -> str:
+    """How rows of mqar were drawn, in words."""
+    # Records from before there was a choice do not name it.
+    if data.get("definition", "early") == "early":
+        return "early: values may repeat, noise of values"
+    noise = "blanks" if data.get("noise") == "zeros" else "random tokens"
+    passes = f"pairs stand {data['passes']} times, " if data.get("passes", 1) != 1 else ""
+    return f"zoology's: {passes}{noise} between questions, power_a {data.get('power_a')}"
 
 
 def accuracies(choice: Choice) -> dict[int, list[float]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from blockyard.errors import InputError
 from blockyard.files import parse_json, write_atomically
 from blockyard.models.lm import LMConfig, TransformerLM, build_lm
 from blockyard.tasks.kind import Quality, Run, TaskKind, register_task
-from blockyard.tasks.recall.config import RecallConfig
+from blockyard.tasks.recall.config import EARLY, RecallConfig
 from blockyard.tasks.recall.data import IGNORED, RecallData
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
@@ -108,7 +109,19 @@ class Recall(TaskKind[LMConfig, RecallConfig, RecallData]):
 
     def data_bytes(self, data: RecallConfig, model: LMConfig) -> int:
         # Rows of one size at a time: tokens and targets, int64.
-        return 2 * 8 * data.val_rows * data.length
+        return 2 * 8 * data.val_rows * data.row_length
+
+    def older_data(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        if data.get("task", "mqar") == "mqar":
+            return EARLY
+        return {f.name: f.default for f in fields(RecallConfig) if f.name in EARLY}
+
+    def terms(self, run: Run[LMConfig, RecallConfig], data: RecallData) -> dict[str, Any]:
+        found = super().terms(run, data)
+        if run.data.task == "mqar" and run.data.definition == "zoology":
+            return found
+        # Folders from before these options do not name them.
+        return {key: value for key, value in found.items() if key.removeprefix("data.") not in EARLY}
 
     def build_model(self, model: LMConfig) -> TransformerLM:
         return TransformerLM(model)
@@ -126,7 +139,7 @@ class Recall(TaskKind[LMConfig, RecallConfig, RecallData]):
     def quality(self, data: RecallData) -> Quality:
         """Accuracy; where nothing can be recalled, the loss, which cannot be below ln V."""
         if data.config.task == "random":
-            return Quality(unit="nats/token", facts={"floor": math.log(data.config.vocab_size)})
+            return Quality(unit="nats/token", facts={"floor": math.log(data.config.n_tokens)})
         return Quality("accuracy", "", "val_accuracy", "higher", loss_unit="nats/answer", margin=0.01)
 
     def figures(self, run: Run[LMConfig, RecallConfig], data: RecallData, model: nn.Module) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Files, in reading order:
     table.py        Asset and Prices: series in memory; rhythm.py: their step, sessions and holes
     config.py       PriceDataConfig: what to read, how strictly, where the parts part
     reader.py       from sources to Prices, by the steps below
-    compressed.py   a file's bytes
     dialect.py      encoding and separator, told by the bytes
     header.py       where the names stand; shapes.py: tables without any, known by their shape
     sources.py      files and frames as tables with plain names

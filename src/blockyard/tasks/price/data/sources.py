@@ -11,13 +11,13 @@ from typing import Any
 from blockyard.errors import InputError, require
 from blockyard.files import user_path
 from blockyard.tasks.price.data.columns import text_columns
-from blockyard.tasks.price.data.compressed import open_bytes
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.dialect import find_dialect
 from blockyard.tasks.price.data.header import find_header
 from blockyard.tasks.price.data.kinds import kind
 from blockyard.tasks.price.data.names import FIELDS, simple
 from blockyard.tasks.price.data.numbers import read_numbers
+from blockyard.text.compressed import open_bytes
 
 # Lines of words that may stand below a table.
 LINES_BELOW = 5
