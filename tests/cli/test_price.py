@@ -258,6 +258,9 @@ def test_data_prices_says_what_is_understood_and_does_nothing_else(tmp_path, mon
     ):
         assert words in shown
     assert os.listdir() == ["kurse.csv"]
+    assert main(["data", "prices", "kurse.csv", "--json"]) == 0
+    (asset,) = json.loads(capsys.readouterr().out)["assets"]
+    assert (asset["rows"], asset["first"], asset["step"]) == (60, "2015-01-01", "1 day, Mon–Fri; no holes")
     assert main(["data", "prices", "kurse.csv", "--data.price_column", "Open"]) == 0
     assert "close from Open" in capsys.readouterr().out
     assert "no column 'Shluss' (did you mean 'Schluss'?)" in error_of(

@@ -14,6 +14,7 @@ def add_arguments(parser: Parser) -> None:
 
     parser.usage = "%(prog)s [FILE ...] [options]"
     parser.plain("files", "CSV or parquet files of prices; the S&P 500 when not given", metavar="FILE", nargs="*")
+    parser.plain("--json", "print it as JSON", action="store_true")
     add_groups(parser, groups())
 
 
@@ -24,7 +25,13 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.tasks.price.data.reader import read_prices
 
     given = read_given(groups(), given_words(arguments))["data"]
-    print(read_prices(list(arguments.files) or None, PriceDataConfig(**given)).report())
+    prices = read_prices(list(arguments.files) or None, PriceDataConfig(**given))
+    if arguments.json:
+        import json
+
+        print(json.dumps(prices.as_dict()))
+    else:
+        print(prices.report())
     return 0
 
 

@@ -116,6 +116,22 @@ class Prices:
             lines.append(f"  … and {len(self.assets) - 8} more")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
+    def as_dict(self) -> dict[str, Any]:
+        """The report as data that JSON can hold."""
+        assets = []
+        for asset in self.assets:
+            rhythm = find_rhythm(asset.ds)
+            assets.append({
+                "unique_id": asset.unique_id,
+                "rows": len(asset),
+                "first": show_ds(asset.ds[0]),
+                "last": show_ds(asset.ds[-1]),
+                "columns": list(asset.columns),
+                "step": None if rhythm is None else show_rhythm(rhythm),
+            })  # fmt: skip
+        found = {"source": self.source, "understood": list(self.understood), "assets": assets}
+        return {**found, "notes": list(self.notes)}
+
 
 def show_ds(value: Any) -> str:
     """A date without a time of midnight, or a row number."""
