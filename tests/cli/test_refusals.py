@@ -154,3 +154,20 @@ def test_a_damaged_comparison_is_one_line(state: dict[str, Any], tmp_path: Path)
     (tmp_path / State.file).write_text(json.dumps({"schema": State.schema, "terms": None, **state}))
     with pytest.raises(InputError, match="is damaged at"):
         State(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tune", "classify", "--config=--", "--over=train.lr=1e-3,1e-2"],
+        ["compare", "lm", "--blocks=standard", "--train.lr=--"],
+        ["train", "lm", "--train.schedule=--"],
+        ["train", "lm", "--out=--", "--train.steps=0"],
+    ],
+)
+def test_two_dashes_as_a_value_are_a_value(words, capsys, tmp_path, monkeypatch):
+    """argparse took them away, and an empty list stood in their place."""
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

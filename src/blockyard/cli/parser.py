@@ -20,7 +20,21 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=34)
 
 
-class Parser(argparse.ArgumentParser):
+class WholeValues(argparse.ArgumentParser):
+    """argparse, but for one thing: it takes away a "--" among the values, also where it is the value.
+
+    Of `--name=--` it would make an empty list.
+    """
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and arg_strings == ["--"] and action.nargs in (None, argparse.OPTIONAL):
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
+
+class Parser(WholeValues):
     """An argument parser that raises `InputError` where argparse would print a usage text and exit.
 
     Args:

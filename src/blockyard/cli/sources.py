@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blockyard.cli.parser import Parser
+from blockyard.cli.parser import Parser, WholeValues
 from blockyard.cli.settings import Given, given_words
 from blockyard.errors import InputError, suggest
 from blockyard.registry.plugins import load_file_plugins, see_current_folder
@@ -43,7 +43,7 @@ def prepare_plugins(words: Sequence[str]) -> None:
     Raises:
         InputError: for one that the user neither names with `--plugin` nor agrees to with `--trust`.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first = WholeValues(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config", action="append", default=[])
     first.add_argument("--out")
     first.add_argument("--resume", action="store_true")
