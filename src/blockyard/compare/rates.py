@@ -3,9 +3,9 @@
 Blocks differ in the rate that suits them, so at one rate for all the block for which that was tuned wins. A probe is a
 run of a share of the budget with its whole schedule, at the recipe's rates times a factor; the ladder of factors of 2
 grows on the side where the best stands at its end. Probes have a seed of their own: the runs that are judged share no
-batches with them. A schedule that is squeezed into a share of the steps prefers rates at least as high as the whole
-one's, and one probe has the noise of one seed: among rates that do as well within the margin of a verdict, the one
-nearest to the recipe's is taken, and the lower of two as near.
+batches with them. A probe's best rate is the whole run's or a neighbour of it, and has the noise of one seed
+(docs/recipes.md): among rates that do as well within the margin of a verdict, the one nearest to the recipe's is taken,
+and the lower of two as near.
 """
 
 from __future__ import annotations
