@@ -117,10 +117,19 @@ def _file(path: Path, format: str, text_field: str, *, refuse_empty: bool) -> Pi
         raise InputError(f"data.path={str(path)!r} cannot be read: {error.strerror or error}") from error
 
 
+def _within(folder: Path, path: Path, text_field: str) -> Pieces:
+    """The text of a file of a folder; what cannot be read names the way out."""
+    try:
+        yield from _file(path, format_of(path, text_field), text_field, refuse_empty=False)
+    except InputError as error:
+        name = path.relative_to(folder)
+        raise InputError(f"{error} (no file of a folder is skipped: mend {name}, or take it away)") from error
+
+
 def _folder(folder: Path, text_field: str) -> Pieces:
     empty, between = True, False
     for path in list_folder(folder).files:
-        for piece in _file(path, format_of(path, text_field), text_field, refuse_empty=False):
+        for piece in _within(folder, path, text_field):
             if between:
                 yield None
             between = False
