@@ -31,7 +31,8 @@ RENAMED = {
     "blockyard.data.bpe": "blockyard.text.bpe",
     "blockyard.forecasting.forecaster": "blockyard.tasks.price.forecaster",
 }
-PRICES = ["01", "02", "04", "05", "06", "08", "09", "10", "11", "12", "17", "18", "70", "74", "75", "76", "77", "87", "88"]
+PRICES = ("01", "02", "04", "05", "06", "08", "09", "10", "11", "12", "17", "18", "70", "74", "75", "76", "77", "87",
+          "88")  # fmt: skip
 TEXTS = ["30", "32", "33", "34", "35", "36", "37", "39"]
 SLOW = ("72", "78")
 # It asks for a refusal of what is read now: UTF-16 with a mark, and a compressed file.
