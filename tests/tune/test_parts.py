@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+import blockyard.tune.verdict as tune_verdict
+from blockyard.report import stats
+
 optuna = pytest.importorskip("optuna")
 
 from blockyard.tune.importance import explained, importances, midranks
@@ -308,3 +311,10 @@ def test_page_without_fresh_runs_or_with_one_trial_is_still_a_page() -> None:
     lone["importance"] = []
     lone["verdict"] = judge(lone)
     assert "<h2>Trials</h2>" in render_html(lone)
+
+
+def test_without_scipy_no_verdict_is_drawn_and_no_divergence_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "has_intervals", lambda: False)
+    monkeypatch.setattr(tune_verdict, "has_intervals", lambda: False)
+    verdict = record(CLEAR)["verdict"]
+    assert verdict["headline"].startswith("No verdict is drawn, as scipy is not installed")

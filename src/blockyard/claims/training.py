@@ -20,6 +20,7 @@ from torch import Tensor
 from blockyard.claims import training
 from blockyard.claims.claim import Finding, Verdict, claim, judge_all
 from blockyard.claims.keep import recall
+from blockyard.errors import require
 from blockyard.models.lm import LMConfig
 from blockyard.registry.pattern import format_choice, parse_choice
 from blockyard.report import units
@@ -100,7 +101,12 @@ def told(losses: tuple[float, ...]) -> str:
 
 
 def better(a: tuple[float, ...], b: tuple[float, ...]) -> Verdict:
-    """Whether a's loss is lower than b's, by the rule of all reports: in part when the seeds do not decide."""
+    """Whether a's loss is lower than b's, by the rule of all reports: in part when the seeds do not decide.
+
+    Raises:
+        MissingExtra: without scipy, when they could not.
+    """
+    require("scipy.stats", extra="report")
     words: dict[str, Verdict] = {"better": "holds", "worse": "false"}
     return words.get(Family({"a": a, "b": b}).difference("a", "b").word(), "partly")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from blockyard.report import units
 from blockyard.report.answers import seeds_in_words
+from blockyard.report.stats import has_intervals
 from blockyard.report.units import word
 from blockyard.tune.schema import Final, Trial, Tuning, Verdict
 
@@ -58,6 +59,9 @@ def judge(record: Tuning) -> Verdict:
     if n < 2:
         headline = f"One fresh seed, so no claim: {best['name']} {pair} of the default configuration, {where}."
         return {"kind": "one_seed", "headline": headline, "details": details}
+    if not has_intervals():
+        headline = f"No verdict is drawn, as scipy is not installed (pip install 'blockyard[report]'): {pair}, {where}."
+        return {"kind": "no_default", "headline": headline, "details": details}
     if best["verdict"] == "better":
         headline = f"{_capital(best['name'])} beats the default configuration: {pair}, {where}, {n} fresh seeds each."
         return {"kind": "better", "headline": headline, "details": details}
