@@ -12,6 +12,7 @@ from blockyard.compare.plan import Planned, State
 from blockyard.compare.runs import jobs_of, train_jobs
 from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
+from blockyard.files import plain
 from blockyard.registry.options import options_of
 from blockyard.report import schema
 from blockyard.tasks.kind import Run
@@ -82,7 +83,8 @@ def confirm(
         Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
     """
     base, data = text.base, text.data
-    terms = {key: value for key, value in base.kind.terms(base, data).items() if value is not None}
+    # As compare.json gives them back: a tuple is a list there.
+    terms = plain(base.kind.terms(base, data))
     if state.data.get(FOLDER, terms) != terms:
         raise InputError(f"{out / FOLDER} holds a confirmation on another text; remove it, or use another --out")
     state.data[FOLDER] = terms

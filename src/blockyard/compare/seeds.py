@@ -56,12 +56,9 @@ def _so_far(
     looks: list[schema.Look],
 ) -> schema.Report:
     """As much of a report as its comparisons rest on."""
-    quality = base.kind.quality(data)
+    quality, ordered = base.kind.quality(data), sorted(results.items())
     found: Any = {
-        "choices": [
-            {"name": p.name, "runs": [run for (name, _), run in sorted(results.items()) if name == p.name]}
-            for p in plan
-        ],
+        "choices": [{"name": p.name, "runs": [run for (name, _), run in ordered if name == p.name]} for p in plan],
         "quality": {"better": quality.better, "margin": quality.margin},
         "settings": {"compare": {"margin": config.margin}},
         "looks": looks,
