@@ -144,6 +144,16 @@ def test_a_purpose_is_answered_by_the_best_that_meets_it():
     assert asked("train>1M")["sentences"] == ["None of the choices that finished meets that."]
 
 
+def test_a_purpose_says_what_was_not_measured_also_when_nothing_meets_it():
+    report = synthetic_report()
+    report["settings"]["compare"]["want"] = ["decode>1M"]
+    report["choices"][1]["speed"] = None
+    sentences = analyse(report)["answers"][0]["sentences"]
+    assert sentences == [
+        "None of the choices that finished meets that.", "What it asks for was not measured of tva+vft."
+    ]  # fmt: skip
+
+
 def test_one_seed_makes_no_claim_about_loss_but_tells_what_needs_no_seeds():
     verdict = verdict_of(seeds=1)
     assert verdict["kind"] == "one_seed"

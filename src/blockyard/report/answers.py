@@ -17,6 +17,7 @@ from blockyard.report.schema import (
     input_unit,
     quality_word,
 )
+from blockyard.report.wants import figure_of
 
 # Smaller advantages in speed or memory are not worth a sentence: they come and go with the machine.
 WORTH_SAYING = 1.15
@@ -125,20 +126,14 @@ def _beats(report: Report, a: Choice, b: Choice) -> bool:
 
 def figures_of(report: Report, choice: Choice) -> dict[str, tuple[float, bool, str]]:
     """What a choice costs, by name: the figure, whether more of it is better, and what an advantage is called."""
-    unit, speed, memory = input_unit(report), choice["speed"], choice["memory"]
     found: dict[str, tuple[float | None, bool, str]] = {
-        "cache": (choice["cache_bytes_per_token"], False, f"caches {{}} fewer bytes per {unit}"),
-        "training speed": (speed["train_wall"]["median"] if speed else None, True, "trains {} faster"),
-        "generation speed": (_decode(choice), True, "generates {} faster"),
-        "training memory": (memory["peak_bytes"] if memory else None, False, "needs {} less memory to train"),
+        "cache": (figure_of(choice, "cache"), False, f"caches {{}} fewer bytes per {input_unit(report)}"),
+        "training speed": (figure_of(choice, "train"), True, "trains {} faster"),
+        "generation speed": (figure_of(choice, "decode"), True, "generates {} faster"),
+        "training memory": (figure_of(choice, "memory"), False, "needs {} less memory to train"),
         "parameters": (choice["parameters_core"], False, "has {} fewer parameters"),
     }
     return {name: (value, more, says) for name, (value, more, says) in found.items() if value}
-
-
-def _decode(choice: Choice) -> float | None:
-    measured = choice["speed"].get("decode_wall") if choice["speed"] else None
-    return measured["median"] if measured else None
 
 
 def _times_better(report: Report, word: str, choice: Choice, other: Choice) -> float:

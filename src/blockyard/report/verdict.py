@@ -129,21 +129,20 @@ def _for_a_purpose(report: Report) -> list[Answer]:
     ranked = [row for row in report["ranking"] if row["rank"] is not None]
     able = [row for row in ranked if all(meets[row["name"]])]
     question = f"Which, if {join([want.text for want in wants])}?"
-    if not able:
-        return [{"question": question, "sentences": ["None of the choices that finished meets that."]}]
-    unknown = [name for name, found in meets.items() if None in found and False not in found]
     sentences = []
-    if len(able) == 1:
+    if not able:
+        sentences.append("None of the choices that finished meets that.")
+    elif len(able) == 1:
         sentences.append(f"Only {able[0]['name']} meets it: {level(report, able[0]['final'])}.")
     else:
         alpha = report["looks"][-1]["alpha"] if "looks" in report else 1 - CONFIDENCE
         rows = compare_with_leader(report, able, report["margin"], 1 - alpha)
         sentences.append(standing(report, rows, able[0])[1])
         sentences += [line for row in rows if (line := in_a_sentence(report, row))]
-    best = ranked[0]
-    if able[0] is not best:
-        gap = abs((able[0]["final"]["mean"] or 0.0) - (best["final"]["mean"] or 0.0))
-        sentences.append(f"{best['name']}, the best of all by its mean, does not meet it; that costs {gap:.2g}.")
+    if able and able[0] is not ranked[0]:
+        gap = abs((able[0]["final"]["mean"] or 0.0) - (ranked[0]["final"]["mean"] or 0.0))
+        sentences.append(f"{ranked[0]['name']}, the best of all by its mean, does not meet it; that costs {gap:.2g}.")
+    unknown = [name for name, found in meets.items() if None in found and False not in found]
     if unknown:
         sentences.append(f"What it asks for was not measured of {join(unknown)}.")
     return [{"question": question, "sentences": sentences}]
