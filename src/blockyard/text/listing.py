@@ -85,22 +85,17 @@ def _compressed(path: Path) -> bool:
     return path.suffix.lower() in COMPRESSED_SUFFIXES
 
 
-def files_of(config: TextDataConfig) -> tuple[tuple[Path, ...], Mapping[str, int]]:
-    """The files that are read, and how many others of each suffix are not; none for the default text."""
+def listing_of(config: TextDataConfig) -> Listing:
+    """The files that are read, and what is left out; none for the default text."""
     if config.path is None:
-        return (), {}
+        return Listing((), {})
     where = Path(config.path).expanduser()
-    if not where.is_dir():
-        return (where,), {}
-    listing = list_folder(where)
-    return listing.files, listing.left_out
+    return list_folder(where) if where.is_dir() else Listing((where,), {})
 
 
-def notes_on(config: TextDataConfig, spells_separator: bool) -> tuple[str, ...]:
+def notes_on(config: TextDataConfig, listing: Listing, spells_separator: bool) -> tuple[str, ...]:
     """What whoever trains on a text should know of how it is read, one line each."""
-    found = []
-    if config.path is not None and Path(config.path).expanduser().is_dir():
-        found.append(list_folder(Path(config.path).expanduser()).note())
+    found = [listing.note()]
     if spells_separator:
         does = "ends it there, as data.special_tokens asks" if config.special_tokens else "is text like any other there"
         found.append(f"{END_OF_TEXT} is written in a document and {does}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from blockyard.errors import require
 from blockyard.text.config import TextDataConfig
 from blockyard.text.corpus import read_standard_library, standard_library_version
-from blockyard.text.listing import notes_on
+from blockyard.text.listing import listing_of, notes_on
 from blockyard.text.readers import Pieces, limited, read_path
 from blockyard.text.saved import load_tokenizer
 from blockyard.text.tokenizer import ByteTokenizer, Tokenizer
@@ -59,7 +59,7 @@ def load_text(
     if text.spells_separator and tokenizer.special_tokens:
         # Versions before took it for the separator: what they began does not go on with other tokens.
         fingerprint["special_tokens_sha256"] = sha256(str(config.special_tokens).encode()).hexdigest()
-    notes = notes_on(config, text.spells_separator and bool(tokenizer.special_tokens))
+    notes = notes_on(config, listing_of(config), text.spells_separator and bool(tokenizer.special_tokens))
     return TextData(
         tokens, tokenizer, val_fraction=config.val_fraction, context=context, fingerprint=fingerprint, notes=notes
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from blockyard.errors import InputError
 from blockyard.text.config import TextDataConfig
-from blockyard.text.listing import COMPRESSED_SUFFIXES, files_of, notes_on
+from blockyard.text.listing import COMPRESSED_SUFFIXES, listing_of, notes_on
 from blockyard.text.load import pieces_of
 from blockyard.text.readers import format_of
 from blockyard.text.streams import encoding_of
@@ -75,7 +75,8 @@ def understand_text(config: TextDataConfig) -> TextUnderstanding:
         InputError: for whatever a training on it would refuse of the text itself.
     """
     text = scan(lambda: pieces_of(config))
-    files, left_out = files_of(config)
+    listing = listing_of(config)
+    files = listing.files
     formats = Counter(_format(path, config, alone=len(files) == 1) for path in files)
     encodings = Counter(name for path in files if (name := _encoding(path)) is not None)
     return TextUnderstanding(
@@ -87,8 +88,8 @@ def understand_text(config: TextDataConfig) -> TextUnderstanding:
         text.n_bytes,
         text.sha256,
         text.spells_separator,
-        left_out,
-        notes_on(config, text.spells_separator),
+        listing.left_out,
+        notes_on(config, listing, text.spells_separator),
     )
 
 
