@@ -8,30 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from blockyard.compare import measure
 from blockyard.compare.compare import compare, compare_lm
 from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
-from blockyard.report import html, write
-from blockyard.report import text as report_text
 
 STEPS, TOKENS_PER_STEP = 12, 4 * 16
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr(measure, "ROUND_SECONDS", 0.005)
-    monkeypatch.setattr(measure, "ROUNDS", 2)
-    monkeypatch.setattr(measure, "DECODE_ROUNDS", 1)
-    monkeypatch.setenv("BLOCKYARD_CACHE", str(tmp_path / "cache"))
-    for module in (write, html, report_text):
-        monkeypatch.setattr(module, "charts_of", lambda found, parts: [])
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def written(path: Path, seed: int) -> Path:

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from blockyard.compare import measure, rates
+from blockyard.compare import rates
 from blockyard.compare.compare import compare_lm
 from blockyard.compare.plan import at_rate
 from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
-from blockyard.report import html, write
-from blockyard.report import text as report_text
 from blockyard.report.charts.rates import figures_over_rate
 from blockyard.report.reading import how_to_read
 from blockyard.report.render import render_png
@@ -32,18 +29,8 @@ LOSS, ACCURACY = Quality(), Quality(better="higher", margin=0.01)
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr(measure, "ROUND_SECONDS", 0.005)
-    monkeypatch.setattr(measure, "ROUNDS", 2)
-    monkeypatch.setattr(measure, "DECODE_ROUNDS", 1)
+def _short_probes(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "LEAST_STEPS", 8)
-    monkeypatch.setenv("BLOCKYARD_CACHE", str(tmp_path / "cache"))
-    for module in (write, html, report_text):
-        monkeypatch.setattr(module, "charts_of", lambda found, parts: [])
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
