@@ -63,6 +63,22 @@ def test_ranks_compute_what_one_process_computes(runs: Path, name: str) -> None:
     assert several[-1]["tokens"] == one[-1]["tokens"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts the threads that Linux lists in /proc")
+def test_no_thread_of_the_group_is_left_to_race_with_the_end_of_python(runs: Path, tmp_path: Path) -> None:
+    """A thread of gloo's that lets go of its last tensor while Python ends aborts the process."""
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "tests.kill.threads_left", "train", "lm"]
+    options = {
+        "data.path": runs / "text.txt", "data.cache_dir": tmp_path / "cache", "out": tmp_path / "run",
+        "model.d_model": 16, "model.n_layers": 1, "model.n_heads": 2, "model.context": 16,
+        "train.steps": 2, "train.batch_size": 4, "train.device": "cpu", "train.threads": 1,
+    }  # fmt: skip
+    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    launch = [sys.executable, "-m", "torch.distributed.run", *words]
+    done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("left: []") == 2, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_the_checkpoint_format_does_not_depend_on_the_ranks(runs: Path, name: str) -> None:
     one, several = (load_checkpoint(list_checkpoints(runs / r / "checkpoints")[-1][1]) for r in ("one", name))

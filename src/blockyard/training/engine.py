@@ -84,6 +84,10 @@ class Engine:
         self._listeners: dict[str, Any] = {n: m for n, m in self.model.named_modules() if hasattr(m, "after_step")}
         self._skips_in_a_row = 0
 
+    def unwrap(self) -> None:
+        """Let DDP go, which holds the process group; the model is used alone from here on."""
+        self.wrapped = self.model
+
     def step(self, step: int) -> StepResult:
         """Make update number `step`, counted from 0.
 

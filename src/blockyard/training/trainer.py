@@ -294,6 +294,8 @@ class Trainer:
         if self._folder is not None:
             self._folder.close()
             self._folder = None
+        if hasattr(self, "engine"):
+            self.engine.unwrap()
         self.ranks.close()
 
     # Setting up.
