@@ -1,4 +1,4 @@
-"""Trains as one of torchrun's ranks, by the command's own words, and prints which of gloo's threads are left after it."""
+"""Trains as one of torchrun's ranks, by the command's own words, and prints which of gloo's threads are left."""
 
 import sys
 from pathlib import Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -116,7 +115,8 @@ def join_ranks(device_option: str) -> Ranks:
     if started:
         # Dynamo, which DDP imports, keeps what it finds in torch.distributed for ever: imported later, it would keep
         # the group and with it gloo's threads, and one of them that drops its last tensor while Python ends aborts.
-        importlib.import_module("torch._dynamo")
+        from torch import _dynamo  # noqa: F401
+
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Ranks(number, size, device, started)
 
