@@ -53,8 +53,9 @@ config = TextDataConfig(path=sys.argv[1], tokenizer=sys.argv[2], vocab_size=int(
 data = load_text(config, 64, lambda what, done, total: calls.append(what))
 status = open("/proc/self/status").read()
 print(json.dumps({"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu,
-    "peak_bytes": int(status.split("VmHWM:")[1].split()[0]) * 1024, "tokens": data.fingerprint["tokens"], "bytes": data.fingerprint["bytes"],
-    "documents": data.fingerprint["documents"], "calls_of_progress": {what: calls.count(what) for what in dict.fromkeys(calls)}}))
+    "peak_bytes": int(status.split("VmHWM:")[1].split()[0]) * 1024,
+    **{name: data.fingerprint[name] for name in ("tokens", "bytes", "documents")},
+    "calls_of_progress": {what: calls.count(what) for what in dict.fromkeys(calls)}}))
 """
 
 
