@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from blockyard.errors import InputError
 from blockyard.text import BPETokenizer
-from blockyard.text.bpe_training import learn_merges
+from blockyard.text.bpe_training import count_words, learn_merges
 
 
 def naive_merges(word_counts: dict[bytes, int], vocab_size: int) -> list[tuple[bytes, bytes]]:
@@ -131,3 +131,22 @@ def gpt2_words(text: str) -> list[str]:
     from blockyard.text.pretokens import GPT2_PATTERN
 
     return [word for word, _ in pre_tokenizers.Split(Regex(GPT2_PATTERN), "isolated").pre_tokenize_str(text)]
+
+
+def test_few_different_words_are_counted_exactly() -> None:
+    blocks = [["a", "b", "a"], ["c"], ["b", "ä"]]
+    assert count_words(blocks) == {b"a": 2, b"b": 2, b"c": 1, "ä".encode(): 1}
+
+
+def test_counting_many_different_words_keeps_the_frequent_ones_in_bounded_memory(monkeypatch) -> None:
+    monkeypatch.setattr("blockyard.text.bpe_training.MOST_WORDS", 50)
+
+    def blocks():
+        for number in range(300):
+            yield [f"common{number % 20}"] * 5 + [f"rare{number}"]
+
+    counts = count_words(blocks())
+    exact = Counter(word.encode() for block in blocks() for word in block)
+    assert len(counts) == 50
+    assert {f"common{number}".encode() for number in range(20)} <= counts.keys()
+    assert all(counts[word] == exact[word] for word in counts)

@@ -16,7 +16,8 @@ Files, in reading order:
                       writes GPT-2's format
     saved.py          a tokenizer from the folder it was saved into
     tokens.py         encoded text on disk
-    load.py           load_text: from a configuration to tokens; understanding.py: what a text is taken for
+    load.py           load_text: from a configuration to tokens; understanding.py: what a text is taken for;
+                      progress.py: what is shown meanwhile
     batches.py        TextData: the two parts, and the batches cut from them
 
 The tasks lm and classify read text through it; use `load_text` for a loop of your own.

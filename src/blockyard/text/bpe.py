@@ -6,8 +6,8 @@ Merging is done by the tokenizers library, once for each different pre-token; a 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from blockyard.errors import InputError, require
 from blockyard.files import user_path
 from blockyard.text.bpe_files import printable, read_bpe, write_bpe
-from blockyard.text.bpe_training import learn_merges
+from blockyard.text.bpe_training import count_words, learn_merges
 from blockyard.text.pretokens import pretokens, settled_blocks
+from blockyard.text.progress import Counted, Progress
 from blockyard.text.tokenizer import (
     END_OF_TEXT,
     SpecialSplitter,
@@ -72,7 +73,7 @@ class BPETokenizer:
         special_tokens: Sequence[str] = (END_OF_TEXT,),
         progress: Callable[[int, int], None] | None = None,
     ) -> BPETokenizer:
-        """Learn a tokenizer from texts.
+        """Learn a tokenizer from texts, from their 400,000 most frequent words if they have more different ones.
 
         Ids: the 256 bytes first (a byte's id is its value), then the merges, then the special tokens.
 
@@ -99,13 +100,13 @@ class BPETokenizer:
                 f"{256 + n_specials}"
             )
         splitter = SpecialSplitter(dict.fromkeys(special_tokens, 0))
-        words: Counter[str] = Counter()
-        for document in documents:
-            for block in settled_blocks(splitter.stream(document)):
-                if isinstance(block, str):
-                    words.update(pretokens(block))
-        counts = {utf8(word): count for word, count in words.items()}
-        vocab, merges = learn_merges(counts, vocab_size - n_specials, progress)
+        words = (
+            pretokens(block)
+            for document in documents
+            for block in settled_blocks(splitter.stream(document))
+            if isinstance(block, str)
+        )
+        vocab, merges = learn_merges(count_words(words), vocab_size - n_specials, progress)
         return cls(vocab, merges, number_specials(special_tokens, first=len(vocab)))
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
@@ -196,9 +197,7 @@ class _Memo(dict[str, tuple[int, ...]]):
         return ids
 
 
-def trained_once(
-    text: ScannedText, vocab_size: int, folder: Path, progress: Callable[[str, int, int], None] | None = None
-) -> BPETokenizer:
+def trained_once(text: ScannedText, vocab_size: int, folder: Path, progress: Progress | None = None) -> BPETokenizer:
     """Return the tokenizer trained on a text, from the cache folder when it was trained before.
 
     Raises:
@@ -211,25 +210,28 @@ def trained_once(
     except InputError:
         pass  # Not there, or damaged: train it.
     tokenizer = BPETokenizer._trained(
-        _documents(text),
+        _documents(text, None if progress is None else partial(progress, "counting words")),
         vocab_size,
         (END_OF_TEXT,),
-        None if progress is None else lambda done, total: progress("learning merges", done, total),
+        None if progress is None else partial(progress, "learning merges"),
     )
     tokenizer.save(saved)
     return tokenizer
 
 
-def _documents(text: ScannedText) -> Iterator[Iterator[str]]:
+def _documents(text: ScannedText, progress: Counted | None) -> Iterator[Iterator[str]]:
     pieces = text.pieces()
-    more = True
+    more, done = True, 0
 
     def document() -> Iterator[str]:
-        nonlocal more
+        nonlocal more, done
         for piece in pieces:
             if piece is None:
                 return
             yield piece
+            done += len(piece) if piece.isascii() else len(piece.encode())
+            if progress is not None:
+                progress(done, text.n_bytes)
         more = False
 
     while more:

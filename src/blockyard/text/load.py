@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from blockyard.errors import require
 from blockyard.text.config import TextDataConfig
 from blockyard.text.corpus import read_standard_library, standard_library_version
 from blockyard.text.listing import listing_of, notes_on
+from blockyard.text.progress import Progress
 from blockyard.text.readers import Pieces, limited, read_path
 from blockyard.text.saved import load_tokenizer
 from blockyard.text.tokenizer import ByteTokenizer, Tokenizer
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
     from blockyard.text.tokens import ScannedText
 
 
-def load_text(
-    config: TextDataConfig, context: int, progress: Callable[[str, int, int], None] | None = None
-) -> TextData:
+def load_text(config: TextDataConfig, context: int, progress: Progress | None = None) -> TextData:
     """Load a text as tokens.
 
     Args:
@@ -36,13 +35,13 @@ def load_text(
     from blockyard.text.batches import TextData
     from blockyard.text.tokens import encoded, scan
 
-    text = scan(lambda: pieces_of(config))
+    text = scan(lambda: pieces_of(config), None if progress is None else partial(progress, "reading"))
     tokenizer = tokenizer_for(config, text, progress)
     tokens = encoded(
         text,
         tokenizer,
         config.cache_folder(),
-        None if progress is None else lambda done, total: progress("encoding", done, total),
+        None if progress is None else partial(progress, "encoding"),
         special=config.special_tokens,
     )
     fingerprint: dict[str, Any] = {
@@ -74,9 +73,7 @@ def pieces_of(config: TextDataConfig) -> Pieces:
     return pieces if config.max_bytes is None else limited(pieces, config.max_bytes)
 
 
-def tokenizer_for(
-    config: TextDataConfig, text: ScannedText, progress: Callable[[str, int, int], None] | None
-) -> Tokenizer:
+def tokenizer_for(config: TextDataConfig, text: ScannedText, progress: Progress | None) -> Tokenizer:
     """The tokenizer that a configuration asks for; a bpe one is trained on the text, once."""
     if config.tokenizer == "byte":
         return ByteTokenizer()

@@ -18,6 +18,7 @@ import numpy as np
 
 from blockyard.errors import InputError
 from blockyard.files import parse_json, sweep, writing
+from blockyard.text.progress import Counted
 from blockyard.text.readers import Pieces
 from blockyard.text.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -25,9 +26,6 @@ HEADER_BYTES = 4096
 # Text up to this size is kept after the first reading; larger text is read again for each pass.
 KEEP_BYTES = 128 << 20
 _CHECK_BYTES = 16 << 20
-
-Progress = Callable[[int, int], None]
-"""Called with (bytes of text done, bytes of text in all) while text is encoded."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,12 @@ class ScannedText:
     spells_separator: bool = False
 
 
-def scan(read: Callable[[], Pieces]) -> ScannedText:
+def scan(read: Callable[[], Pieces], progress: Counted | None = None) -> ScannedText:
     """Read text once for its sha256 and length, keeping it when it is small.
+
+    Args:
+        read: begins to read the text.
+        progress: called with (bytes read, 0: how many there are is found here).
 
     Raises:
         InputError: when there is no text.
@@ -70,6 +72,8 @@ def scan(read: Callable[[], Pieces]) -> ScannedText:
             before = (before + piece[-len(END_OF_TEXT) :])[-len(END_OF_TEXT) :]
             digest.update(raw)
             n_bytes += len(raw)
+            if progress is not None:
+                progress(n_bytes, 0)
         if kept is not None:
             kept.append(piece)
             if n_bytes > KEEP_BYTES:
@@ -81,7 +85,7 @@ def scan(read: Callable[[], Pieces]) -> ScannedText:
 
 
 def encoded(
-    text: ScannedText, tokenizer: Tokenizer, folder: Path, progress: Progress | None = None, *, special: bool = False
+    text: ScannedText, tokenizer: Tokenizer, folder: Path, progress: Counted | None = None, *, special: bool = False
 ) -> np.ndarray:
     """Return all token ids of a text, memory-mapped from the cache folder, encoding what is not there.
 
@@ -89,7 +93,7 @@ def encoded(
 
     Args:
         folder: the cache folder; made if missing. A damaged file in it is replaced.
-        progress: called now and then while encoding.
+        progress: called now and then while encoding, with bytes of text.
         special: whether special tokens that a document spells are such.
 
     Raises:
@@ -122,7 +126,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 def token_arrays(
-    text: ScannedText, tokenizer: Tokenizer, progress: Progress | None = None, *, special: bool = False
+    text: ScannedText, tokenizer: Tokenizer, progress: Counted | None = None, *, special: bool = False
 ) -> Iterator[np.ndarray]:
     """Yield the ids of a text in arrays, with the separator between documents."""
     dtype = token_dtype(tokenizer.vocab_size)
@@ -158,7 +162,7 @@ def _as_array(block: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _write(
-    path: Path, key: str, text: ScannedText, tokenizer: Tokenizer, progress: Progress | None, special: bool
+    path: Path, key: str, text: ScannedText, tokenizer: Tokenizer, progress: Counted | None, special: bool
 ) -> None:
     sweep(path.parent)
     check, count = 0, 0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from blockyard.models.lm import LMConfig, TransformerLM, build_lm
 from blockyard.tasks.kind import Quality, Run, TaskKind, register_task
 from blockyard.text import TextData, TextDataConfig, Tokenizer, load_text, load_tokenizer
+from blockyard.text.progress import ReadingLines
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
 from blockyard.training.task import Batch
@@ -90,7 +91,7 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
         return LMParts()
 
     def load_data(self, data: TextDataConfig, model: LMConfig) -> TextData:
-        return load_text(data, model.context)
+        return load_text(data, model.context, ReadingLines())
 
     def make_task(self, run: Run[LMConfig, TextDataConfig], data: TextData) -> LMTask:
         return LMTask(run.model, data, run.train)
