@@ -1,4 +1,4 @@
-"""Small inputs from public bug reports, on price files and texts, as they were given: each program ends with 0.
+"""Small inputs from public bug reports, on price files, texts and recordings, as given: each program ends with 0.
 
 Their import lines name modules as they were when they were written; RENAMED says where those are now, and nothing else
 of them is changed. They lie beside the checkout and are not part of it.
@@ -26,6 +26,7 @@ RENAMED = {
     "blockyard.data.prices.windows": "blockyard.tasks.price.data.windows",
     "blockyard.data.prices.reader": "blockyard.tasks.price.data.reader",
     "blockyard.data.prices.config": "blockyard.tasks.price.data.config",
+    "blockyard.data.signals.files": "blockyard.tasks.signal.files",
     "blockyard.data.readers": "blockyard.text.readers",
     "blockyard.data.tokenizer": "blockyard.text.tokenizer",
     "blockyard.data.bpe": "blockyard.text.bpe",
@@ -34,7 +35,9 @@ RENAMED = {
 PRICES = ("01", "02", "04", "05", "06", "08", "09", "10", "11", "12", "17", "18", "70", "74", "75", "76", "77", "87",
           "88")  # fmt: skip
 TEXTS = ["30", "32", "33", "34", "35", "36", "37", "39"]
-SLOW = ("72", "78")
+SIGNALS = ("20", "23", "24", "26", "29")
+QUICK = (*PRICES, *TEXTS, *SIGNALS)
+SLOW = ("28", "72", "78", "89")
 # It asks for a refusal of what is read now: UTF-16 with a mark, and a compressed file.
 READ_NOW = {"31": ["read: 'ein Text mit Umlauten äöü", "read: 'x"]}
 
@@ -60,7 +63,7 @@ def ran(number: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("number", [*PRICES, *TEXTS, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+@pytest.mark.parametrize("number", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
 def test_a_case_from_a_bug_report_ends_well(number: str, tmp_path: Path) -> None:
     done = ran(number, tmp_path)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -116,6 +116,7 @@ class ClassifyOptions:
             training frame had.
         snr: for runs of `train signal --model.condition snr`: SNR of the file in dB (Es/N0); without it, that of the
             file's SigMF annotations.
+        data: what the task's own options say of how files are read, by name; empty means the task's defaults.
     """
 
     format: Literal["table", "csv", "json"] = "table"
@@ -126,6 +127,7 @@ class ClassifyOptions:
     batch_size: int = 32
     scale: Literal["auto", "power", "none"] = "auto"
     snr: float | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def likeliest(probabilities: Sequence[float], classes: Sequence[str], top: int) -> list[dict[str, Any]]:
@@ -207,7 +209,7 @@ class TaskKind(ABC, Generic[M, D, X]):
 
         return Parts()
 
-    def classify(self, trained: Any, file: Path, options: ClassifyOptions) -> list[dict[str, Any]]:
+    def classify(self, trained: Any, file: Path, options: ClassifyOptions) -> Iterable[dict[str, Any]]:
         """Classes for the rows or frames of a file, for `blockyard classify RUN FILE`.
 
         Args:
@@ -215,8 +217,8 @@ class TaskKind(ABC, Generic[M, D, X]):
             file: the user's.
             options: what is asked for.
 
-        Returns: one entry per row or frame: where it is, its true `label` if the file has one, and what it `is` (see
-            `likeliest`).
+        Returns: one entry per row or frame, as they come (a file may be larger than the memory): where it is, its true
+            `label` if the file has one, and what it `is` (see `likeliest`).
 
         Raises:
             InputError: when the task does not classify, or for a file that cannot be used.

@@ -16,7 +16,7 @@ Counted = Callable[[int, int], None]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and out of how much (0 where nobody knows yet)."""
 
-UNITS = {"learning merges": ("tokens", 1)}
+UNITS = {"learning merges": ("tokens", 1), "classifying": ("million samples", 1_000_000)}
 BYTES = ("MB", 1_000_000)
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from blockyard import InputError
-from blockyard.tasks.signal.files import RecordedSignals, frames_of, read_iq
+from blockyard.tasks.kind import task_kind
+from blockyard.tasks.signal import RecordedSignals, frames_of, read_iq
 from blockyard.tasks.signal.generator import SignalDataConfig
 from tests.fixtures.signals import frames
 
@@ -75,12 +76,12 @@ def test_bad_files_are_one_line_each(tmp_path, samples):
         ("words.npy", "no npy file of numbers"),
         ("objects.npy", "no npy file of numbers"),
         ("broken.npz", "no npz file of numbers"),
-        ("two.sigmf-meta", "core:num_channels='two'; one channel is wanted"),
+        ("two.sigmf-meta", "core:num_channels='two' should be a whole number"),
         ("bytes.sigmf-meta", "43 bytes, no whole number of cf32_le samples"),
         ("real.npy", "expected complex numbers"),
         ("nan.npy", "NaN or infinite"),
         ("empty.npy", "no samples"),
-        ("a.txt", "files are .npy, .npz or .sigmf-meta"),
+        ("a.txt", "files are .npy, .npz, .h5, .wav, .sigmf-meta or .sigmf"),
         ("bad.sigmf-meta", "no readable SigMF"),
         ("rf.sigmf-meta", "is real"),
         ("odd.sigmf-meta", "cut short"),
@@ -97,13 +98,66 @@ def test_samples_are_cut_into_frames():
         frames_of(torch.zeros(3, dtype=torch.complex64), 4)
 
 
+def folder_of(tmp_path, counts, length=8):
+    """Recordings of two classes; each bears its number in every sample, a hundred more for the second class."""
+    for row, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        for number, count in enumerate(counts):
+            np.save(tmp_path / name / f"{number}.npy", np.full(count * length, 100 * row + number + 1, np.complex64))
+    return SignalDataConfig(path=str(tmp_path), length=length)
+
+
+def numbers(frames):
+    return {int(value) for value in frames[:, 0].real.tolist()}
+
+
+def test_no_recording_is_in_training_and_in_validation(tmp_path):
+    data = RecordedSignals(folder_of(tmp_path, [12] * 7))
+    train, val = numbers(data.iq), numbers(data.validation.iq)
+    assert not train & val and train | val == {*range(1, 8), *range(101, 108)}
+    # A tenth of 84 frames is a recording of 12, in each class.
+    assert len([n for n in val if n < 100]) == 1 and len([n for n in val if n > 100]) == 1
+    assert "validation holds whole recordings, 1 or more of each class; accuracy over so few (1)" in data.notes[0]
+    again = RecordedSignals(SignalDataConfig(path=str(tmp_path), length=8, val_seed=6))
+    assert numbers(again.validation.iq) != val
+
+
+def test_one_recording_alone_is_cut_into_two_spans_with_a_gap(tmp_path):
+    config = folder_of(tmp_path, [40])
+    for row, name in enumerate(("a", "b")):
+        np.save(tmp_path / name / "0.npy", np.arange(320, dtype=np.complex64) + 1000 * row)
+    data = RecordedSignals(config)
+    starts = [sorted(int(v) for v in part[:, 0].real.tolist() if v < 1000) for part in (data.iq, data.validation.iq)]
+    assert starts == [[8 * k for k in range(35)], [8 * k for k in range(36, 40)]]
+    assert "a, b: one recording each, whose last tenth is for validation" in data.notes[0]
+
+
+def test_a_run_of_a_version_before_keeps_its_split(tmp_path):
+    kind = task_kind("signal")
+    assert kind.older_data({"path": "x"}) == {"split": "frame"} and kind.older_data({"path": None}) == {}
+    folder_of(tmp_path, [12] * 3)
+    data = RecordedSignals(SignalDataConfig(path=str(tmp_path), length=8, split="frame"))
+    assert numbers(data.iq) & numbers(data.validation.iq) and len(data.validation.iq) == 8
+    assert "accuracy is flattered" in data.notes[0]
+
+
+def test_raw_files_of_a_format_are_recordings_too(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        frames(30, length=8).iq.numpy().tofile(tmp_path / name / "x.bin")
+    data = RecordedSignals(SignalDataConfig(path=str(tmp_path), length=8, format="cf32"))
+    assert len(data.iq) + len(data.validation.iq) == 2 * 29
+    with pytest.raises(InputError, match="2 or more"):
+        RecordedSignals(SignalDataConfig(path=str(tmp_path), length=8))
+
+
 def test_a_folder_of_recordings_is_a_data_set(tmp_path):
     for name in ("bpsk", "qpsk"):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "x.npy", frames(30, length=8).iq.numpy())
     config = SignalDataConfig(path=str(tmp_path), length=8)
     data = RecordedSignals(config)
-    assert data.classes == ("bpsk", "qpsk") and len(data.validation.iq) == 6 and len(data.iq) == 54
+    assert data.classes == ("bpsk", "qpsk") and len(data.validation.iq) == 6 and len(data.iq) == 52
     batch = data.batch(0, 0, 16, slice(0, 16))
     assert batch["iq"].shape == (16, 8) and set(batch["targets"].tolist()) == {0, 1}
     held = {tuple(torch.view_as_real(row).flatten().tolist()) for row in data.validation.iq}

@@ -11,39 +11,52 @@ import io
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockyard.cli.command import Command
 from blockyard.cli.console import write_as_it_is
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
 
+if TYPE_CHECKING:
+    from blockyard.tasks.groups import Group
+
+# What says where a row is, in the order of the columns.
+PLACES = ("recording", "row", "frame", "sample", "seconds", "symbol", "label")
+# Rows that are written at once.
+ROWS = 1024
+
 
 def add_arguments(parser: Parser) -> None:
-    from blockyard.cli.settings import add_flat
+    from blockyard.cli.settings import add_flat, add_groups
     from blockyard.cli.sources import add_trust
     from blockyard.registry.options import options_of
     from blockyard.tasks.kind import ClassifyOptions
 
     parser.usage = "%(prog)s DIR FILE [options]"
     parser.plain("run", "folder of a run of `train classify` or `train signal`", metavar="DIR", nargs="?")
-    parser.plain("file", "text: CSV, TSV or JSONL; samples: .npy, .npz or .sigmf-meta, cut into the model's frames",
-                 metavar="FILE", nargs="?")  # fmt: skip
+    parser.plain("file", "text: CSV, TSV or JSONL; samples: SigMF, .npy, .npz, .h5, .wav or raw, cut into the model's "
+                 "frames; - for samples from a pipe", metavar="FILE", nargs="?")  # fmt: skip
     parser.plain("--out", "write there; to standard output when not given", metavar="FILE")
     add_trust(parser, "the run")
     add_flat(parser, "how to classify", options_of(ClassifyOptions))
+    add_groups(parser, recording_groups())
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.cli.settings import read_flat
+    from blockyard.cli.settings import given_words, read_flat, read_given
     from blockyard.cli.sources import trusted
-    from blockyard.files import check_writable, write_atomically
+    from blockyard.files import check_writable, writing
     from blockyard.registry.options import options_of
     from blockyard.tasks.kind import ClassifyOptions
     from blockyard.tasks.run import load_run
 
-    options = ClassifyOptions(**read_flat(arguments, options_of(ClassifyOptions)))
+    grouped = [word for word in given_words(arguments) if word.group]
+    data = read_given(recording_groups(), grouped).get("data", {})
+    options = ClassifyOptions(**read_flat(arguments, options_of(ClassifyOptions)), data=data)
     if arguments.run is None or arguments.file is None:
         raise InputError("which run and which file? blockyard classify DIR FILE")
     for name in ("top", "batch_size"):
@@ -53,43 +66,82 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(arguments.out)
     trained = load_run(Path(arguments.run), which=options.checkpoint, trust=trusted(arguments))
     rows = trained.run.kind.classify(trained, Path(arguments.file), options)
-    text = written(rows, options.format)
+    told: Counter[bool] = Counter()
+    text = written(_counted(rows, told), options.format)
     if arguments.out is None:
-        write_as_it_is(text)
+        for part in text:
+            write_as_it_is(part)
     else:
-        write_atomically(arguments.out, text)
-    told = [row["is"][0]["class"] == row["label"] for row in rows if "label" in row]
+        with writing(arguments.out) as file:
+            for part in text:
+                file.write(part.encode())
     if told:
-        print(f"accuracy {sum(told) / len(told):.4f} ({sum(told)} of {len(told)} labelled rows)", file=sys.stderr)
+        right, count = told[True], told.total()
+        print(f"accuracy {right / count:.4f} ({right} of {count} labelled rows)", file=sys.stderr)
     return 0
 
 
-def written(rows: list[dict[str, Any]], format: str) -> str:
-    """The rows as text; for people also how often each class was the likeliest.
+def recording_groups() -> dict[str, Group]:
+    """The options of `data` that say how recordings are read."""
+    from blockyard.tasks.groups import dataclass_group
+    from blockyard.tasks.signal.recordings.opening import RecordingOptions
+
+    return {"data": dataclass_group("data", "how recordings are read (runs of `train signal`)", RecordingOptions)}
+
+
+def _counted(rows: Iterable[dict[str, Any]], told: Counter[bool]) -> Iterator[dict[str, Any]]:
+    """Yield the rows and count how many of the labelled ones are right."""
+    for row in rows:
+        if "label" in row:
+            told[row["is"][0]["class"] == row["label"]] += 1
+        yield row
+
+
+def written(rows: Iterable[dict[str, Any]], format: str) -> Iterator[str]:
+    """Yield the rows as text, some at a time; for people also how often each class was the likeliest.
 
     Args:
-        rows: where each is (`row`, or `frame` and `symbol`), its true `label` if known, and what it `is`.
+        rows: where each is (`row`, or `frame`, `sample`, `seconds` and `symbol`), its true `label` if known, and what
+            it `is`.
         format: table, csv or json.
     """
-    place = [key for key in ("row", "frame", "symbol", "label") if any(key in row for row in rows)]
-    if format == "json":
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if format == "csv":
-        buffer = io.StringIO()
-        table = csv.writer(buffer, lineterminator="\n")
-        ranks = range(1, len(rows[0]["is"]) + 1)
-        table.writerow([*place, *(f"{what}_{rank}" for rank in ranks for what in ("class", "probability"))])
-        for row in rows:
-            found = [value for entry in row["is"] for value in entry.values()]
-            table.writerow([*(row.get(key, "") for key in place), *found])
-        return buffer.getvalue()
-    lines = []
-    for row in rows:
-        where = "  ".join(f"{key} {row.get(key, ''):>5}" for key in place)
-        lines.append(f"{where}  " + "   ".join(f"{e['class']:<8} {100 * e['probability']:5.1f} %" for e in row["is"]))
-    counts = Counter(row["is"][0]["class"] for row in rows)
-    lines.append("likeliest: " + ", ".join(f"{name} {100 * n / len(rows):.1f} %" for name, n in counts.most_common()))
-    return "\n".join(lines) + "\n"
+    place: list[str] = []
+    counts: Counter[str] = Counter()
+    for chunk in batched(rows, ROWS):
+        if not place:
+            place = [key for key in PLACES if any(key in row for row in chunk)]
+            if format == "csv":
+                ranks = range(1, len(chunk[0]["is"]) + 1)
+                yield _csv([[*place, *(f"{what}_{rank}" for rank in ranks for what in ("class", "probability"))]])
+        if format == "json":
+            yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chunk)
+        elif format == "csv":
+            values = ([value for entry in row["is"] for value in entry.values()] for row in chunk)
+            yield _csv([[*(row.get(key, "") for key in place), *found] for row, found in zip(chunk, values)])
+        else:
+            counts.update(row["is"][0]["class"] for row in chunk)
+            yield "".join(_line(row, place) for row in chunk)
+    if counts:
+        shares = (f"{name} {100 * n / counts.total():.1f} %" for name, n in counts.most_common())
+        yield f"likeliest: {', '.join(shares)}\n"
+
+
+def batched(rows: Iterable[dict[str, Any]], count: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows in lists of up to `count`."""
+    rest = iter(rows)
+    while chunk := list(islice(rest, count)):
+        yield chunk
+
+
+def _csv(rows: Iterable[Iterable[Any]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def _line(row: dict[str, Any], place: list[str]) -> str:
+    where = "  ".join(f"{key} {row.get(key, ''):>5}" for key in place)
+    return f"{where}  " + "   ".join(f"{e['class']:<8} {100 * e['probability']:5.1f} %" for e in row["is"]) + "\n"
 
 
 COMMAND = Command(

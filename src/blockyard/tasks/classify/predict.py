@@ -28,6 +28,8 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> list[dic
 
     if options.snr is not None:
         raise InputError(f"--snr={options.snr:g}: text has none; it is for runs of `train signal`")
+    if options.data:
+        raise InputError(f"--data.{next(iter(options.data))} is for recordings, not for the text of this run")
     model, assets, run = trained
     rows = read_rows(
         file,

@@ -9,7 +9,7 @@ Files, in reading order:
 
     modulations.py   how bits become points of the plane
     generator.py     pulses, channel, noise: SignalGenerator; GeneratedSignals, the batches
-    files.py         npy, npz and SigMF recordings, cut into frames
+    recordings/      files that receivers write, read in blocks, and folders of them to train on; files.py: one at once
     bound.py         maximum_likelihood_bound: the accuracy that nobody can exceed, by Monte Carlo
     model.py         SignalTransformer: a real or a complex stem, blocks, a head; predict; condition.py tells it the SNR
     task.py          Signal, the kind; SignalTask
@@ -29,7 +29,6 @@ from blockyard.names import exports
 if TYPE_CHECKING:
     from blockyard.tasks.signal.bound import Bound as Bound
     from blockyard.tasks.signal.bound import maximum_likelihood_bound as maximum_likelihood_bound
-    from blockyard.tasks.signal.files import RecordedSignals as RecordedSignals
     from blockyard.tasks.signal.files import frames_of as frames_of
     from blockyard.tasks.signal.files import read_iq as read_iq
     from blockyard.tasks.signal.generator import Frames as Frames
@@ -43,6 +42,10 @@ if TYPE_CHECKING:
     from blockyard.tasks.signal.modulations import MODULATIONS as MODULATIONS
     from blockyard.tasks.signal.modulations import constellation as constellation
     from blockyard.tasks.signal.modulations import parse_modulations as parse_modulations
+    from blockyard.tasks.signal.recordings.labelled import RecordedSignals as RecordedSignals
+    from blockyard.tasks.signal.recordings.opening import RecordingOptions as RecordingOptions
+    from blockyard.tasks.signal.recordings.opening import open_recordings as open_recordings
+    from blockyard.tasks.signal.recordings.recording import Recording as Recording
     from blockyard.tasks.signal.task import Signal as Signal
     from blockyard.tasks.signal.task import SignalTask as SignalTask
 else:
@@ -50,10 +53,13 @@ else:
         __name__,
         {
             "bound": "Bound maximum_likelihood_bound",
-            "files": "RecordedSignals frames_of read_iq",
+            "files": "frames_of read_iq",
             "generator": "Frames GeneratedSignals SignalDataConfig SignalGenerator",
             "model": "SignalConfig SignalOutput SignalTransformer predict",
             "modulations": "MODULATIONS constellation parse_modulations",
+            "recordings.labelled": "RecordedSignals",
+            "recordings.opening": "RecordingOptions open_recordings",
+            "recordings.recording": "Recording",
             "task": "Signal SignalTask",
         },
     )

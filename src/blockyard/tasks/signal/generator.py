@@ -47,7 +47,10 @@ class SignalDataConfig:
         test_phase: phase of the validation frames instead of `phase`; none = the same.
         val_frames: validation frames for each modulation and SNR.
         val_seed: seed of the validation frames.
-        path: train on frames from a file instead (npy or SigMF with labels); see docs/signals.md.
+        path: train on recordings instead: a folder with a folder of files for each class; see docs/signals.md.
+        split: of recordings, what is kept for validation: whole recordings, or (flattering) single frames.
+        format: of raw recordings: cu8, cs8, cs16, cs32, cf32, cf64; auto takes what the files say.
+        channel: which of a recording's channels.
     """
 
     modulations: str = "usual"
@@ -67,6 +70,9 @@ class SignalDataConfig:
     val_frames: int = 100
     val_seed: int = 1_000_003
     path: str | None = None
+    split: Literal["recording", "frame"] = "recording"
+    format: str = "auto"
+    channel: int = 0
 
     def __post_init__(self) -> None:
         for name in ("length", "samples_per_symbol", "paths", "val_frames"):
@@ -96,6 +102,8 @@ class SignalDataConfig:
             )
         if self.fading not in ("none", "rayleigh", "rician"):
             raise InputError(f"data.fading={self.fading!r} should be none, rayleigh or rician")
+        if self.split not in ("recording", "frame"):
+            raise InputError(f"data.split={self.split!r} should be recording or frame")
         parse_modulations(self.modulations)
 
     @property

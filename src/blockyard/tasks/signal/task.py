@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,10 +18,10 @@ from blockyard.files import parse_json, write_atomically
 from blockyard.models.trunk import seeded
 from blockyard.tasks.kind import ClassifyOptions, Quality, Run, TaskKind, register_task
 from blockyard.tasks.signal.bound import maximum_likelihood_bound
-from blockyard.tasks.signal.files import RecordedSignals
 from blockyard.tasks.signal.generator import Frames, GeneratedSignals, SignalDataConfig
 from blockyard.tasks.signal.model import SignalConfig, SignalTransformer, predict
 from blockyard.tasks.signal.modulations import constellation
+from blockyard.tasks.signal.recordings.labelled import RecordedSignals
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
 from blockyard.training.task import Batch
@@ -66,6 +66,7 @@ class SignalData:
         self.config = config
         self.source: GeneratedSignals | RecordedSignals
         self.source = GeneratedSignals(config) if config.path is None else RecordedSignals(config)
+        self.notes = () if isinstance(self.source, GeneratedSignals) else self.source.notes
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -166,12 +167,16 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     compare_defaults = MappingProxyType({"budget_value": 5_000_000.0})
     own_data_options = ("path",)
 
+    def older_data(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        # Versions before held every tenth frame of a recording back, and have seen the others.
+        return {"split": "frame"} if data.get("path") is not None else {}
+
     def report(self) -> SignalParts:
         from blockyard.tasks.signal.report import SignalParts
 
         return SignalParts()
 
-    def classify(self, trained: Any, file: Path, options: ClassifyOptions) -> list[dict[str, Any]]:
+    def classify(self, trained: Any, file: Path, options: ClassifyOptions) -> Iterable[dict[str, Any]]:
         from blockyard.tasks.signal.predict import classify
 
         return classify(trained, file, options)
