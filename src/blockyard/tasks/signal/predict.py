@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from blockyard.tasks.kind import ClassifyOptions
     from blockyard.tasks.run import Trained
+    from blockyard.tasks.signal.generator import SignalDataConfig
     from blockyard.tasks.signal.recordings.recording import Recording
 
 
@@ -37,12 +38,29 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> Iterator
     if model.config.condition != "snr" and options.snr is not None:
         raise InputError(f"--snr={options.snr:g}: this run's model takes no SNR (it has model.condition=none)")
     progress = ReadingLines()
+    unseen = not_seen(run.data)
+    notes = [f"trained with {unseen}; a recording that is otherwise is answered wrong, and surely"] if unseen else []
     for recording in recordings:
-        for note in recording.notes:
-            print(f"note: {recording.name}: {note}", file=sys.stderr)
+        notes += [f"{recording.name}: {note}" for note in recording.notes]
         named = {"recording": recording.name} if len(recordings) > 1 else {}
         for row in _Frames(trained, recording, asked.channel, options, run.data.samples_per_symbol).rows(progress):
+            # Not before there is an answer: an error is one line.
+            while notes:
+                print(f"note: {notes.pop(0)}", file=sys.stderr)
             yield named | row
+
+
+def not_seen(data: SignalDataConfig) -> str:
+    """Say what recordings have and generated training signals had not; "" for recordings and for signals with all."""
+    if data.path is not None:
+        return ""
+    missing = [
+        ("one sample per symbol", data.samples_per_symbol == 1),
+        ("no phase", not data.phase),
+        ("no carrier offset", not data.frequency),
+        ("no timing error", not data.timing),
+    ]
+    return ", ".join(name for name, is_missing in missing if is_missing)
 
 
 class _Frames:
