@@ -157,7 +157,7 @@ class ComplexAttention(ComplexModule, Mixer):
                 the document's additive position encoding. It breaks the phase symmetry.
             context_pe: complex [..., S, d_model], added to the keys of the context.
         """
-        causal, past = self._check(x, padding_mask, causal, positions, context, cache)
+        causal, past = self.check(x, padding_mask, causal, positions, context, cache)
         if positions is None and padding_mask is not None and context is None:
             positions = default_positions(padding_mask, x.shape[1])
         turns = None
@@ -256,7 +256,7 @@ class ComplexAttention(ComplexModule, Mixer):
     ) -> LayerCache:
         """An empty cache of real pairs, owned by the caller; `dtype` is a real type."""
         shape = (self.n_kv_heads, 2 * self.head_dim)
-        return LayerCache(batch, {"k": shape, "v": shape}, max_len=max_len, **self._placement(dtype, device))
+        return LayerCache(batch, {"k": shape, "v": shape}, max_len=max_len, **self.placement(dtype, device))
 
     def cost(self, tokens: int) -> Cost:
         projections = [self.q_proj, self.k_proj, self.v_proj, self.output_proj]

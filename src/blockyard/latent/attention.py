@@ -197,7 +197,7 @@ class LatentAttention(Mixer):
         cache: LayerCache | None = None,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        causal, past = self._check(x, padding_mask, causal, positions, context, cache)
+        causal, past = self.check(x, padding_mask, causal, positions, context, cache)
         turn = key_turn = None
         # A context shares no positions with x, so nothing is rotated.
         if context is None:
@@ -217,7 +217,7 @@ class LatentAttention(Mixer):
             causal: as in `forward`.
             attn_mask: as in `forward`.
         """
-        causal, _ = self._check(x, None, causal, None, None, None)
+        causal, _ = self.check(x, None, causal, None, None, None)
         width = self.rope_dim or self.nope_dim
         for name, table in (("cos", cos), ("sin", sin)):
             if tuple(table.shape) != (x.shape[1], width // 2):
@@ -368,7 +368,7 @@ class LatentAttention(Mixer):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> LayerCache:
-        return LayerCache(batch, self._slots(), max_len=max_len, **self._placement(dtype, device))
+        return LayerCache(batch, self._slots(), max_len=max_len, **self.placement(dtype, device))
 
     def _slots(self) -> dict[str, tuple[int, ...]]:
         key = (self.n_heads, self.nope_dim + self.rope_dim)

@@ -171,7 +171,7 @@ class SpectralMixer(Mixer):
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         self._refuse(x, attn_mask, causal, positions, context, cache, return_weights)
-        _, past = self._check(x, padding_mask, None, None, None, cache)
+        _, past = self.check(x, padding_mask, None, None, None, cache)
         if padding_mask is None:
             return self._mix(x, None, None, cache, x.shape[1]), None
         kept = Compacted(x, padding_mask[:, past:])
@@ -244,7 +244,7 @@ class SpectralMixer(Mixer):
     ) -> RingCache:
         if not isinstance(self.form, CausalMixing):
             raise InputError("the encoder form has no cache; build the mixer with causal=True")
-        return RingCache(batch, self.d_model, self.form.window, max_len=max_len, **self._placement(dtype, device))
+        return RingCache(batch, self.d_model, self.form.window, max_len=max_len, **self.placement(dtype, device))
 
     def kernels(self, x: Tensor | None = None, *, length: int = _USUAL_LENGTH) -> tuple[Tensor, Tensor]:
         """Impulse responses that an input is filtered with, and the lag of each of their elements.

@@ -7,8 +7,10 @@ A position looks at all others (a causal one at those before it) and takes a wei
 
 Files, in reading order:
 
-    attention.py   StandardAttention ("standard"): multi-head, grouped or single key heads, rotary positions, QK-norm, a
-                   sliding window; the shortest complete example of a mixer
+    attention.py   StandardAttention ("standard"): multi-head, grouped or single key heads of any width, rotary
+                   positions, QK-norm, a sliding window; the shortest complete example of a mixer. Its definition in
+                   loops and float64 is tests/standard/twin.py
+    step.py        its decoding step: one token behind a cache, in as few calls as they can be
     dense.py       StandardFFN ("standard": GELU, ReLU or SiLU) and ReLU2FFN ("relu2"): two matrices
     gated.py       SwiGLU ("swiglu") and GLU ("glu"): three matrices
 

@@ -12,7 +12,8 @@ From the vein-flow document.
 Files, in reading order:
 
     projector.py     VeinProjector, the vein itself
-    attention.py     TVAAttention ("tva"), to be folded and unfolded; step.py is its decoding step
+    attention.py     TVAAttention ("tva"), to be folded and unfolded; folded it is standard attention's code, thin heads
+                     (standard/attention.py); factored.py has the document's forms, with the vein apart
     ffn.py           VFTFeedForward ("vft"), its stabiliser, and the dense guide of self-guided training (guide.py)
     compensator.py   NormalCompensator, the correction
     block.py         VFTBlock: what "tva" and "vft" become when chosen together, in the presets `fast` and `seed` (the

@@ -111,10 +111,12 @@ def _check_rank(attn: StandardAttention, rank: int) -> None:
 
 
 def _heads(attn: StandardAttention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Projections in float64 by query head: q, k, v [H, head_dim, d_model] and output [H, d_model, head_dim]."""
+    """In float64 by query head: q, k [H, head_dim, d_model], v [H, v_dim, d_model], output [H, d_model, v_dim]."""
     shared = attn.n_heads // attn.n_kv_heads
-    q, k, v = (p.weight.double().unflatten(0, (-1, attn.head_dim)) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
-    out = attn.output_proj.weight.double().unflatten(1, (-1, attn.head_dim)).movedim(1, 0)
+    widths = (attn.head_dim, attn.head_dim, attn.v_dim)
+    parts = zip((attn.q_proj, attn.k_proj, attn.v_proj), widths)
+    q, k, v = (p.weight.double().unflatten(0, (-1, width)) for p, width in parts)
+    out = attn.output_proj.weight.double().unflatten(1, (-1, attn.v_dim)).movedim(1, 0)
     return q, k.repeat_interleave(shared, 0), v.repeat_interleave(shared, 0), out
 
 
@@ -133,7 +135,7 @@ def _value_paths(attn: StandardAttention, root: Tensor) -> tuple[Tensor, Tensor,
     _, _, v, out = _heads(attn)
     path = out @ v
     left, values, _ = torch.linalg.svd(path @ root, full_matrices=False)
-    return left, values[:, : attn.head_dim], path
+    return left, values[:, : attn.v_dim], path
 
 
 def _rank_from_spectrum(values: Tensor, energy: float) -> int:
