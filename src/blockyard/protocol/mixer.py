@@ -117,6 +117,10 @@ class Mixer(nn.Module):
             dtype: floating type, by default that of the parameters.
             device: by default that of the parameters.
         """
+        return self.empty_cache(batch, max_len, self.placement(dtype, device))
+
+    def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> LayerCache | RingCache:
+        """What `new_cache` gives, the placement decided: the part that a built-in mixer defines."""
         raise InputError(f"{type(self).__name__} has no cache")
 
     @staticmethod
@@ -189,10 +193,10 @@ class Mixer(nn.Module):
 
     def placement(self, dtype: torch.dtype | None, device: torch.device | str | None) -> Placement:
         """Where and as what a cache is stored: as given, else as the parameters are."""
-        parameter = next(self.parameters())
-        return {"dtype": dtype or parameter.dtype, "device": torch.device(device or parameter.device)}
+        like = next(self.parameters(), torch.empty(0))
+        return {"dtype": dtype or like.dtype, "device": torch.device(device or like.device)}
 
-    # Their names before 0.2, which custom-blocks.md showed: mixers of users call them.
+    # Their names in 0.1, as custom-blocks.md showed them: mixers of users call them.
     _check, _placement = check, placement
 
 
@@ -204,8 +208,8 @@ def norm_of(module: Any) -> Callable[[str, int], nn.Module]:
     """
     # Asked of the class: a foreign module may keep a norm of its own under that name.
     own = getattr(type(module), "norm", None)
-    if isinstance(module, Mixer) or (getattr(module, "complex_valued", False) and callable(own)):
-        return own  # type: ignore[return-value]
+    if callable(own) and (isinstance(module, Mixer) or getattr(module, "complex_valued", False)):
+        return own
     if getattr(module, "complex_valued", False):
         raise InputError(
             f"{type(module).__name__} is complex-valued and does not say how its stream is normalised: "
