@@ -23,7 +23,7 @@ from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_window import WindowCache
 from blockyard.protocol.costs import Cost, linear_flops
-from blockyard.protocol.mixer import Call, Mixer, check_heads, default_positions
+from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, default_positions
 from blockyard.registry.register import ATTENTION, register_attn
 from blockyard.standard.step import step_for
 
@@ -97,6 +97,7 @@ class StandardAttention(Mixer):
         self.k_proj = Linear(d_model, self.n_kv_heads * self.head_dim, bias=bias)
         self.v_proj = Linear(d_model, self.n_kv_heads * self.v_dim, bias=bias)
         self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias)
+        # Scores are then bounded by √head_dim times the gains, so softmax does not saturate early (arXiv 2010.04245).
         self.q_norm: nn.Module | None = RMSNorm(self.head_dim) if qk_norm else None
         self.k_norm: nn.Module | None = RMSNorm(self.head_dim) if qk_norm else None
         self.rope = None if rope == "none" else RotaryPositionalEmbedding(rope_theta, self.head_dim, layout=rope)
@@ -110,6 +111,7 @@ class StandardAttention(Mixer):
         for name, width in (("k_proj", key_width), ("v_proj", value_width)):
             if width < 1:
                 raise InputError(f"{name} cannot read vectors of width {width}; it should be at least 1")
+            # The same number of heads of the same width, read from other vectors.
             old = getattr(self, name)
             setattr(self, name, Linear(width, old.weight.shape[0], bias=old.bias is not None).to(old.weight))
         self.context_width = key_width
@@ -211,6 +213,7 @@ class StandardAttention(Mixer):
         projections = self._projections()
         if call.values is None and x.shape[0] * x.shape[1] >= _STACK_FROM and plain(*projections):
             return self._split(F.linear(x, torch.cat([p.weight for p in projections])))
+        # Called, not multiplied by their weights: an adapter, a hook or a bias belongs to the call.
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x if call.values is None else call.values)
         qk = torch.cat([q, k], dim=-1).unflatten(-1, (self.n_heads + self.n_kv_heads, -1))
         return qk, v.unflatten(-1, (self.n_kv_heads, -1))
@@ -246,6 +249,8 @@ class StandardAttention(Mixer):
             if positions is None and call.padding_mask is not None:
                 positions = default_positions(call.padding_mask, length)
             cos, sin = (t.unsqueeze(-2) for t in self.rope.tables(length, qk, positions, offset=call.past))
+            # Scores then depend on distances alone: q_m · k_n turned by θ(m − n) (RoFormer, arXiv 2104.09864, eq.
+            # 16).
             width, layout = self.rope.d_k, self.rope.layout
             turned = rotate(qk if width == self.head_dim else qk[..., :width], cos, sin, layout)
             # Rotation turns pairs: of an odd width (a vein's) the last number stays as it is.
@@ -257,6 +262,7 @@ class StandardAttention(Mixer):
         """Attention of the new tokens to the cache and themselves: [B, H, T, v_dim], and weights if asked for."""
         padding_mask, attn_mask, hidden = call.padding_mask, call.attn_mask, 0
         if call.cache is not None:
+            # Keys are kept as the cache keeps them, and queries meet them in that type.
             dtype = call.cache.dtype
             k, v = call.cache.append(k=k.to(dtype), v=v.to(dtype))
             q = q.to(dtype)
@@ -271,6 +277,7 @@ class StandardAttention(Mixer):
             causal=bool(call.causal),
             padding_mask=padding_mask,
             attn_mask=attn_mask,
+            # A context is not a neighbourhood: its positions have no distance from x.
             window=self.window if call.context is None else None,
             kernel=self.kernel,
             dropout=self.attn_dropout.p if self.training else 0.0,
@@ -283,15 +290,8 @@ class StandardAttention(Mixer):
         """Mixed values, heads side by side [B, T, H · v_dim] -> [B, T, d_model]."""
         return self.output_proj(mixed)
 
-    def new_cache(
-        self,
-        batch: int,
-        max_len: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> LayerCache:
+    def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> LayerCache:
         slots = {"k": (self.n_kv_heads, self.head_dim), "v": (self.n_kv_heads, self.v_dim)}
-        placement = self.placement(dtype, device)
         if self.window is not None:
             return WindowCache(batch, slots, window=self.window, max_len=max_len, **placement)
         # A step then reads rows over all tokens. (In half precision it reads tokens whole, see `nn.attention`.)
@@ -314,6 +314,7 @@ class StandardAttention(Mixer):
 
     def _pairs(self, tokens: int) -> int:
         """Query-key pairs that are scored."""
+        # A dense count, as the counter has it: causality earns no credit.
         return tokens * tokens if self.window is None else windowed_pairs(tokens, self.window, self.causal)
 
     def zero_init_output(self) -> None:

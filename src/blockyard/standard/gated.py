@@ -14,6 +14,7 @@ from blockyard.registry.register import register_ffn
 
 
 class _GatedFFN(FFN):
+    # See `dense.py`: one bank for a mixture's experts.
     stackable = True
 
     def __init__(self, d_model: int, d_ff: int | None, bias: bool, dropout: float) -> None:
@@ -31,6 +32,7 @@ class _GatedFFN(FFN):
 
     def forward(self, x: Tensor) -> Tensor:
         check_width(x, self.d_model)
+        # Dropped behind the gate: an element is gone for gate and value at once.
         return self.w2(self.dropout(self.gate(self.w1(x)) * self.w3(x)))
 
     def cost(self, tokens: int) -> Cost:

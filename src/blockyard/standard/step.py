@@ -63,6 +63,7 @@ def step_for(attention: ThinHeads, x: Tensor, call: Call) -> Step | None:
         return None
     step = cache.prepared.get("attention")
     if not isinstance(step, Step) or not step.fits(attention):
+        # One token behind a cache sees all of it: exactly then causality needs no mask.
         if not attention.causal or attention.kernel != "auto" or not attention.short_steps:
             return None
         if not plain(attention.q_proj, attention.k_proj, attention.v_proj):
@@ -89,6 +90,7 @@ class Step:
         modules = [getattr(attention, name) for name in names]
         read: list[Tensor] = [module.weight for module in modules]
         self.modules, self.stamp = list(zip(names, modules)), Stamp(read)
+        # A step never learns.
         q, k, v = self.weights = [weight.detach() for weight in read[:3]]
         # The scale of the scores goes into the first thing that queries are multiplied with.
         self.scale = self.width**-0.5
@@ -137,6 +139,7 @@ class Step:
         keys, values = cache.append(k=k, v=v)
         # The heads that share a key head are further queries of it, so that no key is copied.
         q = q.reshape(batch * key_heads, -1, width)
+        # [B · H_kv, queries, length]: keys lie lengthwise, so this product reads whole rows.
         scores = torch.bmm(q if self.scale == 1.0 else q * self.scale, keys.flatten(0, 1).mT)
         # A cache takes no gradients, so nothing but this reads the scores.
         weights = torch.softmax(scores, -1, out=scores)

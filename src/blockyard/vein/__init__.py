@@ -22,6 +22,8 @@ Files, in reading order:
     options.py       the options of a training run that concern veins; hook.py: what is done around its steps
     migration.py     from a trained standard block: SVD on activations, then distillation
 
+The definitions in loops and float64, which every fast form is compared with: tests/vein/twin.py.
+
 Use it where a thin head is good: small caches, long decodes, tight memory. Do not count on better quality at equal size
 or time, and do not expect ranks of 4 to do: every head passes at most r numbers.
 

@@ -121,14 +121,17 @@ class TVAAttention(VeinedAttention):
         made = self.like("folded")
         with torch.no_grad():
             v, u, value_v, value_u = self.veins()
+            # W (V x) = (W V) x: the vein is multiplied into what reads it, and U into what it writes.
             if self.form == "shared":
                 for name in ("q_proj", "k_proj", "v_proj"):
                     getattr(made, name).weight.copy_(getattr(self, name).weight @ v)
                 made.output_proj.weight.copy_(u @ self.output_proj.weight)
                 return made
             for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
+                # Each head's rows of the projection pass through the one vein.
                 heads = getattr(self, name).weight.unflatten(0, (self.n_heads, -1))  # [H, head_dim, d_model]
                 getattr(made, name).weight.copy_((into @ heads).flatten(0, 1))
+            # U acts on a head's mean, and a linear map of a mean is the mean of the maps.
             columns = self.output_proj.weight.unflatten(1, (self.n_heads, -1))  # [d_model, H, head_dim]
             made.output_proj.weight.copy_((columns @ value_u).flatten(1))
         return made
@@ -149,6 +152,7 @@ class TVAAttention(VeinedAttention):
                         stored.copy_(matrix)
             v, _, value_v, _ = made.veins()
             for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
+                # Vᵀ lifts a head's numbers to its full width, where V of the factored form finds them again.
                 heads = getattr(self, name).weight.unflatten(0, (self.n_heads, -1))  # [H, rank, d_model]
                 getattr(made, name).weight.copy_((into.mT @ heads).flatten(0, 1))
             columns = self.output_proj.weight.unflatten(1, (self.n_heads, -1))  # [d_model, H, v_rank]

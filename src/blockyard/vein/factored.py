@@ -54,12 +54,14 @@ class VeinedAttention(StandardAttention):
         # Asked for once per call: tied ones are made orthonormal there.
         into, back, values_into, values_back = self.veins()
         if self.form == "shared":
+            # One vein around it all: inside it is standard attention on vectors of `rank` numbers.
             x = F.linear(x, into)
             call.context, call.values = (None if t is None else F.linear(t, into) for t in (call.context, call.values))
         q, k, v = self._heads(x, call) if self.form == "shared" else self._factored_heads(x, call, into, values_into)
         mixed, weights = self._attend(q, k, v, call)
         mixed = mixed.to(x.dtype)
         if self.form == "factored":
+            # U Σ p v = Σ p U v: rebuilding the means is cheaper by the number of keys than rebuilding values.
             return self._output(side_by_side(F.linear(mixed, values_back))), weights
         return self.proj_dropout(F.linear(self.output_proj(side_by_side(mixed)), back)), weights
 
@@ -101,5 +103,6 @@ class VeinedAttention(StandardAttention):
         width = self.vein.d_model
         if self.form == "shared":
             return total + Cost(0, linear_flops(tokens, (width, self.head_dim), (self.head_dim, width)))
+        # Every token of every head passes V three times (q, k, v) and U once.
         into, values_into = (width, self.head_dim), (width, self.v_dim)
         return total + Cost(0, linear_flops(tokens * self.n_heads, into, into, values_into, values_into[::-1]))
