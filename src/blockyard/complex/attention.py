@@ -3,6 +3,8 @@
 The complex-block document's attention with what it leaves open decided: scores that can be negative, heads of
 d_model / n_heads, rotary instead of additive positions, a causal mask with the cache. Computed on the interleaved real
 view, where Re⟨q, k⟩ is a dot product and the complex rotary embedding is the interleaved real one.
+
+Definition in loops and float64: tests/complex/twin.py.
 """
 
 from __future__ import annotations

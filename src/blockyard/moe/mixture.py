@@ -2,6 +2,8 @@
 
 y = Σ gate_j · expert_j(x) over the k experts that a router chooses (Shazeer et al. 2017, arXiv 1701.06538; the
 complex-block document's "only the selected k experts are computed"). Parameters grow with n, the work with k.
+
+Definition in loops and float64: tests/moe/twin.py.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 After SPECTRE, "The FFT Strikes Back" (Fein-Ashley et al., arXiv 2502.18394) and the spectre-nlp document. It is a
 content-adaptive Toeplitz mixing: there is no key, so no token is matched with another. What a position gets from
 another depends on their distance and on a summary of the sequence, never on the two tokens.
+
+Definition in loops and float64: tests/spectral/twin.py.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Vaswani et al. 2017 (arXiv 1706.03762), with today's parts: rotary positions, grouped key heads (arXiv 2305.13245),
 QK-norm (arXiv 2010.04245), a sliding window (arXiv 2004.05150).
+
+Definition in loops and float64: tests/standard/twin.py.
 """
 
 from __future__ import annotations
@@ -195,9 +197,13 @@ class StandardAttention(Mixer):
         """Refuse sequences that the projections cannot read, or that do not run along the keys."""
         keys = x if context is None else context
         for name, source, projection in (("keys", keys, self.k_proj), ("values", values, self.v_proj)):
-            source, width = keys if source is None else source, projection.weight.shape[1]
+            source, width = keys if source is None else source, self._reads(projection)
             if source.shape != (*keys.shape[:2], width):
                 raise InputError(f"{name} come from {tuple(source.shape)}, expected {(*keys.shape[:2], width)}")
+
+    def _reads(self, projection: Linear) -> int:
+        """Width of the vectors that a projection is given."""
+        return projection.weight.shape[1]
 
     def _projections(self) -> tuple[Linear, Linear, Linear]:
         return self.q_proj, self.k_proj, self.v_proj

@@ -23,7 +23,7 @@ class _TwoMatrixFFN(FFN):
     # A mixture may hold many of these as one bank of stacked matrices.
     stackable = True
 
-    def __init__(self, d_model: int, d_ff: int | None, bias: bool, dropout: float) -> None:
+    def __init__(self, d_model: int, *, d_ff: int | None = None, bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.d_model = d_model
         self.d_ff = hidden_width(d_ff, 4 * d_model)
@@ -72,7 +72,7 @@ class StandardFFN(_TwoMatrixFFN):
         bias: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(d_model, d_ff, bias, dropout)
+        super().__init__(d_model, d_ff=d_ff, bias=bias, dropout=dropout)
         self.activation = activation
 
     def activate(self, h: Tensor) -> Tensor:
@@ -91,9 +91,6 @@ class ReLU2FFN(_TwoMatrixFFN):
 
     Shapes: x [..., d_model] -> [..., d_model].
     """
-
-    def __init__(self, d_model: int, *, d_ff: int | None = None, bias: bool = False, dropout: float = 0.0) -> None:
-        super().__init__(d_model, d_ff, bias, dropout)
 
     def activate(self, h: Tensor) -> Tensor:
         # The square makes the slope continuous at 0, and large activations larger.

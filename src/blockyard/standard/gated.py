@@ -17,7 +17,7 @@ class _GatedFFN(FFN):
     # See `dense.py`: one bank for a mixture's experts.
     stackable = True
 
-    def __init__(self, d_model: int, d_ff: int | None, bias: bool, dropout: float) -> None:
+    def __init__(self, d_model: int, *, d_ff: int | None = None, bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.d_model = d_model
         # 8/3 · d_model makes three matrices as large as the two of a 4 · d_model FFN; multiples of 64 run fast.
@@ -57,9 +57,6 @@ class SwiGLU(_GatedFFN):
     Shapes: x [..., d_model] -> [..., d_model].
     """
 
-    def __init__(self, d_model: int, *, d_ff: int | None = None, bias: bool = False, dropout: float = 0.0) -> None:
-        super().__init__(d_model, d_ff, bias, dropout)
-
     def gate(self, h: Tensor) -> Tensor:
         return F.silu(h)
 
@@ -76,9 +73,6 @@ class GLU(_GatedFFN):
 
     Shapes: x [..., d_model] -> [..., d_model].
     """
-
-    def __init__(self, d_model: int, *, d_ff: int | None = None, bias: bool = False, dropout: float = 0.0) -> None:
-        super().__init__(d_model, d_ff, bias, dropout)
 
     def gate(self, h: Tensor) -> Tensor:
         return torch.sigmoid(h)

@@ -2,6 +2,8 @@
 
 The vein-flow document's `VFTBlock`. Preset `seed` is its mathematics, parameter for parameter; `fast` (the default)
 folds the attention, ties the vein so that the error is one in [0, 1], and leaves the square stabiliser out.
+
+Definition in loops and float64: tests/vein/twin.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Normal compensation: tokens far from the vein get a small correction along learnt directions.
 
 The vein-flow document's `NormalCompensator`: x + 1[eps > tau] · Σ_j alpha_scale · σ(gate_j(x)) · u_j (v_jᵀ x).
+
+Definition in loops and float64: tests/vein/twin.py.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.nn.dropout import Dropout
+from blockyard.nn.linear import Linear
 from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.mixer import Call
 from blockyard.standard.attention import StandardAttention, side_by_side
@@ -47,6 +48,9 @@ class VeinedAttention(StandardAttention):
                 f"{self.form} attention read vectors of d_model; use the folded form"
             )
         super().widen_context(key_width, value_width)
+
+    def _reads(self, projection: Linear) -> int:
+        return self.d_model if self.form == "shared" else super()._reads(projection)
 
     def mix(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
         if self.form == "folded":

@@ -1,6 +1,8 @@
 """Vein feed-forward: the FFN's hidden layer works on z = V x, and its result goes back through U.
 
 The vein-flow document's `VFTFeedForward`: U · W2 · act(W1 · V x), beside it a direct path called the stabiliser.
+
+Definition in loops and float64: tests/vein/twin.py.
 """
 
 from __future__ import annotations
