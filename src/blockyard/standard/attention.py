@@ -300,9 +300,11 @@ class StandardAttention(Mixer):
         slots = {"k": (self.n_kv_heads, self.head_dim), "v": (self.n_kv_heads, self.v_dim)}
         if self.window is not None:
             return WindowCache(batch, slots, window=self.window, max_len=max_len, **placement)
-        # A step then reads rows over all tokens. (In half precision it reads tokens whole, see `nn.attention`.)
-        thin = max(self.head_dim, self.v_dim) <= LENGTHWISE_UP_TO and placement["dtype"] not in HALF
-        return LayerCache(batch, slots, max_len=max_len, **placement, lengthwise=thin)
+        # A step then reads rows over all tokens. Half precision reads tokens whole (`nn.attention`), and so do an
+        # accelerator's kernels: measured is only a CPU.
+        thin = max(self.head_dim, self.v_dim) <= LENGTHWISE_UP_TO
+        lengthwise = thin and placement["dtype"] not in HALF and placement["device"].type == "cpu"
+        return LayerCache(batch, slots, max_len=max_len, **placement, lengthwise=lengthwise)
 
     def cost(self, tokens: int) -> Cost:
         shapes = [(p.weight.shape[1], p.weight.shape[0]) for p in (*self._projections(), self.output_proj)]
