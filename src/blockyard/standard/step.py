@@ -51,13 +51,13 @@ def step_for(attention: ThinHeads, x: Tensor, call: Call) -> Step | None:
     """What takes x to the cache's tokens a short way: one token behind plain projections; None for anything else."""
     cache = call.cache
     # First what tells a step from a prompt, so that other calls lose no time here.
-    if type(cache) is not LayerCache or not cache.lengthwise or x.shape != (cache.batch, 1, attention.d_model):
+    if type(cache) is not LayerCache or x.shape != (cache.batch, 1, attention.d_model):
         return None
     if x.dtype != cache.dtype or cache.dtype in HALF or torch.is_grad_enabled() or transformed():
         return None
     if not call.is_bare:
         return None
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return None
     if attention.training and attention.attn_dropout.p > 0:
         return None
