@@ -33,7 +33,7 @@ from blockyard.standard.step import step_for
 _STACK_FROM = 64
 # Heads up to this width keep keys and values lengthwise in the cache: a step then reads rows over all tokens. Against
 # tokens kept whole, 1.0 to 1.3 times as fast for heads of 8, 0.9 to 1.1 for heads of 16 (12 of them behind 4096 tokens),
-# and no faster for wider ones, where a prompt would pay 5 per cent for laying it out (AMD EPYC Zen 4, one thread).
+# no faster for wider ones, where a prompt would pay 5 per cent for laying it out (AMD EPYC Zen 4, one thread).
 LENGTHWISE_UP_TO = 16
 
 
@@ -303,7 +303,7 @@ class StandardAttention(Mixer):
         slots = {"k": (self.n_kv_heads, self.head_dim), "v": (self.n_kv_heads, self.v_dim)}
         if self.window is not None:
             return WindowCache(batch, slots, window=self.window, max_len=max_len, **placement)
-        # Half precision reads tokens whole (`nn.attention`), and so do an accelerator's kernels: measured is only a CPU.
+        # Half precision reads tokens whole (`nn.attention`), as an accelerator's kernels do: measured is a CPU alone.
         thin = max(self.head_dim, self.v_dim) <= LENGTHWISE_UP_TO
         lengthwise = thin and placement["dtype"] not in HALF and placement["device"].type == "cpu"
         return LayerCache(batch, slots, max_len=max_len, **placement, lengthwise=lengthwise)
