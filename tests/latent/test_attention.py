@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blockyard.conformance.subject import own_random, random, randomise
 from blockyard.errors import InputError
-from blockyard.latent.attention import LatentAttention, absorbing_pays
+from blockyard.latent.absorbing import absorbing_pays
+from blockyard.latent.attention import LatentAttention
 from blockyard.nn.roles import roles
 from blockyard.standard.attention import StandardAttention
 from blockyard.training.config import TrainConfig

@@ -142,7 +142,7 @@ def test_state_dict_survives_a_round_trip():
 
 REFUSED = {
     "add_bias_kv": ({"add_bias_kv": True}, "add_bias_kv=True is not supported"),
-    "kdim": ({"kdim": 3, "mixer": "tva"}, "kdim=3, vdim=None should be embed_dim=16 .* 'tva' reads keys and values"),
+    "kdim": ({"kdim": 3, "mixer": "mla"}, "kdim=3, vdim=None should be embed_dim=16 .* 'mla' reads keys and values"),
     "no width": ({"vdim": 0}, "v_proj cannot read vectors of width 0"),
     "no such mixer": ({"mixer": "standart"}, "Did you mean 'standard'"),
     "no such option": ({"options": {"widnow": 3}}, "did you mean 'window'"),

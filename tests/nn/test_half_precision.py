@@ -13,7 +13,8 @@ from blockyard.complex import scores as complex_attention
 from blockyard.conformance.subject import random
 from blockyard.nn import attention
 from blockyard.nn.attention import attend
-from blockyard.vein.step import step_for
+from blockyard.protocol.mixer import Call
+from blockyard.standard.step import step_for
 
 # Scores with a deviation of 16: in bfloat16 they would err by a thirty-second and more each, the outputs by 11 times as
 # much as SDPA's do.
@@ -226,7 +227,7 @@ def test_every_mixer_in_bfloat16_attends_as_well_as_sdpa_would(name, options, mo
         errors.append(error(out, expected) / max(error(by_sdpa(q, k, v, visible, scale), expected), 1e-4))
         return out, weights
 
-    for module in ("standard.attention", "latent.attention", "vein.attention", "complex.scores"):
+    for module in ("standard.attention", "latent.attention", "complex.scores"):
         monkeypatch.setattr(f"blockyard.{module}.attend", watched)
     torch.manual_seed(0)
     mixer = get_attention(name, d_model=32, n_heads=4, causal=True, **options).bfloat16().eval()
@@ -249,4 +250,4 @@ def test_a_lengthwise_cache_in_bfloat16_takes_no_short_way():
     x = random(1, 9, 32, seed=1, dtype=torch.float32).bfloat16()
     with torch.no_grad():
         mixer(x[:, :8], cache=cache)
-        assert cache.lengthwise and step_for(mixer, x[:, 8:], cache, None, None, None) is None
+        assert cache.lengthwise and step_for(mixer, x[:, 8:], Call(cache=cache)) is None

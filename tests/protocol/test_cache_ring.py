@@ -94,3 +94,25 @@ def test_a_ring_has_half_the_bytes_of_keys_and_values():
     assert cache.nbytes == 2 * 200 * 64 * 4 + state
     # The running sum, and the anchors of the current chunk's kernels.
     assert state == 2 * 4 * (64 + 8 * 2 * mixer.gate.buckets)
+
+
+def test_a_state_alone_needs_no_ring():
+    cache = RingCache(2, max_len=9)
+    for step, tokens in enumerate((4, 1, 1)):
+        if step == 1:
+            point = cache.snapshot()
+        cache.advance(tokens, new=torch.tensor([tokens, 0]))
+        cache.state = {"sum": torch.full((2, 3), float(step))}
+    assert cache.length == 6 and cache.counts.tolist() == [6, 0] and cache.bytes_per_token == 0
+    assert cache.nbytes == cache.allocated_nbytes == 2 * 3 * 4
+    cache.select(torch.tensor([1, 1, 0]))
+    assert cache.state["sum"].shape == (3, 3) and cache.counts.tolist() == [0, 0, 6] and not point.valid
+    with pytest.raises(InputError, match="max_len=9"):
+        cache.advance(4)
+    point = cache.snapshot()
+    cache.advance(2)
+    cache.state = {}
+    cache.rollback(point)
+    assert cache.length == 6 and cache.to(dtype=torch.float64).state["sum"].dtype == torch.float32
+    cache.reset()
+    assert (cache.length, cache.state, cache.nbytes) == (0, {}, 0)

@@ -21,6 +21,8 @@ OPTIONS = [
     {"rope": "interleaved", "rope_theta": 50.0},
     {"rope": "none", "qk_norm": False},
     {"bias": True, "head_dim": 6},
+    {"head_dim": 2, "v_dim": 5},
+    {"v_dim": 3, "n_kv_heads": 2},
     {"window": 1},
     {"window": 3},
     {"window": 3, "kernel": "sdpa"},
@@ -141,7 +143,12 @@ def test_lower_precision_stays_close_to_the_definition(dtype):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"head_dim": 0}, "head_dim=0"), ({"head_dim": -4}, "head_dim=-4"), ({"n_heads": 0, "head_dim": 4}, "n_heads=0")],
+    [
+        ({"head_dim": 0}, "head_dim=0"),
+        ({"head_dim": -4}, "head_dim=-4"),
+        ({"v_dim": 0}, "v_dim=0"),
+        ({"n_heads": 0, "head_dim": 4}, "n_heads=0"),
+    ],
     ids=str,
 )
 def test_sizes_below_one_are_refused(options, words):

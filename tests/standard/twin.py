@@ -59,14 +59,16 @@ def standard_attention(
 
     def head(projection, row, number, norm=None, position=None):
         vector = projection.weight @ row + (0 if projection.bias is None else projection.bias)
-        vector = vector[number * width : (number + 1) * width]
+        wide = attention.v_dim if projection is attention.v_proj else width
+        vector = vector[number * wide : (number + 1) * wide]
         if isinstance(norm, torch.nn.Module) and not isinstance(norm, torch.nn.Identity):
             vector = rms_norm(vector, norm.weight)
         if position is not None and attention.rope is not None and context is None:
             vector = rotate(vector, position, attention.rope.theta, attention.rope.layout)
         return vector
 
-    out = torch.zeros(len(x), heads * width, dtype=x.dtype)
+    v_dim = attention.v_dim
+    out = torch.zeros(len(x), heads * v_dim, dtype=x.dtype)
     weights = torch.zeros(heads, len(x), len(source), dtype=x.dtype)
     for h in range(heads):
         shared = h // (heads // attention.n_kv_heads)
@@ -89,6 +91,6 @@ def standard_attention(
             total = sum(math.exp(score - max(scores.values())) for score in scores.values())
             for s, score in scores.items():
                 weights[h, t, s] = math.exp(score - max(scores.values())) / total
-                out[t, h * width : (h + 1) * width] += weights[h, t, s] * values[s]
+                out[t, h * v_dim : (h + 1) * v_dim] += weights[h, t, s] * values[s]
     bias = 0 if attention.output_proj.bias is None else attention.output_proj.bias
     return out @ attention.output_proj.weight.T + bias, weights

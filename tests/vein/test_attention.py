@@ -59,6 +59,33 @@ def test_folding_changes_nothing(name):
     torch.testing.assert_close(folded(x)[0], attn(x)[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", FACTORED)
+def test_values_of_their_own_sequence_fold_alike(name):
+    attn, x, context, values = make(**FORMS[name]), sample(), sample(5), sample(5) * 2 + 1
+    folded = attn.fold()
+    for given in ({"values": x * 2 + 1}, {"context": context, "values": values}, {"context": context}):
+        torch.testing.assert_close(folded(x, **given)[0], attn(x, **given)[0], rtol=1e-12, atol=1e-12)
+        assert (attn(x, **given)[0] - attn(x)[0]).abs().max() > 1e-3
+    with pytest.raises(InputError, match=r"values come from \(2, 5, 24\), expected \(2, 7, 24\)"):
+        attn(x, values=values)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_contexts_of_other_widths_are_for_the_folded_form(name):
+    attn = make(**FORMS[name])
+    if attn.form != "folded":
+        with pytest.raises(InputError, match=f"{attn.form} attention read vectors of d_model"):
+            attn.widen_context(5, 7)
+        return
+    attn.widen_context(5, 7)
+    wide, values = torch.randn(2, 4, 5, dtype=torch.float64), torch.randn(2, 4, 7, dtype=torch.float64)
+    out = attn(sample(), context=wide, values=values)[0]
+    standard = StandardAttention(D, H, head_dim=R, v_dim=attn.v_rank, qk_norm=name == "qk-norm").double()
+    standard.widen_context(5, 7)
+    standard.load_state_dict(attn.state_dict())
+    torch.testing.assert_close(out, standard(sample(), context=wide, values=values)[0], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["folded", "folded-v-rank", "qk-norm"])
 def test_unfolding_changes_nothing(name):
     attn, x = make(**FORMS[name]), sample()

@@ -99,6 +99,7 @@ class TVAAttention(_TVAAttention):
         causal: bool | None = None,
         positions: Tensor | None = None,
         context: Tensor | None = None,
+        values: Tensor | None = None,
         cache: LayerCache | None = None,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -109,6 +110,7 @@ class TVAAttention(_TVAAttention):
             causal=causal,
             positions=positions,
             context=context,
+            values=values,
             cache=cache,
             return_weights=return_attention_weights or return_weights,
         )

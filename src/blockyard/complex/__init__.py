@@ -19,6 +19,8 @@ Files, in reading order:
     dual.py        DualStreamBlock: two sequences, the first attending to the second
     symmetry.py    check_equivariance and the table of `blockyard symmetry`: which options keep the symmetry, measured
 
+The definitions in loops and float64, which every fast form is compared with: tests/complex/twin.py.
+
 Use it where data carry an arbitrary phase that training examples do not cover, or where the output should turn with the
 input. Not where the phase is known and tells something, and not for accuracy alone: real blocks are faster.
 

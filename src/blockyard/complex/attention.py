@@ -3,10 +3,13 @@
 The complex-block document's attention with what it leaves open decided: scores that can be negative, heads of
 d_model / n_heads, rotary instead of additive positions, a causal mask with the cache. Computed on the interleaved real
 view, where Re⟨q, k⟩ is a dot product and the complex rotary embedding is the interleaved real one.
+
+Definition in loops and float64: tests/complex/twin.py.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -33,30 +36,15 @@ from blockyard.nn.roles import Role
 from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.costs import Cost
-from blockyard.protocol.mixer import Mixer, check_heads, check_shape, default_positions
-from blockyard.registry.register import Traits, register_attn
+from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, check_shape, default_positions
+from blockyard.registry.register import ATTENTION, register_attn
 
 GATES = ("none", "learned", "magnitude")
 # Added to the mean square of queries and keys where they are normalised.
 QK_EPS = 1e-5
 
 
-@register_attn(
-    "complex",
-    group="complex",
-    traits=Traits(
-        causal=True,
-        bidirectional=True,
-        cache="kv",
-        padding=True,
-        attn_mask=True,
-        cross=True,
-        weights=True,
-        positions=True,
-        order=True,
-        dtypes=("complex64", "complex128", "bfloat16"),
-    ),
-)
+@register_attn("complex", group="complex", traits=replace(ATTENTION, dtypes=("complex64", "complex128", "bfloat16")))
 class ComplexAttention(ComplexModule, Mixer):
     """Multi-head attention over complex vectors, equivariant to a rotation of all inputs by one angle.
 
@@ -112,11 +100,13 @@ class ComplexAttention(ComplexModule, Mixer):
         if gate not in GATES:
             raise InputError(f"gate={gate!r} should be one of {', '.join(GATES)}")
         self.score, self.gate, self.kernel = score, gate, kernel
+        # Widths are in complex numbers: a head has twice as many reals.
         kv_width = self.n_kv_heads * self.head_dim
         self.q_proj = ComplexLinear(d_model, d_model, bias=bias, mode=linear)
         self.k_proj = ComplexLinear(d_model, kv_width, bias=bias, mode=linear)
         self.v_proj = ComplexLinear(d_model, kv_width, bias=bias, mode=linear)
         self.output_proj = ComplexLinear(d_model, d_model, bias=bias, mode=linear)
+        # Real, one per feature: gains are for size, the projections for angles.
         self.q_gain = nn.Parameter(torch.ones(self.head_dim)) if qk_norm else None
         self.k_gain = nn.Parameter(torch.ones(self.head_dim)) if qk_norm else None
         # Both halves of split count the same at the start.
@@ -157,14 +147,10 @@ class ComplexAttention(ComplexModule, Mixer):
                 the document's additive position encoding. It breaks the phase symmetry.
             context_pe: complex [..., S, d_model], added to the keys of the context.
         """
-        causal, past = self._check(x, padding_mask, causal, positions, context, cache)
-        if positions is None and padding_mask is not None and context is None:
-            positions = default_positions(padding_mask, x.shape[1])
-        turns = None
-        # Unordered contexts share no positions with x.
-        if self.rope is not None and (context is None or causal):
-            turns = self.rope.tables(x.shape[1], x.real, positions, offset=past)
-        q, k, v = self._project(x, context, pe, context_pe, turns)
+        call = Call(padding_mask, attn_mask, causal, positions, context, cache, return_weights)
+        self.check_call(x, call)
+        # T in front of the heads, as the projections give it; attention wants the heads in front.
+        q, k, v = self._project(x, call, pe, context_pe)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k=k.to(cache.dtype), v=v.to(cache.dtype))
@@ -175,7 +161,7 @@ class ComplexAttention(ComplexModule, Mixer):
             v,
             score=self.score,
             share=None if self.share is None else torch.sigmoid(self.share),
-            causal=causal,
+            causal=bool(call.causal),
             padding_mask=padding_mask,
             attn_mask=attn_mask,
             kernel=self.kernel,
@@ -186,19 +172,24 @@ class ComplexAttention(ComplexModule, Mixer):
         heads = self._gated(mixed.transpose(1, 2).flatten(2), x)
         return from_pairs(self.output_proj.pairs(heads)).to(x.dtype), weights
 
+    def _turns(self, x: Tensor, call: Call) -> tuple[Tensor | None, Tensor | None]:
+        """cos and sin of the positions, for every head alike; None where nothing is turned."""
+        # A context without order shares no positions with x.
+        if self.rope is None or (call.context is not None and not call.causal):
+            return None, None
+        positions = call.positions
+        if positions is None and call.padding_mask is not None and call.context is None:
+            positions = default_positions(call.padding_mask, x.shape[1])
+        cos, sin = self.rope.tables(x.shape[1], x.real, positions, offset=call.past)
+        return cos.unsqueeze(-2), sin.unsqueeze(-2)
+
     def _project(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        pe: Tensor | None,
-        context_pe: Tensor | None,
-        turns: tuple[Tensor, Tensor] | None,
+        self, x: Tensor, call: Call, pe: Tensor | None, context_pe: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, T, H, 2·head_dim], keys and values [B, S, H_kv, 2·head_dim], as pairs, normalised and turned by
-        the cos and sin of `turns`."""
-        projections = (self.q_proj, self.k_proj, self.v_proj)
+        """Queries [B, T, H, 2·head_dim], keys and values [B, S, H_kv, 2·head_dim], as pairs, normalised and turned."""
+        projections, context = (self.q_proj, self.k_proj, self.v_proj), call.context
         mode = resolve_mode(self.q_proj.mode, self.q_proj.weight)
-        cos, sin = (None, None) if turns is None else (table.unsqueeze(-2) for table in turns)
+        cos, sin = self._turns(x, call)
         if context is not None:
             source = to_pairs(context)
             q, k, v = self.q_proj.pairs(to_pairs(x)), self.k_proj.pairs(source), self.v_proj.pairs(source)
@@ -210,6 +201,7 @@ class ComplexAttention(ComplexModule, Mixer):
             stacked = linear_pairs(to_pairs(x), torch.cat([p.weight for p in projections]), mode)
             if pe is None and self.q_gain is not None and self.k_gain is not None and can_fuse(stacked):
                 factor = None if cos is None or sin is None else torch.complex(cos, sin)
+                # Norm, gain and turn of queries and keys in one hand-written pass.
                 return turned_heads(
                     stacked, (self.q_gain, self.k_gain), factor, (self.n_heads, self.n_kv_heads), QK_EPS
                 )
@@ -225,15 +217,18 @@ class ComplexAttention(ComplexModule, Mixer):
     def _add(self, projected: Tensor, pe: Tensor | None, name: str) -> Tensor:
         if pe is None:
             return projected
+        # It does not turn with the input, which is how it breaks the symmetry.
         check_complex(pe, projected.shape[-1] // 2, name)
         return projected + to_pairs(pe).to(projected.dtype)
 
     def _gated(self, heads: Tensor, x: Tensor) -> Tensor:
         """What the heads give, [B, T, 2·d_model], times the gate."""
         if self.gate_constant is not None:
+            # A complex constant per feature: a common phase passes through it.
             gated = from_pairs(heads) * torch.view_as_complex(_at_least_float(self.gate_constant))
             return to_pairs(gated)
         if self.gate_proj is not None and self.gate_bias is not None:
+            # Real, and made of |W x|, which a common phase leaves as it is.
             gate = torch.sigmoid(magnitude(self.gate_proj(x), 1e-6) + self.gate_bias)
             return (heads.unflatten(-1, (-1, 2)) * gate.unsqueeze(-1)).flatten(-2)
         return heads
@@ -247,16 +242,10 @@ class ComplexAttention(ComplexModule, Mixer):
         check_shape(x, width)
         check_complex(x, width)
 
-    def new_cache(
-        self,
-        batch: int,
-        max_len: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> LayerCache:
-        """An empty cache of real pairs, owned by the caller; `dtype` is a real type."""
+    def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> LayerCache:
+        # Of real pairs: the placement names a real type.
         shape = (self.n_kv_heads, 2 * self.head_dim)
-        return LayerCache(batch, {"k": shape, "v": shape}, max_len=max_len, **self._placement(dtype, device))
+        return LayerCache(batch, {"k": shape, "v": shape}, max_len=max_len, **placement)
 
     def cost(self, tokens: int) -> Cost:
         projections = [self.q_proj, self.k_proj, self.v_proj, self.output_proj]

@@ -159,9 +159,11 @@ class DualStreamBlock(nn.Module):
 
         run = self._run if cache is None else _call
         if self.order == "sequential":
+            # The first stream is done before the second begins, so it reads that as it came.
             x_in, aux_in = run(feed_in, run(across, run(self_in, x_in), x_out))
             x_out, aux_out = run(feed_out, run(self_out, x_out))
         else:
+            # Both have read themselves before one reads the other.
             x_in, x_out = run(self_in, x_in), run(self_out, x_out)
             x_in, aux_in = run(feed_in, run(across, x_in, x_out))
             x_out, aux_out = run(feed_out, x_out)
@@ -203,11 +205,13 @@ class DualStreamBlock(nn.Module):
         """
         if not self.causal:
             raise InputError("a cache needs causal attention: build the block with causal=True")
+        # The third holds the context: what x_out looked like to x_in.
         mixers = (self.streams[0].attn, self.streams[-1].attn, self.cross)
         return ModelCache([mixer.new_cache(batch, max_len, dtype, device) for mixer in mixers])
 
     def cost(self, tokens: int) -> Cost:
         """Cost of both streams with `tokens` positions each."""
+        # Counted once each: shared streams would be added up twice.
         parameters = sum(p.numel() for p in self.parameters())
         streams = [self.streams[0], self.streams[-1]]
         parts = [self.cross.cost(tokens), *(m.cost(tokens) for s in streams for m in (s.attn, s.ffn))]
@@ -228,6 +232,7 @@ class _Stream(nn.Module):
 
     def __init__(self, attn: nn.Module, ffn: nn.Module, norm_attn: nn.Module, norm_ffn: nn.Module, pre: bool) -> None:
         super().__init__()
+        # Any: foreign members have no declared interface beyond being called.
         self.attn: Any = attn
         self.ffn: Any = ffn
         self.norm_attn, self.norm_ffn, self.pre = norm_attn, norm_ffn, pre
@@ -292,6 +297,7 @@ def _merge(first: Aux | None, second: Aux | None) -> Aux | None:
     stats: dict[str, Any] = {}
     for name, aux in (("in", first or {}), ("out", second or {})):
         for loss, value in aux.get("losses", {}).items():
+            # Added, not averaged: each FFN has a router of its own to balance, or is asked twice.
             losses[loss] = losses[loss] + value if loss in losses else value
         if aux.get("stats"):
             stats[name] = aux["stats"]

@@ -64,6 +64,7 @@ class ComplexSwiGLU(ComplexModule, FFN):
     ) -> None:
         super().__init__()
         self.d_model = d_model
+        # 8/3: three matrices are then as large as the two of an FFN with 4 · d_model (arXiv 2002.05202).
         self.d_ff = hidden_width(d_ff, 64 * -(-8 * d_model // (3 * 64)))
         self.w1 = ComplexLinear(d_model, self.d_ff, bias=bias, mode=linear)
         self.w2 = ComplexLinear(self.d_ff, d_model, bias=bias, mode=linear)
@@ -74,9 +75,11 @@ class ComplexSwiGLU(ComplexModule, FFN):
     def forward(self, x: Tensor) -> Tensor:
         check_complex(x, self.d_model)
         if self._in_parts(x):
+            # From here to the last product the parts stay apart: taking them apart is what Gauss' form costs.
             real, imaginary = gauss_product(*split_parts(to_pairs(x)), (self.w1.weight, self.w3.weight))
             real, imaginary = hand_written(_GatedParts, real, imaginary, self.gate_bias)
             return from_pairs(join_parts(*gauss_product(real, imaginary, (self.w2.weight,)))).view(x.shape)
+        # The gate scales u and never turns it.
         hidden = gated(self._project(to_pairs(x)), self.gate_bias)
         if self.training and self.dropout.p:
             # On complex numbers, so that one mask drops both parts.
@@ -167,6 +170,7 @@ class _GatedParts(HandWritten):
         real, imaginary, _, m, gate = ctx.saved_tensors
         (g_re, u_re), (g_im, u_im) = real.chunk(2, dim=-1), imaginary.chunk(2, dim=-1)
         # As in _Gated, where it is said why.
+        # The gate is real: its gradient is the real part of conj(u) times that of the product.
         along = (p * u_re).addcmul_(q, u_im).mul_(gate)
         by_bias = torch.rsub(gate, 1).mul_(m).mul_(along)
         grad_bias = by_bias.sum(0)

@@ -70,8 +70,10 @@ class _TurnedHeads(HandWritten):
         done, inverses = [], []
         for x, gain in ((q, q_gain), (k, k_gain)):
             inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(len(gain)).add_(eps).rsqrt_()
+            # Written where attention reads it: the positions of a head in a row.
             out = _by_head(x)
             torch.mul(x, inverse, out=out)
+            # A real gain times a turn is one complex factor.
             _complex(out).mul_(gain if turns is None else gain * turns)
             done.append(out)
             inverses.append(inverse)
@@ -85,6 +87,7 @@ class _TurnedHeads(HandWritten):
         grad_stacked = torch.empty_like(stacked)
         *xs, _ = _parts(stacked, heads, len(q_gain))
         *targets, values = _parts(grad_stacked, heads, len(q_gain))
+        # Into the gradient of the one projection at once; autograd would make three and join them.
         values.copy_(grad_v)
         grad_gains = []
         for x, gain, inverse, grad, target in zip(xs, (q_gain, k_gain), inverses, (grad_q, grad_k), targets):
@@ -92,6 +95,7 @@ class _TurnedHeads(HandWritten):
             if turns is None:
                 back.copy_(grad)
             else:
+                # A turn is undone by its conjugate, which is also its transpose.
                 torch.mul(_complex(grad), turns.conj(), out=_complex(back))
             normed = x * inverse
             products = (back * normed).flatten(0, -2)
@@ -99,6 +103,7 @@ class _TurnedHeads(HandWritten):
             # d/dx of x/rms(x): the part of the gradient along x is projected out.
             along = (products @ wide).div_(len(gain)).view_as(inverse)
             torch.mul(back.mul_(wide).addcmul_(normed, along, value=-1.0), inverse, out=target)
+            # A real gain scales both parts, so it has the gradients of both.
             grad_gains.append(products.sum(0).view(-1, 2).sum(-1))
         return grad_stacked, *grad_gains, None, None, None
 

@@ -103,6 +103,7 @@ class ComplexLinear(ComplexModule):
 
     def reset_parameters(self) -> None:
         """E|w|² = 2 / (d_in + d_out), as a real matrix has: each part carries half of it, cut at three deviations."""
+        # Two parts add up to the variance of one real entry.
         std = math.sqrt(1.0 / (self.d_in + self.d_out))
         nn.init.trunc_normal_(self.weight, std=std, a=-3 * std, b=3 * std)
         if self.bias is not None:
@@ -127,6 +128,7 @@ class ComplexLinear(ComplexModule):
 
     def _block_weight(self) -> Tensor:
         """The real matrix, kept between calls: building it costs more than multiplying a few vectors by it."""
+        # A change in place raises the version, another tensor has another address.
         key = (self.weight.data_ptr(), self.weight._version, self.weight.dtype)
         if self._assembled is None or self._assembled[0] != key:
             self._assembled = (key, real_block(self.weight).detach())
@@ -139,6 +141,7 @@ class ComplexLinear(ComplexModule):
             type(self) is ComplexLinear and self.bias is None and not (self._forward_hooks or self._forward_pre_hooks)
         )
 
+    # The kept matrix is twice as large as the weights, and training changes these at every step.
     def train(self, mode: bool = True) -> ComplexLinear:
         self._assembled = None
         return super().train(mode)
@@ -170,6 +173,7 @@ def linear_pairs(x: Tensor, weight: Tensor, mode: LinearMode) -> Tensor:
     x = x.to(weight.dtype)
     if mode == "gauss":
         return _gauss(x, weight)
+    # The same memory seen as complex numbers; torch's product does the four real ones inside.
     product = F.linear(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()), torch.view_as_complex(weight))
     return torch.view_as_real(product).flatten(-2)
 
@@ -177,6 +181,7 @@ def linear_pairs(x: Tensor, weight: Tensor, mode: LinearMode) -> Tensor:
 def real_block(weight: Tensor) -> Tensor:
     """Pairs [d_out, d_in, 2] -> the real matrix [2·d_out, 2·d_in] that acts alike on interleaved parts."""
     a, b = weight.unbind(-1)
+    # [[a, −b], [b, a]] for every entry, interleaved as the parts of the vectors are.
     rows = torch.stack([torch.stack([a, -b], dim=-1), torch.stack([b, a], dim=-1)], dim=1)
     return rows.view(2 * weight.shape[0], 2 * weight.shape[1])
 

@@ -93,6 +93,7 @@ class ComplexLayerNorm(_ComplexNorm):
 
     def _norm(self, z: Tensor, weight: Tensor) -> Tensor:
         size = magnitude(z, self.eps)
+        # A magnitude below the mean comes out negative, and turns its feature by π.
         centred = size - size.mean(-1, keepdim=True)
         deviation = (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
         return z * ((centred / deviation * weight + self.bias.view_as(weight)) / size)
@@ -110,6 +111,7 @@ class ComplexWhitenNorm(_ComplexNorm):
     def _norm(self, z: Tensor, weight: Tensor) -> Tensor:
         centred = torch.view_as_real(z - z.mean(-1, keepdim=True))
         a, b = centred.unbind(-1)
+        # Each part carries half of |z|², and so half of eps.
         half = self.eps / 2
         aa, bb = a.square().mean(-1, keepdim=True) + half, b.square().mean(-1, keepdim=True) + half
         ab = (a * b).mean(-1, keepdim=True)
@@ -117,6 +119,7 @@ class ComplexWhitenNorm(_ComplexNorm):
         # V^{1/2} = (V + s) / t, and inverting a 2 × 2 matrix swaps its diagonal.
         s = (aa * bb - ab.square()).clamp(min=torch.finfo(aa.dtype).tiny).sqrt()
         t = (aa + bb + 2 * s).sqrt() * s * 2**0.5
+        # The √2 in t leaves each part a variance of ½, so that the mean of |·|² is γ².
         white = torch.stack([((bb + s) * a - ab * b) / t, ((aa + s) * b - ab * a) / t], dim=-1)
         return torch.view_as_complex(white * weight.unsqueeze(-1))
 
@@ -161,6 +164,7 @@ class ModReLU(ComplexModule):
     def forward(self, z: Tensor) -> Tensor:
         check_complex(z, self.d_model, "z")
         size = magnitude(z, self.eps)
+        # Only the length is thresholded, so the angle passes.
         return z * (torch.relu(size + self.bias) / size)
 
     def extra_repr(self) -> str:

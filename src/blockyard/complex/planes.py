@@ -86,6 +86,7 @@ class _Product(HandWritten):
     def forward(ctx: Any, u: Tensor, v: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         a, total, difference = _forms(weights)
         keep(ctx, (u, v, *weights), (), a, total, difference)
+        # In both parts: the product that is saved.
         both = (u + v) @ a.mT
         real = torch.addmm(both, v, total.mT, alpha=-1.0)
         return real, torch.addmm(both, u, difference.mT, out=both)

@@ -61,6 +61,7 @@ def complex_attend(
     scale = (q.shape[-1] / 2) ** -0.5
     if score in ("magnitude", "phase"):
         dtype = q.dtype
+        # There is no half-precision product with a float32 result on a CPU.
         if dtype in HALF:
             # Scores and all that is made of them in float32, as in `attend`.
             q, k, v = q.float(), k.float(), v.float()
@@ -78,9 +79,18 @@ def complex_attend(
 
     def of(queries: Tensor) -> tuple[Tensor, Tensor | None]:
         return attend(
-            queries, k, v, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, scale=scale, kernel=kernel,
-            dropout=dropout, dropout_keys=dropout_keys, return_weights=return_weights,
-        )  # fmt: skip
+            queries,
+            k,
+            v,
+            causal=causal,
+            padding_mask=padding_mask,
+            attn_mask=attn_mask,
+            scale=scale,
+            kernel=kernel,
+            dropout=dropout,
+            dropout_keys=dropout_keys,
+            return_weights=return_weights,
+        )
 
     if score == "real":
         return of(q)
@@ -88,6 +98,7 @@ def complex_attend(
     # Im s = Re(−i s): the imaginary part is the real score of queries turned back by a quarter.
     (real, real_weights), (imaginary, imaginary_weights) = of(q), of(-times_i(q))
     part = share.to(real.dtype).view(-1, 1, 1)
+    # Both are means of the same values, so a mean of the two is one, too.
     out = part * real + (1 - part) * imaginary
     if real_weights is None or imaginary_weights is None:
         return out, None
@@ -113,6 +124,7 @@ def _by_magnitude(
     keys = k.shape[2]
     step = queries if whole else max(16, _BLOCK_SCORES // (batch * heads * keys))
     q = q * scale
+    # Re s is the dot product of pairs, Im s the same with queries turned back by a quarter.
     turned, kt = -times_i(q), k.mT
     if mask is not None and mask.ndim < 2:
         mask = mask.expand(1, -1)
@@ -131,6 +143,7 @@ def _by_magnitude(
         if score == "magnitude":
             outs.append(dropped @ values)
         else:
+            # w · s/|s| · v with s = a + ib: a v, and b times i v.
             over = dropped / size
             outs.append((over * real) @ values + times_i((over * imaginary) @ values))
     return torch.cat(outs, dim=2) if len(outs) > 1 else outs[0], weights if return_weights else None

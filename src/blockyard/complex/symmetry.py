@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,6 +72,7 @@ def check_equivariance(
         InputError: without inputs for a module of unknown width, or for an input that is not complex.
     """
     generator = torch.Generator().manual_seed(seed)
+    # In float32 rounding alone is 1e-6, and a small break of the symmetry could hide in it.
     measured = copy.deepcopy(module).to(torch.float64).eval()
     if randomise:
         with torch.no_grad():
@@ -80,8 +82,10 @@ def check_equivariance(
                 pairs = parameter.ndim >= 3
                 width = parameter.shape[-2] if pairs else parameter.shape[-1]
                 if wide or pairs:
+                    # Matrices, at the size that gives outputs like inputs.
                     parameter.copy_(noise * width**-0.5)
                 else:
+                    # Gains and biases around their start: a gain near 0 would hide what its feature does.
                     parameter.add_(0.5 * noise)
     if not inputs:
         if shape is None:
@@ -102,6 +106,7 @@ def check_equivariance(
         for angle in ANGLES:
             turn = complex(math.cos(angle), math.sin(angle))
             for found, reference in zip(_tensors(run(measured, *(turn * x for x in xs))), expected):
+                # A real output has nothing to turn.
                 target = turn * reference if reference.is_complex() else reference
                 error = max(error, float((found - target).abs().max()) / size)
     kind = "equivariant" if all(e.is_complex() for e in expected) else "invariant"
@@ -149,7 +154,7 @@ def _subjects(d: int, h: int) -> list[tuple[str, str, bool, Callable[[], nn.Modu
         ("linear", "bias=true", False, lambda: ComplexLinear(d, d, bias=True), None),
     ]
     for kind, cls in COMPLEX_NORMS.items():
-        rows.append(("norm", kind, kind == "rms", lambda cls=cls: cls(d), None))  # type: ignore[misc]
+        rows.append(("norm", kind, kind == "rms", partial(cls, d), None))
     rows.append(("activation", "modReLU", True, lambda: ModReLU(d), None))
     attention: list[tuple[str, dict[str, Any], bool]] = [
         *((f"score={s}", {"score": s}, s == "real") for s in ("real", "magnitude", "phase", "split")),
@@ -161,7 +166,7 @@ def _subjects(d: int, h: int) -> list[tuple[str, str, bool, Callable[[], nn.Modu
         ("bias=true", {"bias": True}, False),
     ]
     for option, given, default in attention:
-        rows.append(("complex", option, default, lambda given=given: ComplexAttention(d, h, **given), None))  # type: ignore[misc]
+        rows.append(("complex", option, default, partial(ComplexAttention, d, h, **given), None))
     encoding = torch.randn(7, d, generator=torch.Generator().manual_seed(1), dtype=torch.complex128)
     rows.append(("complex", "pe=… (additive)", False, lambda: ComplexAttention(d, h), lambda m, x: m(x, pe=encoding)))
     rows += [

@@ -10,9 +10,11 @@ From DeepSeek-V2 (arXiv 2405.04434, section 2.1) and the price document.
 
 Files, in reading order:
 
-    attention.py   LatentAttention ("mla"): both forms; what to cache (latent, mixed, expanded); absorbing_pays, the
-                   rule by which decode="auto" expands a prompt and absorbs a token
+    attention.py   LatentAttention ("mla"): both forms; what to cache (latent, mixed, expanded)
+    absorbing.py   absorbing_pays, the rule by which decode="auto" expands a prompt and absorbs a token
     deepseek.py    the same weights to and from transformers' modules, every setting read or refused by its name
+
+The definition in loops and float64, which both forms are compared with: tests/latent/twin.py.
 
 Use it where the cache is the limit (long contexts, many sequences) and every head should keep keys of its own. It does
 not make scores, training or one-shot forecasts cheaper; grouped key heads of standard attention are the simpler rival.
@@ -27,12 +29,13 @@ from typing import TYPE_CHECKING
 from blockyard.names import exports
 
 if TYPE_CHECKING:
+    from blockyard.latent.absorbing import absorbing_pays as absorbing_pays
     from blockyard.latent.attention import LatentAttention as LatentAttention
-    from blockyard.latent.attention import absorbing_pays as absorbing_pays
 else:
     __all__ = exports(
         __name__,
         {
-            "attention": "LatentAttention absorbing_pays",
+            "absorbing": "absorbing_pays",
+            "attention": "LatentAttention",
         },
     )

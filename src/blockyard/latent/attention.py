@@ -3,17 +3,21 @@
 DeepSeek-V2 (arXiv 2405.04434, section 2.1) and the price document. They differ in what is rotated: DeepSeek keeps a
 rotary key apart, shared by all heads, so that decoding can absorb the up-projections into the queries; the price
 document rotates the whole key, which is low-rank multi-head attention and rules that out.
+
+Definition in loops and float64: tests/latent/twin.py.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.latent.absorbing import Form, cheapest_form, per_head
 from blockyard.nn.attention import Kernel, attend
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Linear, StackedLinear
@@ -22,53 +26,19 @@ from blockyard.nn.roles import Role
 from blockyard.nn.rotary import Layout, RotaryPositionalEmbedding, rotate
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.costs import Cost, linear_flops
-from blockyard.protocol.mixer import Mixer, check_heads, default_positions
-from blockyard.registry.register import Traits, register_attn
+from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, default_positions
+from blockyard.registry.register import ATTENTION, register_attn
 
 if TYPE_CHECKING:
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
 # cos and sin of the positions, each [T, width / 2] or [B, T, width / 2]; None where nothing is rotated.
 Turn = tuple[Tensor, Tensor] | None
-# Which of the up-projections are absorbed into the queries and the output, instead of expanding every latent.
-Form = Literal["naive", "values", "both"]
 # DeepSeek's; latents are small numbers at the start.
 _EPS = 1e-6
 
 
-def absorbing_pays(queries: int, keys: int, rank: int, *widths: int) -> bool:
-    """Whether absorbing up-projections from `rank` to these widths takes fewer FLOPs than expanding every latent.
-
-    Expanding costs rank · width for each key, and then width for each pair of query and key; absorbing costs
-    rank · width for each query, and then rank for each pair. Against many keys it pays for fewer than
-    rank · (nope + v) / (2 · rank − nope − v) queries, and always where 2 · rank ≤ nope + v.
-
-    Args:
-        queries: number of queries.
-        keys: number of latents they meet.
-        rank: width of a latent.
-        widths: what is expanded per head: nope and v, or one of them.
-    """
-    expanded = keys * rank * sum(widths) + queries * keys * sum(widths)
-    absorbed = queries * rank * sum(widths) + queries * keys * rank * len(widths)
-    return absorbed < expanded
-
-
-@register_attn(
-    "mla",
-    group="mla",
-    traits=Traits(
-        causal=True,
-        bidirectional=True,
-        cache="latent",
-        padding=True,
-        attn_mask=True,
-        cross=True,
-        weights=True,
-        positions=True,
-        order=True,
-    ),
-)
+@register_attn("mla", group="mla", traits=replace(ATTENTION, cache="latent"))
 class LatentAttention(Mixer):
     """Attention over latents c = RMSNorm(W_c x): head h has keys W_uk,h c and values W_uv,h c.
 
@@ -126,16 +96,19 @@ class LatentAttention(Mixer):
         self.decoupled = rope == "decoupled"
         self.kv_rank = _rank("kv_rank", max(1, d_model // 4) if kv_rank is None else kv_rank, d_model)
         self.q_rank = None if q_rank is None else _rank("q_rank", q_rank, d_model)
-        self.nope_dim = _width("nope_dim", check_heads(d_model, n_heads) if nope_dim is None else nope_dim)
-        self.v_dim = _width("v_dim", check_heads(d_model, n_heads) if v_dim is None else v_dim)
+        # Where both widths are given, the heads need not divide the stream.
+        head_dim = check_heads(d_model, n_heads) if nope_dim is None or v_dim is None else 0
+        self.nope_dim, self.v_dim = _width("nope_dim", nope_dim, head_dim), _width("v_dim", v_dim, head_dim)
         self.rope_dim = self._rope_dim(rope_dim)
         self.decode = decode
         self.cache_kind = cache if cache is not None else "latent" if self.decoupled else "mixed"
         self._check_decode()
         queries = n_heads * (self.nope_dim + self.rope_dim)
+        # Queries are not cached: a latent of theirs saves parameters, not memory.
         self.q_down_proj = Linear(d_model, self.q_rank, bias=bias) if self.q_rank else None
         self.q_norm = RMSNorm(self.q_rank, _EPS) if self.q_rank else None
         self.q_proj = Linear(self.q_rank or d_model, queries)
+        # One product makes latent and rotary key; to the optimizer they are two maps.
         parts = (self.kv_rank, self.rope_dim) if self.decoupled else (self.kv_rank,)
         self.kv_down_proj = StackedLinear(d_model, parts, bias=bias)
         self.kv_norm = RMSNorm(self.kv_rank, _EPS) if latent_norm else None
@@ -177,6 +150,7 @@ class LatentAttention(Mixer):
         Keys and values are products of two matrices. If both were drawn at random, the product would favour a few
         directions and be smaller than one matrix is, which training has to mend first (docs/latent.md has figures).
         """
+        # The norm gives latents of unit mean square, and isometries keep it.
         with torch.no_grad():
             for stack in (self.k_up, self.v_up):
                 stack.copy_(_isometries(*stack.shape).to(stack))
@@ -185,25 +159,11 @@ class LatentAttention(Mixer):
         # One matrix per head, which Muon makes orthogonal head by head.
         return {"k_up": Role("matrix"), "v_up": Role("matrix")}
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        causal: bool | None = None,
-        positions: Tensor | None = None,
-        context: Tensor | None = None,
-        cache: LayerCache | None = None,
-        return_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        causal, past = self._check(x, padding_mask, causal, positions, context, cache)
-        turn = key_turn = None
-        # A context shares no positions with x, so nothing is rotated.
-        if context is None:
-            turn, key_turn = self._turns(x, padding_mask, positions, cache, past)
-        masks = {"causal": causal, "padding_mask": padding_mask, "attn_mask": attn_mask}
-        return self._mix(x, x if context is None else context, turn, key_turn, cache, return_weights, masks)
+    def mix(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+        if call.context is not None:
+            # A context shares no positions with x, so nothing is rotated.
+            return self._attend(x, call, None, None)
+        return self._attend(x, call, *self._turns(x, call))
 
     def forward_rotated(
         self, x: Tensor, cos: Tensor, sin: Tensor, *, causal: bool | None = None, attn_mask: Tensor | None = None
@@ -217,63 +177,42 @@ class LatentAttention(Mixer):
             causal: as in `forward`.
             attn_mask: as in `forward`.
         """
-        causal, _ = self._check(x, None, causal, None, None, None)
-        width = self.rope_dim or self.nope_dim
+        call = Call(attn_mask=attn_mask, causal=causal)
+        self.check_call(x, call)
+        shape = (x.shape[1], (self.rope_dim or self.nope_dim) // 2)
         for name, table in (("cos", cos), ("sin", sin)):
-            if tuple(table.shape) != (x.shape[1], width // 2):
-                raise InputError(
-                    f"{name} has shape {tuple(table.shape)}, expected {(x.shape[1], width // 2)} [length, width / 2]"
-                )
-        turn = (cos, sin)
-        return self._mix(x, x, turn, turn, None, False, {"causal": causal, "attn_mask": attn_mask})[0]
+            if tuple(table.shape) != shape:
+                raise InputError(f"{name} has shape {tuple(table.shape)}, expected {shape} [length, width / 2]")
+        return self._attend(x, call, (cos, sin), (cos, sin))[0]
 
-    def _turns(
-        self, x: Tensor, padding_mask: Tensor | None, positions: Tensor | None, cache: LayerCache | None, past: int
-    ) -> tuple[Turn, Turn]:
+    def _turns(self, x: Tensor, call: Call) -> tuple[Turn, Turn]:
         """Rotations of the new tokens, and of the keys that are made in this call."""
-        new = x.shape[1]
+        new, past, positions = x.shape[1], call.past, call.positions
         # Only latents of whole-key rotation are kept unrotated: their keys are made, and turned, at every step.
-        anew = cache is not None and not self.decoupled and self.cache_kind == "latent"
+        anew = call.cache is not None and not self.decoupled and self.cache_kind == "latent"
         if anew and positions is not None:
             raise InputError(
                 "positions with rope='full' and cache='latent': past keys are rotated anew, by positions counted from "
                 "the cache; use cache='mixed', which keeps them rotated"
             )
         if positions is None:
-            positions = default_positions(padding_mask, new)
+            positions = default_positions(call.padding_mask, new)
         turn = self.rope.tables(new, x, positions, offset=past)
         if not anew:
             return turn, turn
-        return turn, self.rope.tables(past + new, x, default_positions(padding_mask, past + new))
+        return turn, self.rope.tables(past + new, x, default_positions(call.padding_mask, past + new))
 
-    def _mix(
-        self,
-        x: Tensor,
-        source: Tensor,
-        turn: Turn,
-        key_turn: Turn,
-        cache: LayerCache | None,
-        return_weights: bool,
-        masks: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attention of x to the source, with rotations already worked out."""
-        q, latents = self._project(x, source, turn)
+    def _attend(self, x: Tensor, call: Call, turn: Turn, key_turn: Turn) -> tuple[Tensor, Tensor | None]:
+        """Attention of x to itself and the cache, or to the context, with rotations already worked out."""
+        q, latents = self._project(x, x if call.context is None else call.context, turn)
         # What products give: under autocast neither x's dtype nor the weights'. A cache may hold yet another.
-        native, k, v = latents.dtype, None, None
-        if cache is not None:
-            dtype = cache.dtype
-            if self.cache_kind == "latent":
-                (latents,) = cache.append(latent=latents.to(dtype))
-            elif self.cache_kind == "mixed":
-                k, c = self._keys(latents, turn), latents[..., : self.kv_rank]
-                k, latents = cache.append(k=k.to(dtype), latent=c.to(dtype))
-            else:
-                k, v = self._keys(latents, turn), self._values(latents)
-                k, v = cache.append(k=k.to(dtype), v=v.to(dtype))
+        native = latents.dtype
+        k, v, latents = self._cached(latents, turn, call)
+        # Where the cache holds values there is nothing left to absorb.
         form: Form = "naive" if v is not None else self._form(x.shape[1], latents.shape[1], k is None)
         if form == "both":
-            # The queries meet latents instead of keys, the same ones for all heads.
-            q, k = [_per_head(q[0], self.k_up), q[1]], latents.unsqueeze(1)
+            # q · (W_uk c) = (W_ukᵀ q) · c: the queries meet latents instead of keys, the same ones for all heads.
+            q, k = [per_head(q[0], self.k_up), q[1]], latents.unsqueeze(1)
         elif k is None:
             k = self._keys(latents.to(native), key_turn)
         if v is None:
@@ -282,17 +221,38 @@ class LatentAttention(Mixer):
             (torch.cat(q, dim=-1) if len(q) > 1 else q[0]).to(k.dtype),
             k,
             v.to(k.dtype),
-            **masks,
+            causal=bool(call.causal),
+            padding_mask=call.padding_mask,
+            attn_mask=call.attn_mask,
+            # Of the keys' own width, also where queries meet latents, which are wider.
             scale=(self.nope_dim + self.rope_dim) ** -0.5,
             kernel=self.kernel,
             dropout=self.attn_dropout.p if self.training else 0.0,
             dropout_keys=self.attn_dropout.keys,
-            return_weights=return_weights,
+            return_weights=call.return_weights,
         )
         mixed = mixed.to(native)
         if form != "naive":
-            mixed = _per_head(mixed, self.v_up.mT)
+            # Σ p (W_uv c) = W_uv (Σ p c): the means of latents become means of values.
+            mixed = per_head(mixed, self.v_up.mT)
         return self.output_proj(mixed.transpose(1, 2).flatten(2)), weights
+
+    def _cached(self, latents: Tensor, turn: Turn, call: Call) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Keys and values where the cache keeps them, and latents, of past and new tokens."""
+        cache = call.cache
+        if cache is None:
+            return None, None, latents
+        dtype = cache.dtype
+        if self.cache_kind == "latent":
+            (latents,) = cache.append(latent=latents.to(dtype))
+            return None, None, latents
+        # Kept turned: a past token's position does not change.
+        k = self._keys(latents, turn).to(dtype)
+        if self.cache_kind == "mixed":
+            k, latents = cache.append(k=k, latent=latents[..., : self.kv_rank].to(dtype))
+            return k, None, latents
+        k, v = cache.append(k=k, v=self._values(latents).to(dtype))
+        return k, v, latents
 
     def _project(self, x: Tensor, source: Tensor, turn: Turn) -> tuple[list[Tensor], Tensor]:
         """Queries and latents, with what is rotary in them rotated.
@@ -303,6 +263,7 @@ class LatentAttention(Mixer):
         """
         q, latents = self._queries(x), self.kv_down_proj(source)
         c, k_rope = latents.split([self.kv_rank, self.rope_dim], dim=-1)
+        # The rotary key is not normalised with it (DeepSeek-V2): its size is its own.
         if self.kv_norm is not None:
             c = self.kv_norm(c)
         cos, sin = (None, None) if turn is None else (table.unsqueeze(-2) for table in turn)
@@ -317,28 +278,17 @@ class LatentAttention(Mixer):
         return [q_nope.transpose(1, 2), q_rope.transpose(1, 2)], torch.cat([c, k_rope], dim=-1)
 
     def _form(self, queries: int, keys: int, keys_open: bool) -> Form:
-        """What to absorb.
-
-        Args:
-            queries: number of queries.
-            keys: number of latents.
-            keys_open: whether the keys are not expanded yet.
-        """
+        """What to absorb, of so many queries against so many latents whose keys are not expanded yet (`keys_open`)."""
         can_absorb_keys = keys_open and self.decoupled
         if self.decode == "naive":
             return "naive"
         if self.decode == "absorbed":
             return "both" if can_absorb_keys else "values"
-
-        def pays(*widths: int) -> bool:
-            return absorbing_pays(queries, keys, self.kv_rank, *widths)
-
-        if can_absorb_keys and pays(self.nope_dim, self.v_dim) and pays(self.nope_dim):
-            return "both"
-        return "values" if pays(self.v_dim) else "naive"
+        return cheapest_form(queries, keys, self.kv_rank, self.nope_dim if can_absorb_keys else None, self.v_dim)
 
     def _queries(self, x: Tensor) -> Tensor:
         """[B, T, H, nope + rope], not rotated."""
+        # Down, normed, up: the queries' own low rank.
         if self.q_down_proj is not None and self.q_norm is not None:
             x = self.q_norm(self.q_down_proj(x))
         return self.q_proj(x).unflatten(-1, (self.n_heads, -1))
@@ -347,6 +297,7 @@ class LatentAttention(Mixer):
         """Expanded keys [B, H, S, nope + rope]; `turn` rotates them where the latents hold no rotary key."""
         k = F.linear(latents[..., : self.kv_rank], self.k_up.flatten(0, 1)).unflatten(-1, (self.n_heads, -1))
         if self.decoupled:
+            # One rotary key for all heads, without a copy of it for each until here.
             k_rope = latents[..., self.kv_rank :].unsqueeze(2).expand(-1, -1, self.n_heads, -1)
             k = torch.cat([k, k_rope], dim=-1)
         elif turn is not None:
@@ -355,20 +306,11 @@ class LatentAttention(Mixer):
 
     def _values(self, latents: Tensor) -> Tensor:
         """Expanded values [B, H, S, v]."""
-        return (
-            F.linear(latents[..., : self.kv_rank], self.v_up.flatten(0, 1))
-            .unflatten(-1, (self.n_heads, -1))
-            .transpose(1, 2)
-        )
+        v = F.linear(latents[..., : self.kv_rank], self.v_up.flatten(0, 1))
+        return v.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
-    def new_cache(
-        self,
-        batch: int,
-        max_len: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> LayerCache:
-        return LayerCache(batch, self._slots(), max_len=max_len, **self._placement(dtype, device))
+    def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> LayerCache:
+        return LayerCache(batch, self._slots(), max_len=max_len, **placement)
 
     def _slots(self) -> dict[str, tuple[int, ...]]:
         key = (self.n_heads, self.nope_dim + self.rope_dim)
@@ -435,16 +377,10 @@ class LatentAttention(Mixer):
         )
 
 
-def _per_head(x: Tensor, matrices: Tensor) -> Tensor:
-    """x [B, H, T, a] times a matrix per head [H, a, b] -> [B, H, T, b], without copying matrices for the batch."""
-    batch, heads, length, width = x.shape
-    out = torch.bmm(x.transpose(0, 1).reshape(heads, batch * length, width), matrices)
-    return out.view(heads, batch, length, -1).transpose(0, 1)
-
-
 def _isometries(heads: int, width: int, rank: int) -> Tensor:
     """Random matrices [heads, width, rank], evenly distributed, whose rows (or columns, if those are shorter) are
     orthogonal; W c has the mean square of c."""
+    # In float32: half precision has no QR.
     drawn = torch.randn(heads, max(width, rank), min(width, rank), dtype=torch.float32)
     q, r = torch.linalg.qr(drawn)
     # QR alone would prefer some signs.
@@ -458,7 +394,8 @@ def _rank(name: str, value: int, d_model: int) -> int:
     return value
 
 
-def _width(name: str, value: int) -> int:
+def _width(name: str, value: int | None, usual: int) -> int:
+    value = usual if value is None else value
     if value < 1:
         raise InputError(f"{name}={value} should be at least 1")
     return value

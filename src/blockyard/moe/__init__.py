@@ -15,6 +15,8 @@ Files, in reading order:
     weights.py    from_hf and to_hf: the weights of transformers' mixtures, there and back
     settings.py   what those modules say of themselves beside their weights: read, or refused by name
 
+The definition in loops and float64, which every kernel is compared with: tests/moe/twin.py.
+
 Use it when time per token is short and memory is not: more parameters at about the time of a smaller FFN, as long as
 k · tokens / n is well over 100. Not where memory is the limit: every expert has its weights and optimizer state.
 

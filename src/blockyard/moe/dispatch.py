@@ -6,6 +6,7 @@ Both ways are gathers, forward and backward: the indices are permutations, so no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,22 +89,26 @@ def plan(experts: Tensor, counts: Tensor, kernel: Kernel, kept: Tensor | None = 
     if kept is not None:
         # Dropped ones are sorted behind the last expert's.
         flat = torch.where(kept.flatten(), flat, n_experts)
+    # Stable: within an expert tokens stay in their order, whatever else is in the batch.
     order = flat.argsort(stable=True)
     ends = counts.cumsum(0)
     # How many there are is known only when it runs; an accelerator would have to wait for it, too.
     unknown = torch.compiler.is_compiling() or (kernel == "grouped" and flat.is_cuda)
     rows = Rows(kernel, ends, None if unknown else tuple(counts.tolist()), whole=kept is None)
     at = torch.arange(n * k, device=flat.device)
+    # The inverse permutation: the way home is a gather like the way there.
     row = torch.empty_like(order).scatter_(0, order, at)
     if kernel != "padded":
         return Plan(rows, order, row, k, kept)
     # A token chooses an expert at most once, so N rows are enough for any.
     capacity = n if rows.sizes is None else -(-max(1, *rows.sizes) // TILE) * TILE
     owner = flat.index_select(0, order)
+    # One more for the dropped ones, which are sorted last.
     starts = torch.cat([ends - counts, ends[-1:]])
     filled = owner * capacity + (at - starts.index_select(0, owner))
     if kept is not None:
         filled = filled.clamp(max=n_experts * capacity)
+    # Dropped choices all went to one row behind the last, which is cut off.
     source = order.new_zeros(n_experts * capacity + 1).scatter_(0, filled, order // k)[:-1]
     row = filled.index_select(0, row)
     if kept is not None:
@@ -123,9 +128,11 @@ def within_capacity(experts: Tensor, n_experts: int, capacity: int | Tensor, kep
         capacity: choices that an expert takes from a sequence; a tensor [B, 1] where sequences differ.
         kept: [B, T, k] bool, choices that ask for room at all; None for all.
     """
+    # All of a sequence at once: whether there is room depends on what came before alone.
     asks = torch.nn.functional.one_hot(experts.flatten(1), n_experts)
     if kept is not None:
         asks = asks * kept.flatten(1)[..., None]
+    # Which one of its expert's choices this is, in the order of the tokens.
     place = asks.cumsum(1).gather(-1, experts.flatten(1)[..., None])[..., 0]
     room = (place <= capacity).view(experts.shape)
     return room if kept is None else room & kept
@@ -152,14 +159,16 @@ class _Send(HandWritten):
         return plan.gather(x)
 
     @staticmethod
-    def forward(ctx, x: Tensor, plan: Plan) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x: Tensor, plan: Plan) -> Tensor:
         ctx.plan = plan
         return plan.gather(x)
 
     @staticmethod
-    def backward(ctx, d_rows: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, d_rows: Tensor) -> tuple[Tensor, None]:
         plan: Plan = ctx.plan
         back = plan.take(d_rows)
+        # A token went to k rows and gets the sum of their gradients: fetched, where scattering would add in any
+        # order.
         return (back if plan.kept is None else back * plan.kept[..., None]).sum(1), None
 
 
@@ -172,13 +181,14 @@ class _Collect(HandWritten):
     @staticmethod
     def plain(rows: Tensor, gates: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         chosen = plan.take(rows)
+        # k additions of [N, d]; a product would be one of 1 × k with k × d for every token.
         out = chosen[:, 0] * gates[:, 0, None]
         for j in range(1, plan.k):
             out = torch.addcmul(out, chosen[:, j], gates[:, j, None].to(out.dtype))
         return out, chosen
 
     @staticmethod
-    def forward(ctx, rows: Tensor, gates: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, rows: Tensor, gates: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         out, chosen = _Collect.plain(rows, gates, plan)
         ctx.save_for_backward(chosen, gates)
         ctx.set_materialize_grads(False)
@@ -186,7 +196,7 @@ class _Collect(HandWritten):
         return out, chosen
 
     @staticmethod
-    def backward(ctx, d_out: Tensor | None, d_chosen: Tensor | None):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, d_out: Tensor | None, d_chosen: Tensor | None) -> tuple[Tensor | None, ...]:
         chosen, gates = ctx.saved_tensors
         plan: Plan = ctx.plan
         d_rows = None
@@ -197,5 +207,6 @@ class _Collect(HandWritten):
         sorted_gates = gates.flatten().index_select(0, plan.order)
         summed = plan.lay(d_out.index_select(0, plan.token) * sorted_gates[:, None])
         d_rows = summed if d_rows is None else d_rows + summed
+        # Gates are real, so the imaginary part of complex experts' gradients is nothing to them.
         d_gates = (chosen.conj() * d_out[:, None]).sum(-1)
         return d_rows, d_gates.real if d_gates.is_complex() else d_gates, None

@@ -33,6 +33,8 @@ class StackedExperts(nn.Module):
             if isinstance(module, Linear):
                 parent, _, leaf = name.rpartition(".")
                 members: list[Any] = [expert.get_submodule(name) for expert in experts]
+                # The first expert's code, with every matrix replaced by all experts' matrices: act and gate work row
+                # by row.
                 setattr(self.body.get_submodule(parent), leaf, GroupedLinear(members))
 
     @property
@@ -47,6 +49,7 @@ class StackedExperts(nn.Module):
         """
         linears = self.linears
         for linear in linears:
+            # Set for one call alone, so that a module copied or saved holds none.
             linear.rows = rows
         try:
             with keyed(self.body, keys):
@@ -81,7 +84,9 @@ class StackedExperts(nn.Module):
         return getattr(self.body, formula)(tokens)
 
     def zero_init_output(self) -> None:
-        self.body.zero_init_output()  # type: ignore[operator]
+        # Any: an FFN, whose methods nn.Module does not know of.
+        body: Any = self.body
+        body.zero_init_output()
 
 
 class SeparateExperts(nn.ModuleList):
@@ -109,6 +114,7 @@ class SeparateExperts(nn.ModuleList):
                 parts.append(expert(x[segment], None if keys is None else keys[segment]))
             start += size
         if start < x.shape[0]:
+            # Dropped choices lie behind the last expert's.
             parts.append(torch.zeros_like(x[start:]))
         return torch.cat([part.to(parts[0].dtype) for part in parts])
 
@@ -129,9 +135,10 @@ class SeparateExperts(nn.ModuleList):
         return cost_of(self[0], tokens, self.d_in)
 
     def zero_init_output(self) -> None:
-        for expert in self:
+        members: list[Any] = list(self)
+        for expert in members:
             if hasattr(expert, "zero_init_output"):
-                expert.zero_init_output()  # type: ignore[operator]
+                expert.zero_init_output()
 
 
 class GatedExperts(nn.ModuleList):
@@ -152,6 +159,7 @@ class GatedExperts(nn.ModuleList):
     def forward(self, x: Tensor) -> Tensor:
         magnitudes = x.abs() if x.is_complex() else x
         gate = F.linear(magnitudes, self.gate.to(magnitudes.dtype)[None]).sigmoid()
+        # Added up before the gate, which is one for all of them.
         first, *others = (getattr(expert, self.call)(x) for expert in self)
         return sum(others, start=first) * gate
 
@@ -168,6 +176,7 @@ def keyed(module: nn.Module, keys: Tensor | None) -> Iterator[None]:
     dropouts = [m for m in module.modules() if isinstance(m, Dropout) and m.keys is not None]
     before = [m.keys for m in dropouts]
     for number, dropout in enumerate(dropouts):
+        # Each dropout of the expert has masks of its own.
         dropout.keys = mix(keys + number)
     try:
         yield

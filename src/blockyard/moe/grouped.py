@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,7 @@ class GroupedLinear(nn.Module):
 
     def __init__(self, members: Sequence[Linear]) -> None:
         super().__init__()
+        # One parameter for all experts: one step of the optimizer, one gradient, one message between ranks.
         self.weight = nn.Parameter(torch.stack([m.weight.detach() for m in members]))
         biases = [m.bias.detach() for m in members if m.bias is not None]
         self.bias = nn.Parameter(torch.stack(biases)) if biases else None
@@ -85,6 +86,7 @@ class GroupedLinear(nn.Module):
         assert self.rows is not None, "a GroupedLinear is run by its bank of experts"
         weight: Tensor = self.weight
         if torch.is_autocast_enabled(x.device.type) and x.dtype not in (torch.float64, torch.complex128):
+            # Here, since autocast leaves products alone that write into a buffer.
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
         y = grouped_linear(x, weight, self.rows)
@@ -140,8 +142,10 @@ def _times(x: Tensor, matrices: Tensor, sizes: Sequence[int]) -> Tensor:
     start = 0
     for e, size in enumerate(sizes):
         if size:
+            # Each product writes its part of one buffer: joining them would be one more pass.
             torch.mm(x[start : start + size], matrices[e], out=out[start : start + size])
         start += size
+    # Rows of nobody, and the buffer comes uninitialised.
     out[start:] = 0
     return out
 
@@ -155,6 +159,7 @@ def _outer(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
         if size:
             torch.mm(dy[rows].t(), x[rows].conj(), out=out[e])
         else:
+            # An expert that saw no token has a gradient of 0, since its matrix is part of one parameter.
             out[e] = 0
         start += size
     return out
@@ -166,16 +171,17 @@ class _Segments(HandWritten):
     @staticmethod
     def plain(x: Tensor, weight: Tensor, sizes: Sequence[int]) -> Tensor:
         *segments, rest = x.split([*sizes, x.shape[0] - sum(sizes)])
+        # Expert by expert, as the definition says it.
         done = [segment @ matrix.mT for segment, matrix in zip(segments, weight.unbind(0))]
         return torch.cat([*done, x.new_zeros(rest.shape[0], weight.shape[1])])
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, sizes: tuple[int, ...]) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: tuple[int, ...]) -> Tensor:
         keep(ctx, (x, weight), (sizes,))
         return _times(x, weight.transpose(1, 2), sizes)
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         (sizes,) = ctx.settings
         dx = _times(dy, weight.conj(), sizes) if ctx.needs_input_grad[0] else None
@@ -198,14 +204,14 @@ class _Batched(HandWritten):
         return torch.bmm(x, weight.transpose(1, 2))
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         if _rows_last(x):
             return torch.bmm(weight, x.transpose(1, 2)).transpose(1, 2)
         return torch.bmm(x, weight.transpose(1, 2))
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         dx = dw = None
         if _rows_last(x) and weight[0].numel() >= LARGE_MATRIX:
@@ -258,11 +264,11 @@ def _(dy: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tens
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, dy):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, ends = ctx.saved_tensors
     if needs_plain():
         sizes = _sizes_of(ends)

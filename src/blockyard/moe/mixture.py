@@ -2,6 +2,8 @@
 
 y = Σ gate_j · expert_j(x) over the k experts that a router chooses (Shazeer et al. 2017, arXiv 1701.06538; the
 complex-block document's "only the selected k experts are computed"). Parameters grow with n, the work with k.
+
+Definition in loops and float64: tests/moe/twin.py.
 """
 
 from __future__ import annotations
@@ -101,6 +103,7 @@ class MoE(FFN):
         _check_options(expert, k, renormalise, scale, n_shared, n_gated, bias_rate, capacity)
         self.d_model, self.expert, self.n_experts, self.k = d_model, expert, n_experts, k
         self.balance, self.bias_rate, self.capacity, self.impl = balance, bias_rate, capacity, impl
+        # What router and experts read.
         self.width = d_model if vein_rank is None else vein_rank
         # Any: V and U by `matrices()`, as the class that shares them has them.
         self.vein: Any = None
@@ -166,6 +169,7 @@ class MoE(FFN):
         is the fraction of them that found no room (there with a capacity).
         """
         y, routing, load, counted, kept = self._compute(x, k, padding_mask, cache)
+        # Returned, never kept on the module: recomputed activations would count it twice.
         losses = {"z": z_loss(routing.logits, counted)}
         if self.balance == "loss":
             losses["balance"] = balance_loss(self.router.scores(routing.logits), load, counted)
@@ -186,11 +190,13 @@ class MoE(FFN):
             # Whatever stands in padding must not reach a gradient, not even times 0.
             x = torch.where(counted.view(*x.shape[:-1], 1), x, torch.zeros_like(x))
         down, up = (None, None) if self.vein is None else self.vein.matrices()
+        # What the vein leaves out no router and no expert sees.
         z = x if down is None else F.linear(x, down)
         rows = z.reshape(-1, self.width)
         routing = self.router(rows, k)
         must_read(routing.experts, "moe sends every token to experts that its values choose")
         asked = None if counted is None else counted[:, None].expand(-1, k)
+        # What the router asked for, room or not: that is what has to be balanced.
         load = counts_of(routing.experts, self.n_experts, asked)
         kept, counts = asked, load
         if self.capacity is not None and self.training:
@@ -198,6 +204,7 @@ class MoE(FFN):
             counts = counts_of(routing.experts, self.n_experts, kept)
         y = self._mix(rows, routing, counts, kept, row_keys(self.experts, x.shape)).view(*x.shape[:-1], self.width)
         for expert in self.shared:
+            # In the vein, too: U is applied once, to the sum of all.
             y = y + getattr(expert, self.part)(z)
         if self.gated is not None:
             y = y + self.gated(z)
@@ -254,6 +261,7 @@ class MoE(FFN):
         placed = plan(routing.experts, counts, self._kernel(x, counts), kept)
         row_key = None
         if keys is not None:
+            # A row's dropout is its token's and its expert's, wherever the row lies.
             owner = routing.experts.flatten().index_select(0, placed.order)
             row_key = placed.lay(_expert_key(keys.index_select(0, placed.token), owner))
         return collect(self.experts.run(send(x, placed), placed.rows, row_key), routing.gates, placed)
@@ -269,6 +277,7 @@ class MoE(FFN):
         if torch.compiler.is_compiling():
             return "grouped" if x.dtype == torch.bfloat16 else "segment"
         if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            # Padding costs the busiest expert's rows times the number of experts.
             most, rows = int(counts.max()), int(counts.sum())
             if rows <= PADDED_ROWS * self.n_experts and most * self.n_experts <= PADDED_WASTE * rows:
                 return "padded"
@@ -278,6 +287,7 @@ class MoE(FFN):
         """Expert by expert: find its tokens, compute them, add them up. Slow, and plainly the definition."""
         total: Tensor | None = None
         for e, expert in enumerate(self.experts.each()):
+            # The slow twin of all other ways, which the tests hold them to.
             here = routing.experts == e
             token, choice = (here if kept is None else here & kept).nonzero(as_tuple=True)
             key = None if keys is None else _expert_key(keys[token], torch.full_like(token, e))

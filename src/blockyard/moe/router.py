@@ -72,6 +72,7 @@ class Router(nn.Module):
         super().__init__()
         self.n_experts, self.scoring, self.renormalise, self.scale = n_experts, scoring, renormalise, scale
         self.n_groups, self.k_groups = n_groups, k_groups
+        # One map, kept in the model's precision and multiplied in float32: see `logits`.
         self.linear = Linear(d_in, n_experts)
         self.bias: Tensor | None
         self.register_buffer("bias", torch.zeros(n_experts) if biased else None)
@@ -90,8 +91,10 @@ class Router(nn.Module):
         scores = logits if ordered_alike else self.scores(logits)
         experts = self.choose(scores, k)
         if softmax_after:
+            # The softmax over all, divided by the sum of the k chosen, is the softmax over these k (Mixtral).
             gates = logits.gather(-1, experts).softmax(-1)
         else:
+            # Without the bias: it says who computes, not how much it counts (arXiv 2408.15664).
             gates = scores.gather(-1, experts)
             if self.renormalise:
                 gates = gates / (gates.sum(-1, keepdim=True) + TINY)
@@ -115,6 +118,7 @@ class Router(nn.Module):
             scores = scores + self.bias
         if self.n_groups > 1:
             grouped = scores.unflatten(-1, (self.n_groups, -1))
+            # A group is as good as its best expert (DeepSeek-V2), or as its best two together (V3).
             best = 1 if self.scoring == "softmax" else min(2, grouped.shape[-1])
             chosen = grouped.topk(best, dim=-1).values.sum(-1).topk(self.k_groups, dim=-1).indices
             closed = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, chosen, False)
@@ -133,6 +137,7 @@ class Router(nn.Module):
         """
         if self.bias is None or not bool(load.any()):
             return
+        # The sign alone: a step of one size, however far an expert is from its share.
         self.bias += rate * torch.sign(load.mean() - load).to(self.bias)
         self.bias -= self.bias.mean()
 
@@ -151,7 +156,9 @@ def balance_loss(scores: Tensor, load: Tensor, counted: Tensor | None) -> Tensor
         load: [E] how many choices fell on each expert.
         counted: [N] bool, the tokens that count (no padding); None for all.
     """
+    # Changes nothing of a softmax.
     scores = scores / scores.sum(-1, keepdim=True).clamp_min(TINY)
+    # f only counts and has no slope; through P the busy experts' probabilities are pushed down.
     share = load / load.sum().clamp_min(1.0)
     return scores.shape[-1] * (share.to(scores) * _mean(scores, counted)).sum()
 

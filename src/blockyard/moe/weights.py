@@ -159,11 +159,13 @@ def to_hf(moe: MoE, model: str | None = None) -> dict[str, Tensor]:
     family = _family(moe, model)
     state = {
         family.router: moe.router.linear.weight,
+        # transformers stacks gate and value in one matrix [E, 2·d_ff, d].
         "experts.gate_up_proj": torch.cat([body.w1.weight, body.w3.weight], dim=1),
         "experts.down_proj": body.w2.weight,
     }
     if family.bias is not None:
         bias = moe.router.bias
+        # A bias of 0 chooses as none does.
         bias = moe.router.linear.weight.new_zeros(moe.n_experts) if bias is None else bias
         state[family.bias] = bias[None] if "moe_statics" in family.bias else bias
     members = list(moe.shared if moe.gated is None else moe.gated)
@@ -228,6 +230,7 @@ class _Keys:
     """A state dict of which every key has to be taken."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
+        # What is left at the end has no place here, and is refused by its name.
         self.left = dict(state)
 
     def first(self, names: Iterable[str]) -> tuple[str, Tensor] | None:
@@ -261,6 +264,7 @@ def _read(state: Mapping[str, Tensor]) -> _Weights:
     bias = keys.first(BIASES)
     if bias is not None and bias[1].numel() != router.shape[0]:
         raise InputError(f"{bias[0]} has shape {tuple(bias[1].shape)}, expected [{router.shape[0]}]")
+    # Qwen2-MoE has one shared expert and DeepSeek several in one; the name tells which.
     stem = next((s for s in ("shared_experts", "shared_expert") if any(k.startswith(f"{s}.") for k in keys.left)), None)
     shared = None if stem is None else _shared(stem, keys, experts["w1"].shape[1])
     gate = keys.first(["shared_expert_gate.weight"])
@@ -282,6 +286,7 @@ def _experts(keys: _Keys, n_experts: int, d_model: int) -> dict[str, Tensor]:
         ):
             if tuple(weight.shape) != shape:
                 raise InputError(f"experts.{name} has shape {tuple(weight.shape)}, expected {shape} [experts, out, in]")
+        # The gate lies in front (its `chunk(2)` in transformers).
         gate, up = both.chunk(2, dim=1)
         return {"w1": gate, "w3": up, "w2": back}
     each: list[dict[str, Tensor]] = []
@@ -359,6 +364,7 @@ def _settle(moe: MoE, module: nn.Module, settings: Mapping[str, Any]) -> None:
         router.renormalise, router.scoring = renormalise, scoring
         with evaluating(moe):
             error, tolerance = deviation(expected, moe(x))
+        # Said when nothing fits: a small number is another rounding, a large one another function.
         nearest = min(nearest, error)
         if error <= tolerance:
             found.append((renormalise, scoring))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.protocol.costs import Cost, cost_of
-from blockyard.protocol.mixer import norm_of
+from blockyard.protocol.mixer import Mixer, norm_of
 from blockyard.registry.options import check_options, options_of
 from blockyard.registry.pattern import LayerSpec
 from blockyard.registry.register import (
@@ -92,12 +92,19 @@ class ResidualBlock(nn.Module):
     ) -> tuple[Tensor, Aux | None]:
         given = {"padding_mask": padding_mask, "positions": positions, "cache": cache}
         if self.pre:
-            x = x + self.mix(self.ln1(x), given)
+            x = self._with_mixed(x, given)
             change, aux = self._feed(self.ln2(x), given)
             return x + change, aux
         x = self.ln1(x + self.mix(x, given))
         change, aux = self._feed(x, given)
         return self.ln2(x + change), aux
+
+    def _with_mixed(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
+        """x + attn(ln1(x)); a mixer of ours with norm and addition inside its products (`add_to`) does it itself."""
+        add_to = getattr(self.attn, "add_to", None) if isinstance(self.attn, Mixer) else None
+        if add_to is not None:
+            return add_to(x, self.ln1, **given)
+        return x + self.mix(self.ln1(x), given)
 
     def mix(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
         """The mixer's output for x, the future hidden as this block does it.

@@ -18,8 +18,6 @@ from blockyard.errors import InputError
 from blockyard.machine.pages import empty
 from blockyard.protocol.cache_base import Cache, Snapshot
 
-FIRST_CAPACITY = 64
-
 
 class LayerCache(Cache[Snapshot]):
     """Named tensors of one layer, `[batch, *lead, length, width]`, appended to along the length.
@@ -50,7 +48,7 @@ class LayerCache(Cache[Snapshot]):
         super().__init__(batch, max_len, dtype, device)
         self.slots = dict(slots)
         self.lengthwise = lengthwise
-        self.capacity = 0
+        self._capacity = 0
         self._buffers: dict[str, Tensor] = {}
         # What the layer made of its weights for steps of one token; a new text, or a reset, drops it.
         self.prepared: dict[str, Any] = {}
@@ -100,8 +98,7 @@ class LayerCache(Cache[Snapshot]):
             )
         if tensor.dtype != self.dtype:
             raise InputError(f"cache slot {name!r} got {tensor.dtype}, but the cache holds {self.dtype}")
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise InputError("a cache is for inference; call the model under torch.no_grad() or inference_mode()")
+        self.refuse_gradient(tensor)
 
     @property
     def held(self) -> int:
@@ -118,26 +115,24 @@ class LayerCache(Cache[Snapshot]):
         # A third of the time of an index.
         return self._buffers[name].narrow(-2, stored.start, stored.stop - stored.start)
 
-    def reserve(self, new: int) -> None:
-        """Make room for `new` more tokens.
+    @property
+    def capacity(self) -> int:
+        return self._capacity
 
-        Raises:
-            InputError: when that exceeds `max_len`.
-        """
-        self.check_reserve(new)
+    def _make_room(self, new: int) -> None:
         wanted = self.length + new
-        if wanted > self.capacity or not self._buffers:
-            self._allocate(max(wanted, 2 * self.capacity, FIRST_CAPACITY))
+        if wanted > self._capacity or not self._buffers:
+            self._allocate(self._grown(wanted))
 
     def _allocate(self, capacity: int) -> None:
         made, stored = self._made(self.batch, capacity), self._stored()
         for name, buffer in self._buffers.items():
             made[name][..., stored, :] = buffer[..., stored, :]
-        self._buffers, self.capacity = made, capacity
+        self._buffers, self._capacity = made, capacity
 
     def _made(self, batch: int, capacity: int) -> dict[str, Tensor]:
         """New buffers, [batch, *lead, capacity, width] by slot."""
-        # A buffer made inside inference_mode could not be written to outside of it.
+        # Not results of inference_mode, which could not be written to outside of it.
         with torch.inference_mode(False):
             return {name: self._empty(batch, capacity, shape) for name, shape in self.slots.items()}
 
@@ -192,7 +187,7 @@ class LayerCache(Cache[Snapshot]):
     def _select(self, index: Tensor) -> None:
         index, stored, made = index.to(self.device), self._stored(), {}
         if self._buffers:
-            made = self._made(index.numel(), self.capacity)
+            made = self._made(index.numel(), self._capacity)
             for name, buffer in self._buffers.items():
                 # Only the stored part is copied, straight to its place.
                 torch.index_select(buffer[..., stored, :], 0, index, out=made[name][..., stored, :])
@@ -200,24 +195,12 @@ class LayerCache(Cache[Snapshot]):
 
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
-        self._invalidate()
-        self.length = 0
+        super().reset()
         self.prepared.clear()
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LayerCache:
-        """Move or convert in place; returns self. Snapshots stay valid.
-
-        Raises:
-            InputError: for a device that is not there, or a dtype that is not floating.
-        """
-        self.check_to(device, dtype)
-        device = torch.device(device) if device is not None else self.device
-        dtype = dtype or self.dtype
-        with torch.inference_mode(False):
-            self._buffers = {n: b.to(device=device, dtype=dtype) for n, b in self._buffers.items()}
-        self.device, self.dtype = device, dtype
+    def _move(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._buffers = {name: buffer.to(device, dtype) for name, buffer in self._buffers.items()}
         self.prepared.clear()
-        return self
 
     @property
     def bytes_per_token(self) -> int:

@@ -7,12 +7,15 @@ model ask all layers first, so that an operation is done by all of them or by no
 from __future__ import annotations
 
 import weakref
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
+
+# Tokens that there is room for at first. Fewer would double before a line is written.
+FIRST_CAPACITY = 64
 
 
 class Snapshot:
@@ -53,6 +56,7 @@ class Cache(Generic[S]):
         self.dtype = dtype or torch.get_default_dtype()
         self.device = torch.device(device or "cpu")
         self.length = 0
+        # By weak reference: a snapshot that nobody holds any more costs nothing.
         self._snapshots: weakref.WeakSet[S] = weakref.WeakSet()
 
     # What would be refused.
@@ -101,6 +105,59 @@ class Cache(Generic[S]):
 
     def check_reset(self) -> None:
         """Nothing: a reset is never refused."""
+
+    @staticmethod
+    def refuse_gradient(tensor: Tensor) -> None:
+        """Raise InputError for a tensor that learns: it is written in place, so its gradient would be lost."""
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise InputError("a cache is for inference; call the model under torch.no_grad() or inference_mode()")
+
+    # Room, and places.
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that there is room for now."""
+        raise NotImplementedError
+
+    def reserve(self, new: int) -> None:
+        """Make room for `new` more tokens.
+
+        Raises:
+            InputError: when that exceeds `max_len`.
+        """
+        self.check_reserve(new)
+        self._make_room(new)
+
+    def _make_room(self, new: int) -> None:
+        raise NotImplementedError
+
+    def _grown(self, wanted: int) -> int:
+        """The capacity to allocate for so many tokens: doubling copies each token about once, however long the text."""
+        return max(wanted, 2 * self.capacity, FIRST_CAPACITY)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move or convert in place; returns self. Snapshots stay valid.
+
+        Raises:
+            InputError: for a device that is not there, or a dtype that is not floating.
+        """
+        self.check_to(device, dtype)
+        device = torch.device(device) if device is not None else self.device
+        dtype = dtype or self.dtype
+        # What is made inside inference_mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            self._move(device, dtype)
+        self.device, self.dtype = device, dtype
+        return self
+
+    def _move(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Bring what is stored there."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._invalidate()
+        self.length = 0
 
     # Rows.
 

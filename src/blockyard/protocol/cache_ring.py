@@ -1,4 +1,4 @@
-"""The cache of a mixer whose memory is bounded: a ring of its last values, and whatever small state it keeps beside.
+"""The cache of a mixer whose memory is bounded: a small state, and where it wants them the ring of its last values.
 
 It obeys the protocol of `LayerCache` with one difference: its past cannot be cut at any length, because the state of
 that moment is gone. It crops to where a snapshot was taken (and is still held), to where it is, and to nothing.
@@ -12,8 +12,6 @@ from torch import Tensor
 from blockyard.errors import InputError
 from blockyard.protocol.cache_base import Cache, Snapshot
 
-_FIRST_CAPACITY = 64
-
 
 class RingSnapshot(Snapshot):
     """A point to roll back to. It shares the cache's tensors, which are copied once when next written to."""
@@ -24,14 +22,15 @@ class RingSnapshot(Snapshot):
 
 
 class RingCache(Cache[RingSnapshot]):
-    """The last `window` values of every sequence, `[batch, width, ≤ window]`, and named state tensors.
+    """Named state tensors, and the last `window` values of every sequence, `[batch, width, ≤ window]`.
 
-    Rows count their own tokens: padding is never stored, and token number n of a row lies in slot n mod window.
+    Rows count their own tokens: padding is never stored, and token number n of a row lies in slot n mod window. A mixer
+    with a state alone leaves width and window out, and says by `advance` how many tokens it has read.
 
     Args:
         batch: number of sequences.
-        width: numbers per token.
-        window: tokens that are kept; the ring doubles until it has that size.
+        width: numbers per token; 0 = no ring.
+        window: tokens that are kept, 0 without a ring; the ring doubles until it has that size.
         max_len: most tokens that will be written; None = any number.
         dtype: floating type of the ring (default: torch's default dtype).
         device: where it lives.
@@ -42,29 +41,28 @@ class RingCache(Cache[RingSnapshot]):
         state: name -> tensor [batch, ...]; the owner replaces entries and never writes into them.
 
     Raises:
-        InputError: for a batch, width, window or `max_len` below 1.
+        InputError: for a batch or `max_len` below 1, or a width or window below 1 where the other is not 0.
     """
 
     def __init__(
         self,
         batch: int,
-        width: int,
-        window: int,
+        width: int = 0,
+        window: int = 0,
         *,
         max_len: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(batch, max_len, dtype, device)
-        if width < 1 or window < 1:
-            raise InputError(f"width={width} and window={window} should be at least 1")
+        if (width, window) != (0, 0) and min(width, window) < 1:
+            raise InputError(f"width={width} and window={window} should be at least 1, or both 0 for a state alone")
         self.width, self.window = width, window
         self._clear()
         if max_len is not None:
             self._grow(max_len)
 
     def _clear(self) -> None:
-        self.length = 0
         self.counts = torch.zeros(self.batch, dtype=torch.int64)
         self.state: dict[str, Tensor] = {}
         self.ring = torch.zeros(self.batch, self.width, 0, dtype=self.dtype, device=self.device)
@@ -72,7 +70,6 @@ class RingCache(Cache[RingSnapshot]):
 
     @property
     def capacity(self) -> int:
-        """Tokens that the ring has room for now."""
         return self.ring.shape[2]
 
     @property
@@ -96,11 +93,31 @@ class RingCache(Cache[RingSnapshot]):
                 f"cache.write got shape {tuple(values.shape)}, expected ({self.batch}, {self.width}, new) "
                 "[batch, width, new]"
             )
-        if values.requires_grad and torch.is_grad_enabled():
-            raise InputError("a cache is for inference; call the model under torch.no_grad() or inference_mode()")
+        self.refuse_gradient(values)
         tokens = values.shape[2]
+        self.check_reserve(tokens if seen is None else seen)
+        if self.width:
+            self._store(values, new)
+        self.advance(tokens, new, seen)
+
+    def advance(self, tokens: int, new: Tensor | None = None, seen: int | None = None) -> None:
+        """Count tokens that were read into the state; `write` does it for those that it stores.
+
+        Args:
+            tokens: how many of each row.
+            new: how many of a row's are real, int64 [batch] on the CPU; None = all.
+            seen: tokens by which `length` advances, as for `write`; None = `tokens`.
+
+        Raises:
+            InputError: for an overflow of `max_len`.
+        """
         seen = tokens if seen is None else seen
         self.check_reserve(seen)
+        self.counts = self.counts + (tokens if new is None else new)
+        self.length += seen
+
+    def _store(self, values: Tensor, new: Tensor | None) -> None:
+        tokens = values.shape[2]
         self._make_room(tokens)
         if self._shared:
             # A snapshot holds these values. (A copy made inside inference_mode could not be written to outside of it.)
@@ -115,8 +132,6 @@ class RingCache(Cache[RingSnapshot]):
             for row in range(self.batch):
                 size = tokens if new is None else int(new[row])
                 self._write_rows(slice(row, row + 1), values[row : row + 1, :, :size], int(self.counts[row]))
-        self.counts = self.counts + (tokens if new is None else new)
-        self.length += seen
 
     def _write_rows(self, rows: slice, values: Tensor, at: int) -> None:
         """Write values [rows, width, n] as tokens number `at` and on."""
@@ -157,19 +172,10 @@ class RingCache(Cache[RingSnapshot]):
         known = ((number >= 0) & (number >= counts[:, None] - self.window)).to(self.device)[:, None]
         return torch.where(known, ring.gather(2, index), 0) if self.capacity else index.to(self.dtype) * 0
 
-    def reserve(self, new: int) -> None:
-        """Make room for `new` more tokens.
-
-        Raises:
-            InputError: when that exceeds `max_len`.
-        """
-        self.check_reserve(new)
-        self._make_room(new)
-
     def _make_room(self, new: int) -> None:
         wanted = int(self.counts.max()) + new
         if wanted > self.capacity and self.capacity < self.window:
-            self._grow(max(wanted, 2 * self.capacity, _FIRST_CAPACITY))
+            self._grow(self._grown(wanted))
 
     def _grow(self, capacity: int) -> None:
         old = self.ring
@@ -235,32 +241,21 @@ class RingCache(Cache[RingSnapshot]):
         self.ring, self._shared = ring, False
 
     def reset(self) -> None:
-        """Forget everything."""
-        self._invalidate()
+        super().reset()
         self._clear()
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RingCache:
-        """Move or convert in place; returns self. The state keeps its dtype. Snapshots go along and stay valid.
-
-        Raises:
-            InputError: for a device that is not there, or a dtype that is not floating.
-        """
-        self.check_to(device, dtype)
-        device = torch.device(device) if device is not None else self.device
-        dtype = dtype or self.dtype
+    def _move(self, device: torch.device, dtype: torch.dtype) -> None:
+        """The ring in the cache's dtype, the state in its own. Snapshots go along."""
         # Snapshots share tensors with the cache and with one another, and should go on doing so.
         moved: dict[int, Tensor] = {}
 
         def converted(tensor: Tensor, to: torch.dtype) -> Tensor:
             return moved.setdefault(id(tensor), tensor.to(device=device, dtype=to))
 
-        with torch.inference_mode(False):
-            holders: list[RingSnapshot | RingCache] = [*self._snapshots, self]
-            for held in holders:
-                held.ring = converted(held.ring, dtype)
-                held.state = {name: converted(tensor, tensor.dtype) for name, tensor in held.state.items()}
-        self.device, self.dtype = device, dtype
-        return self
+        holders: list[RingSnapshot | RingCache] = [*self._snapshots, self]
+        for held in holders:
+            held.ring = converted(held.ring, dtype)
+            held.state = {name: converted(tensor, tensor.dtype) for name, tensor in held.state.items()}
 
     @property
     def bytes_per_token(self) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
-from blockyard.protocol.cache import FIRST_CAPACITY, LayerCache
+from blockyard.protocol.cache import LayerCache
 
 SLACK = 64
 
@@ -93,15 +93,14 @@ class WindowCache(LayerCache):
             self._buffers[name][..., : self.most, :] = tensor[..., -self.most :, :]
         return tuple(shown[name] for name in tensors)
 
-    def reserve(self, new: int) -> None:
-        self.check_reserve(new)
+    def _make_room(self, new: int) -> None:
         new = min(new, self.most)
         end, room = self.length + new, 2 * self.most
         if end - self._base > room:
             self._drop(min(self._seen_from(self.length), end - self.most))
         needed = end - self._base
         if needed > self.capacity or not self._buffers:
-            self._allocate(max(needed, 2 * self.capacity, FIRST_CAPACITY))
+            self._allocate(self._grown(needed))
 
     def _drop(self, before: int) -> None:
         """Forget tokens in front of position `before`, which moves to the front of the buffers."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,43 @@ from blockyard.nn.norms import make_norm
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_ring import RingCache
 from blockyard.protocol.costs import Cost, measured_cost
+
+
+@dataclass(slots=True)
+class Call:
+    """What a call of a mixer asks beside x: the arguments of `Mixer.forward`, as one record for the steps of a mixer.
+
+    Attributes:
+        causal: as given; after `Mixer.check_call` whether the future is hidden.
+        values: what standard attention reads values from, where not from what it reads keys from.
+        past: tokens in the cache before the new ones; known after `Mixer.check_call`.
+    """
+
+    padding_mask: Tensor | None = None
+    attn_mask: Tensor | None = None
+    causal: bool | None = None
+    positions: Tensor | None = None
+    context: Tensor | None = None
+    # Any: every wing has its own kind of cache.
+    cache: Any = None
+    return_weights: bool = False
+    values: Tensor | None = None
+    past: int = 0
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether nothing is asked but what a cache and the mixer's own settings say."""
+        # Asked for every token that is written: a loop over the names would take a microsecond more.
+        if self.padding_mask is not None or self.attn_mask is not None or self.positions is not None:
+            return False
+        return self.causal is None and self.context is None and self.values is None and not self.return_weights
+
+
+class Placement(TypedDict):
+    """How a cache is stored."""
+
+    dtype: torch.dtype
+    device: torch.device
 
 
 class Mixer(nn.Module):
@@ -56,6 +94,12 @@ class Mixer(nn.Module):
             cache: from `new_cache`; holds past tokens and receives the new ones.
             return_weights: also return the attention weights [B, H, T, S].
         """
+        call = Call(padding_mask, attn_mask, causal, positions, context, cache, return_weights)
+        self.check_call(x, call)
+        return self.mix(x, call)
+
+    def mix(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+        """What `forward` gives of a call that was checked: the part that a built-in mixer defines."""
         raise NotImplementedError
 
     def new_cache(
@@ -73,6 +117,10 @@ class Mixer(nn.Module):
             dtype: floating type, by default that of the parameters.
             device: by default that of the parameters.
         """
+        return self.empty_cache(batch, max_len, self.placement(dtype, device))
+
+    def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> LayerCache | RingCache:
+        """What `new_cache` gives, the placement decided: the part that a built-in mixer defines."""
         raise InputError(f"{type(self).__name__} has no cache")
 
     @staticmethod
@@ -98,26 +146,34 @@ class Mixer(nn.Module):
         """Make the output projection zero, so that a residual block starts as the identity; one that cannot say which
         matrix is its last keeps it."""
 
-    def _check(
-        self,
-        x: Tensor,
-        padding_mask: Tensor | None,
-        causal: bool | None,
-        positions: Tensor | None,
-        context: Tensor | None,
-        cache: LayerCache | RingCache | None,
-    ) -> tuple[bool, int]:
-        """Refuse what does not fit together; returns whether attention is causal, and how many tokens are cached."""
+    def check_call(self, x: Tensor, call: Call) -> None:
+        """Refuse what does not fit together, and put into the call what follows from the rest: `causal` and `past`."""
         self.check_input(x, self.d_model)
-        causal = self.causal if causal is None else causal
+        causal = self.causal if call.causal is None else call.causal
+        context, cache = call.context, call.cache
         if context is not None:
-            self._check_context(context, x, causal, positions, cache)
+            self._check_context(context, x, causal, call.positions, cache)
         past = cache.length if cache is not None else 0
         if cache is not None and not causal and (past or x.shape[1] > 1):
             raise InputError("a cache needs causal attention: earlier positions cannot see later ones any more")
-        if padding_mask is not None:
-            check_padding_mask(padding_mask, x.shape[0], past + (x if context is None else context).shape[1])
-        return causal, past
+        if call.padding_mask is not None:
+            keys = past + (x if context is None else context).shape[1]
+            check_padding_mask(call.padding_mask, x.shape[0], keys)
+        call.causal, call.past = causal, past
+
+    def check(
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None = None,
+        causal: bool | None = None,
+        positions: Tensor | None = None,
+        context: Tensor | None = None,
+        cache: LayerCache | RingCache | None = None,
+    ) -> tuple[bool, int]:
+        """The same for a `forward` of one's own: whether the future is hidden, and how many tokens are cached."""
+        call = Call(padding_mask, causal=causal, positions=positions, context=context, cache=cache)
+        self.check_call(x, call)
+        return bool(call.causal), call.past
 
     def _check_context(self, context: Tensor, x: Tensor, causal: bool, positions: Tensor | None, cache: Any) -> None:
         self.check_input(context, self.context_width or self.d_model)
@@ -135,9 +191,13 @@ class Mixer(nn.Module):
         if positions is not None or cache is not None:
             raise InputError("positions and cache cannot be used with a context")
 
-    def _placement(self, dtype: torch.dtype | None, device: torch.device | str | None) -> dict[str, Any]:
-        parameter = next(self.parameters())
-        return {"dtype": dtype or parameter.dtype, "device": device or parameter.device}
+    def placement(self, dtype: torch.dtype | None, device: torch.device | str | None) -> Placement:
+        """Where and as what a cache is stored: as given, else as the parameters are."""
+        like = next(self.parameters(), torch.empty(0))
+        return {"dtype": dtype or like.dtype, "device": torch.device(device or like.device)}
+
+    # Their names in 0.1, as custom-blocks.md showed them: mixers of users call them.
+    _check, _placement = check, placement
 
 
 def norm_of(module: Any) -> Callable[[str, int], nn.Module]:
@@ -148,8 +208,8 @@ def norm_of(module: Any) -> Callable[[str, int], nn.Module]:
     """
     # Asked of the class: a foreign module may keep a norm of its own under that name.
     own = getattr(type(module), "norm", None)
-    if isinstance(module, Mixer) or (getattr(module, "complex_valued", False) and callable(own)):
-        return own  # type: ignore[return-value]
+    if callable(own) and (isinstance(module, Mixer) or getattr(module, "complex_valued", False)):
+        return own
     if getattr(module, "complex_valued", False):
         raise InputError(
             f"{type(module).__name__} is complex-valued and does not say how its stream is normalised: "

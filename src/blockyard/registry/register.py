@@ -65,6 +65,20 @@ class Traits:
         return any(dtype.startswith("complex") for dtype in self.dtypes)
 
 
+# Of attention that scores every pair of positions: it can do all that the protocol knows.
+ATTENTION = Traits(
+    causal=True,
+    bidirectional=True,
+    cache="kv",
+    padding=True,
+    attn_mask=True,
+    cross=True,
+    weights=True,
+    positions=True,
+    order=True,
+)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One registered implementation. `group` is its option family on the command line."""

@@ -19,6 +19,8 @@ Files, in reading order:
     padding.py    rows without their padding, so that it costs and changes nothing
     training.py   optimizer groups with a decay of the gates' own
 
+The definitions in loops and float64, which every fast form is compared with: tests/spectral/twin.py.
+
 Use it for long sequences whose content is in trends and local patterns, and as the majority of layers in a hybrid. It
 cannot look things up: for recall, copying and pointing keep layers of attention.
 

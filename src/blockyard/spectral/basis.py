@@ -29,6 +29,7 @@ def smooth_length(n: int) -> int:
     best = 1 << (n - 1).bit_length()
     fives = 1
     while fives < best:
+        # Every 3^i 5^j, doubled until it is long enough.
         odd = fives
         while odd < best:
             best = min(best, odd << (-(-n // odd) - 1).bit_length())
@@ -63,11 +64,13 @@ def anchor_matrix(bins: int, buckets: int, interpolation: Interpolation, spacing
     growth = _growth(bins, buckets) if spacing == "log" else 0.0
     place = (f if growth == 0 else torch.log1p(f * math.expm1(growth)) / growth) * (buckets - 1)
     left = place.floor().clamp(max=max(0, buckets - 2))
+    # Where a bin lies between its neighbouring anchors.
     t = place - left
     if interpolation == "linear":
         weights = {0: 1 - t, 1: t}
     else:
         weights = {
+            # Catmull-Rom: through the anchors, with slopes from the anchors on both sides.
             -1: (-t + 2 * t**2 - t**3) / 2,
             0: (2 - 5 * t**2 + 3 * t**3) / 2,
             1: (t + 4 * t**2 - 3 * t**3) / 2,
@@ -87,6 +90,7 @@ def _growth(bins: int, buckets: int) -> float:
     if wanted >= 1 / steps:
         return 0.0
     low, high = 0.0, 64.0
+    # Bisection, since the first step shrinks as a grows; 80 halvings end below what float64 resolves.
     for _ in range(80):
         a = (low + high) / 2
         first = math.expm1(a / steps) / math.expm1(a)
@@ -97,6 +101,7 @@ def _growth(bins: int, buckets: int) -> float:
 @lru_cache(maxsize=32)
 def _basis(buckets: int, window: int, interpolation: Interpolation, spacing: Spacing) -> Tensor:
     matrix = anchor_matrix(window + 1, buckets, interpolation, spacing)
+    # A real and an imaginary 1 in each anchor: irfft is linear, so every gate's kernel is a sum of these.
     both = torch.cat([matrix.to(torch.complex128), 1j * matrix])
     return torch.fft.irfft(both, n=2 * window)[:, :window].contiguous()
 

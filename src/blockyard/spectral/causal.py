@@ -51,6 +51,7 @@ class CausalMixing(nn.Module):
         super().__init__()
         self.gate_kind, self.window, self.chunk = gate_kind, window, chunk
         self.interpolation, self.spacing = interpolation, bucket_spacing
+        # Of the first chunk, before which there is nothing to summarise.
         self.first = nn.Parameter(torch.randn(width)) if gate_kind == "chunk" else None
 
     def parameter_roles(self) -> dict[str, Role]:
@@ -83,6 +84,7 @@ class CausalMixing(nn.Module):
         # Refused now rather than after everything is computed.
         cache.check_reserve(seen)
         new = None if counts is None else counts.cpu()
+        # All that a gate has to know of the past: projecting is linear, so the mean query is the query of the mean.
         if "sum" not in cache.state:
             cache.state["sum"] = v.new_zeros(v.shape[:2])
         if v.shape[2] == 1:
@@ -131,9 +133,11 @@ class CausalMixing(nn.Module):
 
     def _columns(self, counts: Tensor) -> int:
         """Past tokens that the new ones look back at, from the beginning of a chunk where there are chunks."""
+        # L taps reach L − 1 tokens back.
         stored, back = int(counts.max()), self.window - 1
         if self.gate_kind == "token":
             return min(stored, back)
+        # Whole chunks, since a chunk of values is transformed as one.
         phase = stored % self.chunk
         return phase + self.chunk * min(-(-back // self.chunk), stored // self.chunk)
 
@@ -174,6 +178,7 @@ class CausalMixing(nn.Module):
         self, x: Tensor, project: Project, gate: SpectralGate, counts: Tensor | None, total: Tensor
     ) -> Tensor:
         """[B, T, kernels, 2K], from the mean of all inputs up to each."""
+        # Sums in float32 at least: in bfloat16 one of a few hundred tokens no longer grows.
         running = total[:, None] + x.cumsum(1, dtype=total.dtype)
         number = _numbers(torch.arange(1, x.shape[1] + 1, device=x.device), counts)
         return gate(project(running / number[..., None]))
@@ -188,9 +193,11 @@ class CausalMixing(nn.Module):
         starts = torch.arange(lead, x.shape[1], self.chunk, device=x.device)
         # Only what lies before the last chunk's start counts.
         before = x[:, lead : int(lead + (len(starts) - 1) * self.chunk)]
+        # Chunk by chunk first, so that what runs over time has one entry per chunk.
         sums = before.unflatten(1, (-1, self.chunk)).sum(2, dtype=total.dtype) if len(starts) > 1 else None
         begin = (total + x[:, :lead].sum(1, dtype=total.dtype))[:, None]
         running = begin if sums is None else torch.cat([begin, begin + sums.cumsum(1)], dim=1)
+        # One row per chunk goes through the projection, where pooling behind it would send all tokens.
         number = _numbers(starts, counts)
         return gate(self._with_first(project(running / number.clamp(min=1)[..., None]), number))
 
@@ -212,6 +219,7 @@ class CausalMixing(nn.Module):
         seen: int,
     ) -> Tensor:
         """A token against the ring: y = Σ_l h[l] · v_{t−l}. Rows whose token is padding keep their state."""
+        # A copy: the cache takes the new state only after its ring has taken the token.
         state, counts = dict(cache.state), cache.counts
         total = state["sum"] + x[:, 0].to(v.dtype)
         if self.gate_kind == "token":
@@ -222,6 +230,7 @@ class CausalMixing(nn.Module):
         state["sum"] = total
         cache.write(v, new, seen)
         cache.state = state
+        # The ring holds tokens in no order of time: every slot meets the tap of its age, and empty slots hold 0.
         age = cache.ages()[:, None].expand(-1, kernel.shape[1], -1)
         taps = kernel.gather(2, age)[..., None]
         ring = cache.ring.to(v.dtype).unflatten(1, (kernel.shape[1], -1))
@@ -243,11 +252,14 @@ class CausalMixing(nn.Module):
             begins = begins & (new > 0)
         if bool(begins.any()) or "anchors" not in state:
             number = cache.counts.to(x.device)
+            # Of everything before the chunk: its own tokens have no say in its kernel, or an earlier one would see a
+            # later.
             mean = cache.state["sum"] / number.clamp(min=1)[:, None]
             anchors = gate(self._with_first(project(mean), number))
             if "anchors" in state:
                 anchors = torch.where(begins.to(v.device)[:, None, None], anchors, state["anchors"])
             state["anchors"] = anchors
+            # Made once a chunk, and used for each of its tokens.
             state.pop("kernel", None)
         if "kernel" not in state:
             state["kernel"] = self._kernel(state["anchors"])

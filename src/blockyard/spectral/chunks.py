@@ -36,6 +36,7 @@ def _parts(
     """Spectra of the parts of unit anchors' kernels, [parts, 2·buckets, 2·bins] (complex as real pairs)."""
     basis = kernel_basis(buckets, window, interpolation, spacing, torch.float64, torch.device("cpu"))
     with outlasting():
+        # Parts of S taps, filled up to two chunks: what a part makes of a chunk then fits without wrapping around.
         basis = F.pad(basis, (0, -window % chunk)).unflatten(-1, (-1, chunk)).transpose(0, 1)
         spectra = torch.view_as_real(torch.fft.rfft(basis, smooth_length(2 * chunk))).flatten(-2)
         return spectra.to(dtype=dtype, device=device).contiguous()
@@ -91,14 +92,17 @@ def _backward(
     for block in plan.blocks():
         spectra, chosen = plan.spectra(rows[block]), gates[:, block].contiguous()
         slope = F.pad(slopes[block], (0, plan.outputs * chunk - slopes.shape[-1])).unflatten(-1, (-1, chunk))
+        # Only the last S of n outputs were kept, so the others have no gradient.
         slope = torch.fft.rfft(F.pad(slope, (plan.n - chunk, 0)))
         grad_spectra = torch.zeros_like(spectra)
         spectra.conj_physical_()
+        # Conjugates: what was a convolution forward is a correlation backward.
         for part, to, source in plan.pairs():
             kernel = plan.kernel(chosen[to], part).conj_physical_()
             grad_spectra[:, :, source].addcmul_(kernel, slope[:, :, to])
             grad_kernel = (spectra[:, :, source] * slope[:, :, to]).sum(1).mul_(weights).transpose(0, 1)
             grad_gates[to, block] += torch.view_as_real(grad_kernel).flatten(-2) @ plan.parts[part].T
+        # A chunk was read as itself and as its successor's past, so gradients overlap and add up.
         pieces = torch.fft.irfft(grad_spectra, plan.n)
         grad_rows[block] = plan.overlap_add(pieces)
     return grad_rows.view(v.shape), plan.ungated(grad_gates)
@@ -143,6 +147,7 @@ class _Plan:
         # The same with half the copying, which at a thousand tokens is a tenth of everything.
         chunks = (F.pad(rows, (0, rest)) if rest else rows).unflatten(-1, (-1, self.chunk))
         both = chunks.new_empty(*chunks.shape[:3], 2, self.chunk)
+        # Each chunk behind its predecessor: the values that a part of S taps can reach.
         both[:, :, :, 1] = chunks
         both[:, :, 1:, 0] = chunks[:, :, :-1]
         both[:, :, 0, 0] = 0
@@ -164,9 +169,11 @@ class _Plan:
     def convolved(self, rows: Tensor, anchors: Tensor) -> Tensor:
         """Values [b, c, T] and gates [chunks, b, 2K] to outputs [b, c, outputs, S]."""
         spectra = self.spectra(rows)
+        # Part p of a kernel meets the values p chunks back; their products add up before one transform back.
         total = self.kernel(anchors, 0) * spectra[:, :, self.first :]
         for part, to, source in self.pairs(1):
             total[:, :, to].addcmul_(self.kernel(anchors[to], part), spectra[:, :, source])
+        # The outputs in front have wrapped around: overlap-save throws them away.
         return torch.fft.irfft(total, self.n)[..., -self.chunk :]
 
     def joined(self, out: Tensor) -> Tensor:

@@ -89,6 +89,7 @@ class EncoderMixing(nn.Module):
             gate: from descriptors to anchors.
             counts: tokens per row [B], or None when every row has all N.
         """
+        # One gate per row, from all of its tokens: what each position gets depends on what comes after it, too.
         anchors = gate(self.pooling(x, project, counts, v.dtype))
         if counts is None:
             self._check_length(v.shape[2])
@@ -131,6 +132,7 @@ class EncoderMixing(nn.Module):
         )
         re, im = anchors.chunk(2, dim=-1)
         kernels = torch.fft.irfft(torch.complex(re @ matrix, im @ matrix), n)
+        # On a circle, what lies behind n/2 are the negative lags.
         return kernels.roll(n // 2, -1), torch.arange(n, device=anchors.device) - n // 2
 
     def query_rows(self, tokens: int) -> int:

@@ -17,12 +17,13 @@ from torch.utils.flop_counter import register_flop_formula
 from blockyard.nn.derivatives import differentiate_all, needs_plain, transformed
 from blockyard.spectral.basis import bin_matrix, smooth_length
 
-# Bytes of one block's spectra. Half a megabyte keeps a spectrum, its product and the values within a core's own cache.
+# Bytes that one block works on, its values, spectra and gradients together: what stays in a core's own cache.
 _BLOCK_BYTES = 1 << 21
 
 
 def blocks(rows: int, bytes_per_row: int, device: torch.device) -> list[slice]:
     """Slices over rows that are worked on together: as many as the cache holds, or all of them off the CPU."""
+    # Off the CPU all at once: every block would be launches of its own.
     size = max(1, _BLOCK_BYTES // bytes_per_row) if device.type == "cpu" else rows
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
@@ -30,6 +31,7 @@ def blocks(rows: int, bytes_per_row: int, device: torch.device) -> list[slice]:
 def bin_weights(n: int, like: Tensor) -> Tensor:
     """What irfft counts a bin for, divided by n: [n // 2 + 1]. All but 0 and n/2 stand for two."""
     weights = torch.full((n // 2 + 1,), 2 / n, dtype=like.dtype, device=like.device)
+    # Bin 0, and of an even n the last, are their own mirror images.
     weights[0] = 1 / n
     if n % 2 == 0:
         weights[-1] = 1 / n
@@ -60,8 +62,11 @@ def spectral_filter(
 
 
 def _defined(v: Tensor, anchors: Tensor, memory: Tensor | None, n: int, interpolation: str, spacing: str) -> Tensor:
+    # A length with a large prime factor costs five to nine times as much per element.
     n = n or smooth_length(v.shape[2])
     rows, gates, low, matrix = _rows(v, anchors, memory, n, interpolation, spacing)
+    # Rows are filled up with zeros to n. The filter is circular, as the paper's: what goes beyond the end comes in at
+    # the beginning, unless n leaves room for it.
     spectrum = torch.fft.rfft(rows, n)
     if low is not None:
         spectrum = spectrum + F.pad(low, (0, spectrum.shape[-1] - low.shape[-1])).repeat(v.shape[0], 1, 1)
@@ -75,6 +80,7 @@ def _filter(v: Tensor, anchors: Tensor, memory: Tensor | None, n: int, interpola
     out = torch.empty_like(rows)
     for block in blocks(rows.shape[0], rows.shape[1] * n * rows.element_size() * 2, v.device):
         spectrum = _spectrum(rows, low, block, n)
+        # In place: a second spectrum would push the first out of the cache.
         spectrum *= _gate(gates[block], matrix)[:, None]
         out[block] = torch.fft.irfft(spectrum, n)[..., : v.shape[2]]
     return out.view(v.shape)
@@ -86,6 +92,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = n or smooth_length(v.shape[2])
     rows, gates, low, matrix = _rows(v, anchors, memory, n, interpolation, spacing)
+    # y = irfft(g · s): the gradient of s is conj(g) · rfft(ȳ), that of g conj(s) · rfft(ȳ), summed over the channels
+    # that g serves. A bin stands for itself and its mirror image, which is what the weights count.
     grad = grad.contiguous().view(rows.shape)
     grad_rows, grad_gates = torch.empty_like(rows), torch.empty_like(gates)
     grad_low = None if low is None else torch.zeros_like(low)
@@ -94,9 +102,11 @@ def _backward(
         gate, slope = _gate(gates[block], matrix)[:, None].conj(), torch.fft.rfft(grad[block], n)
         spectrum = _spectrum(rows, low, block, n)
         grad_bins = (spectrum.conj_physical_().mul_(slope)).sum(1) * weights
+        # Anchors are interpolated by a fixed matrix, so their gradient goes back through its transpose.
         grad_gates[block] = torch.cat([grad_bins.real @ matrix.T, grad_bins.imag @ matrix.T], dim=-1)
         slope *= gate
         if grad_low is not None:
+            # Every sample was given the same memory, so their gradients add up.
             kept = slope[..., : grad_low.shape[-1]] * weights[: grad_low.shape[-1]]
             grad_low.index_add_(0, _memory_rows(block, grad_low), kept)
         grad_rows[block] = torch.fft.irfft(slope, n)[..., : v.shape[2]]

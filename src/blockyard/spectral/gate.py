@@ -40,6 +40,7 @@ class ComplexModReLU(nn.Module):
 
 def mod_relu(re: Tensor, im: Tensor, bias: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """modReLU on real and imaginary parts; bias broadcasts to them."""
+    # eps keeps the slope finite where z is 0.
     magnitude = (re.square() + im.square() + eps * eps).sqrt()
     scale = F.relu(magnitude + bias.to(re.dtype)) / magnitude
     return re * scale, im * scale
@@ -86,10 +87,12 @@ class SpectralGate(nn.Module):
         self.hidden_bias = nn.Parameter(torch.zeros(d_gate))
         self.out_weight = nn.Parameter(torch.empty(groups * 2 * buckets, d_gate))
         for weight in (self.hidden_weight, self.out_weight):
+            # Glorot's variance, 2 / (in + out), as `Linear` has it.
             nn.init.trunc_normal_(weight, std=(std := math.sqrt(2 / sum(weight.shape))), a=-3 * std, b=3 * std)
         self.base = nn.Parameter(
             starting_gates(n_heads * groups, frequencies, reach, causal).unflatten(0, (n_heads, -1))
         )
+        # 0: modReLU starts as the identity.
         self.mod_bias = nn.Parameter(torch.zeros(n_heads, groups, buckets))
         self.taps = nn.Parameter(torch.zeros(2, 2 * TAPS + 1)) if toeplitz else None
 
@@ -128,6 +131,7 @@ class SpectralGate(nn.Module):
     def _toeplitz(self, re: Tensor, im: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
         """g + t∗g along the anchors, nothing beyond their ends."""
         along = torch.arange(self.buckets, device=taps.device)
+        # A banded matrix says it with products that are there already, complex taps included.
         offset = along[None, :] - along[:, None] + TAPS  # into anchor column from anchor row
         inside = (offset >= 0) & (offset <= 2 * TAPS)
         t_re, t_im = (taps[:, offset.clamp(0, 2 * TAPS)] * inside).unbind(0)
@@ -155,10 +159,13 @@ def starting_gates(kernels: int, frequencies: Tensor, reach: float, causal: bool
         causal: a^l for lags l ≥ 0, else a^|l|.
     """
     constants = torch.logspace(math.log10(0.25), math.log10(max(reach, 0.25)), kernels, dtype=torch.float64)
+    # a^l has fallen to 1/e after that many positions.
     a = torch.exp(-1 / constants)[:, None]
     turn = torch.polar(torch.ones_like(frequencies), -frequencies)[None]
     if causal:
+        # Σ a^l e^{−iωl} = 1 / (1 − a e^{−iω}), and Σ a^{2l} = 1 / (1 − a²).
         gates = (1 - a * a).sqrt() / (1 - a * turn)
     else:
+        # Two-sided the sum is real, (1 − a²) / (1 − 2a cos ω + a²), and Σ a^{2|l|} = (1 + a²) / (1 − a²).
         gates = ((1 - a * a) / (1 + a * a)).sqrt() * (1 - a * a) / (1 - 2 * a * turn.real + a * a) * (1 + 0j)
     return torch.view_as_real(gates).transpose(-1, -2).to(torch.get_default_dtype()).contiguous()

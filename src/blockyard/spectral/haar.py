@@ -12,6 +12,7 @@ from blockyard.errors import InputError
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.roles import Role
 
+# Makes a step a rotation of pairs, so that energies add up.
 _ROOT_HALF = math.sqrt(0.5)
 
 
@@ -28,6 +29,7 @@ def haar(x: Tensor, levels: int) -> list[Tensor]:
     bands = []
     for _ in range(levels):
         even, odd = x[..., 0::2], x[..., 1::2]
+        # Difference and sum of neighbours; the sums go on to the next level, half as many.
         bands.append((even - odd) * _ROOT_HALF)
         x = (even + odd) * _ROOT_HALF
     return [*bands, x]
@@ -81,6 +83,7 @@ class WaveletRefinement(nn.Module):
         if self.on_rate == 0:
             return torch.zeros_like(x)
         source = x.detach() if self.detach else x
+        # One gate per band and channel, the same at every place: it scales what happens at one pace.
         gates = self.gates.to(x.dtype)[:, None, :, None]
         bands = [band * gate for band, gate in zip(haar(source, self.levels), gates)]
         return inverse_haar(bands, x.shape[-1]) * (self.shares(x) if shares is None else shares)

@@ -3,6 +3,8 @@
 After SPECTRE, "The FFT Strikes Back" (Fein-Ashley et al., arXiv 2502.18394) and the spectre-nlp document. It is a
 content-adaptive Toeplitz mixing: there is no key, so no token is matched with another. What a position gets from
 another depends on their distance and on a summary of the sequence, never on the two tokens.
+
+Definition in loops and float64: tests/spectral/twin.py.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Linear, plain
 from blockyard.protocol.cache_ring import RingCache
 from blockyard.protocol.costs import Cost, linear_flops
-from blockyard.protocol.mixer import Mixer, check_heads
+from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads
 from blockyard.registry.register import Traits, register_attn
 from blockyard.spectral.basis import Interpolation, Spacing, anchor_bins, default_buckets, kernel_span
 from blockyard.spectral.causal import CausalMixing, GateKind
@@ -114,6 +116,7 @@ class SpectralMixer(Mixer):
             },
         )
         window = 1024 if window is None else window
+        # A causal kernel of L taps is the first half of a circular one of 2L, which has L + 1 bins.
         bins = window + 1 if causal else (n_fft or _USUAL_LENGTH) // 2 + 1
         if memory_size > bins:
             raise InputError(f"memory_size={memory_size} should be at most the {bins} bins of n_fft")
@@ -158,31 +161,20 @@ class SpectralMixer(Mixer):
         )
         self.dropout = Dropout(dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        causal: bool | None = None,
-        positions: Tensor | None = None,
-        context: Tensor | None = None,
-        cache: Any = None,
-        return_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        self._refuse(x, attn_mask, causal, positions, context, cache, return_weights)
-        _, past = self._check(x, padding_mask, None, None, None, cache)
-        if padding_mask is None:
-            return self._mix(x, None, None, cache, x.shape[1]), None
-        kept = Compacted(x, padding_mask[:, past:])
-        return kept.restore(self._mix(kept.x, kept.counts, kept.valid, cache, x.shape[1])), None
+    def mix(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+        if call.padding_mask is None:
+            return self._filter(x, None, None, call.cache, x.shape[1]), None
+        # Padding would count as distance, so rows are filtered without it.
+        kept = Compacted(x, call.padding_mask[:, call.past :])
+        return kept.restore(self._filter(kept.x, kept.counts, kept.valid, call.cache, x.shape[1])), None
 
-    def _mix(
+    def _filter(
         self, x: Tensor, counts: Tensor | None, valid: Tensor | None, cache: RingCache | None, seen: int
     ) -> Tensor:
         """[B, N, D] -> [B, N, D], rows without padding in front, of a piece of `seen` tokens with it."""
         v = self._values(x)
         if valid is not None:
+            # An adapter with a bias would put values where a row has ended.
             v = torch.where(valid[:, None], v, 0)
         # Transforms know no half precision, so what lies between the projections is an island of float32 or float64.
         with torch.autocast(x.device.type, enabled=False):
@@ -195,6 +187,7 @@ class SpectralMixer(Mixer):
     def _values(self, x: Tensor) -> Tensor:
         """[B, D, N], channels first: transforms run along contiguous memory (strided they take twice as long)."""
         if plain(self.v_proj):
+            # W xᵀ has channels in front at once; to project first would mean to transpose behind it.
             v = torch.matmul(self.v_proj.weight, x.transpose(1, 2))
         else:
             v = self.v_proj(x).transpose(1, 2)
@@ -202,49 +195,37 @@ class SpectralMixer(Mixer):
 
     def _query(self, rows: Tensor) -> Tensor:
         """The query projection of summaries or tokens, [..., D] -> [..., D] in at least float32."""
+        # The weights may be bfloat16, or an adapter's; summaries are float32.
         weight = next(self.q_proj.parameters())
         return self.q_proj(rows.to(weight.dtype)).to(_wide(rows.dtype))
 
-    def _refuse(
-        self,
-        x: Tensor,
-        attn_mask: Tensor | None,
-        causal: bool | None,
-        positions: Tensor | None,
-        context: Tensor | None,
-        cache: Any,
-        return_weights: bool,
-    ) -> None:
-        """What spectral mixing has no meaning for."""
-        if causal is not None and causal != self.causal:
+    def check_call(self, x: Tensor, call: Call) -> None:
+        """Refuse what spectral mixing has no meaning for, too."""
+        if call.causal is not None and call.causal != self.causal:
             raise InputError(
-                f"causal={causal}, but this mixer was built with causal={self.causal}, another form; rebuild it"
+                f"causal={call.causal}, but this mixer was built with causal={self.causal}, another form; rebuild it"
             )
         for name, given, reason in (
-            ("attn_mask", attn_mask is not None, "no pair of positions is scored; use padding_mask"),
-            ("positions", positions is not None, "distances are counted in tokens"),
-            ("context", context is not None, "there is no query that could look elsewhere"),
-            ("return_weights", return_weights, "there are no weights; see kernels()"),
+            ("attn_mask", call.attn_mask is not None, "no pair of positions is scored; use padding_mask"),
+            ("positions", call.positions is not None, "distances are counted in tokens"),
+            ("context", call.context is not None, "there is no query that could look elsewhere"),
+            ("return_weights", call.return_weights, "there are no weights; see kernels()"),
         ):
             if given:
                 raise InputError(f"spectral mixing takes no {name}: {reason}")
+        cache = call.cache
         if cache is not None and not isinstance(cache, RingCache):
             raise InputError(f"cache is a {type(cache).__name__}; use the mixer's new_cache()")
         if cache is not None and not self.causal:
             raise InputError("a cache needs the causal form; build the mixer with causal=True")
         if cache is not None and cache.batch != x.shape[0]:
             raise InputError(f"the cache has batch {cache.batch}, x has {x.shape[0]}")
+        super().check_call(x, call)
 
-    def new_cache(
-        self,
-        batch: int,
-        max_len: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> RingCache:
+    def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> RingCache:
         if not isinstance(self.form, CausalMixing):
             raise InputError("the encoder form has no cache; build the mixer with causal=True")
-        return RingCache(batch, self.d_model, self.form.window, max_len=max_len, **self._placement(dtype, device))
+        return RingCache(batch, self.d_model, self.form.window, max_len=max_len, **placement)
 
     def kernels(self, x: Tensor | None = None, *, length: int = _USUAL_LENGTH) -> tuple[Tensor, Tensor]:
         """Impulse responses that an input is filtered with, and the lag of each of their elements.

@@ -27,6 +27,7 @@ class Compacted:
         self._shape = x.shape
         self.counts = keep.sum(1)
         width = max(1, int(self.counts.max()))
+        # Stable, so that tokens stay in their order.
         self._order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :width, None]
         self.valid = torch.arange(width, device=x.device) < self.counts[:, None]
         gathered = x.gather(1, self._order.expand(-1, -1, x.shape[2]))

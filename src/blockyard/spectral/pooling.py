@@ -36,6 +36,7 @@ class QueryPooling(nn.Module):
         if kind == "attention":
             self.query = nn.Parameter(torch.randn(n_heads, head_dim) * head_dim**-0.5)
         if kind == "dct":
+            # At the start the mean counts most.
             start = 1 / torch.arange(1, COEFFICIENTS + 1, dtype=torch.float64)
             self.orders = nn.Parameter(start.to(torch.get_default_dtype())[:, None].repeat(1, n_heads))
 
@@ -57,9 +58,11 @@ class QueryPooling(nn.Module):
             return project(_mean(x, counts, dtype))
         if self.kind == "dct":
             # The pooled rows are [B, orders, d_model].
+            # Four rows are projected, not N: both maps are linear.
             q = project(_cosines(x.shape[1], counts, dtype, x.device) @ x.to(dtype))
             return (self._heads(q) * self.orders.to(dtype)[..., None]).sum(-3).flatten(-2)
         q = self._heads(project(x))
+        # One learnt query per head against every token: attention of a single position.
         scores = (q * self.query.to(dtype)).sum(-1) * self.head_dim**-0.5  # [B, N, H]
         if counts is not None:
             beyond = torch.arange(x.shape[1], device=x.device) >= counts.clamp(min=1)[:, None]
@@ -83,6 +86,7 @@ class QueryPooling(nn.Module):
 
 def _mean(x: Tensor, counts: Tensor | None, dtype: torch.dtype) -> Tensor:
     total = x.sum(1, dtype=dtype)
+    # A row of nothing but padding is divided by 1.
     return total / (x.shape[1] if counts is None else counts.clamp(min=1)[:, None].to(dtype))
 
 

@@ -39,6 +39,7 @@ def _spectra(
     device: torch.device,
 ) -> Tensor:
     """Of the kernels of unit anchors, cut to `taps`: [2·buckets, bins]."""
+    # In float64 whatever the model computes in: made once, and rounded once.
     basis = kernel_basis(buckets, window, interpolation, spacing, torch.float64, torch.device("cpu"))
     with outlasting():
         kind = torch.complex128 if dtype == torch.float64 else torch.complex64
@@ -61,6 +62,8 @@ def token_convolution(v: Tensor, anchors: Tensor, window: int, interpolation: st
 
 
 def _defined(v: Tensor, anchors: Tensor, window: int, interpolation: str, spacing: str) -> Tensor:
+    # y_t = Σ_k g_t[k] (h_k ∗ v)_t: a convolution per unit anchor, weighed token by token. That takes 2K transforms,
+    # where a kernel for each token would take T.
     rows, gates, spectra, n, start = _prepare(v, anchors, window, interpolation, spacing)
     spectrum = torch.fft.rfft(rows, n)
     out = torch.zeros((), dtype=v.dtype, device=v.device)
@@ -94,7 +97,9 @@ def _backward(
         for k, kernel in enumerate(spectra):
             shifted = torch.fft.irfft(spectrum * kernel, n)[..., start : v.shape[2]]
             grad_gates[block, k] = (slopes[block] * shifted).sum(1)
+            # Tokens without an output have no gradient.
             weighted = F.pad(gates[block, k, None] * slopes[block], (start, 0))
+            # The transpose of a convolution is the correlation: the conjugate spectrum.
             grad_spectrum.addcmul_(torch.fft.rfft(weighted, n), kernel.conj_physical())
         grad_rows[block] = torch.fft.irfft(grad_spectrum, n)[..., : v.shape[2]]
     back = grad_gates.view(v.shape[0], anchors.shape[2], *grad_gates.shape[1:])

@@ -26,6 +26,7 @@ def param_groups(
     decays = {"main": weight_decay, "gate": gate_weight_decay, "undecayed": 0.0}
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in decays}
     for name, role in roles(model).items():
+        # Vectors and embeddings are left alone: decay is against large matrices.
         decayed = role.kind in ("matrix", "head")
         group = "undecayed" if not decayed else "gate" if role.group == "gate" else "main"
         groups[group].append(parameters[name])

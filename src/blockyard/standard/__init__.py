@@ -7,11 +7,13 @@ A position looks at all others (a causal one at those before it) and takes a wei
 
 Files, in reading order:
 
-    attention.py   StandardAttention ("standard"): multi-head, grouped or single key heads, rotary positions, QK-norm, a
-                   sliding window; the shortest complete example of a mixer
+    attention.py   StandardAttention ("standard"): multi-head, grouped or single key heads of any width, rotary
+                   positions, QK-norm, a sliding window; the shortest complete example of a mixer
+    step.py        its decoding step: one token behind a cache, in as few calls as they can be
     dense.py       StandardFFN ("standard": GELU, ReLU or SiLU) and ReLU2FFN ("relu2"): two matrices
     gated.py       SwiGLU ("swiglu") and GLU ("glu"): three matrices
 
+The definition in loops and float64, which every fast form is compared with: tests/standard/twin.py.
 The scores themselves are computed in nn/attention.py, which picks the kernel; rotation is nn/rotary.py.
 
 Use it where a token has to be found by its content, at any distance, exactly. It costs T² in time, and a cache that

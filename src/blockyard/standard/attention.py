@@ -2,6 +2,8 @@
 
 Vaswani et al. 2017 (arXiv 1706.03762), with today's parts: rotary positions, grouped key heads (arXiv 2305.13245),
 QK-norm (arXiv 2010.04245), a sliding window (arXiv 2004.05150).
+
+Definition in loops and float64: tests/standard/twin.py.
 """
 
 from __future__ import annotations
@@ -13,37 +15,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
-from blockyard.nn.attention import Kernel, attend, windowed_pairs
+from blockyard.nn.attention import HALF, Kernel, attend, windowed_pairs
 from blockyard.nn.attention_masks import check_attn_mask
 from blockyard.nn.dropout import Dropout
-from blockyard.nn.linear import Linear, plain
+from blockyard.nn.fused import add_linear, norm_linear
+from blockyard.nn.linear import Linear, hooked, plain
 from blockyard.nn.norms import RMSNorm, rms_norm
 from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_window import WindowCache
 from blockyard.protocol.costs import Cost, linear_flops
-from blockyard.protocol.mixer import Mixer, check_heads, default_positions
-from blockyard.registry.register import Traits, register_attn
+from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, default_positions
+from blockyard.registry.register import ATTENTION, register_attn
+from blockyard.standard.step import step_for
 
 # From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
 _STACK_FROM = 64
+# Heads up to this width keep keys and values lengthwise in the cache: a step then reads rows over all tokens. Against
+# tokens kept whole, 1.0 to 1.3 times as fast for heads of 8, 0.9 to 1.1 for heads of 16 (12 of them behind 4096 tokens),
+# no faster for wider ones, where a prompt would pay 5 per cent for laying it out (AMD EPYC Zen 4, one thread).
+LENGTHWISE_UP_TO = 16
 
 
-@register_attn(
-    "standard",
-    group="attn",
-    traits=Traits(
-        causal=True,
-        bidirectional=True,
-        cache="kv",
-        padding=True,
-        attn_mask=True,
-        cross=True,
-        weights=True,
-        positions=True,
-        order=True,
-    ),
-)
+@register_attn("standard", group="attn", traits=ATTENTION)
 class StandardAttention(Mixer):
     """Multi-head attention (MHA); with `n_kv_heads` grouped (GQA) or single (MQA) key-value heads.
 
@@ -51,7 +45,8 @@ class StandardAttention(Mixer):
         d_model: width of the residual stream.
         n_heads: number of query heads.
         n_kv_heads: number of key-value heads, dividing n_heads; None = n_heads.
-        head_dim: width of a head; None = d_model / n_heads.
+        head_dim: width of queries and keys per head; None = d_model / n_heads.
+        v_dim: width of values per head; None = head_dim.
         causal: hide the future; the forward argument overrides it.
         rope: pairing of the rotary embedding: half (Llama's), interleaved (the basics document's), or none.
         rope_theta: base of the rotary wavelengths.
@@ -62,8 +57,11 @@ class StandardAttention(Mixer):
         kernel: auto, matmul or sdpa; auto decides by length and device.
 
     Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S].
-    Raises: InputError when heads do not divide, head_dim is odd with rope, or head_dim or window is below 1.
+    Raises: InputError when heads do not divide, head_dim is odd with rope, or a width or window is below 1.
     """
+
+    # Whether the projections' weights are all that stands between x and the heads, so that steps may read them alone.
+    short_steps = True
 
     def __init__(
         self,
@@ -72,6 +70,7 @@ class StandardAttention(Mixer):
         *,
         n_kv_heads: int | None = None,
         head_dim: int | None = None,
+        v_dim: int | None = None,
         causal: bool = False,
         rope: Literal["half", "interleaved", "none"] = "half",
         rope_theta: float = 10_000.0,
@@ -83,24 +82,26 @@ class StandardAttention(Mixer):
     ) -> None:
         super().__init__()
         self.d_model, self.n_heads, self.causal = d_model, n_heads, causal
-        if head_dim is not None and head_dim < 1:
-            raise InputError(f"head_dim={head_dim} should be at least 1, or none")
+        for name, width in (("head_dim", head_dim), ("v_dim", v_dim)):
+            if width is not None and width < 1:
+                raise InputError(f"{name}={width} should be at least 1, or none")
         if n_heads < 1:
             raise InputError(f"n_heads={n_heads} should be at least 1")
         self.head_dim = check_heads(d_model, n_heads) if head_dim is None else head_dim
+        self.v_dim = self.head_dim if v_dim is None else v_dim
         self.n_kv_heads = n_kv_heads if n_kv_heads is not None else n_heads
         if self.n_kv_heads < 1 or n_heads % self.n_kv_heads:
             raise InputError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
         if window is not None and window < 1:
             raise InputError(f"window={window} should be at least 1, or none")
         self.window, self.kernel = window, kernel
-        width, kv_width = n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        self.q_proj = Linear(d_model, width, bias=bias)
-        self.k_proj = Linear(d_model, kv_width, bias=bias)
-        self.v_proj = Linear(d_model, kv_width, bias=bias)
-        self.output_proj = Linear(width, d_model, bias=bias)
-        self.q_norm = RMSNorm(self.head_dim) if qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim) if qk_norm else None
+        self.q_proj = Linear(d_model, n_heads * self.head_dim, bias=bias)
+        self.k_proj = Linear(d_model, self.n_kv_heads * self.head_dim, bias=bias)
+        self.v_proj = Linear(d_model, self.n_kv_heads * self.v_dim, bias=bias)
+        self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias)
+        # Scores are then bounded by √head_dim times the gains, so softmax does not saturate early (arXiv 2010.04245).
+        self.q_norm: nn.Module | None = RMSNorm(self.head_dim) if qk_norm else None
+        self.k_norm: nn.Module | None = RMSNorm(self.head_dim) if qk_norm else None
         self.rope = None if rope == "none" else RotaryPositionalEmbedding(rope_theta, self.head_dim, layout=rope)
         self.attn_dropout = Dropout(dropout)
 
@@ -112,6 +113,7 @@ class StandardAttention(Mixer):
         for name, width in (("k_proj", key_width), ("v_proj", value_width)):
             if width < 1:
                 raise InputError(f"{name} cannot read vectors of width {width}; it should be at least 1")
+            # The same number of heads of the same width, read from other vectors.
             old = getattr(self, name)
             setattr(self, name, Linear(width, old.weight.shape[0], bias=old.bias is not None).to(old.weight))
         self.context_width = key_width
@@ -135,125 +137,217 @@ class StandardAttention(Mixer):
             values: [B, S, d_model] (or the width that `widen_context` set), read for values in place of x or the
                 context, position by position.
         """
-        causal, past = self._check(x, padding_mask, causal, positions, context, cache)
-        if values is not None or self.context_width is not None:
-            self._check_values(values, x, context)
-        if context is None:
-            if positions is None and padding_mask is not None:
-                positions = default_positions(padding_mask, x.shape[1])
-            q, k, v = self._project_self(x, positions, past, values)
+        call = Call(padding_mask, attn_mask, causal, positions, context, cache, return_weights, values)
+        # Nine of ten calls while text is written: one token behind thin heads, which takes as few operations as can be.
+        if cache is not None and (step := step_for(self, x, call)) is not None:
+            return self._output(step(x, cache)), None
+        self.check_call(x, call)
+        return self.mix(x, call)
+
+    def mix(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+        q, k, v = self._heads(x, call)
+        mixed, weights = self._attend(q, k, v, call)
+        return self._output(side_by_side(mixed).to(x.dtype)), weights
+
+    def add_to(
+        self,
+        x: Tensor,
+        norm: nn.Module,
+        *,
+        padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """x + self(norm(x)), with norm and addition inside the products where nothing stands between.
+
+        Heads much thinner than the residual stream spend their time in passes over the stream, and this saves two.
+
+        Args:
+            x: the residual stream [B, T, d_model].
+            norm: of what the attention reads of it.
+            padding_mask: this and the others as in `forward`.
+        """
+        call = Call(padding_mask, attn_mask, None, positions, cache=cache)
+        if not self._adds_inside():
+            given = {"padding_mask": padding_mask, "attn_mask": attn_mask, "positions": positions, "cache": cache}
+            return x + self(norm(x), **{name: value for name, value in given.items() if value is not None})[0]
+        if cache is not None and (step := step_for(self, x, call)) is not None:
+            return add_linear(x, step(norm(x), cache), self.output_proj.weight)
+        self.check_call(x, call)
+        if x.shape[0] * x.shape[1] >= _STACK_FROM:
+            x, stacked = norm_linear(x, norm, torch.cat([p.weight for p in self._projections()]))
+            q, k, v = self._turned(*self._split(stacked), call)
         else:
-            q, k, v = self._project_cross(x, context, context if values is None else values)
-        hidden = 0
-        if cache is not None:
-            k, v = cache.append(k=k.to(cache.dtype), v=v.to(cache.dtype))
-            q = q.to(cache.dtype)
-            # A windowed cache shows no more than the new tokens can see; the caller's masks cover all tokens.
-            hidden = past + x.shape[1] - k.shape[-2]
-            if hidden:
-                padding_mask, attn_mask = self._visible(hidden, past, x, padding_mask, attn_mask)
-        mixed, weights = attend(
-            q,
-            k,
-            v,
-            causal=causal,
-            padding_mask=padding_mask,
-            attn_mask=attn_mask,
-            window=self.window if context is None else None,
-            kernel=self.kernel,
-            dropout=self.attn_dropout.p if self.training else 0.0,
-            dropout_keys=self.attn_dropout.keys,
-            return_weights=return_weights,
-        )
-        out = self.output_proj(mixed.transpose(1, 2).flatten(2).to(x.dtype))
-        if hidden and weights is not None:
-            weights = F.pad(weights, (hidden, 0))
-        return out, weights
+            q, k, v = self._heads(norm(x), call)
+        mixed, _ = self._attend(q, k, v, call)
+        return add_linear(x, side_by_side(mixed).to(x.dtype), self.output_proj.weight)
+
+    def _adds_inside(self) -> bool:
+        """Whether the weights alone say what a call gives: nobody listens, and no subclass has a forward of its own."""
+        own = type(self).forward is StandardAttention.forward and "forward" not in vars(self)
+        return own and not hooked(self) and plain(self.output_proj, *self._projections())
+
+    def check_call(self, x: Tensor, call: Call) -> None:
+        super().check_call(x, call)
+        if call.values is not None or self.context_width is not None:
+            self._check_values(call.values, x, call.context)
 
     def _check_values(self, values: Tensor | None, x: Tensor, context: Tensor | None) -> None:
         """Refuse sequences that the projections cannot read, or that do not run along the keys."""
         keys = x if context is None else context
         for name, source, projection in (("keys", keys, self.k_proj), ("values", values, self.v_proj)):
-            source, width = keys if source is None else source, projection.weight.shape[1]
+            source, width = keys if source is None else source, self._reads(projection)
             if source.shape != (*keys.shape[:2], width):
                 raise InputError(f"{name} come from {tuple(source.shape)}, expected {(*keys.shape[:2], width)}")
 
-    def _visible(
-        self, hidden: int, past: int, x: Tensor, padding_mask: Tensor | None, attn_mask: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The masks without the `hidden` oldest tokens, which the cache does not show."""
-        if padding_mask is not None:
-            padding_mask = padding_mask[:, hidden:]
-        if attn_mask is not None:
-            check_attn_mask(attn_mask, (x.shape[0], self.n_heads, x.shape[1], past + x.shape[1]))
-            if attn_mask.ndim and attn_mask.shape[-1] > 1:
-                attn_mask = attn_mask[..., hidden:]
-        return padding_mask, attn_mask
+    def _reads(self, projection: Linear) -> int:
+        """Width of the vectors that a projection is given."""
+        return projection.weight.shape[1]
 
-    def _project_self(
-        self, x: Tensor, positions: Tensor | None, past: int, values: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, head_dim], keys and values [B, H_kv, T, head_dim] of one sequence, rotated."""
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        if values is not None:
-            parts = (self.q_proj(x), self.k_proj(x), self.v_proj(values))
-            heads = torch.cat(parts, dim=-1).unflatten(-1, (-1, self.head_dim))
-        elif x.shape[0] * x.shape[1] >= _STACK_FROM and plain(*projections):
-            heads = F.linear(x, torch.cat([p.weight for p in projections])).unflatten(-1, (-1, self.head_dim))
-        else:
-            heads = torch.cat([p(x) for p in projections], dim=-1).unflatten(-1, (-1, self.head_dim))
-        # Query and key heads are normalised and rotated together: half as many passes as one after the other.
-        together = self.n_heads + self.n_kv_heads
-        qk, v = heads.split([together, self.n_kv_heads], dim=2)
-        if self.q_norm is not None and self.k_norm is not None:
-            gains = [self.q_norm.weight.expand(self.n_heads, -1), self.k_norm.weight.expand(self.n_kv_heads, -1)]
-            qk = rms_norm(qk, torch.cat(gains), self.q_norm.eps)
-        if self.rope is not None:
-            cos, sin = self.rope.tables(x.shape[1], x, positions, offset=past)
-            qk = rotate(qk, cos.unsqueeze(-2), sin.unsqueeze(-2), self.rope.layout)
-        q, k = qk.split([self.n_heads, self.n_kv_heads], dim=2)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    def _projections(self) -> tuple[Linear, Linear, Linear]:
+        return self.q_proj, self.k_proj, self.v_proj
 
-    def _project_cross(self, x: Tensor, context: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x, keys of the context and values; no rotation, since they share no positions."""
-        parts = (self.q_proj(x), self.k_proj(context), self.v_proj(values))
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+    def _heads(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, head_dim], keys [B, H_kv, S, head_dim] and values [B, H_kv, S, v_dim] of the new tokens."""
+        if call.context is not None:
+            return self._normed(*self._projected_apart(x, call))
+        return self._turned(*self._projected(x, call), call)
+
+    def _projected(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """Queries and keys of one sequence in one tensor [B, T, H + H_kv, ...], and values [B, T, H_kv, ...]."""
+        projections = self._projections()
+        if call.values is None and x.shape[0] * x.shape[1] >= _STACK_FROM and plain(*projections):
+            return self._split(F.linear(x, torch.cat([p.weight for p in projections])))
+        # Called, not multiplied by their weights: an adapter, a hook or a bias belongs to the call.
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x if call.values is None else call.values)
+        qk = torch.cat([q, k], dim=-1).unflatten(-1, (self.n_heads + self.n_kv_heads, -1))
+        return qk, v.unflatten(-1, (self.n_kv_heads, -1))
+
+    def _projected_apart(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x, keys of the context, and values of it or of their own sequence; heads in front."""
+        values = call.context if call.values is None else call.values
+        parts = (self.q_proj(x), self.k_proj(call.context), self.v_proj(values))
+        counts = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part, heads in zip(parts, counts))
+        return q, k, v
+
+    def _normed(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Two sequences share no positions, so nothing is turned."""
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
-    def new_cache(
-        self,
-        batch: int,
-        max_len: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> LayerCache:
-        slots = dict.fromkeys(("k", "v"), (self.n_kv_heads, self.head_dim))
-        placement = self._placement(dtype, device)
+    def _split(self, stacked: Tensor) -> tuple[Tensor, Tensor]:
+        """Stacked projections [B, T, ...] -> queries and keys [B, T, H + H_kv, ...], values [B, T, H_kv, ...]."""
+        q, k, v = (p.weight.shape[0] for p in self._projections())
+        qk, values = stacked.split([q + k, v], dim=-1)
+        return qk.unflatten(-1, (self.n_heads + self.n_kv_heads, -1)), values.unflatten(-1, (self.n_kv_heads, -1))
+
+    def _turned(self, qk: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [B, T, H + H_kv, head_dim], normalised and turned by their positions; heads in front."""
+        # Both in one call: half as many passes as one after the other.
+        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+            gains = [self.q_norm.weight.expand(self.n_heads, -1), self.k_norm.weight.expand(self.n_kv_heads, -1)]
+            qk = rms_norm(qk, torch.cat(gains), self.q_norm.eps)
+        if self.rope is not None:
+            length, positions = qk.shape[1], call.positions
+            if positions is None and call.padding_mask is not None:
+                positions = default_positions(call.padding_mask, length)
+            cos, sin = (t.unsqueeze(-2) for t in self.rope.tables(length, qk, positions, offset=call.past))
+            # Scores then depend on distances alone: q_m · k_n turned by θ(m − n) (RoFormer, arXiv 2104.09864, eq.
+            # 16).
+            width, layout = self.rope.d_k, self.rope.layout
+            turned = rotate(qk if width == self.head_dim else qk[..., :width], cos, sin, layout)
+            # Rotation turns pairs: of an odd width (a vein's) the last number stays as it is.
+            qk = turned if width == self.head_dim else torch.cat([turned, qk[..., width:]], dim=-1)
+        q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+        """Attention of the new tokens to the cache and themselves: [B, H, T, v_dim], and weights if asked for."""
+        padding_mask, attn_mask, hidden = call.padding_mask, call.attn_mask, 0
+        if call.cache is not None:
+            # Keys are kept as the cache keeps them, and queries meet them in that type.
+            dtype = call.cache.dtype
+            q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+            shown = call.cache.append(k=k, v=v)
+            # A prompt meets itself as it was made: SDPA would bring what lies lengthwise back into tokens.
+            if call.past or not call.cache.lengthwise:
+                k, v = shown
+            # A windowed cache shows no more than the new tokens can see; the caller's masks cover all tokens.
+            hidden = call.past + q.shape[2] - k.shape[2]
+            if hidden:
+                padding_mask, attn_mask = _visible(hidden, padding_mask, attn_mask, (*q.shape[:3], hidden + k.shape[2]))
+        mixed, weights = attend(
+            q,
+            k,
+            v,
+            causal=bool(call.causal),
+            padding_mask=padding_mask,
+            attn_mask=attn_mask,
+            # A context is not a neighbourhood: its positions have no distance from x.
+            window=self.window if call.context is None else None,
+            kernel=self.kernel,
+            dropout=self.attn_dropout.p if self.training else 0.0,
+            dropout_keys=self.attn_dropout.keys,
+            return_weights=call.return_weights,
+        )
+        return mixed, F.pad(weights, (hidden, 0)) if hidden and weights is not None else weights
+
+    def _output(self, mixed: Tensor) -> Tensor:
+        """Mixed values, heads side by side [B, T, H · v_dim] -> [B, T, d_model]."""
+        return self.output_proj(mixed)
+
+    def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> LayerCache:
+        slots = {"k": (self.n_kv_heads, self.head_dim), "v": (self.n_kv_heads, self.v_dim)}
         if self.window is not None:
             return WindowCache(batch, slots, window=self.window, max_len=max_len, **placement)
-        return LayerCache(batch, slots, max_len=max_len, **placement)
+        # Half precision reads tokens whole (`nn.attention`), as an accelerator's kernels do: measured is a CPU alone.
+        thin = max(self.head_dim, self.v_dim) <= LENGTHWISE_UP_TO
+        lengthwise = thin and placement["dtype"] not in HALF and placement["device"].type == "cpu"
+        return LayerCache(batch, slots, max_len=max_len, **placement, lengthwise=lengthwise)
 
     def cost(self, tokens: int) -> Cost:
-        width, kv_width = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        read = [(projection.weight.shape[1], kv_width) for projection in (self.k_proj, self.v_proj)]
-        shapes = [(self.d_model, width), *read, (width, self.d_model)]
+        shapes = [(p.weight.shape[1], p.weight.shape[0]) for p in (*self._projections(), self.output_proj)]
         biases = sum(shape[1] for shape in shapes) if self.q_proj.bias is not None else 0
-        gains = 2 * self.head_dim if self.q_norm is not None else 0
-        scores = 2 * 2 * self.n_heads * self.head_dim * self._pairs(tokens)
+        gains = 2 * self.head_dim if isinstance(self.q_norm, RMSNorm) else 0
         return Cost(
             parameters=sum(a * b for a, b in shapes) + biases + gains,
-            flops=linear_flops(tokens, *shapes) + scores,
-            cache_bytes_per_token=2 * kv_width * 4,
+            flops=linear_flops(tokens, *shapes) + self.score_flops(tokens),
+            cache_bytes_per_token=self.n_kv_heads * (self.head_dim + self.v_dim) * 4,
         )
+
+    def score_flops(self, tokens: int) -> int:
+        """FLOPs of scores and weighted means over one sequence."""
+        return 2 * self.n_heads * (self.head_dim + self.v_dim) * self._pairs(tokens)
 
     def _pairs(self, tokens: int) -> int:
         """Query-key pairs that are scored."""
+        # A dense count, as the counter has it: causality earns no credit.
         return tokens * tokens if self.window is None else windowed_pairs(tokens, self.window, self.causal)
 
     def zero_init_output(self) -> None:
         nn.init.zeros_(self.output_proj.weight)
 
     def extra_repr(self) -> str:
-        return f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}, head_dim={self.head_dim}, causal={self.causal}"
+        widths = f"head_dim={self.head_dim}" + (f", v_dim={self.v_dim}" if self.v_dim != self.head_dim else "")
+        return f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}, {widths}, causal={self.causal}"
+
+
+def side_by_side(mixed: Tensor) -> Tensor:
+    """[B, H, T, v_dim] -> [B, T, H · v_dim]."""
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _visible(
+    hidden: int, padding_mask: Tensor | None, attn_mask: Tensor | None, shape: tuple[int, int, int, int]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Masks of scores of that shape [B, H, T, S] without the `hidden` oldest tokens, which the cache does not show."""
+    if padding_mask is not None:
+        padding_mask = padding_mask[:, hidden:]
+    if attn_mask is not None:
+        check_attn_mask(attn_mask, shape)
+        if attn_mask.ndim and attn_mask.shape[-1] > 1:
+            attn_mask = attn_mask[..., hidden:]
+    return padding_mask, attn_mask

@@ -20,9 +20,10 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F
 class _TwoMatrixFFN(FFN):
     """W2 · act(W1 x)."""
 
+    # A mixture may hold many of these as one bank of stacked matrices.
     stackable = True
 
-    def __init__(self, d_model: int, d_ff: int | None, bias: bool, dropout: float) -> None:
+    def __init__(self, d_model: int, *, d_ff: int | None = None, bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.d_model = d_model
         self.d_ff = hidden_width(d_ff, 4 * d_model)
@@ -39,6 +40,8 @@ class _TwoMatrixFFN(FFN):
 
     def cost(self, tokens: int) -> Cost:
         shapes = [(self.d_model, self.d_ff), (self.d_ff, self.d_model)]
+        # The counter that the formula is tested against sees products, no additions: biases count as parameters
+        # alone.
         biases = self.d_ff + self.d_model if self.w1.bias is not None else 0
         return Cost(2 * self.d_model * self.d_ff + biases, linear_flops(tokens, *shapes))
 
@@ -69,7 +72,7 @@ class StandardFFN(_TwoMatrixFFN):
         bias: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(d_model, d_ff, bias, dropout)
+        super().__init__(d_model, d_ff=d_ff, bias=bias, dropout=dropout)
         self.activation = activation
 
     def activate(self, h: Tensor) -> Tensor:
@@ -89,8 +92,6 @@ class ReLU2FFN(_TwoMatrixFFN):
     Shapes: x [..., d_model] -> [..., d_model].
     """
 
-    def __init__(self, d_model: int, *, d_ff: int | None = None, bias: bool = False, dropout: float = 0.0) -> None:
-        super().__init__(d_model, d_ff, bias, dropout)
-
     def activate(self, h: Tensor) -> Tensor:
+        # The square makes the slope continuous at 0, and large activations larger.
         return F.relu(h).square()

@@ -14,9 +14,10 @@ from blockyard.registry.register import register_ffn
 
 
 class _GatedFFN(FFN):
+    # See `dense.py`: one bank for a mixture's experts.
     stackable = True
 
-    def __init__(self, d_model: int, d_ff: int | None, bias: bool, dropout: float) -> None:
+    def __init__(self, d_model: int, *, d_ff: int | None = None, bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.d_model = d_model
         # 8/3 · d_model makes three matrices as large as the two of a 4 · d_model FFN; multiples of 64 run fast.
@@ -31,6 +32,7 @@ class _GatedFFN(FFN):
 
     def forward(self, x: Tensor) -> Tensor:
         check_width(x, self.d_model)
+        # Dropped behind the gate: an element is gone for gate and value at once.
         return self.w2(self.dropout(self.gate(self.w1(x)) * self.w3(x)))
 
     def cost(self, tokens: int) -> Cost:
@@ -55,9 +57,6 @@ class SwiGLU(_GatedFFN):
     Shapes: x [..., d_model] -> [..., d_model].
     """
 
-    def __init__(self, d_model: int, *, d_ff: int | None = None, bias: bool = False, dropout: float = 0.0) -> None:
-        super().__init__(d_model, d_ff, bias, dropout)
-
     def gate(self, h: Tensor) -> Tensor:
         return F.silu(h)
 
@@ -74,9 +73,6 @@ class GLU(_GatedFFN):
 
     Shapes: x [..., d_model] -> [..., d_model].
     """
-
-    def __init__(self, d_model: int, *, d_ff: int | None = None, bias: bool = False, dropout: float = 0.0) -> None:
-        super().__init__(d_model, d_ff, bias, dropout)
 
     def gate(self, h: Tensor) -> Tensor:
         return torch.sigmoid(h)

@@ -12,7 +12,8 @@ From the vein-flow document.
 Files, in reading order:
 
     projector.py     VeinProjector, the vein itself
-    attention.py     TVAAttention ("tva"), to be folded and unfolded; step.py is its decoding step
+    attention.py     TVAAttention ("tva"), to be folded and unfolded; folded it is standard attention's code, thin heads
+                     (standard/attention.py); factored.py has the document's forms, with the vein apart
     ffn.py           VFTFeedForward ("vft"), its stabiliser, and the dense guide of self-guided training (guide.py)
     compensator.py   NormalCompensator, the correction
     block.py         VFTBlock: what "tva" and "vft" become when chosen together, in the presets `fast` and `seed` (the
@@ -20,6 +21,8 @@ Files, in reading order:
     training.py      schedules of threshold and rank, calibration, optimizer groups, metrics of every block
     options.py       the options of a training run that concern veins; hook.py: what is done around its steps
     migration.py     from a trained standard block: SVD on activations, then distillation
+
+The definitions in loops and float64, which every fast form is compared with: tests/vein/twin.py.
 
 Use it where a thin head is good: small caches, long decodes, tight memory. Do not count on better quality at equal size
 or time, and do not expect ranks of 4 to do: every head passes at most r numbers.

@@ -2,6 +2,8 @@
 
 The vein-flow document's `VFTBlock`. Preset `seed` is its mathematics, parameter for parameter; `fast` (the default)
 folds the attention, ties the vein so that the error is one in [0, 1], and leaves the square stabiliser out.
+
+Definition in loops and float64: tests/vein/twin.py.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from blockyard.nn.derivatives import transformed
 from blockyard.nn.fused import Stamp, norm_linear
 from blockyard.nn.norms import make_norm
 from blockyard.protocol.cache import LayerCache
+from blockyard.protocol.cache_ring import RingCache
 from blockyard.protocol.costs import Cost
 from blockyard.protocol.mixer import check_input
 from blockyard.registry.register import register_block
@@ -121,6 +124,8 @@ class VFTBlock(nn.Module):
         check_choice("preset", preset, tuple(PRESETS))
         default = PRESETS[preset]
         self.d_model, self.metrics, self.pre = d_model, metrics, norm_position == "pre"
+        # What tau is compared with: relative errors lie in [0, 1] (tied), absolute ones near √d_model, 27.8 at 768,
+        # where the document's thresholds correct every token.
         self.eps = eps if eps is not None else default.eps
         check_choice("eps", self.eps, ("relative", "absolute"))
         self.ln1 = make_norm(norm or default.norm, d_model)
@@ -196,9 +201,11 @@ class VFTBlock(nn.Module):
         """
         check_input(x, self.d_model)
         x = self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask, positions=positions, cache=cache)
+        # FFN and error read the same vein, so z = V h is computed once.
         v, u = self._veins(x, cache)
         wanted = return_metrics or self.metrics
         if self.pre and not (wanted or self.normals.s or self.ffn.reads_all):
+            # Nothing reads the normalised stream itself: norm and projection become one thin product.
             x, z = norm_linear(x, self.ln2, v)
             return self.ffn.add_to(x, None, z, u), None
         h = self._read(x)
@@ -208,6 +215,7 @@ class VFTBlock(nn.Module):
         # A threshold is compared and metrics are reported: nothing is learnt through them, in forward mode either.
         eps = self.vein.error_from(h.detach(), z.detach(), u.detach(), relative=self.eps == "relative")
         out = self.ffn.add_to(x, h, z, u)
+        # Corrected is the stream behind the FFN, by the error of what the FFN read.
         corrected = self.normals(out, eps)
         if not wanted:
             return self._finish(corrected), None
@@ -288,6 +296,7 @@ class VFTBlock(nn.Module):
         _, weights = self.attn(self.ln1(x) if self.pre else x, return_weights=True, **masks)
         if padding_mask is not None:
             weights = weights.transpose(1, 2)[padding_mask.to(torch.bool)]
+        # 0 · log 0 = 0: hidden keys have no part in it.
         entropy = -torch.special.xlogy(weights.double(), weights.double()).sum(-1).mean()
         return {**metrics, "attention_entropy": entropy}
 
@@ -297,13 +306,14 @@ class VFTBlock(nn.Module):
         max_len: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-    ) -> LayerCache:
+    ) -> LayerCache | RingCache:
         """The attention's cache."""
         return self.attn.new_cache(batch, max_len, dtype, device)
 
     def cost(self, tokens: int) -> Cost:
         """Parameters, FLOPs (every token corrected, no metrics) and cache bytes per token."""
         norms = sum(p.numel() for norm in (self.ln1, self.ln2) for p in norm.parameters())
+        # The error of an untied vein needs x̂ = U z; a tied one's follows from two norms.
         rebuilt = 0
         if self.normals.s and not self.vein.tied:
             rebuilt = 2 * tokens * self.vein.rank * self.d_model
@@ -315,6 +325,7 @@ class VFTBlock(nn.Module):
             member.zero_init_output()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        # Before torch complains of shapes, and where shapes alone would let a wrong block pass.
         saved = state_dict.get(f"{prefix}saved_as")
         if saved is not None and saved.device.type != "meta":
             for name, theirs, ours in zip(("version", "rank", "s"), saved.tolist(), self.saved_as.tolist()):

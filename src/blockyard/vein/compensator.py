@@ -1,6 +1,8 @@
 """Normal compensation: tokens far from the vein get a small correction along learnt directions.
 
 The vein-flow document's `NormalCompensator`: x + 1[eps > tau] · Σ_j alpha_scale · σ(gate_j(x)) · u_j (v_jᵀ x).
+
+Definition in loops and float64: tests/vein/twin.py.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class NormalCompensator(nn.Module):
         self.tau: Tensor
         self.register_buffer("tau", torch.tensor(float(tau), dtype=torch.float32))
         if s > 0:
+            # The document's start: small, and so are the first corrections.
             self.U = nn.Parameter(torch.randn(s, d_model) * 0.02)
             self.V = nn.Parameter(torch.randn(s, d_model) * 0.02)
             self.gate_norm = LayerNorm(d_model) if gate_norm else None
@@ -82,11 +85,13 @@ class NormalCompensator(nn.Module):
         if self.s == 0:
             return x
         rows, over = x.reshape(-1, self.d_model), (eps > self.tau).reshape(-1)
+        # Few tokens are fetched, corrected and put back; from about half of them on a product for all is cheaper.
         if self._gathers(over):
             index = over.nonzero().squeeze(-1)
             chosen = rows[index]
             out = rows.index_add(0, index, (self._strengths(chosen) @ self.U).to(x.dtype))
         else:
+            # 1[eps > tau] has no slope: who is corrected is not learnt, only how.
             strengths = self._strengths(rows) * over.unsqueeze(-1)
             out = torch.addmm(rows, strengths.to(x.dtype), self.U.to(x.dtype))
         return out.view(x.shape)
@@ -94,6 +99,7 @@ class NormalCompensator(nn.Module):
     def _strengths(self, x: Tensor) -> Tensor:
         """alpha_scale · σ(gate_j(x)) · v_jᵀ x for each direction: [rows, s]."""
         if self.gate_norm is None:
+            # v_jᵀ x and the gates' logits from one product, d_model -> 2 s.
             along, logits = F.linear(x, torch.cat([self.V, self.gate.weight])).split(self.s, dim=-1)
             logits = logits + self.gate.bias
         else:

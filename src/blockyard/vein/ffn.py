@@ -1,6 +1,8 @@
 """Vein feed-forward: the FFN's hidden layer works on z = V x, and its result goes back through U.
 
 The vein-flow document's `VFTFeedForward`: U · W2 · act(W1 · V x), beside it a direct path called the stabiliser.
+
+Definition in loops and float64: tests/vein/twin.py.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Stabilizer(nn.Module):
         self.kind = kind
         self.norm = LayerNorm(d_model)
         if kind == "diag":
+            # 1: the direct path starts as LN(x) itself.
             self.scale = nn.Parameter(torch.ones(d_model))
         elif kind == "lowrank":
             if not 1 <= rank < d_model:
@@ -48,6 +51,8 @@ class Stabilizer(nn.Module):
             self.down = Linear(d_model, rank)
             self.up = Linear(rank, d_model)
         else:
+            # Nearly all of the document's module: 591,360 parameters with the norm at d_model 768, where the core at
+            # rank 4 has 148.
             self.up = Linear(d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,6 +64,7 @@ class Stabilizer(nn.Module):
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         """y + A · LN(x); without gradients y is overwritten."""
         if self.kind == "diag":
+            # Product and sum in one pass over the stream.
             return torch.addcmul(y, self.norm(x), self.scale)
         if not plain(self.up):
             return y + self(x)
@@ -89,6 +95,7 @@ class Guide(nn.Module):
         super().__init__()
         with torch.no_grad():
             v, u = ffn.vein.matrices()
+            # The products themselves, so that leader and led start as one function.
             self.up = nn.Parameter(ffn.w1.weight @ v)
             self.gate = nn.Parameter(ffn.w3.weight @ v) if ffn.w3 is not None else None
             self.down = nn.Parameter(u @ ffn.w2.weight)
@@ -148,6 +155,7 @@ class VFTFeedForward(FFN):
         self.d_model, self.activation, self.gated = d_model, activation, gated
         self.vein = self._own_or_shared(vein_projector, rank, tied, implementation, init_method)
         self.rank = self.vein.rank
+        # Four times, as FFNs of the full width have had since Vaswani et al. 2017.
         self.r_hidden = r_hidden if r_hidden is not None else 4 * self.rank
         if self.r_hidden < 1:
             raise InputError(f"r_hidden={r_hidden} should be at least 1")
@@ -184,6 +192,7 @@ class VFTFeedForward(FFN):
             return Shared(vein, None, members, "forward")
         if options.get("rank") not in (None, rank):
             raise InputError(f"vein_rank={rank} is the experts' rank, too, but expert.rank={options['rank']}")
+        # One whole FFN brings the vein and the direct path for all; the others are cores on its numbers.
         whole = create("ffn", "vft", {"d_model": d_model, **options, "rank": rank})
         core = {name: options[name] for name in ("r_hidden", "activation", "gated", "dropout") if name in options}
         core |= {"d_model": d_model, "vein_projector": whole.vein, "use_stabilizer": False}
@@ -232,6 +241,7 @@ class VFTFeedForward(FFN):
             z: its projection.
             u: the vein's U.
         """
+        # All that is not linear happens on `rank` numbers; one thin product leads back to the stream.
         y = F.linear(self.core(z), u) if self.guide is None else self._guided(self.guide, x, z, u)
         return y if self.stabilizer is None else self.stabilizer.add_to(y, x)
 
@@ -266,16 +276,19 @@ class VFTFeedForward(FFN):
         """
         h = _ACTIVATIONS[self.activation](self.w1(z))
         if self.w3 is not None:
+            # SwiGLU's second factor (arXiv 2002.05202), inside the vein.
             h = h * self.w3(z)
         return self.w2(self.dropout(h))
 
     def _guided(self, guide: Guide, x: Tensor, z: Tensor, u: Tensor) -> Tensor:
         """U core(z) with every low-rank matrix mixed with its dense guide."""
+        # Matrix by matrix (1 − share) · low rank + share · dense, in front of the non-linearity (arXiv 2406.16450).
         h = _ACTIVATIONS[self.activation](torch.lerp(self.w1(z), F.linear(x, guide.up, self.w1.bias), guide.share))
         if self.w3 is not None and guide.gate is not None:
             h = h * torch.lerp(self.w3(z), F.linear(x, guide.gate, self.w3.bias), guide.share)
         h = self.dropout(h)
         assert self.w2.bias is not None
+        # w2's bias reaches the stream through U, and goes the same way beside the dense matrix.
         dense = F.linear(h, guide.down) + F.linear(self.w2.bias, u)
         return torch.lerp(F.linear(self.w2(h), u), dense, guide.share)
 
@@ -286,7 +299,9 @@ class VFTFeedForward(FFN):
         self.rank = self.vein.rank
         for linear in (self.w1, self.w3):
             if linear is not None:
+                # Directions that are not in use are zeros in z: what their columns hold never mattered.
                 linear.weight = nn.Parameter(linear.weight[:, kept].clone())
+        # The same for rows of w2, which meet columns of U that are 0.
         self.w2.weight = nn.Parameter(self.w2.weight[kept].clone())
         assert self.w2.bias is not None
         self.w2.bias = nn.Parameter(self.w2.bias[kept].clone())

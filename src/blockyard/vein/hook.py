@@ -63,6 +63,7 @@ class VeinHook(TrainingHook):
     def extra_flops(self, step: int, tokens: int) -> int:
         if step >= self.guided:
             return 0
+        # Forward once, and backward twice as much.
         return sum(3 * m.flops(tokens) for m in self.model.modules() if isinstance(m, Guide))
 
     def check_ranks(self, count: int) -> None:

@@ -26,6 +26,7 @@ def token_metrics(
         share = torch.full_like(eps, 1 / eps.numel())
     else:
         keep = padding_mask[:, -eps.shape[1] :].to(eps.dtype)
+        # Weights that add up to 1: no count has to be read from the device.
         share = keep / keep.sum().clamp_(min=1)
     return {
         "eps_mean": (eps * share).sum(),
@@ -38,5 +39,7 @@ def token_metrics(
 
 def _participation(z: Tensor, share: Tensor) -> Tensor:
     """How many directions carry z [..., r]: (Σ λ)² / Σ λ² of its second moments, 1 … r, tokens weighted by share."""
+    # The participation ratio: r equal eigenvalues give r, a single one 1. Trace and sum of squares have it without an
+    # eigenvalue being computed.
     moments = (z * share.unsqueeze(-1)).flatten(0, -2).mT @ z.flatten(0, -2)
     return moments.trace().square() / moments.square().sum().clamp(min=torch.finfo(moments.dtype).tiny)

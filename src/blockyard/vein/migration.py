@@ -111,10 +111,12 @@ def _check_rank(attn: StandardAttention, rank: int) -> None:
 
 
 def _heads(attn: StandardAttention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Projections in float64 by query head: q, k, v [H, head_dim, d_model] and output [H, d_model, head_dim]."""
+    """In float64 by query head: q, k [H, head_dim, d_model], v [H, v_dim, d_model], output [H, d_model, v_dim]."""
     shared = attn.n_heads // attn.n_kv_heads
-    q, k, v = (p.weight.double().unflatten(0, (-1, attn.head_dim)) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
-    out = attn.output_proj.weight.double().unflatten(1, (-1, attn.head_dim)).movedim(1, 0)
+    widths = (attn.head_dim, attn.head_dim, attn.v_dim)
+    parts = zip((attn.q_proj, attn.k_proj, attn.v_proj), widths)
+    q, k, v = (p.weight.double().unflatten(0, (-1, width)) for p, width in parts)
+    out = attn.output_proj.weight.double().unflatten(1, (-1, attn.v_dim)).movedim(1, 0)
     return q, k.repeat_interleave(shared, 0), v.repeat_interleave(shared, 0), out
 
 
@@ -122,6 +124,7 @@ def _root_of_covariance(x: Tensor) -> Tensor:
     """S [d, d] with S Sᵀ = xᵀx / rows: W S has the size that W x has on average."""
     rows = x.double().flatten(0, -2)
     values, vectors = torch.linalg.eigh(rows.mT @ rows / len(rows))
+    # Rounding leaves eigenvalues a little below 0 where x has fewer rows than features.
     return vectors * values.clamp_(min=0).sqrt()
 
 
@@ -131,20 +134,23 @@ def _value_paths(attn: StandardAttention, root: Tensor) -> tuple[Tensor, Tensor,
     The best rank-r copy of a path P on x projects its output: U_r U_rᵀ P.
     """
     _, _, v, out = _heads(attn)
+    # A head adds out (v x) to the stream: only the product counts, not where it is cut in two.
     path = out @ v
     left, values, _ = torch.linalg.svd(path @ root, full_matrices=False)
-    return left, values[:, : attn.head_dim], path
+    return left, values[:, : attn.v_dim], path
 
 
 def _rank_from_spectrum(values: Tensor, energy: float) -> int:
     if not 0.0 < energy <= 1.0:
         raise InputError(f"energy={energy} should be above 0 and at most 1")
+    # The energy of all heads together, since one rank serves them all.
     kept = values.square().sum(0).cumsum(0)
     return max(2, 1 + int((kept < energy * kept[-1]).sum()))
 
 
 def _copy_values(attn: TVAAttention, paths: tuple[Tensor, Tensor, Tensor]) -> None:
     left, _, path = paths
+    # Eckart and Young: of all rank-r copies the leading left directions lose least of P on these x.
     left = left[..., : attn.v_rank]  # [H, d_model, v_rank]
     attn.output_proj.weight.copy_(left.movedim(0, 1).flatten(1))
     attn.v_proj.weight.copy_((left.mT @ path).flatten(0, 1))
@@ -153,6 +159,7 @@ def _copy_values(attn: TVAAttention, paths: tuple[Tensor, Tensor, Tensor]) -> No
 def _copy_queries_and_keys(standard: StandardAttention, attn: TVAAttention, root: Tensor) -> None:
     q, k, _, _ = _heads(standard)
     # Scores are divided by the root of the head's width: of head_dim there, of rank here.
+    # Half of the factor to queries and half to keys: a root of the root.
     scale = (attn.rank / standard.head_dim) ** 0.25
     if standard.rope is not None or isinstance(standard.q_norm, RMSNorm):
         pairs = torch.arange(0, standard.head_dim // 2, standard.head_dim // attn.rank)
@@ -185,6 +192,7 @@ def _copy_ffn(ffn: Any, block: VFTBlock, h: Tensor) -> None:
     """Vein = principal directions of h; direct path = reduced-rank regression of the FFN; the core starts at 0."""
     rows = h.flatten(0, -2)
     vectors = torch.linalg.eigh(rows.double().mT @ rows.double()).eigenvectors
+    # eigh sorts upwards: the principal directions are the last.
     block.vein.stored()[0].copy_(vectors[:, -block.vein.rank :].mT)
     direct = block.ffn.stabilizer
     assert direct is not None
@@ -195,6 +203,7 @@ def _copy_ffn(ffn: Any, block: VFTBlock, h: Tensor) -> None:
     linear = torch.linalg.solve(gram + ridge, given.mT @ wanted).mT  # wanted ≈ given @ linearᵀ
     fitted = given @ linear.mT
     directions = torch.linalg.eigh(fitted.mT @ fitted).eigenvectors[:, -direct.down.weight.shape[0] :]
+    # Reduced-rank regression: the least-squares map, cut to the leading directions of what it fits.
     direct.up.weight.copy_(directions)
     direct.down.weight.copy_(directions.mT @ linear)
     for parameter in block.ffn.w2.parameters():
@@ -215,6 +224,7 @@ def distill(student: nn.Module, teacher: nn.Module, inputs: Iterable[Tensor], *,
     for x in inputs:
         with torch.no_grad():
             wanted = teacher(x)[0]
+        # Relative to what the block adds to the stream: 1 is as far off as adding nothing.
         loss = F.mse_loss(student(x)[0], wanted) / (wanted - x).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -32,6 +32,7 @@ def recommend_rank(d_model: int) -> int:
     """
     if d_model < 1:
         raise InputError(f"d_model={d_model} should be at least 1")
+    # The document prints 4 and 8 for 768 and 2048; its own formula gives 6 and 11.
     return max(2, min(32, int(math.sqrt(d_model) / 4)))
 
 
@@ -74,6 +75,7 @@ class VeinProjector(nn.Module):
         super().__init__()
         check_choice("implementation", implementation, ("linear", "parameter"))
         check_choice("init_method", init_method, ("orthogonal", "normal", "xavier"))
+        # As wide as what it projects, a vein would leave nothing out, and its error would say nothing.
         if not 1 <= rank < d_model:
             raise InputError(f"rank={rank} should be at least 1 and below the projected width {d_model}")
         self.d_model, self.rank, self.tied = d_model, rank, tied
@@ -83,9 +85,10 @@ class VeinProjector(nn.Module):
         # 1 for directions in use, 0 for the others; None = all are, see `use_rank`.
         self.active: Tensor | None
         self.register_buffer("active", None)
+        # Modules or tensors: the same numbers, and as many of them. (The document has tensors save memory.)
         if implementation == "linear":
-            self.V: nn.Module | nn.Parameter = VeinLinear(d_model, rank)
-            self.U: nn.Module | nn.Parameter | None = None if tied else VeinLinear(rank, d_model)
+            self.V: VeinLinear | nn.Parameter = VeinLinear(d_model, rank)
+            self.U: VeinLinear | nn.Parameter | None = None if tied else VeinLinear(rank, d_model)
         else:
             self.V = nn.Parameter(torch.empty(rank, d_model))
             self.U = None if tied else nn.Parameter(torch.empty(d_model, rank))
@@ -96,6 +99,7 @@ class VeinProjector(nn.Module):
             if self.init_method == "orthogonal":
                 nn.init.orthogonal_(weight)
             elif self.init_method == "normal":
+                # V x then has entries of the size of those of x.
                 nn.init.normal_(weight, std=self.d_model**-0.5)
             else:
                 nn.init.xavier_uniform_(weight)
@@ -106,7 +110,7 @@ class VeinProjector(nn.Module):
     def stored(self) -> list[Tensor]:
         """The parameters behind `matrices()`: V as it is stored, and U unless it is tied."""
         parts = [self.V] if self.U is None else [self.V, self.U]
-        return [part.weight if isinstance(part, Linear) else part for part in parts]  # type: ignore[misc]
+        return [part.weight if isinstance(part, Linear) else part for part in parts]
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """V [rank, d_model] and U [d_model, rank]. Ask once per forward: tied, they are made orthonormal here.
@@ -117,6 +121,7 @@ class VeinProjector(nn.Module):
         v = self._orthonormal(stored[0]) if self.tied else stored[0]
         u = None if self.tied else stored[1]
         if self.active is not None:
+            # Masked, not cut: shapes stay, and with them the optimizer's averages and a compiled graph.
             v, u = v * self.active.unsqueeze(-1), None if u is None else u * self.active
         return v, v.mT if u is None else u
 
@@ -163,6 +168,7 @@ class VeinProjector(nn.Module):
     @torch.no_grad()
     def trim(self) -> slice:
         """Drop the directions that are not in use; returns which of them stayed."""
+        # Gram-Schmidt makes a row from those before it: the first rows alone still give the same directions.
         kept = slice(0, int(self.rank_in_use))
         self.rank, self._made, self.active = kept.stop, None, None
         for name, rows in (("V", True), ("U", False)):
@@ -197,6 +203,7 @@ class VeinProjector(nn.Module):
             relative: ‖x − x̂‖ / ‖x‖ (0 for x = 0), which the document's thresholds are about; else ‖x − x̂‖, the
                 document's formula, which grows as √d_model.
         """
+        # What the vein cannot hold of x; tied, the part at right angles to its rows.
         rest = torch.linalg.vector_norm(widened(x) - widened(self(x)), dim=-1)
         return rest / _norm(x) if relative else rest
 
@@ -208,6 +215,8 @@ class VeinProjector(nn.Module):
         if not self.tied:
             rest = torch.linalg.vector_norm(widened(x) - widened(F.linear(z, u)), dim=-1)
             return rest / _norm(x) if relative else rest
+        # ‖x − VᵀV x‖² = ‖x‖² − ‖V x‖². The difference loses digits where the vein holds nearly all of x: an error of
+        # 1e-4 is then the smallest that float32 can tell from 0.
         kept = torch.linalg.vector_norm(widened(z), dim=-1)
         whole = _norm(x)
         # A root of 0 has no slope; of the least number its own is 1e-19.
@@ -221,6 +230,7 @@ class VeinProjector(nn.Module):
     def cost(self, rows: int, *, project: bool = True, reconstruct: bool = True) -> Cost:
         """Parameters, and FLOPs for `rows` vectors (making V orthonormal is a product of its own)."""
         shapes = [(self.d_model, self.rank)] * project + [(self.rank, self.d_model)] * reconstruct
+        # W Wᵀ. The triangular solve is no matrix product to `FlopCounterMode`, which the formula is tested against.
         orthonormal = linear_flops(self.rank, (self.d_model, self.rank)) if self.tied else 0
         parameters = self.d_model * self.rank * (1 if self.tied else 2)
         return Cost(parameters, linear_flops(rows, *shapes) + orthonormal)
@@ -244,10 +254,12 @@ def _orthonormal_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     # Autocast would form W Wᵀ in bfloat16, and the rows would be orthonormal to two digits only.
     with torch.autocast(weight.device.type, enabled=False):
         wide = widened(weight)
+        # r × r: making V orthonormal costs what projecting r further rows does.
         gram = wide @ wide.mT
         # A ridge at rounding size keeps a nearly dependent set of rows from failing.
         ridge = torch.finfo(wide.dtype).eps * gram.diagonal().mean().detach()
         gram = gram + ridge * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+        # `_ex` does not look whether it worked, which would stall a GPU; the ridge sees to it that it does.
         lower = torch.linalg.cholesky_ex(gram).L
         # LAPACK leaves its result in columns, and products with that are slower.
         return torch.linalg.solve_triangular(lower, wide, upper=False).contiguous().to(weight.dtype), lower

@@ -19,6 +19,7 @@ from blockyard.vein.block import VFTBlock
 from blockyard.vein.ffn import VFTFeedForward
 from blockyard.vein.projector import VeinProjector
 
+# The document's, and as there thresholds of the relative error.
 TAUS = (0.25, 0.18, 0.10)
 T = TypeVar("T")
 
@@ -123,6 +124,7 @@ def _check_ranks(model: nn.Module, ranks: Sequence[int]) -> None:
 def match_ranks(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Make the veins hold a rank in use where a saved state dict has one, so that it can be loaded."""
     for name, vein in ffn_veins(model).items():
+        # The mask is a buffer: a state dict that holds one can only be loaded where there is one.
         vein.use_rank(vein.rank if f"{name}.active" in state else None)
 
 
@@ -144,6 +146,7 @@ def trim_veins(model: nn.Module) -> nn.Module:
         ffn.trim()
     for block in model.modules():
         if isinstance(block, VFTBlock):
+            # What the block says of itself when it is saved.
             block.saved_as[1] = block.rank
     return model
 
@@ -180,6 +183,7 @@ class VeinSchedule:
             vein_blocks(model)
         if ranks is not None:
             _check_ranks(model, ranks)
+            # Now, so that masks are there before an optimizer or a compiled graph is made of the model.
             use_rank(model, ranks[0])
         self._now: dict[str, float] = {}
 
@@ -194,6 +198,7 @@ class VeinSchedule:
             now["tau"] = value_at(progress, self.taus)
         if self.ranks is not None:
             now["rank"] = value_at(progress, self.ranks)
+        # Setting writes to every block: only where a value changes.
         if now != self._now:
             if "tau" in now:
                 set_tau(self.model, now["tau"])
@@ -250,6 +255,7 @@ def vein_metrics(model: nn.Module, inputs: Any) -> dict[str, dict[str, Any]]:
     before = {name: block.metrics for name, block in chosen.items()}
     try:
         for block in chosen.values():
+            # Asked of the forward pass, so that each block is measured on the input that it gets there.
             block.metrics = True
         _run_with_hooks(model, inputs, hook, before=False)
     finally:

@@ -1,4 +1,4 @@
-"""Decoding steps of folded tri-vein attention: one token behind a cache, in as few calls as they can be.
+"""Decoding steps of attention with thin heads: one token behind a cache, in as few calls as they can be.
 
 With a few numbers per head a step reads little memory; what it costs is calls from Python, so all that does not change
 from token to token is made once per cache: one matrix of the three projections, the gains, the scale inside them.
@@ -6,7 +6,7 @@ from token to token is made once per cache: one matrix of the three projections,
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from blockyard.nn.linear import Linear, hooked, plain
 from blockyard.nn.norms import RMSNorm
 from blockyard.nn.rotary import RotaryPositionalEmbedding, token_tables, turn_token
 from blockyard.protocol.cache import LayerCache
+from blockyard.protocol.mixer import Call
 
 
 class ThinHeads(Protocol):
@@ -27,69 +28,60 @@ class ThinHeads(Protocol):
 
     d_model: int
     n_heads: int
-    rank: int
-    v_rank: int
+    n_kv_heads: int
+    head_dim: int
+    v_dim: int
     causal: bool
     training: bool
     kernel: Kernel
-    form: Literal["folded", "factored", "shared"]
+    # Whether the three projections are all that stands between x and the heads.
+    short_steps: bool
     q_proj: Linear
     k_proj: Linear
     v_proj: Linear
+    q_norm: nn.Module | None
+    k_norm: nn.Module | None
     rope: RotaryPositionalEmbedding | None
     attn_dropout: Dropout
+    # Any: as torch declares it; a step looks modules up in it, since attributes of modules are slow to find.
     _modules: dict[str, Any]
 
-    @property
-    def q_norm(self) -> nn.Module: ...
 
-    @property
-    def k_norm(self) -> nn.Module: ...
-
-
-def step_for(
-    attention: ThinHeads,
-    x: Tensor,
-    cache: LayerCache,
-    padding_mask: Tensor | None,
-    attn_mask: Tensor | None,
-    positions: Tensor | None,
-) -> VeinStep | None:
+def step_for(attention: ThinHeads, x: Tensor, call: Call) -> Step | None:
     """What takes x to the cache's tokens a short way: one token behind plain projections; None for anything else."""
-    if (
-        x.shape != (cache.batch, 1, attention.d_model)
-        or x.dtype != cache.dtype
-        or torch.is_grad_enabled()
-        or transformed()
-    ):
+    cache = call.cache
+    # First what tells a step from a prompt, so that other calls lose no time here.
+    if type(cache) is not LayerCache or x.shape != (cache.batch, 1, attention.d_model):
         return None
-    if padding_mask is not None or attn_mask is not None or positions is not None:
+    if x.dtype != cache.dtype or cache.dtype in HALF or torch.is_grad_enabled() or transformed():
         return None
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if not call.is_bare:
+        return None
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return None
     if attention.training and attention.attn_dropout.p > 0:
         return None
-    if type(cache) is not LayerCache or not cache.lengthwise or cache.dtype in HALF:
-        return None
     step = cache.prepared.get("attention")
-    if not isinstance(step, VeinStep) or not step.fits(attention):
-        if not attention.causal or attention.kernel != "auto" or attention.form != "folded":
+    if not isinstance(step, Step) or not step.fits(attention):
+        # One token behind a cache sees all of it: exactly then causality needs no mask.
+        if not attention.causal or attention.kernel != "auto" or not attention.short_steps:
             return None
         if not plain(attention.q_proj, attention.k_proj, attention.v_proj):
             return None
-        step = cache.prepared["attention"] = VeinStep(attention)
+        step = cache.prepared["attention"] = Step(attention)
     return step
 
 
-class VeinStep:
+class Step:
     """What the steps behind one cache need of an attention; the cache keeps it while it grows token by token.
 
     Args:
-        attention: folded, its projections plain.
+        attention: its projections plain.
     """
 
     def __init__(self, attention: ThinHeads) -> None:
-        self.heads, self.rank, self.v_rank = attention.n_heads, attention.rank, attention.v_rank
+        self.heads, self.key_heads = attention.n_heads, attention.n_kv_heads
+        self.width, self.v_width = attention.head_dim, attention.v_dim
         self.rope = attention.rope
         self.turns: tuple[Tensor, ...] = (torch.empty(0),)
         names = ["q_proj", "k_proj", "v_proj"]
@@ -98,15 +90,17 @@ class VeinStep:
         modules = [getattr(attention, name) for name in names]
         read: list[Tensor] = [module.weight for module in modules]
         self.modules, self.stamp = list(zip(names, modules)), Stamp(read)
+        # A step never learns.
         q, k, v = self.weights = [weight.detach() for weight in read[:3]]
         # The scale of the scores goes into the first thing that queries are multiplied with.
-        self.scale = self.rank**-0.5
+        self.scale = self.width**-0.5
         self.gains: Tensor | None = None
         if isinstance(attention.q_norm, RMSNorm):
-            gains = [weight.detach().expand(self.heads, -1) for weight in read[3:]]
+            q_gain, k_gain = (weight.detach() for weight in read[3:])
+            gains = [q_gain.expand(self.heads, -1), k_gain.expand(self.key_heads, -1)]
             self.gains, self.eps = torch.cat([gains[0] * self.scale, gains[1]]).unsqueeze(1), attention.q_norm.eps
             self.scale = 1.0
-        # One product instead of three, where the copy [d_model, H · (2 rank + v_rank)] is small.
+        # One product instead of three, where the copy [d_model, all heads] is small.
         self.stacked: Tensor | None = None
         if sum(len(weight) for weight in self.weights) <= attention.d_model:
             self.stacked = torch.cat([q * self.scale, k, v]).mT.contiguous()
@@ -123,25 +117,29 @@ class VeinStep:
         return self.stamp.holds(weights)
 
     def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
-        """Attention of one token [B, 1, d_model] to the cache and itself: mixed values [B, 1, H · v_rank]."""
-        batch, heads, rank = x.shape[0], self.heads, self.rank
+        """Attention of one token [B, 1, d_model] to the cache and itself: mixed values [B, 1, H · v_dim]."""
+        batch, heads, key_heads, width = x.shape[0], self.heads, self.key_heads, self.width
         x = x.reshape(batch, -1)
         if self.stacked is not None:
             qkv = torch.mm(x, self.stacked)
         else:
             qkv = torch.cat([F.linear(x, weight) for weight in self.weights], -1)
-        qk = qkv.narrow(1, 0, 2 * heads * rank).view(batch, 2 * heads, 1, rank)
-        v = qkv.narrow(1, 2 * heads * rank, heads * self.v_rank).view(batch, heads, 1, self.v_rank)
+        both = heads + key_heads
+        # `split` in Python takes two microseconds more than this.
+        qk, v = qkv.split_with_sizes((both * width, key_heads * self.v_width), 1)
+        qk, v = qk.view(batch, both, 1, width), v.view(batch, key_heads, 1, self.v_width)
         if self.gains is not None:
-            qk = F.rms_norm(qk, (rank,), None, self.eps) * self.gains
+            qk = F.rms_norm(qk, (width,), None, self.eps) * self.gains
         if self.rope is not None:
             if cache.length >= len(self.turns[0]):
                 self.turns = token_tables(self.rope, cache.length, x)
             cos, sin = self.turns
             qk = turn_token(qk, cos[cache.length], sin[cache.length], self.rope.layout)
-        q, k = qk.chunk(2, 1)
+        q, k = qk.split_with_sizes((heads, key_heads), 1)
         keys, values = cache.append(k=k, v=v)
-        q = q.reshape(batch * heads, 1, rank)
+        # The heads that share a key head are further queries of it, so that no key is copied.
+        q = q.reshape(batch * key_heads, -1, width)
+        # [B · H_kv, queries, length]: keys lie lengthwise, so this product reads whole rows.
         scores = torch.bmm(q if self.scale == 1.0 else q * self.scale, keys.flatten(0, 1).mT)
         # A cache takes no gradients, so nothing but this reads the scores.
         weights = torch.softmax(scores, -1, out=scores)
