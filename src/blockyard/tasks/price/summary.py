@@ -165,11 +165,12 @@ def paired_table(evaluation: Mapping[str, Any], names: Sequence[str], horizons: 
         if not rivals:
             continue
         lines = [f"{name} beside others: skill less theirs on the same dates; a tie is an interval that holds 0"]
-        lines.append(" " * 10 + "".join(f"{f'{title} − {rival}':>36}" for rival in rivals for title, _ in PAIRS))
+        lines.append(" " * 24 + "".join(f"{title:>34}" for title, _ in PAIRS))
         for h in horizons:
             place = evaluation["horizons"].index(h)
-            cells = [paired_cell(rivals[rival][key][place]) for rival in rivals for _, key in PAIRS]
-            lines.append(f"  {f'h = {h}':<8}" + "".join(f"{cell:>36}" for cell in cells))
+            for rival, scores in rivals.items():
+                cells = [paired_cell(scores[key][place]) for _, key in PAIRS]
+                lines.append(f"  {f'h = {h}':<8}{rival:<14}" + "".join(f"{cell:>34}" for cell in cells))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
