@@ -1,4 +1,4 @@
-"""Weights: each rule, target and limit against its definition in loops; on markets of their own; nothing looks ahead."""
+"""Weights: each rule, target and limit against its definition in loops, closed markets too; nothing looks ahead."""
 
 import math
 from dataclasses import replace

@@ -51,7 +51,8 @@ def describe(course: Course, year: int, cost: float, beside: Course | None = Non
 
     Returns: steps, steps_per_year, annual_return, annual_volatility, sharpe (with its interval), sharpe_minus_hold
         (likewise, paired over the same dates; with `beside`), sortino and calmar (None where nothing was lost),
-        max_drawdown, turnover and costs per year, gross and net (means), drawdowns, months, ds and curve (the
+        max_drawdown, turnover and costs per year, break_even (the cost per unit of weight changed at which the mean
+        gain is 0; None where nothing was changed), gross and net (means), drawdowns, months, ds and curve (the
         cumulated log return by date).
     """
     gains = course.gains
@@ -82,6 +83,7 @@ def describe(course: Course, year: int, cost: float, beside: Course | None = Non
         "max_drawdown": deepest,
         "turnover": float(course.changed.mean() * year),
         "costs": float(course.changed.mean() * year * cost),
+        "break_even": float(gains.mean() / course.changed.mean() + cost) if course.changed.any() else None,
         "gross": float(course.gross.mean()),
         "net": float(course.net.mean()),
         "drawdowns": sorted(falls, key=lambda fall: fall["depth"])[:DEEPEST],
