@@ -207,6 +207,9 @@ def test_compare_price_reports_choices_and_baselines_together(file, tmp_path):
         "The test, beside baselines",
         "Skill over time, h = 1",
         "Calibration, h = 1",
+        "Pinball skill less that of EWMA(0.94), on the same dates",
+        "CRPS skill less that of GARCH-t, on the same dates",
+        "Tenths of the forecast, h = 1",
         "A forecast of",
         "HistVol20",
     ):

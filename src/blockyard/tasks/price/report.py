@@ -88,15 +88,18 @@ def _paired_tables(choices: list[Choice], shown: list[int], horizons: list[int])
     """Each choice's skill less that of EWMA and of GARCH-t; reports of earlier versions have none."""
     tables = []
     for rival in DRAWN:
-        rows = []
-        for choice in choices:
-            found = [one[rival] for test in _figures(choice) for one in test.get("paired", {}).values() if rival in one]
-            if found:
-                cells = [_mean_pair([one[key][horizons.index(h)] for one in found]) for h in shown for _, key in PAIRS]
-                rows.append([choice["name"], *cells])
-        if rows:
-            columns = [f"{title}, h = {h}" for h in shown for title, _ in PAIRS]
-            tables.append(Table(f"Skill less that of {rival}, on the same dates", ("choice", *columns), rows))
+        for title, key in PAIRS:
+            rows = []
+            for choice in choices:
+                tests = [one for test in _figures(choice) for one in test.get("paired", {}).values()]
+                found = [one[rival][key] for one in tests if rival in one]
+                if found:
+                    rows.append(
+                        [choice["name"], *(_mean_pair([one[horizons.index(h)] for one in found]) for h in shown)]
+                    )
+            if rows:
+                caption = f"{title[:1].upper() + title[1:]} skill less that of {rival}, on the same dates"
+                tables.append(Table(caption, ("choice", *(f"h = {h}" for h in shown)), rows))
     return tables
 
 
