@@ -1,4 +1,4 @@
-"""Skill beside EWMA and GARCH-t on the same dates, with intervals: `train price`'s defaults on series of any kind.
+"""Skill beside EWMA and the GARCHs on the same dates, with intervals: `train price`'s defaults on series of any kind.
 
     python benchmarks/paired_skill.py --series nasdaq,wti,MSFT.csv --out paired.json
 

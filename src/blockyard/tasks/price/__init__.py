@@ -13,7 +13,7 @@ Where to read, in this order:
     task.py          PriceForecasting, the kind; PriceTask
     forecaster.py    a trained model, its calibration (calibrate.py) and a file's future as a table (dates: future.py)
     baselines.py     forecasts that need no net: variance.py (EWMA, HAR, GARCH), automatic.py (statsforecast), past.py
-    evaluate.py      scores with intervals (scores.py) of forecasts of the same origins, also beside EWMA and GARCH-t
+    evaluate.py      scores with intervals (scores.py) of forecasts of the same origins, also beside EWMA and GARCH
     walk.py          walk-forward evaluation; positions.py: from forecasts to weights, with rules, target and limits
     backtest.py      what weights would have earned, with lag and costs; earnings.py: in figures, drawdowns, months
     sheet.py         the tear sheet, drawn by sheet_charts.py; backtest_folder.py: which backtest a folder holds

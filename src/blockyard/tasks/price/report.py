@@ -14,6 +14,7 @@ from blockyard.report.chart import Chart, seeds_in
 from blockyard.report.palette import Palette
 from blockyard.report.parts import Parts, Section, Table, Terms
 from blockyard.report.schema import Choice, Report
+from blockyard.tasks.price.baselines import RIVALS
 from blockyard.tasks.price.charts import draw_calibration, draw_fan, draw_over_time, draw_tenths
 from blockyard.tasks.price.scores import word_of
 from blockyard.tasks.price.summary import PAIRS, paired_cell
@@ -46,9 +47,9 @@ class PriceParts(Parts):
             "Skill is 1 − pinball loss ÷ that of the unconditional distribution of past returns. It comes from "
             "forecasting volatility: expect it near EWMA and GARCH, and expect no skill in direction (IC and hit rate "
             "about 0; nothing here should be traded on).",
-            "Skill beside EWMA(0.94) and GARCH-t is the difference of skills on the same dates. Better and worse are "
-            "intervals without 0, a tie holds it, and too short is a test of fewer than six times h dates, from "
-            "which no interval can be had. Each interval is for itself: of twenty ties one looks like more by chance.",
+            "Skill beside EWMA(0.94), GARCH-t and GJR-GARCH-t is the difference of skills on the same dates. Better and "
+            "worse are intervals without 0, a tie holds it, and too short is a test of fewer than six times h dates, "
+            "which give no interval. Each interval is for itself: of twenty ties one looks like more by chance.",
             "Intervals behind skills are over time (a block bootstrap of the test dates); those behind losses are over "
             "seeds. Two choices can differ by more than the seeds do and still by less than the dates do.",
         ]
@@ -85,21 +86,20 @@ def _table(caption: str, h: int, choices: list[Choice], baselines: dict[str, Any
 
 
 def _paired_tables(choices: list[Choice], shown: list[int], horizons: list[int]) -> list[Table]:
-    """Each choice's skill less that of EWMA and of GARCH-t; reports of earlier versions have none."""
+    """Each choice's skill less that of EWMA and the GARCHs; reports of earlier versions have none."""
     tables = []
-    for rival in DRAWN:
-        for title, key in PAIRS:
-            rows = []
-            for choice in choices:
-                tests = [one for test in _figures(choice) for one in test.get("paired", {}).values()]
+    for title, key in PAIRS:
+        rows = []
+        for choice in choices:
+            tests = [one for test in _figures(choice) for one in test.get("paired", {}).values()]
+            for rival in RIVALS:
                 found = [one[rival][key] for one in tests if rival in one]
                 if found:
-                    rows.append(
-                        [choice["name"], *(_mean_pair([one[horizons.index(h)] for one in found]) for h in shown)]
-                    )
-            if rows:
-                caption = f"{title[:1].upper() + title[1:]} skill less that of {rival}, on the same dates"
-                tables.append(Table(caption, ("choice", *(f"h = {h}" for h in shown)), rows))
+                    cells = [_mean_pair([one[horizons.index(h)] for one in found]) for h in shown]
+                    rows.append([f"{choice['name']} beside {rival}", *cells])
+        if rows:
+            caption = f"{title[:1].upper() + title[1:]} skill less that of others, on the same dates"
+            tables.append(Table(caption, ("choice", *(f"h = {h}" for h in shown)), rows))
     return tables
 
 

@@ -214,7 +214,7 @@ def _drawdowns(found: Found) -> str:
 
 
 def _skill(record: Found, found: Found | None) -> str:
-    """IC, PIT, skill beside EWMA and GARCH-t, and coverage."""
+    """IC, PIT, skill beside EWMA and the GARCHs, and coverage."""
     summary, name, horizon = record["summary"], record["model"], record["horizon"]
     known = summary["horizons"]
     places = {h: known.index(h) for h in sorted({horizon, *SHOWN}) if h in known}
@@ -241,8 +241,8 @@ def _skill(record: Found, found: Found | None) -> str:
         table = cards_table(["", *(f"h = {h}" for h in places)], rows, frozenset())
         parts.append(f"{_apart('Share of outcomes within central intervals')}\n{table}")
     lede = (
-        "Skill is 1 − pinball loss ÷ that of the unconditional distribution. Less that of EWMA and GARCH-t on the same "
-        "dates: better and worse are 95 % intervals without 0."
+        "Skill is 1 − pinball loss ÷ that of the unconditional distribution. Less that of EWMA and the GARCHs on the "
+        "same dates: better and worse are 95 % intervals without 0."
     )
     body = "\n".join(parts)
     return f'<section>\n<h2>How well it forecast</h2>\n<p class="lede">{prose(lede)}</p>\n{body}\n</section>'

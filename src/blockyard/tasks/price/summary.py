@@ -152,7 +152,7 @@ PAIRS = (("pinball", "skill"), ("CRPS", "crps_skill"))
 
 
 def paired_table(evaluation: Mapping[str, Any], names: Sequence[str], horizons: Sequence[int]) -> str:
-    """Forecasts beside EWMA and GARCH-t: the difference of skills on the same dates; "" where there is none.
+    """Forecasts beside EWMA and the GARCHs: the difference of skills on the same dates; "" where there is none.
 
     Args:
         evaluation: from `evaluate`.
