@@ -48,8 +48,8 @@ class PriceParts(Parts):
             "forecasting volatility: expect it near EWMA and GARCH, and expect no skill in direction (IC and hit rate "
             "about 0; nothing here should be traded on).",
             "Skill beside EWMA(0.94), GARCH-t and GJR-GARCH-t is the difference of skills on the same dates. Better, "
-            "worse: intervals without 0; a tie holds it; too short: a test of fewer than six times h dates, which gives "
-            "no interval. Each interval is for itself: of twenty ties one looks like more by chance.",
+            "worse: intervals without 0; a tie holds it; too short: a test of fewer than six times h dates, which "
+            "gives no interval. Each interval is for itself: of twenty ties one looks like more by chance.",
             "Intervals behind skills are over time (a block bootstrap of the test dates); those behind losses are over "
             "seeds. Two choices can differ by more than the seeds do and still by less than the dates do.",
         ]
