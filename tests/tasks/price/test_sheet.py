@@ -31,6 +31,7 @@ def record_of(data, beside, forecast, config=CONFIG):
     asked = Asked(config, data.prices.fingerprint(), None, 1, False)
     return {
         "model": forecast.name, "horizon": config.horizon, "rule": config.describe(), "source": "a<b.csv",
+        "target": config.target_volatility,
         "settings": asked.words(252), "data": data.prices.report().splitlines(), "notes": ["read this & that"],
         "summary": summary, "earned": earned, "command": "blockyard backtest runs/x 'a<b.csv' --folds 1",
     }  # fmt: skip
@@ -147,3 +148,12 @@ def test_each_backtest_gets_a_folder_of_its_own(tmp_path, data):
     (second / "settings.json").write_text("{damaged")
     assert folder_for(tmp_path, one) == tmp_path / "backtest-3"
     assert json.loads(json.dumps(one.to_dict()))["config"]["rule"] == "volatility"
+
+
+def test_a_target_is_set_beside_what_was_had(data, beside):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    ridge = beside["ridge"]
+    config = BacktestConfig(rule="volatility", horizon=2, target_volatility=0.1)
+    page = render_sheet(record_of(data, beside, Forecast("m", ridge.point, ridge.quantiles), config))
+    had = re.search("Volatility a year: 10\\.0\u00a0% asked for, (\\d+\\.\\d)\u00a0% had, at a mean gross of", page)
+    assert had is not None and 5 < float(had.group(1)) < 20

@@ -67,6 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
     write_atomically(out / RESULTS, json.dumps(without_nan(found.earned), indent=1) + "\n")
     if found.weights is not None:
         write_table(found.weights, out / "weights.csv")
+    else:
+        # Those of an earlier backtest into the same folder are not this one's.
+        (out / "weights.csv").unlink(missing_ok=True)
     asked.save(out)
     print(prices.report())
     for note in found.notes:
@@ -77,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         "model": found.name,
         "horizon": config.horizon,
         "rule": config.describe(),
+        "target": config.target_volatility,
         "source": prices.source,
         "settings": asked.words((found.earned[HOLD] or {})["steps_per_year"]),
         "data": prices.report().splitlines(),

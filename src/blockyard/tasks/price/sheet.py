@@ -27,8 +27,8 @@ def write_sheet(record: Found, folder: Path) -> Path:
 
     Args:
         record: model (the forecast it is about), horizon (that decides), rule (in words), source, settings (labels and
-            values), data (lines), notes, summary (from `summarise`), earned (by forecast, `buy and hold` among them),
-            command.
+            values), target (volatility asked for, or None), data (lines), notes, summary (from `summarise`), earned (by
+            forecast, `buy and hold` among them), command.
         folder: where to.
 
     Raises:
@@ -109,6 +109,9 @@ def _details(record: Found) -> list[str]:
         lines.append(
             f"Costs took {_percent(found['costs'], 2)} a year at a turnover of {found['turnover']:.1f}{all_of_it}."
         )
+        if record["target"] is not None:
+            had = f"{_percent(record['target'])} asked for, {_percent(found['annual_volatility'])} had"
+            lines.append(f"Volatility a year: {had}, at a mean gross of {_number(found['gross'])}.")
     return lines + [f"Note: {note}." for note in record["notes"]]
 
 
