@@ -86,6 +86,7 @@ def main() -> None:
         "chosen": {"head": model.head, "blocks": model.choice},
         "tried": [{"head": m.head, "blocks": m.choice, "validation": loss} for loss, m, _ in tried],
         "evaluation": found["forecasts"],
+        "paired": found["paired"],
         "horizons": found["horizons"],
     }
     if arguments.out:

@@ -117,7 +117,43 @@ def test_backtest_walks_forward_beside_baselines(trained, file, tmp_path, capsys
     assert {"standard+swiglu", "GARCH-t"} <= set(earned) and len(earned["GARCH-t"]["curve"]) == earned["GARCH-t"][
         "steps"
     ]
-    assert (out / "skill.png").exists()
+    assert (out / "skill.png").exists() and (out / "pit.png").exists()
+    assert re.search(r"\nSharpe −?\d+\.\d\d\u00a0\[.*buy and hold", shown) and shown.endswith(f"{out}\n")
+    page = (out / "tearsheet.html").read_text()
+    assert f"blockyard backtest {trained} {file} --folds 2 --rule volatility --out {out}" in page.replace(
+        '<span class="nw">', ""
+    ).replace("</span>", "")
+    held = pd.read_csv(out / "weights.csv")
+    assert (pd.to_datetime(held["decided"]) < pd.to_datetime(held["taken"].fillna("2100"))).all()
+    assert json.loads((out / "settings.json").read_text())["config"]["rule"] == "volatility"
+
+
+def test_backtests_of_several_assets_by_rank_keep_to_their_limits(trained, tmp_path, capsys):
+    long = pd.concat([ohlcv(500, seed).assign(unique_id=name) for seed, name in enumerate("VWXYZ")])
+    path, out = write(long, tmp_path / "long.csv"), tmp_path / "bt"
+    words = ["backtest", str(trained), path, "--folds", "2", "--rule", "rank", "--target_volatility", "0.1"]
+    assert main([*words, "--gross", "0.8", "--net", "0.1", "--out", str(out)]) == 0
+    assert "rule rank, tails 0.2" in capsys.readouterr().out
+    held = pd.read_csv(out / "weights.csv").groupby("decided")["weight"]
+    assert (held.apply(lambda w: w.abs().sum()) <= 0.8 + 1e-6).all()
+    assert (held.sum().abs() <= 0.1 + 1e-6).all() and held.apply(lambda w: (w != 0).sum()).max() == 2
+    assert "mean of the last" in (out / "tearsheet.html").read_text()
+
+
+def test_a_second_backtest_with_other_settings_leaves_the_first(trained, file, capsys):
+    for rule, name in (("sign", "backtest"), ("volatility", "backtest-2"), ("sign", "backtest")):
+        assert main(["backtest", str(trained), file, "--folds", "1", "--rule", rule]) == 0
+        assert capsys.readouterr().out.endswith(f"{trained / name}\n")
+    assert not (trained / "backtest-3").exists()
+
+
+def test_a_rank_of_one_asset_is_refused_before_anything_is_done(trained, file, tmp_path, capsys):
+    out = str(tmp_path / "bt")
+    assert "rule=rank orders assets, and" in error_of(
+        capsys, "backtest", str(trained), file, "--rule", "rank", "--out", out
+    )
+    assert "gross=0.0 should be" in error_of(capsys, "backtest", str(trained), file, "--gross", "0", "--out", out)
+    assert not os.path.exists(out)
 
 
 def test_backtest_can_train_anew_before_each_fold(trained, file, tmp_path, capsys):
@@ -171,6 +207,10 @@ def test_compare_price_reports_choices_and_baselines_together(file, tmp_path):
         "The test, beside baselines",
         "Skill over time, h = 1",
         "Calibration, h = 1",
+        "Pinball skill less that of others, on the same dates",
+        "CRPS skill less that of others, on the same dates",
+        "beside GJR-GARCH-t",
+        "Tenths of the forecast, h = 1",
         "A forecast of",
         "HistVol20",
     ):

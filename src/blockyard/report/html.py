@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from typing import Any
@@ -49,10 +50,20 @@ def render_html(report: Report, parts: Parts) -> str:
         _provenance(report),
     ]
     body = "\n".join(section for section in sections if section)
+    return whole_page(f"{title(report)}: {_names(report)}", body)
+
+
+def whole_page(heading: str, body: str) -> str:
+    """A document with the house's style inside.
+
+    Args:
+        heading: the title of the window, plain text.
+        body: HTML.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title(report))}: {escape(_names(report))}</title>\n"
+        f"<title>{escape(heading)}</title>\n"
         f"<style>\n{style_sheet()}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -84,12 +95,27 @@ def _names(report: Report) -> str:
 
 def _header(report: Report, parts: Parts) -> str:
     verdict = report["verdict"]
-    details = "".join(f"<li>{prose(line)}</li>" for line in verdict["details"])
-    chips = "".join(f"<li>{escape(label)} <b>{escape(value)}</b></li>" for label, value in facts(report, parts))
+    return page_header(title(report), verdict["kind"], verdict["headline"], verdict["details"], facts(report, parts))
+
+
+def page_header(
+    heading: str, kind: str, headline: str, details: Sequence[str], at_a_glance: Sequence[tuple[str, str]]
+) -> str:
+    """The answer in a sentence, what belongs to it, and the terms at a glance.
+
+    Args:
+        heading: what the page is about.
+        kind: of the answer, a class of the style.
+        headline: the sentence.
+        details: further sentences.
+        at_a_glance: labels and values.
+    """
+    lines = "".join(f"<li>{prose(line)}</li>" for line in details)
+    chips = "".join(f"<li>{escape(label)} <b>{escape(value)}</b></li>" for label, value in at_a_glance)
     return (
-        f"<header>\n<h1>{escape(title(report))}</h1>\n"
-        f'<div class="answer {escape(verdict["kind"])}">\n<p class="headline">{prose(verdict["headline"])}</p>\n'
-        + (f"<ul>{details}</ul>\n" if details else "")
+        f"<header>\n<h1>{escape(heading)}</h1>\n"
+        f'<div class="answer {escape(kind)}">\n<p class="headline">{prose(headline)}</p>\n'
+        + (f"<ul>{lines}</ul>\n" if lines else "")
         + f'</div>\n<ul class="facts">{chips}</ul>\n</header>'
     )
 
@@ -153,9 +179,14 @@ def _ranking_note(report: Report) -> str:
 
 
 def _figure(chart: Chart, drawn: dict[str, str], *, wide: bool = False) -> str:
-    title = "" if wide else f"<h3>{escape(chart.title)}</h3>"
+    return figure(chart, drawn[chart.name], wide=wide)
+
+
+def figure(chart: Chart, svg: str, *, wide: bool = False) -> str:
+    """A drawn chart with its title (but alone in its section, `wide`) and caption."""
+    heading = "" if wide else f"<h3>{escape(chart.title)}</h3>"
     return (
-        f"<figure{' class=wide' if wide else ''}>{title}\n{drawn[chart.name]}\n"
+        f"<figure{' class=wide' if wide else ''}>{heading}\n{svg}\n"
         f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
     )
 

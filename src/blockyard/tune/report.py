@@ -9,7 +9,7 @@ from typing import Any
 
 from blockyard.report import units
 from blockyard.report.chart import Chart
-from blockyard.report.html import cards_table, prose, style_sheet
+from blockyard.report.html import cards_table, figure, page_header, prose, whole_page
 from blockyard.report.palette import MARKER_PATHS
 from blockyard.report.render import figure_png, figure_svg
 from blockyard.report.units import command_line, word
@@ -57,24 +57,13 @@ def render_html(record: Tuning, charts: list[Chart] | None = None) -> str:
             _provenance(record),
         ]
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style_sheet()}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return whole_page(title, body)
 
 
 def _header(record: Tuning, title: str) -> str:
     verdict = record["verdict"]
-    details = "".join(f"<li>{prose(line)}</li>" for line in verdict["details"])
-    chips = "".join(f"<li>{escape(label)} <b>{escape(value)}</b></li>" for label, value in _facts(record))
     kind = "winner" if verdict["kind"] == "better" else "tie"
-    return (
-        f'<header>\n<h1>{escape(title)}</h1>\n<div class="answer {kind}">\n'
-        f'<p class="headline">{prose(verdict["headline"])}</p>\n'
-        + (f"<ul>{details}</ul>\n" if details else "")
-        + f'</div>\n<ul class="facts">{chips}</ul>\n</header>'
-    )
+    return page_header(title, kind, verdict["headline"], verdict["details"], _facts(record))
 
 
 def _facts(record: Tuning) -> list[tuple[str, str]]:
@@ -171,11 +160,7 @@ def _against(record: Tuning, row: Final) -> str:
 
 
 def _figure(chart: Chart, *, wide: bool = False) -> str:
-    title = "" if wide else f"<h3>{escape(chart.title)}</h3>"
-    return (
-        f"<figure{' class=wide' if wide else ''}>{title}\n{figure_svg(chart, [])}\n"
-        f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
-    )
+    return figure(chart, figure_svg(chart, []), wide=wide)
 
 
 def _figures(heading: str, charts: list[Chart]) -> str:

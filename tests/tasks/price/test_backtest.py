@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from blockyard.errors import InputError
-from blockyard.tasks.price.backtest import BacktestConfig, backtest_table, positions, run_backtest
+from blockyard.tasks.price.backtest import BacktestConfig, account, backtest_table, run_backtest, run_hold
 from blockyard.tasks.price.baselines import Forecast
 from blockyard.tasks.price.data.config import PriceDataConfig
 from tests.fixtures.prices import LEVELS
@@ -47,15 +47,35 @@ def test_a_perfect_forecast_earns_and_lag_and_costs_take_from_it(data):
     assert earned(lag=0, cost=0.0) > earned(lag=0, cost=0.001) > earned(lag=1, cost=0.001)
 
 
-def test_long_positions_shrink_when_the_interval_widens_and_never_look_ahead():
-    width = np.array([1.0, 1.0, 4.0, 1.0])
-    quantiles = np.stack([-width, width], axis=-1)[:, None, :]
-    held = positions(Forecast("f", np.zeros((4, 1)), quantiles), 0, "volatility", (0.1, 0.9))
-    assert held.tolist() == [1.0, 1.0, 0.25, 1.0]
-    assert positions(Forecast("f", np.zeros((4, 1)), None), 0, "volatility", (0.1, 0.9)) is None
+def test_buy_and_hold_is_what_the_prices_did(data):
+    assets, rows = data.origins("test")
+    found = run_hold(data, assets, rows, BacktestConfig(cost=0.0))
+    logs = []
+    for t in rows[assets == 0]:
+        if t + 2 < len(data.tables[0]):
+            moves = [math.expm1(table.log_close[t + 2] - table.log_close[t + 1]) for table in data.tables]
+            logs.append(math.log1p(sum(moves) / 2))
+    assert found["curve"][-1] == pytest.approx(sum(logs), abs=1e-5) and found["gross"] == found["net"] == 1
+    up = Forecast("up", np.ones((len(rows), 3)), None)
+    same = run_backtest(data, assets, rows, up, BacktestConfig(cost=0.0), LEVELS)
+    assert same["curve"] == found["curve"] and same["sharpe_minus_hold"] == {"value": 0, "low": 0, "high": 0}
 
 
-@pytest.mark.parametrize("options", [{"lag": -1}, {"cost": 1.0}, {"steps_per_year": 0}, {"rule": "luck"}])
+def test_the_order_of_origins_does_not_matter(data):
+    assets, rows = data.origins("test")
+    weights = np.random.default_rng(0).standard_normal(len(rows))
+    mixed = np.random.default_rng(1).permutation(len(rows))
+    one = account(data, assets, rows, weights, lag=1, cost=0.001)
+    other = account(data, assets[mixed], rows[mixed], weights[mixed], lag=1, cost=0.001)
+    assert (one.gains == other.gains).all() and (one.changed == other.changed).all()
+    with pytest.raises(InputError, match="over 5 steps says nothing; give at least 20"):
+        account(data, assets[:5], rows[:5], weights[:5], lag=1, cost=0.0)
+
+
+@pytest.mark.parametrize("options", [
+    {"lag": -1}, {"cost": 1.0}, {"steps_per_year": 0}, {"rule": "luck"}, {"tails": 0.0}, {"tails": 0.6},
+    {"target_volatility": 0.0}, {"target_volatility": math.inf}, {"gross": 0.0}, {"gross": math.nan}, {"net": -0.1},
+])  # fmt: skip
 def test_backtest_options_out_of_range_are_refused(options):
     with pytest.raises(InputError, match=next(iter(options))):
         BacktestConfig(**options)

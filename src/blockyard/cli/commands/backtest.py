@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
@@ -17,7 +19,8 @@ def add_arguments(parser: Parser) -> None:
     from blockyard.registry.options import options_of
     from blockyard.tasks.price.backtest import BacktestConfig
 
-    parser.plain("--out", "folder of the tables and plots; RUN/backtest when not given", metavar="DIR")
+    parser.plain("--out", "folder of the tear sheet, tables and plots; by default RUN/backtest, or RUN/backtest-2 … "
+                 "where that holds one with other settings", metavar="DIR")  # fmt: skip
     parser.plain("--from", "judge forecasts made after this date; by default after what training used",
                  dest="start", metavar="DATE")  # fmt: skip
     parser.plain("--folds", "stretches before each of which baselines are fitted anew (4)", type=int, default=4)
@@ -30,18 +33,24 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.console import say
     from blockyard.cli.price_files import read_files
     from blockyard.cli.settings import read_flat
+    from blockyard.errors import MissingExtra
     from blockyard.files import check_writable, without_nan, write_atomically
     from blockyard.registry.options import options_of
-    from blockyard.tasks.price.backtest import BacktestConfig, backtest_table
+    from blockyard.tasks.price.backtest import HOLD, BacktestConfig, backtest_table
+    from blockyard.tasks.price.backtest_folder import RESULTS, Asked, folder_for
     from blockyard.tasks.price.finish import save_summary
+    from blockyard.tasks.price.forecaster import write_table
+    from blockyard.tasks.price.sheet import headline, write_sheet
     from blockyard.tasks.price.summary import evaluation_table
     from blockyard.tasks.price.walk import walk_forward
 
-    config = BacktestConfig(**read_flat(arguments, options_of(BacktestConfig)))
+    given = read_flat(arguments, options_of(BacktestConfig))
+    config = BacktestConfig(**given)
     if arguments.folds < 1:
         raise InputError(f"--folds={arguments.folds} should be at least 1")
     folder, prices, _ = read_files(arguments, "backtest")
-    out = Path(arguments.out) if arguments.out else folder / "backtest"
+    asked = Asked(config, prices.fingerprint(), arguments.start, arguments.folds, arguments.retrain)
+    out = Path(arguments.out) if arguments.out else folder_for(folder, asked)
     check_writable(out, folder=True)
     found = walk_forward(
         folder,
@@ -55,14 +64,51 @@ def run(arguments: argparse.Namespace) -> int:
         say=say,
     )
     save_summary(found.summary, found.name, out)
-    write_atomically(out / "backtest.json", json.dumps(without_nan(found.earned), indent=1) + "\n")
+    write_atomically(out / RESULTS, json.dumps(without_nan(found.earned), indent=1) + "\n")
+    if found.weights is not None:
+        write_table(found.weights, out / "weights.csv")
+    else:
+        # Those of an earlier backtest into the same folder are not this one's.
+        (out / "weights.csv").unlink(missing_ok=True)
+    asked.save(out)
     print(prices.report())
     for note in found.notes:
         print(f"note: {note}")
     print("\n" + evaluation_table(found.summary))
-    rule = f"rule {config.rule}, horizon {config.horizon}, lag {config.lag}, cost {config.cost:g} per unit traded"
-    print(f"\n{rule}; no forecast here is advice\n{backtest_table(found.earned)}\n{out}")
+    print(f"\n{config.describe()}; no forecast here is advice\n{backtest_table(found.earned)}")
+    record = {
+        "model": found.name,
+        "horizon": config.horizon,
+        "rule": config.describe(),
+        "target": config.target_volatility,
+        "source": prices.source,
+        "settings": asked.words((found.earned[HOLD] or {})["steps_per_year"]),
+        "data": prices.report().splitlines(),
+        "notes": found.notes,
+        "summary": without_nan(found.summary),
+        "earned": without_nan(found.earned),
+        "command": _command(arguments, given),
+    }
+    print("\n" + headline(record))
+    try:
+        print(write_sheet(record, out))
+    except MissingExtra as error:
+        print(f"no tear sheet: {error}")
+    print(out)
     return 0
+
+
+def _command(arguments: argparse.Namespace, given: dict[str, Any]) -> str:
+    """The command as it is typed, but for what is a default."""
+    from blockyard.cli.settings import given_words
+    from blockyard.report.units import command_line
+
+    words = ["blockyard backtest", shlex.quote(arguments.run), *map(shlex.quote, arguments.files)]
+    options: list[tuple[str, Any]] = [("from", arguments.start)] if arguments.start else []
+    options += [("folds", arguments.folds), *given.items()]
+    options += [(f"{word.group}.{word.key}", word.value) for word in given_words(arguments) if word.group == "data"]
+    options += [("out", arguments.out)] if arguments.out else []
+    return command_line(" ".join(words), options) + " --retrain" * arguments.retrain
 
 
 COMMAND = Command(

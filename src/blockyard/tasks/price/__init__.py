@@ -12,9 +12,11 @@ Where to read, in this order:
     model.py         PriceForecaster, with embedding.py (windows to tokens) and heads.py (quantiles, Student-t, point)
     task.py          PriceForecasting, the kind; PriceTask
     forecaster.py    a trained model, its calibration (calibrate.py) and a file's future as a table (dates: future.py)
-    baselines.py     eight forecasts that need no net
-    evaluate.py      scores with intervals (scores.py) of any forecasts of the same origins
-    walk.py          walk-forward evaluation; backtest.py: what a forecast would have earned, with lag and costs
+    baselines.py     forecasts that need no net: variance.py (EWMA, HAR, GARCH), automatic.py (statsforecast), past.py
+    evaluate.py      scores with intervals (scores.py) of forecasts of the same origins, also beside EWMA and GARCH
+    walk.py          walk-forward evaluation; positions.py: from forecasts to weights, with rules, target and limits
+    backtest.py      what weights would have earned, with lag and costs; earnings.py: in figures, drawdowns, months
+    sheet.py         the tear sheet, drawn by sheet_charts.py; backtest_folder.py: which backtest a folder holds
     finish.py        what follows training: calibration, the test, plots
     report.py        what a comparison adds, from summary.py (also as text); charts.py draws it
     presets.py       the price document's sizes
@@ -32,9 +34,9 @@ from typing import TYPE_CHECKING
 from blockyard.names import exports
 
 if TYPE_CHECKING:
-    from blockyard.tasks.price.backtest import BacktestConfig as BacktestConfig
     from blockyard.tasks.price.backtest import backtest_table as backtest_table
     from blockyard.tasks.price.backtest import run_backtest as run_backtest
+    from blockyard.tasks.price.backtest import run_hold as run_hold
     from blockyard.tasks.price.baselines import run_baselines as run_baselines
     from blockyard.tasks.price.data.config import PriceDataConfig as PriceDataConfig
     from blockyard.tasks.price.data.features import feature_table as feature_table
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from blockyard.tasks.price.model import PriceConfig as PriceConfig
     from blockyard.tasks.price.model import PriceForecaster as PriceForecaster
     from blockyard.tasks.price.model import PriceOutput as PriceOutput
+    from blockyard.tasks.price.positions import BacktestConfig as BacktestConfig
+    from blockyard.tasks.price.positions import decide as decide
     from blockyard.tasks.price.summary import evaluation_table as evaluation_table
     from blockyard.tasks.price.summary import summarise as summarise
     from blockyard.tasks.price.task import PriceForecasting as PriceForecasting
@@ -62,7 +66,7 @@ else:
     __all__ = exports(
         __name__,
         {
-            "backtest": "BacktestConfig backtest_table run_backtest",
+            "backtest": "backtest_table run_backtest run_hold",
             "baselines": "run_baselines",
             "data.config": "PriceDataConfig",
             "data.features": "feature_table",
@@ -74,6 +78,7 @@ else:
             "finish": "finish_run",
             "forecaster": "Forecaster future_table load_forecaster",
             "model": "PriceConfig PriceForecaster PriceOutput",
+            "positions": "BacktestConfig decide",
             "summary": "evaluation_table summarise",
             "task": "PriceForecasting PriceTask",
             "walk": "walk_forward",

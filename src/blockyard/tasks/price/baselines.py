@@ -6,18 +6,18 @@ the forecast of row t uses the rows up to t.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from blockyard.errors import InputError, MissingExtra, require, suggest
-from blockyard.tasks.price.data.features import future_returns
+from blockyard.tasks.price.automatic import MOST_ORIGINS, auto_arima, auto_ets
 from blockyard.tasks.price.data.windows import PriceTables
+from blockyard.tasks.price.past import Past, Result, shaped
+from blockyard.tasks.price.variance import ewma, garch, gjr_garch, har, historical
 
 RIDGE_STRENGTHS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
-DECAY = 0.94
 
 
 @dataclass(frozen=True)
@@ -33,58 +33,6 @@ class Forecast:
     name: str
     point: np.ndarray
     quantiles: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Past:
-    """One asset up to the border, for fitting, and whole, for forecasting.
-
-    Args:
-        log_close: [T].
-        returns: of one step; the first is 0. [T].
-        features: [T, F], NaN while warming up.
-        sigma: [T].
-        end: rows that may be fitted on: the first `end`.
-        horizons: steps ahead.
-        levels: of the quantiles.
-    """
-
-    log_close: np.ndarray
-    returns: np.ndarray
-    features: np.ndarray
-    sigma: np.ndarray
-    end: int
-    horizons: tuple[int, ...]
-    levels: tuple[float, ...]
-
-    @property
-    def known(self) -> np.ndarray:
-        """Returns over each horizon that lie wholly before the border; NaN elsewhere. [T, H]."""
-        found = future_returns(self.log_close[: self.end], self.horizons)
-        rest = np.full((len(self.log_close) - self.end, len(self.horizons)), np.nan)
-        return np.concatenate([found, rest])
-
-
-Result = tuple[np.ndarray, np.ndarray]
-
-
-def shaped(past: Past, scale: np.ndarray, centre: np.ndarray | float = 0.0) -> Result:
-    """centre + scale × the quantiles that (return − centre) ÷ scale had before the border.
-
-    Args:
-        past: the asset.
-        scale: predicted standard deviation of the return over each horizon, [T, H].
-        centre: predicted return, [T, H] or a number.
-    """
-    z = (past.known - centre) / scale
-    centre = np.broadcast_to(centre, scale.shape)
-    quantiles = np.empty((*scale.shape, len(past.levels)))
-    for h in range(scale.shape[1]):
-        seen = z[np.isfinite(z[:, h]), h]
-        if len(seen) < 20:
-            raise InputError(f"a baseline has {len(seen)} past returns at horizon {past.horizons[h]}; 20 are needed")
-        quantiles[:, h] = centre[:, h, None] + scale[:, h, None] * np.quantile(seen, past.levels)
-    return centre + np.zeros_like(scale), quantiles
 
 
 def unconditional(past: Past) -> Result:
@@ -115,57 +63,6 @@ def always_up(past: Past) -> Result:
     _, quantiles = unconditional(past)
     size = np.nanmean(np.abs(past.known), axis=0)
     return np.broadcast_to(size, past.known.shape).copy(), quantiles
-
-
-def historical(past: Past) -> Result:
-    """σ of the last 20 returns times √h."""
-    return shaped(past, past.sigma[:, None] * np.sqrt(np.asarray(past.horizons, np.float64)))
-
-
-def ewma(past: Past) -> Result:
-    """Exponentially weighted variance, decay 0.94 (RiskMetrics 1996), times √h."""
-    square = past.returns**2
-    # Begun at the mean of the first 20, so that the first days do not stand for all.
-    square[0] = square[1:21].mean()
-    pandas = require("pandas", extra="prices")
-    variance = pandas.Series(square).ewm(alpha=1 - DECAY, adjust=False).mean().to_numpy()
-    floor = 1e-12
-    return shaped(past, np.sqrt(np.maximum(variance, floor))[:, None] * np.sqrt(np.asarray(past.horizons, np.float64)))
-
-
-def garch(past: Past) -> Result:
-    """GARCH(1,1) with Student-t errors, fitted before the border; its variance forecasts summed over the horizon.
-
-    Raises:
-        MissingExtra: when `arch` is not installed.
-    """
-    arch = require("arch", extra="prices")
-    r = 100 * past.returns[1:]
-    seen = r[: past.end - 1]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fitted = arch.arch_model(seen, mean="Constant", vol="GARCH", p=1, q=1, dist="t", rescale=False).fit(disp="off")
-    mu, omega, alpha, beta = (float(fitted.params[name]) for name in ("mu", "omega", "alpha[1]", "beta[1]"))
-    persistence = alpha + beta
-    variance = _garch_filter(r - mu, omega, alpha, beta, float(seen.var()))
-    # variance[t] is that of the step after row t; it returns to its mean at the rate of alpha + beta.
-    steps = np.arange(1, max(past.horizons) + 1)
-    if persistence < 1 - 1e-6:
-        mean = omega / (1 - persistence)
-        path = mean + (variance[:, None] - mean) * persistence ** (steps - 1)
-    else:
-        path = variance[:, None] + omega * (steps - 1)
-    total = np.cumsum(path, axis=1)[:, np.asarray(past.horizons) - 1]
-    return shaped(past, np.sqrt(np.maximum(total, 1e-12)) / 100)
-
-
-def _garch_filter(e: np.ndarray, omega: float, alpha: float, beta: float, start: float) -> np.ndarray:
-    """σ²_{t+1} = omega + alpha e_t² + beta σ²_t for every row; the first row, without a return, has the start. [T]."""
-    signal = require("scipy.signal", extra="prices")
-    driven = omega + alpha * e**2
-    after, _ = signal.lfilter([1.0], [1.0, -beta], driven, zi=[beta * start])
-    found: np.ndarray = np.concatenate([[start], after])
-    return found
 
 
 def ridge(past: Past) -> Result:
@@ -203,9 +100,18 @@ BASELINES: dict[str, Callable[[Past], Result]] = {
     "ridge": ridge,
     "HistVol20": historical,
     "EWMA(0.94)": ewma,
+    "HAR": har,
     "GARCH-t": garch,
+    "GJR-GARCH-t": gjr_garch,
+    "AutoARIMA": auto_arima,
+    "AutoETS": auto_ets,
 }
 REFERENCE, WALK = "unconditional", "random walk"
+# What a forecast of volatility has to beat: skill is told as the difference to theirs, too. The last knows that falls
+# raise volatility more than rises do, which is most of what a net adds to the other two on an index of shares.
+RIVALS = ("EWMA(0.94)", "GARCH-t", "GJR-GARCH-t")
+# Run by themselves only where statsforecast is installed.
+AUTOMATIC = ("AutoARIMA", "AutoETS")
 
 
 def run_baselines(
@@ -225,20 +131,27 @@ def run_baselines(
         assets: asset number of each origin, rising.
         rows: row of each origin.
         fit_until: last date that may be fitted on.
-        names: which; None = all.
+        names: which; None = all, those of statsforecast where it is installed and origins are not too many.
 
     Returns: forecasts by name, and why any is missing.
+
+    Raises:
+        InputError: for an unknown name, or too few rows before the date.
     """
+    notes: list[str] = []
     wanted: Mapping[str, Callable[[Past], Result]] = BASELINES
     if names is not None:
         for name in names:
             if name not in BASELINES:
                 raise InputError(f"no baseline {name!r}{suggest(name, BASELINES)}; there are: {', '.join(BASELINES)}")
         wanted = {name: BASELINES[name] for name in names}
-    found, notes = {}, []
+    elif (why := _no_automatic(len(rows))) is not None:
+        wanted = {name: baseline for name, baseline in BASELINES.items() if name not in AUTOMATIC}
+        notes += why
+    found = {}
     for name, baseline in wanted.items():
         try:
-            parts = [baseline(_past(data, a, fit_until, levels)) for a in range(len(data.tables))]
+            parts = [baseline(_past(data, a, fit_until, levels, rows[assets == a])) for a in range(len(data.tables))]
         except MissingExtra as error:
             notes.append(f"{name} is left out: {error}")
             continue
@@ -248,8 +161,19 @@ def run_baselines(
     return found, notes
 
 
-def _past(data: PriceTables, number: int, fit_until: object, levels: Sequence[float]) -> Past:
+def _no_automatic(origins: int) -> list[str] | None:
+    """Why those of statsforecast are left out: [] without a word where it is not installed, None if they run."""
+    try:
+        require("statsforecast", extra="baselines")
+    except MissingExtra:
+        return []
+    if origins > MOST_ORIGINS:
+        return [f"{' and '.join(AUTOMATIC)} are left out: they filter {origins:,} origins one by one"]
+    return None
+
+
+def _past(data: PriceTables, number: int, fit_until: object, levels: Sequence[float], wanted: np.ndarray) -> Past:
     table = data.tables[number]
     end = int(np.searchsorted(table.ds, fit_until, "right"))  # type: ignore[call-overload]
     returns = np.diff(table.log_close, prepend=table.log_close[0])
-    return Past(table.log_close, returns, table.values, table.sigma, end, data.horizons, tuple(levels))
+    return Past(table.log_close, returns, table.values, table.sigma, end, data.horizons, tuple(levels), wanted)

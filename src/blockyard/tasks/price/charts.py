@@ -77,13 +77,35 @@ def draw_over_time(
     axes.set_ylabel("accumulated pinball skill")
 
 
+def draw_tenths(axes: Any, shares: Sequence[Mapping[str, float] | None], palette: Palette, colour: str) -> None:
+    """A PIT histogram: the share of outcomes in each tenth of the forecast, with intervals, and the line of a tenth.
+
+    Args:
+        axes: matplotlib's.
+        shares: ten scores, as `evaluate` makes them.
+        palette: of the page.
+        colour: of the forecast.
+    """
+    known = [one for one in shares if one is not None]
+    middles = (np.arange(len(known)) + 0.5) / len(known)
+    values = np.array([one["value"] for one in known])
+    axes.bar(middles, values, width=0.92 / len(known), color=colour, alpha=0.55, linewidth=0)
+    ends = np.array([[one["value"] - one["low"], one["high"] - one["value"]] for one in known]).T
+    axes.errorbar(middles, values, yerr=np.maximum(ends, 0), fmt="none", ecolor=palette.ink, elinewidth=0.9, capsize=2)
+    axes.axhline(1 / len(known), color=palette.ink, linewidth=1.0, linestyle=(0, (4, 2)))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("where the outcome lay in the forecast (PIT)")
+    axes.set_ylabel("share of outcomes")
+
+
 def _place(levels: Sequence[float], level: float) -> int | None:
     near = [k for k, known in enumerate(levels) if abs(known - level) < 1e-9]
     return near[0] if near else None
 
 
 def save_summary_plots(summary: Mapping[str, Any], main: str, folder: Path) -> list[Path]:
-    """fan.png, calibration.png and skill.png of a summary.
+    """fan.png, calibration.png, skill.png and pit.png of a summary.
 
     Args:
         summary: from `summarise`.
@@ -117,6 +139,14 @@ def save_summary_plots(summary: Mapping[str, Any], main: str, folder: Path) -> l
             place.set_title(f"h = {h}")
         axes[0].legend(frameon=False, fontsize=8)
         files.append(_save(figure, folder / "skill.png"))
+        pit = {h: summary.get("pit", {}).get(main, {})[summary["horizons"].index(int(h))] for h in horizons
+               if summary.get("pit", {}).get(main)}  # fmt: skip
+        if pit and None not in pit.values():
+            figure, axes = _figure(len(pit))
+            for place, (h, shares) in zip(axes, pit.items()):
+                draw_tenths(place, shares, LIGHT, LIGHT.style(0).colour)
+                place.set_title(f"{main}, h = {h}")
+            files.append(_save(figure, folder / "pit.png"))
     return files
 
 

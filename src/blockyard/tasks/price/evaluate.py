@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from blockyard.errors import InputError
-from blockyard.tasks.price.baselines import REFERENCE, WALK, Forecast
+from blockyard.tasks.price.baselines import REFERENCE, RIVALS, WALK, Forecast
 from blockyard.tasks.price.data.table import show_ds
 from blockyard.tasks.price.data.windows import PriceTables
 from blockyard.tasks.price.scores import (
@@ -19,11 +19,15 @@ from blockyard.tasks.price.scores import (
     correlation,
     covered,
     crps,
+    enough_blocks,
     estimate,
     hits,
     moments,
     pinball_loss,
     ranks,
+    resample,
+    tenths,
+    word_of,
 )
 
 # From so many assets on, information coefficients are taken across assets, date by date, as is the custom.
@@ -68,8 +72,10 @@ def evaluate(outcome: Outcome, forecasts: Mapping[str, Forecast], *, repeats: in
         forecasts: by name; `unconditional` and `random walk` among them, which the others are measured against.
         repeats: resamples of the bootstrap.
 
-    Returns: {"horizons", "levels", "origins", "span", "forecasts": {name: {score: [one per horizon]}}}; a score is
-        {"value", "low", "high"} with the ends of its 95 % interval, or None where it does not exist.
+    Returns: {"horizons", "levels", "origins", "span", "forecasts": {name: {score: [one per horizon]}}, "paired",
+        "pit"}. A score is {"value", "low", "high"} with the ends of its 95 % interval, or None where it does not exist.
+        "paired" is {name: {rival: {"skill" and "crps_skill": [one per horizon]}}}, the difference of both skills on the
+        same dates, with its "word" (`word_of`); "pit" is {name: [per horizon ten scores, the share in each tenth]}.
     """
     for name in (REFERENCE, WALK):
         if name not in forecasts:
@@ -78,6 +84,10 @@ def evaluate(outcome: Outcome, forecasts: Mapping[str, Forecast], *, repeats: in
     order = np.argsort(outcome.ds, kind="stable")
     groups = outcome.ds[order] if len(np.unique(outcome.ds)) < len(outcome.ds) else None
     scored: dict[str, dict[str, list[Any]]] = {name: {} for name in forecasts}
+    rivals = [name for name in RIVALS if name in forecasts]
+    sharp = [name for name, forecast in forecasts.items() if forecast.quantiles is not None]
+    paired: dict[str, Any] = {name: {r: {} for r in rivals if r != name} for name in sharp}
+    pit: dict[str, list[Any]] = {name: [] for name in sharp}
     for h, horizon in enumerate(outcome.horizons):
         y = outcome.y[order, h]
         rows = _Rows(y, outcome, order, horizon, groups, repeats)
@@ -85,6 +95,12 @@ def evaluate(outcome: Outcome, forecasts: Mapping[str, Forecast], *, repeats: in
         for name, forecast in forecasts.items():
             for score, found in rows.scores(_at(forecast, order, h), reference, walk).items():
                 scored[name].setdefault(score, []).append(None if found is None else found.to_dict())
+            if name in pit:
+                pit[name].append(rows.pit(_at(forecast, order, h)))
+            for rival, differences in paired.get(name, {}).items():
+                beside = _at(forecasts[rival], order, h)
+                for score, one in rows.paired(_at(forecast, order, h), beside, reference).items():
+                    differences.setdefault(score, []).append(one)
     dates = outcome.ds[order]
     return {
         "horizons": list(outcome.horizons),
@@ -92,6 +108,8 @@ def evaluate(outcome: Outcome, forecasts: Mapping[str, Forecast], *, repeats: in
         "origins": len(order),
         "span": [show_ds(dates[0]), show_ds(dates[-1])],
         "forecasts": scored,
+        "paired": paired,
+        "pit": pit,
     }
 
 
@@ -107,7 +125,8 @@ class _Rows:
     ) -> None:
         self.y, self.levels, self.scale = y, outcome.levels, outcome.scale[order]
         self.groups, self.repeats = groups, repeats
-        self.block = block_length(len(y) if groups is None else len(np.unique(groups)), horizon)
+        dates = len(y) if groups is None else len(np.unique(groups))
+        self.block, self.enough = block_length(dates, horizon), enough_blocks(dates, horizon)
 
     def scores(
         self,
@@ -126,11 +145,36 @@ class _Rows:
         if quantiles is not None and reference[1] is not None:
             losses = [pinball_loss(y, q, self.levels) for q in (quantiles, reference[1])]
             found["skill"] = self._skill(*losses)
-            found["crps_skill"] = self._skill(*(crps(y, q, self.levels) for q in (quantiles, reference[1])))
+            ranked = [crps(y, q, self.levels) for q in (quantiles, reference[1])]
+            found["crps"], found["crps_skill"] = self._mean(ranked[0]), self._skill(*ranked)
             for interval in INTERVALS:
                 inside = covered(y, quantiles, self.levels, interval)
                 found[f"coverage_{interval:.0%}"] = None if inside is None else self._mean(inside)
         return found
+
+    def paired(
+        self,
+        forecast: tuple[np.ndarray, np.ndarray | None],
+        rival: tuple[np.ndarray, np.ndarray | None],
+        reference: tuple[np.ndarray, np.ndarray | None],
+    ) -> dict[str, dict[str, Any]]:
+        """Skill less the rival's skill, both on the same resampled dates."""
+        assert forecast[1] is not None and rival[1] is not None and reference[1] is not None
+        found: dict[str, dict[str, Any]] = {}
+        for key, loss in (("skill", pinball_loss), ("crps_skill", crps)):
+            columns = np.stack([loss(self.y, q, self.levels) for q in (forecast[1], rival[1], reference[1])], axis=1)
+            one = self._estimate(columns, lambda m: (m[..., 1] - m[..., 0]) / m[..., 2]).to_dict()
+            found[key] = {**one, "word": word_of(one, self.enough)}
+        return found
+
+    def pit(self, forecast: tuple[np.ndarray, np.ndarray | None]) -> list[dict[str, float]] | None:
+        """Share of outcomes in each tenth of the forecast."""
+        assert forecast[1] is not None
+        inside = tenths(self.y, forecast[1], self.levels)
+        if inside is None:
+            return None
+        drawn = resample(inside, block=self.block, groups=self.groups, repeats=self.repeats)
+        return [one.to_dict() for one in drawn.each()]
 
     def _estimate(self, columns: np.ndarray, statistic: Any) -> Estimate:
         return estimate(columns, statistic, block=self.block, groups=self.groups, repeats=self.repeats)

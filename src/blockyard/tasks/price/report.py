@@ -14,12 +14,15 @@ from blockyard.report.chart import Chart, seeds_in
 from blockyard.report.palette import Palette
 from blockyard.report.parts import Parts, Section, Table, Terms
 from blockyard.report.schema import Choice, Report
-from blockyard.tasks.price.charts import draw_calibration, draw_fan, draw_over_time
+from blockyard.tasks.price.baselines import RIVALS
+from blockyard.tasks.price.charts import draw_calibration, draw_fan, draw_over_time, draw_tenths
+from blockyard.tasks.price.scores import word_of
+from blockyard.tasks.price.summary import PAIRS, paired_cell
 
 SHOWN = (1, 5, 20, 30)
 DRAWN = ("EWMA(0.94)", "GARCH-t")
-SCORES = (("pinball skill", "skill"), ("90 % coverage", "coverage_90%"), ("RMSE ÷ walk", "rmse_ratio"),
-          ("IC", "ic"), ("hit rate − always up", "hit_minus_up"))  # fmt: skip
+SCORES = (("pinball skill", "skill"), ("CRPS skill", "crps_skill"), ("90 % coverage", "coverage_90%"),
+          ("RMSE ÷ walk", "rmse_ratio"), ("IC", "ic"), ("hit rate − always up", "hit_minus_up"))  # fmt: skip
 
 
 class PriceParts(Parts):
@@ -44,6 +47,9 @@ class PriceParts(Parts):
             "Skill is 1 − pinball loss ÷ that of the unconditional distribution of past returns. It comes from "
             "forecasting volatility: expect it near EWMA and GARCH, and expect no skill in direction (IC and hit rate "
             "about 0; nothing here should be traded on).",
+            "Skill beside EWMA(0.94), GARCH-t and GJR-GARCH-t is the difference of skills on the same dates. Better, "
+            "worse: intervals without 0; a tie holds it; too short: a test of fewer than six times h dates, which "
+            "gives no interval. Each interval is for itself: of twenty ties one looks like more by chance.",
             "Intervals behind skills are over time (a block bootstrap of the test dates); those behind losses are over "
             "seeds. Two choices can differ by more than the seeds do and still by less than the dates do.",
         ]
@@ -56,6 +62,7 @@ class PriceParts(Parts):
         horizons = baselines["horizons"]
         shown = [h for h in SHOWN if h in horizons] or horizons[:4]
         tables = [_table(f"h = {h}", horizons.index(h), choices, baselines) for h in shown]
+        tables += _paired_tables(choices, shown, horizons)
         lede = (
             f"{baselines['origins']:,} origins, {baselines['span'][0]} … {baselines['span'][1]}, that no choice saw. "
             "Choices: mean over seeds; baselines: fitted on everything before the test."
@@ -76,6 +83,30 @@ def _table(caption: str, h: int, choices: list[Choice], baselines: dict[str, Any
     for name, scores in baselines["forecasts"].items():
         rows.append([name, *(_mean_cell([_at(scores, key, h)], key) for _, key in SCORES)])
     return Table(caption, ("forecast", *(title for title, _ in SCORES)), rows)
+
+
+def _paired_tables(choices: list[Choice], shown: list[int], horizons: list[int]) -> list[Table]:
+    """Each choice's skill less that of EWMA and the GARCHs; reports of earlier versions have none."""
+    tables = []
+    for title, key in PAIRS:
+        rows = []
+        for choice in choices:
+            tests = [one for test in _figures(choice) for one in test.get("paired", {}).values()]
+            for rival in RIVALS:
+                found = [one[rival][key] for one in tests if rival in one]
+                if found:
+                    cells = [_mean_pair([one[horizons.index(h)] for one in found]) for h in shown]
+                    rows.append([f"{choice['name']} beside {rival}", *cells])
+        if rows:
+            caption = f"{title[:1].upper() + title[1:]} skill less that of others, on the same dates"
+            tables.append(Table(caption, ("choice", *(f"h = {h}" for h in shown)), rows))
+    return tables
+
+
+def _mean_pair(found: list[dict[str, Any]]) -> str:
+    """The mean over seeds of a difference and of the ends of its interval, with what that says."""
+    mean = {part: float(np.mean([one[part] for one in found])) for part in ("value", "low", "high")}
+    return paired_cell({**mean, "word": word_of(mean, all(one["word"] != "too short" for one in found))})
 
 
 def _at(scores: Mapping[str, Any], key: str, h: int) -> dict[str, float] | None:
@@ -112,12 +143,37 @@ def _charts(report: Report, choices: list[Choice], baselines: dict[str, Any]) ->
                 _curve_drawer(choices, index, baselines, h, _draw_observed), group="price",
             )
         )  # fmt: skip
+        pit = _pit_chart(report, choices, index, int(h), baselines["horizons"])
+        charts += [pit] if pit is not None else []
     return charts
 
 
-def _fan_chart(report: Report, choices: list[Choice], index: Mapping[str, int]) -> Chart:
+def _pit_chart(
+    report: Report, choices: list[Choice], index: Mapping[str, int], h: int, horizons: list[int]
+) -> Chart | None:
+    leader = _leader(report, choices)
+    shares = next(iter(_figures(leader)[0].get("pit", {}).values()), None)
+    found = None if shares is None else shares[horizons.index(h)]
+    if found is None:
+        return None
+
+    def draw(axes: Any, palette: Palette) -> None:
+        draw_tenths(axes, found, palette, palette.style(index[leader["name"]]).colour)
+
+    caption = (
+        f"Share of outcomes in each tenth of the forecasts of {leader['name']} (first seed): a tenth each when "
+        "calibrated; high at both ends is too narrow, high in the middle too wide, a slope is a shift."
+    )
+    return Chart(f"price-pit-{h}", f"Tenths of the forecast, h = {h}", caption, draw, legend=False, group="price")
+
+
+def _leader(report: Report, choices: list[Choice]) -> Choice:
     ranked = [row["name"] for row in report.get("ranking", []) if row["rank"] is not None]
-    leader = next((c for name in ranked for c in choices if c["name"] == name), choices[0])
+    return next((c for name in ranked for c in choices if c["name"] == name), choices[0])
+
+
+def _fan_chart(report: Report, choices: list[Choice], index: Mapping[str, int]) -> Chart:
+    leader = _leader(report, choices)
     test = _figures(leader)[0]
     fan = next(iter(test["fans"].values()), None)
 

@@ -7,8 +7,10 @@ so that the interval is as wide as so few independent stretches allow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 
@@ -84,6 +86,7 @@ def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 REPEATS = 1000
 CONFIDENCE = 0.95
+_EDGES = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 
 @dataclass(frozen=True)
@@ -107,20 +110,37 @@ def block_length(n: int, horizon: int) -> int:
     return max(1, min(max(2 * horizon, round(n ** (1 / 3))), n // 3))
 
 
-def estimate(
-    columns: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    block: int,
-    groups: np.ndarray | None = None,
-    repeats: int = REPEATS,
-    seed: int = 0,
-) -> Estimate:
-    """A function of column means, with its interval.
+@dataclass(frozen=True)
+class Resampled:
+    """Means of columns, over all rows and over each resample.
+
+    Args:
+        mean: [K].
+        drawn: [repeats, K].
+    """
+
+    mean: np.ndarray
+    drawn: np.ndarray
+
+    def estimate(self, statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+        """A function of the means [..., K] -> [...], with its interval."""
+        value = float(statistic(self.mean))
+        low, high = np.quantile(statistic(self.drawn), _EDGES)
+        return Estimate(value, float(low), float(high))
+
+    def each(self) -> list[Estimate]:
+        """Every mean with its interval."""
+        low, high = np.quantile(self.drawn, _EDGES, axis=0)
+        return [Estimate(*map(float, one)) for one in zip(self.mean, low, high)]
+
+
+def resample(
+    columns: np.ndarray, *, block: int, groups: np.ndarray | None = None, repeats: int = REPEATS, seed: int = 0
+) -> Resampled:
+    """Means of columns under the circular block bootstrap; columns are drawn together, so that they stay paired.
 
     Args:
         columns: what is averaged, one row per origin in the order of time, [N, K].
-        statistic: means [..., K] -> figure [...].
         block: rows (or groups) per block.
         groups: number of each row's group (its date, with several assets), not falling; groups are drawn whole.
         repeats: resamples.
@@ -131,7 +151,6 @@ def estimate(
         _, place = np.unique(groups, return_inverse=True)
         counts = np.bincount(place).astype(np.float64)
         sums = np.stack([np.bincount(place, weights=column) for column in columns.T], axis=1)
-    value = float(statistic(sums.sum(axis=0) / counts.sum()))
     table = np.concatenate([sums, counts[:, None]], axis=1)
     n = len(table)
     block = max(1, min(block, n))
@@ -140,7 +159,67 @@ def estimate(
     running = np.concatenate([np.zeros((1, table.shape[1])), np.cumsum(np.concatenate([table, table]), axis=0)])
     starts = np.random.default_rng(seed).integers(0, n, (repeats, blocks))
     drawn = (running[starts + block] - running[starts]).sum(axis=1)
-    found = statistic(drawn[:, :-1] / drawn[:, -1:])
-    edge = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(found, [edge, 1 - edge])
-    return Estimate(value, float(low), float(high))
+    return Resampled(sums.sum(axis=0) / counts.sum(), drawn[:, :-1] / drawn[:, -1:])
+
+
+def estimate(
+    columns: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    block: int,
+    groups: np.ndarray | None = None,
+    repeats: int = REPEATS,
+    seed: int = 0,
+) -> Estimate:
+    """A function of column means [..., K] -> [...], with its interval; the rest is as for `resample`."""
+    return resample(columns, block=block, groups=groups, repeats=repeats, seed=seed).estimate(statistic)
+
+
+Word = Literal["better", "tie", "worse", "too short"]
+
+
+def enough_blocks(n: int, horizon: int) -> bool:
+    """Whether so many dates hold three blocks of twice the horizon: with fewer, intervals come out too narrow."""
+    return n >= 6 * horizon
+
+
+def word_of(difference: Mapping[str, float], enough: bool = True) -> Word:
+    """What a paired difference (more is better) says by its interval; nothing where dates are too few for one."""
+    if not enough:
+        return "too short"
+    return "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else "tie"
+
+
+TENTHS = 10
+
+
+def tenths(y: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> np.ndarray | None:
+    """In which tenth of the forecast distribution y lies: one column of 0 and 1 for each, [N, 10].
+
+    Its mean is the PIT histogram. Where a border (.2, .3, …) is no level that is forecast, its quantile is taken
+    between (or beyond) the two nearest on a scale on which normal quantiles are straight lines: exact for a normal
+    forecast, and .095 to .105 instead of .100 for a Student-t with four degrees of freedom and the nine usual levels.
+
+    Args:
+        y: what happened, [N].
+        quantiles: rising, [N, Q].
+        levels: of them, rising.
+
+    Returns: None with fewer than two levels.
+    """
+    if len(levels) < 2:
+        return None
+    score = NormalDist().inv_cdf
+    z = np.array([score(level) for level in levels])
+    below = np.empty((len(y), TENTHS + 1), bool)
+    below[:, 0], below[:, -1] = False, True
+    for k in range(1, TENTHS):
+        at = score(k / TENTHS)
+        right = int(np.clip(np.searchsorted(z, at), 1, len(z) - 1))
+        part = (at - z[right - 1]) / (z[right] - z[right - 1])
+        # Exactly the forecast's own quantile where the border is a level.
+        part = float(np.round(part, 12))
+        border = (1 - part) * quantiles[:, right - 1] + part * quantiles[:, right]
+        below[:, k] = y <= border
+    # Rising quantiles make each border lie at or above the one before, so every y is in one tenth.
+    return np.diff(below.astype(np.float64), axis=1)

@@ -160,13 +160,14 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
 
     def figures(self, run: Run[PriceConfig, PriceDataConfig], data: PriceData, model: nn.Module) -> dict[str, Any]:
         """The test part: scores with intervals, calibration, skill over time, a fan."""
-        from blockyard.tasks.price.baselines import REFERENCE, WALK, run_baselines
+        from blockyard.tasks.price.baselines import REFERENCE, RIVALS, WALK, run_baselines
         from blockyard.tasks.price.forecaster import Forecaster
         from blockyard.tasks.price.summary import summarise
 
         assets, rows = data.origins("test")
         until, levels = data.borders.val_end, run.model.quantiles
-        beside, _ = run_baselines(data, levels, assets=assets, rows=rows, fit_until=until, names=(REFERENCE, WALK))
+        names = (REFERENCE, WALK, *RIVALS)
+        beside, _ = run_baselines(data, levels, assets=assets, rows=rows, fit_until=until, names=names)
         forecast = Forecaster(model, None).forecast(data, assets, rows)  # type: ignore[arg-type]
         everyone = {**beside, forecast.name: forecast}
         found = summarise(

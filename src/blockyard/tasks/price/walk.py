@@ -11,13 +11,14 @@ import numpy as np
 
 from blockyard.errors import InputError
 from blockyard.tasks.kind import Run
-from blockyard.tasks.price.backtest import BacktestConfig, check_horizon, run_backtest
+from blockyard.tasks.price.backtest import HOLD, run_backtest, run_hold, weights_table
 from blockyard.tasks.price.baselines import Forecast, run_baselines
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.table import Prices, show_ds
 from blockyard.tasks.price.data.windows import PriceAssets, PriceData, PriceTables, parse_ds
 from blockyard.tasks.price.forecaster import Calibrate, Forecaster, load_forecaster
 from blockyard.tasks.price.model import PriceConfig
+from blockyard.tasks.price.positions import BacktestConfig, check_assets, check_horizon, decide
 from blockyard.tasks.price.summary import summarise
 from blockyard.tasks.price.task import PriceTask
 from blockyard.tasks.run import open_trainer
@@ -46,14 +47,16 @@ class Walked:
     Args:
         name: of the model's forecasts.
         summary: as `summarise` makes it.
-        earned: backtest of every forecast; None for one that the rule cannot trade.
+        earned: backtest of every forecast, and of buying and holding; None for one that the rule cannot trade.
         notes: what a reader should know.
+        weights: the model's, each with its dates, as a pandas frame; None where the rule cannot trade it.
     """
 
     name: str
     summary: dict[str, Any]
     earned: dict[str, dict[str, Any] | None]
     notes: list[str]
+    weights: Any = None
 
 
 def folds_of(tables: PriceTables, start: Any, count: int, embargo: int) -> list[Fold]:
@@ -120,6 +123,7 @@ def walk_forward(
     forecaster, seen, run = load_forecaster(folder, plugins=plugins, trust=trust)
     tables = forecaster.tables(prices)
     check_horizon(config, tables.horizons)
+    check_assets(config, tables)
     border = _start(seen, tables, start)
     notes = []
     if start is not None and _start(seen, tables, None) > border:
@@ -145,7 +149,10 @@ def walk_forward(
     assets, rows, levels = assets[order], rows[order], run.model.quantiles
     summary = summarise(tables, assets, rows, joined, levels=levels, border=cut[0].until)
     earned = {name: run_backtest(tables, assets, rows, one, config, levels) for name, one in joined.items()}
-    return Walked(forecaster.name, summary, earned, notes)
+    earned[HOLD] = run_hold(tables, assets, rows, config)
+    held = decide(tables, assets, rows, joined[forecaster.name], config, levels)
+    weights = None if held is None else weights_table(tables, assets, rows, held, config.lag)
+    return Walked(forecaster.name, summary, earned, notes, weights)
 
 
 def _start(seen: PriceAssets, tables: PriceTables, start: str | None) -> Any:
