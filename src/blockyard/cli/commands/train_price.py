@@ -14,7 +14,7 @@ BASE = train_command("price", "")
 
 def add_arguments(parser: Parser) -> None:
     parser.usage = "%(prog)s [FILE ...] [options]"
-    parser.plain("files", "CSV or parquet files of prices (data.path)", metavar="FILE", nargs="*")
+    parser.plain("files", "CSV, Excel or parquet files of prices (data.path)", metavar="FILE", nargs="*")
     parser.plain("--preset", "the price document's layout in one of its sizes: tiny, small, base, large; given "
                  "options win", choices=PRESETS)  # fmt: skip
     parser.plain("--calibrate", "shift quantiles by what validation shows: auto (where that helps), on, off",
@@ -41,6 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "train price", "train a price forecaster on CSV or parquet files", add_arguments, run, prepare=prepare, order=12,
+    "train price", "train a price forecaster on files of prices", add_arguments, run, prepare=prepare, order=12,
     builds=True, example="blockyard train price prices.csv --out runs/prices --attn.impl mla",
 )  # fmt: skip

@@ -30,7 +30,7 @@ def check_asset(reading: Reading, config: PriceDataConfig, least: int) -> tuple[
     """
     notes: list[str] = []
     columns = reading.columns
-    _drop_or_refuse_missing(reading, config, notes)
+    _leave_out_unpriced(reading, config, notes)
     clock = read_clock(reading, config)
     ds = _in_order(reading, clock.ds, config, notes)
     close = reading.numbers(columns.close)
@@ -68,7 +68,8 @@ def _asset_in(reading: Reading) -> str:
     return reading.source if reading.unique_id is None else f"{reading.source}: {reading.unique_id}"
 
 
-def _drop_or_refuse_missing(reading: Reading, config: PriceDataConfig, notes: list[str]) -> None:
+def _leave_out_unpriced(reading: Reading, config: PriceDataConfig, notes: list[str]) -> None:
+    """Leave out rows without any price: days on which nothing was traded. A row with some of its prices has a fault."""
     column = reading.columns.close
     missing = ~np.isfinite(reading.numbers(column))
     if missing.all():
@@ -76,23 +77,34 @@ def _drop_or_refuse_missing(reading: Reading, config: PriceDataConfig, notes: li
     if not missing.any():
         return
     if config.missing == "refuse":
-        more = f" (and in {missing.sum() - 1} more rows)" if missing.sum() > 1 else ""
-        what = f"the price is missing{more}; fill it, or leave such rows out with --data.missing drop"
-        reading.wrong(int(np.flatnonzero(missing)[0]), column, what)
+        for other in reading.columns.prices():
+            partly = np.flatnonzero(missing & np.isfinite(reading.numbers(other)))
+            if partly.size:
+                more = f" (and in {partly.size - 1} more rows)" if partly.size > 1 else ""
+                what = f"the price is missing, though {other} has one{more}"
+                advice = "fill it, or leave such rows out with --data.missing drop"
+                reading.wrong(int(partly[0]), column, f"{what}; {advice}")
+    count, first = int(missing.sum()), reading.when(int(np.flatnonzero(missing)[0]))
+    rows = f"{count:,} rows without a price are" if count > 1 else "1 row without a price is"
+    notes.append(f"{reading.name}: {rows} left out, {f'the first {first}' if count > 1 else first}")
     reading.keep(np.flatnonzero(~missing))
-    notes.append(f"{reading.name}: {missing.sum()} rows without a price are left out")
 
 
 def _in_order(reading: Reading, ds: np.ndarray, config: PriceDataConfig, notes: list[str]) -> np.ndarray:
     column = reading.columns.ds
     step = np.diff(ds.astype(np.int64))
     back = np.flatnonzero(step < 0)
+    if back.size and (step < 0).all():
+        # As the pages of exchanges list them; nothing is unclear about it.
+        reading.keep(np.arange(len(ds))[::-1])
+        notes.append(f"{reading.name}: rows run from new to old and are read in the order of time")
+        return ds[::-1].copy()
     if back.size and config.order == "refuse":
         order = np.argsort(ds, kind="stable")
         _no_duplicates(reading, ds, order)
         place = int(back[0]) + 1
-        falling = "rows run from new to old" if (step < 0).all() else f"comes after {show_ds(ds[place - 1])}"
-        reading.wrong(place, column, f"{falling}; sort the rows by date, or pass --data.order sort")
+        before = f"comes after {show_ds(ds[place - 1])}"
+        reading.wrong(place, column, f"{before}; sort the rows by date, or pass --data.order sort")
     if back.size:
         order = np.argsort(ds, kind="stable")
         reading.keep(order)

@@ -60,6 +60,10 @@ class Columns:
         parts = (self.close, self.raw_close, self.open, self.high, self.low, self.volume)
         return [name for name in parts if name] + list(self.extra.values())
 
+    def prices(self) -> list[str]:
+        """The columns of prices."""
+        return [name for name in (self.close, self.raw_close, self.open, self.high, self.low) if name]
+
     def describe(self) -> str:
         """In words: "Date is ds, Price is close"; the parts that are named as they are called stay out."""
         parts = {"date": self.ds, "time of day": self.time, "asset": self.unique_id, "close": self.close}
