@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from blockyard.errors import InputError, MissingExtra, require, suggest
-from blockyard.tasks.price.data.features import future_returns
+from blockyard.tasks.price.data.features import TARGET_WINDOW, future_returns, volatility
 from blockyard.tasks.price.data.windows import PriceTables
 
 RIDGE_STRENGTHS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
@@ -252,4 +252,6 @@ def _past(data: PriceTables, number: int, fit_until: object, levels: Sequence[fl
     table = data.tables[number]
     end = int(np.searchsorted(table.ds, fit_until, "right"))  # type: ignore[call-overload]
     returns = np.diff(table.log_close, prepend=table.log_close[0])
-    return Past(table.log_close, returns, table.values, table.sigma, end, data.horizons, tuple(levels))
+    # As the baselines know it: of all returns, nights among them.
+    sigma = volatility(returns, TARGET_WINDOW)
+    return Past(table.log_close, returns, table.values, sigma, end, data.horizons, tuple(levels))

@@ -108,7 +108,7 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
     data_title = "the prices"
     model_config = PriceConfig
     data_config = PriceDataConfig
-    from_data: Mapping[str, Any] = {"features": ("close",)}
+    from_data: Mapping[str, Any] = {"features": ("close",), "known": ()}
     unit = "window"
     # Windows overlap, so a few passes over a few thousand of them fit noise: a low rate, and the best checkpoint. With
     # Muon the validation loss was higher (0.1879 against 0.1870, S&P 500).
@@ -140,13 +140,18 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
         return PriceForecaster(model)
 
     def fit(self, model: PriceConfig, assets: PriceAssets) -> PriceConfig:
-        return replace(model, features=assets.features)
+        return replace(model, features=assets.features, known=assets.known)
+
+    def older_data(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Runs of before took every return for a step's, and knew no columns in advance."""
+        return {"steps": "alike", "future": None, "static": None}
 
     def load_assets(self, folder: Path) -> PriceAssets:
         file = folder / ASSETS
         try:
             found = parse_json(file.read_text(encoding="utf-8"))
-            return PriceAssets(**{**found, "features": tuple(found["features"]), "assets": tuple(found["assets"])})
+            names = {name: tuple(found.get(name, ())) for name in ("features", "assets", "known")}
+            return PriceAssets(**{**found, **names})
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{file} is missing or damaged ({error}); the run cannot be used without it") from error
 

@@ -43,11 +43,13 @@ class Clock:
         ds: datetime64[ns] without a time zone, or int64 for rows without dates; [T].
         said: which clock that is.
         zone: the file's own clock, where `ds` is UTC and the file is not: a zone's name or an offset such as +01:00.
+        asks: what only the user knows of it, or "".
     """
 
     ds: np.ndarray
     said: str
     zone: str | None = None
+    asks: str = ""
 
 
 def read_clock(reading: Reading, config: PriceDataConfig) -> Clock:
@@ -171,7 +173,7 @@ def _written(reading: Reading, column: str, cells: Any, config: PriceDataConfig)
         parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
         return Clock(parsed.to_numpy("datetime64[ns]"), "UTC")
     ds = _with_time(reading, parsed, config).to_numpy("datetime64[ns]")
-    return Clock(ds, _naive(reading) + _either_way(cells, config))
+    return Clock(ds, _naive(reading), asks=_either_way(cells, config))
 
 
 def _with_offsets(reading: Reading, column: str, cells: Any, config: PriceDataConfig) -> Clock:
@@ -257,13 +259,14 @@ def _parsed_either_way(cells: Any, config: PriceDataConfig) -> Any:
 
 
 def _either_way(cells: Any, config: PriceDataConfig) -> str:
-    """A word on dates of which every one can be read with the month first and with the day first."""
+    """A question about dates of which every one can be read with the month first and with the day first."""
     if config.day_first is not None or cells.dtype.kind != "O" or not _SLASHED.match(str(cells.iloc[0])):
         return ""
     numbers = cells.astype(str).str.extract(_SLASHED.pattern).astype(float)
     if (numbers > 12).any(axis=None) or (numbers[0] == numbers[1]).all():
         return ""
-    return f"; {cells.iloc[0]} is read with the month first (else: --data.day_first true)"
+    first = cells.iloc[0]
+    return f"every date can be read two ways; {first} is, with the month first: say --data.day_first true or false"
 
 
 def _parsed(cells: Any, day_first: bool) -> Any:

@@ -17,7 +17,7 @@ from blockyard.tasks.price.data.header import find_header
 from blockyard.tasks.price.data.kinds import kind
 from blockyard.tasks.price.data.names import FIELDS, simple
 from blockyard.tasks.price.data.numbers import read_numbers
-from blockyard.tasks.price.data.workbook import OTHERS, SUFFIXES, column, read_sheet
+from blockyard.tasks.price.data.workbook import OTHERS, SUFFIXES, read_sheet, typed_column
 from blockyard.text.compressed import open_bytes
 
 # Lines of words that may stand below a table.
@@ -174,7 +174,7 @@ def _read_sheet(name: str, path: Path) -> SourceTable:
         raise InputError(f"{name}: {error}") from error
     rows = sheet.rows[header.above :]
     places = [place for place in range(len(header.names)) if place not in header.drop]
-    frame = pandas.DataFrame({header.names[place]: column([row[place] for row in rows]) for place in places})
+    frame = pandas.DataFrame({header.names[place]: typed_column([row[place] for row in rows]) for place in places})
     levels = {} if header.levels is None else {n: two for n, two in zip(header.names, header.levels) if two is not None}
     # Words below make the first column one of text.
     below = _lines_below(frame) if frame.shape[1] and frame.dtypes.iloc[0] == object else 0

@@ -65,7 +65,7 @@ def read_sheet(path: Path) -> Sheet:
     raise InputError(f"{path} has no sheet that holds anything")
 
 
-def column(cells: Sequence[Any]) -> Any:
+def typed_column(cells: Sequence[Any]) -> Any:
     """A column of a sheet for a frame: of numbers, of dates, or of text.
 
     Args:
