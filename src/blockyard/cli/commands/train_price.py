@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
@@ -34,10 +35,18 @@ def run(arguments: argparse.Namespace) -> int:
         for key, value in options.items()
     ]
     above = [Given("data", "path", list(arguments.files), "FILE", layer=1 << 20)] if arguments.files else []
-    out = train_as_told("price", arguments, below=below, above=above)
+    out = train_as_told("price", arguments, below=below, above=above, before=_tell_time if arguments.preset else None)
     if is_first():
         print(finish_run(out, arguments.calibrate))
     return 0
+
+
+def _tell_time(task: Any) -> None:
+    """Say how long the training will take."""
+    from blockyard.cli.console import say
+    from blockyard.tasks.price.estimate import estimate
+
+    say(estimate(task).describe())
 
 
 COMMAND = Command(

@@ -67,8 +67,7 @@ class PriceTask:
         """`val_loss`: mean pinball loss over the validation part (squared error for head=point), whichever the loss
         of training is, so that heads can be compared."""
         total, count = 0.0, 0
-        rows = max(EVAL_ROWS, self.config.batch_size)
-        limit = max(1, self.config.eval_batches * self.config.batch_size // rows)
+        rows, limit = evaluation_batches(self.config)
         device = next(model.parameters()).device
         for batch in self.data.batches("val", rows, limit):
             x, y = batch["x"].to(device), batch["y"].to(device)
@@ -85,6 +84,18 @@ class PriceTask:
     def save_assets(self, folder: Path) -> None:
         """Names of features, and the dates that training has seen."""
         write_atomically(folder / ASSETS, json.dumps(asdict(self.data.assets), indent=1) + "\n")
+
+
+def evaluation_batches(config: TrainConfig) -> tuple[int, int]:
+    """Windows of a batch of an evaluation, and how many batches it takes at most."""
+    rows = max(EVAL_ROWS, config.batch_size)
+    return rows, max(1, config.eval_batches * config.batch_size // rows)
+
+
+def evaluation_windows(data: PriceData, config: TrainConfig) -> int:
+    """Windows that an evaluation takes."""
+    rows, limit = evaluation_batches(config)
+    return min(len(data.origins("val")[0]), rows * limit)
 
 
 def start_from_data(model: PriceForecaster, data: PriceData) -> None:

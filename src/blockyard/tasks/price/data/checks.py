@@ -101,8 +101,8 @@ def _static(reading: Reading, name: str) -> float | str:
     other = np.flatnonzero(missing | (cells != first).to_numpy(bool))
     if other.size:
         place = int(other[0])
-        what = "is missing" if missing[place] else f"is {cells.iloc[place]!r}, after {first!r}"
-        reading.wrong(place, name, f"what the asset is {what}; data.static takes one value per asset")
+        what = "the value is missing" if missing[place] else f"{cells.iloc[place]} comes after {first}"
+        reading.wrong(place, name, f"{what}; data.static takes one value per asset")
     return float(first) if cells.dtype.kind in "fiub" else str(first).strip()
 
 

@@ -47,8 +47,8 @@ def scale_of(values: np.ndarray, price: np.ndarray) -> Scale | None:
     if np.median(np.abs(values[1:] - change)) < 0.05 * np.median(np.abs(change)):
         return "change"
     p = np.log(price)
-    if (values > 0).all() and np.std(np.log(values) - p) < NEAR * np.std(p):
-        return "level"
+    if (values > 0).all() and np.std(distance := np.log(values) - p) < NEAR * np.std(p):
+        return "level" if abs(np.median(distance)) < MOVE else "size"
     size = np.array([np.median(np.abs(part)) for part in np.array_split(values, BLOCKS)])
     if not (size > 0).all():
         return None

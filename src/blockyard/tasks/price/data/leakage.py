@@ -47,6 +47,10 @@ def perturb_future(asset: Asset, row: int, seed: int = 0, jump: float = 0.0) -> 
     extra = {}
     for name, values in asset.extra.items():
         extra[name] = values.copy()
+        if asset.scales.get(name) in ("level", "size"):
+            # In units of price, and so above 0 for the most part.
+            extra[name][row + 1 :] *= factor[row + 1 :] * np.exp(0.05 * draw.standard_normal(n))
+            continue
         extra[name][row + 1 :] += (values.std() + 1.0) * draw.standard_normal(n) + jump * np.ptp(values)
     raw = None if asset.raw is None else asset.raw * factor
     return replace(asset, close=asset.close * factor, **bars, volume=volume, extra=extra, raw=raw)

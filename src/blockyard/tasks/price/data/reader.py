@@ -153,6 +153,9 @@ def _by_asset(source: str, frame: Any, columns: Columns, notes: list[str]) -> It
     if columns.asset is not None:
         # Where only other assets have a row, this one's cells are all empty.
         filled = ~frame[columns.values()].isna().all(axis=1).to_numpy(bool)
+        if columns.future:
+            # Rows that wait for their prices are told from those that have none later.
+            filled |= frame[list(columns.future)].notna().all(axis=1).to_numpy(bool)
         if not filled.all() and filled.any():
             notes.append(f"{columns.asset}: {(~filled).sum():,} rows without any value of it are left out")
         return [(columns.asset, np.flatnonzero(filled) if filled.any() else np.arange(len(frame)))]

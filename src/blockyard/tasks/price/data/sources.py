@@ -177,7 +177,7 @@ def _read_sheet(name: str, path: Path) -> SourceTable:
     frame = pandas.DataFrame({header.names[place]: typed_column([row[place] for row in rows]) for place in places})
     levels = {} if header.levels is None else {n: two for n, two in zip(header.names, header.levels) if two is not None}
     # Words below make the first column one of text.
-    below = _lines_below(frame) if frame.shape[1] and frame.dtypes.iloc[0] == object else 0
+    below = _lines_below(frame) if frame.shape[1] and frame.dtypes.iloc[0].kind == "O" else 0
     rest = len(frame) - below
     words = (f"below the table: {str(cell)[:60]!r}" for cell in frame.iloc[rest:, 0])
     # As between tabs, no mark within a cell is taken for more than it is.
