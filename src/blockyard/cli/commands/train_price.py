@@ -42,11 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _tell_time(task: Any) -> None:
-    """Say how long the training will take."""
+    """Say how long the training will take; what several processes share is not timed by one."""
     from blockyard.cli.console import say
+    from blockyard.machine.launch import world_size
     from blockyard.tasks.price.estimate import estimate
 
-    say(estimate(task).describe())
+    if world_size() == 1:
+        say(estimate(task).describe())
 
 
 COMMAND = Command(
