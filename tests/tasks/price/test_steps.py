@@ -17,8 +17,11 @@ from blockyard.tasks.price.data.leakage import lookahead, perturb_future
 from blockyard.tasks.price.data.reader import read_prices
 from blockyard.tasks.price.data.steps import find_steps
 from blockyard.tasks.price.data.table import Asset, Prices
-from blockyard.tasks.price.data.windows import PriceData
-from tests.fixtures.prices import asset, ohlcv
+from blockyard.tasks.price.data.windows import PriceAssets, PriceData
+from blockyard.tasks.price.forecaster import Forecaster, future_table
+from blockyard.tasks.price.model import PriceConfig, PriceForecaster
+from blockyard.tasks.price.task import start_from_data
+from tests.fixtures.prices import asset
 
 
 def bars_of(ds: Any, sigma: float = 1e-3, night: float = 0.0, seed: int = 0, **extra: np.ndarray) -> Asset:
@@ -177,7 +180,6 @@ def test_holes_are_told_with_what_becomes_of_them(tmp_path: Any) -> None:
         "frame 1: 210 rows are missing (14%) in 2 holes, the longest after 2024-01-30 03:00:00, where the step is 1 "
         "hour; returns over them are left out, and no label reaches over one"
     )
-    assert "is taken for that of one step" in read_prices(holed, PriceDataConfig(steps="alike")).notes[0]
     assert read_prices(frame.drop(index=range(700, 703))).notes == ()
     many = frame.drop(index=[r for start in range(0, 1480, 30) for r in range(start, start + 8)])
     prices = read_prices(many)
@@ -202,8 +204,24 @@ def test_daily_data_are_what_they_were() -> None:
     assert apart.names == before.names and len(apart.names) == 20
     assert np.array_equal(apart.values, before.values, equal_nan=True)
     assert np.array_equal(apart.sigma, before.sigma, equal_nan=True) and apart.night_sigma is None
-    frame = ohlcv(100)
-    assert read_prices(frame).fingerprint() == read_prices(frame, PriceDataConfig(steps="alike")).fingerprint()
+    both = [PriceData(Prices((one,), "x", apart=apart), PriceDataConfig(), context=16, horizons=(1, 5))
+            for apart in (True, False)]  # fmt: skip
+    assert both[0].fingerprint == both[1].fingerprint
+
+
+def test_a_run_of_before_is_known_and_forecasts_as_it_did() -> None:
+    """Intraday data have other inputs now: a run that was begun without is not resumed, and forecasts with its own."""
+    one = bars_of(session(14), night=0.02)
+    kept: dict[str, Any] = {"config": PriceDataConfig(), "context": 16, "horizons": (1, 5)}
+    new, old = (PriceData(Prices((one,), "x", apart=apart), **kept) for apart in (True, False))
+    assert new.fingerprint["sha256"] != old.fingerprint["sha256"] and new.assets.apart and not old.assets.apart
+    model = PriceForecaster(PriceConfig(features=old.features, context=16, horizons=(1, 5), d_model=8, n_heads=2)).eval()
+    start_from_data(model, old)
+    prices = Prices((one,), "x")
+    before = future_table(Forecaster(model, None, "m", apart=False), prices)
+    assert before.equals(future_table(Forecaster(model), replace(prices, apart=False)))
+    # What the folders of before do not say.
+    assert PriceAssets((), "", "", (), "").apart is False
 
 
 def test_a_units_night_is_known_when_the_forecast_is_made() -> None:

@@ -119,7 +119,7 @@ def load_forecaster(
     calibration = Calibration.load(folder)
     if calibration is not None and not calibration.fits(run.model.horizons, run.model.quantiles):
         raise InputError(f"{folder / FILE} is of another model; remove it to forecast without calibration")
-    return Forecaster(model, calibration, short_name(run.model), run.data.steps == "apart"), assets, run
+    return Forecaster(model, calibration, short_name(run.model), assets.apart), assets, run
 
 
 def short_name(config: PriceConfig) -> str:

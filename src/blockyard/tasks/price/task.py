@@ -154,8 +154,8 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
         return replace(model, features=assets.features, known=assets.known)
 
     def older_data(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Runs of before took every return for a step's, and knew no columns in advance."""
-        return {"steps": "alike", "future": None, "static": None}
+        """Runs of before knew no columns in advance."""
+        return {"future": None, "static": None}
 
     def load_assets(self, folder: Path) -> PriceAssets:
         file = folder / ASSETS

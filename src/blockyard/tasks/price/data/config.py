@@ -27,7 +27,6 @@ class PriceDataConfig:
         missing: refuse rows that have some of their prices only, or drop them; rows without any are left out.
         order: refuse rows in no order, or sort them; rows that all run from new to old are turned round.
         splits: refuse a jump that looks like a split in unadjusted closes, or keep it as a real move.
-        steps: apart tells returns over nights and holes from those of a step; alike takes every one for a step's.
         max_gap: longest distance between two rows in days; none means 15 for daily and denser rows, else 5 steps.
         calendar: an exchange's code such as XNYS: every session must have its row (extra: calendars).
         val_fraction: share of the dates before the test part that are kept for validation.
@@ -52,7 +51,6 @@ class PriceDataConfig:
     missing: Literal["refuse", "drop"] = "refuse"
     order: Literal["refuse", "sort"] = "refuse"
     splits: Literal["refuse", "keep"] = "refuse"
-    steps: Literal["apart", "alike"] = "apart"
     max_gap: float | None = None
     calendar: str | None = None
     val_fraction: float = 0.1
@@ -66,7 +64,6 @@ class PriceDataConfig:
             "missing": ("refuse", "drop"),
             "order": ("refuse", "sort"),
             "splits": ("refuse", "keep"),
-            "steps": ("apart", "alike"),
         }
         choices["decimal"] = ("auto", "point", "comma")
         for name, allowed in choices.items():

@@ -71,7 +71,7 @@ def _read(tables: list[SourceTable], source: str, config: PriceDataConfig, least
                 asset, clock, said = check_asset(reading, config, least)
                 assets.append(asset)
                 clocks[clock.said] = None
-                notes += [*said, *_holes(asset, config)]
+                notes += [*said, *_holes(asset)]
         understood += _understood(table, series, list(clocks))
     seen: set[str] = set()
     for asset in assets:
@@ -79,7 +79,7 @@ def _read(tables: list[SourceTable], source: str, config: PriceDataConfig, least
             raise InputError(f"{source}: asset {asset.unique_id!r} comes twice; each asset belongs into one file")
         seen.add(asset.unique_id)
     assets, said = _agreed(assets)
-    return Prices(tuple(assets), source, (*merged(notes), *said), tuple(understood), config.steps == "apart")
+    return Prices(tuple(assets), source, (*merged(notes), *said), tuple(understood))
 
 
 def _agreed(assets: list[Asset]) -> tuple[list[Asset], list[str]]:
@@ -129,7 +129,7 @@ def _understood(table: SourceTable, series: Sequence[Columns], clocks: Sequence[
     return [*lines, f"clock: {' / '.join(clocks)}"]
 
 
-def _holes(asset: Asset, config: PriceDataConfig) -> list[str]:
+def _holes(asset: Asset) -> list[str]:
     """A note on holes that are longer than what is usual between two rows, and on what becomes of them."""
     rhythm, steps = find_rhythm(asset.ds), find_steps(asset.ds)
     if rhythm is None or not steps.hole.any():
@@ -140,11 +140,7 @@ def _holes(asset: Asset, config: PriceDataConfig) -> list[str]:
     longest = show_ds(asset.ds[rows[missing.argmax()] - 1])
     holes = f"{len(rows):,} hole{'s' * (len(rows) != 1)}"
     where = f"{missing.sum():,} rows are missing ({share:.0%}) in {holes}, the longest after {longest}"
-    what = (
-        "returns over them are left out, and no label reaches over one"
-        if config.steps == "apart"
-        else "the return over each is taken for that of one step"
-    )
+    what = "returns over them are left out, and no label reaches over one"
     return [f"{asset.unique_id}: {where}, where the step is {rhythm.step}; {what}"]
 
 

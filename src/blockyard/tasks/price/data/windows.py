@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Literal
 
 import numpy as np
@@ -120,6 +121,7 @@ class PriceAssets:
     Args:
         features: names of the input's features.
         known: those among them that are known in advance or say what the asset is.
+        apart: whether returns over nights and holes are told from those of a step; runs of before did not.
         train_end: last date that training saw.
         val_end: last date that choices were made on.
         assets: names of the series it was trained on.
@@ -132,6 +134,7 @@ class PriceAssets:
     assets: tuple[str, ...]
     source: str
     known: tuple[str, ...] = ()
+    apart: bool = False
 
 
 class PriceTables:
@@ -236,6 +239,10 @@ class PriceData(PriceTables):
                 raise InputError(self._too_short(part))
         self.mean, self.std = fit_scaling(self.tables, self.borders)
         self.fingerprint: dict[str, Any] = prices.fingerprint() | self.borders.describe()
+        if prices.apart and any(t.steps.intraday or not t.steps.plain for t in self.tables):
+            # A run that was begun when every return was one of a step would go on with other inputs.
+            told = f"{self.fingerprint['sha256']}\0nights and holes apart"
+            self.fingerprint["sha256"] = sha256(told.encode()).hexdigest()
         self.notes = self._warnings()
         # Kept here by whoever computes them first: they depend on nothing but the data.
         self.baselines: dict[str, Any] | None = None
@@ -248,8 +255,9 @@ class PriceData(PriceTables):
         possible = known_names(self.prices.assets[0], self.horizons)
         known = tuple(name for name in self.features if name in possible)
         return PriceAssets(
-            self.features, str(ends["train_end"]), str(ends["val_end"]), names, self.prices.source, known
-        )
+            self.features, str(ends["train_end"]), str(ends["val_end"]), names, self.prices.source, known,
+            self.prices.apart,
+        )  # fmt: skip
 
     def origins(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Asset numbers and row numbers of a part's origins, asset after asset."""
