@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from blockyard.errors import InputError
+from blockyard.tasks.price.baselines import run_baselines
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.features import WARM_UP, available, feature_table, targets
-from blockyard.tasks.price.data.leakage import lookahead, perturb_future
+from blockyard.tasks.price.data.leakage import lookahead, perturb_future, perturb_futures
 from blockyard.tasks.price.data.reader import read_prices
 from blockyard.tasks.price.data.steps import find_steps
 from blockyard.tasks.price.data.table import Asset, Prices
@@ -222,6 +224,29 @@ def test_a_run_of_before_is_known_and_forecasts_as_it_did() -> None:
     assert before.equals(future_table(Forecaster(model), replace(prices, apart=False)))
     # What the folders of before do not say.
     assert PriceAssets((), "", "", (), "").apart is False
+
+
+def test_windows_and_labels_before_a_date_do_not_know_what_comes_after_it() -> None:
+    """Of bars within the day, with a hole, and with a column known in advance that stays."""
+    ds = np.delete(session(30), range(1175, 1200))
+    one = bars_of(ds, night=0.02)
+    one = replace(one, future={"event": (np.arange(len(ds) + 5) % 17 == 3).astype(float)})
+    kept: dict[str, Any] = {"config": PriceDataConfig(), "context": 16, "horizons": (1, 5)}
+    before = PriceData(Prices((one,), "x"), **kept)
+    assert {"event@2-5", "overnight", "session_cos"} < set(before.features)
+    assert before.tables[0].steps.hole.sum() == 1 and before.tables[0].steps.night.sum() == 29
+    after = PriceData(perturb_futures(before.prices, before.borders.val_end), **kept)
+    assert np.array_equal(before.mean, after.mean) and np.array_equal(before.std, after.std)
+    for step in range(3):
+        a, b = (data.batch(0, step, 64, slice(None)) for data in (before, after))
+        assert torch.equal(a["x"], b["x"]) and torch.equal(a["y"], b["y"])
+    for a, b in zip(before.batches("val", 64), after.batches("val", 64)):
+        assert torch.equal(a["x"], b["x"]) and torch.equal(a["y"], b["y"])
+    levels, (assets, rows) = (0.1, 0.5, 0.9), before.origins("val")
+    found = [run_baselines(data, levels, assets=assets, rows=rows, fit_until=data.borders.train_end)[0]
+             for data in (before, after)]  # fmt: skip
+    for name, forecast in found[0].items():
+        assert np.array_equal(forecast.point, found[1][name].point), name
 
 
 def test_a_units_night_is_known_when_the_forecast_is_made() -> None:
