@@ -63,7 +63,7 @@ def test_rows_after_the_last_price_are_known_in_advance() -> None:
     assert [len(asset) for asset in again.assets] == [319] * 3
     assert again["B"].future["event"].sum() == one.future["event"].sum()
     assert again["B"].ahead is not None and len(again["B"].ahead) == 8
-    assert any("1 rows without a price between others are left out" in note for note in again.notes)
+    assert any("1 row without a price is left out between others" in note for note in again.notes)
 
 
 def test_a_feature_of_the_future_is_the_mean_over_the_steps_of_its_horizon() -> None:

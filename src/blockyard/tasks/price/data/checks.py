@@ -84,7 +84,8 @@ def _known_in_advance(
     after = np.arange(len(ds)) > np.flatnonzero(priced)[-1]
     between = int((~priced & ~after).sum())
     if between:
-        notes.append(f"{reading.name}: {between:,} rows without a price between others are left out")
+        rows = f"{between:,} rows without a price are" if between > 1 else "1 row without a price is"
+        notes.append(f"{reading.name}: {rows} left out between others")
     kept = np.flatnonzero(priced | after)
     reading.keep(kept)
     future = {name: _further(reading, name) for name in names}

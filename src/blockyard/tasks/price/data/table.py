@@ -130,7 +130,8 @@ class Prices:
             columns = ", ".join(["close", *bars, *asset.extra])
             if asset.future:
                 steps = 0 if asset.ahead is None else len(asset.ahead)
-                columns += f"; known in advance: {', '.join(asset.future)}, for {steps} steps after the last row"
+                after = f"{steps} step{'s' * (steps != 1)} after the last row"
+                columns += f"; known in advance: {', '.join(asset.future)}, for {after}"
             if asset.static:
                 columns += "; " + ", ".join(f"{name} {value}" for name, value in asset.static.items())
             lines.append(f"  {asset.unique_id}: {len(asset):,} rows, {asset.span()}; {columns}")
