@@ -213,7 +213,7 @@ def test_columns_in_units_of_price_become_free_of_it_and_say_so() -> None:
 
 
 REFUSED = {
-    "no such column": (lambda f: f, {"future": "evnt"}, r"data\.future: .* has no column 'evnt' \(did you mean 'event'"),
+    "no such column": (lambda f: f, {"future": "evnt"}, r"data\.future: .* has no column 'evnt' \(did you mean 'ev"),
     "a price": (lambda f: f, {"future": "Close"}, r"column 'Close' of .* is a date, a name or a price already"),
     "words": (lambda f: f, {"future": "sector"}, r"data\.future: column 'sector' of .* is not of numbers"),
     "named twice": (lambda f: f, {"future": "event", "static": "event"}, "'event' is named in data.future, too"),

@@ -217,7 +217,8 @@ def test_a_run_of_before_is_known_and_forecasts_as_it_did() -> None:
     kept: dict[str, Any] = {"config": PriceDataConfig(), "context": 16, "horizons": (1, 5)}
     new, old = (PriceData(Prices((one,), "x", apart=apart), **kept) for apart in (True, False))
     assert new.fingerprint["sha256"] != old.fingerprint["sha256"] and new.assets.apart and not old.assets.apart
-    model = PriceForecaster(PriceConfig(features=old.features, context=16, horizons=(1, 5), d_model=8, n_heads=2)).eval()
+    shape: dict[str, Any] = {"context": 16, "horizons": (1, 5), "d_model": 8, "n_heads": 2}
+    model = PriceForecaster(PriceConfig(features=old.features, **shape)).eval()
     start_from_data(model, old)
     prices = Prices((one,), "x")
     before = future_table(Forecaster(model, None, "m", apart=False), prices)

@@ -12,6 +12,7 @@ import pytest
 
 from blockyard.errors import InputError
 from blockyard.tasks.price.data.reader import read_prices
+from blockyard.tasks.price.future import future_dates
 
 N = 40
 DAYS = [dt.date(2024, 1, 1) + dt.timedelta(n + 2 * (n // 5)) for n in range(N)]
@@ -40,6 +41,10 @@ def check(path: Path) -> str:
     (asset,) = prices.assets
     assert np.array_equal(asset.close, CLOSES) and asset.volume is not None and asset.volume[3] == 103
     assert (asset.ds.astype("datetime64[D]") == np.array(DAYS, "datetime64[D]")).all()
+    # Weekdays, which go on as such.
+    assert future_dates(asset.ds, (1, 3)).astype("datetime64[D]").tolist() == [
+        DAYS[-1] + dt.timedelta(3), DAYS[-1] + dt.timedelta(5)
+    ]  # fmt: skip
     return prices.report()
 
 

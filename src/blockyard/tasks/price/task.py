@@ -161,7 +161,11 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
         file = folder / ASSETS
         try:
             found = parse_json(file.read_text(encoding="utf-8"))
-            names = {name: tuple(found.get(name, ())) for name in ("features", "assets", "known")}
+            # Runs of before name nothing that is known in advance, and took every return for a step's.
+            found = {"known": (), "apart": False, **found}
+            names = {name: tuple(found[name]) for name in ("features", "assets", "known")}
+            if not isinstance(found["apart"], bool):
+                raise ValueError("apart is neither true nor false")
             return PriceAssets(**{**found, **names})
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{file} is missing or damaged ({error}); the run cannot be used without it") from error

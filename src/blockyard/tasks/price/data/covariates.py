@@ -84,7 +84,8 @@ def known_names(asset: Asset, horizons: Sequence[int]) -> tuple[str, ...]:
         for before, h in zip((0, *horizons), horizons):
             names.append(f"{name}@{h}" if h == before + 1 else f"{name}@{before + 1}-{h}")
     for name, value in asset.static.items():
-        names += [name] if isinstance(value, float) else [f"{name}={one}" for one in asset.categories.get(name, (value,))]
+        every = asset.categories.get(name, (value,))
+        names += [name] if isinstance(value, float) else [f"{name}={one}" for one in every]
     return tuple(names)
 
 
