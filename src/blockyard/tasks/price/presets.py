@@ -8,7 +8,7 @@ from typing import Any
 SIZES = {"tiny": (256, 4, 4, 128), "small": (512, 6, 8, 256), "base": (512, 8, 8, 256), "large": (1024, 12, 16, 512)}
 D_FF, CONTEXT = 2048, 180
 # Steps of 16 windows, so that on two cores tiny ends in a quarter of an hour and small within the hour. A window costs
-# 0.10 s and 0.31 s of a core, forward and back; validation and test take as long as a fifth of the steps.
+# 0.11 s and 0.33 s of a core, forward and back; validation and test take as long as a fifth of the steps.
 STEPS = {"tiny": 300, "small": 400, "base": 400, "large": 400}
 BATCH, EVALUATIONS = 16, 5
 
