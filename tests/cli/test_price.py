@@ -77,13 +77,16 @@ def test_resuming_a_finished_run_changes_nothing(trained):
     assert (trained / "evaluation.json").read_text() == before
 
 
-def test_a_preset_is_laid_below_what_is_given(tmp_path, file):
+def test_a_preset_is_laid_below_what_is_given(tmp_path, file, capsys):
     """All of the document's layout, made small enough by options that win over the preset."""
     words = train(file, out=tmp_path / "run", **{"train.steps": 1})
     assert main([*words, "--preset", "tiny", "--model.pattern", "mla[kv_rank=4,rope=full]+swiglu[d_ff=8]"]) == 0
     _, _, run = load_run(tmp_path / "run")
     assert (run.model.layout, run.model.d_model, run.model.instance, run.train.lr) == ("day", 8, "none", 1e-4)
     assert run.model.layers[0].attn == "mla"
+    # How long it takes is told before the first step; without a preset nothing is.
+    told = capsys.readouterr().err
+    assert re.search(r"^about .* on \d+ threads?: 1 steps of .*, 1 evaluation of .*, calibration and test", told, re.M)
 
 
 def test_forecast_writes_a_tidy_table_and_a_plot(trained, file, tmp_path, capsys):

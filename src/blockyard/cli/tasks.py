@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,12 @@ def train_command(task: str, summary: str, *, order: int = 12, example: str = ""
 
 
 def train_as_told(
-    task: str, arguments: argparse.Namespace, *, below: Sequence[Given] = (), above: Sequence[Given] = ()
+    task: str,
+    arguments: argparse.Namespace,
+    *,
+    below: Sequence[Given] = (),
+    above: Sequence[Given] = (),
+    before: Callable[[Any], None] | None = None,
 ) -> Path:
     """Train what the words and settings files of a `train` command say.
 
@@ -73,6 +78,7 @@ def train_as_told(
         arguments: the parsed words.
         below: settings that files and words override.
         above: settings that override files.
+        before: told the task before its first step.
 
     Returns: the run folder.
     """
@@ -88,7 +94,7 @@ def train_as_told(
     given, plugins = given_settings(arguments, files, groups, task)
     settings = resolve(groups, [*below, *given, *above])
     out = Path(arguments.out) if arguments.out is not None else next_folder(task)
-    return train({**settings, PLUGINS: plugins}, out, arguments.resume, task=task)
+    return train({**settings, PLUGINS: plugins}, out, arguments.resume, task=task, before=before)
 
 
 def next_folder(task: str) -> Path:

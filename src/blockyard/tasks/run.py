@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -42,7 +42,13 @@ class Trained(NamedTuple):
 
 
 def train(
-    groups: Mapping[str, Any], out: Path | str, resume: bool = False, *, task: str | None = None, force: bool = False
+    groups: Mapping[str, Any],
+    out: Path | str,
+    resume: bool = False,
+    *,
+    task: str | None = None,
+    force: bool = False,
+    before: Callable[[Any], None] | None = None,
 ) -> Path:
     """Train a model into a run folder.
 
@@ -52,6 +58,7 @@ def train(
         resume: continue the run in it.
         task: the kind of task; `task` of the groups, or a language model, when not given.
         force: train also what by its estimate does not fit into memory.
+        before: told the task when it is made, before the first step of a new run.
 
     Returns: the run folder.
 
@@ -69,6 +76,8 @@ def train(
         made = make_task(run)
     trainer = open_trainer(run, made, out, resume=resume)
     try:
+        if before is not None and not resume and is_first():
+            before(made)
         return trainer.run()
     finally:
         trainer.close()

@@ -198,7 +198,8 @@ def test_units_and_times_are_none_where_a_cell_is_none() -> None:
 def test_dates_that_read_both_ways_say_how_they_were_read(tmp_path: Path) -> None:
     both = [f"{day:02}/{month:02}/2024" for month in range(1, 13) for day in range(1, 13)]
     prices = read(tmp_path, both, max_gap=400, order="sort")
-    assert "01/01/2024 is read with the month first (else: --data.day_first true)" in prices.understood[-1]
+    (note,) = [note for note in prices.notes if "two ways" in note]
+    assert "01/01/2024 is, with the month first: say --data.day_first true or false" in note
     told = read(tmp_path, both, max_gap=400, order="sort", day_first=True)
-    assert "month first" not in told.understood[-1] and told.assets[0].ds[1] == np.datetime64("2024-01-02")
-    assert "month first" not in read(tmp_path, BUSINESS.strftime("%m/%d/%Y")).understood[-1]
+    assert "month first" not in told.report() and told.assets[0].ds[1] == np.datetime64("2024-01-02")
+    assert "month first" not in read(tmp_path, BUSINESS.strftime("%m/%d/%Y")).report()

@@ -1,4 +1,4 @@
-"""Files as exporters write them: read without an option, or with the one that their refusal names.
+"""Files as exporters write them are read without an option, and go on at the right dates.
 
 Each file is made in its exporter's shape with values of our own, so that what must be read is known.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from blockyard.errors import InputError
+from blockyard.tasks.price.data.clock import in_zone
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.reader import read_prices
+from blockyard.tasks.price.future import future_dates
 
 N = 90
 
@@ -70,7 +72,6 @@ class Export(NamedTuple):
     text: str | bytes
     clock: str
     step: str = "1 day, Mon–Fri; no holes"
-    options: dict[str, Any] = {}  # noqa: RUF012
     hourly: bool = False
     ids: tuple[str, ...] = ("prices",)
     has: str = "close open high low volume"
@@ -142,7 +143,7 @@ EXPORTS = {
     ),
     "Coinbase candles": Export(
         lines("", lambda n, b: f"{SECONDS + 3600 * n},{b.low},{b.high},{b.open},{b.close},{b.volume}", last_first=True),
-        "seconds since 1970, UTC", "1 hour, around the clock", {"order": "sort"}, hourly=True,
+        "seconds since 1970, UTC", "1 hour, around the clock", hourly=True,
     ),
     "Coinbase with a header": Export(
         lines("time,low,high,open,close,volume\n",
@@ -159,19 +160,19 @@ EXPORTS = {
         "\ufeff" + lines('"Date","Price","Open","High","Low","Vol.","Change %"\n',
                          lambda n, b: f'"{b.day:%m/%d/%Y}","{b.close:,.2f}","{b.open:,.2f}","{b.high:,.2f}",'
                          f'"{b.low:,.2f}","{b.volume / 1000}K","-0.45%"', last_first=True),
-        NAIVE, options={"order": "sort"},
+        NAIVE,
     ),
     "investing.com in German": Export(
         "\ufeff" + lines('"Datum","Zuletzt","Eröffn.","Hoch","Tief","Vol.","+/- %"\n',
                          lambda n, b: f'"{b.day:%d.%m.%Y}","{german(b.close)}","{german(b.open)}","{german(b.high)}",'
                          f'"{german(b.low)}","{str(b.volume / 1e6).replace(".", ",")}M","-0,45%"', last_first=True),
-        NAIVE, options={"order": "sort"},
+        NAIVE,
     ),
     "investing.com, a currency": Export(
         lines('"Date","Price","Open","High","Low","Vol.","Change %"\n',
               lambda n, b: f'"{b.day:%m/%d/%Y}","{b.close}","{b.open}","{b.high}","{b.low}","","0.45%"',
               last_first=True),
-        NAIVE, options={"order": "sort"}, has="close open high low",
+        NAIVE, has="close open high low",
     ),
     "MetaTrader 5": Export(
         lines("<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>\n",
@@ -197,14 +198,14 @@ EXPORTS = {
     "Alpha Vantage": Export(
         lines("timestamp,open,high,low,close,volume\n",
               lambda n, b: f"{b.day},{b.open},{b.high},{b.low},{b.close},{b.volume}", last_first=True),
-        NAIVE, options={"order": "sort"},
+        NAIVE,
     ),
     "Alpha Vantage, adjusted": Export(
         lines("timestamp,open,high,low,close,adjusted_close,volume,dividend_amount,split_coefficient\n",
               lambda n, b: f"{b.day},{2 * b.open},{2 * b.high},{2 * b.low},{2 * b.close},"
               f"{b.close},{b.volume},0.0000,1.0",
               last_first=True),
-        NAIVE, options={"order": "sort"},
+        NAIVE,
     ),
     "TradingView": Export(
         lines("time,open,high,low,close,Volume\n",
@@ -219,7 +220,7 @@ EXPORTS = {
     "Nasdaq": Export(
         lines("Date,Close/Last,Volume,Open,High,Low\n",
               lambda n, b: f"{b.day:%m/%d/%Y},${b.close},{b.volume},${b.open},${b.high},${b.low}", last_first=True),
-        NAIVE, options={"order": "sort"},
+        NAIVE,
     ),
     "Barchart": Export(
         lines("Time,Open,High,Low,Last,Change,%Chg,Volume\n",
@@ -251,7 +252,7 @@ EXPORTS = {
 def test_a_file_in_an_exporters_shape_is_read_as_it_is_meant(exporter: str, tmp_path: Path) -> None:
     export, path = EXPORTS[exporter], tmp_path / "prices.csv"
     path.write_bytes(export.text if isinstance(export.text, bytes) else export.text.encode())
-    prices = read_prices(path, PriceDataConfig(**export.options))
+    prices = read_prices(path)
     assert tuple(asset.unique_id for asset in prices.assets) == export.ids
     for asset, series in zip(prices.assets, (BARS, OTHER)):
         when = [hour(n) for n in range(N)] if export.hourly else [bar.day for bar in series]
@@ -265,24 +266,43 @@ def test_a_file_in_an_exporters_shape_is_read_as_it_is_meant(exporter: str, tmp_
     assert f"step: {export.step}" in prices.report()
 
 
-def test_files_from_new_to_old_name_the_option_that_reads_them(tmp_path: Path) -> None:
-    for exporter in ("investing.com", "Alpha Vantage", "Coinbase candles", "Nasdaq"):
-        text = EXPORTS[exporter].text
-        assert isinstance(text, str)
-        (tmp_path / "p.csv").write_text(text, encoding="utf-8")
-        with pytest.raises(InputError, match=r"rows run from new to old; sort .* --data\.order sort"):
-            read_prices(tmp_path / "p.csv")
+@pytest.mark.parametrize("exporter", EXPORTS)
+def test_forecasts_of_an_exporters_file_are_dated_as_its_rows_go_on(exporter: str, tmp_path: Path) -> None:
+    export, path = EXPORTS[exporter], tmp_path / "prices.csv"
+    path.write_bytes(export.text if isinstance(export.text, bytes) else export.text.encode())
+    ahead = (1, 2, 3, 5, 10)
+    for asset in read_prices(path).assets:
+        found = in_zone(future_dates(asset.ds, ahead), asset.zone).astype("datetime64[s]")
+        if export.hourly:
+            assert found.tolist() == [hour(N - 1 + h) for h in ahead]
+        else:
+            days = np.busday_offset(BARS[-1].day, np.array(ahead)).astype("datetime64[D]")
+            assert found.astype("datetime64[D]").tolist() == days.tolist()
+
+
+@pytest.mark.parametrize("exporter", ["investing.com", "Alpha Vantage", "Coinbase candles", "Nasdaq"])
+def test_files_from_new_to_old_are_turned_round_and_say_so(exporter: str, tmp_path: Path) -> None:
+    text = EXPORTS[exporter].text
+    assert isinstance(text, str)
+    (tmp_path / "p.csv").write_text(text, encoding="utf-8")
+    (note,) = [note for note in read_prices(tmp_path / "p.csv").notes if "new to old" in note]
+    assert note == "p: rows run from new to old and are read in the order of time"
+    # A single row elsewhere is no order, which only the user can mean.
+    rows = text.splitlines(keepends=True)
+    rows[-1], rows[-2] = rows[-2], rows[-1]
+    (tmp_path / "p.csv").write_text("".join(rows), encoding="utf-8")
+    with pytest.raises(InputError, match=r"comes after .*; sort the rows by date, or pass --data\.order sort"):
+        read_prices(tmp_path / "p.csv")
+    assert len(read_prices(tmp_path / "p.csv", PriceDataConfig(order="sort"))) == N
 
 
 def test_freds_dots_are_no_values(tmp_path: Path) -> None:
     path = tmp_path / "DCOILWTICO.csv"
     path.write_text(lines("DATE,DCOILWTICO\n", lambda n, b: f"{b.day},{'.' if n % 30 == 4 else b.close}"))
-    with pytest.raises(
-        InputError, match=r"row 5 \(2024-01-05\), .*price is missing \(and in 2 more rows\).*missing drop"
-    ):
-        read_prices(path)
-    prices = read_prices(path, PriceDataConfig(missing="drop"))
-    assert len(prices) == N - 3 and "3 rows without a price are left out" in prices.report()
+    prices = read_prices(path)
+    assert len(prices) == N - 3
+    assert prices.notes == ("DCOILWTICO: 3 rows without a price are left out, the first on 2024-01-05",)
+    assert read_prices(path, PriceDataConfig(missing="drop")).fingerprint() == prices.fingerprint()
 
 
 def test_a_table_with_a_column_per_ticker_is_its_assets(tmp_path: Path) -> None:

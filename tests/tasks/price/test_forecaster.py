@@ -35,7 +35,7 @@ def test_forecasts_of_several_assets_are_a_tidy_table(data):
 def test_a_forecast_from_a_date_does_not_look_at_later_rows(data):
     forecaster, whole = Forecaster(started(data)), prices(200)
     at = str(whole.assets[0].ds[150])[:10]
-    cut = replace(whole, assets=(whole.assets[0].rows(slice(0, 151)),))
+    cut = replace(whole, assets=(whole.assets[0].until(151),))
     assert future_table(forecaster, whole, at).equals(future_table(forecaster, cut))
     with pytest.raises(InputError, match=r"--at=1990-01-01: A begins later"):
         future_table(forecaster, whole, "1990-01-01")

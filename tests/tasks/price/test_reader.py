@@ -170,7 +170,7 @@ WRONG = {
         "f.csv, column Close: every price is 7, there is nothing to forecast",
     ),
     "all NaN": (lambda f: f.assign(Close=np.nan), "f.csv, column Close: no row has a price"),
-    "missing price": (spoil(16, "Close", None), "f.csv: row 17 (2015-01-23), column Close: the price is missing"),
+    "missing price": (spoil(16, "Close", None), "row 17 (2015-01-23), column Close: the price is missing, though Open"),
     "negative": (spoil(16, "Close", -3.5), "f.csv: row 17 (2015-01-23), column Close: -3.5 is not a price above 0"),
     "zero high": (spoil(4, "High", 0), "f.csv: row 5 (2015-01-07), column High: 0 is not a price above 0"),
     "text": (spoil(9, "Close", "12,5"), "f.csv: row 10 (2015-01-14), column Close: '12,5' is not a number"),
@@ -182,7 +182,6 @@ WRONG = {
         lambda f: pd.concat([f[:10], f[20:], f[10:20]]),
         "f.csv: row 51 (2015-01-15), column Date: comes after 2015-03-25; sort the rows by date, or pass",
     ),
-    "new to old": (lambda f: f[::-1], "f.csv: row 2 (2015-03-24), column Date: rows run from new to old; sort"),
     "gap": (
         lambda f: pd.concat([f[:10], f[35:]]),
         "f.csv: row 11 (2015-02-19), column Date: 36 days after the row before (2015-01-14), where 1 is usual",
@@ -230,13 +229,25 @@ def test_files_that_are_no_tables_are_refused(content, message, tmp_path):
 def test_rows_can_be_dropped_sorted_and_kept_when_asked(tmp_path):
     frame = ohlcv(60)
     frame.loc[3, "Close"] = np.nan
-    found = read_prices(frame[::-1], PriceDataConfig(missing="drop", order="sort"))
+    found = read_prices(frame.sample(frac=1, random_state=0), PriceDataConfig(missing="drop", order="sort"))
     assert len(found.assets[0]) == 59 and np.all(np.diff(found.assets[0].ds.astype(np.int64)) > 0)
-    assert "1 rows without a price are left out" in found.report() and "sorted" in found.report()
+    assert "1 row without a price is left out, on 2015-01-06" in found.report() and "sorted" in found.report()
     halved = ohlcv(60)
     for column in ("Open", "High", "Low", "Close"):
         halved.loc[40:, column] /= 2
     assert len(read_prices(halved, PriceDataConfig(splits="keep"))) == 60
+
+
+def test_rows_without_any_price_are_left_out_and_those_with_some_refused(tmp_path):
+    frame = ohlcv(60)
+    frame.loc[[3, 9], ["Open", "High", "Low", "Close"]] = np.nan
+    frame.loc[59, ["Open", "High", "Low", "Close", "Volume"]] = np.nan
+    found = read_prices(frame)
+    assert len(found) == 57 and found.notes == (
+        "frame 1: 3 rows without a price are left out, the first on 2015-01-06",
+    )
+    frame.loc[9, "Low"] = 90.0
+    assert "row 10 (2015-01-14), column Close: the price is missing, though Low has one" in refusal(frame, tmp_path)
 
 
 def test_a_market_crash_that_comes_back_is_no_split():

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blockyard.tasks.price.data.reader import read_prices
 from blockyard.tasks.price.data.rhythm import find_rhythm, steps_per_year
 from blockyard.tasks.price.data.table import show_rhythm
 
@@ -59,16 +58,6 @@ def test_sessions_of_a_day_are_told_and_their_nights_are_no_holes() -> None:
     rhythm = find_rhythm(bars.delete([100, 101]).to_numpy("datetime64[ns]"))
     assert rhythm is not None and not rhythm.always
     assert rhythm.market == "Mon–Fri, 09:30 … 15:55, 78 rows a day" and (rhythm.holes, rhythm.missing) == (1, 2)
-
-
-def test_a_hole_in_a_market_that_never_closes_is_noted() -> None:
-    hours = pd.date_range("2024-01-01", periods=1500, freq="h")
-    closes = 100 + np.arange(1500) * 7 % 5
-    whole = pd.DataFrame({"Date": hours, "Close": closes})
-    assert read_prices(whole).notes == ()
-    (note,) = read_prices(whole.drop(index=range(700, 900))).notes
-    assert note.startswith("frame 1: 200 rows are missing after 2024-01-30 03:00:00, where the step is 1 hour")
-    assert read_prices(whole.drop(index=range(700, 703))).notes == ()
 
 
 def test_rows_without_dates_and_too_few_have_no_rhythm() -> None:

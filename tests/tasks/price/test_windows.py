@@ -16,7 +16,7 @@ from tests.fixtures.prices import asset, price_data, prices
 
 def test_targets_are_cumulative_log_returns_over_sigma_root_h():
     table = feature_table(asset(100))
-    y = targets(table.log_close, table.sigma, (1, 5))
+    y = targets(table, (1, 5))
     t = 70
     assert y[t, 1] == pytest.approx((table.log_close[t + 5] - table.log_close[t]) / (table.sigma[t] * 5**0.5))
     assert np.isnan(y[-5:, 1]).all() and np.isfinite(y[-6, 1]) and np.isnan(y[-1, 0])

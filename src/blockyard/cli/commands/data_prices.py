@@ -13,7 +13,8 @@ def add_arguments(parser: Parser) -> None:
     from blockyard.cli.settings import add_groups
 
     parser.usage = "%(prog)s [FILE ...] [options]"
-    parser.plain("files", "CSV or parquet files of prices; the S&P 500 when not given", metavar="FILE", nargs="*")
+    parser.plain("files", "CSV, Excel or parquet files of prices; the S&P 500 when not given", metavar="FILE",
+                 nargs="*")  # fmt: skip
     parser.plain("--json", "print it as JSON", action="store_true")
     add_groups(parser, groups())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
@@ -14,7 +15,7 @@ BASE = train_command("price", "")
 
 def add_arguments(parser: Parser) -> None:
     parser.usage = "%(prog)s [FILE ...] [options]"
-    parser.plain("files", "CSV or parquet files of prices (data.path)", metavar="FILE", nargs="*")
+    parser.plain("files", "CSV, Excel or parquet files of prices (data.path)", metavar="FILE", nargs="*")
     parser.plain("--preset", "the price document's layout in one of its sizes: tiny, small, base, large; given "
                  "options win", choices=PRESETS)  # fmt: skip
     parser.plain("--calibrate", "shift quantiles by what validation shows: auto (where that helps), on, off",
@@ -34,13 +35,23 @@ def run(arguments: argparse.Namespace) -> int:
         for key, value in options.items()
     ]
     above = [Given("data", "path", list(arguments.files), "FILE", layer=1 << 20)] if arguments.files else []
-    out = train_as_told("price", arguments, below=below, above=above)
+    out = train_as_told("price", arguments, below=below, above=above, before=_tell_time if arguments.preset else None)
     if is_first():
         print(finish_run(out, arguments.calibrate))
     return 0
 
 
+def _tell_time(task: Any) -> None:
+    """Say how long the training will take; what several processes share is not timed by one."""
+    from blockyard.cli.console import say
+    from blockyard.machine.launch import world_size
+    from blockyard.tasks.price.estimate import estimate
+
+    if world_size() == 1:
+        say(estimate(task).describe())
+
+
 COMMAND = Command(
-    "train price", "train a price forecaster on CSV or parquet files", add_arguments, run, prepare=prepare, order=12,
+    "train price", "train a price forecaster on files of prices", add_arguments, run, prepare=prepare, order=12,
     builds=True, example="blockyard train price prices.csv --out runs/prices --attn.impl mla",
 )  # fmt: skip

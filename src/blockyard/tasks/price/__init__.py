@@ -19,7 +19,7 @@ Where to read, in this order:
     sheet.py         the tear sheet, drawn by sheet_charts.py; backtest_folder.py: which backtest a folder holds
     finish.py        what follows training: calibration, the test, plots
     report.py        what a comparison adds, from summary.py (also as text); charts.py draws it
-    presets.py       the price document's sizes
+    presets.py       the price document's sizes; estimate.py: how long a training will take
 
 It forecasts how far prices may move, about as well as EWMA and GARCH, and not which way. With less than a thousand rows
 use those.
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from blockyard.tasks.price.data.features import feature_table as feature_table
     from blockyard.tasks.price.data.leakage import lookahead as lookahead
     from blockyard.tasks.price.data.leakage import perturb_future as perturb_future
+    from blockyard.tasks.price.data.leakage import perturb_known as perturb_known
     from blockyard.tasks.price.data.reader import read_prices as read_prices
     from blockyard.tasks.price.data.table import Asset as Asset
     from blockyard.tasks.price.data.table import Prices as Prices
@@ -70,7 +71,7 @@ else:
             "baselines": "run_baselines",
             "data.config": "PriceDataConfig",
             "data.features": "feature_table",
-            "data.leakage": "lookahead perturb_future",
+            "data.leakage": "lookahead perturb_future perturb_known",
             "data.reader": "read_prices",
             "data.table": "Asset Prices",
             "data.windows": "PriceData load_price_data",

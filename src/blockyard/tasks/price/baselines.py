@@ -13,6 +13,7 @@ import numpy as np
 
 from blockyard.errors import InputError, MissingExtra, require, suggest
 from blockyard.tasks.price.automatic import MOST_ORIGINS, auto_arima, auto_ets
+from blockyard.tasks.price.data.features import TARGET_WINDOW, volatility
 from blockyard.tasks.price.data.windows import PriceTables
 from blockyard.tasks.price.past import Past, Result, shaped
 from blockyard.tasks.price.variance import ewma, garch, gjr_garch, har, historical
@@ -176,4 +177,6 @@ def _past(data: PriceTables, number: int, fit_until: object, levels: Sequence[fl
     table = data.tables[number]
     end = int(np.searchsorted(table.ds, fit_until, "right"))  # type: ignore[call-overload]
     returns = np.diff(table.log_close, prepend=table.log_close[0])
-    return Past(table.log_close, returns, table.values, table.sigma, end, data.horizons, tuple(levels), wanted)
+    # As the baselines know it: of all returns, nights among them.
+    sigma = volatility(returns, TARGET_WINDOW)
+    return Past(table.log_close, returns, table.values, sigma, end, data.horizons, tuple(levels), wanted)

@@ -19,7 +19,7 @@ from blockyard.tasks.price.calibrate import FILE, Calibration, chosen, fit_calib
 from blockyard.tasks.price.data.clock import in_zone
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.features import WARM_UP
-from blockyard.tasks.price.data.table import Prices
+from blockyard.tasks.price.data.table import Asset, Prices, show_ds
 from blockyard.tasks.price.data.windows import PriceAssets, PriceData, PriceTables, parse_ds
 from blockyard.tasks.price.future import future_dates
 from blockyard.tasks.price.model import PriceConfig, PriceForecaster
@@ -37,11 +37,13 @@ class Forecaster:
         model: in eval mode.
         calibration: shifts of its quantiles, or None.
         name: as tables show it.
+        apart: whether it knows returns over nights and holes from those of a step (see steps.py); None = as the prices.
     """
 
     model: PriceForecaster
     calibration: Calibration | None = None
     name: str = "model"
+    apart: bool | None = None
 
     @property
     def config(self) -> PriceConfig:
@@ -61,6 +63,8 @@ class Forecaster:
                     f"({WARM_UP} of warm-up and the model's context of {self.config.context})"
                 )
         config = self.config
+        if self.apart is not None:
+            prices = replace(prices, apart=self.apart)
         return PriceTables(prices, context=config.context, horizons=config.horizons, features=config.features)
 
     def units(self, tables: PriceTables, assets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -115,7 +119,7 @@ def load_forecaster(
     calibration = Calibration.load(folder)
     if calibration is not None and not calibration.fits(run.model.horizons, run.model.quantiles):
         raise InputError(f"{folder / FILE} is of another model; remove it to forecast without calibration")
-    return Forecaster(model, calibration, short_name(run.model)), assets, run
+    return Forecaster(model, calibration, short_name(run.model), assets.apart), assets, run
 
 
 def short_name(config: PriceConfig) -> str:
@@ -142,6 +146,7 @@ def future_table(forecaster: Forecaster, prices: Prices, at: str | None = None, 
     pandas = require("pandas", extra="prices")
     if at is not None:
         prices = _until(prices, at)
+    dates = [_dates_ahead(asset, forecaster.config, prices.source, calendar) for asset in prices.assets]
     tables = forecaster.tables(prices)
     assets = np.arange(len(tables.tables))
     rows = np.array([len(table) - 1 for table in tables.tables])
@@ -149,11 +154,11 @@ def future_table(forecaster: Forecaster, prices: Prices, at: str | None = None, 
     levels, horizons = forecaster.config.quantiles, tables.horizons
     frames = []
     for number, table in enumerate(tables.tables):
-        last = float(np.exp(table.log_close[-1]))
+        last = float(table.price[-1])
         columns: dict[str, Any] = {
             "unique_id": table.unique_id,
             "cutoff": in_zone(table.ds[-1:], prices.assets[number].zone)[0],
-            "ds": in_zone(future_dates(table.ds, horizons, calendar), prices.assets[number].zone),
+            "ds": in_zone(dates[number], prices.assets[number].zone),
             "horizon": list(horizons),
             "last": last,
             "price": last * np.exp(found.point[number]),
@@ -164,13 +169,44 @@ def future_table(forecaster: Forecaster, prices: Prices, at: str | None = None, 
     return pandas.concat(frames, ignore_index=True)
 
 
+def _dates_ahead(asset: Asset, config: PriceConfig, source: str, calendar: str | None) -> np.ndarray:
+    """Dates of the steps that are forecast; where columns known in advance are inputs, those of their rows.
+
+    Raises:
+        InputError: when the rows ahead are too few, or not those of the steps.
+    """
+    expected = future_dates(asset.ds, config.horizons, calendar)
+    if not config.known or not asset.future:
+        return expected
+    reach, ahead = max(config.horizons), asset.ahead
+    names = ", ".join(asset.future)
+    have = 0 if ahead is None else len(ahead)
+    if ahead is None or have < reach:
+        raise InputError(
+            f"{source}: {asset.unique_id} has {have} rows after {show_ds(asset.ds[-1])} with values of {names}, and a "
+            f"forecast takes them for {reach} steps; add rows with a date, {names} and no price"
+        )
+    steps = future_dates(asset.ds, range(1, reach + 1), calendar)
+    inside = steps[steps <= ahead[reach - 1]]
+    missing = np.setdiff1d(inside, ahead)
+    # A few holidays may be missing, which the file knows better.
+    if len(missing) > 1 + reach // 10 or len(inside) < reach // 2:
+        first = show_ds(missing[0] if len(missing) else ahead[0])
+        raise InputError(
+            f"{source}: the rows of {asset.unique_id} after {show_ds(asset.ds[-1])} are not those of its next {reach} "
+            f"steps, from {first} on; give {names} for every step"
+        )
+    found: np.ndarray = ahead[np.asarray(config.horizons) - 1]
+    return found
+
+
 def _until(prices: Prices, at: str) -> Prices:
     cut = []
     for asset in prices.assets:
         end = int(np.searchsorted(asset.ds, parse_ds("--at", at, asset.ds.dtype, None), "right"))
         if not end:
             raise InputError(f"--at={at}: {asset.unique_id} begins later, {asset.span()}")
-        cut.append(asset.rows(slice(0, end)))
+        cut.append(asset.until(end))
     return replace(prices, assets=tuple(cut))
 
 

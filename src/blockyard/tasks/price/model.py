@@ -50,6 +50,8 @@ class PriceConfig(BlocksConfig):
 
     Args:
         features: names of the input's features; they follow from the data.
+        known: those among them that are known in advance or say what the asset is; they follow from the data, too, and
+            no normalisation of a window's own takes away what they say.
         context: steps of a window.
         horizons: steps ahead that are forecast, rising.
         layout: `day` makes a token of every step, by groups of features (the document's); `patch` one of every patch.
@@ -74,6 +76,7 @@ class PriceConfig(BlocksConfig):
     """
 
     features: tuple[str, ...]
+    known: tuple[str, ...] = ()
     d_model: int = 32
     n_layers: int = 2
     dropout: float = 0.1
@@ -99,6 +102,8 @@ class PriceConfig(BlocksConfig):
         self.check_at_least_one("context", "patch", "stride")
         if not self.features:
             raise InputError("features is empty; name at least one")
+        if unknown := [name for name in self.known if name not in self.features]:
+            raise InputError(f"known names {unknown[0]!r}, which is no feature")
         rising = all(a < b for a, b in pairwise(self.horizons))
         if not self.horizons or self.horizons[0] < 1 or not rising:
             raise InputError(f"horizons={list(self.horizons)} must be rising numbers of steps from 1 on")
@@ -224,6 +229,9 @@ class PriceForecaster(Trunk):
         self.shortcut = Readout(seen, outputs) if seen else None
         self.start_as_identity()
         self._places = [config.features.index(n) for n in self._needed()]
+        is_known = torch.tensor([name in config.known for name in config.features])
+        self.is_known: Tensor
+        self.register_buffer("is_known", is_known, persistent=False)
 
     def _needed(self) -> tuple[str, ...]:
         """Features that instance normalisation reads."""
@@ -317,6 +325,9 @@ class PriceForecaster(Trunk):
         mean = scaled.mean(dim=1, keepdim=True)
         std = torch.sqrt(scaled.var(dim=1, keepdim=True, correction=0) + 1e-5)
         normal = (scaled - mean) / std
+        if self.config.known:
+            # What never changes in a window, or seldom, would be 0 or a spike.
+            normal = torch.where(self.is_known, scaled, normal)
         if self.config.instance == "level":
             # The first feature is the series itself, in the units of its scaled values.
             return normal, mean[:, 0, :1], std[:, 0, :1]

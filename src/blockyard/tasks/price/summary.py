@@ -91,14 +91,14 @@ def _fan(tables: PriceTables, assets: np.ndarray, rows: np.ndarray, forecast: Fo
     assert forecast.quantiles is not None
     place = int(np.flatnonzero(assets == assets[0])[-1])
     table, row = tables.tables[assets[place]], int(rows[place])
-    last = float(np.exp(table.log_close[row]))
+    last = float(table.price[row])
     until = min(row + tables.reach, len(table) - 1)
-    past = np.exp(table.log_close[max(row - HISTORY, 0) : row + 1])
+    past = table.price[max(row - HISTORY, 0) : row + 1]
     return {
         "unique_id": table.unique_id,
         "origin": show_ds(table.ds[row]),
         "history": [float(f"{v:.6g}") for v in past],
-        "actual": [float(f"{v:.6g}") for v in np.exp(table.log_close[row : until + 1])],
+        "actual": [float(f"{v:.6g}") for v in table.price[row : until + 1]],
         "horizons": list(tables.horizons),
         "quantiles": [[float(f"{v:.6g}") for v in last * np.exp(q)] for q in forecast.quantiles[place]],
     }

@@ -67,8 +67,7 @@ class PriceTask:
         """`val_loss`: mean pinball loss over the validation part (squared error for head=point), whichever the loss
         of training is, so that heads can be compared."""
         total, count = 0.0, 0
-        rows = max(EVAL_ROWS, self.config.batch_size)
-        limit = max(1, self.config.eval_batches * self.config.batch_size // rows)
+        rows, limit = evaluation_batches(self.config)
         device = next(model.parameters()).device
         for batch in self.data.batches("val", rows, limit):
             x, y = batch["x"].to(device), batch["y"].to(device)
@@ -85,6 +84,18 @@ class PriceTask:
     def save_assets(self, folder: Path) -> None:
         """Names of features, and the dates that training has seen."""
         write_atomically(folder / ASSETS, json.dumps(asdict(self.data.assets), indent=1) + "\n")
+
+
+def evaluation_batches(config: TrainConfig) -> tuple[int, int]:
+    """Windows of a batch of an evaluation, and how many batches it takes at most."""
+    rows = max(EVAL_ROWS, config.batch_size)
+    return rows, max(1, config.eval_batches * config.batch_size // rows)
+
+
+def evaluation_windows(data: PriceData, config: TrainConfig) -> int:
+    """Windows that an evaluation takes."""
+    rows, limit = evaluation_batches(config)
+    return min(len(data.origins("val")[0]), rows * limit)
 
 
 def start_from_data(model: PriceForecaster, data: PriceData) -> None:
@@ -108,7 +119,7 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
     data_title = "the prices"
     model_config = PriceConfig
     data_config = PriceDataConfig
-    from_data: Mapping[str, Any] = {"features": ("close",)}
+    from_data: Mapping[str, Any] = {"features": ("close",), "known": ()}
     unit = "window"
     # Windows overlap, so a few passes over a few thousand of them fit noise: a low rate, and the best checkpoint. With
     # Muon the validation loss was higher (0.1879 against 0.1870, S&P 500).
@@ -140,13 +151,22 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
         return PriceForecaster(model)
 
     def fit(self, model: PriceConfig, assets: PriceAssets) -> PriceConfig:
-        return replace(model, features=assets.features)
+        return replace(model, features=assets.features, known=assets.known)
+
+    def older_data(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Runs of before knew no columns in advance."""
+        return {"future": None, "static": None}
 
     def load_assets(self, folder: Path) -> PriceAssets:
         file = folder / ASSETS
         try:
             found = parse_json(file.read_text(encoding="utf-8"))
-            return PriceAssets(**{**found, "features": tuple(found["features"]), "assets": tuple(found["assets"])})
+            # Runs of before name nothing that is known in advance, and took every return for a step's.
+            found = {"known": (), "apart": False, **found}
+            names = {name: tuple(found[name]) for name in ("features", "assets", "known")}
+            if not isinstance(found["apart"], bool):
+                raise ValueError("apart is neither true nor false")
+            return PriceAssets(**{**found, **names})
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{file} is missing or damaged ({error}); the run cannot be used without it") from error
 

@@ -121,6 +121,7 @@ def walk_forward(
         InputError: when no rows are left, or the series do not fit the model.
     """
     forecaster, seen, run = load_forecaster(folder, plugins=plugins, trust=trust)
+    prices = replace(prices, apart=seen.apart)
     tables = forecaster.tables(prices)
     check_horizon(config, tables.horizons)
     check_assets(config, tables)

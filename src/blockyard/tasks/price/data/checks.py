@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 
 from blockyard.errors import InputError, require, suggest
 from blockyard.tasks.price.data.clock import Clock, read_clock
 from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.covariates import scale_of
 from blockyard.tasks.price.data.reading import Reading
 from blockyard.tasks.price.data.table import BARS, Asset, show_ds
 
@@ -30,9 +32,11 @@ def check_asset(reading: Reading, config: PriceDataConfig, least: int) -> tuple[
     """
     notes: list[str] = []
     columns = reading.columns
-    _drop_or_refuse_missing(reading, config, notes)
+    _leave_out_unpriced(reading, config, notes)
     clock = read_clock(reading, config)
+    notes += [f"{reading.name}: {clock.asks}"] if clock.asks else []
     ds = _in_order(reading, clock.ds, config, notes)
+    ds, ahead, future = _known_in_advance(reading, ds, notes)
     close = reading.numbers(columns.close)
     _positive(reading, close, columns.close)
     _gaps(reading, ds, config)
@@ -46,7 +50,7 @@ def check_asset(reading: Reading, config: PriceDataConfig, least: int) -> tuple[
         raise InputError(
             f"{_asset_in(reading)}, column {columns.close}: every price is {close[0]:g}, there is nothing to forecast"
         )
-    factor = np.ones_like(close)
+    factor, raw = np.ones_like(close), None
     bars: dict[str, np.ndarray | None] = {name: _bar(reading, name) for name in BARS}
     if columns.raw_close is not None:
         raw = reading.numbers(columns.raw_close)
@@ -57,42 +61,101 @@ def check_asset(reading: Reading, config: PriceDataConfig, least: int) -> tuple[
     elif config.splits == "refuse":
         _refuse_split(reading, close, bars["open"])
     _low_above_high(reading, bars)
-    adjusted = {name: None if values is None else values * factor for name, values in bars.items()}
+    adjusted: dict[str, Any] = {name: None if values is None else values * factor for name, values in bars.items()}
     volume = _volume(reading)
     extra = {name: _further(reading, column) for name, column in columns.extra.items()}
-    asset = Asset(reading.name, ds, close, **adjusted, volume=volume, extra=extra, zone=clock.zone)
+    scales = {n: scale for n, values in extra.items() if (scale := scale_of(values, close if raw is None else raw))}
+    asset = Asset(
+        reading.name, ds, close, **adjusted, volume=volume, extra=extra, zone=clock.zone, raw=raw, scales=dict(scales),
+        future=future, ahead=ahead, static={name: _static(reading, name) for name in columns.static},
+    )  # fmt: skip
     return asset, clock, notes
+
+
+def _known_in_advance(
+    reading: Reading, ds: np.ndarray, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
+    """Go on with the rows that have prices; dates of those without that come after them, and the columns known in
+    advance over both."""
+    names = reading.columns.future
+    if not names:
+        return ds, None, {}
+    priced = np.isfinite(reading.numbers(reading.columns.close))
+    after = np.arange(len(ds)) > np.flatnonzero(priced)[-1]
+    between = int((~priced & ~after).sum())
+    if between:
+        rows = f"{between:,} rows without a price are" if between > 1 else "1 row without a price is"
+        notes.append(f"{reading.name}: {rows} left out between others")
+    kept = np.flatnonzero(priced | after)
+    reading.keep(kept)
+    future = {name: _further(reading, name) for name in names}
+    ahead = ds[after]
+    reading.keep(np.arange(int(priced.sum())))
+    return ds[priced], ahead, future
+
+
+def _static(reading: Reading, name: str) -> float | str:
+    """The one value of a column that says what the asset is."""
+    cells = reading.frame[name].iloc[reading.rows]
+    first = cells.iloc[0]
+    missing = cells.isna().to_numpy(bool)
+    other = np.flatnonzero(missing | (cells != first).to_numpy(bool))
+    if other.size:
+        place = int(other[0])
+        what = "the value is missing" if missing[place] else f"{cells.iloc[place]} comes after {first}"
+        reading.wrong(place, name, f"{what}; data.static takes one value per asset")
+    return float(first) if cells.dtype.kind in "fiub" else str(first).strip()
 
 
 def _asset_in(reading: Reading) -> str:
     return reading.source if reading.unique_id is None else f"{reading.source}: {reading.unique_id}"
 
 
-def _drop_or_refuse_missing(reading: Reading, config: PriceDataConfig, notes: list[str]) -> None:
+def _leave_out_unpriced(reading: Reading, config: PriceDataConfig, notes: list[str]) -> None:
+    """Leave out rows without any price: days on which nothing was traded. A row with some of its prices has a fault."""
     column = reading.columns.close
     missing = ~np.isfinite(reading.numbers(column))
+    # What is known in advance of a row may stand there before its price does: whether it comes after the last price is
+    # seen when the rows are dated.
+    waiting = missing & bool(reading.columns.future)
+    for name in reading.columns.future:
+        waiting &= np.isfinite(reading.numbers(name))
     if missing.all():
         raise InputError(f"{_asset_in(reading)}, column {column}: no row has a price")
     if not missing.any():
         return
     if config.missing == "refuse":
-        more = f" (and in {missing.sum() - 1} more rows)" if missing.sum() > 1 else ""
-        what = f"the price is missing{more}; fill it, or leave such rows out with --data.missing drop"
-        reading.wrong(int(np.flatnonzero(missing)[0]), column, what)
+        for other in reading.columns.prices():
+            partly = np.flatnonzero(missing & np.isfinite(reading.numbers(other)))
+            if partly.size:
+                more = f" (and in {partly.size - 1} more rows)" if partly.size > 1 else ""
+                what = f"the price is missing, though {other} has one{more}"
+                advice = "fill it, or leave such rows out with --data.missing drop"
+                reading.wrong(int(partly[0]), column, f"{what}; {advice}")
+    missing &= ~waiting
+    if not missing.any():
+        return
+    count, first = int(missing.sum()), reading.when(int(np.flatnonzero(missing)[0]))
+    rows = f"{count:,} rows without a price are" if count > 1 else "1 row without a price is"
+    notes.append(f"{reading.name}: {rows} left out, {f'the first {first}' if count > 1 else first}")
     reading.keep(np.flatnonzero(~missing))
-    notes.append(f"{reading.name}: {missing.sum()} rows without a price are left out")
 
 
 def _in_order(reading: Reading, ds: np.ndarray, config: PriceDataConfig, notes: list[str]) -> np.ndarray:
     column = reading.columns.ds
     step = np.diff(ds.astype(np.int64))
     back = np.flatnonzero(step < 0)
+    if back.size and (step < 0).all():
+        # As the pages of exchanges list them; nothing is unclear about it.
+        reading.keep(np.arange(len(ds))[::-1])
+        notes.append(f"{reading.name}: rows run from new to old and are read in the order of time")
+        return ds[::-1].copy()
     if back.size and config.order == "refuse":
         order = np.argsort(ds, kind="stable")
         _no_duplicates(reading, ds, order)
         place = int(back[0]) + 1
-        falling = "rows run from new to old" if (step < 0).all() else f"comes after {show_ds(ds[place - 1])}"
-        reading.wrong(place, column, f"{falling}; sort the rows by date, or pass --data.order sort")
+        before = f"comes after {show_ds(ds[place - 1])}"
+        reading.wrong(place, column, f"{before}; sort the rows by date, or pass --data.order sort")
     if back.size:
         order = np.argsort(ds, kind="stable")
         reading.keep(order)

@@ -5,6 +5,7 @@
 2023-10-29 02:30:00+01:00   a market that never closes keeps UTC, where summer time moves nothing; tables show +01:00
 1704067200000               seconds, milli-, micro- or nanoseconds since 1970, in UTC
 20240108, 20240108 0930     dates in digits
+45292, 45292.4              in a column whose name says date: days since 1899-12-30, as spreadsheets count them
 0, 1, 2                     anything else whole numbers the rows
 """
 
@@ -20,8 +21,9 @@ import numpy as np
 from blockyard.errors import InputError, require
 from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.kinds import NOTHING, OFFSET
+from blockyard.tasks.price.data.names import says_date
 from blockyard.tasks.price.data.reading import Reading
-from blockyard.tasks.price.data.units import NAMES, UNITS, epoch_unit, times_of_day
+from blockyard.tasks.price.data.units import NAMES, UNITS, epoch_unit, excel_days, times_of_day
 
 _DOTTED = re.compile(r"^\d{1,2}\.\d{1,2}\.\d{4}")
 _SLASHED = re.compile(r"^\s*(\d{1,2})[/-](\d{1,2})[/-]\d{2,4}")
@@ -41,11 +43,13 @@ class Clock:
         ds: datetime64[ns] without a time zone, or int64 for rows without dates; [T].
         said: which clock that is.
         zone: the file's own clock, where `ds` is UTC and the file is not: a zone's name or an offset such as +01:00.
+        asks: what only the user knows of it, or "".
     """
 
     ds: np.ndarray
     said: str
     zone: str | None = None
+    asks: str = ""
 
 
 def read_clock(reading: Reading, config: PriceDataConfig) -> Clock:
@@ -60,6 +64,8 @@ def read_clock(reading: Reading, config: PriceDataConfig) -> Clock:
     cells = _filled(reading, column)
     if (unit := epoch_unit(cells)) is not None:
         return Clock(_since_1970(cells, unit), f"{NAMES[unit]} since 1970, UTC")
+    if excel_days(reading.frame[column].dropna()) is not None:
+        return _in_excels_days(reading, column, cells)
     if cells.dtype.kind in "iuf" or _all_digits(cells):
         return _in_digits(reading, column, cells, config)
     return _written(reading, column, cells, config)
@@ -105,6 +111,19 @@ def _since_1970(cells: Any, unit: str) -> np.ndarray:
     fine = np.rint(numbers.to_numpy(np.float64) * (UNITS[unit] / grain)).astype(np.int64) * grain
     found: np.ndarray = fine.astype("datetime64[ns]")
     return found
+
+
+def _in_excels_days(reading: Reading, column: str, cells: Any) -> Clock:
+    """Days as spreadsheets count them, to the second: a cell has not more digits."""
+    days = excel_days(cells)
+    if not says_date(column) or days is None:
+        raise InputError(
+            f"{reading.source}: column {column} holds {cells.iloc[0]} …, which may be a spreadsheet's days or numbers "
+            "of rows; name the column Date if they are days, or number rows from 0"
+        )
+    seconds = np.rint(days * 86_400).astype(np.int64).astype("timedelta64[s]")
+    ds: np.ndarray = (np.datetime64("1899-12-30", "s") + seconds).astype("datetime64[ns]")
+    return Clock(ds, "days since 1899-12-30, as spreadsheets count them")
 
 
 def _all_digits(cells: Any) -> bool:
@@ -154,7 +173,7 @@ def _written(reading: Reading, column: str, cells: Any, config: PriceDataConfig)
         parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
         return Clock(parsed.to_numpy("datetime64[ns]"), "UTC")
     ds = _with_time(reading, parsed, config).to_numpy("datetime64[ns]")
-    return Clock(ds, _naive(reading) + _either_way(cells, config))
+    return Clock(ds, _naive(reading), asks=_either_way(cells, config))
 
 
 def _with_offsets(reading: Reading, column: str, cells: Any, config: PriceDataConfig) -> Clock:
@@ -240,13 +259,14 @@ def _parsed_either_way(cells: Any, config: PriceDataConfig) -> Any:
 
 
 def _either_way(cells: Any, config: PriceDataConfig) -> str:
-    """A word on dates of which every one can be read with the month first and with the day first."""
+    """A question about dates of which every one can be read with the month first and with the day first."""
     if config.day_first is not None or cells.dtype.kind != "O" or not _SLASHED.match(str(cells.iloc[0])):
         return ""
     numbers = cells.astype(str).str.extract(_SLASHED.pattern).astype(float)
     if (numbers > 12).any(axis=None) or (numbers[0] == numbers[1]).all():
         return ""
-    return f"; {cells.iloc[0]} is read with the month first (else: --data.day_first true)"
+    first = cells.iloc[0]
+    return f"every date can be read two ways; {first} is, with the month first: say --data.day_first true or false"
 
 
 def _parsed(cells: Any, day_first: bool) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class Columns:
         raw_close: unadjusted closes beside adjusted ones.
         open: and high, low, volume: as named.
         extra: further columns by the name that they get as features.
+        future: columns that are known in advance.
+        static: columns that say what an asset is.
         asset: whose columns these are, in a table with columns for each asset.
         said: what was noticed.
     """
@@ -52,6 +54,8 @@ class Columns:
     volume: str | None
     time: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+    future: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
     asset: str | None = None
     said: tuple[str, ...] = ()
 
@@ -60,12 +64,18 @@ class Columns:
         parts = (self.close, self.raw_close, self.open, self.high, self.low, self.volume)
         return [name for name in parts if name] + list(self.extra.values())
 
+    def prices(self) -> list[str]:
+        """The columns of prices."""
+        return [name for name in (self.close, self.raw_close, self.open, self.high, self.low) if name]
+
     def describe(self) -> str:
         """In words: "Date is ds, Price is close"; the parts that are named as they are called stay out."""
         parts = {"date": self.ds, "time of day": self.time, "asset": self.unique_id, "close": self.close}
         parts |= {"unadjusted close": self.raw_close} | {part: getattr(self, part) for part in BARS}
         known = ", ".join(f"{part} from {name}" for part, name in parts.items() if name)
-        return known + (f"; features from {', '.join(self.extra.values())}" if self.extra else "")
+        known += f"; features from {', '.join(self.extra.values())}" if self.extra else ""
+        known += f"; known in advance: {', '.join(self.future)}" if self.future else ""
+        return known + (f"; of the asset: {', '.join(self.static)}" if self.static else "")
 
 
 def text_columns(frame: Any, config: PriceDataConfig) -> set[str]:
@@ -99,11 +109,16 @@ def find_columns(
     _find_dates(frame, names, found)
     time = _time_of_day(frame, names, found)
     taken = {name for name in (*found.values(), time) if name}
+    future, static = (_named_columns(source, frame, option, config, taken) for option in ("future", "static"))
+    taken |= {*future, *static}
     left = [name for name in names if name not in taken and not _NAMELESS.match(name)]
     if not levels and not found["close"] and not found["adjusted"]:
         levels = _levels_in(left + [found[part] or "" for part in BARS if found[part]])
     if levels:
-        return _by_ticker(source, frame, levels, found["ds"], time, config, marked)
+        levels = {name: level for name, level in levels.items() if name not in taken}
+        _refuse_static(source, static)
+        series = _by_ticker(source, frame, levels, found["ds"], time, config, marked)
+        return tuple(replace(columns, future=future) for columns in series)
     if not found["close"] and not found["adjusted"]:
         numeric = [name for name in left if frame[name].dtype.kind in "fiu"]
         plain = [name for name in numeric if name not in marked]
@@ -111,7 +126,9 @@ def find_columns(
             wide = _is_wide(frame, found, left, numeric)
             contrary = _below_zero(frame, numeric) if wide else ""
             if wide and not contrary:
-                return tuple(_one_ticker(name, found["ds"], time) for name in numeric)
+                _refuse_static(source, static)
+                one = (_one_ticker(name, found["ds"], time) for name in numeric)
+                return tuple(replace(columns, future=future) for columns in one)
             raise InputError(
                 f"{source}: no price column among: {', '.join(names) or 'none'}; name it with data.price_column "
                 f"(one row per asset and date: columns unique_id, ds, y{contrary})"
@@ -123,8 +140,39 @@ def find_columns(
     extra, said = _extra(source, frame, {name: name for name in left}, config.extra, marked)
     parts, empty = _bars(frame, found)
     return (
-        Columns(close, found["unique_id"], found["ds"], raw, **parts, time=time, extra=extra, said=(*empty, *said)),
-    )
+        Columns(close, found["unique_id"], found["ds"], raw, **parts, time=time, extra=extra, future=future,
+                static=static, said=(*empty, *said)),
+    )  # fmt: skip
+
+
+def _named_columns(
+    source: str, frame: Any, option: str, config: PriceDataConfig, taken: Collection[str]
+) -> tuple[str, ...]:
+    """The columns that data.future or data.static names.
+
+    Raises:
+        InputError: for one that there is not, that plays another part, or that holds no numbers where it must.
+    """
+    names = tuple(name.strip() for name in (getattr(config, option) or "").split(",") if name.strip())
+    for name in names:
+        if name not in frame.columns:
+            known = [str(column) for column in frame.columns]
+            raise InputError(
+                f"data.{option}: {source} has no column {name!r}{suggest(name, known)}; it has: {', '.join(known)}"
+            )
+        if name in taken:
+            raise InputError(f"data.{option}: column {name!r} of {source} is a date, a name or a price already")
+        if option == "static" and name in (config.future or "").split(","):
+            raise InputError(f"data.static: column {name!r} is named in data.future, too")
+        if option == "future" and frame[name].dtype.kind not in "fiub":
+            raise InputError(f"data.future: column {name!r} of {source} is not of numbers; write 0 and 1, say")
+    return names
+
+
+def _refuse_static(source: str, static: Sequence[str]) -> None:
+    if static:
+        what = "has columns for each asset, where a row per asset and date is needed"
+        raise InputError(f"data.static={','.join(static)}: {source} {what}")
 
 
 def _named(
@@ -265,7 +313,7 @@ def _by_ticker(
     return tuple(series)
 
 
-def _bars(frame: Any, found: Mapping[str, str | None]) -> tuple[dict[str, str | None], list[str]]:
+def _bars(frame: Any, found: Mapping[str, str | None]) -> tuple[dict[str, Any], list[str]]:
     """Open, high, low and volume, and a word on columns that are named so and hold nothing."""
     empty = [name for part in BARS if (name := found[part]) is not None and len(frame) and frame[name].isna().all()]
     parts = {part: None if found[part] in empty else found[part] for part in BARS}

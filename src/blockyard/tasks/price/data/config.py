@@ -13,15 +13,19 @@ class PriceDataConfig:
     """The price data of a run.
 
     Args:
-        path: CSV or parquet files, separated by commas; none means the S&P 500 that the arch package carries.
+        path: CSV, Excel or parquet files, separated by commas; none means the S&P 500 that the arch package carries.
         id_column: column that names the asset; none looks for unique_id, symbol, ticker, …; one asset without.
         date_column: column of dates; none looks for ds, date, timestamp, ….
         price_column: column of the price to forecast; none looks for adj close, close, y, price, ….
         decimal: the decimal mark of written numbers: point, comma, or auto, as the file's own numbers say.
         day_first: 03/04/2024 is the third of April; none means as a date beyond the 12th shows, and with dots.
-        extra: further numeric columns as features, known at the end of their row: all, none, or names with commas.
-        missing: refuse rows without a price, or drop them.
-        order: refuse rows that do not run from old to new, or sort them.
+        extra: further numeric columns as features, known at the end of their row: all, none, or names with commas;
+            columns in units of price become their ratio to the price.
+        future: columns of numbers that are known in advance (calendars, announced events), separated by commas: their
+            values at the steps that are forecast are inputs.
+        static: columns that say what an asset is, one number or category each, separated by commas.
+        missing: refuse rows that have some of their prices only, or drop them; rows without any are left out.
+        order: refuse rows in no order, or sort them; rows that all run from new to old are turned round.
         splits: refuse a jump that looks like a split in unadjusted closes, or keep it as a real move.
         max_gap: longest distance between two rows in days; none means 15 for daily and denser rows, else 5 steps.
         calendar: an exchange's code such as XNYS: every session must have its row (extra: calendars).
@@ -42,6 +46,8 @@ class PriceDataConfig:
     decimal: Literal["auto", "point", "comma"] = "auto"
     day_first: bool | None = None
     extra: str = "all"
+    future: str | None = None
+    static: str | None = None
     missing: Literal["refuse", "drop"] = "refuse"
     order: Literal["refuse", "sort"] = "refuse"
     splits: Literal["refuse", "keep"] = "refuse"

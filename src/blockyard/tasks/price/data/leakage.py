@@ -23,6 +23,8 @@ JUMP = 5.0
 def perturb_future(asset: Asset, row: int, seed: int = 0, jump: float = 0.0) -> Asset:
     """The same asset up to and with `row`, and another course after it: other returns, bars, volumes and extras.
 
+    Dates, and columns that are known in advance, stay: features may look ahead at these.
+
     Args:
         asset: the series.
         row: the last row that stays.
@@ -45,8 +47,13 @@ def perturb_future(asset: Asset, row: int, seed: int = 0, jump: float = 0.0) -> 
     extra = {}
     for name, values in asset.extra.items():
         extra[name] = values.copy()
+        if asset.scales.get(name) in ("level", "size"):
+            # In units of price, and so above 0 for the most part.
+            extra[name][row + 1 :] *= factor[row + 1 :] * np.exp(0.05 * draw.standard_normal(n))
+            continue
         extra[name][row + 1 :] += (values.std() + 1.0) * draw.standard_normal(n) + jump * np.ptp(values)
-    return replace(asset, close=asset.close * factor, **bars, volume=volume, extra=extra)
+    raw = None if asset.raw is None else asset.raw * factor
+    return replace(asset, close=asset.close * factor, **bars, volume=volume, extra=extra, raw=raw)
 
 
 def perturb_futures(prices: Prices, after: object, seed: int = 0) -> Prices:
@@ -56,6 +63,16 @@ def perturb_futures(prices: Prices, after: object, seed: int = 0) -> Prices:
         for i, a in enumerate(prices.assets)
     ]
     return replace(prices, assets=tuple(changed))
+
+
+def perturb_known(asset: Asset, row: int, seed: int = 0) -> Asset:
+    """The same asset with other values of its columns known in advance, after `row`."""
+    draw = np.random.default_rng(seed)
+    future = {}
+    for name, values in asset.future.items():
+        future[name] = values.copy()
+        future[name][row + 1 :] += (values.std() + 1.0) * draw.standard_normal(len(values) - row - 1)
+    return replace(asset, future=future)
 
 
 def lookahead(

@@ -41,6 +41,11 @@ def is_date_name(name: str) -> bool:
     return simple(name) in SPELLINGS["ds"]
 
 
+def says_date(name: str) -> bool:
+    """Whether a name says that its column holds dates, rather than times or numbers of rows."""
+    return "date" in simple(name) or simple(name) in ("datum", "fecha", "日期", "timestamp", "tradingday")
+
+
 def part_of(name: str) -> str | None:
     """Which part a name spells: "adjusted", "close", …; None for others."""
     spelled = "adjclose" if simple(name) == "adjusted" else simple(name)

@@ -8,6 +8,7 @@ bytes -> dialect.py -> header.py -> numbers.py    (sources.py: a table)
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from blockyard.errors import InputError, require
 from blockyard.tasks.price.data.checks import check_asset
 from blockyard.tasks.price.data.columns import Columns, find_columns
 from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.covariates import check_static
 from blockyard.tasks.price.data.reading import Reading
-from blockyard.tasks.price.data.rhythm import NOTABLE, find_rhythm
+from blockyard.tasks.price.data.rhythm import find_rhythm
 from blockyard.tasks.price.data.sources import SourceTable, read_table
+from blockyard.tasks.price.data.steps import find_steps
 from blockyard.tasks.price.data.table import Asset, Prices, show_ds
 
 # What programs write for a name that is missing; NA, TRUE and NAN are tickers.
@@ -75,7 +78,45 @@ def _read(tables: list[SourceTable], source: str, config: PriceDataConfig, least
         if asset.unique_id in seen:
             raise InputError(f"{source}: asset {asset.unique_id!r} comes twice; each asset belongs into one file")
         seen.add(asset.unique_id)
-    return Prices(tuple(assets), source, tuple(notes), tuple(understood))
+    assets, said = _agreed(assets)
+    return Prices(tuple(assets), source, (*merged(notes), *said), tuple(understood))
+
+
+def _agreed(assets: list[Asset]) -> tuple[list[Asset], list[str]]:
+    """The assets with what all of them say of their columns: which are in units of price, and which categories are."""
+    names = dict.fromkeys(name for asset in assets for name in asset.extra)
+    scales: dict[str, str] = {}
+    for name in names:
+        found = [asset.scales.get(name) for asset in assets if name in asset.extra]
+        usual = max(set(found), key=found.count)
+        if usual is not None:
+            scales[name] = usual
+    said = {
+        "level": "{0} stays near the price: its feature is log({0}/close)",
+        "size": "{0} grows with the price: its feature is {0}/close",
+        "change": "{0} is the price's own change, which return_1 says, and is left out",
+    }
+    values = {name: [asset.static[name] for asset in assets] for name in (assets[0].static if assets else ())}
+    categories = check_static(values)
+    static = [f"{name} is the same for every asset and says nothing" for name, v in values.items() if len(set(v)) < 2]
+    found_assets = []
+    for asset in assets:
+        mine = {name: scale for name, scale in scales.items() if name in asset.extra}
+        words = {n: str(v) if n in categories else v for n, v in asset.static.items()}
+        found_assets.append(replace(asset, scales=mine, static=words, categories=categories))
+    return found_assets, [*(said[scale].format(name) for name, scale in scales.items()), *static]
+
+
+def merged(notes: Sequence[str]) -> list[str]:
+    """Notes that say the same of several assets, in one line each."""
+    whose: dict[str, list[str]] = {}
+    for note in notes:
+        name, _, text = note.partition(": ")
+        whose.setdefault(text, []).append(name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}{': ' if text else ''}{text}"
+        for text, names in whose.items()
+    ]
 
 
 def _understood(table: SourceTable, series: Sequence[Columns], clocks: Sequence[str]) -> list[str]:
@@ -89,12 +130,18 @@ def _understood(table: SourceTable, series: Sequence[Columns], clocks: Sequence[
 
 
 def _holes(asset: Asset) -> list[str]:
-    """A note where rows of a market that never closes are missing: they are taken for one step."""
-    rhythm = find_rhythm(asset.ds)
-    if rhythm is None or not rhythm.always or rhythm.longest < NOTABLE:
+    """A note on holes that are longer than what is usual between two rows, and on what becomes of them."""
+    rhythm, steps = find_rhythm(asset.ds), find_steps(asset.ds)
+    if rhythm is None or not steps.hole.any():
         return []
-    where = f"{rhythm.longest:,} rows are missing after {show_ds(rhythm.before)}, where the step is {rhythm.step}"
-    return [f"{asset.unique_id}: {where}; the return over a hole is taken for that of one step"]
+    rows = np.flatnonzero(steps.hole)
+    missing = rhythm.each[rows - 1]
+    share = missing.sum() / (missing.sum() + len(asset))
+    longest = show_ds(asset.ds[rows[missing.argmax()] - 1])
+    holes = f"{len(rows):,} hole{'s' * (len(rows) != 1)}"
+    where = f"{missing.sum():,} rows are missing ({share:.0%}) in {holes}, the longest after {longest}"
+    what = "returns over them are left out, and no label reaches over one"
+    return [f"{asset.unique_id}: {where}, where the step is {rhythm.step}; {what}"]
 
 
 def _by_asset(source: str, frame: Any, columns: Columns, notes: list[str]) -> Iterable[tuple[str | None, np.ndarray]]:
@@ -102,6 +149,9 @@ def _by_asset(source: str, frame: Any, columns: Columns, notes: list[str]) -> It
     if columns.asset is not None:
         # Where only other assets have a row, this one's cells are all empty.
         filled = ~frame[columns.values()].isna().all(axis=1).to_numpy(bool)
+        if columns.future:
+            # Rows that wait for their prices are told from those that have none later.
+            filled |= frame[list(columns.future)].notna().all(axis=1).to_numpy(bool)
         if not filled.all() and filled.any():
             notes.append(f"{columns.asset}: {(~filled).sum():,} rows without any value of it are left out")
         return [(columns.asset, np.flatnonzero(filled) if filled.any() else np.arange(len(frame)))]

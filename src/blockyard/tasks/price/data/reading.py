@@ -42,16 +42,26 @@ class Reading:
 
     def wrong(self, place: int, column: str | None, what: str) -> NoReturn:
         """Refuse what stands at a place of `rows`."""
-        where = f"{self.source}: row {int(self.rows[place]) + 1}"
-        if self.columns.ds is not None:
-            pandas = require("pandas", extra="prices")
-            date = self.frame[self.columns.ds].iloc[int(self.rows[place])]
-            if not pandas.isna(date):
-                shown = " ".join(f"{date!s}".replace(" 00:00:00", "").split())
-                where += f" ({shown[:40]}{'…' * (len(shown) > 40)})"
+        date = self._date(place)
+        where = f"{self.source}: row {int(self.rows[place]) + 1}{f' ({date})' if date else ''}"
         if self.unique_id is not None:
             where += f" of {self.unique_id}"
         raise InputError(f"{where}{f', column {column}' if column else ''}: {what}")
+
+    def when(self, place: int) -> str:
+        """A place of `rows` for notes: "on 2024-01-05", or "in row 5" where there are no dates."""
+        date = self._date(place)
+        return f"on {date}" if date else f"in row {int(self.rows[place]) + 1}"
+
+    def _date(self, place: int) -> str:
+        """The date as the file writes it, or ""."""
+        if self.columns.ds is None:
+            return ""
+        date = self.frame[self.columns.ds].iloc[int(self.rows[place])]
+        if require("pandas", extra="prices").isna(date):
+            return ""
+        shown = " ".join(f"{date!s}".replace(" 00:00:00", "").split())
+        return shown[:40] + "…" * (len(shown) > 40)
 
     def numbers(self, column: str) -> np.ndarray:
         """A column as float64, NaN where a cell is empty.

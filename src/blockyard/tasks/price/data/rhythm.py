@@ -5,7 +5,7 @@ One odd Saturday in twenty years changes nothing: what most rows do is the rhyth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Rhythm:
         longest: rows that would fill the longest one.
         before: the last row before the longest hole.
         always: whether the market never closes.
+        each: rows missing between two rows, [T − 1].
     """
 
     seconds: int
@@ -48,6 +49,7 @@ class Rhythm:
     longest: int
     before: np.datetime64 | None
     always: bool
+    each: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
 
     @property
     def step(self) -> str:
@@ -146,6 +148,7 @@ def _with_holes(found: Rhythm, missing: np.ndarray, ds: np.ndarray) -> Rhythm:
         missing=int(missing.sum()),
         longest=int(missing[place]),
         before=ds[place] if missing[place] else None,
+        each=missing,
     )
 
 

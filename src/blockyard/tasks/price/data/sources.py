@@ -12,11 +12,12 @@ from blockyard.errors import InputError, require
 from blockyard.files import user_path
 from blockyard.tasks.price.data.columns import text_columns
 from blockyard.tasks.price.data.config import PriceDataConfig
-from blockyard.tasks.price.data.dialect import find_dialect
+from blockyard.tasks.price.data.dialect import Dialect, find_dialect
 from blockyard.tasks.price.data.header import find_header
 from blockyard.tasks.price.data.kinds import kind
 from blockyard.tasks.price.data.names import FIELDS, simple
 from blockyard.tasks.price.data.numbers import read_numbers
+from blockyard.tasks.price.data.workbook import OTHERS, SUFFIXES, read_sheet, typed_column
 from blockyard.text.compressed import open_bytes
 
 # Lines of words that may stand below a table.
@@ -101,20 +102,26 @@ def _of_polars(column: Any) -> Any:
 
 def _of_file(name: str, path: Path) -> SourceTable:
     if not path.exists():
-        raise InputError(f"{path} does not exist; give a CSV or parquet file of prices")
+        raise InputError(f"{path} does not exist; give a CSV, Excel or parquet file of prices")
     if not path.is_file():
-        raise InputError(f"{path} is not a file; give a CSV or parquet file of prices")
-    parquet = path.suffix.lower() in (".parquet", ".pq")
+        raise InputError(f"{path} is not a file; give a CSV, Excel or parquet file of prices")
+    suffix = path.suffix.lower()
+    parquet = suffix in (".parquet", ".pq")
     if parquet:
         require("pyarrow", extra="prices")
+    if suffix in OTHERS:
+        raise InputError(f"{path}: {suffix} is not read; save the sheet as .xlsx or CSV")
     try:
-        return _of_frame(name, _read_parquet(path)) if parquet else _read_text(name, path)
+        if parquet:
+            return _of_frame(name, _read_parquet(path))
+        return _read_sheet(name, path) if suffix in SUFFIXES else _read_text(name, path)
     except InputError:
         raise
     except Exception as error:
         # pandas and pyarrow raise a dozen kinds for a file that is not what its name says.
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} cannot be read as {'parquet' if parquet else 'CSV'}: {first}") from error
+        kind_of = "parquet" if parquet else "an Excel workbook" if suffix in SUFFIXES else "CSV"
+        raise InputError(f"{path} cannot be read as {kind_of}: {first}") from error
 
 
 def _read_parquet(path: Path) -> Any:
@@ -155,6 +162,26 @@ def _read_text(name: str, path: Path) -> SourceTable:
     below = [f"below the table: {str(cell)[:60]!r}" for cell in frame.iloc[rows:, 0]]
     said = (dialect.describe(), *header.said, *below)
     return SourceTable(name, frame.iloc[:rows], levels, dialect.separator, said=said)
+
+
+def _read_sheet(name: str, path: Path) -> SourceTable:
+    """A sheet of a workbook: its header is found as in text, its cells keep their types."""
+    pandas = require("pandas", extra="prices")
+    sheet = read_sheet(path)
+    try:
+        header = find_header(Dialect("", "", "", sheet.lines()))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    rows = sheet.rows[header.above :]
+    places = [place for place in range(len(header.names)) if place not in header.drop]
+    frame = pandas.DataFrame({header.names[place]: typed_column([row[place] for row in rows]) for place in places})
+    levels = {} if header.levels is None else {n: two for n, two in zip(header.names, header.levels) if two is not None}
+    # Words below make the first column one of text.
+    below = _lines_below(frame) if frame.shape[1] and frame.dtypes.iloc[0].kind == "O" else 0
+    rest = len(frame) - below
+    words = (f"below the table: {str(cell)[:60]!r}" for cell in frame.iloc[rest:, 0])
+    # As between tabs, no mark within a cell is taken for more than it is.
+    return SourceTable(name, frame.iloc[:rest], levels, "\t", said=(*sheet.said, *header.said, *words))
 
 
 def _lines_below(frame: Any) -> int:

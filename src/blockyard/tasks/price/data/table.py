@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,12 @@ class Asset:
         volume: as the file has it, at least 0, or None.
         extra: further columns by name, [T] each.
         zone: the clock that its file shows, where `ds` is UTC and the file is not; see `Clock`.
+        raw: unadjusted closes, where `close` is adjusted.
+        scales: which of `extra` are in units of price, and how they go with it; see `covariates.scale_of`.
+        future: columns known in advance, [T + A]: of the rows, and of A steps after the last.
+        ahead: dates of those steps, [A].
+        static: what the asset is: one number or category a column.
+        categories: those that all assets together have, of each static column that is no number.
     """
 
     unique_id: str
@@ -38,6 +44,12 @@ class Asset:
     volume: np.ndarray | None = None
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     zone: str | None = None
+    raw: np.ndarray | None = None
+    scales: dict[str, str] = field(default_factory=dict)
+    future: dict[str, np.ndarray] = field(default_factory=dict)
+    ahead: np.ndarray | None = None
+    static: dict[str, float | str] = field(default_factory=dict)
+    categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.close)
@@ -51,13 +63,16 @@ class Asset:
     def columns(self) -> dict[str, np.ndarray]:
         """All columns but the dates, by name."""
         bars = {name: getattr(self, name) for name in (*BARS, "volume")}
-        return {"close": self.close, **{k: v for k, v in bars.items() if v is not None}, **self.extra}
+        beside = {**self.extra, **{name: values[: len(self)] for name, values in self.future.items()}}
+        return {"close": self.close, **{k: v for k, v in bars.items() if v is not None}, **beside}
 
-    def rows(self, part: slice) -> Asset:
-        """The asset with some of its rows."""
-        bars = {n: None if getattr(self, n) is None else getattr(self, n)[part] for n in (*BARS, "volume")}
-        extra = {name: values[part] for name, values in self.extra.items()}
-        return Asset(self.unique_id, self.ds[part], self.close[part], **bars, extra=extra, zone=self.zone)
+    def until(self, end: int) -> Asset:
+        """The asset with its first `end` rows; of later ones remains what is known in advance."""
+        bars = {name: getattr(self, name) for name in (*BARS, "volume", "raw")}
+        parts: dict[str, Any] = {name: None if values is None else values[:end] for name, values in bars.items()}
+        extra = {name: values[:end] for name, values in self.extra.items()}
+        ahead = self.ds[end:] if self.ahead is None else np.concatenate([self.ds[end:], self.ahead])
+        return replace(self, ds=self.ds[:end], close=self.close[:end], **parts, extra=extra, ahead=ahead)
 
     def span(self) -> str:
         """ "1999-01-04 … 2018-12-31", as rows say when they are."""
@@ -73,12 +88,14 @@ class Prices:
         source: where they come from, in words.
         notes: what the reader noticed or did, one line each.
         understood: how tables and clocks were read, one line each.
+        apart: whether returns over nights and holes are told from those of a step; see steps.py.
     """
 
     assets: tuple[Asset, ...]
     source: str
     notes: tuple[str, ...] = ()
     understood: tuple[str, ...] = ()
+    apart: bool = True
 
     def __len__(self) -> int:
         return sum(len(asset) for asset in self.assets)
@@ -94,6 +111,8 @@ class Prices:
             digest.update(np.ascontiguousarray(asset.ds).view(np.int64).tobytes())
             for name, values in asset.columns.items():
                 digest.update(name.encode() + np.ascontiguousarray(values, np.float64).tobytes())
+            for name, value in asset.static.items():
+                digest.update(f"{name}\0{value}\0".encode())
         return {
             "source": self.source,
             "sha256": digest.hexdigest(),
@@ -109,6 +128,12 @@ class Prices:
         for asset in self.assets[:8]:
             bars = [n for n in (*BARS, "volume") if getattr(asset, n) is not None]
             columns = ", ".join(["close", *bars, *asset.extra])
+            if asset.future:
+                steps = 0 if asset.ahead is None else len(asset.ahead)
+                after = f"{steps} step{'s' * (steps != 1)} after the last row"
+                columns += f"; known in advance: {', '.join(asset.future)}, for {after}"
+            if asset.static:
+                columns += "; " + ", ".join(f"{name} {value}" for name, value in asset.static.items())
             lines.append(f"  {asset.unique_id}: {len(asset):,} rows, {asset.span()}; {columns}")
             if (rhythm := find_rhythm(asset.ds)) is not None:
                 lines.append(f"    step: {show_rhythm(rhythm)}")

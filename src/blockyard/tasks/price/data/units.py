@@ -14,6 +14,8 @@ UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 # 1973-03-03 and 2261-07-16 (nanoseconds end in 2262) in seconds. Dates such as 20240131 and row numbers lie below it.
 FIRST, LAST = 1e8, 9.2e9
+# The days of spreadsheets that are taken for dates: 1954-10-03 up to 2099-12-31.
+DAYS = (20_000.0, 73_051.0)
 # Two years, in seconds: more than lies between two rows of any series.
 LEAP = 6.3e7
 
@@ -63,6 +65,26 @@ def _is_written(values: np.ndarray) -> bool:
     month, day, hour, minute = whole // 10**6 % 100, whole // 10**4 % 100, whole // 100 % 100, whole % 100
     valid = (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31) & (hour < 24) & (minute < 60)
     return bool(valid.all())
+
+
+def excel_days(cells: Any) -> np.ndarray | None:
+    """A column as days that spreadsheets count from 1899-12-30, with the time as a fraction; None when it is no such.
+
+    Args:
+        cells: a column of numbers, or of text that is all numbers.
+    """
+    pandas = require("pandas", extra="prices")
+    if cells.dtype.kind in "Mmb" or not len(cells):
+        return None
+    if cells.dtype.kind not in "fiu":
+        if not str(cells.iloc[0]).strip()[:1].isdigit():
+            return None
+        try:
+            cells = pandas.to_numeric(cells.astype(str).str.strip(), errors="coerce")
+        except (OverflowError, ValueError):
+            return None
+    values: np.ndarray = cells.to_numpy(np.float64, na_value=np.nan)
+    return values if bool(((values >= DAYS[0]) & (values < DAYS[1])).all()) else None
 
 
 def times_of_day(cells: Any) -> Any:

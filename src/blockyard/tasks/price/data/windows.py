@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.tasks.price.data.config import PriceDataConfig
+from blockyard.tasks.price.data.covariates import known_names
 from blockyard.tasks.price.data.features import (
     WARM_UP,
     FeatureTable,
@@ -24,6 +26,8 @@ from blockyard.tasks.price.data.reader import read_prices
 from blockyard.tasks.price.data.table import Prices, show_ds
 
 Part = Literal["train", "val", "test"]
+# Below these a line is said; and from this ratio of volatilities on, either way.
+FEW_ROWS, FEW_ORIGINS, UNLIKE = 1000, 30, 1.5
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,12 @@ def origins_of(table: FeatureTable, part: Part, borders: Borders, context: int, 
     end = {"train": borders.train_end, "val": borders.val_end, "test": None}[part]
     low = first if start is None else max(first, int(np.searchsorted(table.ds, start, "right")) + embargo)
     high = (n if end is None else int(np.searchsorted(table.ds, end, "right"))) - reach
-    return np.arange(low, max(high, low), dtype=np.int64)
+    return _without_holes(table, np.arange(low, max(high, low), dtype=np.int64), reach)
+
+
+def _without_holes(table: FeatureTable, rows: np.ndarray, reach: int) -> np.ndarray:
+    """Rows from which no label reaches over a hole: what happened there is not a step's return."""
+    return rows[~table.steps.crosses(reach)[rows]] if table.steps.hole.any() else rows
 
 
 def fit_scaling(tables: Sequence[FeatureTable], borders: Borders) -> tuple[np.ndarray, np.ndarray]:
@@ -111,6 +120,8 @@ class PriceAssets:
 
     Args:
         features: names of the input's features.
+        known: those among them that are known in advance or say what the asset is.
+        apart: whether returns over nights and holes are told from those of a step; runs of before did not.
         train_end: last date that training saw.
         val_end: last date that choices were made on.
         assets: names of the series it was trained on.
@@ -122,6 +133,8 @@ class PriceAssets:
     val_end: str
     assets: tuple[str, ...]
     source: str
+    known: tuple[str, ...] = ()
+    apart: bool = False
 
 
 class PriceTables:
@@ -139,11 +152,11 @@ class PriceTables:
     ) -> None:
         self.prices = prices
         self.context, self.horizons, self.reach = context, tuple(horizons), max(horizons)
-        self.features = tuple(common_features(prices) if features is None else features)
-        self.tables = [feature_table(asset, self.features) for asset in prices.assets]
+        self.features = tuple(common_features(prices, self.horizons) if features is None else features)
+        self.tables = [feature_table(asset, self.features, apart=prices.apart) for asset in prices.assets]
         self._starts = np.cumsum([0, *(len(t) for t in self.tables)])[:-1]
         self._inputs = torch.from_numpy(np.concatenate([t.values for t in self.tables]).astype(np.float32))
-        y = [targets(t.log_close, t.sigma, self.horizons) for t in self.tables]
+        y = [targets(t, self.horizons) for t in self.tables]
         self._targets = torch.from_numpy(np.concatenate(y).astype(np.float32))
 
     def windows(self, assets: np.ndarray, rows: np.ndarray) -> Tensor:
@@ -164,9 +177,8 @@ class PriceTables:
         return self._gather([future_returns(t.log_close, self.horizons) for t in self.tables], assets, rows)
 
     def unit(self, assets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """σ20 · √h: a target times this is a log return. [N, H]."""
-        sigma = self._gather([t.sigma for t in self.tables], assets, rows)
-        return sigma[:, None] * np.sqrt(np.asarray(self.horizons, np.float64))
+        """σ20 · √h, see `FeatureTable.unit`: a target times this is a log return. [N, H]."""
+        return self._gather([t.unit(self.horizons) for t in self.tables], assets, rows)
 
     def dates(self, assets: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Date of each row, [N]."""
@@ -178,7 +190,7 @@ class PriceTables:
         Args:
             after: a date.
             until: the last date of a label, or of an origin where labels do not matter; None = to the end.
-            labelled: leave out origins whose furthest label is not known.
+            labelled: leave out origins whose furthest label is not known, or lies beyond a hole.
         """
         found = []
         for table in self.tables:
@@ -186,7 +198,8 @@ class PriceTables:
             if after is not None:
                 low = max(low, int(np.searchsorted(table.ds, after, "right")))
             high = len(table) if until is None else int(np.searchsorted(table.ds, until, "right"))
-            found.append(np.arange(low, max(low, high - (self.reach if labelled else 0)), dtype=np.int64))
+            rows = np.arange(low, max(low, high - (self.reach if labelled else 0)), dtype=np.int64)
+            found.append(_without_holes(table, rows, self.reach) if labelled else rows)
         return np.repeat(np.arange(len(found)), [len(rows) for rows in found]), np.concatenate(found)
 
     def _gather(self, per_asset: Sequence[np.ndarray], assets: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -226,6 +239,11 @@ class PriceData(PriceTables):
                 raise InputError(self._too_short(part))
         self.mean, self.std = fit_scaling(self.tables, self.borders)
         self.fingerprint: dict[str, Any] = prices.fingerprint() | self.borders.describe()
+        if prices.apart and any(t.steps.intraday or not t.steps.plain for t in self.tables):
+            # A run that was begun when every return was one of a step would go on with other inputs.
+            told = f"{self.fingerprint['sha256']}\0nights and holes apart"
+            self.fingerprint["sha256"] = sha256(told.encode()).hexdigest()
+        self.notes = self._warnings()
         # Kept here by whoever computes them first: they depend on nothing but the data.
         self.baselines: dict[str, Any] | None = None
 
@@ -234,7 +252,12 @@ class PriceData(PriceTables):
         """What a trained model needs beside its weights."""
         ends = self.borders.describe()
         names = tuple(asset.unique_id for asset in self.prices.assets)
-        return PriceAssets(self.features, str(ends["train_end"]), str(ends["val_end"]), names, self.prices.source)
+        possible = known_names(self.prices.assets[0], self.horizons)
+        known = tuple(name for name in self.features if name in possible)
+        return PriceAssets(
+            self.features, str(ends["train_end"]), str(ends["val_end"]), names, self.prices.source, known,
+            self.prices.apart,
+        )  # fmt: skip
 
     def origins(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Asset numbers and row numbers of a part's origins, asset after asset."""
@@ -272,6 +295,37 @@ class PriceData(PriceTables):
             words.append(f"{part} {len(ds):,} origins {show_ds(ds.min())} … {show_ds(ds.max())}")
         return "; ".join(words)
 
+    def _warnings(self) -> tuple[str, ...]:
+        """What a reader of the results should know of the data: too little of it, or a test unlike the training."""
+        notes = []
+        rows, longest = len(self.prices), max(len(t) for t in self.tables)
+        if longest < FEW_ROWS:
+            notes.append(f"{longest:,} rows are few ({rows:,} in all): below {FEW_ROWS:,} EWMA or GARCH do as well")
+        origins = len(self.origins("val")[0])
+        if origins < FEW_ORIGINS:
+            notes.append(f"{origins} validation origins choose the checkpoint: below {FEW_ORIGINS} they do by chance")
+        size = {part: self._size_of_steps(part) for part in ("train", "test")}
+        ratio = size["test"] / max(size["train"], 1e-12)
+        if not 1 / UNLIKE < ratio < UNLIKE:
+            word = "calmer" if ratio < 1 else "wilder"
+            notes.append(
+                f"the test span is {word} than training: its steps are {ratio:.2f} times as large, and skill against "
+                "the unconditional distribution is mostly that"
+            )
+        return tuple(notes)
+
+    def _size_of_steps(self, part: str) -> float:
+        """Root mean square of the returns of one step from the first to the last origin of a part."""
+        assets, rows = self.origins(part)
+        squares = []
+        for number, table in enumerate(self.tables):
+            mine = rows[assets == number]
+            if len(mine):
+                inside = slice(int(mine[0]) + 1, int(mine[-1]) + 2)
+                r = np.diff(table.log_close, prepend=table.log_close[0])[inside]
+                squares.append(r[table.steps.within[inside]] ** 2)
+        return float(np.sqrt(np.concatenate(squares).mean()))
+
     def _too_short(self, part: str) -> str:
         longest = max(len(t) for t in self.tables)
         need = WARM_UP + self.context + self.reach
@@ -279,8 +333,12 @@ class PriceData(PriceTables):
             f"{self.prices.source}: no {part} window fits; the longest series has {longest} rows, and training needs "
             f"{need} ({WARM_UP} of warm-up, model.context={self.context}, horizon {self.reach}), validation and test "
             f"{self.reach + self.config.embargo} each and more to mean anything; give more rows, a shorter "
-            "model.context or horizons, or other data.train_end and data.val_end"
+            f"model.context or horizons, or other data.train_end and data.val_end{self._holes()}"
         )
+
+    def _holes(self) -> str:
+        holes = sum(int(t.steps.hole.sum()) for t in self.tables)
+        return f"; {holes:,} holes, which no label may reach over, leave fewer windows" if holes else ""
 
 
 def load_price_data(config: PriceDataConfig, *, context: int, horizons: Sequence[int], source: Any = None) -> PriceData:
