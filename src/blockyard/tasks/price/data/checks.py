@@ -135,6 +135,10 @@ def _leave_out_unpriced(reading: Reading, config: PriceDataConfig, notes: list[s
     missing &= ~waiting
     if not missing.any():
         return
+    if config.missing == "refuse" and len(reading.columns.prices()) > 1 and (missing[0] or missing[-1]):
+        # At the newer end it is the bar that has not ended, and whoever forecasts from the row before should know.
+        place = 0 if missing[0] else len(missing) - 1
+        reading.wrong(place, column, "the bar has no price yet; leave it out with --data.missing drop")
     count, first = int(missing.sum()), reading.when(int(np.flatnonzero(missing)[0]))
     rows = f"{count:,} rows without a price are" if count > 1 else "1 row without a price is"
     notes.append(f"{reading.name}: {rows} left out, {f'the first {first}' if count > 1 else first}")
