@@ -101,6 +101,24 @@ def test_folded_attention_is_multi_head_attention_with_head_dimension_rank():
     torch.testing.assert_close(attn(x)[0], standard(x)[0], rtol=1e-12, atol=1e-12)
 
 
+PROJECTIONS = ["q_proj.weight", "k_proj.weight", "v_proj.weight", "output_proj.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "behind"),
+    [
+        ("folded", []),
+        ("qk-norm", ["q_norm.weight", "k_norm.weight"]),
+        ("factored", ["vein.V.weight", "vein.U.weight"]),
+        ("factored-v-rank", ["vein.V.weight", "value_vein.V.weight", "value_vein.U.weight"]),
+        ("model-wide-tied", ["vein.V"]),
+    ],
+)
+def test_names_and_order_of_saved_weights_stay(name, behind):
+    """Checkpoints and the states of their optimizers go by them."""
+    assert [own for own, _ in make(**FORMS[name]).named_parameters()] == PROJECTIONS + behind
+
+
 def test_folded_attention_at_the_documents_size_has_147456_parameters():
     with torch.device("meta"):
         assert sum(p.numel() for p in TVAAttention(768, 12, 4).parameters()) == 147_456

@@ -226,7 +226,7 @@ class CausalMixing(nn.Module):
             number = (counts + 1).to(x.device)[:, None]
             kernel = self._kernel(gate(project(total / number)))
         else:
-            kernel = self._chunk_kernel(x, v, project, gate, new, cache, state)
+            kernel = self._chunk_kernel(project, gate, new, cache, state)
         state["sum"] = total
         cache.write(v, new, seen)
         cache.state = state
@@ -237,27 +237,21 @@ class CausalMixing(nn.Module):
         return (ring @ taps).flatten(1, 2)
 
     def _chunk_kernel(
-        self,
-        x: Tensor,
-        v: Tensor,
-        project: Project,
-        gate: SpectralGate,
-        new: Tensor | None,
-        cache: RingCache,
-        state: dict[str, Tensor],
+        self, project: Project, gate: SpectralGate, new: Tensor | None, cache: RingCache, state: dict[str, Tensor]
     ) -> Tensor:
         """The kernels [B, M, L] of the chunks that the tokens lie in; new ones are made where a chunk begins."""
         begins = cache.counts % self.chunk == 0
         if new is not None:
             begins = begins & (new > 0)
         if bool(begins.any()) or "anchors" not in state:
-            number = cache.counts.to(x.device)
+            device = state["sum"].device
+            number = cache.counts.to(device)
             # Of everything before the chunk: its own tokens have no say in its kernel, or an earlier one would see a
             # later.
             mean = cache.state["sum"] / number.clamp(min=1)[:, None]
             anchors = gate(self._with_first(project(mean), number))
             if "anchors" in state:
-                anchors = torch.where(begins.to(v.device)[:, None, None], anchors, state["anchors"])
+                anchors = torch.where(begins.to(device)[:, None, None], anchors, state["anchors"])
             state["anchors"] = anchors
             # Made once a chunk, and used for each of its tokens.
             state.pop("kernel", None)
