@@ -104,7 +104,7 @@ def test_an_output_that_cannot_be_written_is_noticed_before_the_work(
         raise AssertionError("the work was begun")
 
     for place in (
-        "blockyard.text.readers.read_path", "blockyard.tasks.run.load_data", "blockyard.compare.plan.make_plan",
+        "blockyard.text.readers.read_path", "blockyard.tasks.run.DataCache.fitted", "blockyard.compare.plan.make_plan",
         "blockyard.bench.decode.bench_decode", "blockyard.bench.blocks.bench_blocks",
         "blockyard.claims.collect.measure_claims", "blockyard.tasks.run.load_run",
         "blockyard.tasks.run.read_run", "blockyard.tasks.price.walk.walk_forward",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from blockyard.compare.budget import Budget
 from blockyard.errors import InputError
 from blockyard.registry.pattern import split_choices
 from blockyard.report.units import command_line
@@ -110,6 +111,11 @@ class CompareConfig:
     def names(self) -> list[str]:
         """The choices as written, the reference first."""
         return ["".join(choice.split()) for choice in split_choices(self.blocks)]
+
+    @property
+    def budget(self) -> Budget:
+        """What every run may spend, and how runs take turns."""
+        return Budget(self.budget_unit, self.budget_value, self.slice_steps, self.workers)
 
     @property
     def ladder(self) -> tuple[float, ...] | None:

@@ -1,6 +1,6 @@
 """Run in a process of its own: trains a share of a comparison's runs, for `--workers`.
 
-Reads one line of JSON from standard input, {"config", "jobs"}, trains the jobs in turns, and writes how far they are to
+Reads one line of JSON from standard input, {"budget", "jobs"}, trains the jobs in turns, and writes how far they are to
 standard output, a JSON line each now and then. When standard input ends, whoever started it is gone: it saves and
 stops.
 """
@@ -36,17 +36,18 @@ def main() -> int:
     """Train what standard input asks for."""
     import torch
 
+    from blockyard.compare.budget import Budget
     from blockyard.compare.plan import Planned
     from blockyard.compare.runs import Job, train_all
-    from blockyard.compare.settings import CompareConfig
     from blockyard.registry.plugins import load_plugins
+    from blockyard.tasks.run import DataCache
     from blockyard.tasks.settings import resolve
     from blockyard.training.interrupt import Interrupted
 
     request = ask_for_work()
     reporter = Reporter()
     try:
-        config = CompareConfig(**request["config"])
+        budget, cache = Budget(**request["budget"]), DataCache()
         torch.set_num_threads(request["threads"])
         jobs: dict[int, list[Job]] = {}
         for job in request["jobs"]:
@@ -54,10 +55,9 @@ def main() -> int:
             run = resolve(job["groups"])
             run = replace(run, model=replace(run.model, **job["fitted"]))
             planned = Planned(job["name"], run.model, job["match"], run.train.steps, job["seconds_per_step"])
-            jobs.setdefault(job["seed"], []).append(Job(planned, job["seed"], Path(job["folder"]), run))
-        first = next(iter(jobs.values()))[0].run
-        data = first.kind.load_data(first.data, first.model)
-        train_all(jobs, config, data, reporter)
+            place, data = Path(job["folder"]), cache.load(run)
+            jobs.setdefault(job["seed"], []).append(Job(planned, job["seed"], place, run, data, job["searched"]))
+        train_all(jobs, budget, reporter)
     except InputError as error:
         reporter.fail(str(error))
         return 2

@@ -286,7 +286,7 @@ def _rates_in_words(report: Report) -> str:
     )
 
 
-def provenance(report: Report) -> list[tuple[str, str]]:
+def provenance_rows(report: Report) -> list[tuple[str, str]]:
     """Where the numbers come from, as label and value."""
     found, given = [], report["provenance"]
     versions = given.get("versions", {})

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from blockyard.errors import InputError
 from blockyard.machine.launch import is_first
 from blockyard.machine.memory import forcing
+from blockyard.models.config import BlocksConfig
 from blockyard.registry.options import options_of
 from blockyard.registry.plugins import load_file_plugins, load_plugins
 from blockyard.tasks.kind import DEFAULT, Run, task_kind
@@ -106,22 +107,43 @@ def make_task(run: Run[Any, Any]) -> Task:
     Raises:
         InputError: also for what does not fit into memory, before it is read or built.
     """
-    check_data(run)
-    check_training(run, fitted=False)
-    fitted, data = load_data(run)
+    fitted, data = DataCache().fitted(run)
     if is_first():
         for note in getattr(data, "notes", ()):
             print(f"note: {note}", file=sys.stderr)
-    check_training(fitted, fitted=True)
     task = run.kind.make_task(fitted, data)
     check_task(task)
     return task
 
 
-def load_data(run: Run[Any, Any]) -> tuple[Run[Any, Any], Any]:
-    """The run's data, and the run with a model that fits them."""
-    data = run.kind.load_data(run.data, run.model)
-    return replace(run, model=run.kind.fit(run.model, data.assets)), data
+class DataCache:
+    """A task's data, read again only for a run that needs others: other data options, or another model whose own
+    options (a context, a horizon) the data may follow. Blocks and widths are never among these."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._data: Any = None
+
+    def load(self, run: Run[Any, Any]) -> Any:
+        """The run's data."""
+        shape = set(BlocksConfig.__dataclass_fields__)
+        key = (run.data, {k: v for k, v in vars(run.model).items() if k not in shape})
+        if self._key != key:
+            self._data, self._key = run.kind.load_data(run.data, run.model), key
+        return self._data
+
+    def fitted(self, run: Run[Any, Any]) -> tuple[Run[Any, Any], Any]:
+        """The run with a model that fits its data, and the data.
+
+        Raises:
+            InputError: also for what does not fit into memory, before it is read or built.
+        """
+        check_data(run)
+        check_training(run, fitted=False)
+        data = self.load(run)
+        fitted = replace(run, model=run.kind.fit(run.model, data.assets))
+        check_training(fitted, fitted=True)
+        return fitted, data
 
 
 def read_run(folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = False) -> Run[Any, Any]:

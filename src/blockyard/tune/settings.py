@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from blockyard.compare.budget import Budget
 from blockyard.compare.settings import MOST_WORKERS, Groups, check_margin
 from blockyard.errors import InputError
 from blockyard.report.units import command_line
 
 BUDGET = "budget_"
+# Steps between two looks at whether a signal came.
+SLICE_STEPS = 10
 # Trials drawn blindly before the sampler learns from what it has seen.
 STARTUP = 10
 # Of what a search keeps in memory for each, starts at once, or hands to samplers with seeds of 32 bits.
@@ -72,6 +75,11 @@ class TuneConfig:
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise InputError(f"{name}={getattr(self, name)} must be at most {most}")
+
+    @property
+    def budget(self) -> Budget:
+        """What every run may spend, and how runs take turns."""
+        return Budget(self.budget_unit, self.budget_value, SLICE_STEPS, self.workers)
 
     def command(self, task: str, over: str, groups: Groups, out: str) -> str:
         """The command line that asks for this search again."""
