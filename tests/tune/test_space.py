@@ -231,7 +231,7 @@ def test_later_source_decides_whether_an_option_is_searched_or_given() -> None:
     [
         ([], "--over must be given"),
         (["--over", "train.lr=1..2", "--over", "train.lr=2..3"], "--over: train.lr stands twice"),
-        (["--over", "train.lr=1..2", "--trials", "0"], "trials=0 must be at least 1"),
+        (["--over", "train.lr=1..2", "--trials", "0"], "trials=0 should be at least 1"),
         (["--over", "train.lr=1..2", "--pruner", "mean"], "--pruner='mean' should be none | median | hyperband"),
         (["--over", "train.lr=1..2", "--train.steps", "5"], "no option 'steps'"),
         (["--over", "train.lr=1..2", "--modle.d_model", "5"], "did you mean '--model.d_model'?"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from blockyard.compare.budget import Budget
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least, at_most, one_of
 from blockyard.registry.pattern import split_choices
 from blockyard.report.units import command_line
 from blockyard.report.wants import parse_want
@@ -81,21 +81,18 @@ class CompareConfig:
     lengths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("match", ("params", "flops", "none")), ("budget_unit", ("tokens", "seconds", "flops"))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{flag(name)}={getattr(self, name)!r} is not one of: {', '.join(allowed)}")
+        one_of(("params", "flops", "none"), match=self.match)
+        one_of(("tokens", "seconds", "flops"), **{"budget.unit": self.budget_unit})
         if not 0 < self.budget_value < float("inf"):
             raise InputError(f"budget.value={self.budget_value} must be a number above 0")
-        for name in ("seeds", "slice_steps", "evaluations", "sample_tokens", "workers"):
-            if getattr(self, name) != "auto" and getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        counts = {**vars(self), "seeds": None if self.seeds == "auto" else self.seeds}
+        at_least(1, **{name: counts[name] for name in MOST})
         for name, most in MOST.items():
-            if getattr(self, name) != "auto" and getattr(self, name) > most:
-                raise InputError(f"{name}={getattr(self, name)} must be at most {most}")
-        if self.most_seeds < 2:
-            raise InputError(f"most_seeds={self.most_seeds} must be at least 2: one seed decides nothing")
+            at_most(most, **{name: counts[name]})
+        at_least(1, slice_steps=self.slice_steps)
+        at_least(2, ": one seed decides nothing", most_seeds=self.most_seeds)
         if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature={self.temperature} must be at least 0")
+            raise InputError(f"temperature={self.temperature} should be at least 0")
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
             raise InputError(f"lengths={','.join(map(str, self.lengths))} should be numbers of at least 1")
         check_margin(self.margin)

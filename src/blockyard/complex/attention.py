@@ -26,7 +26,7 @@ from blockyard.complex.linear import (
 )
 from blockyard.complex.norms import make_complex_norm, rms_norm_pairs
 from blockyard.complex.scores import SCORES, Score, complex_attend
-from blockyard.errors import InputError
+from blockyard.errors import InputError, one_of
 from blockyard.nn.attention import Kernel
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.roles import Role
@@ -107,10 +107,8 @@ class ComplexAttention(ComplexModule, Mixer):
         self.n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         if self.n_kv_heads < 1 or n_heads % self.n_kv_heads:
             raise InputError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
-        if score not in SCORES:
-            raise InputError(f"score={score!r} should be one of {', '.join(SCORES)}")
-        if gate not in GATES:
-            raise InputError(f"gate={gate!r} should be one of {', '.join(GATES)}")
+        one_of(SCORES, score=score)
+        one_of(GATES, gate=gate)
         self.score, self.gate, self.kernel = score, gate, kernel
         kv_width = self.n_kv_heads * self.head_dim
         self.q_proj = ComplexLinear(d_model, d_model, bias=bias, mode=linear)

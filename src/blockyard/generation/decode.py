@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.generation.sampling import Sampler, SamplingConfig
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ PREFILL_CHUNK = 2048
 
 def check_chunk(chunk: int | None) -> int | None:
     """The chunk length, or InputError below 1."""
-    if chunk is not None and chunk < 1:
-        raise InputError(f"prefill_chunk={chunk} should be at least 1, or none to read a prompt at once")
+    at_least(1, ", or none to read a prompt at once", prefill_chunk=chunk)
     return chunk
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.generation.decode import PREFILL_CHUNK, Decoder, PastContext, evaluating, has_cache, read
 from blockyard.generation.sampling import SamplingConfig, check_finite, draw_weighted, probabilities
 
@@ -106,8 +106,7 @@ class SpeculativeDecoder(Decoder):
     ) -> None:
         if len(prompts) != 1:
             raise InputError(f"a draft serves one prompt at a time, not {len(prompts)}")
-        if draft_tokens < 1:
-            raise InputError(f"draft_tokens={draft_tokens} should be at least 1")
+        at_least(1, draft_tokens=draft_tokens)
         ours, theirs = model.config.vocab_size, draft.config.vocab_size
         if ours != theirs:
             raise InputError(

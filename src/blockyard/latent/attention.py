@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.nn.attention import Kernel, attend
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Linear, StackedLinear
@@ -120,8 +120,7 @@ class LatentAttention(Mixer):
         kernel: Kernel = "auto",
     ) -> None:
         super().__init__()
-        if d_model < 1 or n_heads < 1:
-            raise InputError(f"d_model={d_model} and n_heads={n_heads} should be at least 1")
+        at_least(1, d_model=d_model, n_heads=n_heads)
         self.d_model, self.n_heads, self.causal, self.kernel = d_model, n_heads, causal, kernel
         self.decoupled = rope == "decoupled"
         self.kv_rank = _rank("kv_rank", max(1, d_model // 4) if kv_rank is None else kv_rank, d_model)
@@ -459,6 +458,5 @@ def _rank(name: str, value: int, d_model: int) -> int:
 
 
 def _width(name: str, value: int) -> int:
-    if value < 1:
-        raise InputError(f"{name}={value} should be at least 1")
+    at_least(1, **{name: value})
     return value

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.roles import Role
 
@@ -21,8 +21,7 @@ def haar(x: Tensor, levels: int) -> list[Tensor]:
     x is extended by zeros to a multiple of 2^levels; the transform of that is orthonormal, so the squares of all bands
     sum to those of x, and `inverse_haar` gives x back.
     """
-    if levels < 1:
-        raise InputError(f"levels={levels} should be at least 1")
+    at_least(1, levels=levels)
     length = x.shape[-1]
     x = F.pad(x, (0, -length % 2**levels))
     bands = []
@@ -59,8 +58,7 @@ class WaveletRefinement(nn.Module):
         super().__init__()
         if not 0.0 <= on_rate <= 1.0:
             raise InputError(f"on_rate={on_rate} should be between 0 and 1")
-        if levels < 1:
-            raise InputError(f"levels={levels} should be at least 1")
+        at_least(1, levels=levels)
         self.on_rate, self.levels, self.detach = on_rate, levels, detach
         # 0: the branch grows as it learns; a random one would disturb the start.
         self.gates = nn.Parameter(torch.zeros(levels + 1, d_model))

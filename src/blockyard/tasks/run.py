@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.machine.launch import is_first
 from blockyard.machine.memory import forcing
 from blockyard.models.config import BlocksConfig
@@ -171,8 +171,8 @@ def _fitted(run: Run[Any, Any], assets: Any, folder: Path) -> Any:
         model = run.kind.fit(run.model, assets)
         for name in run.kind.from_data:
             value = known[name].check(getattr(model, name))
-            if isinstance(value, int) and value < 0:
-                raise InputError(f"{name}={value} should be at least 0")
+            if isinstance(value, int):
+                at_least(0, **{name: value})
     except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{folder} cannot be used: what it says of its data does not fit a model ({error})") from error
     return model

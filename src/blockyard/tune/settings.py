@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from blockyard.compare.budget import Budget
 from blockyard.compare.settings import MOST_WORKERS, Groups, check_margin
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least, at_most, one_of
 from blockyard.report.units import command_line
 
 BUDGET = "budget_"
@@ -61,20 +61,14 @@ class TuneConfig:
             "pruner": ("none", "median", "hyperband"),
         }
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{flag(name)}={getattr(self, name)!r} is not one of: {', '.join(allowed)}")
+            one_of(allowed, **{flag(name): getattr(self, name)})
         if not 0 < self.budget_value < float("inf"):
             raise InputError(f"budget.value={self.budget_value} must be a number above 0")
-        for name in ("trials", "evaluations", "finalists", "workers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("seeds", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 0")
+        at_least(1, **{name: getattr(self, name) for name in ("trials", "evaluations", "finalists", "workers")})
+        at_least(0, seeds=self.seeds, seed=self.seed)
         check_margin(self.margin)
         for name, most in MOST.items():
-            if getattr(self, name) > most:
-                raise InputError(f"{name}={getattr(self, name)} must be at most {most}")
+            at_most(most, **{name: getattr(self, name)})
 
     @property
     def budget(self) -> Budget:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
-from blockyard.errors import InputError
+from blockyard.errors import at_least
 
 
 def add_arguments(parser: Parser) -> None:
@@ -38,8 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.tasks.price.walk import walk_forward
 
     config = BacktestConfig(**read_flat(arguments, options_of(BacktestConfig)))
-    if arguments.folds < 1:
-        raise InputError(f"--folds={arguments.folds} should be at least 1")
+    at_least(1, **{"--folds": arguments.folds})
     folder, prices, _ = read_files(arguments, "backtest")
     out = Path(arguments.out) if arguments.out else folder / "backtest"
     check_writable(out, folder=True)
