@@ -1,8 +1,8 @@
 """What a claim is, and the rules by which a measurement decides about it.
 
-A claim is declared where it is measured:
+What the documents say stands in statements.toml, a table a claim; a function beside others of its subject measures it:
 
-    @claim("vein.parameters", document="vein-flow", line=556, says=..., claimed="1.5 M", how=..., cost="instant")
+    @claim("vein.parameters")
     def parameters() -> Finding: ...
 
 Verdicts follow from figures by the functions below, never from what is expected.
@@ -10,9 +10,12 @@ Verdicts follow from figures by the functions below, never from what is expected
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
 
 Cost = Literal["instant", "seconds", "minutes"]
 COSTS: tuple[Cost, ...] = ("instant", "seconds", "minutes")
@@ -71,17 +74,25 @@ class Claim:
 _claims: dict[str, Claim] = {}
 
 
-def claim(
-    key: str, *, document: str, line: int, says: str, claimed: str, how: str, cost: Cost
-) -> Callable[[Callable[[], Finding]], Callable[[], Finding]]:
-    """Decorator that declares a claim with the function that measures it."""
-    if document not in DOCUMENTS:
-        raise ValueError(f"no document {document!r}")
+@cache
+def statements() -> dict[str, dict[str, Any]]:
+    """What the documents say: for each claim `document`, `line`, `says`, `claimed`, `how` and `cost`."""
+    return tomllib.loads(resources.files(__package__).joinpath("statements.toml").read_text(encoding="utf-8"))
+
+
+def claim(key: str) -> Callable[[Callable[[], Finding]], Callable[[], Finding]]:
+    """Declare the function that measures a statement.
+
+    Raises:
+        ValueError: for a key that statements.toml does not have, or one that is measured twice.
+    """
+    if key not in statements():
+        raise ValueError(f"no statement {key!r} in statements.toml")
 
     def add(measure: Callable[[], Finding]) -> Callable[[], Finding]:
         if key in _claims and _claims[key].measure.__module__ != measure.__module__:
             raise ValueError(f"claim {key!r} is declared twice")
-        _claims[key] = Claim(key, document, line, says, claimed, how, cost, measure)
+        _claims[key] = Claim(key, measure=measure, **statements()[key])
         return measure
 
     return add

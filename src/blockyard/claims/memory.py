@@ -1,4 +1,4 @@
-"""What a module keeps in memory for its backward pass."""
+"""What a module holds: its parameters, and what it keeps in memory for its backward pass."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import weakref
 
 import torch
 from torch import Tensor, nn
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Count the parameters of a module."""
+    return sum(p.numel() for p in module.parameters())
 
 
 class _Held:
