@@ -6,7 +6,6 @@ Both pass the same check with the same errors; the file is laid before the words
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,10 +13,19 @@ from typing import Any
 
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
-from blockyard.registry.options import Option, belongs_to
+from blockyard.registry.options import Option
 from blockyard.registry.pattern import LayerSpec, default_ffn_of, parse_choice
 from blockyard.registry.register import Entry, find_block, implementation, members_of, names
-from blockyard.tasks.groups import FFN_GROUP, MIXER_GROUP, Group, block_homes, unknown_group, unknown_key
+from blockyard.tasks.groups import (
+    FFN_GROUP,
+    MIXER_GROUP,
+    Group,
+    mixers_twice,
+    not_selected,
+    unknown_group,
+    unknown_key,
+    wrong_type,
+)
 
 Settings = dict[str, dict[str, Any]]
 Key = tuple[str, str]
@@ -103,13 +111,8 @@ def explain_flag(flag: str, groups: Mapping[str, Group]) -> str | None:
         chooses = name in groups and "impl" in groups[name].options
         return f"unknown option {flag!r} (did you mean '--{name}.impl'?)" if chooses else None
     if name not in groups:
-        near = difflib.get_close_matches(name, list(groups), n=1)
-        if homes := block_homes(name, groups):
-            hint = f"; options of {name} stand under {homes}"
-        else:
-            hint = f" (did you mean '--{near[0]}.{key}'?)" if near else f"; groups: {', '.join(groups)}"
-        return f"no option group {name!r} for {flag}{hint}"
-    return unknown_key(flag, key, groups[name].options, groups[name])
+        return f"{flag}: {unknown_group(name, groups)}"
+    return unknown_key(flag, key, groups[name].options, name)
 
 
 def given_words(namespace: argparse.Namespace) -> list[Given]:
@@ -184,7 +187,7 @@ def read_given(groups: Mapping[str, Group], given: Iterable[Given]) -> Settings:
     settings: Settings = {name: {} for name in groups}
     for (name, key), item in last.items():
         if key not in groups[name].own:
-            raise InputError(unknown_key(item.origin, key, list(groups[name].own), groups[name]))
+            raise InputError(unknown_key(item.origin, key, list(groups[name].own), name))
         settings[name][key] = read_value(groups[name].own[key], item)
     check_required(groups, settings, set())
     return settings
@@ -213,7 +216,7 @@ def selected(settled: Settings, last: Mapping[Key, Given]) -> set[tuple[str, str
     pattern = settled.get("model", {}).get("pattern")
     if pattern:
         if mixer is not None:
-            raise InputError(f"{mixer.origin}: model.pattern names the mixers already; leave one of them out")
+            raise InputError(mixers_twice(mixer.origin))
         layers = parse_choice(pattern, default_ffn=layers[0].ffn)
         # Not a mixer that any layer need have: a settings file made of these settings shall say it once.
         del settled[MIXER_GROUP]["impl"]
@@ -264,18 +267,10 @@ def misplaced(item: Given, group: Group, options: list[str], settled: Settings) 
     """What is wrong with a key that no selected block of the group has."""
     if not group.holders(item.key):
         # Nothing of the family selected: the family's own names are still the best suggestion.
-        return unknown_key(item.origin, item.key, [*group.own, *(options or group.options)], group)
-    return (
-        f"{item.origin}: {belongs_to(item.key, (entry.name for entry in group.holders(item.key)))}; "
-        f"selected are {selection_text(settled)}"
-    )
-
-
-def selection_text(settled: Settings) -> str:
-    """ "attn.impl=standard, ffn.impl=swiglu", or the pattern."""
-    attn, ffn = settled[MIXER_GROUP].get("impl"), settled[FFN_GROUP]["impl"]
-    mixers = f"attn.impl={attn}" if attn else f"model.pattern={settled['model']['pattern']}"
-    return f"{mixers}, ffn.impl={ffn}"
+        return unknown_key(item.origin, item.key, [*group.own, *(options or group.options)], group.name)
+    holders = [entry.name for entry in group.holders(item.key)]
+    impls = {".".join(key): settled.get(key[0], {}).get(key[1]) for key in (PATTERN, MIXER, FFN)}
+    return not_selected(item.origin, item.key, holders, impls)
 
 
 def read_value(option: Option, item: Given) -> Any:
@@ -287,7 +282,7 @@ def read_value(option: Option, item: Given) -> Any:
     try:
         return option.parse(item.value) if item.is_word else option.check(item.value)
     except InputError:
-        raise InputError(f"{item.origin}={item.value!r} should be {option.type_name}") from None
+        raise InputError(wrong_type(item.origin, item.value, option)) from None
 
 
 def check_required(groups: Mapping[str, Group], settled: Settings, chosen: set[tuple[str, str]]) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from blockyard.cli.parser import Parser, WholeValues
 from blockyard.cli.settings import Given, given_words
-from blockyard.errors import InputError, suggest
+from blockyard.errors import InputError
 from blockyard.registry.plugins import load_file_plugins, see_current_folder
 from blockyard.registry.yamlfile import read_yaml
-from blockyard.tasks.groups import Group
+from blockyard.tasks.groups import Group, unknown_group
 
 PLUGINS, TASK = "plugins", "task"
 
@@ -120,8 +120,7 @@ def given_in(
         if name in top:
             found.append(Given("", name, value, f"{path}: {name}", layer=layer))
         elif group not in groups:
-            known = [*filter(None, groups), *top, *skip]
-            raise InputError(f"{path}: no option group {group!r}{suggest(group, known)}")
+            raise InputError(f"{path}: {unknown_group(group, groups, (*top, *skip))}")
         elif dot:
             found.append(Given(group, key, value, f"{path}: {name}", layer=layer))
         elif isinstance(value, dict):

@@ -348,6 +348,6 @@ def read_as_given(groups: Mapping[str, Group], given: Sequence[Given]) -> Settin
         if name == "train" and key in DECIDED:
             raise InputError(f"{item.origin}: the search decides it by its budget; leave it out")
         if key not in options:
-            raise InputError(unknown_key(item.origin, key, list(options), groups[name]))
+            raise InputError(unknown_key(item.origin, key, list(options), name))
         settings.setdefault(name, {})[key] = read_value(options[key], item)
     return settings

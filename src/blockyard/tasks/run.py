@@ -14,8 +14,8 @@ from blockyard.machine.memory import forcing
 from blockyard.models.config import BlocksConfig
 from blockyard.registry.options import options_of
 from blockyard.registry.plugins import load_file_plugins, load_plugins
-from blockyard.tasks.kind import DEFAULT, Run, task_kind
-from blockyard.tasks.meaning import RunMeaning, with_older
+from blockyard.tasks.kind import Run
+from blockyard.tasks.meaning import RunMeaning, as_begun, missing_options, with_older
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.tasks.sizes import check_data, check_model, check_training
 from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
@@ -60,8 +60,9 @@ def train(
         InputError: for anything that the user can put right.
         Interrupted: after SIGTERM or SIGINT, when the run has been saved.
     """
-    if resume:
-        groups = _as_begun(groups, Path(out), task)
+    if resume and (Path(out) / CONFIG).is_file():  # without one it is refused later, for all ranks
+        load_plugins(tuple(groups.get("plugins") or ()))
+        groups = as_begun(groups, read_config(Path(out)), task)
     run = resolve(groups, task)
     if is_first():
         # Before the data are read; asked again with the folder in hand.
@@ -78,22 +79,6 @@ def train(
 def open_trainer(run: Run[Any, Any], task: Task, out: Path | str, *, resume: bool) -> Trainer:
     """Make the trainer of a run, its task made already; one that is resumed is compared with what it began with."""
     return Trainer(task, run.train, out, resolved=as_groups(run), resume=resume, meaning=RunMeaning())
-
-
-def _as_begun(groups: Mapping[str, Any], out: Path, task: str | None) -> Mapping[str, Any]:
-    """The groups of a run to be resumed; options of the model and the data that its folder is too old to name, and that
-    the caller does not name either, are what they were."""
-    if not (out / CONFIG).is_file():
-        return groups  # refused later, for all ranks
-    written = read_config(out)
-    load_plugins(tuple(groups.get("plugins") or ()))
-    kind = task_kind(groups.get("task") or task or DEFAULT)
-    begun = dict(groups)
-    for group in ("model", "data"):
-        saved, given = written.get(group) or {}, dict(groups.get(group) or {})
-        older = kind.model_config.older if group == "model" else kind.older_data(saved)
-        begun[group] = {**{k: v for k, v in older.items() if k not in saved}, **given}
-    return begun
 
 
 def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -> Path:
@@ -189,19 +174,6 @@ def tell_gaps(folder: Path, run: Run[Any, Any]) -> None:
             "the defaults are taken",
             file=sys.stderr,
         )
-
-
-def missing_options(groups: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:
-    """Dotted names of the options that a whole configuration has and these groups leave out."""
-    whole = as_groups(run)
-    found = [] if "task" in groups else ["task"]
-    for group in ("model", "train", "data"):
-        given = groups.get(group) or {}
-        # Not those that are known all the same.
-        older = {"model": run.model.older, "data": run.kind.older_data(given)}.get(group, ())
-        told = (*given, "pattern", *older)
-        found += [f"{group}.{name}" for name in whole.get(group, {}) if name not in told]
-    return found
 
 
 def load_run(

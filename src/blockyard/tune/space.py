@@ -195,7 +195,7 @@ def _option(groups: Mapping[str, Group], group: str, key: str, origin: str) -> O
     if (group, key) == ("train", "seed"):
         raise InputError(f"{origin}: seeds are not searched; the best trials are run again with fresh ones (--seeds)")
     if key not in known:
-        raise InputError(unknown_key(origin, key, list(known), groups[group]))
+        raise InputError(unknown_key(origin, key, list(known), group))
     return known[key]
 
 
