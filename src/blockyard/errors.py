@@ -78,6 +78,6 @@ def one_of(known: Iterable[object], /, **values: object) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had: Python's, or torch's on a CPU or an accelerator."""
+    """Return whether an error says that memory could not be had: Python's, or torch's on a CPU or an accelerator."""
     words = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))

@@ -218,11 +218,11 @@ def test_settings_file_says_the_same_as_words(tmp_path: Path) -> None:
 
 
 def test_later_source_decides_whether_an_option_is_searched_or_given() -> None:
-    from blockyard.cli.settings import Given
+    from blockyard.cli.settings import Setting
     from blockyard.cli.tasks import without_overruled
 
-    def item(layer: int) -> Given:
-        return Given("train", "lr", "1..2", "x", layer=layer)
+    def item(layer: int) -> Setting:
+        return Setting("train", "lr", "1..2", "x", layer=layer)
 
     assert without_overruled({"train.lr": item(0)}, [item(1)]) == ({}, [item(1)])
     assert without_overruled({"train.lr": item(1)}, [item(0)]) == ({"train.lr": item(1)}, [])

@@ -468,6 +468,39 @@ def test_damaged_record_of_a_run_is_made_again(tmp_path: Path) -> None:
     assert again["finals"][0]["runs"][0]["value"] == record["finals"][0]["runs"][0]["value"]
 
 
+def test_folder_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    record = search(tmp_path, trials=2, seeds=1, finalists=1)
+    curves = {tmp_path / trial["folder"]: trial["curve"] for trial in record["trials"]}
+    for folder in [*curves, *(tmp_path / run["folder"] for row in record["finals"] for run in row["runs"])]:
+        # As it was kept before the runs of searches were those of comparisons.
+        kept = {"status": "finished", "value": 0.5, "part": 4, "steps": STEPS, "curve": curves.get(folder, {})}
+        (folder / "result.json").write_text(json.dumps(kept))
+    again = search(tmp_path, trials=2, seeds=1, finalists=1)
+    assert found(again) == found(record)
+    assert [row["mean"] for row in again["finals"]] == [row["mean"] for row in record["finals"]]
+
+
+def test_fresh_run_that_fails_stands_beside_the_others_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = toy_task.MajorityTask.loss
+
+    def loss(self: Any, model: Any, batch: Any) -> Any:
+        if self.config.seed == 2 and self.config.lr != 0.01:
+            raise RuntimeError("not today")
+        return real(self, model, batch)
+
+    config = {"trials": 3, "seeds": 2, "finalists": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_task.MajorityTask, "loss", loss)
+        record = search(tmp_path, {"train.lr": "0.01,0.02,0.03"}, **config)
+    lost = [run for row in record["finals"] for run in row["runs"] if run["status"] == "failed"]
+    assert {run["note"] for run in lost} == {"RuntimeError: not today"}
+    assert all(row["verdict"] in ("", "unknown") for row in record["finals"] if row["diverged"])
+    mended = search(tmp_path, {"train.lr": "0.01,0.02,0.03"}, **config)
+    assert all(run["status"] == "finished" for row in mended["finals"] for run in row["runs"])
+
+
 @pytest.mark.slow
 def test_search_killed_at_random_moments_equals_one_that_was_not(tmp_path: Path) -> None:
     """Real kills of a real process, ten of them."""

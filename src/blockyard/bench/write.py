@@ -9,12 +9,10 @@ from typing import Any
 
 from blockyard.bench.charts import charts_of
 from blockyard.bench.schema import SCHEMA, Bench, Measured
-from blockyard.errors import InputError
-from blockyard.files import parse_json
 from blockyard.report import units
 from blockyard.report.page import grid, key_of, page, provenance, section
 from blockyard.report.render import figure_png, figure_svg
-from blockyard.report.write import write_files
+from blockyard.report.write import read_record, write_files
 
 
 def write_bench(bench: Bench, out: str | Path) -> dict[str, Path]:
@@ -40,15 +38,7 @@ def load_bench(path: str | Path) -> Bench:
     Raises:
         InputError: when there is none, or it is of another kind.
     """
-    path = Path(path)
-    path = path / "bench.json" if path.is_dir() else path
-    try:
-        found: Any = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no readable benchmark: {error}") from None
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise InputError(f"{path} is no benchmark of this version ({SCHEMA})")
-    bench: Bench = found  # type: ignore[assignment]
+    bench: Bench = read_record(path, "bench.json", SCHEMA, "benchmark")
     return bench
 
 
@@ -111,7 +101,7 @@ def render_markdown(bench: Bench) -> str:
 
 
 def about(bench: Bench) -> list[tuple[str, str]]:
-    """What it ran on and how, as (label, text)."""
+    """Return what it ran on and how, as (label, text)."""
     where: Any = bench["environment"]
     settings = ", ".join(f"{key}={_plain(value)}" for key, value in bench["settings"].items())
     return [

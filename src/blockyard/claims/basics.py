@@ -18,7 +18,7 @@ from blockyard.registry.register import get_attention, get_ffn
 
 
 def _spreads(conjugated: bool) -> tuple[float, float]:
-    """How much scores of pairs with one distance m − n differ, and scores of pairs with one sum m + n."""
+    """Return how much scores of pairs with one distance m − n differ, and scores of pairs with one sum m + n."""
     torch.manual_seed(0)
     half = 16
     q, k = (torch.randn(half, dtype=torch.complex128) for _ in range(2))

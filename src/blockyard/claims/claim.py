@@ -76,7 +76,7 @@ _claims: dict[str, Claim] = {}
 
 @cache
 def statements() -> dict[str, dict[str, Any]]:
-    """What the documents say: for each claim `document`, `line`, `says`, `claimed`, `how` and `cost`."""
+    """Return what the documents say: for each claim `document`, `line`, `says`, `claimed`, `how` and `cost`."""
     return tomllib.loads(resources.files(__package__).joinpath("statements.toml").read_text(encoding="utf-8"))
 
 
@@ -104,7 +104,7 @@ def declared() -> dict[str, Claim]:
 
 
 def judge_ratio(measured: float, claimed: float, *, holds: float = 1.25, partly: float = 2.0) -> Verdict:
-    """How a measured factor stands to a claimed one that is better the larger it is.
+    """Return how a measured factor stands to a claimed one that is better the larger it is.
 
     Args:
         measured: what was found.
@@ -118,7 +118,7 @@ def judge_ratio(measured: float, claimed: float, *, holds: float = 1.25, partly:
 
 
 def judge_number(measured: float, claimed: float, *, tolerance: float = 0.1) -> Verdict:
-    """Whether a number is the claimed one within a relative tolerance; within twice that it is so in part."""
+    """Return whether a number is the claimed one within a relative tolerance; within twice that it is so in part."""
     miss = abs(measured - claimed) / abs(claimed)
     return "holds" if miss <= tolerance else "partly" if miss <= 2 * tolerance else "false"
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from blockyard.claims.claim import COSTS, DOCUMENTS, Claim, Cost, declared
-from blockyard.claims.keep import Kept, keeping
+from blockyard.claims.keep import MeasurementStore, keeping_in
 from blockyard.errors import InputError, one_of, suggest
 
 SCHEMA = "blockyard.claims/1"
@@ -64,7 +64,7 @@ def _named(found: Claim, key: str) -> bool:
 
 
 def measure_claims(
-    claims: Iterable[Claim], say: Callable[[str], None] = lambda _: None, kept: Kept | None = None
+    claims: Iterable[Claim], say: Callable[[str], None] = lambda _: None, kept: MeasurementStore | None = None
 ) -> list[dict[str, Any]]:
     """Measure claims one after the other; each with the random state of seed 0; that of before, and the
     number of threads, are put back.
@@ -77,7 +77,7 @@ def measure_claims(
     Returns: a dict per claim: key, document, line, says, claimed, how, cost, measured, verdict, why, figures.
     """
     rows = []
-    kept = kept or Kept()
+    kept = kept or MeasurementStore()
     for found in claims:
         if found.cost != "instant":
             say(f"measuring {found.key}")
@@ -85,7 +85,7 @@ def measure_claims(
         kept.start(found.key)
         torch.manual_seed(0)
         try:
-            with keeping(kept):
+            with keeping_in(kept):
                 finding = found.measure()
         finally:
             torch.set_rng_state(state)

@@ -13,7 +13,7 @@ def parameter_count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-class _Held:
+class _SavedTensor:
     """A tensor in the graph, dying with it."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -36,10 +36,10 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 
 def _kept(module: nn.Module, x: Tensor) -> tuple[Tensor | tuple[Tensor, ...], dict[int, int]]:
     """The output of a pass over a copy of x, and the storages that its graph keeps: address -> bytes."""
-    held: list[weakref.ref[_Held]] = []
+    held: list[weakref.ref[_SavedTensor]] = []
 
-    def pack(tensor: Tensor) -> _Held:
-        holder = _Held(tensor)
+    def pack(tensor: Tensor) -> _SavedTensor:
+        holder = _SavedTensor(tensor)
         held.append(weakref.ref(holder))
         return holder
 

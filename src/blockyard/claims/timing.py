@@ -16,7 +16,7 @@ from blockyard.complex.linear import ComplexLinear
 from blockyard.nn.norms import RMSNorm
 from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.registry.register import get_ffn
-from blockyard.report.stats import spread
+from blockyard.report.stats import quartiles
 
 ROUNDS, ROUND_SECONDS = 7, 0.05
 
@@ -32,7 +32,7 @@ def seconds(work: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     def take_turns() -> dict[str, float]:
         cases = {name: Case(partial(repeated, call)) for name, call in work.items()}
         times = interleave(cases, Clock(torch.device("cpu")), rounds=ROUNDS, round_seconds=ROUND_SECONDS)
-        return {name: spread(taken.cpu)["median"] for name, taken in times.items()}
+        return {name: quartiles(taken.cpu)["median"] for name, taken in times.items()}
 
     return recall(take_turns)
 

@@ -63,7 +63,7 @@ def final_losses(model: LMConfig, **train: Any) -> tuple[float, ...]:
 def recalled(
     look: Callable[[tuple[float, LMTask]], Mapping[str, float]], what: str, model: LMConfig, seed: int, **train: Any
 ) -> dict[str, float]:
-    """What is seen of a trained model, from an earlier training where that is kept.
+    """Return what is seen of a trained model, from an earlier training where that is kept.
 
     Args:
         look: gives figures of the loss and task of a finished run.
@@ -92,7 +92,7 @@ def _run(model: LMConfig, config: TrainConfig) -> tuple[float, LMTask]:
         return task.evaluate(task.model)["val_loss"], task
 
 
-def told(losses: tuple[float, ...]) -> str:
+def describe(losses: tuple[float, ...]) -> str:
     """ "1.62 ± 0.01"."""
     if any(loss == float("inf") for loss in losses):
         return f"{sum(loss == float('inf') for loss in losses)} of {len(losses)} diverged"
@@ -100,7 +100,7 @@ def told(losses: tuple[float, ...]) -> str:
 
 
 def better(a: tuple[float, ...], b: tuple[float, ...]) -> Verdict:
-    """Whether a's loss is lower than b's, by the rule of all reports: in part when the seeds do not decide.
+    """Return whether a's loss is lower than b's, by the rule of all reports: in part when the seeds do not decide.
 
     Raises:
         MissingExtra: without scipy, when they could not.
@@ -128,8 +128,9 @@ def vein_loss() -> Finding:
     return Finding(
         f"{excess[4]:+.1%} at r = 4, {excess[16]:+.1%} at 16",
         judge_all(*(e < 0.01 for e in excess.values())),
-        f"Standard {told(standard)}, rank 4 {told(found[4])}, rank 16 {told(found[16])}. A *thin standard* block "
-        f"(heads of 16, d_ff 128), which is smaller than either, reaches {told(thin)}.",
+        f"Standard {describe(standard)}, rank 4 {describe(found[4])}, rank 16 {describe(found[16])}. A *thin "
+        "standard* block "
+        f"(heads of 16, d_ff 128), which is smaller than either, reaches {describe(thin)}.",
         {"excess_r4": excess[4], "excess_r16": excess[16], **_means({"standard": standard, "thin": thin})},
     )
 
@@ -142,7 +143,7 @@ def vein_high_rank() -> Finding:
     return Finding(
         f"{gaps[0]:+.1%} at 16, {gaps[1]:+.1%} at 32",
         judge_all(*(gap < 0.02 for gap in gaps)),
-        f"Standard {told(standard)}, rank 16 {told(low)}, rank 32 {told(high)}.",
+        f"Standard {describe(standard)}, rank 16 {describe(low)}, rank 32 {describe(high)}.",
         {"excess_r16": gaps[0], "excess_r32": gaps[1]},
     )
 
@@ -155,7 +156,7 @@ def normals() -> Finding:
     return Finding(
         f"{closed:+.3f} of {gap:.3f} nats",
         "holds" if closed > gap / 2 else "partly" if closed > gap / 5 else "false",
-        f"s = 0 {told(without)}, s = 1 {told(with_one)}, standard {told(standard)}.",
+        f"s = 0 {describe(without)}, s = 1 {describe(with_one)}, standard {describe(standard)}.",
         {"closed": closed, "gap": gap},
     )
 
@@ -171,10 +172,10 @@ def swiglu() -> Finding:
     verdicts = [better(gated, losses) for losses in others.values()]
     squared = final_losses(replace(BASE, blocks="standard+relu2[d_ff=480]"))
     return Finding(
-        f"SwiGLU {told(gated)}, ReLU {told(others['relu'])}, SiLU {told(others['silu'])}",
+        f"SwiGLU {describe(gated)}, ReLU {describe(others['relu'])}, SiLU {describe(others['silu'])}",
         "holds" if set(verdicts) == {"holds"} else "false" if set(verdicts) == {"false"} else "partly",
         f"A difference within the seeds' interval counts as none. Squared ReLU, cheaper than either, reaches "
-        f"{told(squared)}.",
+        f"{describe(squared)}.",
         _means({"swiglu": gated, "relu2": squared, **others}),
     )
 
@@ -183,7 +184,7 @@ def swiglu() -> Finding:
 def rmsnorm_quality() -> Finding:
     rms, layer = final_losses(BASE), final_losses(replace(BASE, norm="layer"))
     worse = better(layer, rms) == "holds"
-    return Finding(f"RMSNorm {told(rms)}, LayerNorm {told(layer)}", "false" if worse else "holds",
+    return Finding(f"RMSNorm {describe(rms)}, LayerNorm {describe(layer)}", "false" if worse else "holds",
                    "No worse unless the seeds show LayerNorm better.",
                    _means({"rms": rms, "layer": layer}))  # fmt: skip
 
@@ -197,7 +198,7 @@ def prenorm() -> Finding:
         for position in ("pre", "post")
     )
     verdicts = [better(a, b) if float("inf") not in a + b else "holds" for a, b in zip(pre, post)]
-    rows = "; ".join(f"rate {r}: pre {told(a)}, post {told(b)}" for r, a, b in zip(rates, pre, post))
+    rows = "; ".join(f"rate {r}: pre {describe(a)}, post {describe(b)}" for r, a, b in zip(rates, pre, post))
     return Finding(rows, judge_all(*(v == "holds" for v in verdicts)),
                    "More stable means a lower loss at the same rate here, and that no run diverges.",
                    {f"{n}_{r}": statistics.fmean(v) for n, x in (("pre", pre), ("post", post))
@@ -240,7 +241,7 @@ def slow_start() -> Finding:
     frozen = final_losses(_vein(4), vein_freeze_steps=_TRAIN.steps // 10)
     verdicts = [better(slow, full), better(frozen, slow)]
     return Finding(
-        f"{told(slow)} at a fifth, {told(full)} at the full rate, {told(frozen)} frozen first",
+        f"{describe(slow)} at a fifth, {describe(full)} at the full rate, {describe(frozen)} frozen first",
         "holds" if set(verdicts) == {"holds"} else "false" if set(verdicts) == {"false"} else "partly",
         "A difference within the seeds' interval counts as none.",
         _means({"slow": slow, "full": full, "frozen": frozen}),
@@ -253,7 +254,7 @@ def rope_extrapolation() -> Finding:
     inside, outside = ([found[name] for found in figures] for name in ("inside", "outside"))
     gap = statistics.fmean(outside) - statistics.fmean(inside)
     return Finding(
-        f"{told(tuple(inside))} within, {told(tuple(outside))} beyond",
+        f"{describe(tuple(inside))} within, {describe(tuple(outside))} beyond",
         "holds" if gap < 0.02 else "partly" if gap < 0.1 else "false",
         "Scores depend on distances only, but distances never seen in training are still unseen. A sliding window "
         "keeps them in range.",

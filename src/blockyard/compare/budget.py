@@ -109,7 +109,7 @@ def steps_for(
 
 
 def expected_steps(unit: str, steps: int) -> int:
-    """How many of the steps that `steps_for` allows a run will make, as far as known before it starts."""
+    """Return how many of the steps that `steps_for` allows a run will make, as far as known before it starts."""
     return max(1, round(steps / SLACK)) if unit == "seconds" else steps
 
 

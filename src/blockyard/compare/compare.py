@@ -369,7 +369,7 @@ def _choice(planned: Planned, runs: list[schema.Run], measured: Mapping[str, Any
 
 
 def _kernels(folder: Path, model: Any) -> list[dict[str, Any]] | None:
-    """What the filtering layers of a finished run learnt; None when there are none.
+    """Return what the filtering layers of a finished run learnt; None when there are none.
 
     Args:
         folder: the run's.
@@ -383,7 +383,7 @@ def _kernels(folder: Path, model: Any) -> list[dict[str, Any]] | None:
 def _clock_notes(
     config: CompareConfig, plan: list[Planned], results: Mapping[tuple[str, int], schema.Run]
 ) -> list[str]:
-    """Which choices did not meet a budget in seconds."""
+    """Return which choices did not meet a budget in seconds."""
     found = []
     if config.budget_unit == "seconds":
         for planned in plan:

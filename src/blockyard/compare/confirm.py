@@ -35,7 +35,7 @@ class SecondText:
 
 
 def can_confirm(base: Run[Any, Any]) -> bool:
-    """Whether the task reads its data from a path, so that there may be a second one."""
+    """Return whether the task reads its data from a path, so that there may be a second one."""
     return hasattr(base.data, "path")
 
 

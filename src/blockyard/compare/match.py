@@ -218,12 +218,12 @@ def pattern_of(config: BlocksConfig) -> tuple[LayerSpec, ...]:
 
 
 def is_width(name: str) -> bool:
-    """Whether an option is a hidden width, of the FFN itself or of a mixture's experts (`expert.d_ff`)."""
+    """Return whether an option is a hidden width, of the FFN itself or of a mixture's experts (`expert.d_ff`)."""
     return name.rpartition(".")[2] in WIDTH_OPTIONS
 
 
 def most_experts(config: BlocksConfig) -> int:
-    """How many hidden layers of its own an FFN has at most: 1, or a mixture's experts."""
+    """Return how many hidden layers of its own an FFN has at most: 1, or a mixture's experts."""
     blocks = [meta_block(config, spec) for spec in pattern_of(config)]
     return max(getattr(getattr(block, "ffn", None), "n_experts", 1) for block in blocks)
 

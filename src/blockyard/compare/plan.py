@@ -177,7 +177,7 @@ def watched(train: TrainConfig, steps: int, expected: int, every: int, seed: int
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
-    """Where a run lives: runs/CHOICE/seed-N, the choice's name reduced to what every file system takes."""
+    """Return where a run lives: runs/CHOICE/seed-N, the choice's name reduced to what every file system takes."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
     if slug != name:  # two choices may reduce to the same letters
         slug = f"{slug[:60]}-{sha256(name.encode()).hexdigest()[:6]}"

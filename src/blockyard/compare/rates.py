@@ -169,7 +169,7 @@ def _beyond(found: Mapping[float, float | None], quality: Quality) -> list[float
 
 
 def rates_of(plan: Sequence[Planned], state: State, sign: int) -> dict[str, Any] | None:
-    """What a report says of the search; None when there was none.
+    """Return what a report says of the search; None when there was none.
 
     Args:
         plan: the choices.

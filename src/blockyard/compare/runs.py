@@ -414,7 +414,7 @@ def read_result(folder: Path) -> schema.Run | None:
 
 
 def decisions_of(folder: Path) -> list[str]:
-    """Why a run computed as it did (precision, compilation), in words."""
+    """Return why a run computed as it did (precision, compilation), in words."""
     try:
         return list(parse_json((folder / RESULT).read_text(encoding="utf-8"))["decisions"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):

@@ -136,18 +136,28 @@ class CompareConfig:
 
     def command(self, task: str, groups: Groups, out: str) -> str:
         """The command line that asks for this comparison again."""
-        words: list[tuple[str, Any]] = [("blocks", ";".join(self.names))]
-        words += [
-            (flag(field.name), getattr(self, field.name))
-            for field in fields(self)
-            if field.name != "blocks" and getattr(self, field.name) != field.default
-        ]
-        for group, options in groups.items():
-            if group == "plugins":
-                words += [("plugin", module) for module in options]
-            else:
-                words += [(f"{group}.{key}", value) for key, value in options.items()]
-        return command_line(f"blockyard compare {task}", [*words, ("out", out)])
+        return command_of(f"blockyard compare {task}", [("blocks", ";".join(self.names))], self, groups, out)
+
+
+def command_of(command: str, first: list[tuple[str, Any]], config: Any, groups: Groups, out: str) -> str:
+    """Write the command line that asks for a comparison or a search again.
+
+    Args:
+        command: its first words.
+        first: options that are always given; those of `config` follow as far as they are not the defaults.
+        config: the terms.
+        groups: what all runs share.
+        out: its folder.
+    """
+    known = {flag for flag, _ in first}
+    changed = [(f.name, getattr(config, f.name)) for f in fields(config) if getattr(config, f.name) != f.default]
+    words = first + [(flag(name), value) for name, value in changed if name not in known]
+    for group, options in groups.items():
+        if group == "plugins":
+            words += [("plugin", module) for module in options]
+        else:
+            words += [(f"{group}.{key}", value) for key, value in options.items()]
+    return command_line(command, [*words, ("out", out)])
 
 
 def check_margin(margin: float | None) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from blockyard.compare.live import Line
-from blockyard.compare.processes import ask_for_work, report
-from blockyard.errors import InputError
+from blockyard.compare.processes import report, work_as_asked
 
 
 class Reporter:
@@ -24,16 +24,12 @@ class Reporter:
     def say(self, text: str) -> None:
         report({"say": text})
 
-    def fail(self, text: str) -> None:
-        """Tell an error that the user can put right."""
-        report({"error": text})
-
     def close(self) -> None:
         return
 
 
-def main() -> int:
-    """Train what standard input asks for."""
+def work(request: dict[str, Any]) -> None:
+    """Train the runs that are asked for."""
     import torch
 
     from blockyard.compare.budget import Budget
@@ -42,29 +38,18 @@ def main() -> int:
     from blockyard.registry.plugins import load_plugins
     from blockyard.tasks.run import DataCache
     from blockyard.tasks.settings import resolve
-    from blockyard.training.interrupt import Interrupted
 
-    request = ask_for_work()
-    reporter = Reporter()
-    try:
-        budget, cache = Budget(**request["budget"]), DataCache()
-        torch.set_num_threads(request["threads"])
-        jobs: dict[int, list[Job]] = {}
-        for job in request["jobs"]:
-            load_plugins(job["groups"].get("plugins") or (), here=True)
-            run = resolve(job["groups"])
-            run = replace(run, model=replace(run.model, **job["fitted"]))
-            planned = Planned(job["name"], run.model, job["match"], run.train.steps, job["seconds_per_step"])
-            place, data = Path(job["folder"]), cache.load(run)
-            jobs.setdefault(job["seed"], []).append(Job(planned, job["seed"], place, run, data, job["searched"]))
-        train_all(jobs, budget, reporter)
-    except InputError as error:
-        reporter.fail(str(error))
-        return 2
-    except Interrupted as stop:
-        return int(stop.code) if isinstance(stop.code, int) else 1
-    return 0
+    torch.set_num_threads(request["threads"])
+    cache, jobs = DataCache(), dict[int, list[Job]]()
+    for job in request["jobs"]:
+        load_plugins(job["groups"].get("plugins") or (), here=True)
+        run = resolve(job["groups"])
+        run = replace(run, model=replace(run.model, **job["fitted"]))
+        planned = Planned(job["name"], run.model, job["match"], run.train.steps, job["seconds_per_step"])
+        place, data = Path(job["folder"]), cache.load(run)
+        jobs.setdefault(job["seed"], []).append(Job(planned, job["seed"], place, run, data, job["searched"]))
+    train_all(jobs, Budget(**request["budget"]), Reporter())
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(work_as_asked(work))

@@ -227,7 +227,7 @@ class ComplexAttention(ComplexModule, Mixer):
         return projected + to_pairs(pe).to(projected.dtype)
 
     def _gated(self, heads: Tensor, x: Tensor) -> Tensor:
-        """What the heads give, [B, T, 2·d_model], times the gate."""
+        """Return what the heads give, [B, T, 2·d_model], times the gate."""
         if self.gate_constant is not None:
             gated = from_pairs(heads) * torch.view_as_complex(_at_least_float(self.gate_constant))
             return to_pairs(gated)

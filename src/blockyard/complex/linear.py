@@ -153,7 +153,8 @@ class ComplexLinear(ComplexModule):
 
 
 def resolve_mode(mode: LinearMode, weight: Tensor) -> LinearMode:
-    """Which form is computed: there is no complex product in half precision, so there it is always the real block."""
+    """Return which form is computed: there is no complex product in half precision, so there it is always the real
+    block."""
     autocast = torch.is_autocast_enabled(weight.device.type) and weight.dtype == torch.float32
     half = autocast or weight.dtype not in (torch.float32, torch.float64)
     if half:

@@ -58,7 +58,7 @@ class _Search:
         del self.found[self.n_best :]
 
     def settled(self, best_open: float) -> bool:
-        """Whether no open beam can still come among the best; none grows more probable, only longer."""
+        """Return whether no open beam can still come among the best; none grows more probable, only longer."""
         if len(self.found) < self.n_best:
             return False
         return best_open / self.limit**self.length_penalty <= self.found[-1].score

@@ -62,7 +62,7 @@ def read(
 
 
 def has_cache(model: TransformerLM, note: Callable[[str], None]) -> bool:
-    """Whether every mixer of the model has a cache; if not, the user is told what that means."""
+    """Return whether every mixer of the model has a cache; if not, the user is told what that means."""
     try:
         model.new_cache(1)
     except InputError as error:
@@ -168,7 +168,7 @@ class Decoder:
         return drawn
 
     def full(self, row: int) -> bool:
-        """Whether the row cannot go on because its tokens fill the context and `past_context` is "stop"."""
+        """Return whether the row cannot go on because its tokens fill the context and `past_context` is "stop"."""
         return self.past_context == "stop" and len(self.windows[row]) > self.context
 
     def finish(self, rows: Sequence[int]) -> None:

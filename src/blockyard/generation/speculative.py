@@ -45,7 +45,7 @@ class Acceptance:
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """What p [..., V] has over q, as weights to draw from when a proposal of q is not kept.
+    """Return what p [..., V] has over q, as weights to draw from when a proposal of q is not kept.
 
     Σ_x max(p − q, 0) is the probability that a proposal is not kept; where rounding leaves nothing of it, p itself.
     """
@@ -176,7 +176,7 @@ class SpeculativeDecoder(Decoder):
         return proposals, torch.cat(drawn_from)
 
     def _seen_with(self, proposals: list[int]) -> Tensor:
-        """What a repetition penalty counts [k + 1, V]: before the first proposal, and behind each."""
+        """Return what a repetition penalty counts [k + 1, V]: before the first proposal, and behind each."""
         seen = self._seen.repeat(len(proposals) + 1, 1)
         for place, token in enumerate(proposals):
             seen[place + 1 :, token] = True

@@ -37,7 +37,8 @@ _EPS = 1e-6
 
 
 def absorbing_pays(queries: int, keys: int, rank: int, *widths: int) -> bool:
-    """Whether absorbing up-projections from `rank` to these widths takes fewer FLOPs than expanding every latent.
+    """Return whether absorbing up-projections from `rank` to these widths takes fewer FLOPs than expanding every
+    latent.
 
     Expanding costs rank · width for each key, and then width for each pair of query and key; absorbing costs
     rank · width for each query, and then rank for each pair. Against many keys it pays for fewer than
@@ -316,7 +317,7 @@ class LatentAttention(Mixer):
         return [q_nope.transpose(1, 2), q_rope.transpose(1, 2)], torch.cat([c, k_rope], dim=-1)
 
     def _form(self, queries: int, keys: int, keys_open: bool) -> Form:
-        """What to absorb.
+        """Return what to absorb.
 
         Args:
             queries: number of queries.

@@ -125,7 +125,7 @@ def line(colour: str, dashes: str = "", mark: str = "") -> str:
 
 
 def key_of(names: Iterable[str]) -> str:
-    """Which line and mark is which choice."""
+    """Return which line and mark is which choice."""
     listed = "".join(f"<li>{swatch(i)}{name_html(name)}</li>" for i, name in enumerate(names))
     return f'<ul class="key">{listed}</ul>'
 
@@ -158,7 +158,7 @@ def command_box(command: str) -> str:
 def provenance(
     rows: Iterable[tuple[str, str]], command: str = "", file: str = "", record: Mapping[str, object] | None = None
 ) -> str:
-    """How the figures came about.
+    """Return how the figures came about.
 
     Args:
         rows: label and text.

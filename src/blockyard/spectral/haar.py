@@ -69,7 +69,7 @@ class WaveletRefinement(nn.Module):
         return {"gates": Role("vector")}
 
     def shares(self, samples: Tensor) -> Tensor:
-        """How much of the branch each sample [B, ...] gets, [B, 1, 1]: 0 or 1 in training, the rate in eval."""
+        """Return how much of the branch each sample [B, ...] gets, [B, 1, 1]: 0 or 1 in training, the rate in eval."""
         # Dropout divides what it keeps by the rate; in training the branch is applied whole or not at all.
         return self.off(samples.new_full((samples.shape[0], 1, 1), self.on_rate))
 

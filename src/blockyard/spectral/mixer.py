@@ -213,7 +213,7 @@ class SpectralMixer(Mixer):
         cache: Any,
         return_weights: bool,
     ) -> None:
-        """What spectral mixing has no meaning for."""
+        """Refuse what spectral mixing has no meaning for."""
         if causal is not None and causal != self.causal:
             raise InputError(
                 f"causal={causal}, but this mixer was built with causal={self.causal}, another form; rebuild it"
@@ -267,7 +267,7 @@ class SpectralMixer(Mixer):
         return self.gate(self._query(x.mean(1, dtype=_wide(x.dtype))))
 
     def kernel_span(self, x: Tensor | None = None, *, length: int = _USUAL_LENGTH, energy: float = 0.95) -> Tensor:
-        """How far the kernels reach: the smallest |lag| that holds `energy` of each, [(B,) n_heads, num_groups].
+        """Return how far the kernels reach: the smallest |lag| that holds `energy` of each, [(B,) n_heads, num_groups].
 
         Args:
             x, length: see `kernels`.

@@ -161,7 +161,7 @@ def _words(groups: Groups, specs: list[LayerSpec]) -> list[tuple[str, str, Any]]
 
 
 def used_options(groups: Groups, task: str) -> tuple[dict[str, Any], Callable[[str, str], bool]]:
-    """What of the groups the layers that they select have a use for, for searches that draw the blocks.
+    """Return what of the groups the layers that they select have a use for, for searches that draw the blocks.
 
     Args:
         groups: option groups, as `resolve` reads them.
@@ -216,7 +216,7 @@ def _members(spec: LayerSpec) -> tuple[tuple[Kind, str, Mapping[str, Any]], ...]
 
 
 def _places(kind: Kind, name: str, group: str, key: str, spec: LayerSpec, held: Mapping[str, Any]) -> list[str]:
-    """What a block calls an option of a group: the same if it lives there or is half of a pair that does, and
+    """Return what a block calls an option of a group: the same if it lives there or is half of a pair that does, and
     `expert.d_ff` if its expert does."""
     found = []
     entry, pair = implementation(kind, name), find_block(spec.attn, spec.ffn)

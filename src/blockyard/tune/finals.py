@@ -47,7 +47,7 @@ class Candidate:
     plan: Plan | None = None
 
     def folder(self, out: Path, seed: int) -> Path:
-        """Where a run of it lives."""
+        """Return where a run of it lives."""
         return out / FINALS / self.name.replace(" ", "-") / f"seed-{seed}"
 
 

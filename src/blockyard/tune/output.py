@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blockyard.errors import InputError
-from blockyard.files import parse_json, plain, write_atomically
+from blockyard.files import plain, write_atomically
 from blockyard.registry.yamlfile import write_yaml
+from blockyard.report.write import read_record
 from blockyard.tasks.run import DataCache
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.tune import schema
@@ -65,8 +65,8 @@ def best_yaml(record: schema.Tuning, spec: SearchSpec, cache: DataCache) -> str:
 
 
 def _steps_made(record: schema.Tuning, best: schema.Best) -> int | None:
-    """How many steps the best configuration's runs made: their number where it is given, a mean where a clock ended
-    them."""
+    """Return how many steps the best configuration's runs made: their number where it is given, a mean where a clock
+    ended them."""
     runs = [run["steps"] for row in record["finals"] if row["name"] == best["name"] for run in row["runs"]]
     if not runs and best["trial"] is not None:
         runs = [record["trials"][best["trial"]]["steps"]]
@@ -92,13 +92,5 @@ def load_record(path: str | Path) -> schema.Tuning:
     Raises:
         InputError: when there is none, or it is of another kind.
     """
-    file = Path(path)
-    file = file / RECORD if file.is_dir() else file
-    try:
-        found: Any = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is no readable record of a search: {error}") from None
-    if not isinstance(found, dict) or found.get("schema") != schema.SCHEMA:
-        raise InputError(f"{file} is no record of a search of this version ({schema.SCHEMA})")
-    record: schema.Tuning = found  # type: ignore[assignment]
+    record: schema.Tuning = read_record(path, RECORD, schema.SCHEMA, "record of a search")
     return record

@@ -170,14 +170,14 @@ def _value(run: Run) -> float | None:
 
 
 def margin_for(spec: SearchSpec, finished: Mapping[str, Sequence[float]]) -> float:
-    """How near the figures of configurations count as equal, by the best mean of these values."""
+    """Return how near the figures of configurations count as equal, by the best mean of these values."""
     means = [fmean(values) for values in finished.values() if values]
     best = (max if spec.quality.better == "higher" else min)(means, default=None)
     return margin_of(spec.config.margin, spec.quality.margin, best)
 
 
 def _beside_default(name: str, family: Family, quality: Quality, margin: float) -> dict[str, Any]:
-    """What may be said of a configuration beside the default one; "unknown" where either lost a run."""
+    """Return what may be said of a configuration beside the default one; "unknown" where either lost a run."""
     if DEFAULT not in family.samples or name not in family.samples:
         return {"verdict": "unknown"}
     found = family.difference(name, DEFAULT)
@@ -187,7 +187,7 @@ def _beside_default(name: str, family: Family, quality: Quality, margin: float) 
 
 
 def default_settings(spec: SearchSpec) -> dict[str, Any]:
-    """What the default configuration has for each option searched; absent where its blocks have none."""
+    """Return what the default configuration has for each option searched; absent where its blocks have none."""
     if spec.default is None:
         return {}
     run = as_groups(resolve(spec.default, spec.task))

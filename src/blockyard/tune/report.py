@@ -158,7 +158,7 @@ def _against(record: Tuning, row: Final) -> str:
 
 
 def _key() -> str:
-    """Which mark is which kind of trial."""
+    """Return which mark is which kind of trial."""
     words = {FINISHED: "finished", STOPPED: "stopped early", BEST: "best"}
     pictures = {text: marker(MARKS[which], f"var(--c{which})") for which, text in words.items()}
     pictures["default configuration"] = line(f"var(--c{DEFAULT})", ' stroke-dasharray="8 5"')

@@ -185,7 +185,7 @@ class Session:
 
 
 def _line(trial: FrozenTrial, evaluations: int, is_best: bool) -> Line:
-    """How far a trial is, from the journal alone: another process may be making it."""
+    """Return how far a trial is, from the journal alone: another process may be making it."""
     attrs, ended, part = trial.user_attrs, trial.state.is_finished(), trial.last_step or 0
     value = trial.intermediate_values[part] if part else None
     if trial.state == TrialState.COMPLETE:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from blockyard.compare.budget import Budget
-from blockyard.compare.settings import MOST_WORKERS, Groups, check_margin
+from blockyard.compare.settings import MOST_WORKERS, Groups, check_margin, command_of, flag
 from blockyard.errors import InputError, at_least, at_most, one_of
-from blockyard.report.units import command_line
 
 BUDGET = "budget_"
 # Steps between two looks at whether a signal came.
@@ -77,23 +76,7 @@ class TuneConfig:
 
     def command(self, task: str, over: str, groups: Groups, out: str) -> str:
         """The command line that asks for this search again."""
-        words: list[tuple[str, Any]] = [("over", over)]
-        words += [
-            (flag(field.name), getattr(self, field.name))
-            for field in fields(self)
-            if getattr(self, field.name) != field.default
-        ]
-        for group, options in groups.items():
-            if group == "plugins":
-                words += [("plugin", module) for module in options]
-            else:
-                words += [(f"{group}.{key}", value) for key, value in options.items()]
-        return command_line(f"blockyard tune {task}", [*words, ("out", out)])
-
-
-def flag(field: str) -> str:
-    """The option's name on the command line: `budget.unit`, not `budget_unit`."""
-    return field.replace(BUDGET, "budget.")
+        return command_of(f"blockyard tune {task}", [("over", over)], self, groups, out)
 
 
 def plain_groups(groups: Mapping[str, Any]) -> dict[str, Any]:

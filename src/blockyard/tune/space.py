@@ -127,7 +127,7 @@ class Space:
 
 
 def _belongs_to_block(dimension: Dimension) -> bool:
-    """Whether an option is a block's, and exists only where the block is selected."""
+    """Return whether an option is a block's, and exists only where the block is selected."""
     return dimension.group not in ("model", "train", "data") and not (
         dimension.group in KINDS and dimension.key == "impl"
     )

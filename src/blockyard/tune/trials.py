@@ -27,7 +27,7 @@ from blockyard.tasks.settings import resolve
 from blockyard.training.folder import CHECKPOINTS
 from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.tune.plan import Plan, SearchSpec, job_of, make_plan
-from blockyard.tune.search import ended as ended_trials
+from blockyard.tune.search import ended_trials
 
 TRIALS, CLAIM = "trials", "claim.lock"
 # What a trial notes about itself in the journal.
@@ -212,7 +212,7 @@ def fail_trial(study: Study, number: int, reason: str) -> None:
 
 
 def folder_of(folder: Path, number: int) -> Path:
-    """Where a trial's run lives."""
+    """Return where a trial's run lives."""
     return folder / TRIALS / f"{number:04}"
 
 

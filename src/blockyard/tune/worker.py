@@ -8,23 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from blockyard.compare.processes import ask_for_work, report
-from blockyard.errors import InputError
-
-
-def main() -> int:
-    """Do what standard input asks for."""
-    from blockyard.training.interrupt import Interrupted
-
-    request = ask_for_work()
-    try:
-        work(request)
-    except InputError as error:
-        report({"error": str(error)})
-        return 2
-    except Interrupted as stop:
-        return int(stop.code) if isinstance(stop.code, int) else 1
-    return 0
+from blockyard.compare.processes import work_as_asked
 
 
 def work(request: dict[str, Any]) -> None:
@@ -55,4 +39,4 @@ def work(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(work_as_asked(work))
