@@ -28,7 +28,7 @@ from blockyard.bench.write import load_bench
 from blockyard.claims.keep import MeasurementStore
 from blockyard.cli.prompts import read_prompt_file
 from blockyard.compare.plan import State
-from blockyard.compare.runs import read_metrics
+from blockyard.compare.results import read_metrics
 from blockyard.errors import InputError
 from blockyard.files import parse_json
 from blockyard.registry.builtin import TASKS

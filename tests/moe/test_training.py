@@ -11,7 +11,7 @@ import torch
 from blockyard.cli.settings import WORDS, Setting
 from blockyard.cli.settings import resolve as resolve_words
 from blockyard.compare.output import write_report
-from blockyard.compare.runs import expert_loads
+from blockyard.compare.results import expert_loads
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.report.render import charts_of

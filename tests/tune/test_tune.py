@@ -21,7 +21,7 @@ yaml = pytest.importorskip("yaml")
 import toy_task  # registers the task `majority`
 from blockyard.cli import main
 from blockyard.compare import measure
-from blockyard.compare.runs import read_result
+from blockyard.compare.results import read_result
 from blockyard.errors import InputError
 from blockyard.tasks.run import train
 from blockyard.training import trainer as trainer_module

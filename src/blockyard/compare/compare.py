@@ -36,7 +36,7 @@ from blockyard.compare.plan import (
 )
 from blockyard.compare.provenance import machine_of, versions
 from blockyard.compare.rates import rates_of, with_rates
-from blockyard.compare.runs import decisions_of
+from blockyard.compare.results import decisions_of
 from blockyard.compare.seeds import train_seeds
 from blockyard.compare.settings import CompareConfig, Groups
 from blockyard.errors import InputError

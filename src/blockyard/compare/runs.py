@@ -7,7 +7,6 @@ several processes take a share each: a run is the same in whichever process it i
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -25,21 +24,20 @@ from blockyard.compare.failures import is_of_the_machine, keep_failure
 from blockyard.compare.live import Board, Line
 from blockyard.compare.plan import Planned, folder_of, run_of
 from blockyard.compare.processes import STOPPED, Workers, signal_name
+from blockyard.compare.results import RESULT, curve, expert_loads, read_metrics, read_result, write_result
 from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
-from blockyard.files import parse_json, plain, without_nan, write_atomically
+from blockyard.files import plain, without_nan
 from blockyard.report import schema
 from blockyard.tasks.kind import Quality, Run
 from blockyard.tasks.meaning import with_older
 from blockyard.tasks.run import open_trainer
 from blockyard.tasks.settings import as_groups
-from blockyard.training.auxiliary import LOAD
-from blockyard.training.folder import CONFIG, LOCK, METRICS, held, read_config
+from blockyard.training.folder import CONFIG, LOCK, held, read_config
 from blockyard.training.guard import NonFiniteError
 from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.training.trainer import Trainer
 
-RESULT = "result.json"
 # Runs that the same command makes again: what ended them was no property of the numbers.
 TRIED_AGAIN = ("failed", "killed")
 Key = tuple[str, int]
@@ -362,68 +360,6 @@ def end_line(job: Job, run: schema.Run, quality: Quality) -> str:
     if run.get("final_quality") is not None:
         figures += f", {quality.metric} {run['final_quality']:.4f}"
     return f"{name}: {figures} after {run['steps']} steps, {run['seconds']:.1f} s"
-
-
-def curve(rows: list[dict[str, Any]], key: str) -> schema.Curve:
-    """The rows that have the figure, as columns."""
-    found = [row for row in rows if key in row]
-    return {
-        "step": [row["step"] for row in found],
-        "tokens": [row["tokens"] for row in found],
-        "seconds": [row["seconds"] for row in found],
-        "flops": [float(row["flops"]) for row in found],
-        "loss": [None if row[key] is None else round(row[key], 5) for row in found],
-    }
-
-
-def expert_loads(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Every expert's share of the tokens in the last tenth of the logged steps, by layer; empty without experts."""
-    found: dict[str, list[float]] = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        layer, _, what = name.rpartition("/")
-        if what == LOAD:
-            logged = [row[name] for row in rows if name in row]
-            last = logged[-max(1, len(logged) // 10) :]
-            found[layer] = [round(sum(shares) / len(last), 5) for shares in zip(*last)]
-    return found
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl.
-
-    Raises:
-        InputError: when the file is damaged.
-    """
-    try:
-        return [parse_json(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise InputError(
-            f"{folder / METRICS} is damaged: {error}; remove the run's folder to train it again"
-        ) from error
-
-
-def read_result(folder: Path) -> schema.Run | None:
-    """The record of a run that has ended, if it has; a damaged record counts as none and is made again."""
-    try:
-        found = parse_json((folder / RESULT).read_text(encoding="utf-8"))
-        return found["run"]
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return None
-
-
-def decisions_of(folder: Path) -> list[str]:
-    """Return why a run computed as it did (precision, compilation), in words."""
-    try:
-        return list(parse_json((folder / RESULT).read_text(encoding="utf-8"))["decisions"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return []
-
-
-def write_result(folder: Path, run: schema.Run, decisions: tuple[str, ...]) -> None:
-    """Keep the record of a run that has ended."""
-    write_atomically(folder / RESULT, json.dumps({"run": run, "decisions": list(decisions)}, allow_nan=False))
 
 
 POLL_SECONDS = 0.2

@@ -16,7 +16,8 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from blockyard.compare.plan import task_on_meta
-from blockyard.compare.runs import Job, Key, read_result
+from blockyard.compare.results import read_result
+from blockyard.compare.runs import Job, Key
 from blockyard.errors import InputError
 from blockyard.report.schema import Run
 from blockyard.tasks.run import DataCache

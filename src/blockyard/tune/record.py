@@ -11,7 +11,7 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from blockyard.compare.runs import RESULT as RESULT_FILE
+from blockyard.compare.results import RESULT as RESULT_FILE
 from blockyard.compare.runs import Key
 from blockyard.files import parse_json, plain, without_nan
 from blockyard.registry.pattern import format_choice
