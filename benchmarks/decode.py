@@ -16,7 +16,7 @@ import time
 import torch
 from torch import Tensor
 
-from blockyard.report.stats import spread
+from blockyard.report.stats import quartiles
 from blockyard.standard.attention import StandardAttention
 
 
@@ -75,8 +75,8 @@ def main() -> None:
             ratios = [[peer[i] / ours[i] for peer, ours in zip(times["cat"], taken)] for i in (0, 1)]
             row = {
                 "d_model": d_model, "heads": heads, "batch": batch, "layers": arguments.layers, "tokens": tokens,
-                "cache": kind, "wall": spread([t[0] for t in taken]), "cpu": spread([t[1] for t in taken]),
-                "faster_wall": spread(ratios[0]), "faster_cpu": spread(ratios[1]),
+                "cache": kind, "wall": quartiles([t[0] for t in taken]), "cpu": quartiles([t[1] for t in taken]),
+                "faster_wall": quartiles(ratios[0]), "faster_cpu": quartiles(ratios[1]),
             }  # fmt: skip
             rows.append(row)
             print(

@@ -59,13 +59,13 @@ def jobs_for(optimizer: str, tokens: float, share: float, seeds: int, names: lis
                 run = run_of(one, base, config, own)
                 run = replace(run, train=replace(run.train, warmup=round(share * base.train.warmup)))
                 where = folder / optimizer / f"{share:g}" / planned.name.replace("/", "-").replace("*", "x")
-                jobs.setdefault(own, []).append(Job(one, own, where / f"times-{factor:g}-seed-{own}", run))
-    return jobs, config, data
+                jobs.setdefault(own, []).append(Job(one, own, where / f"times-{factor:g}-seed-{own}", run, data))
+    return jobs, config
 
 
 def measure(optimizer: str, tokens: float, share: float, seeds: int, names: list[str], folder: Path) -> dict[str, Any]:
     """Mean final loss by choice and factor (None where a run was lost), and each run's CPU seconds."""
-    jobs, config, data = jobs_for(optimizer, tokens, share, seeds, names, folder)
+    jobs, config = jobs_for(optimizer, tokens, share, seeds, names, folder)
     # One choice at a time, so that an interruption leaves whole curves.
     found: dict[str, dict[float, list[float | None]]] = {name: {} for name in names}
     seconds = dict.fromkeys(names, 0.0)
@@ -73,7 +73,7 @@ def measure(optimizer: str, tokens: float, share: float, seeds: int, names: list
     for name in names:
         prefix = f"{name} {optimizer} "
         mine = {seed: [j for j in group if j.planned.name.startswith(prefix)] for seed, group in jobs.items()}
-        runs = train_jobs(mine, config, data, make_board(False))
+        runs = train_jobs(mine, config.budget, make_board(False))
         for group in mine.values():
             for job in group:
                 run = runs[(job.planned.name, job.seed)]

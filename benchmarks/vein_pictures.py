@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from blockyard.compare.runs import read_metrics
+from blockyard.compare.results import read_metrics
 from blockyard.errors import InputError, require
 from blockyard.files import parse_json, writing
 from blockyard.report.palette import LIGHT

@@ -33,7 +33,7 @@ yaml = pytest.importorskip("yaml")
 import blockyard
 import toy_task  # noqa: F401 (registers the task `majority`)
 from blockyard.bench.write import load_bench
-from blockyard.claims.keep import Kept
+from blockyard.claims.keep import MeasurementStore
 from blockyard.cli import main
 from blockyard.compare import measure
 from blockyard.compare.compare import compare
@@ -419,7 +419,7 @@ def test_no_record_of_the_workbench_runs(canary: Path, tmp_path: Path) -> None:
             "report.json": load_report,
             "bench.json": load_bench,
             "tune.json": load_record,
-            "claims.json": lambda path: Kept(path, "machine"),
+            "claims.json": lambda path: MeasurementStore(path, "machine"),
             "search.json": lambda path: draw_search(path, tmp_path / "picture.png"),
             "metrics.jsonl": lambda path: draw_run(path.parent, tmp_path / "picture.png"),
         }.items():

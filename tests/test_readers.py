@@ -25,10 +25,10 @@ yaml = pytest.importorskip("yaml")
 from hypothesis import HealthCheck, Phase, given, settings
 
 from blockyard.bench.write import load_bench
-from blockyard.claims.keep import Kept
+from blockyard.claims.keep import MeasurementStore
 from blockyard.cli.prompts import read_prompt_file
 from blockyard.compare.plan import State
-from blockyard.compare.runs import read_metrics
+from blockyard.compare.results import read_metrics
 from blockyard.errors import InputError
 from blockyard.files import parse_json
 from blockyard.registry.builtin import TASKS
@@ -112,7 +112,9 @@ FILES: dict[str, tuple[str, bytes, Read]] = {
     "report": ("report.json", b'{"schema": "blockyard.report/1", "choices": []}', record_of(load_report)),
     "benchmark": ("bench.json", b'{"schema": "blockyard.bench/1", "rows": []}', load_bench),
     "search": ("tune.json", b'{"schema": "blockyard.tune/1", "trials": []}', record_of(load_record)),
-    "claims": ("claims.json", b'{"schema": 1, "machine": "m", "rows": {}}', lambda path: Kept(path, "machine")),
+    "claims": (
+        "claims.json", b'{"schema": 1, "machine": "m", "rows": {}}', lambda path: MeasurementStore(path, "machine")
+    ),
     "comparison": ("compare.json", b'{"schema": "blockyard.compare-state/1", "terms": {}}', lambda path: _state(path)),
     "metrics": ("metrics.jsonl", b'{"step": 1, "loss": 2.0}\n{"step": 2}\n', lambda path: _metrics(path)),
     "decisions": ("decisions.json", b'{"k": {"eager_ms": 1}}', lambda path: _decisions(path)),

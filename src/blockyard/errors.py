@@ -43,7 +43,41 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def at_least(least: float, hint: str = "", /, **values: float | None) -> None:
+    """Refuse numbers below a least one, by name; None passes.
+
+    Raises:
+        InputError: "beams=0 should be at least 1".
+    """
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise InputError(f"{name}={value} should be at least {least}{hint}")
+
+
+def at_most(most: float, /, **values: float | None) -> None:
+    """Refuse numbers above a greatest one, by name; None passes.
+
+    Raises:
+        InputError: "workers=9999 should be at most 1024".
+    """
+    for name, value in values.items():
+        if value is not None and not value <= most:
+            raise InputError(f"{name}={value} should be at most {most}")
+
+
+def one_of(known: Iterable[object], /, **values: object) -> None:
+    """Refuse values that are not among the known ones, by name.
+
+    Raises:
+        InputError: "match='size' is not one of: params, flops, none".
+    """
+    among = list(known)
+    for name, value in values.items():
+        if value not in among:
+            raise InputError(f"{name}={value!r} is not one of: {', '.join(str(k) for k in among if k is not None)}")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had: Python's, or torch's on a CPU or an accelerator."""
+    """Return whether an error says that memory could not be had: Python's, or torch's on a CPU or an accelerator."""
     words = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))

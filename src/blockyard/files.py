@@ -318,7 +318,7 @@ def cache_home() -> Path:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text from a file holds.
+    """Return what a JSON text from a file holds.
 
     Raises:
         ValueError: for whatever is wrong with it, also where it is nested so deeply that nothing can go through it.

@@ -13,7 +13,7 @@ from blockyard import get_attention
 from blockyard.claims import timing, training
 from blockyard.claims.claim import DOCUMENTS, judge_all, judge_number, judge_ratio
 from blockyard.claims.collect import all_claims, choose, measure_claims, page, row_line
-from blockyard.claims.keep import Kept
+from blockyard.claims.keep import MeasurementStore
 from blockyard.claims.memory import saved_bytes
 from blockyard.cli import main
 from blockyard.errors import InputError
@@ -90,11 +90,11 @@ def test_trained_claims_train(monkeypatch, tmp_path):
     monkeypatch.setattr(training, "SEEDS", (0, 1))
     training._text.cache_clear()
     keys = ("rope.extrapolation", "vein.manifold", "vein.normals", "vein.slow_start", "basics.rmsnorm_quality")
-    kept = Kept(tmp_path / "kept.json", "here")
+    kept = MeasurementStore(tmp_path / "kept.json", "here")
     try:
         rows = measure_claims(choose(keys), kept=kept)
         monkeypatch.setattr(training, "_run", None)  # everything is in the file
-        again = measure_claims(choose(keys), kept=Kept(tmp_path / "kept.json", "here"))
+        again = measure_claims(choose(keys), kept=MeasurementStore(tmp_path / "kept.json", "here"))
     finally:
         training._text.cache_clear()
     figures = {name: value for row in rows for name, value in row["figures"].items()}
@@ -128,13 +128,13 @@ def test_kept_measurements_are_not_made_again(tmp_path):
         made.append(value)
         return {"value": value}
 
-    first = Kept(tmp_path / "kept.json", "here")
+    first = MeasurementStore(tmp_path / "kept.json", "here")
     first.start("a.claim")
     assert [first.recall(lambda: measure(1.5)), first.recall(lambda: measure(float("inf")))] == [
         {"value": 1.5},
         {"value": float("inf")},
     ]
-    second = Kept(tmp_path / "kept.json", "here")
+    second = MeasurementStore(tmp_path / "kept.json", "here")
     second.start("a.claim")
     assert [second.recall(lambda: measure(3.0))["value"], second.recall(lambda: measure(4.0))["value"]] == [
         1.5,
@@ -157,7 +157,7 @@ def test_kept_measurements_are_not_made_again(tmp_path):
 def test_a_file_of_something_else_is_refused(tmp_path, content, message):
     (tmp_path / "kept.json").write_text(content)
     with pytest.raises(InputError, match=message):
-        Kept(tmp_path / "kept.json", "here")
+        MeasurementStore(tmp_path / "kept.json", "here")
 
 
 def test_an_interrupted_command_goes_on_where_it_was(tmp_path, capsys, monkeypatch):

@@ -173,9 +173,9 @@ def test_seed_that_was_drawn_is_told(run: str, capsys: pytest.CaptureFixture[str
     ("given", "told"),
     [
         (["--tokens", "many"], "--tokens='many' should be int"),
-        (["--tokens", "0"], "--tokens=0 should be 1 or more"),
-        (["--num_samples", "0"], "--num_samples=0 should be 1 or more"),
-        (["--batch_size", "0"], "--batch_size=0 should be 1 or more"),
+        (["--tokens", "0"], "--tokens=0 should be at least 1"),
+        (["--num_samples", "0"], "--num_samples=0 should be at least 1"),
+        (["--batch_size", "0"], "--batch_size=0 should be at least 1"),
         (["--prefill_chunk", "0"], "prefill_chunk=0 should be at least 1"),
         (["--beams", "2"], "--seed does not go with --beams"),
         (["--length_penalty", "2"], "--length_penalty belongs to beam search: give --beams N too"),
@@ -197,7 +197,7 @@ def test_bad_option_is_told(run: str, capsys: pytest.CaptureFixture[str], given:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--beams", "0"], "--beams=0 should be 1 or more"),
+        (["--beams", "0"], "--beams=0 should be at least 1"),
         (["--beams", "2", "--num_samples", "3"], "there are no more texts than --beams=2"),
         (["--beams", "2", "--stop", "x"], "--stop does not go with --beams"),
         (["--beams", "2", "--past_context", "stop"], "--past_context does not go with --beams"),

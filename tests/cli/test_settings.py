@@ -207,9 +207,9 @@ def test_word_for_the_pattern_replaces_the_mixer_of_a_file(groups: dict[str, Gro
     ("words", "told"),
     [
         (["--toy.vigoru", "4"], "--toy.vigoru: no option 'vigoru' (did you mean 'vigour'?)"),
-        (["--tyo.vigour", "4"], "no option group 'tyo' for --tyo.vigour (did you mean '--toy.vigour'?)"),
+        (["--tyo.vigour", "4"], "--tyo.vigour: no option group 'tyo' (did you mean 'toy'?)"),
         (["--toy_mixer.vigour", "4"],
-         "no option group 'toy_mixer' for --toy_mixer.vigour; options of toy_mixer stand under toy"),
+         "--toy_mixer.vigour: no option group 'toy_mixer'; options of toy_mixer stand under toy"),
         (["--attn", "toy_mixer"], "unknown option '--attn' (did you mean '--attn.impl'?)"),
         (["--attn.vigour", "4"], "--attn.vigour: 'vigour' is an option of: toy_mixer, toy_ffn"),
         (["--train.stesp=4"], "--train.stesp: no option 'stesp' (did you mean 'steps'?)"),

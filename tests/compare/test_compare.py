@@ -331,7 +331,7 @@ def test_a_bad_choice_is_refused_before_any_text_is_read(tmp_path, blocks, words
         ({"budget_value": 0}, "budget.value=0 must be a number above 0"),
         ({"budget_unit": "hours"}, "budget.unit='hours' is not one of"),
         ({"match": "size"}, "match='size' is not one of"),
-        ({"seeds": 0}, "seeds=0 must be at least 1"),
+        ({"seeds": 0}, "seeds=0 should be at least 1"),
     ],
 )
 def test_terms_out_of_range_are_refused(changes, words):

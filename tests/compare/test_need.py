@@ -128,7 +128,7 @@ def test_a_confirmation_may_be_asked_for_afterwards(groups: dict[str, Any], tmp_
         ({"confirm": "missing.txt"}, "missing.txt"),
         ({"want": ("cashe<1",)}, "'cashe' is not one of"),
         ({"margin": -1.0}, "margin=-1.0 should be a number of at least 0"),
-        ({"seeds": "auto", "most_seeds": 1}, "most_seeds=1 must be at least 2"),
+        ({"seeds": "auto", "most_seeds": 1}, "most_seeds=1 should be at least 2"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(groups: dict[str, Any], tmp_path: Path, changes: Any,

@@ -103,7 +103,7 @@ def test_a_complex_mixer_and_a_real_ffn_are_one_clear_error():
         ResidualBlock(StandardAttention(D, H), ComplexSwiGLU(D), D)
     with pytest.raises(InputError, match="'complex' is complex-valued, but this model's stream is real"):
         TransformerLM(LMConfig(vocab_size=8, blocks="complex", d_model=D, n_heads=H))
-    with pytest.raises(InputError, match="norm='whiten' should be one of rms, layer"):
+    with pytest.raises(InputError, match="norm='whiten' is not one of: rms, layer"):
         build_block(LayerSpec(), d_model=D, n_heads=H, causal=False, norm="whiten")
 
 

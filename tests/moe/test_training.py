@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockyard.cli.settings import WORDS, Given
+from blockyard.cli.settings import WORDS, Setting
 from blockyard.cli.settings import resolve as resolve_words
 from blockyard.compare.output import write_report
-from blockyard.compare.runs import expert_loads
+from blockyard.compare.results import expert_loads
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.report.render import charts_of
@@ -226,7 +226,7 @@ def test_an_option_that_only_the_expert_has_stays_the_experts_on_the_way_through
 
 def words(*pairs: tuple[str, str]):
     """Settings as the command line gives them, resolved."""
-    given = [Given(*flag.split("."), value, f"--{flag}", is_word=True, layer=WORDS) for flag, value in pairs]
+    given = [Setting(*flag.split("."), value, f"--{flag}", is_word=True, layer=WORDS) for flag, value in pairs]
     return resolve_words(train_groups("lm"), given)
 
 

@@ -181,10 +181,14 @@ def test_fixed_option_of_a_block_counts_where_the_block_is_drawn() -> None:
 @pytest.mark.parametrize(
     ("over", "fixed", "told"),
     [
-        ("vft.rank=2,4", {}, "vft.rank: 'rank' is an option of: tva, vft; neither is selected"),
-        ("attn.impl=standard,mla", {"vft": {"rank": 2}}, "'rank' is an option of: tva, vft; neither is selected"),
+        ("vft.rank=2,4", {}, "vft.rank: 'rank' is an option of: tva, vft; selected are attn.impl=standard"),
+        (
+            "attn.impl=standard,mla",
+            {"vft": {"rank": 2}},
+            "'rank' is an option of: tva, vft; selected are attn.impl=standard",
+        ),
         ("train.lr=1..2", {"train": {"lr": 1.0}}, "--over train.lr: given as 1 as well"),
-        ("attn.impl=standard,tva", {"model": {"pattern": "tva"}}, "already names the mixers"),
+        ("attn.impl=standard,tva", {"model": {"pattern": "tva"}}, "attn.impl: model.pattern names the mixers already"),
     ],
 )
 def test_what_no_trial_could_use_is_refused(over: str, fixed: dict[str, Any], told: str) -> None:
@@ -214,11 +218,11 @@ def test_settings_file_says_the_same_as_words(tmp_path: Path) -> None:
 
 
 def test_later_source_decides_whether_an_option_is_searched_or_given() -> None:
-    from blockyard.cli.settings import Given
+    from blockyard.cli.settings import Setting
     from blockyard.cli.tasks import without_overruled
 
-    def item(layer: int) -> Given:
-        return Given("train", "lr", "1..2", "x", layer=layer)
+    def item(layer: int) -> Setting:
+        return Setting("train", "lr", "1..2", "x", layer=layer)
 
     assert without_overruled({"train.lr": item(0)}, [item(1)]) == ({}, [item(1)])
     assert without_overruled({"train.lr": item(1)}, [item(0)]) == ({"train.lr": item(1)}, [])
@@ -231,10 +235,13 @@ def test_later_source_decides_whether_an_option_is_searched_or_given() -> None:
     [
         ([], "--over must be given"),
         (["--over", "train.lr=1..2", "--over", "train.lr=2..3"], "--over: train.lr stands twice"),
-        (["--over", "train.lr=1..2", "--trials", "0"], "trials=0 must be at least 1"),
+        (["--over", "train.lr=1..2", "--trials", "0"], "trials=0 should be at least 1"),
         (["--over", "train.lr=1..2", "--pruner", "mean"], "--pruner='mean' should be none | median | hyperband"),
         (["--over", "train.lr=1..2", "--train.steps", "5"], "no option 'steps'"),
-        (["--over", "train.lr=1..2", "--modle.d_model", "5"], "did you mean '--model.d_model'?"),
+        (
+            ["--over", "train.lr=1..2", "--modle.d_model", "5"],
+            "--modle.d_model: no option group 'modle' (did you mean 'model'?)",
+        ),
         (["--over", "train.lr=1..2", "--budget.value", "-1"], "budget.value=-1.0 must be a number above 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -21,11 +21,11 @@ yaml = pytest.importorskip("yaml")
 import toy_task  # registers the task `majority`
 from blockyard.cli import main
 from blockyard.compare import measure
+from blockyard.compare.results import read_result
 from blockyard.errors import InputError
 from blockyard.tasks.run import train
 from blockyard.training import trainer as trainer_module
 from blockyard.tune import session
-from blockyard.tune.budgeted import read_ended
 from blockyard.tune.output import load_record
 from blockyard.tune.run import tune
 from blockyard.tune.settings import TuneConfig
@@ -205,7 +205,7 @@ def test_search_in_which_nothing_finishes_ends_in_one_line(tmp_path: Path, capsy
     over = ["--over", "model.n_heads=3,5,7", "--out", str(tmp_path)]
     with pytest.MonkeyPatch.context() as patch:
         # The figures of the first trial would be those of a model that cannot be built.
-        patch.setattr("blockyard.tune.start.Start._built", built_of_a_model_that_can_be)
+        patch.setattr("blockyard.tune.start.DefaultRun._built", built_of_a_model_that_can_be)
         assert main(["tune", "majority", "--plugin", "toy_task", *over, *words]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: none of 3 trials finished; the first failed: n_heads=")
@@ -214,7 +214,7 @@ def test_search_in_which_nothing_finishes_ends_in_one_line(tmp_path: Path, capsy
 def built_of_a_model_that_can_be(self: Any, groups: Any) -> Any:
     from blockyard.tasks.settings import resolve
 
-    return self.shelf.fitted(resolve({**groups, "model": {"d_model": 8, "n_heads": 2}}, self.task))
+    return self.cache.fitted(resolve({**groups, "model": {"d_model": 8, "n_heads": 2}}, self.task))
 
 
 def test_space_of_which_nothing_can_be_built_is_refused_before_anything_is_trained(
@@ -463,9 +463,42 @@ def test_damaged_record_of_a_run_is_made_again(tmp_path: Path) -> None:
     record = search(tmp_path, trials=2, seeds=1, finalists=1)
     folder = tmp_path / record["finals"][0]["runs"][0]["folder"]
     (folder / "result.json").write_text("{")
-    assert read_ended(folder) is None
+    assert read_result(folder) is None
     again = search(tmp_path, trials=2, seeds=1, finalists=1)
     assert again["finals"][0]["runs"][0]["value"] == record["finals"][0]["runs"][0]["value"]
+
+
+def test_folder_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    record = search(tmp_path, trials=2, seeds=1, finalists=1)
+    curves = {tmp_path / trial["folder"]: trial["curve"] for trial in record["trials"]}
+    for folder in [*curves, *(tmp_path / run["folder"] for row in record["finals"] for run in row["runs"])]:
+        # As it was kept before the runs of searches were those of comparisons.
+        kept = {"status": "finished", "value": 0.5, "part": 4, "steps": STEPS, "curve": curves.get(folder, {})}
+        (folder / "result.json").write_text(json.dumps(kept))
+    again = search(tmp_path, trials=2, seeds=1, finalists=1)
+    assert found(again) == found(record)
+    assert [row["mean"] for row in again["finals"]] == [row["mean"] for row in record["finals"]]
+
+
+def test_fresh_run_that_fails_stands_beside_the_others_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = toy_task.MajorityTask.loss
+
+    def loss(self: Any, model: Any, batch: Any) -> Any:
+        if self.config.seed == 2 and self.config.lr != 0.01:
+            raise RuntimeError("not today")
+        return real(self, model, batch)
+
+    config = {"trials": 3, "seeds": 2, "finalists": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_task.MajorityTask, "loss", loss)
+        record = search(tmp_path, {"train.lr": "0.01,0.02,0.03"}, **config)
+    lost = [run for row in record["finals"] for run in row["runs"] if run["status"] == "failed"]
+    assert {run["note"] for run in lost} == {"RuntimeError: not today"}
+    assert all(row["verdict"] in ("", "unknown") for row in record["finals"] if row["diverged"])
+    mended = search(tmp_path, {"train.lr": "0.01,0.02,0.03"}, **config)
+    assert all(run["status"] == "finished" for row in mended["finals"] for run in row["runs"])
 
 
 @pytest.mark.slow

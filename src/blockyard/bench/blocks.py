@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from blockyard.bench.decode import MOST_STEPS, Step, fill
 from blockyard.bench.memory import peak_bytes
 from blockyard.bench.record import check_options, find_device, make_record
 from blockyard.bench.schema import Bench, Row
-from blockyard.bench.subject import DTYPES, REFERENCE, Part, Subject, causal_mixers, check_size, names_of
+from blockyard.bench.subject import DTYPES, REFERENCE, Part, Subject, causal_mixers, make_subjects, names_of
 from blockyard.bench.timing import Case, Clock, Times, interleave, summarise
 from blockyard.conformance.costs import counted_flops
 from blockyard.errors import InputError
@@ -93,17 +93,12 @@ def bench_blocks(
     device = find_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    shape: dict[str, Any] = {"d_model": config.d_model, "n_heads": config.n_heads, "seed": config.seed}
     lengths, batches = sorted(set(config.lengths)), sorted(set(config.batches))
-    names, dtype = names_of(config.blocks, causal_mixers()), DTYPES[config.dtype]
     # Input, output and the gradients of both.
-    held = 4 * lengths[-1] * batches[-1] * config.d_model * dtype.itemsize
+    held = 4 * lengths[-1] * batches[-1] * config.d_model * DTYPES[config.dtype].itemsize
     with forcing(force):
-        for name in names:
-            check_size(
-                name, config.part, config.d_model, config.n_heads, dtype, device, lambda cost: held, lengths[-1]
-            )  # fmt: skip
-    subjects = {name: Subject(name, config.part, dtype=dtype, device=device, **shape) for name in names}
+        names = names_of(config.blocks, causal_mixers())
+        subjects = make_subjects(config, names, device, lambda cost: held, lengths[-1])
     peaks, notes = _memory(config, subjects, lengths, batches, plugins, say) if config.memory else ({}, [])
     rows: list[Row] = []
     for length in lengths:
@@ -168,9 +163,7 @@ def _times(
     }
     for taken in found.values():
         for name, times in taken.items():
-            layers = len(subjects[name].layers)
-            times.wall = [seconds / layers for seconds in times.wall]
-            times.cpu = [seconds / layers for seconds in times.cpu]
+            times.divide(len(subjects[name].layers))
     # Compiled code of one size is of no use to the next.
     torch.compiler.reset()
     return found

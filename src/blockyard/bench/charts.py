@@ -9,6 +9,7 @@ from typing import Any
 from blockyard.bench.schema import Bench, Row
 from blockyard.report import units
 from blockyard.report.chart import Chart
+from blockyard.report.drawing import name_powers
 from blockyard.report.palette import Palette
 
 Value = Callable[[Row], tuple[float, float, float] | None]
@@ -69,7 +70,8 @@ def _of_time(bench: Bench, timed: str, batch: int) -> list[Chart]:
 
 
 def _file(timed: str) -> str:
-    """What was timed, as part of a file's name: "forward + backward, compiled" -> "forward-backward-compiled"."""
+    """Return what was timed, as part of a file's name: "forward + backward, compiled" ->
+    "forward-backward-compiled"."""
     return "-".join(re.findall(r"\w+", timed))
 
 
@@ -129,9 +131,7 @@ def _lines(
                 linewidth=1.6, capsize=3, dashes=look.dashes or (None, None), zorder=2,
             )  # fmt: skip
         ticks = sorted({row["length"] for row in rows})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [units.count(length) for length in ticks])
-        axes.minorticks_off()
+        name_powers(axes, ticks, units.count)
         axes.set_yscale("log")
         _plain_ticks(axes)
         axes.set_xlabel("tokens in the cache" if bench["kind"] == "decode" else "tokens in the sequence")

@@ -12,7 +12,7 @@ import torch
 
 from blockyard.bench.record import check_options, find_device, make_record
 from blockyard.bench.schema import Bench, Row
-from blockyard.bench.subject import DTYPES, REFERENCE, Part, Subject, cached_mixers, check_size, names_of
+from blockyard.bench.subject import DTYPES, REFERENCE, Part, Subject, cached_mixers, make_subjects, names_of
 from blockyard.bench.timing import Case, Clock, interleave, summarise
 from blockyard.errors import InputError
 from blockyard.machine.memory import forcing
@@ -85,21 +85,10 @@ def bench_decode(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     names, contexts = names_of(config.blocks, cached_mixers()), sorted(set(config.contexts))
-    dtype, held = DTYPES[config.dtype], 1 + max(config.batches)
+    # The filled cache and its copies, one for each sequence of a batch; the formula counts float32.
+    held = contexts[-1] * (1 + max(config.batches)) * DTYPES[config.dtype].itemsize
     with forcing(force):
-        for name in names:
-            # The filled cache and its copies, one for each sequence of a batch; the formula counts float32.
-            check_size(
-                name, config.part, config.d_model, config.n_heads, dtype, device,
-                lambda cost: cost.cache_bytes_per_token * contexts[-1] * held * dtype.itemsize // 4, contexts[-1],
-            )  # fmt: skip
-    subjects = {
-        name: Subject(
-            name, config.part, d_model=config.d_model, n_heads=config.n_heads, dtype=dtype,
-            device=device, seed=config.seed,
-        )
-        for name in names
-    }  # fmt: skip
+        subjects = make_subjects(config, names, device, lambda c: c.cache_bytes_per_token * held // 4, contexts[-1])
     rows: list[Row] = []
     limit = contexts[-1] + MOST_STEPS + 1 if config.cache == "static" else None
     with torch.inference_mode():
@@ -179,10 +168,7 @@ def _measure(
     cases = {name: Case(step.run, step.rewind, MOST_STEPS) for name, step in steps.items()}
     times = interleave(cases, Clock(device), rounds=config.rounds, round_seconds=config.round_seconds)
     for name, subject in subjects.items():
-        # Per layer, so that a pattern of several compares with one.
-        taken = times[name]
-        taken.wall = [seconds / len(subject.layers) for seconds in taken.wall]
-        taken.cpu = [seconds / len(subject.layers) for seconds in taken.cpu]
+        times[name].divide(len(subject.layers))
     return [
         {
             "choice": name,

@@ -7,10 +7,7 @@ the peaks. On a CPU a peak is the highest resident size less the size before the
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 STEPS = 2
@@ -22,21 +19,11 @@ def peak_bytes(request: dict[str, Any]) -> tuple[list[int], str]:
     Args:
         request: name, part, d_model, n_heads, dtype, device, seed, plugins, threads, and sizes [[length, batch], …].
     """
-    import blockyard
+    from blockyard.compare.processes import measured_by
 
-    source = str(Path(blockyard.__file__).parents[1])
-    path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "blockyard.bench.memory"],
-            input=json.dumps(request), capture_output=True, text=True, timeout=600, check=False,
-            env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-        if done.returncode == 0:
-            answer = json.loads(done.stdout.strip().splitlines()[-1])
-            return answer["peaks"], answer["trouble"]
-    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
-        pass
+    answer = measured_by("blockyard.bench.memory", request)
+    if answer is not None:
+        return answer["peaks"], answer["trouble"]
     return [], "not measured: it could not be run in a fresh process"
 
 

@@ -11,7 +11,7 @@ import torch
 
 from blockyard.bench.schema import SCHEMA, Bench, Choice, Row
 from blockyard.bench.subject import REFERENCE, Subject
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least, at_most
 from blockyard.registry.options import MOST_SEED, MOST_THREADS
 from blockyard.training.environment import describe_environment
 
@@ -22,17 +22,13 @@ def check_options(config: Any, lists: Iterable[str]) -> None:
         values = getattr(config, name)
         if not values or min(values) < 1:
             raise InputError(f"{name}={','.join(map(str, values))} should be whole numbers of at least 1")
-    for name in ("d_model", "n_heads", "rounds"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name}={getattr(config, name)} should be at least 1")
+    at_least(1, d_model=config.d_model, n_heads=config.n_heads, rounds=config.rounds)
     if not 0 < config.round_seconds < float("inf"):
         raise InputError(f"round_seconds={config.round_seconds} should be above 0")
-    if config.threads is not None and config.threads < 1:
-        raise InputError(f"threads={config.threads} should be at least 1, or none")
-    if config.threads is not None and config.threads > MOST_THREADS:
-        raise InputError(f"threads={config.threads} should be at most {MOST_THREADS}")
-    if not 0 <= config.seed <= MOST_SEED:
-        raise InputError(f"seed={config.seed} should be at least 0 and at most {MOST_SEED}")
+    at_least(1, ", or none", threads=config.threads)
+    at_most(MOST_THREADS, threads=config.threads)
+    at_least(0, seed=config.seed)
+    at_most(MOST_SEED, seed=config.seed)
 
 
 def find_device(name: str) -> torch.device:

@@ -132,6 +132,27 @@ def check_size(
     refuse_beyond_memory(needed, f"{what} takes at least {{}} ({parameters:,} parameters, {tokens:,} tokens)", device)
 
 
+def make_subjects(
+    config: Any, names: Sequence[str], device: torch.device, more: Callable[[Cost], int], tokens: int
+) -> dict[str, Subject]:
+    """Build the choices of a benchmark, once it is known that all of them fit into memory.
+
+    Args:
+        config: the benchmark's options.
+        names: the choices.
+        device: where they run.
+        more, tokens: as `check_size` takes them.
+
+    Raises:
+        InputError: for a choice that does not fit, or cannot be built.
+    """
+    dtype = DTYPES[config.dtype]
+    for name in names:
+        check_size(name, config.part, config.d_model, config.n_heads, dtype, device, more, tokens)
+    options = {"d_model": config.d_model, "n_heads": config.n_heads, "seed": config.seed}
+    return {name: Subject(name, config.part, dtype=dtype, device=device, **options) for name in names}
+
+
 def cached_mixers() -> list[str]:
     """Every registered mixer that can decode, by its traits."""
     return [e.name for e in entries("attn") if e.traits.causal and e.traits.cache != "none"]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from blockyard.bench.schema import Measured
-from blockyard.report.stats import speed_word, spread
+from blockyard.report.stats import quartiles, speed_word
 
 
 @dataclass
@@ -40,6 +40,11 @@ class Times:
     units: int
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+
+    def divide(self, layers: int) -> None:
+        """Make them per layer, so that a pattern of several compares with one."""
+        self.wall = [seconds / layers for seconds in self.wall]
+        self.cpu = [seconds / layers for seconds in self.cpu]
 
 
 class Clock:
@@ -112,14 +117,14 @@ def summarise(times: Times, reference: Times | None, per_unit: float = 1.0) -> M
         per_unit: things done in a unit of work, for the rate.
     """
     found: Any = {
-        "wall_seconds": spread(times.wall),
-        "cpu_seconds": spread(times.cpu),
-        "per_second": spread([per_unit / max(wall, 1e-12) for wall in times.wall]),
+        "wall_seconds": quartiles(times.wall),
+        "cpu_seconds": quartiles(times.cpu),
+        "per_second": quartiles([per_unit / max(wall, 1e-12) for wall in times.wall]),
         "speedup": None,
         "speedup_cpu": None,
     }
     if reference is not None:
         ratios = [r / max(t, 1e-12) for r, t in zip(reference.wall, times.wall)]
-        found["speedup"], found["word"] = spread(ratios), speed_word(ratios)
-        found["speedup_cpu"] = spread([r / max(t, 1e-12) for r, t in zip(reference.cpu, times.cpu)])
+        found["speedup"], found["word"] = quartiles(ratios), speed_word(ratios)
+        found["speedup_cpu"] = quartiles([r / max(t, 1e-12) for r, t in zip(reference.cpu, times.cpu)])
     return found

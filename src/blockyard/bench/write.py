@@ -9,12 +9,10 @@ from typing import Any
 
 from blockyard.bench.charts import charts_of
 from blockyard.bench.schema import SCHEMA, Bench, Measured
-from blockyard.errors import InputError
-from blockyard.files import parse_json
 from blockyard.report import units
-from blockyard.report.html import figure, swatch, whole_page
+from blockyard.report.page import grid, key_of, page, provenance, section
 from blockyard.report.render import figure_png, figure_svg
-from blockyard.report.write import write_files
+from blockyard.report.write import read_record, write_files
 
 
 def write_bench(bench: Bench, out: str | Path) -> dict[str, Path]:
@@ -40,15 +38,7 @@ def load_bench(path: str | Path) -> Bench:
     Raises:
         InputError: when there is none, or it is of another kind.
     """
-    path = Path(path)
-    path = path / "bench.json" if path.is_dir() else path
-    try:
-        found: Any = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no readable benchmark: {error}") from None
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise InputError(f"{path} is no benchmark of this version ({SCHEMA})")
-    bench: Bench = found  # type: ignore[assignment]
+    bench: Bench = read_record(path, "bench.json", SCHEMA, "benchmark")
     return bench
 
 
@@ -106,12 +96,12 @@ def render_markdown(bench: Bench) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     figures = [f"![{chart.title}]({chart.name}.png)\n\n{chart.caption}" for chart in charts_of(bench)]
-    about = [f"- {label}: {value}" for label, value in provenance(bench)]
-    return "\n\n".join([f"# {bench['title']}", "\n".join(lines), *figures, "\n".join(about)]) + "\n"
+    lines_about = [f"- {label}: {value}" for label, value in about(bench)]
+    return "\n\n".join([f"# {bench['title']}", "\n".join(lines), *figures, "\n".join(lines_about)]) + "\n"
 
 
-def provenance(bench: Bench) -> list[tuple[str, str]]:
-    """What it ran on and how, as (label, text)."""
+def about(bench: Bench) -> list[tuple[str, str]]:
+    """Return what it ran on and how, as (label, text)."""
     where: Any = bench["environment"]
     settings = ", ".join(f"{key}={_plain(value)}" for key, value in bench["settings"].items())
     return [
@@ -131,17 +121,19 @@ def _plain(value: Any) -> str:
 def render_html(bench: Bench) -> str:
     """The whole page: figures and table inside, no scripts, no network."""
     names = [choice["name"] for choice in bench["choices"]]
-    key = "".join(f"<li>{swatch(i)}<span class=name>{escape(name)}</span></li>" for i, name in enumerate(names))
-    figures = "\n".join(figure(chart, figure_svg(chart, names)) for chart in charts_of(bench))
     columns, rows = table(bench)
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    about = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in provenance(bench))
-    body = (
-        f"<header><h1>{escape(bench['title'])}</h1></header>\n"
-        f'<section>\n<ul class="key">{key}</ul>\n<div class="grid">\n{figures}\n</div>\n</section>\n'
-        f'<section>\n<h2>All figures</h2>\n<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>\n</section>\n"
-        f"<section>\n<h2>Provenance</h2>\n<dl>{about}</dl>\n</section>"
+    figures = grid(charts_of(bench), lambda chart: figure_svg(chart, names), key_of(names))
+    return page(
+        bench["title"],
+        [
+            f"<header><h1>{escape(bench['title'])}</h1></header>",
+            f"<section>\n{figures}\n</section>",
+            section(
+                "All figures",
+                f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
+            ),
+            provenance(about(bench)),
+        ],
     )
-    return whole_page(bench["title"], body)

@@ -1,6 +1,8 @@
 """The claims of the source documents, one by one: what is said, how it is measured, what came out.
 
-    @claim("vein.parameters", document="vein-flow", line=556, says=…, claimed="1.5 M", how=…, cost="instant")
+    statements.toml: ["vein.parameters"] document, line, cost, claimed, says, how
+
+    @claim("vein.parameters")
     def parameters() -> Finding: ...
 
 Verdicts (holds, partly, false) follow from figures by rules, never from what is expected. Some claims are decided by
@@ -8,13 +10,14 @@ counting, some by a stopwatch (ratios in turns, one thread), some by training sm
 
 Files, in reading order:
 
+    statements.toml  what the documents say
     claim.py       Claim, Finding, @claim, and the rules of judging
     collect.py     measures claims; as plain data, as a table, as docs/claims.md
     keep.py        raw measurements kept in a file, so that an interruption loses none
     basics.py, latent.py, vein.py, vein_rules.py, spectral.py, complex.py, prices.py       by counting and properties
     timing.py                                                                              by a stopwatch
     training.py                                                                            by training
-    memory.py      what a module keeps for its backward pass
+    memory.py      what a module holds: parameters, and what it keeps for its backward pass
 
     blockyard claims --resume kept.json --page docs/claims.md
 

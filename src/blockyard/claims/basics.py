@@ -9,17 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from blockyard.claims.claim import Finding, claim, judge_all, judge_number
+from blockyard.claims.memory import parameter_count
 from blockyard.nn.linear import Embedding, Linear
 from blockyard.nn.norms import LayerNorm, RMSNorm
 from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.protocol.block import ResidualBlock
 from blockyard.registry.register import get_attention, get_ffn
 
-DOCUMENT = "basics"
-
 
 def _spreads(conjugated: bool) -> tuple[float, float]:
-    """How much scores of pairs with one distance m − n differ, and scores of pairs with one sum m + n."""
+    """Return how much scores of pairs with one distance m − n differ, and scores of pairs with one sum m + n."""
     torch.manual_seed(0)
     half = 16
     q, k = (torch.randn(half, dtype=torch.complex128) for _ in range(2))
@@ -35,11 +34,7 @@ def _spreads(conjugated: bool) -> tuple[float, float]:
     return float(by_distance.max() - by_distance.min()), float(by_sum.max() - by_sum.min())
 
 
-@claim(
-    "basics.conjugated_key", document=DOCUMENT, line=322, claimed="conjugate the key", cost="instant",
-    says="The key must be turned by the conjugate of the rotation, or all information about position is lost.",
-    how="Real dot products of random queries and keys, turned both ways, over pairs of equal distance (float64).",
-)  # fmt: skip
+@claim("basics.conjugated_key")
 def conjugated_key() -> Finding:
     theirs, sums = _spreads(conjugated=True)
     ours, far = _spreads(conjugated=False)
@@ -53,13 +48,8 @@ def conjugated_key() -> Finding:
     )
 
 
-@claim(
-    "rope.length", document="price-transformer", line=278, claimed="length kept", cost="instant",
-    says="Rotation keeps the length of queries and keys.",
-    how="Largest relative change of the norms of random vectors, positions up to 4096 (float64).",
-)  # fmt: skip
+@claim("rope.length")
 def rotation_keeps_length() -> Finding:
-    torch.manual_seed(0)
     rope = RotaryPositionalEmbedding(10_000.0, 64)
     x = torch.randn(4096, 64, dtype=torch.float64)
     cos, sin = rope.tables(4096, x)
@@ -69,48 +59,31 @@ def rotation_keeps_length() -> Finding:
                    "A rotation is orthogonal.", {"change": change})  # fmt: skip
 
 
-@claim(
-    "rope.relative", document="price-transformer", line=233, claimed="depends on m − n", cost="instant",
-    says="The product of a rotated query and a rotated key depends on their distance only.",
-    how="Spread of the product over 20 pairs at one distance (float64).",
-)  # fmt: skip
+@claim("rope.relative")
 def rotation_is_relative() -> Finding:
     spread, _ = _spreads(conjugated=False)
     return Finding(f"spread {spread:.1g}", "holds" if spread < 1e-9 else "false",
                    "True of the real part, which is what attention uses.", {"spread": spread})  # fmt: skip
 
 
-@claim(
-    "basics.swiglu_width", document=DOCUMENT, line=180, claimed="8/3 d", cost="instant",
-    says="With d_ff = 8/3 d the gated FFN has as many parameters as the usual one with 4 d.",
-    how="Parameters of both at d = 768, ours rounded up to a multiple of 64.",
-)  # fmt: skip
+@claim("basics.swiglu_width")
 def swiglu_width() -> Finding:
-    gated, dense = (sum(p.numel() for p in get_ffn(name, d_model=768).parameters()) for name in ("swiglu", "standard"))
+    gated, dense = (parameter_count(get_ffn(name, d_model=768)) for name in ("swiglu", "standard"))
     return Finding(f"{gated:,} and {dense:,}", judge_number(gated, dense, tolerance=0.02),
                    "Three matrices of 8/3 d and two of 4 d are both 8 d².",
                    {"swiglu": gated, "standard": dense})  # fmt: skip
 
 
-@claim(
-    "basics.rmsnorm_parameters", document=DOCUMENT, line=130, claimed="a gain only", cost="instant",
-    says="RMSNorm has slightly fewer parameters than LayerNorm: it keeps the gain and drops the shift.",
-    how="Parameters of both at width 768.",
-)  # fmt: skip
+@claim("basics.rmsnorm_parameters")
 def rmsnorm_parameters() -> Finding:
-    rms, layer = (sum(p.numel() for p in norm(768).parameters()) for norm in (RMSNorm, LayerNorm))
+    rms, layer = (parameter_count(norm(768)) for norm in (RMSNorm, LayerNorm))
     return Finding(f"{rms} and {layer}", "holds" if rms < layer else "false",
                    "Half as many, of a part that is about a thousandth of a block.",
                    {"rms": rms, "layer": layer})  # fmt: skip
 
 
-@claim(
-    "basics.init_variance", document=DOCUMENT, line=9, claimed="variance kept", cost="instant",
-    says="A truncated normal of variance 2 / (d_in + d_out), cut at 3σ, keeps the variance from input to output.",
-    how="Variance of y = W x over that of x, 4096 random inputs: 768 → 768, 768 → 3072 and 3072 → 768.",
-)  # fmt: skip
+@claim("basics.init_variance")
 def init_variance() -> Finding:
-    torch.manual_seed(0)
     found = {}
     with torch.no_grad():
         for wide, name in (((768, 768), "square"), ((768, 3072), "widening"), ((3072, 768), "narrowing")):
@@ -125,13 +98,8 @@ def init_variance() -> Finding:
     )
 
 
-@claim(
-    "basics.init_embedding", document=DOCUMENT, line=10, claimed="σ² = 1, within ±3", cost="instant",
-    says="Embeddings start from a normal of variance 1, cut to [−3, 3].",
-    how="Variance and largest magnitude of a new embedding of 4096 × 256.",
-)  # fmt: skip
+@claim("basics.init_embedding")
 def init_embedding() -> Finding:
-    torch.manual_seed(0)
     weight = Embedding(4096, 256).weight.detach()
     variance, largest = float(weight.var()), float(weight.abs().max())
     return Finding(
@@ -162,12 +130,7 @@ def _gradients(position: Literal["pre", "post"], depth: int, width: int = 64) ->
     return [float(gradient.norm()) for gradient in gradients]
 
 
-@claim(
-    "basics.gradient_flow", document=DOCUMENT, line=83, claimed="no vanishing or exploding", cost="instant",
-    says="Pre-norm leaves a path without norms, along which gradients neither vanish nor explode.",
-    how="Gradient norms at the inputs of 24 blocks over that of the last one, Xavier weights, d = 64, pre-norm and "
-        "post-norm.",
-)  # fmt: skip
+@claim("basics.gradient_flow")
 def gradient_flow() -> Finding:
     found: dict[str, float] = {}
     spread: dict[str, float] = {}
@@ -186,11 +149,7 @@ def gradient_flow() -> Finding:
     )
 
 
-@claim(
-    "basics.silu_shape", document=DOCUMENT, line=171, claimed="smooth, not monotonic", cost="instant",
-    says="SiLU is smooth and, unlike ReLU, not monotonic.",
-    how="Least value, where it lies, and the largest jump of the derivative, on a grid of 10⁻³ from −10 to 10.",
-)  # fmt: skip
+@claim("basics.silu_shape")
 def silu_shape() -> Finding:
     x = torch.linspace(-10, 10, 20_001, dtype=torch.float64, requires_grad=True)
     y = F.silu(x)
@@ -205,25 +164,16 @@ def silu_shape() -> Finding:
     )
 
 
-@claim(
-    "basics.rope_parameters", document=DOCUMENT, line=234, claimed="none", cost="instant",
-    says="Rotary embedding has no parameters to learn.",
-    how="Parameters of the module, and what it adds to a state dict.",
-)  # fmt: skip
+@claim("basics.rope_parameters")
 def rope_parameters() -> Finding:
     rope = RotaryPositionalEmbedding(10_000.0, 64)
-    parameters, saved = sum(p.numel() for p in rope.parameters()), len(rope.state_dict())
+    parameters, saved = parameter_count(rope), len(rope.state_dict())
     return Finding(f"{parameters} and {saved}", judge_all(parameters == 0, saved == 0),
                    "cos and sin are made from positions, once for all layers.",
                    {"parameters": parameters, "saved": saved})  # fmt: skip
 
 
-@claim(
-    "rope.theta", document="price-transformer", line=304, claimed="10,000 for 180 days", cost="instant",
-    says="theta = 10,000 suits 180 steps; the longer the sequence, the larger it should be.",
-    how="Wavelengths 2π·theta^(2i/64) of a head of 64: share of the pairs that do not turn once in 180 steps, and in "
-        "128 times as many.",
-)  # fmt: skip
+@claim("rope.theta")
 def rope_theta() -> Finding:
     lengths = [2 * math.pi * 10_000.0 ** (2 * i / 64) for i in range(32)]
     slow, far = (sum(length > span for length in lengths) / len(lengths) for span in (180, 128 * 180))

@@ -1,8 +1,8 @@
 """What a claim is, and the rules by which a measurement decides about it.
 
-A claim is declared where it is measured:
+What the documents say stands in statements.toml, a table a claim; a function beside others of its subject measures it:
 
-    @claim("vein.parameters", document="vein-flow", line=556, says=..., claimed="1.5 M", how=..., cost="instant")
+    @claim("vein.parameters")
     def parameters() -> Finding: ...
 
 Verdicts follow from figures by the functions below, never from what is expected.
@@ -10,9 +10,12 @@ Verdicts follow from figures by the functions below, never from what is expected
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
 
 Cost = Literal["instant", "seconds", "minutes"]
 COSTS: tuple[Cost, ...] = ("instant", "seconds", "minutes")
@@ -71,17 +74,25 @@ class Claim:
 _claims: dict[str, Claim] = {}
 
 
-def claim(
-    key: str, *, document: str, line: int, says: str, claimed: str, how: str, cost: Cost
-) -> Callable[[Callable[[], Finding]], Callable[[], Finding]]:
-    """Decorator that declares a claim with the function that measures it."""
-    if document not in DOCUMENTS:
-        raise ValueError(f"no document {document!r}")
+@cache
+def statements() -> dict[str, dict[str, Any]]:
+    """Return what the documents say: for each claim `document`, `line`, `says`, `claimed`, `how` and `cost`."""
+    return tomllib.loads(resources.files(__package__).joinpath("statements.toml").read_text(encoding="utf-8"))
+
+
+def claim(key: str) -> Callable[[Callable[[], Finding]], Callable[[], Finding]]:
+    """Declare the function that measures a statement.
+
+    Raises:
+        ValueError: for a key that statements.toml does not have, or one that is measured twice.
+    """
+    if key not in statements():
+        raise ValueError(f"no statement {key!r} in statements.toml")
 
     def add(measure: Callable[[], Finding]) -> Callable[[], Finding]:
         if key in _claims and _claims[key].measure.__module__ != measure.__module__:
             raise ValueError(f"claim {key!r} is declared twice")
-        _claims[key] = Claim(key, document, line, says, claimed, how, cost, measure)
+        _claims[key] = Claim(key, measure=measure, **statements()[key])
         return measure
 
     return add
@@ -93,7 +104,7 @@ def declared() -> dict[str, Claim]:
 
 
 def judge_ratio(measured: float, claimed: float, *, holds: float = 1.25, partly: float = 2.0) -> Verdict:
-    """How a measured factor stands to a claimed one that is better the larger it is.
+    """Return how a measured factor stands to a claimed one that is better the larger it is.
 
     Args:
         measured: what was found.
@@ -107,7 +118,7 @@ def judge_ratio(measured: float, claimed: float, *, holds: float = 1.25, partly:
 
 
 def judge_number(measured: float, claimed: float, *, tolerance: float = 0.1) -> Verdict:
-    """Whether a number is the claimed one within a relative tolerance; within twice that it is so in part."""
+    """Return whether a number is the claimed one within a relative tolerance; within twice that it is so in part."""
     miss = abs(measured - claimed) / abs(claimed)
     return "holds" if miss <= tolerance else "partly" if miss <= 2 * tolerance else "false"
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from blockyard.claims.claim import COSTS, DOCUMENTS, Claim, Cost, declared
-from blockyard.claims.keep import Kept, keeping
-from blockyard.errors import InputError, suggest
+from blockyard.claims.keep import MeasurementStore, keeping_in
+from blockyard.errors import InputError, one_of, suggest
 
 SCHEMA = "blockyard.claims/1"
 
@@ -45,10 +45,8 @@ def choose(keys: Sequence[str] = (), document: str | None = None, upto: Cost = "
         InputError: for a key or document that no claim has.
     """
     claims = all_claims()
-    if document is not None and document not in DOCUMENTS:
-        raise InputError(f"document={document!r} is not one of: {', '.join(DOCUMENTS)}")
-    if upto not in COSTS:
-        raise InputError(f"upto={upto!r} is not one of: {', '.join(COSTS)}")
+    one_of((None, *DOCUMENTS), document=document)
+    one_of(COSTS, upto=upto)
     for key in keys:
         if not any(_named(c, key) for c in claims):
             raise InputError(f"no claim named {key!r}{suggest(key, [c.key for c in claims])}")
@@ -66,9 +64,10 @@ def _named(found: Claim, key: str) -> bool:
 
 
 def measure_claims(
-    claims: Iterable[Claim], say: Callable[[str], None] = lambda _: None, kept: Kept | None = None
+    claims: Iterable[Claim], say: Callable[[str], None] = lambda _: None, kept: MeasurementStore | None = None
 ) -> list[dict[str, Any]]:
-    """Measure claims one after the other; each with the random state and thread count it was met with.
+    """Measure claims one after the other; each with the random state of seed 0; that of before, and the
+    number of threads, are put back.
 
     Args:
         claims: what to measure.
@@ -78,14 +77,15 @@ def measure_claims(
     Returns: a dict per claim: key, document, line, says, claimed, how, cost, measured, verdict, why, figures.
     """
     rows = []
-    kept = kept or Kept()
+    kept = kept or MeasurementStore()
     for found in claims:
         if found.cost != "instant":
             say(f"measuring {found.key}")
         state, threads = torch.get_rng_state(), torch.get_num_threads()
         kept.start(found.key)
+        torch.manual_seed(0)
         try:
-            with keeping(kept):
+            with keeping_in(kept):
                 finding = found.measure()
         finally:
             torch.set_rng_state(state)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 
 from blockyard.claims.claim import Finding, claim, judge_all, judge_number
-from blockyard.claims.memory import saved_bytes
+from blockyard.claims.memory import parameter_count, saved_bytes
 from blockyard.compat.complex_block import TransformerBlock
 from blockyard.complex.norms import COMPLEX_NORMS
 from blockyard.complex.symmetry import check_equivariance
 from blockyard.protocol.block import ResidualBlock
 from blockyard.registry.register import get_attention, get_ffn
-
-DOCUMENT = "complex-block"
 
 
 def _flops(d_model: int, kind: str, tokens: int = 1024) -> int:
@@ -23,12 +21,7 @@ def _flops(d_model: int, kind: str, tokens: int = 1024) -> int:
     return attn.cost(tokens).flops + ffn.cost(tokens).flops
 
 
-@claim(
-    "complex.compute", document=DOCUMENT, line=190, claimed="2×", cost="instant",
-    says="A complex block takes twice the computation of a real one, for its real and imaginary parts.",
-    how="FLOPs of attention and FFN by formula, T = 1024: 256 complex features against 256 real ones, and against as "
-        "many real parameters (360 features).",
-)  # fmt: skip
+@claim("complex.compute")
 def compute() -> Finding:
     equal_features = _flops(256, "complex") / _flops(256, "real")
     equal_parameters = _flops(256, "complex") / _flops(360, "real")
@@ -40,13 +33,8 @@ def compute() -> Finding:
     )
 
 
-@claim(
-    "complex.memory", document=DOCUMENT, line=191, claimed="real and imaginary parts", cost="instant",
-    says="Memory has to hold real and imaginary parts: twice that of a real block.",
-    how="Bytes kept for the backward pass by attention and FFN at 256 features, T = 256, and bytes of the parameters.",
-)  # fmt: skip
+@claim("complex.memory")
 def memory() -> Finding:
-    torch.manual_seed(0)
     kept, held = {}, {}
     for kind, mixer, ffn, dtype in (
         ("complex", "complex", "complex_swiglu", torch.complex64),
@@ -65,16 +53,12 @@ def memory() -> Finding:
     )
 
 
-@claim(
-    "complex.parameters", document=DOCUMENT, line=189, claimed="about 50 M", cost="instant",
-    says="The block has about 50 million parameters, depending on its configuration.",
-    how="Real numbers in the document's block at feature_dim = 384, 8 heads, dense and with 8 experts.",
-)  # fmt: skip
+@claim("complex.parameters")
 def parameters() -> Finding:
     with torch.device("meta"):
-        dense = sum(p.numel() for p in TransformerBlock(384, 8).parameters())
+        dense = parameter_count(TransformerBlock(384, 8))
         mixture = TransformerBlock(384, 8, use_moe=True, num_experts=8, num_experts_per_token=2)
-        experts = sum(p.numel() for p in mixture.parameters())
+        experts = parameter_count(mixture)
     return Finding(
         f"{dense / 1e6:.1f} M dense, {experts / 1e6:.1f} M with 8 experts",
         judge_all(*(judge_number(count, 50e6, tolerance=0.25) == "holds" for count in (dense, experts))),
@@ -83,13 +67,8 @@ def parameters() -> Finding:
     )
 
 
-@claim(
-    "complex.norm_phase", document=DOCUMENT, line=18, claimed="keeps the phase", cost="instant",
-    says="Normalising the magnitude, as LayerNorm does, keeps the phase.",
-    how="Share of random complex features whose phase is turned around by the centred norm, and by RMS (float64).",
-)  # fmt: skip
+@claim("complex.norm_phase")
 def norm_phase() -> Finding:
-    torch.manual_seed(0)
     z = torch.randn(512, 64, dtype=torch.complex128)
     flipped = {}
     for kind in ("layer", "rms"):
@@ -103,12 +82,7 @@ def norm_phase() -> Finding:
     )
 
 
-@claim(
-    "complex.rotation", document=DOCUMENT, line=199, claimed="rotation invariance", cost="instant",
-    says="The block suits tasks that need invariance to rotations.",
-    how="Largest deviation of f(e^{ia}x) from e^{ia}f(x) with random parameters (float64): the defaults here, and the "
-        "document's additive positions.",
-)  # fmt: skip
+@claim("complex.rotation")
 def rotation() -> Finding:
     ours = check_equivariance(
         ResidualBlock(get_attention("complex", d_model=16, n_heads=2), get_ffn("complex_swiglu", d_model=16), 16)
@@ -125,11 +99,7 @@ def rotation() -> Finding:
     )
 
 
-@claim(
-    "complex.swiglu_phase", document=DOCUMENT, line=22, claimed="keeps the phase", cost="instant",
-    says="A sigmoid of the magnitude gates and keeps the phase.",
-    how="Smallest value of the gate σ(|g|) for magnitudes from 0 to 20, and the deviation from equivariance of ours.",
-)  # fmt: skip
+@claim("complex.swiglu_phase")
 def swiglu_phase() -> Finding:
     least = float(torch.sigmoid(torch.linspace(0, 20, 1001)).min())
     ours = check_equivariance(get_ffn("complex_swiglu", d_model=16))
@@ -141,11 +111,7 @@ def swiglu_phase() -> Finding:
     )
 
 
-@claim(
-    "moe.share", document=DOCUMENT, line=192, claimed="k / n", cost="instant",
-    says="A mixture of experts lowers the active computation to k / n.",
-    how="FLOPs of 8 experts with 2 chosen by formula against all 8 computed, d = 384, complex SwiGLU, with the router.",
-)  # fmt: skip
+@claim("moe.share")
 def moe_share() -> Finding:
     few = get_ffn("moe", d_model=384, expert="complex_swiglu", n_experts=8, k=2)
     share = few.cost(512).flops / (8 * get_ffn("complex_swiglu", d_model=384).cost(512).flops)

@@ -17,7 +17,7 @@ from blockyard.files import parse_json, write_atomically
 SCHEMA = "blockyard.claims-kept/1"
 
 
-class Kept:
+class MeasurementStore:
     """Measurements by name, in memory or also in a file.
 
     Args:
@@ -47,11 +47,11 @@ class Kept:
         self.values = found["values"]
 
     def start(self, claim: str) -> None:
-        """What follows is measured for this claim."""
+        """Note for which claim is measured from now on."""
         self._claim, self._number = claim, 0
 
     def recall(self, compute: Callable[[], Mapping[str, float]], name: str = "") -> dict[str, float]:
-        """What is kept under a name, or else what `compute` gives, which is then kept.
+        """Return what is kept under a name, or else what `compute` gives, which is then kept.
 
         Args:
             compute: measures.
@@ -73,12 +73,12 @@ class Kept:
         write_atomically(self.path, json.dumps(told, indent=1) + "\n")
 
 
-_current: ContextVar[Kept | None] = ContextVar("kept", default=None)
+_current: ContextVar[MeasurementStore | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
-def keeping(kept: Kept) -> Iterator[Kept]:
-    """What is measured inside goes into `kept`."""
+def keeping_in(kept: MeasurementStore) -> Iterator[MeasurementStore]:
+    """Keep what is measured inside in `kept`."""
     token = _current.set(kept)
     try:
         yield kept
@@ -87,6 +87,6 @@ def keeping(kept: Kept) -> Iterator[Kept]:
 
 
 def recall(compute: Callable[[], Mapping[str, float]], name: str = "") -> dict[str, float]:
-    """`Kept.recall` where something is kept; else simply measures."""
+    """`MeasurementStore.recall` where something is kept; else simply measures."""
     kept = _current.get()
     return dict(compute()) if kept is None else kept.recall(compute, name)

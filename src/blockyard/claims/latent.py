@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from blockyard.claims.claim import Finding, claim, judge_all, judge_number, judge_ratio
+from blockyard.claims.memory import parameter_count
 from blockyard.latent.attention import LatentAttention
 from blockyard.registry.register import get_attention
 from blockyard.report import units
 
-DOCUMENT = "price-transformer"
 # The document's example: 8 heads of 64, rank 256, 180 days.
 D, HEADS, RANK, DAYS = 512, 8, 256, 180
 
@@ -20,11 +20,7 @@ def _growth(tokens: int) -> float:
     return math.log2(mixer.cost(2 * tokens).flops / mixer.cost(tokens).flops)
 
 
-@claim(
-    "mla.complexity", document=DOCUMENT, line=118, claimed="O(nd)", cost="instant",
-    says="Latent attention takes O(nd) where ordinary attention takes O(n²d).",
-    how="Exponent of n in the layer's FLOPs by formula (checked against FlopCounterMode), n from 512 to 65,536.",
-)  # fmt: skip
+@claim("mla.complexity")
 def complexity() -> Finding:
     short, long = _growth(512), _growth(32_768)
     standard = get_attention("standard", d_model=D, n_heads=HEADS).cost(32_768).flops
@@ -38,11 +34,7 @@ def complexity() -> Finding:
     )
 
 
-@claim(
-    "mla.memory", document=DOCUMENT, line=488, claimed="14,242×", cost="instant",
-    says="At 180 steps, 8 heads of 64 and rank 256 latent attention needs 14,242 times less memory.",
-    how="The document's own expressions evaluated, and bytes of the caches of both layers at 180 tokens.",
-)  # fmt: skip
+@claim("mla.memory")
 def memory() -> Finding:
     own = (HEADS * DAYS * DAYS * (D // HEADS)) / (RANK * DAYS + HEADS * (D // HEADS))
     standard = get_attention("standard", d_model=D, n_heads=HEADS).cost(DAYS).cache_bytes_per_token
@@ -58,11 +50,7 @@ def memory() -> Finding:
     )
 
 
-@claim(
-    "mla.arithmetic", document=DOCUMENT, line=487, claimed="663,552,000 and 46,592", cost="instant",
-    says="n_heads · n² · head_dim is 663,552,000 and kv_lora_rank · n + n_heads · head_dim is 46,592.",
-    how="Both expressions with the document's values: 8 heads of 64, n = 180, rank 256.",
-)  # fmt: skip
+@claim("mla.arithmetic")
 def arithmetic() -> Finding:
     head = D // HEADS
     traditional, latent = HEADS * DAYS * DAYS * head, RANK * DAYS + HEADS * head
@@ -75,11 +63,7 @@ def arithmetic() -> Finding:
     )
 
 
-@claim(
-    "mla.compression", document=DOCUMENT, line=123, claimed="4×", cost="instant",
-    says="Compressing keys and values from 1024 to 256 saves a factor of 4.",
-    how="Cache bytes per token at d = 1024 and 16 heads, where keys and values are 1024 wide each.",
-)  # fmt: skip
+@claim("mla.compression")
 def compression() -> Finding:
     standard = get_attention("standard", d_model=1024, n_heads=16).cost(1).cache_bytes_per_token
     full = LatentAttention(1024, 16, kv_rank=256, rope="full", cache="latent").cost(1).cache_bytes_per_token
@@ -94,11 +78,7 @@ def compression() -> Finding:
     )
 
 
-@claim(
-    "mla.layer_parameters", document=DOCUMENT, line=138, claimed="fewer parameters", cost="instant",
-    says="Keys and values from a latent of 256 take fewer parameters than straight from 512.",
-    how="Parameters of the document's layer and of standard attention at d = 512.",
-)  # fmt: skip
+@claim("mla.layer_parameters")
 def layer_parameters() -> Finding:
     standard = get_attention("standard", d_model=D, n_heads=HEADS, qk_norm=False).cost(1).parameters
     latent = LatentAttention(D, HEADS, kv_rank=RANK, rope="full").cost(1).parameters
@@ -110,16 +90,12 @@ def layer_parameters() -> Finding:
     )
 
 
-@claim(
-    "price.ffn_width", document=DOCUMENT, line=505, claimed="4 d is the standard", cost="instant",
-    says="A hidden width of 4 d is the standard for the gated FFN.",
-    how="Parameters of SwiGLU with 4 d against two matrices with 4 d, d = 512.",
-)  # fmt: skip
+@claim("price.ffn_width")
 def ffn_width() -> Finding:
     from blockyard.registry.register import get_ffn
 
-    gated = sum(p.numel() for p in get_ffn("swiglu", d_model=D, d_ff=4 * D).parameters())
-    dense = sum(p.numel() for p in get_ffn("standard", d_model=D, d_ff=4 * D).parameters())
+    gated = parameter_count(get_ffn("swiglu", d_model=D, d_ff=4 * D))
+    dense = parameter_count(get_ffn("standard", d_model=D, d_ff=4 * D))
     return Finding(
         f"{gated / dense:.2f}× the usual size",
         judge_number(gated / dense, 1.0, tolerance=0.1),

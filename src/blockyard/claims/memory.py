@@ -1,4 +1,4 @@
-"""What a module keeps in memory for its backward pass."""
+"""What a module holds: its parameters, and what it keeps in memory for its backward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 
-class _Held:
+def parameter_count(module: nn.Module) -> int:
+    """Count the parameters of a module."""
+    return sum(p.numel() for p in module.parameters())
+
+
+class _SavedTensor:
     """A tensor in the graph, dying with it."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -31,10 +36,10 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 
 def _kept(module: nn.Module, x: Tensor) -> tuple[Tensor | tuple[Tensor, ...], dict[int, int]]:
     """The output of a pass over a copy of x, and the storages that its graph keeps: address -> bytes."""
-    held: list[weakref.ref[_Held]] = []
+    held: list[weakref.ref[_SavedTensor]] = []
 
-    def pack(tensor: Tensor) -> _Held:
-        holder = _Held(tensor)
+    def pack(tensor: Tensor) -> _SavedTensor:
+        holder = _SavedTensor(tensor)
         held.append(weakref.ref(holder))
         return holder
 

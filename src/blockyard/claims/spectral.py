@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from blockyard.claims.claim import Finding, claim, judge_all, judge_number, judge_ratio
-from blockyard.claims.memory import saved_bytes
+from blockyard.claims.memory import parameter_count, saved_bytes
 from blockyard.claims.timing import forward, seconds
 from blockyard.compat.spectre_nlp import SpectreBlockNLP
 from blockyard.registry.register import get_attention
 from blockyard.spectral.basis import default_buckets
 from blockyard.spectral.mixer import SpectralMixer
 
-DOCUMENT = "spectre-nlp"
 D, HEADS = 768, 12
 
 
@@ -27,11 +26,7 @@ def _mixing_flops(tokens: int) -> int:
     return mixer.cost(tokens).flops - 2 * 2 * tokens * D * D
 
 
-@claim(
-    "spectral.complexity", document=DOCUMENT, line=27, claimed="O(N log N)", cost="instant",
-    says="Mixing takes O(N log N) instead of O(N²).",
-    how="Exponent of N in the FLOPs of the encoder form without projections, N from 1,024 to 65,536.",
-)  # fmt: skip
+@claim("spectral.complexity")
 def complexity() -> Finding:
     short, long = (math.log2(_mixing_flops(2 * n) / _mixing_flops(n)) for n in (1024, 32_768))
     causal = SpectralMixer(D, HEADS, causal=True, window=1024)
@@ -45,14 +40,8 @@ def complexity() -> Finding:
     )
 
 
-@claim(
-    "spectral.replacement", document=DOCUMENT, line=47, claimed="drop-in", cost="instant",
-    says="The block can replace self-attention directly, in language models too.",
-    how="Change of outputs before position 32 of 64 when later tokens change, random parameters: the document's form "
-        "and the causal one.",
-)  # fmt: skip
+@claim("spectral.replacement")
 def replacement() -> Finding:
-    torch.manual_seed(0)
     leak = {}
     for name, mixer in (
         ("document", SpectreBlockNLP(32, 4).eval()),
@@ -75,18 +64,14 @@ def replacement() -> Finding:
     )
 
 
-@claim(
-    "spectral.gate_size", document=DOCUMENT, line=55, claimed="O(G·B)", cost="instant",
-    says="Groups and buckets keep the gate's parameters at O(groups × buckets).",
-    how="Parameters of the gate at 768 features, 12 heads, for 4 and 8 groups, 32 and 64 buckets.",
-)  # fmt: skip
+@claim("spectral.gate_size")
 def gate_size() -> Finding:
     def size(groups: int, buckets: int) -> int:
         mixer = SpectralMixer(D, HEADS, num_groups=groups, num_buckets=buckets)
-        return sum(p.numel() for p in mixer.gate.parameters())
+        return parameter_count(mixer.gate)
 
     base, by_group, by_bucket = size(4, 32), size(8, 32) / size(4, 32), size(4, 64) / size(4, 32)
-    whole = sum(p.numel() for p in SpectralMixer(D, HEADS).parameters())
+    whole = parameter_count(SpectralMixer(D, HEADS))
     return Finding(
         f"{by_group:.2f}× for twice the groups, {by_bucket:.2f}× for twice the buckets",
         judge_all(by_group < 2.2, by_bucket < 2.2),
@@ -96,14 +81,8 @@ def gate_size() -> Finding:
     )
 
 
-@claim(
-    "spectral.global", document=DOCUMENT, line=31, claimed="global mixing", cost="instant",
-    says="Every position interacts with all others through the spectrum, over long distances.",
-    how="Share of the outputs that change with one input, N = 1024, and the lag that holds 95 % of the kernel's energy "
-        "at initialisation, with linear buckets (the document's) and with logarithmic ones.",
-)  # fmt: skip
+@claim("spectral.global")
 def global_mixing() -> Finding:
-    torch.manual_seed(0)
     x = torch.randn(2, 1024, 256)
     span = {}
     for spacing in ("linear", "log"):
@@ -124,11 +103,7 @@ def global_mixing() -> Finding:
     )
 
 
-@claim(
-    "spectral.default_buckets", document=DOCUMENT, line=85, claimed="√F", cost="instant",
-    says="The number of buckets defaults to the square root of the number of frequencies.",
-    how="Buckets chosen for n_fft = 512, 1024 and 4096.",
-)  # fmt: skip
+@claim("spectral.default_buckets")
 def buckets() -> Finding:
     found = {n: default_buckets(n // 2 + 1) for n in (512, 1024, 4096)}
     return Finding(
@@ -139,14 +114,10 @@ def buckets() -> Finding:
     )
 
 
-@claim(
-    "spectral.size", document=DOCUMENT, line=135, claimed="in attention's place", cost="instant",
-    says="SpectreBlockNLP(768, 12) stands where nn.MultiheadAttention(768, 12) stood.",
-    how="Parameters of the mixer, of the whole block of that name (norms, residuals, FFN), and of the attention.",
-)  # fmt: skip
+@claim("spectral.size")
 def size() -> Finding:
-    attention = sum(p.numel() for p in torch.nn.MultiheadAttention(D, HEADS).parameters())
-    mixer, block = (sum(p.numel() for p in SpectreBlockNLP(D, HEADS, block=b).parameters()) for b in (False, True))
+    attention = parameter_count(torch.nn.MultiheadAttention(D, HEADS))
+    mixer, block = (parameter_count(SpectreBlockNLP(D, HEADS, block=b)) for b in (False, True))
     return Finding(
         f"{mixer:,} for {attention:,}",
         "holds" if mixer <= attention else "false",
@@ -156,13 +127,8 @@ def size() -> Finding:
     )
 
 
-@claim(
-    "spectral.memory", document=DOCUMENT, line=28, claimed="linear in N", cost="instant",
-    says="Memory grows about linearly with the sequence, while attention is dominated by its N² map.",
-    how="Bytes kept for the backward pass by the layer and by standard attention (SDPA), d = 256, N = 1,024 and 4,096.",
-)  # fmt: skip
+@claim("spectral.memory")
 def memory() -> Finding:
-    torch.manual_seed(0)
     grows = {}
     for name, module in (
         ("spectral", SpectralMixer(256, 4)),
@@ -178,12 +144,7 @@ def memory() -> Finding:
     )
 
 
-@claim(
-    "spectral.n_fft", document=DOCUMENT, line=102, claimed="cuts high frequencies", cost="instant",
-    says="Too small an n_fft cuts off high frequencies.",
-    how="rfft of 1,024 tokens with n = 512 and back: energy kept of the highest frequency in the first half, and "
-        "of a signal in the second half.",
-)  # fmt: skip
+@claim("spectral.n_fft")
 def short_transform() -> Finding:
     n, short = 1024, 512
     tone = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(n // 2)
@@ -204,13 +165,8 @@ def short_transform() -> Finding:
     )
 
 
-@claim(
-    "spectral.wavelet_random", document=DOCUMENT, line=100, claimed="random unless 0", cost="instant",
-    says="Wavelet refinement brings randomness into inference; set it to 0 where results must repeat.",
-    how="Difference of two evaluations of the same input with wavelet_on_rate = 0.5, in eval and in training mode.",
-)  # fmt: skip
+@claim("spectral.wavelet_random")
 def wavelet_random() -> Finding:
-    torch.manual_seed(0)
     mixer, x = SpectralMixer(32, 4, wavelet_on_rate=0.5), torch.randn(64, 32, 32)
     differ = {}
     with torch.no_grad():
@@ -233,13 +189,8 @@ def _layers(tokens: int, width: int = 768, heads: int = 12) -> dict[str, Callabl
     return {"attention": forward(attention, x), "spectral": forward(SpectralMixer(width, heads), x)}
 
 
-@claim(
-    "spectral.short", document=DOCUMENT, line=99, claimed="no gain below 16", cost="seconds",
-    says="Sequences shorter than 16 gain nothing from spectral mixing.",
-    how="Forward pass of the whole encoder layer against standard attention, d = 768, N = 8 and 2048.",
-)  # fmt: skip
+@claim("spectral.short")
 def short_sequences() -> Finding:
-    torch.manual_seed(0)
     ratio = {}
     for tokens in (8, 2048):
         taken = seconds(_layers(tokens))
@@ -252,11 +203,7 @@ def short_sequences() -> Finding:
     )
 
 
-@claim(
-    "spectral.power_of_two", document=DOCUMENT, line=83, claimed="powers of two", cost="seconds",
-    says="Transform lengths should be powers of two, such as 2048 for 1500 tokens.",
-    how="rfft of 768 rows of length 1536 (2-3-smooth), 2048 and 1511 (prime).",
-)  # fmt: skip
+@claim("spectral.power_of_two")
 def power_of_two() -> Finding:
     rows = {n: torch.randn(768, n) for n in (1536, 2048, 1511)}
     taken = seconds({str(n): partial(torch.fft.rfft, x) for n, x in rows.items()})
@@ -270,13 +217,8 @@ def power_of_two() -> Finding:
     )
 
 
-@claim(
-    "spectral.wavelet_cost", document=DOCUMENT, line=39, claimed="low cost", cost="seconds",
-    says="Wavelet refinement is a cheap addition.",
-    how="Forward pass of the encoder layer with the branch always on and off, d = 768, N = 1024.",
-)  # fmt: skip
+@claim("spectral.wavelet_cost")
 def wavelet_cost() -> Finding:
-    torch.manual_seed(0)
     x = torch.randn(1, 1024, 768)
     taken = seconds(
         {name: forward(SpectralMixer(768, 12, wavelet_on_rate=rate), x) for name, rate in (("off", 0.0), ("on", 1.0))}
@@ -290,14 +232,8 @@ def wavelet_cost() -> Finding:
     )
 
 
-@claim(
-    "spectral.precision", document=DOCUMENT, line=44, claimed="tolerates bf16", cost="seconds",
-    says="Spectral mixing tolerates half precision better than attention, having no large exponentials.",
-    how="Relative error of the layer's output under bf16 autocast against float32, d = 256, N = 512, spectral and "
-        "standard attention.",
-)  # fmt: skip
+@claim("spectral.precision")
 def precision() -> Finding:
-    torch.manual_seed(0)
     x, error = torch.randn(2, 512, 256), {}
     for name, module in (
         ("spectral", SpectralMixer(256, 4)),
@@ -317,13 +253,8 @@ def precision() -> Finding:
     )
 
 
-@claim(
-    "spectral.long_context", document=DOCUMENT, line=27, claimed="friendlier from 4,096 on", cost="seconds",
-    says="Beyond 4,096 tokens spectral mixing is friendlier than attention.",
-    how="Forward pass of whole layers against standard attention, d = 256, 4 heads, N = 64, 512 and 4,096.",
-)  # fmt: skip
+@claim("spectral.long_context")
 def long_context() -> Finding:
-    torch.manual_seed(0)
     ratio = {}
     for tokens in (64, 512, 4096):
         taken = seconds(_layers(tokens, 256, 4))
@@ -336,14 +267,8 @@ def long_context() -> Finding:
     )
 
 
-@claim(
-    "spectral.paper_128k", document=DOCUMENT, line=10, claimed="7× at 128k", cost="seconds",
-    says="The paper it presents (arXiv 2502.18394, abstract): up to 7 times faster than FlashAttention-2 at 128k.",
-    how="131,072 tokens of 64 features, one head: the whole encoder layer against fused attention without projections, "
-        "timed for 1,024 queries against all keys, times 128, since every block of queries does the same work.",
-)  # fmt: skip
+@claim("spectral.paper_128k")
 def paper_128k() -> Finding:
-    torch.manual_seed(0)
     n, width, block = 131_072, 64, 1024
     mixer = SpectralMixer(width, 1).eval()
     x = torch.randn(1, n, width)
@@ -364,13 +289,8 @@ def paper_128k() -> Finding:
     )
 
 
-@claim(
-    "spectral.toeplitz_cost", document=DOCUMENT, line=89, claimed="slight overhead", cost="seconds",
-    says="The Toeplitz convolution costs a little.",
-    how="Forward pass of the encoder layer with and without it, d = 768, N = 1024.",
-)  # fmt: skip
+@claim("spectral.toeplitz_cost")
 def toeplitz_cost() -> Finding:
-    torch.manual_seed(0)
     x = torch.randn(1, 1024, 768)
     layers = {"off": SpectralMixer(768, 12), "on": SpectralMixer(768, 12, use_toeplitz=True)}
     taken = seconds({name: forward(layer, x) for name, layer in layers.items()})

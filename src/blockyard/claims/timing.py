@@ -16,7 +16,7 @@ from blockyard.complex.linear import ComplexLinear
 from blockyard.nn.norms import RMSNorm
 from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.registry.register import get_ffn
-from blockyard.report.stats import spread
+from blockyard.report.stats import quartiles
 
 ROUNDS, ROUND_SECONDS = 7, 0.05
 
@@ -32,7 +32,7 @@ def seconds(work: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     def take_turns() -> dict[str, float]:
         cases = {name: Case(partial(repeated, call)) for name, call in work.items()}
         times = interleave(cases, Clock(torch.device("cpu")), rounds=ROUNDS, round_seconds=ROUND_SECONDS)
-        return {name: spread(taken.cpu)["median"] for name, taken in times.items()}
+        return {name: quartiles(taken.cpu)["median"] for name, taken in times.items()}
 
     return recall(take_turns)
 
@@ -57,14 +57,8 @@ def there_and_back(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[
     return call
 
 
-@claim(
-    "basics.rmsnorm_speed", document="basics", line=129, claimed="faster than LayerNorm", cost="seconds",
-    says="RMSNorm computes less than LayerNorm and is therefore faster in training and inference.",
-    how="Forward and backward on 4096 × 384, eager: the formula as the price document writes it, torch's rms_norm and "
-        "the fused one used here, against torch's layer_norm.",
-)  # fmt: skip
+@claim("basics.rmsnorm_speed")
 def rmsnorm_speed() -> Finding:
-    torch.manual_seed(0)
     x, gain, ours = torch.randn(4096, 384), torch.ones(384), RMSNorm(384)
     taken = seconds(
         {
@@ -84,13 +78,8 @@ def rmsnorm_speed() -> Finding:
     )
 
 
-@claim(
-    "moe.time", document="complex-block", line=37, claimed="k / n", cost="seconds",
-    says="Only the chosen experts are computed.",
-    how="Forward pass of 8 experts with 2 chosen against all 8, SwiGLU, d = 256, 2048 tokens.",
-)  # fmt: skip
+@claim("moe.time")
 def moe_time() -> Finding:
-    torch.manual_seed(0)
     x = torch.randn(1, 2048, 256)
     experts = nn.ModuleList(get_ffn("swiglu", d_model=256) for _ in range(8)).eval()
 
@@ -106,13 +95,8 @@ def moe_time() -> Finding:
                    "0.25 of the products, and the sorting.", {"share": share})  # fmt: skip
 
 
-@claim(
-    "basics.rope_matrix", document="basics", line=245, claimed="never the d × d matrix", cost="seconds",
-    says="Turning pairs of features is more efficient than building and applying the sparse d × d rotation.",
-    how="12 heads of 64, 1,024 tokens: pairs with cos and sin at hand, the same made anew, matrices [T, 64, 64].",
-)  # fmt: skip
+@claim("basics.rope_matrix")
 def rope_matrix() -> Finding:
-    torch.manual_seed(0)
     x = torch.randn(12, 1024, 64)
     rope = RotaryPositionalEmbedding(10_000.0, 64)
     cos, sin = rope.tables(1024, x)
@@ -137,14 +121,8 @@ def rope_matrix() -> Finding:
     )
 
 
-@claim(
-    "complex.native", document="complex-block", line=165, claimed="complex64 for speed", cost="seconds",
-    says="torch's own complex64 would make the block more efficient than real and imaginary parts.",
-    how="Forward and backward, to input and weight, of a complex linear map 384 → 384 on 1,024 rows: complex64 "
-        "matrices, four real products as the document writes them, and the layer used here.",
-)  # fmt: skip
+@claim("complex.native")
 def native_complex() -> Finding:
-    torch.manual_seed(0)
     x = torch.randn(1024, 384, dtype=torch.complex64)
     w = torch.randn(384, 384, dtype=torch.complex64, requires_grad=True)
     ours = ComplexLinear(384, 384)

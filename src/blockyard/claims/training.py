@@ -43,7 +43,6 @@ BASE = LMConfig(vocab_size=256, blocks="standard+standard", d_model=128, n_layer
 _TRAIN = TrainConfig(
     steps=STEPS, batch_size=16, precision="fp32", compile="off", eval_every=STEPS, eval_batches=40, device="cpu"
 )
-SIZE = "d = 128, 2 layers, 200 steps of 16 × 64 bytes of the standard library's source, 3 seeds, nats per byte"
 
 
 @cache
@@ -64,7 +63,7 @@ def final_losses(model: LMConfig, **train: Any) -> tuple[float, ...]:
 def recalled(
     look: Callable[[tuple[float, LMTask]], Mapping[str, float]], what: str, model: LMConfig, seed: int, **train: Any
 ) -> dict[str, float]:
-    """What is seen of a trained model, from an earlier training where that is kept.
+    """Return what is seen of a trained model, from an earlier training where that is kept.
 
     Args:
         look: gives figures of the loss and task of a finished run.
@@ -93,7 +92,7 @@ def _run(model: LMConfig, config: TrainConfig) -> tuple[float, LMTask]:
         return task.evaluate(task.model)["val_loss"], task
 
 
-def told(losses: tuple[float, ...]) -> str:
+def describe(losses: tuple[float, ...]) -> str:
     """ "1.62 ± 0.01"."""
     if any(loss == float("inf") for loss in losses):
         return f"{sum(loss == float('inf') for loss in losses)} of {len(losses)} diverged"
@@ -101,7 +100,7 @@ def told(losses: tuple[float, ...]) -> str:
 
 
 def better(a: tuple[float, ...], b: tuple[float, ...]) -> Verdict:
-    """Whether a's loss is lower than b's, by the rule of all reports: in part when the seeds do not decide.
+    """Return whether a's loss is lower than b's, by the rule of all reports: in part when the seeds do not decide.
 
     Raises:
         MissingExtra: without scipy, when they could not.
@@ -121,11 +120,7 @@ def _means(found: Mapping[str, tuple[float, ...]]) -> dict[str, float]:
     return {name: statistics.fmean(losses) for name, losses in found.items()}
 
 
-@claim(
-    "vein.loss", document="vein-flow", line=693, claimed="< 1 % at r ≥ 4", cost="minutes",
-    says="From rank 4 on, less than one per cent of quality is lost.",
-    how=f"Loss of the document's block against the standard block it replaces, equal width and steps. {SIZE}.",
-)  # fmt: skip
+@claim("vein.loss")
 def vein_loss() -> Finding:
     standard, found = final_losses(BASE), {r: final_losses(_vein(r)) for r in (4, 16)}
     excess = {r: statistics.fmean(losses) / statistics.fmean(standard) - 1 for r, losses in found.items()}
@@ -133,17 +128,14 @@ def vein_loss() -> Finding:
     return Finding(
         f"{excess[4]:+.1%} at r = 4, {excess[16]:+.1%} at 16",
         judge_all(*(e < 0.01 for e in excess.values())),
-        f"Standard {told(standard)}, rank 4 {told(found[4])}, rank 16 {told(found[16])}. A *thin standard* block "
-        f"(heads of 16, d_ff 128), which is smaller than either, reaches {told(thin)}.",
+        f"Standard {describe(standard)}, rank 4 {describe(found[4])}, rank 16 {describe(found[16])}. A *thin "
+        "standard* block "
+        f"(heads of 16, d_ff 128), which is smaller than either, reaches {describe(thin)}.",
         {"excess_r4": excess[4], "excess_r16": excess[16], **_means({"standard": standard, "thin": thin})},
     )
 
 
-@claim(
-    "vein.high_rank", document="vein-flow", line=688, claimed="near standard", cost="minutes",
-    says="Ranks of 16 to 32 come close to the standard Transformer.",
-    how=f"Loss at rank 16 and at 32 against the standard block, with two heads of 64 in each. {SIZE}.",
-)  # fmt: skip
+@claim("vein.high_rank")
 def vein_high_rank() -> Finding:
     # Factored heads are wider than their rank: four heads of 32 could not have rank 32.
     standard, low, high = (final_losses(replace(m, n_heads=2)) for m in (BASE, _vein(16), _vein(32)))
@@ -151,16 +143,12 @@ def vein_high_rank() -> Finding:
     return Finding(
         f"{gaps[0]:+.1%} at 16, {gaps[1]:+.1%} at 32",
         judge_all(*(gap < 0.02 for gap in gaps)),
-        f"Standard {told(standard)}, rank 16 {told(low)}, rank 32 {told(high)}.",
+        f"Standard {describe(standard)}, rank 16 {describe(low)}, rank 32 {describe(high)}.",
         {"excess_r16": gaps[0], "excess_r32": gaps[1]},
     )
 
 
-@claim(
-    "vein.normals", document="vein-flow", line=694, claimed="most of the loss", cost="minutes",
-    says="Normal compensation makes up for most of what the low rank loses.",
-    how=f"Share of the gap to the standard block closed by s = 1 over s = 0, rank 4. {SIZE}.",
-)  # fmt: skip
+@claim("vein.normals")
 def normals() -> Finding:
     standard, without, with_one = final_losses(BASE), final_losses(_vein(4, s=0)), final_losses(_vein(4))
     gap = statistics.fmean(without) - statistics.fmean(standard)
@@ -168,7 +156,7 @@ def normals() -> Finding:
     return Finding(
         f"{closed:+.3f} of {gap:.3f} nats",
         "holds" if closed > gap / 2 else "partly" if closed > gap / 5 else "false",
-        f"s = 0 {told(without)}, s = 1 {told(with_one)}, standard {told(standard)}.",
+        f"s = 0 {describe(without)}, s = 1 {describe(with_one)}, standard {describe(standard)}.",
         {"closed": closed, "gap": gap},
     )
 
@@ -177,43 +165,31 @@ def _activation(name: str, d_ff: int) -> tuple[float, ...]:
     return final_losses(replace(BASE, blocks=f"standard+standard[activation={name},d_ff={d_ff}]"))
 
 
-@claim(
-    "basics.swiglu", document="basics", line=184, claimed="better than ReLU, SiLU", cost="minutes",
-    says="SwiGLU does better than ReLU and than SiLU without a gate in language models.",
-    how=f"Loss at equal parameters (three matrices of 320, two of 480). {SIZE}.",
-)  # fmt: skip
+@claim("basics.swiglu")
 def swiglu() -> Finding:
     gated = final_losses(replace(BASE, blocks="standard+swiglu[d_ff=320]"))
     others = {name: _activation(name, 480) for name in ("relu", "silu")}
     verdicts = [better(gated, losses) for losses in others.values()]
     squared = final_losses(replace(BASE, blocks="standard+relu2[d_ff=480]"))
     return Finding(
-        f"SwiGLU {told(gated)}, ReLU {told(others['relu'])}, SiLU {told(others['silu'])}",
+        f"SwiGLU {describe(gated)}, ReLU {describe(others['relu'])}, SiLU {describe(others['silu'])}",
         "holds" if set(verdicts) == {"holds"} else "false" if set(verdicts) == {"false"} else "partly",
         f"A difference within the seeds' interval counts as none. Squared ReLU, cheaper than either, reaches "
-        f"{told(squared)}.",
+        f"{describe(squared)}.",
         _means({"swiglu": gated, "relu2": squared, **others}),
     )
 
 
-@claim(
-    "basics.rmsnorm_quality", document="basics", line=131, claimed="no worse", cost="minutes",
-    says="Leaving out LayerNorm's centring does not harm the model.",
-    how=f"Loss with RMSNorm and with LayerNorm. {SIZE}.",
-)  # fmt: skip
+@claim("basics.rmsnorm_quality")
 def rmsnorm_quality() -> Finding:
     rms, layer = final_losses(BASE), final_losses(replace(BASE, norm="layer"))
     worse = better(layer, rms) == "holds"
-    return Finding(f"RMSNorm {told(rms)}, LayerNorm {told(layer)}", "false" if worse else "holds",
+    return Finding(f"RMSNorm {describe(rms)}, LayerNorm {describe(layer)}", "false" if worse else "holds",
                    "No worse unless the seeds show LayerNorm better.",
                    _means({"rms": rms, "layer": layer}))  # fmt: skip
 
 
-@claim(
-    "basics.prenorm", document="basics", line=80, claimed="more stable", cost="minutes",
-    says="Pre-norm trains more stably than post-norm.",
-    how="Eight layers, d = 64, learning rates .02 and .08 with the default optimizer, the rest as in the other runs.",
-)  # fmt: skip
+@claim("basics.prenorm")
 def prenorm() -> Finding:
     deep = replace(BASE, d_model=64, n_layers=8)
     rates = (0.02, 0.08)
@@ -222,7 +198,7 @@ def prenorm() -> Finding:
         for position in ("pre", "post")
     )
     verdicts = [better(a, b) if float("inf") not in a + b else "holds" for a, b in zip(pre, post)]
-    rows = "; ".join(f"rate {r}: pre {told(a)}, post {told(b)}" for r, a, b in zip(rates, pre, post))
+    rows = "; ".join(f"rate {r}: pre {describe(a)}, post {describe(b)}" for r, a, b in zip(rates, pre, post))
     return Finding(rows, judge_all(*(v == "holds" for v in verdicts)),
                    "More stable means a lower loss at the same rate here, and that no run diverges.",
                    {f"{n}_{r}": statistics.fmean(v) for n, x in (("pre", pre), ("post", post))
@@ -246,12 +222,7 @@ def _inside_and_outside(found: tuple[float, LMTask]) -> dict[str, float]:
     return {"inside": float(losses[32:64].mean()), "outside": float(losses[128:].mean()), **left}
 
 
-@claim(
-    "vein.manifold", document="vein-flow", line=36, claimed="r = 4 to 32 of d", cost="minutes",
-    says="Tokens lie near a subspace of few dimensions, to which they can be projected and from which they come back.",
-    how="What the best subspace of rank 4, 16 and 32 misses of the normalised states before the second layer's "
-        "attention, relative length, standard models. " + SIZE + ".",
-)  # fmt: skip
+@claim("vein.manifold")
 def manifold() -> Finding:
     figures = [recalled(_inside_and_outside, "trained", BASE, seed) for seed in SEEDS]
     left = {rank: statistics.fmean(found[f"left_{rank}"] for found in figures) for rank in (4, 16, 32)}
@@ -264,35 +235,26 @@ def manifold() -> Finding:
     )
 
 
-@claim(
-    "vein.slow_start", document="vein-flow", line=643, claimed="slower, frozen first", cost="minutes",
-    says="Veins are sensitive to their start: a fifth of the learning rate, and frozen at first, trains better.",
-    how="Loss of the document's block at rank 4: veins at the full rate, at a fifth, and at a fifth but frozen for a "
-        f"tenth of the steps. {SIZE}.",
-)  # fmt: skip
+@claim("vein.slow_start")
 def slow_start() -> Finding:
     slow, full = final_losses(_vein(4)), final_losses(_vein(4), vein_lr_scale=1.0)
     frozen = final_losses(_vein(4), vein_freeze_steps=_TRAIN.steps // 10)
     verdicts = [better(slow, full), better(frozen, slow)]
     return Finding(
-        f"{told(slow)} at a fifth, {told(full)} at the full rate, {told(frozen)} frozen first",
+        f"{describe(slow)} at a fifth, {describe(full)} at the full rate, {describe(frozen)} frozen first",
         "holds" if set(verdicts) == {"holds"} else "false" if set(verdicts) == {"false"} else "partly",
         "A difference within the seeds' interval counts as none.",
         _means({"slow": slow, "full": full, "frozen": frozen}),
     )
 
 
-@claim(
-    "rope.extrapolation", document="price-transformer", line=273, claimed="extrapolates strongly", cost="minutes",
-    says="Rotary positions handle sequences longer than those of training.",
-    how="Loss by position of models trained at length 64, read at 256: positions 32–64 and 128–256. " + SIZE + ".",
-)  # fmt: skip
+@claim("rope.extrapolation")
 def rope_extrapolation() -> Finding:
     figures = [recalled(_inside_and_outside, "trained", BASE, seed) for seed in SEEDS]
     inside, outside = ([found[name] for found in figures] for name in ("inside", "outside"))
     gap = statistics.fmean(outside) - statistics.fmean(inside)
     return Finding(
-        f"{told(tuple(inside))} within, {told(tuple(outside))} beyond",
+        f"{describe(tuple(inside))} within, {describe(tuple(outside))} beyond",
         "holds" if gap < 0.02 else "partly" if gap < 0.1 else "false",
         "Scores depend on distances only, but distances never seen in training are still unseen. A sliding window "
         "keeps them in range.",
@@ -300,7 +262,7 @@ def rope_extrapolation() -> Finding:
     )
 
 
-DOCUMENT = "spectre-nlp"
+# As statements.toml tells them.
 CLASSIFY_STEPS, RECALL_STEPS = 300, 600
 
 
@@ -334,12 +296,7 @@ def _trained(run: Run[Any, Any]) -> float:
         return task.evaluate(task.model)["val_accuracy"]
 
 
-@claim(
-    "spectral.wavelet_gain", document=DOCUMENT, line=40, claimed="regularises, sees changes", cost="minutes",
-    says="Wavelet refinement at a rate of 0.05 to 0.15 regularises and makes the model more sensitive to changes.",
-    how="Accuracy of a spectral encoder (d = 64, 2 layers, 256 bytes) telling which package a file of the standard "
-        f"library belongs to, {CLASSIFY_STEPS} steps of 16, without the branch and with rate 0.1; 3 seeds.",
-)  # fmt: skip
+@claim("spectral.wavelet_gain")
 def wavelet_gain() -> Finding:
     groups: dict[str, dict[str, Any]] = {
         "model": {"d_model": 64, "n_layers": 2, "n_heads": 4, "context": 256},
@@ -358,12 +315,7 @@ def wavelet_gain() -> Finding:
     )
 
 
-@claim(
-    "spectral.alignment", document=DOCUMENT, line=74, claimed="weak; attention mends it", cost="minutes",
-    says="Spectral mixing is weak at aligning and pointing, attention is strong, and a few attention layers mend it.",
-    how="Share of right answers in associative recall (4 pairs in 24 tokens, 32 different ones), d = 64, 2 layers, "
-        f"{RECALL_STEPS} steps of 64: standard, spectral, and one layer of each; 3 seeds.",
-)  # fmt: skip
+@claim("spectral.alignment")
 def alignment() -> Finding:
     groups: dict[str, dict[str, Any]] = {
         "model": {"d_model": 64, "n_layers": 2, "n_heads": 4},

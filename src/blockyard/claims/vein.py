@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from blockyard.claims.claim import Finding, claim, judge_all, judge_number, judge_ratio
+from blockyard.claims.memory import parameter_count
 from blockyard.claims.timing import forward, seconds
 from blockyard.compat import vein_flow
 from blockyard.protocol.block import ResidualBlock
@@ -16,7 +17,6 @@ from blockyard.vein.ffn import VFTFeedForward
 from blockyard.vein.projector import VeinProjector
 
 D, HEADS, RANK = 768, 12, 4
-DOCUMENT = "vein-flow"
 
 
 def standard_block() -> ResidualBlock:
@@ -34,11 +34,7 @@ def _cost(module: object, tokens: int) -> Cost:
     return module.cost(tokens)  # type: ignore[attr-defined]
 
 
-@claim(
-    "vein.attention", document=DOCUMENT, line=507, claimed="192×", cost="instant",
-    says="Attention in the vein takes 192 times fewer FLOPs at d = 768, r = 4.",
-    how="FLOPs of a whole attention layer by formula (checked against FlopCounterMode), 12 heads, T = 128 and 2048.",
-)  # fmt: skip
+@claim("vein.attention")
 def attention() -> Finding:
     standard = get_attention("standard", d_model=D, n_heads=HEADS)
     seed = get_attention("tva", d_model=D, n_heads=HEADS, rank=RANK, factored=True)
@@ -63,11 +59,7 @@ def _ffn_ratios(tokens: int = 128) -> tuple[float, float]:
     return base / _cost(full, tokens).flops, base / _cost(bare, tokens).flops
 
 
-@claim(
-    "vein.ffn", document=DOCUMENT, line=508, claimed="2,000×", cost="instant",
-    says="The feed-forward part in the vein takes about 2,000 times fewer FLOPs.",
-    how="FLOPs by formula against two matrices with 3072 hidden units, with the default stabiliser and without.",
-)  # fmt: skip
+@claim("vein.ffn")
 def ffn() -> Finding:
     full, bare = _ffn_ratios()
     return Finding(
@@ -79,17 +71,10 @@ def ffn() -> Finding:
     )
 
 
-@claim(
-    "vein.ffn_parameters", document=DOCUMENT, line=181, claimed="30,000×", cost="instant",
-    says="The feed-forward part has about 30,000 times fewer parameters.",
-    how="Parameters of the modules, with the default stabiliser and without.",
-)  # fmt: skip
+@claim("vein.ffn_parameters")
 def ffn_parameters() -> Finding:
-    base = sum(p.numel() for p in get_ffn("standard", d_model=D, d_ff=4 * D).parameters())
-    counts = {
-        kind: sum(p.numel() for p in VFTFeedForward(D, RANK, stabilizer=kind, tied=False).parameters())
-        for kind in ("full", "none")
-    }
+    base = parameter_count(get_ffn("standard", d_model=D, d_ff=4 * D))
+    counts = {kind: parameter_count(VFTFeedForward(D, RANK, stabilizer=kind, tied=False)) for kind in ("full", "none")}
     ratio, bare = base / counts["full"], base / counts["none"]
     return Finding(
         f"{ratio:.1f}× as it is by default",
@@ -100,11 +85,7 @@ def ffn_parameters() -> Finding:
     )
 
 
-@claim(
-    "vein.block", document=DOCUMENT, line=509, claimed="100×", cost="instant",
-    says="A whole block takes about 100 times fewer FLOPs.",
-    how="FLOPs of the document's block by formula against a standard block, T = 128 and 4096.",
-)  # fmt: skip
+@claim("vein.block")
 def block() -> Finding:
     short, long = (_cost(standard_block(), t).flops / _cost(seed_block(), t).flops for t in (128, 4096))
     folded = VFTBlock(D, HEADS, RANK, stabilizer="none", s=0, gated=False)
@@ -118,14 +99,10 @@ def block() -> Finding:
     )
 
 
-@claim(
-    "vein.parameters", document=DOCUMENT, line=556, claimed="1.5 M", cost="instant",
-    says="A block of width 768 with 12 heads and rank 4 has about 1.5 million parameters.",
-    how="Parameters of the document's block.",
-)  # fmt: skip
+@claim("vein.parameters")
 def parameters() -> Finding:
-    count = sum(p.numel() for p in seed_block().parameters())
-    base = sum(p.numel() for p in standard_block().parameters())
+    count = parameter_count(seed_block())
+    base = parameter_count(standard_block())
     return Finding(
         f"{count:,}",
         judge_number(count, 1.5e6),
@@ -135,11 +112,7 @@ def parameters() -> Finding:
     )
 
 
-@claim(
-    "vein.compression", document=DOCUMENT, line=98, claimed="147×", cost="instant",
-    says="A projector from 768 to 4 compresses 147 times.",
-    how="get_compression_ratio() of the projector: d² over the parameters of both directions.",
-)  # fmt: skip
+@claim("vein.compression")
 def compression() -> Finding:
     ratio = VeinProjector(D, RANK).get_compression_ratio()
     return Finding(
@@ -150,16 +123,9 @@ def compression() -> Finding:
     )
 
 
-@claim(
-    "vein.parameter_form", document=DOCUMENT, line=89, claimed="less memory", cost="instant",
-    says="The projector held as plain parameters takes less memory than the one held as linear layers.",
-    how="Parameters of both forms.",
-)  # fmt: skip
+@claim("vein.parameter_form")
 def parameter_form() -> Finding:
-    linear, plain = (
-        sum(p.numel() for p in VeinProjector(D, RANK, implementation=form).parameters())
-        for form in ("linear", "parameter")
-    )
+    linear, plain = (parameter_count(VeinProjector(D, RANK, implementation=form)) for form in ("linear", "parameter"))
     return Finding(
         f"{plain:,} and {linear:,}",
         "holds" if plain < linear else "false",
@@ -168,11 +134,7 @@ def parameter_form() -> Finding:
     )
 
 
-@claim(
-    "vein.flops_10_100", document=DOCUMENT, line=32, claimed="10–100×", cost="instant",
-    says="Typical settings (r = 4 to 32, d = 768 to 4096) save 10 to 100 times the FLOPs.",
-    how="FLOPs of the document's block against the standard block over r = 4, 32 and d = 768, 4096 at T = 2048.",
-)  # fmt: skip
+@claim("vein.flops_10_100")
 def typical_savings() -> Finding:
     found = []
     for d, heads in ((768, 12), (4096, 32)):
@@ -192,11 +154,7 @@ def typical_savings() -> Finding:
     )
 
 
-@claim(
-    "vein.score_cost", document=DOCUMENT, line=30, claimed="O(B·H·T²·r) for O(B·H·T²·d)", cost="instant",
-    says="Attention costs B·H·T²·r in the vein, where it costs B·H·T²·d otherwise: d / r = 192 times as much.",
-    how="FLOPs of scores and weighted sums by formula at T = 4096, 12 heads, projections taken off.",
-)  # fmt: skip
+@claim("vein.score_cost")
 def score_cost() -> Finding:
     tokens = 4096
     pairs = {}
@@ -215,15 +173,11 @@ def score_cost() -> Finding:
     )
 
 
-@claim(
-    "vein.ffn_core", document=DOCUMENT, line=180, claimed="about 128", cost="instant",
-    says="The FFN in the vein has 2·rank·r_hidden = 128 parameters and a small overhead; r_hidden is 4·rank = 16.",
-    how="Parameters of the document's FFN: the two matrices inside the vein, everything else.",
-)  # fmt: skip
+@claim("vein.ffn_core")
 def ffn_core() -> Finding:
     ffn = VFTFeedForward(D, RANK, stabilizer="full", tied=False)
     inside = 2 * RANK * ffn.r_hidden
-    whole = sum(p.numel() for p in ffn.parameters())
+    whole = parameter_count(ffn)
     return Finding(
         f"{inside} and {whole - inside:,} beside",
         judge_all(inside == 128, whole - inside < 10 * inside),
@@ -233,11 +187,7 @@ def ffn_core() -> Finding:
     )
 
 
-@claim(
-    "vein.stabilizer", document=DOCUMENT, line=187, claimed="a small direct path", cost="instant",
-    says="The stabiliser adds a small direct path.",
-    how="Its share of the FFN's parameters and of its FLOPs, d = 768, rank 4, T = 128.",
-)  # fmt: skip
+@claim("vein.stabilizer")
 def stabilizer() -> Finding:
     full, bare = (VFTFeedForward(D, RANK, stabilizer=kind, tied=False) for kind in ("full", "none"))
     share = {
@@ -251,14 +201,10 @@ def stabilizer() -> Finding:
     )
 
 
-@claim(
-    "vein.standard_size", document=DOCUMENT, line=550, claimed="2.36 M + 4.72 M = 7.08 M", cost="instant",
-    says="The standard block of width 768 has 2.36 million parameters in attention, 4.72 million in the FFN.",
-    how="Parameters of the standard modules, d_ff = 3072.",
-)  # fmt: skip
+@claim("vein.standard_size")
 def standard_size() -> Finding:
     found = standard_block()
-    attn, ffn = (sum(p.numel() for p in part.parameters()) for part in (found.attn, found.ffn))
+    attn, ffn = (parameter_count(part) for part in (found.attn, found.ffn))
     return Finding(
         f"{attn / 1e6:.2f} M + {ffn / 1e6:.2f} M",
         judge_all(abs(attn / 1e6 - 2.36) < 0.01, abs(ffn / 1e6 - 4.72) < 0.01),
@@ -267,17 +213,13 @@ def standard_size() -> Finding:
     )
 
 
-@claim(
-    "vein.reduction", document=DOCUMENT, line=558, claimed="7.08 / 1.5 = 4.7×", cost="instant",
-    says="A vein block has 4.7 times fewer parameters than the standard block.",
-    how="Parameters of the standard block over the document's block, and over this library's default of the same rank.",
-)  # fmt: skip
+@claim("vein.reduction")
 def reduction() -> Finding:
-    def count(module: torch.nn.Module) -> int:
-        return sum(p.numel() for p in module.parameters())
-
-    base = count(standard_block())
-    document, folded = base / count(seed_block()), base / count(VFTBlock(D, HEADS, RANK, stabilizer="none"))
+    base = parameter_count(standard_block())
+    document, folded = (
+        base / parameter_count(seed_block()),
+        base / parameter_count(VFTBlock(D, HEADS, RANK, stabilizer="none")),
+    )
     return Finding(
         f"{document:.2f}×",
         judge_ratio(document, 7.08 / 1.5),
@@ -287,14 +229,8 @@ def reduction() -> Finding:
     )
 
 
-@claim(
-    "vein.long_sequences", document="vein-flow", line=679, claimed="T > 512, not T < 32", cost="seconds",
-    says="Vein blocks pay for sequences above 512 and hardly below 32.",
-    how="Forward pass of the document's block, and of the folded default, against a standard block, d = 768, 12 heads, "
-        "rank 4, T = 16, 512 and 2048.",
-)  # fmt: skip
+@claim("vein.long_sequences")
 def long_sequences() -> Finding:
-    torch.manual_seed(0)
     found: dict[str, float] = {}
     for tokens in (16, 512, 2048):
         x = torch.randn(1, tokens, D)
@@ -315,13 +251,8 @@ def long_sequences() -> Finding:
     )  # fmt: skip
 
 
-@claim(
-    "vein.own_benchmark", document="vein-flow", line=511, claimed="about 100×", cost="seconds",
-    says="A block is about 100 times faster at T = 128, d = 768, r = 4, by the timing script beside the table.",
-    how="That script's terms: forward pass of 8 × 128 tokens, the document's block against standard attention and FFN.",
-)  # fmt: skip
+@claim("vein.own_benchmark")
 def own_benchmark() -> Finding:
-    torch.manual_seed(0)
     x = torch.randn(8, 128, D)
     folded = vein_flow.VFTBlock(D, HEADS, RANK, s_normals=0, use_stabilizer=False)
     taken = seconds(
@@ -340,14 +271,8 @@ def own_benchmark() -> Finding:
     )
 
 
-@claim(
-    "vein.normals_time", document="vein-flow", line=594, claimed="s = 0 fastest, 2–3 slower", cost="seconds",
-    says="Corrections cost time: s = 0 is fastest, 2 or 3 slower than 1, a small tau slower than a large one.",
-    how="Forward pass of the document's block over 8 × 128 tokens with s = 0, 1 and 3, all tokens corrected, and with "
-        "s = 1 and none.",
-)  # fmt: skip
+@claim("vein.normals_time")
 def normals_time() -> Finding:
-    torch.manual_seed(0)
     x = torch.randn(8, 128, D)
 
     def block(s: int, tau: float) -> vein_flow.VFTBlock:
@@ -365,13 +290,8 @@ def normals_time() -> Finding:
     )
 
 
-@claim(
-    "vein.rank_time", document="vein-flow", line=685, claimed="r = 2 for speed", cost="seconds",
-    says="Rank 2 is for fast inference, 8 and 16 to 32 for accuracy.",
-    how="Forward pass over 8 × 128 tokens at rank 2 and 32 against rank 4, the document's block and a folded one.",
-)  # fmt: skip
+@claim("vein.rank_time")
 def rank_time() -> Finding:
-    torch.manual_seed(0)
     x = torch.randn(8, 128, D)
     work = {}
     for rank in (2, 4, 32):

@@ -6,17 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from blockyard.claims.claim import Finding, claim, judge_all
-from blockyard.claims.vein import DOCUMENT, RANK, D, seed_block
+from blockyard.claims.vein import RANK, D, seed_block
 from blockyard.compat import vein_flow
 from blockyard.registry.register import get_attention, get_ffn
 from blockyard.vein.projector import VeinProjector
 
 
-@claim(
-    "vein.recommended_rank", document=DOCUMENT, line=577, claimed="4, 8, 16", cost="instant",
-    says="The rule √d / 4 recommends ranks 4, 8 and 16 for widths 768, 2048 and 4096.",
-    how="The rule, evaluated.",
-)  # fmt: skip
+@claim("vein.recommended_rank")
 def recommended_rank() -> Finding:
     found = [vein_flow.recommend_rank(d) for d in (768, 2048, 4096)]
     return Finding(
@@ -27,13 +23,8 @@ def recommended_rank() -> Finding:
     )
 
 
-@claim(
-    "vein.errors", document=DOCUMENT, line=256, claimed="mean 0.12, 0.23 over 0.18", cost="instant",
-    says="The reconstruction error ‖h − U V h‖ of a block's tokens averages 0.12, and 23 % exceed tau = 0.18.",
-    how="The error as the document defines it, and relative to ‖h‖, on random input at d = 768, r = 4.",
-)  # fmt: skip
+@claim("vein.errors")
 def errors() -> Finding:
-    torch.manual_seed(0)
     vein, h = VeinProjector(D, RANK, tied=True), torch.randn(256, D)
     with torch.no_grad():
         absolute, relative = (vein.compute_reconstruction_error(h, relative=form) for form in (False, True))
@@ -47,13 +38,8 @@ def errors() -> Finding:
     )
 
 
-@claim(
-    "vein.tau_direction", document=DOCUMENT, line=612, claimed="lower tau", cost="instant",
-    says="When too many tokens are corrected, the threshold tau should be lowered.",
-    how="Share of tokens over a threshold and over a lower one, same tokens.",
-)  # fmt: skip
+@claim("vein.tau_direction")
 def tau_direction() -> Finding:
-    torch.manual_seed(0)
     vein = VeinProjector(64, 8, tied=True)
     with torch.no_grad():
         eps = vein.compute_reconstruction_error(torch.randn(4096, 64), relative=True)
@@ -67,11 +53,7 @@ def tau_direction() -> Finding:
     )
 
 
-@claim(
-    "vein.rank_ranges", document=DOCUMENT, line=568, claimed="2–4, 4–8, 8–32", cost="instant",
-    says="Ranks of 2 to 4 below d = 512, 4 to 8 below 2048, 8 to 32 above, and √d / 4 as the rule of thumb.",
-    how="The rule beside it, evaluated at every even width from 64 to 8192: share inside the ranges.",
-)  # fmt: skip
+@claim("vein.rank_ranges")
 def rank_ranges() -> Finding:
     ranges = ((512, 2, 4), (2048, 4, 8), (8193, 8, 32))
     inside = []
@@ -87,14 +69,8 @@ def rank_ranges() -> Finding:
     )
 
 
-@claim(
-    "vein.tau_schedule", document=DOCUMENT, line=589, claimed="0.25, 0.18, 0.10", cost="instant",
-    says="tau = 0.25 corrects few tokens, 0.18 some, 0.10 many.",
-    how="Share of normalised random tokens over each threshold, d = 768, rank 4: the error as the document has it, and "
-        "relative to the token's length with a tied vein.",
-)  # fmt: skip
+@claim("vein.tau_schedule")
 def tau_schedule() -> Finding:
-    torch.manual_seed(0)
     h = F.layer_norm(torch.randn(512, D), (D,))
     share: dict[str, float] = {}
     with torch.no_grad():
@@ -111,14 +87,8 @@ def tau_schedule() -> Finding:
     )
 
 
-@claim(
-    "vein.error_warning", document=DOCUMENT, line=609, claimed="0.3: raise the rank", cost="instant",
-    says="An error above 0.3 asks for a higher rank.",
-    how="Mean relative error of a tied vein on random tokens, d = 768, ranks 4 and 32 (the highest that the document "
-        "names), and the least rank below 0.3.",
-)  # fmt: skip
+@claim("vein.error_warning")
 def error_warning() -> Finding:
-    torch.manual_seed(0)
     h = torch.randn(256, D)
 
     def error(rank: int) -> float:
@@ -140,12 +110,7 @@ def error_warning() -> Finding:
     )
 
 
-@claim(
-    "vein.compatible", document=DOCUMENT, line=700, claimed="Flash, checkpoints, AMP, MoE", cost="instant",
-    says="Flash attention, gradient checkpointing, mixed precision and mixtures of experts work in the vein.",
-    how="Largest deviation from the plain way: fused against written-out attention and gradients with and without "
-        "checkpointing (float64), bfloat16 against float32, and a mixture whose experts are vein FFNs makes a step.",
-)  # fmt: skip
+@claim("vein.compatible")
 def compatible() -> Finding:
     from torch.utils.checkpoint import checkpoint
 

@@ -18,7 +18,7 @@ SPLITTING = ("path", "val_fraction", "test_fraction", "train_end", "val_end", "e
 
 
 def groups() -> dict[str, Group]:
-    """How files are read: the options of `data` that do not split them."""
+    """Return how files are read: the options of `data` that do not split them."""
     from blockyard.tasks.groups import dataclass_group
     from blockyard.tasks.price.data.config import PriceDataConfig
 

@@ -6,7 +6,6 @@ Both pass the same check with the same errors; the file is laid before the words
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,10 +13,19 @@ from typing import Any
 
 from blockyard.cli.parser import Parser
 from blockyard.errors import InputError
-from blockyard.registry.options import Option, belongs_to
+from blockyard.registry.options import Option
 from blockyard.registry.pattern import LayerSpec, default_ffn_of, parse_choice
 from blockyard.registry.register import Entry, find_block, implementation, members_of, names
-from blockyard.tasks.groups import FFN_GROUP, MIXER_GROUP, Group, block_homes, unknown_group, unknown_key
+from blockyard.tasks.groups import (
+    FFN_GROUP,
+    MIXER_GROUP,
+    Group,
+    mixers_twice,
+    not_selected,
+    unknown_group,
+    unknown_key,
+    wrong_type,
+)
 
 Settings = dict[str, dict[str, Any]]
 Key = tuple[str, str]
@@ -27,7 +35,7 @@ MIXER, FFN, PATTERN = (MIXER_GROUP, "impl"), (FFN_GROUP, "impl"), ("model", "pat
 
 
 @dataclass(frozen=True)
-class Given:
+class Setting:
     """One setting as the user gave it.
 
     Args:
@@ -52,17 +60,19 @@ def add_groups(parser: Parser, groups: Mapping[str, Group]) -> None:
     for group in groups.values():
         section = parser.add_argument_group(f"{group.name}: {group.help}" if group.name else group.help)
         for option in group.options.values():
-            flag = group.flag(option.name)
-            settings: dict[str, Any] = {"nargs": "?", "const": "true"} if bool in option.alternatives else {}
-            section.add_argument(
-                flag,
-                dest=flag,
-                default=argparse.SUPPRESS,
-                metavar=option.type_name.replace(" | ", "|").replace(" ", "_"),
-                help=option_help(option, group),
-                **settings,
-            )
+            _declare(section, group.flag(option.name), option, option_help(option, group))
     parser.explain_unknown = lambda flag: explain_flag(flag, groups)
+
+
+def _declare(section: argparse._ActionsContainer, flag: str, option: Option, help: str) -> None:
+    section.add_argument(
+        flag,
+        dest=flag,
+        default=argparse.SUPPRESS,
+        metavar=option.type_name.replace(" | ", "|").replace(" ", "_"),
+        help=help,
+        **({"nargs": "?", "const": "true"} if bool in option.alternatives else {}),  # type: ignore[arg-type]
+    )
 
 
 def option_help(option: Option, group: Group) -> str:
@@ -97,32 +107,27 @@ def value_text(value: Any) -> str:
 
 
 def explain_flag(flag: str, groups: Mapping[str, Group]) -> str | None:
-    """What is wrong with an unknown `--group.key`, or with a group alone; None for anything else."""
+    """Return what is wrong with an unknown `--group.key`, or with a group alone; None for anything else."""
     name, dot, key = flag.removeprefix("--").partition(".")
     if not dot:
         chooses = name in groups and "impl" in groups[name].options
         return f"unknown option {flag!r} (did you mean '--{name}.impl'?)" if chooses else None
     if name not in groups:
-        near = difflib.get_close_matches(name, list(groups), n=1)
-        if homes := block_homes(name, groups):
-            hint = f"; options of {name} stand under {homes}"
-        else:
-            hint = f" (did you mean '--{near[0]}.{key}'?)" if near else f"; groups: {', '.join(groups)}"
-        return f"no option group {name!r} for {flag}{hint}"
-    return unknown_key(flag, key, groups[name].options, groups[name])
+        return f"{flag}: {unknown_group(name, groups)}"
+    return unknown_key(flag, key, groups[name].options, name)
 
 
-def given_words(namespace: argparse.Namespace) -> list[Given]:
+def given_words(namespace: argparse.Namespace) -> list[Setting]:
     """The options of groups on a parsed command line."""
     found = []
     for flag, value in vars(namespace).items():
         if flag.startswith("--"):
             group, _, key = flag.removeprefix("--").rpartition(".")
-            found.append(Given(group, key, value, flag, is_word=True, layer=WORDS))
+            found.append(Setting(group, key, value, flag, is_word=True, layer=WORDS))
     return found
 
 
-def resolve(groups: Mapping[str, Group], given: Iterable[Given]) -> Settings:
+def resolve(groups: Mapping[str, Group], given: Iterable[Setting]) -> Settings:
     """Check settings and fill in the defaults of everything that is selected.
 
     Args:
@@ -173,7 +178,7 @@ def resolve(groups: Mapping[str, Group], given: Iterable[Given]) -> Settings:
     return {name: values for name, values in settled.items() if values}
 
 
-def read_given(groups: Mapping[str, Group], given: Iterable[Given]) -> Settings:
+def read_given(groups: Mapping[str, Group], given: Iterable[Setting]) -> Settings:
     """Check settings of groups that no block lives in, and return what was given alone, without defaults.
 
     Raises:
@@ -184,20 +189,20 @@ def read_given(groups: Mapping[str, Group], given: Iterable[Given]) -> Settings:
     settings: Settings = {name: {} for name in groups}
     for (name, key), item in last.items():
         if key not in groups[name].own:
-            raise InputError(unknown_key(item.origin, key, list(groups[name].own), groups[name]))
+            raise InputError(unknown_key(item.origin, key, list(groups[name].own), name))
         settings[name][key] = read_value(groups[name].own[key], item)
     check_required(groups, settings, set())
     return settings
 
 
-def check_groups(groups: Mapping[str, Group], last: Mapping[Key, Given]) -> None:
+def check_groups(groups: Mapping[str, Group], last: Mapping[Key, Setting]) -> None:
     """Refuse a setting of a group that does not exist."""
     for item in last.values():
         if item.group not in groups:
             raise InputError(f"{item.origin}: {unknown_group(item.group, groups)}")
 
 
-def latest(given: Iterable[Given]) -> dict[Key, Given]:
+def latest(given: Iterable[Setting]) -> dict[Key, Setting]:
     """The last word on each key; `attn.impl` and `model.pattern` are two ways of saying one thing."""
     last = {(item.group, item.key): item for item in given}
     mixer, pattern = last.get(MIXER), last.get(PATTERN)
@@ -206,14 +211,14 @@ def latest(given: Iterable[Given]) -> dict[Key, Given]:
     return last
 
 
-def selected(settled: Settings, last: Mapping[Key, Given]) -> set[tuple[str, str]]:
+def selected(settled: Settings, last: Mapping[Key, Setting]) -> set[tuple[str, str]]:
     """Kind and name of every block that the settings select, through `impl` or through `model.pattern`."""
     layers = [LayerSpec(settled[MIXER_GROUP]["impl"], settled[FFN_GROUP]["impl"])]
     mixer, ffn = last.get(MIXER), last.get(FFN)
     pattern = settled.get("model", {}).get("pattern")
     if pattern:
         if mixer is not None:
-            raise InputError(f"{mixer.origin}: model.pattern names the mixers already; leave one of them out")
+            raise InputError(mixers_twice(mixer.origin))
         layers = parse_choice(pattern, default_ffn=layers[0].ffn)
         # Not a mixer that any layer need have: a settings file made of these settings shall say it once.
         del settled[MIXER_GROUP]["impl"]
@@ -226,8 +231,9 @@ def selected(settled: Settings, last: Mapping[Key, Given]) -> set[tuple[str, str
     return chosen
 
 
-def selected_members(entry: Entry, brackets: Mapping[str, Any], last: Mapping[Key, Given]) -> list[Entry]:
-    """What a block is made of by name, a mixture's expert: as its brackets say, else its group, else by default."""
+def selected_members(entry: Entry, brackets: Mapping[str, Any], last: Mapping[Key, Setting]) -> list[Entry]:
+    """Return what a block is made of by name, a mixture's expert: as its brackets say, else its group, else by
+    default."""
     group = entry.kind if entry.name == "standard" else entry.group
     given = {option: last[(group, option)] for option in members_of(entry, {}) if (group, option) in last}
     try:
@@ -238,7 +244,7 @@ def selected_members(entry: Entry, brackets: Mapping[str, Any], last: Mapping[Ke
         raise InputError(f"{origin}: {error}" if origin else str(error)) from None
 
 
-def named(kind: Any, name: str, item: Given | None) -> Entry:
+def named(kind: Any, name: str, item: Setting | None) -> Entry:
     """The registered implementation; an unknown name is told with the place where it stands."""
     try:
         return implementation(kind, name)
@@ -260,25 +266,17 @@ def shared_defaults(members: Iterable[Entry]) -> dict[str, Option]:
     return {name: option for name, option in found.items() if name not in differing}
 
 
-def misplaced(item: Given, group: Group, options: list[str], settled: Settings) -> str:
-    """What is wrong with a key that no selected block of the group has."""
+def misplaced(item: Setting, group: Group, options: list[str], settled: Settings) -> str:
+    """Return what is wrong with a key that no selected block of the group has."""
     if not group.holders(item.key):
         # Nothing of the family selected: the family's own names are still the best suggestion.
-        return unknown_key(item.origin, item.key, [*group.own, *(options or group.options)], group)
-    return (
-        f"{item.origin}: {belongs_to(item.key, (entry.name for entry in group.holders(item.key)))}; "
-        f"selected are {selection_text(settled)}"
-    )
+        return unknown_key(item.origin, item.key, [*group.own, *(options or group.options)], group.name)
+    holders = [entry.name for entry in group.holders(item.key)]
+    impls = {".".join(key): settled.get(key[0], {}).get(key[1]) for key in (PATTERN, MIXER, FFN)}
+    return not_selected(item.origin, item.key, holders, impls)
 
 
-def selection_text(settled: Settings) -> str:
-    """ "attn.impl=standard, ffn.impl=swiglu", or the pattern."""
-    attn, ffn = settled[MIXER_GROUP].get("impl"), settled[FFN_GROUP]["impl"]
-    mixers = f"attn.impl={attn}" if attn else f"model.pattern={settled['model']['pattern']}"
-    return f"{mixers}, ffn.impl={ffn}"
-
-
-def read_value(option: Option, item: Given) -> Any:
+def read_value(option: Option, item: Setting) -> Any:
     """The value as the option's type.
 
     Raises:
@@ -287,7 +285,7 @@ def read_value(option: Option, item: Given) -> Any:
     try:
         return option.parse(item.value) if item.is_word else option.check(item.value)
     except InputError:
-        raise InputError(f"{item.origin}={item.value!r} should be {option.type_name}") from None
+        raise InputError(wrong_type(item.origin, item.value, option)) from None
 
 
 def check_required(groups: Mapping[str, Group], settled: Settings, chosen: set[tuple[str, str]]) -> None:
@@ -306,17 +304,9 @@ def add_flat(parser: Parser, title: str, options: Mapping[str, Option]) -> None:
     """Declare `--name` for each option, under a heading."""
     section = parser.add_argument_group(title)
     for option in options.values():
-        if not option.settable:
-            continue
-        optional: dict[str, Any] = {"nargs": "?", "const": "true"} if bool in option.alternatives else {}
-        section.add_argument(
-            f"--{option.name}",
-            dest=f"--{option.name}",
-            default=argparse.SUPPRESS,
-            metavar=option.type_name.replace(" | ", "|").replace(" ", "_"),
-            help=f"{option.help.rstrip('.')} ({default_text(option)})".replace("%", "%%"),
-            **optional,
-        )
+        if option.settable:
+            text = f"{option.help.rstrip('.')} ({default_text(option)})"
+            _declare(section, f"--{option.name}", option, text.replace("%", "%%"))
 
 
 def read_flat(namespace: argparse.Namespace, options: Mapping[str, Option]) -> dict[str, Any]:
@@ -329,7 +319,7 @@ def read_flat(namespace: argparse.Namespace, options: Mapping[str, Option]) -> d
     for name, option in options.items():
         flag = f"--{name}"
         if flag in vars(namespace):
-            found[name] = read_value(option, Given("", name, vars(namespace)[flag], flag, is_word=True))
+            found[name] = read_value(option, Setting("", name, vars(namespace)[flag], flag, is_word=True))
         elif option.required:
             raise InputError(f"{flag} must be given: {option.help.rstrip('.')}")
     return found

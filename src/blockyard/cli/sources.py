@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.cli.parser import Parser, WholeValues
-from blockyard.cli.settings import Given, given_words
-from blockyard.errors import InputError, suggest
+from blockyard.cli.settings import Setting, given_words
+from blockyard.errors import InputError
 from blockyard.registry.plugins import load_file_plugins, see_current_folder
 from blockyard.registry.yamlfile import read_yaml
-from blockyard.tasks.groups import Group
+from blockyard.tasks.groups import Group, unknown_group
 
 PLUGINS, TASK = "plugins", "task"
 
@@ -31,7 +31,8 @@ def add_trust(parser: Parser, what: str) -> None:
 
 
 def trusted(arguments: argparse.Namespace) -> bool:
-    """Whether the user agrees to all plug-ins that a run folder names; then they may lie in the current folder."""
+    """Return whether the user agrees to all plug-ins that a run folder names; then they may lie in the current
+    folder."""
     if arguments.trust:
         see_current_folder()
     return bool(arguments.trust)
@@ -74,7 +75,7 @@ def given_settings(
     groups: Mapping[str, Group],
     task: str,
     skip: tuple[str, ...] = (),
-) -> tuple[list[Given], list[str]]:
+) -> tuple[list[Setting], list[str]]:
     """All settings as given, files first, and the plug-ins that were imported.
 
     Args:
@@ -87,7 +88,7 @@ def given_settings(
     Raises:
         InputError: as `read_yaml` and `given_in` say, or for a file of another task.
     """
-    given: list[Given] = []
+    given: list[Setting] = []
     plugins: list[str] = []
     for layer, path in enumerate(files):
         content = read_yaml(path)
@@ -101,7 +102,7 @@ def given_settings(
 
 def given_in(
     path: Path, settings: dict[str, Any], groups: Mapping[str, Group], skip: tuple[str, ...] = (), layer: int = 0
-) -> list[Given]:
+) -> list[Setting]:
     """The settings of a file as a list; `group: {key: value}` and `group.key: value` mean the same.
 
     Args:
@@ -118,14 +119,13 @@ def given_in(
             continue
         group, dot, key = str(name).partition(".")
         if name in top:
-            found.append(Given("", name, value, f"{path}: {name}", layer=layer))
+            found.append(Setting("", name, value, f"{path}: {name}", layer=layer))
         elif group not in groups:
-            known = [*filter(None, groups), *top, *skip]
-            raise InputError(f"{path}: no option group {group!r}{suggest(group, known)}")
+            raise InputError(f"{path}: {unknown_group(group, groups, (*top, *skip))}")
         elif dot:
-            found.append(Given(group, key, value, f"{path}: {name}", layer=layer))
+            found.append(Setting(group, key, value, f"{path}: {name}", layer=layer))
         elif isinstance(value, dict):
-            found += [Given(group, str(k), v, f"{path}: {group}.{k}", layer=layer) for k, v in value.items()]
+            found += [Setting(group, str(k), v, f"{path}: {group}.{k}", layer=layer) for k, v in value.items()]
         elif value is not None:
             raise InputError(f"{path}: {group}={value!r} should be a mapping, such as '{group}: {{key: value}}'")
     return found

@@ -15,7 +15,8 @@ from blockyard.errors import InputError
 from blockyard.machine.launch import world_size
 
 if TYPE_CHECKING:
-    from blockyard.cli.settings import Given, Settings
+    from blockyard.cli.settings import Setting, Settings
+    from blockyard.registry.options import Option
     from blockyard.tasks.groups import Group
 
 
@@ -67,8 +68,8 @@ def train_as_told(
     task: str,
     arguments: argparse.Namespace,
     *,
-    below: Sequence[Given] = (),
-    above: Sequence[Given] = (),
+    below: Sequence[Setting] = (),
+    above: Sequence[Setting] = (),
     before: Callable[[Any], None] | None = None,
 ) -> Path:
     """Train what the words and settings files of a `train` command say.
@@ -115,27 +116,20 @@ def compare_groups(task: str) -> dict[str, Group]:
     """The terms of the comparison, its budget, and what all its models share."""
     from blockyard.compare.settings import DECIDED, CompareConfig
     from blockyard.registry.options import options_of
-    from blockyard.tasks.groups import Group, by_name, dataclass_group
+    from blockyard.tasks.groups import by_name, dataclass_group
     from blockyard.tasks.kind import task_kind
     from blockyard.training.config import TrainConfig
 
     kind = task_kind(task)
     known = options_of(CompareConfig)
     terms = known | {n: replace(known[n], default=value) for n, value in kind.compare_defaults.items()}
-    budget = {
-        name.removeprefix(BUDGET): replace(option, name=name.removeprefix(BUDGET))
-        for name, option in terms.items()
-        if name.startswith(BUDGET)
-    }
     hidden: tuple[str, ...] = () if kind.decodes else WRITING
     if has_one_length(kind):
         hidden += ("lengths",)
-    own = {name: option for name, option in terms.items() if not name.startswith(BUDGET) and name not in hidden}
     hidden_model = (*kind.from_data, "blocks")
     return by_name(
         [
-            Group("", "what is compared", own),
-            Group("budget", "when each run stops", budget),
+            *terms_groups(terms, "what is compared", "when each run stops", hidden),
             dataclass_group("model", "the shape that all start from", kind.model_config, without=hidden_model),
             dataclass_group(
                 "train", "the training of every run", TrainConfig, without=DECIDED, defaults=kind.train_defaults
@@ -145,15 +139,34 @@ def compare_groups(task: str) -> dict[str, Group]:
     )
 
 
+def terms_groups(
+    terms: Mapping[str, Option], help: str, budget_help: str, hidden: Sequence[str] = ()
+) -> tuple[Group, Group]:
+    """The terms of a comparison or a search as the command's own options, and those of its budget as a group."""
+    from blockyard.tasks.groups import Group
+
+    own = {name: option for name, option in terms.items() if not name.startswith(BUDGET) and name not in hidden}
+    short = {name.removeprefix(BUDGET): option for name, option in terms.items() if name.startswith(BUDGET)}
+    budget = {name: replace(option, name=name) for name, option in short.items()}
+    return Group("", help, own), Group("budget", budget_help, budget)
+
+
+def tell_page(out: str) -> int:
+    """Print where the report is; a person at a terminal has just been told, a script reads it here."""
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        print(Path(out) / "report.html")
+    return 0
+
+
 def has_one_length(kind: Any) -> bool:
-    """Whether a kind of task does not say what its model is for rows of another length."""
+    """Return whether a kind of task does not say what its model is for rows of another length."""
     from blockyard.tasks.kind import TaskKind
 
     return type(kind).at_length is TaskKind.at_length
 
 
 def no_lengths(flag: str, task: str) -> str | None:
-    """Why a comparison of this task has no `--lengths`, or None for another flag."""
+    """Return why a comparison of this task has no `--lengths`, or None for another flag."""
     from blockyard.tasks.kind import task_kind
 
     kind = task_kind(task)
@@ -163,7 +176,7 @@ def no_lengths(flag: str, task: str) -> str | None:
 
 
 def block_option(flag: str, known: dict[str, Group]) -> str | None:
-    """Where an option of a block belongs in a comparison, or None when the flag is none."""
+    """Return where an option of a block belongs in a comparison, or None when the flag is none."""
     from blockyard.registry.register import owners
 
     group, dot, key = flag.removeprefix("--").partition(".")
@@ -204,10 +217,7 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
         if plugins:
             shared[PLUGINS] = plugins
         compare(task, config, shared, Path(arguments.out))
-        if not (sys.stdout.isatty() and sys.stderr.isatty()):
-            # A person at a terminal has just been told; a script reads it here.
-            print(Path(arguments.out) / "report.html")
-        return 0
+        return tell_page(arguments.out)
 
     return Command(
         f"compare {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example, builds=True
@@ -252,10 +262,7 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
         space = read_space(task, {name: o.value for name, o in over.items()}, {n: o.origin for n, o in over.items()})
         shared: dict[str, Any] = {**settings, PLUGINS: plugins} if plugins else dict(settings)
         tune(task, space, config, shared, Path(arguments.out))
-        if not (sys.stdout.isatty() and sys.stderr.isatty()):
-            # A person at a terminal has just been told; a script reads it here.
-            print(Path(arguments.out) / "report.html")
-        return 0
+        return tell_page(arguments.out)
 
     return Command(
         f"tune {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example, builds=True
@@ -264,39 +271,32 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
 
 def tune_groups(task: str) -> dict[str, Group]:
     """The terms of the search, its budget, and every option that trials may share or search."""
-    from dataclasses import replace
-
     from blockyard.compare.settings import DECIDED
     from blockyard.registry.options import options_of
-    from blockyard.tasks.groups import Group, by_name, train_groups
+    from blockyard.tasks.groups import by_name, train_groups
     from blockyard.tasks.kind import task_kind
-    from blockyard.tune.settings import BUDGET, TuneConfig
+    from blockyard.tune.settings import TuneConfig
 
     known = options_of(TuneConfig)
     terms = known | {n: replace(known[n], default=v) for n, v in task_kind(task).compare_defaults.items() if n in known}
-    own = {name: option for name, option in terms.items() if not name.startswith(BUDGET)}
-    budget = {
-        name.removeprefix(BUDGET): replace(option, name=name.removeprefix(BUDGET))
-        for name, option in terms.items()
-        if name.startswith(BUDGET)
-    }
     shared = train_groups(task)
     train = {name: option for name, option in shared["train"].own.items() if name not in DECIDED}
     shared["train"] = replace(shared["train"], help="the training of every trial", own=train)
-    return by_name([Group("", "the search", own), Group("budget", "when each trial stops", budget), *shared.values()])
+    return by_name([*terms_groups(terms, "the search", "when each trial stops"), *shared.values()])
 
 
-def searched(words: Sequence[str], files: Sequence[Path]) -> dict[str, Given]:
-    """What is to be searched, from settings files and `--over`: option -> its values as given, the last one winning."""
-    from blockyard.cli.settings import WORDS, Given
+def searched(words: Sequence[str], files: Sequence[Path]) -> dict[str, Setting]:
+    """Return what is to be searched, from settings files and `--over`: option -> its values as given, the last one
+    winning."""
+    from blockyard.cli.settings import WORDS, Setting
     from blockyard.registry.yamlfile import read_yaml
     from blockyard.tune.space import split_over
 
-    found: dict[str, Given] = {}
+    found: dict[str, Setting] = {}
 
     def note(name: str, value: Any, origin: str, layer: int) -> None:
         group, _, key = name.partition(".")
-        found[name] = Given(group, key, value, origin, layer=layer)
+        found[name] = Setting(group, key, value, origin, layer=layer)
 
     for layer, path in enumerate(files):
         content = read_yaml(path).get(OVER)
@@ -326,7 +326,9 @@ def _flat(content: Any, origin: str) -> list[tuple[str, Any]]:
     return found
 
 
-def without_overruled(over: Mapping[str, Given], given: Sequence[Given]) -> tuple[dict[str, Given], list[Given]]:
+def without_overruled(
+    over: Mapping[str, Setting], given: Sequence[Setting]
+) -> tuple[dict[str, Setting], list[Setting]]:
     """Of an option that one source searches and a later one gives, or the other way, the later one counts."""
     last = {f"{item.group}.{item.key}": item.layer for item in given}
     kept = {name: item for name, item in over.items() if last.get(name, -1) <= item.layer}
@@ -336,7 +338,7 @@ def without_overruled(over: Mapping[str, Given], given: Sequence[Given]) -> tupl
     return kept, rest
 
 
-def read_as_given(groups: Mapping[str, Group], given: Sequence[Given]) -> Settings:
+def read_as_given(groups: Mapping[str, Group], given: Sequence[Setting]) -> Settings:
     """Check settings and return what was given alone: which blocks they belong to is decided by every trial's draw.
 
     Raises:
@@ -354,6 +356,6 @@ def read_as_given(groups: Mapping[str, Group], given: Sequence[Given]) -> Settin
         if name == "train" and key in DECIDED:
             raise InputError(f"{item.origin}: the search decides it by its budget; leave it out")
         if key not in options:
-            raise InputError(unknown_key(item.origin, key, list(options), groups[name]))
+            raise InputError(unknown_key(item.origin, key, list(options), name))
         settings.setdefault(name, {})[key] = read_value(options[key], item)
     return settings

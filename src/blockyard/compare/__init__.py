@@ -14,6 +14,7 @@ Files, in reading order:
     seeds.py       how many seeds, and more where the verdict needs them; confirm.py: the same on a second text
     runs.py        runs advanced in turns, a slice of steps each, so that a slow hour falls on every choice alike; or in
                    several processes: processes.py starts and stops them, worker.py is one
+    results.py     what a run's folder says of it: metrics, and the record of how it ended
     measure.py     speed, generation, cache bytes, peak memory (peak_memory.py, in a fresh process)
     failures.py    what goes wrong with one choice alone, kept for its author
     provenance.py  versions and machine

@@ -3,27 +3,83 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from blockyard.errors import InputError
 
 if TYPE_CHECKING:
+    from blockyard.training.task import Task
     from blockyard.training.trainer import Trainer
+
+Unit = Literal["tokens", "steps", "seconds", "flops"]
 
 # The clock ends a run with a budget in seconds. It may make more steps than the pace at planning lets expect, as that
 # may have been measured while the machine was busy.
 SLACK = 3.0
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What every run may spend, and how runs take turns with it.
+
+    Args:
+        unit: what is counted.
+        value: how much of it.
+        slice_steps: steps a run makes before it is the next one's turn.
+        workers: processes that train at once.
+    """
+
+    unit: Unit
+    value: float
+    slice_steps: int = 25
+    workers: int = 1
+
+    def steps(self, task: Task, pace: float | None = None) -> int:
+        """Steps of a run of this task; `pace` is the training clock of one, for a budget in seconds."""
+        return steps_for(
+            self.unit,
+            self.value,
+            tokens_per_step=task.tokens_per_step,
+            flops_per_step=task.flops_per_step,
+            seconds_per_step=pace,
+        )
+
+    def share(self, trainer: Trainer) -> float:
+        """The part of it that a run has spent, 1 at its end."""
+        by_clock = self.unit == "seconds"
+        share = trainer.seconds / self.value if by_clock else trainer.step / trainer.config.steps
+        return 1.0 if trainer.done else min(1.0, share)
+
+    def next_slice(self, trainer: Trainer, pace: float | None, most: int) -> int:
+        """Steps that a run makes before anyone looks at it again; with a budget in seconds its schedule is set to end
+        with the clock.
+
+        Args:
+            trainer: the run.
+            pace: seconds of a step as measured before the run began.
+            most: at most so many.
+
+        Returns: steps; 0 when the seconds are spent.
+        """
+        if self.unit != "seconds":
+            return most
+        found = trainer.seconds / trainer.step if trainer.step else pace or 0.0
+        left = self.value - trainer.seconds
+        # The clock ends the run, so the clock is what the schedule must end with.
+        trainer.end_schedule_at(trainer.step + round(left / max(found, 1e-9)))
+        return steps_left(left, found, most)
+
+
 def steps_for(
-    unit: Literal["tokens", "seconds", "flops"],
+    unit: Unit,
     value: float,
     *,
     tokens_per_step: int,
     flops_per_step: int,
     seconds_per_step: float | None = None,
 ) -> int:
-    """Optimizer steps that spend the budget: the nearest whole number, for seconds more of them (the clock ends it).
+    """Count the steps that spend a budget: the nearest whole number, for seconds more of them (the clock ends it).
 
     Args:
         unit: what is counted.
@@ -35,6 +91,10 @@ def steps_for(
     Raises:
         InputError: when the budget is below half of one step.
     """
+    if unit == "steps":
+        if value < 0.5:
+            raise InputError(f"budget.value={value:g} steps is less than one")
+        return max(1, round(value))
     if unit == "seconds":
         assert seconds_per_step is not None
         cost: float = seconds_per_step
@@ -49,7 +109,7 @@ def steps_for(
 
 
 def expected_steps(unit: str, steps: int) -> int:
-    """How many of the steps that `steps_for` allows a run will make, as far as known before it starts."""
+    """Return how many of the steps that `steps_for` allows a run will make, as far as known before it starts."""
     return max(1, round(steps / SLACK)) if unit == "seconds" else steps
 
 
@@ -58,25 +118,3 @@ def steps_left(seconds: float, seconds_per_step: float, most: int) -> int:
     if seconds <= 0:
         return 0
     return max(1, min(most, int(seconds / max(seconds_per_step, 1e-9))))
-
-
-def next_slice(trainer: Trainer, unit: str, value: float, pace: float | None, most: int) -> int:
-    """Steps that a run makes before anyone looks at it again; with a budget in seconds its schedule is set to end with
-    the clock.
-
-    Args:
-        trainer: the run.
-        unit: of the budget.
-        value: how much of it the run may spend.
-        pace: seconds of a step as measured before the run began.
-        most: at most so many.
-
-    Returns: steps; 0 when the seconds are spent.
-    """
-    if unit != "seconds":
-        return most
-    found = trainer.seconds / trainer.step if trainer.step else pace or 0.0
-    left = value - trainer.seconds
-    # The clock ends the run, so the clock is what the schedule must end with.
-    trainer.end_schedule_at(trainer.step + round(left / max(found, 1e-9)))
-    return steps_left(left, found, most)

@@ -36,7 +36,7 @@ from blockyard.compare.plan import (
 )
 from blockyard.compare.provenance import machine_of, versions
 from blockyard.compare.rates import rates_of, with_rates
-from blockyard.compare.runs import decisions_of
+from blockyard.compare.results import decisions_of
 from blockyard.compare.seeds import train_seeds
 from blockyard.compare.settings import CompareConfig, Groups
 from blockyard.errors import InputError
@@ -369,7 +369,7 @@ def _choice(planned: Planned, runs: list[schema.Run], measured: Mapping[str, Any
 
 
 def _kernels(folder: Path, model: Any) -> list[dict[str, Any]] | None:
-    """What the filtering layers of a finished run learnt; None when there are none.
+    """Return what the filtering layers of a finished run learnt; None when there are none.
 
     Args:
         folder: the run's.
@@ -383,7 +383,7 @@ def _kernels(folder: Path, model: Any) -> list[dict[str, Any]] | None:
 def _clock_notes(
     config: CompareConfig, plan: list[Planned], results: Mapping[tuple[str, int], schema.Run]
 ) -> list[str]:
-    """Which choices did not meet a budget in seconds."""
+    """Return which choices did not meet a budget in seconds."""
     found = []
     if config.budget_unit == "seconds":
         for planned in plan:

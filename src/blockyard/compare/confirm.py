@@ -35,7 +35,7 @@ class SecondText:
 
 
 def can_confirm(base: Run[Any, Any]) -> bool:
-    """Whether the task reads its data from a path, so that there may be a second one."""
+    """Return whether the task reads its data from a path, so that there may be a second one."""
     return hasattr(base.data, "path")
 
 
@@ -94,7 +94,7 @@ def confirm(
     # Sizes were matched on the first text; only what follows from data (a vocabulary) is this one's.
     fitted = [replace(p, model=base.kind.fit(p.model, data.assets)) for p in plan]
     many = max(sum(name == p.name for name, _ in results) for p in plan)
-    found = train_jobs(jobs_of(fitted, base, many, config, out / FOLDER), config, data, board)
+    found = train_jobs(jobs_of(fitted, base, many, config, out / FOLDER, data), config.budget, board)
     kept = ("seed", "status", "final_loss", "best_loss", "final_quality", "best_quality")
     return {
         "source": source,

@@ -15,7 +15,7 @@ TRACEBACK = "error.txt"
 
 
 def is_of_the_machine(error: BaseException) -> bool:
-    """Whether an error is not one choice's: a full disk, a folder in use, a signal."""
+    """Return whether an error is not one choice's: a full disk, a folder in use, a signal."""
     if not isinstance(error, Exception) or isinstance(error, OSError):
         return True
     return isinstance(error, InputError) and isinstance(error.__cause__, OSError)

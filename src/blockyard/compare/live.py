@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from blockyard.errors import MissingExtra, require
 from blockyard.report import units
@@ -64,7 +64,8 @@ def make_board(shown: bool, unit: str = "token") -> Board:
 
 
 def board_for(shown: bool, table: Callable[[], Any], lines: Callable[[], Any]) -> Any:
-    """What `table` makes on a terminal where rich is there, elsewhere what `lines` makes, or nothing that shows."""
+    """Return what `table` makes on a terminal where rich is there, elsewhere what `lines` makes, or nothing that
+    shows."""
     if not shown:
         return Silent()
     if sys.stderr.isatty():
@@ -115,7 +116,14 @@ class Lines:
 
 
 class LiveTable:
-    """rich's live table, drawn by our own calls: a drawing thread would take turns with the training."""
+    """rich's live table, drawn by our own calls: a drawing thread would take turns with the training.
+
+    A subclass says its `columns` (name -> "left" or "right") and the `cells` of a line; a number from 0 to 1 in the
+    column "progress" becomes a bar.
+    """
+
+    columns: Mapping[str, Literal["left", "right"]]
+    bar_width = 24
 
     def __init__(self) -> None:
         live = require("rich.live", extra="train")
@@ -130,9 +138,23 @@ class LiveTable:
         self._shown = time.monotonic()
         self._live.update(self._table(lines), refresh=True)
 
-    def _table(self, lines: Sequence[Any]) -> Any:
-        """The lines as a rich table."""
+    def cells(self, line: Any) -> Sequence[str | float]:
+        """A line as a row."""
         raise NotImplementedError
+
+    def _table(self, lines: Sequence[Any]) -> Any:
+        table = require("rich.table", extra="train").Table(box=None, pad_edge=False)
+        bar = require("rich.progress_bar", extra="train").ProgressBar
+        text = require("rich.text", extra="train").Text
+        for i, (name, side) in enumerate(self.columns.items()):
+            table.add_column(name, justify=side, no_wrap=i == 0)
+        for line in lines:
+            cells = (
+                text(cell) if isinstance(cell, str) else bar(total=1.0, completed=min(1.0, cell), width=self.bar_width)
+                for cell in self.cells(line)
+            )
+            table.add_row(*cells)
+        return table
 
     def say(self, text: str) -> None:
         self._live.console.print(text, highlight=False, markup=False)
@@ -145,26 +167,15 @@ class Table(LiveTable):
     """All runs of a comparison."""
 
     def __init__(self, unit: str = "token") -> None:
-        self._unit = unit
+        numbers = ("seed", "loss", "val loss", f"{unit}s/s")
+        names = ("choice", "seed", "progress", *numbers[1:], "")
+        self.columns = {name: "right" if name in numbers else "left" for name in names}
         super().__init__()
 
-    def _table(self, lines: Sequence[Line]) -> Any:
-        table = require("rich.table", extra="train").Table(box=None, pad_edge=False)
-        bar = require("rich.progress_bar", extra="train").ProgressBar
-        text = require("rich.text", extra="train").Text
-        for name in ("choice", "seed", "progress", "loss", "val loss", f"{self._unit}s/s", ""):
-            table.add_column(name, justify="left" if name in ("choice", "progress", "") else "right")
-        for line in lines:
-            table.add_row(
-                text(line.name),
-                str(line.seed),
-                bar(total=1.0, completed=min(1.0, line.part), width=24),
-                _number(line.loss),
-                _number(line.val_loss),
-                units.NOTHING if line.tokens_per_second is None else f"{line.tokens_per_second:,.0f}",
-                line.status,
-            )
-        return table
+    def cells(self, line: Line) -> Sequence[str | float]:
+        pace = units.NOTHING if line.tokens_per_second is None else f"{line.tokens_per_second:,.0f}"
+        losses = (number(line.loss), number(line.val_loss))
+        return (line.name, str(line.seed), line.part, *losses, pace, line.status)
 
 
 def _figures(line: Line, unit: str) -> list[str]:
@@ -178,5 +189,6 @@ def _figures(line: Line, unit: str) -> list[str]:
     return found
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Write a loss, or a dash where there is none yet."""
     return units.NOTHING if value is None else f"{value:.4f}"

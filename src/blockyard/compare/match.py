@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, one_of
 from blockyard.models.config import BlocksConfig
 from blockyard.models.estimate import meta_block, on_meta
 from blockyard.registry.pattern import LayerSpec, layer_options, parse_choice
@@ -81,8 +81,7 @@ def match(reference: BlocksConfig, choice: BlocksConfig, unit: Unit) -> Matched:
     Raises:
         InputError: when one of the models cannot be built, or the unit is unknown.
     """
-    if unit not in ("params", "flops", "none"):
-        raise InputError(f"match={unit!r} is not one of: params, flops, none")
+    one_of(("params", "flops", "none"), match=unit)
     target = size_of(reference).of(unit)
     found = choice
     if unit != "none":
@@ -219,12 +218,12 @@ def pattern_of(config: BlocksConfig) -> tuple[LayerSpec, ...]:
 
 
 def is_width(name: str) -> bool:
-    """Whether an option is a hidden width, of the FFN itself or of a mixture's experts (`expert.d_ff`)."""
+    """Return whether an option is a hidden width, of the FFN itself or of a mixture's experts (`expert.d_ff`)."""
     return name.rpartition(".")[2] in WIDTH_OPTIONS
 
 
 def most_experts(config: BlocksConfig) -> int:
-    """How many hidden layers of its own an FFN has at most: 1, or a mixture's experts."""
+    """Return how many hidden layers of its own an FFN has at most: 1, or a mixture's experts."""
     blocks = [meta_block(config, spec) for spec in pattern_of(config)]
     return max(getattr(getattr(block, "ffn", None), "n_experts", 1) for block in blocks)
 

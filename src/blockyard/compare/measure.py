@@ -6,26 +6,21 @@ slows all of them; nothing is trained by them.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import blockyard
 from blockyard.compare.failures import is_of_the_machine, keep_failure
 from blockyard.compare.plan import task_on_meta
+from blockyard.compare.processes import measured_by
 from blockyard.errors import InputError
 from blockyard.models.trunk import seeded
 from blockyard.report import schema
-from blockyard.report.stats import spread
+from blockyard.report.stats import quartiles
 from blockyard.tasks.kind import Run
 from blockyard.tasks.settings import as_groups
 from blockyard.training.compilation import ASKED, Extent, block_kinds, compilation_plan, compiler_missing
@@ -110,7 +105,7 @@ def training_speed(
         order = [name for name in reversed(order) if name not in failed]
     for clock in clocks.values():
         clock.ranks.close()
-    return {name: {"train_wall": spread(wall[name]), "train_cpu": spread(cpu[name])} for name in order}
+    return {name: {"train_wall": quartiles(wall[name]), "train_cpu": quartiles(cpu[name])} for name in order}
 
 
 @contextmanager
@@ -242,7 +237,7 @@ def decoding(
                     continue
                 speeds[name].append(tokens_per_second)
         order = [name for name in reversed(order) if name not in failed and name not in none]
-    return {name: (spread(speeds[name]), sizes[name]) if speeds[name] else None for name in runs}
+    return {name: (quartiles(speeds[name]), sizes[name]) if speeds[name] else None for name in runs}
 
 
 def _decode(model: Any, context: int) -> tuple[float, float]:
@@ -267,18 +262,7 @@ def peak_memory(runs: Mapping[str, Run[Any, Any]]) -> dict[str, schema.Memory]:
 
 def _peak_memory(run: Run[Any, Any]) -> schema.Memory:
     fitted = {name: getattr(run.model, name) for name in run.kind.from_data}
-    request = json.dumps({"groups": as_groups(run), "fitted": fitted}, default=list)
-    source = str(Path(blockyard.__file__).parents[1])
-    path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "blockyard.compare.peak_memory"],
-            input=request, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": path},
-            check=False,
-        )  # fmt: skip
-        answer = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else None
-    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
-        answer = None
+    answer = measured_by("blockyard.compare.peak_memory", {"groups": as_groups(run), "fitted": fitted})
     if answer is None:
         # A block registered in the running program (not in a plug-in) cannot be built in another process.
         return {"peak_bytes": None, "how": "not measured: the model could not be trained in a fresh process"}
@@ -286,7 +270,7 @@ def _peak_memory(run: Run[Any, Any]) -> schema.Memory:
 
 
 def compiled_in(decisions: Sequence[str]) -> Extent:
-    """How far a run was compiled, by its decisions; the last word counts."""
+    """Return how far a run was compiled, by its decisions; the last word counts."""
     found: Extent = "no"
     for line in decisions:
         for extent in ("no", "blocks", "model"):

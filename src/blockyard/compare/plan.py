@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from blockyard.compare.budget import expected_steps, steps_for
+from blockyard.compare.budget import expected_steps
 from blockyard.compare.match import match
 from blockyard.compare.settings import CompareConfig, Groups
 from blockyard.errors import InputError
@@ -124,13 +124,7 @@ def make_plan(
         steps = known.get(name, {}).get("steps")
         if not steps:
             task = task_on_meta(replace(base, model=found.config), data)
-            steps = steps_for(
-                config.budget_unit,
-                config.budget_value,
-                tokens_per_step=task.tokens_per_step,
-                flops_per_step=task.flops_per_step,
-                seconds_per_step=speeds[name],
-            )
+            steps = config.budget.steps(task, speeds[name])
         planned.append(Planned(name, found.config, found.record, steps, speeds[name]))
     return planned
 
@@ -183,7 +177,7 @@ def watched(train: TrainConfig, steps: int, expected: int, every: int, seed: int
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
-    """Where a run lives: runs/CHOICE/seed-N, the choice's name reduced to what every file system takes."""
+    """Return where a run lives: runs/CHOICE/seed-N, the choice's name reduced to what every file system takes."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
     if slug != name:  # two choices may reduce to the same letters
         slug = f"{slug[:60]}-{sha256(name.encode()).hexdigest()[:6]}"

@@ -61,14 +61,12 @@ class Workers:
         self._most = len(self._running)
 
     def _start(self, request: Mapping[str, Any]) -> subprocess.Popen[str]:
-        source = str(Path(blockyard.__file__).parents[1])
-        path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **worker_environment(), "PYTHONPATH": path},
+            env={**module_environment(), **worker_environment()},
             pass_fds=self._held,
         )
         assert process.stdin is not None and process.stdout is not None
@@ -154,6 +152,25 @@ class Workers:
             self._heard({})
 
 
+def module_environment() -> dict[str, str]:
+    """The environment in which a new process finds this very package."""
+    source = str(Path(blockyard.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))}
+
+
+def measured_by(module: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Run a module in a fresh process that reads a request and prints its answer, both JSON; None where it fails."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", module], input=json.dumps(request, default=list), capture_output=True,
+            text=True, timeout=600, check=False, env=module_environment(),
+        )  # fmt: skip
+        answer: dict[str, Any] | None = json.loads(done.stdout.strip().splitlines()[-1])
+        return answer if done.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        return None
+
+
 def signal_name(number: int) -> str:
     """Name a signal as people do: "SIGKILL"."""
     try:
@@ -169,7 +186,8 @@ def _wait(process: subprocess.Popen[str]) -> None:
 
 
 def ask_for_work() -> dict[str, Any]:
-    """What standard input asks of this process; from now on it is asked to stop once the one that asks has gone."""
+    """Return what standard input asks of this process; from now on it is asked to stop once the one that asks has
+    gone."""
     request: dict[str, Any] = json.loads(sys.stdin.readline())
 
     def wait() -> None:
@@ -178,6 +196,18 @@ def ask_for_work() -> dict[str, Any]:
 
     threading.Thread(target=wait, daemon=True).start()
     return request
+
+
+def work_as_asked(work: Callable[[dict[str, Any]], None]) -> int:
+    """Do what standard input asks for, telling errors that the user can put right; returns the exit status."""
+    try:
+        work(ask_for_work())
+    except InputError as error:
+        report({"error": str(error)})
+        return 2
+    except Interrupted as stop:
+        return int(stop.code) if isinstance(stop.code, int) else 1
+    return 0
 
 
 def report(message: Mapping[str, Any]) -> None:

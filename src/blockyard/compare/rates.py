@@ -118,9 +118,9 @@ def _search(
     seconds = dict.fromkeys(figures, 0.0)
     todo = {p.name: list(config.ladder or LADDER) for p in plan}
     while any(todo.values()):
-        probes = [(p.name, _job(p, factor, terms, base, out)) for p in plan for factor in todo[p.name]]
+        probes = [(p.name, _job(p, factor, terms, base, data, out)) for p in plan for factor in todo[p.name]]
         seed = probes[0][1].seed
-        results = train_jobs({seed: [job for _, job in probes]}, terms, data, board)
+        results = train_jobs({seed: [job for _, job in probes]}, terms.budget, board)
         for name, job in probes:
             run = results[(job.planned.name, seed)]
             figures[name][job.planned.rate] = schema.final_of(run)
@@ -130,7 +130,7 @@ def _search(
     return {name: Probes(found, best_factor(found, quality), seconds[name]) for name, found in figures.items()}
 
 
-def _job(planned: Planned, factor: float, terms: CompareConfig, base: Run[Any, Any], out: Path) -> Job:
+def _job(planned: Planned, factor: float, terms: CompareConfig, base: Run[Any, Any], data: Any, out: Path) -> Job:
     name = f"{planned.name} at rate {rate_label(factor)}"
     probe = replace(planned, name=name, steps=max(1, round(SHARE * planned.steps)), rate=factor)
     seed = (base.train.seed + SEEDS_APART) % (MOST_SEED + 1)
@@ -138,7 +138,7 @@ def _job(planned: Planned, factor: float, terms: CompareConfig, base: Run[Any, A
     run = run_of(probe, base, terms, seed)
     # The schedule's shape is the whole run's, its warm-up as well.
     warmup = round(SHARE * base.train.warmup)
-    return Job(probe, seed, folder, replace(run, train=replace(run.train, warmup=warmup)))
+    return Job(probe, seed, folder, replace(run, train=replace(run.train, warmup=warmup)), data)
 
 
 def best_factor(found: Mapping[float, float | None], quality: Quality) -> float:
@@ -169,7 +169,7 @@ def _beyond(found: Mapping[float, float | None], quality: Quality) -> list[float
 
 
 def rates_of(plan: Sequence[Planned], state: State, sign: int) -> dict[str, Any] | None:
-    """What a report says of the search; None when there was none.
+    """Return what a report says of the search; None when there was none.
 
     Args:
         plan: the choices.

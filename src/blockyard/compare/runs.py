@@ -7,10 +7,11 @@ several processes take a share each: a run is the same in whichever process it i
 
 from __future__ import annotations
 
-import json
+import math
+import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,55 +19,76 @@ from typing import Any
 
 import torch
 
-from blockyard.compare.budget import next_slice
+from blockyard.compare.budget import Budget
 from blockyard.compare.failures import is_of_the_machine, keep_failure
 from blockyard.compare.live import Board, Line
 from blockyard.compare.plan import Planned, folder_of, run_of
 from blockyard.compare.processes import STOPPED, Workers, signal_name
+from blockyard.compare.results import RESULT, curve, expert_loads, read_metrics, read_result, write_result
 from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
-from blockyard.files import parse_json, plain, without_nan, write_atomically
+from blockyard.files import plain, without_nan
 from blockyard.report import schema
 from blockyard.tasks.kind import Quality, Run
 from blockyard.tasks.meaning import with_older
 from blockyard.tasks.run import open_trainer
 from blockyard.tasks.settings import as_groups
-from blockyard.training.auxiliary import LOAD
-from blockyard.training.folder import CONFIG, LOCK, METRICS, held, read_config
+from blockyard.training.folder import CONFIG, LOCK, held, read_config
 from blockyard.training.guard import NonFiniteError
 from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.training.trainer import Trainer
 
-RESULT = "result.json"
 # Runs that the same command makes again: what ended them was no property of the numbers.
 TRIED_AGAIN = ("failed", "killed")
+Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a planned choice with one seed, in its folder."""
+    """One run: a planned choice with one seed, in its folder.
+
+    Args:
+        planned: the choice.
+        seed: its seed.
+        folder: its run folder.
+        run: its options, fitted to its data.
+        data: its task's data.
+        searched: whether it is of a search: its task's further figures, which may look at a test part, are not taken,
+            and where it cannot be gone on from it is made again.
+        judge: told the part of the budget that is spent (0 to 1) and the figure at every evaluation, after a kill at
+            some of them again; says whether the run shall be stopped there.
+    """
 
     planned: Planned
     seed: int
     folder: Path
     run: Run[Any, Any]
+    data: Any
+    searched: bool = False
+    judge: Callable[[float, float], bool] | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.planned.name, self.seed
+
+    @property
+    def quality(self) -> Quality:
+        return self.run.kind.quality(self.data)
 
 
 def jobs_of(
-    plan: Sequence[Planned], base: Run[Any, Any], seeds: int, config: CompareConfig, out: Path
+    plan: Sequence[Planned], base: Run[Any, Any], seeds: int, config: CompareConfig, out: Path, data: Any
 ) -> dict[int, list[Job]]:
-    """The runs of these choices by seed, so many from the recipe's on."""
+    """List the runs of these choices by seed, so many from the recipe's on."""
     first = base.train.seed
     return {
-        seed: [Job(p, seed, folder_of(out, p.name, seed), run_of(p, base, config, seed)) for p in plan]
+        seed: [Job(p, seed, folder_of(out, p.name, seed), run_of(p, base, config, seed), data) for p in plan]
         for seed in range(first, first + seeds)
     }
 
 
-def train_jobs(
-    jobs: Mapping[int, list[Job]], config: CompareConfig, data: Any, board: Board
-) -> dict[tuple[str, int], schema.Run]:
-    """Train what is missing, in this process or by the workers that the terms ask for, once nobody else holds a run;
+def train_jobs(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) -> dict[Key, schema.Run]:
+    """Train what is missing, in this process or by the workers that the budget names, once nobody else holds a run;
     returns every run by (choice, seed).
 
     Raises:
@@ -74,12 +96,10 @@ def train_jobs(
         Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
     """
     wait_for_orphans(jobs, board)
-    return (train_spread if config.workers > 1 else train_all)(jobs, config, data, board)
+    return (train_spread if budget.workers > 1 else train_all)(jobs, budget, board)
 
 
-def train_all(
-    jobs: Mapping[int, list[Job]], config: CompareConfig, data: Any, board: Board
-) -> dict[tuple[str, int], schema.Run]:
+def train_all(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) -> dict[Key, schema.Run]:
     """Train what is missing; returns every run by (choice, seed).
 
     Raises:
@@ -91,27 +111,24 @@ def train_all(
     # One for all seeds: a signal that comes as the last run of a seed ends is for the next ones, too.
     with StopRequest().listening() as stop:
         for group in jobs.values():
-            missing = [job for job in group if (job.planned.name, job.seed) not in results]
-            for job, run in _train_in_turns(missing, config, data, board, lines, stop):
-                results[(job.planned.name, job.seed)] = run
+            missing = [job for job in group if job.key not in results]
+            for job, run in train_in_turns(missing, budget, board, lines, stop):
+                results[job.key] = run
             if stop.signal is not None:
                 raise Interrupted(stop.signal, STOPPED)
     return results
 
 
-def lines_of(jobs: Mapping[int, list[Job]]) -> dict[tuple[str, int], Line]:
-    """What is to be shown of every run."""
-    return {(j.planned.name, j.seed): Line(j.planned.name, j.seed) for group in jobs.values() for j in group}
+def lines_of(jobs: Mapping[int, list[Job]]) -> dict[Key, Line]:
+    """Make a line for every run."""
+    return {j.key: Line(j.planned.name, j.seed) for group in jobs.values() for j in group}
 
 
-def kept_results(
-    jobs: Mapping[int, list[Job]], lines: Mapping[tuple[str, int], Line]
-) -> dict[tuple[str, int], schema.Run]:
+def kept_results(jobs: Mapping[int, list[Job]], lines: Mapping[Key, Line]) -> dict[Key, schema.Run]:
     """The runs that have ended before, by (choice, seed)."""
-    results: dict[tuple[str, int], schema.Run] = {}
+    results: dict[Key, schema.Run] = {}
     for group in jobs.values():
         for job in group:
-            key = (job.planned.name, job.seed)
             kept = read_result(job.folder)
             if kept is not None and kept["status"] in TRIED_AGAIN:
                 # Its author may have mended it, or the machine have more memory today.
@@ -119,8 +136,8 @@ def kept_results(
                 kept = None
             if kept is not None:
                 _check_kept(job)
-                results[key] = kept
-                _note(lines[key], kept, "kept")
+                results[job.key] = kept
+                _note(lines[job.key], kept, "kept")
     return results
 
 
@@ -148,106 +165,137 @@ def _note(line: Line, run: schema.Run, status: str) -> None:
     line.tokens_per_second = run["tokens"] / run["seconds"] if run["seconds"] else None
 
 
-def _train_in_turns(
-    jobs: list[Job],
-    config: CompareConfig,
-    data: Any,
-    board: Board,
-    lines: Mapping[tuple[str, int], Line],
-    stop: StopRequest,
+def train_in_turns(
+    jobs: Sequence[Job], budget: Budget, board: Board, lines: Mapping[Key, Line], stop: StopRequest
 ) -> Iterator[tuple[Job, schema.Run]]:
+    """Train runs, a slice of steps each in turn; yields each with its record when it ends.
+
+    Raises:
+        InputError: for a run that cannot be made.
+        Interrupted: when `stop` is asked for and the runs in training have been saved.
+    """
+
+    def tell(job: Job, ended: schema.Run) -> None:
+        _note(lines[job.key], ended, "finished")
+        board.say(end_line(job, ended, job.quality))
+
     with ExitStack() as open_runs:
-        waiting: list[tuple[Job, Trainer]] = []
+        waiting: list[LiveRun] = []
         for job in jobs:
             try:
-                waiting.append((job, _open(job, data, open_runs)))
+                waiting.append(LiveRun(job, budget))
+                open_runs.callback(waiting[-1].trainer.close)
             except Exception as error:
                 if is_of_the_machine(error) or isinstance(error, InputError):
                     raise
-                lost = lost_run(job, "failed", keep_failure(error, job.folder), job.run.kind.quality(data))
-                _tell_end(job, lost, lines, board, data)
+                lost = lost_run(job, "failed", keep_failure(error, job.folder))
+                tell(job, lost)
                 yield job, lost
         while waiting:
             # There and back again: the first in one round is the last in the next.
-            for job, trainer in list(waiting):
-                line = lines[(job.planned.name, job.seed)]
-                ended = _advance(job, trainer, config, data)
-                _look(line, trainer, config, job)
+            for live in list(waiting):
+                ended = live.turn()
+                live.show_in(lines[live.job.key])
                 if ended is not None:
-                    trainer.close()
-                    waiting.remove((job, trainer))
-                    _tell_end(job, ended, lines, board, data)
-                    yield job, ended
+                    live.trainer.close()
+                    waiting.remove(live)
+                    tell(live.job, ended)
+                    yield live.job, ended
                 board.show(list(lines.values()), now=ended is not None)
                 if stop.signal is not None and waiting:
-                    for _, live in waiting:
-                        live.save()
+                    for left in waiting:
+                        left.trainer.save()
                     raise Interrupted(stop.signal, STOPPED)
             waiting.reverse()
 
 
-def _tell_end(job: Job, ended: schema.Run, lines: Mapping[tuple[str, int], Line], board: Board, data: Any) -> None:
-    _note(lines[(job.planned.name, job.seed)], ended, "finished")
-    board.say(end_line(job, ended, job.run.kind.quality(data)))
+class LiveRun:
+    """A run in training, which ends with its budget, by its judge, or with an error of its own."""
+
+    def __init__(self, job: Job, budget: Budget) -> None:
+        self.job, self.budget, self.trainer = job, budget, _open(job)
+
+    def turn(self) -> schema.Run | None:
+        """Make one slice of steps; returns the run's record when that ended it."""
+        try:
+            # A run that was cut off may have been due to be judged.
+            return self._look() or self._go_on()
+        except NonFiniteError as error:
+            return lost_run(self.job, "diverged", str(error), self.trainer)
+        except Exception as error:
+            if is_of_the_machine(error):
+                raise
+            return lost_run(self.job, "failed", keep_failure(error, self.job.folder), self.trainer)
+
+    def _go_on(self) -> schema.Run | None:
+        job, trainer, most = self.job, self.trainer, self.budget.slice_steps
+        if job.judge is not None:
+            every = trainer.config.eval_every
+            most = min(most, every - trainer.step % every)
+        trainer.advance(self.budget.next_slice(trainer, job.planned.seconds_per_step, most))
+        return self._look()
+
+    def _look(self) -> schema.Run | None:
+        """Evaluate a run whose clock ended it between two evaluations, judge, and record one that is over."""
+        job, trainer, key = self.job, self.trainer, self.job.quality.key
+        share, row = self.budget.share(trainer), trainer.last_metrics
+        evaluated = row.get("step") == trainer.step and key in row
+        rows: list[dict[str, Any]] = []
+        if share == 1 and not evaluated:
+            row, evaluated = {**_spent(trainer), **trainer.evaluate()}, True
+            rows.append(row)
+        if share == 1:
+            trainer.save()
+        if evaluated and (job.searched or share == 1) and (row[key] is None or not math.isfinite(row[key])):
+            note = f"{job.quality.metric} is not finite after {trainer.step} steps"
+            return lost_run(job, "diverged", note, trainer)
+        stops = evaluated and job.judge is not None and job.judge(share, row[key])
+        if not stops and share < 1:
+            return None
+        rows = read_metrics(job.folder) + rows
+        if share < 1:
+            return _record(job, "pruned", rows, _spent(trainer), trainer.decisions.why)
+        figures = None
+        if not job.searched:
+            figures = trainer.engine.with_model_at_rest(lambda model: job.run.kind.figures(job.run, job.data, model))
+        return _record(job, "finished", rows, _spent(trainer), trainer.decisions.why, figures=figures)
+
+    def show_in(self, line: Line) -> None:
+        """Note in a line how far the run is."""
+        trainer, row = self.trainer, self.trainer.last_metrics
+        line.status = "training"
+        line.loss = row.get("loss", line.loss)
+        line.val_loss = row.get("val_loss", line.val_loss)
+        line.tokens_per_second = trainer.tokens / trainer.seconds if trainer.seconds else None
+        line.part = self.budget.share(trainer)
 
 
-def _open(job: Job, data: Any, stack: ExitStack) -> Trainer:
-    resume = (job.folder / CONFIG).exists()
-    task = job.run.kind.make_task(job.run, data)
-    trainer = open_trainer(job.run, task, job.folder, resume=resume)
-    stack.callback(trainer.close)
-    return trainer
-
-
-def _advance(job: Job, trainer: Trainer, config: CompareConfig, data: Any) -> schema.Run | None:
-    """One slice of a run; its record when that ended it, well or with an error of its own."""
+def _open(job: Job) -> Trainer:
+    """Open the trainer of a run, which goes on where its folder has a checkpoint."""
+    task, resume = job.run.kind.make_task(job.run, job.data), (job.folder / CONFIG).exists()
     try:
-        return _slice(job, trainer, config, data)
-    except NonFiniteError as error:
-        return lost_run(job, "diverged", str(error), job.run.kind.quality(data), trainer)
-    except Exception as error:
-        if is_of_the_machine(error):
+        return open_trainer(job.run, task, job.folder, resume=resume)
+    except InputError as error:
+        if not (resume and job.searched) or is_of_the_machine(error):
             raise
-        return lost_run(job, "failed", keep_failure(error, job.folder), job.run.kind.quality(data), trainer)
+        shutil.rmtree(job.folder)
+        return open_trainer(job.run, job.run.kind.make_task(job.run, job.data), job.folder, resume=False)
 
 
-def _slice(job: Job, trainer: Trainer, config: CompareConfig, data: Any) -> schema.Run | None:
-    pace = job.planned.seconds_per_step
-    steps = next_slice(trainer, config.budget_unit, config.budget_value, pace, config.slice_steps)
-    kind = job.run.kind
-    quality = kind.quality(data)
-    if steps:
-        trainer.advance(steps)
-    spent = config.budget_unit == "seconds" and trainer.seconds >= config.budget_value
-    if not (trainer.done or spent):
-        return None
-    extra = {}
-    if not trainer.done:  # the clock ended it between two evaluations
-        evaluated = trainer.evaluate()
-        extra = {key: evaluated[key] for key in ("val_loss", quality.key)}
-    trainer.save()
-    figures = trainer.engine.with_model_at_rest(lambda model: kind.figures(job.run, data, model))
-    rows = read_metrics(job.folder)
-    if extra:
-        rows.append({**_spent(trainer), **extra})
-    return _record(job, "finished", rows, _spent(trainer), quality, trainer.decisions.why, figures=figures)
-
-
-def lost_run(job: Job, status: str, note: str, quality: Quality, trainer: Trainer | None = None) -> schema.Run:
+def lost_run(job: Job, status: str, note: str, trainer: Trainer | None = None) -> schema.Run:
     """Record a run that ended without a figure.
 
     Args:
         job: the run.
         status: one of `schema.LOST`.
         note: why, in a line.
-        quality: the figure that ranks.
         trainer: the run's; None when there is none any more: then what it spent is read from its metrics.
     """
     rows = read_metrics(job.folder)
     nothing = {"step": 0, "tokens": 0, "seconds": 0.0, "cpu_seconds": 0.0, "flops": 0}
     spent = _spent(trainer) if trainer is not None else rows[-1] if rows else nothing
     why = trainer.decisions.why if trainer is not None else ()
-    return _record(job, status, rows, spent, quality, why, note=note)
+    return _record(job, status, rows, spent, why, note=note)
 
 
 def _spent(trainer: Trainer) -> dict[str, Any]:
@@ -265,7 +313,6 @@ def _record(
     status: str,
     rows: list[dict[str, Any]],
     spent: Mapping[str, Any],
-    quality: Quality,
     decisions: tuple[str, ...],
     *,
     note: str = "",
@@ -273,7 +320,7 @@ def _record(
 ) -> schema.Run:
     """Make and keep the record of a run that has ended."""
     evaluated = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
-    ended = status == "finished" and bool(evaluated)
+    ended, quality = status == "finished" and bool(evaluated), job.quality
     run: schema.Run = {
         "seed": job.seed,
         "status": status,
@@ -304,99 +351,24 @@ def _record(
     return run
 
 
-def _look(line: Line, trainer: Trainer, config: CompareConfig, job: Job) -> None:
-    row = trainer.last_metrics
-    line.status = "training"
-    line.loss = row.get("loss", line.loss)
-    line.val_loss = row.get("val_loss", line.val_loss)
-    line.tokens_per_second = trainer.tokens / trainer.seconds if trainer.seconds else None
-    by_clock = config.budget_unit == "seconds"
-    line.part = trainer.seconds / config.budget_value if by_clock else trainer.step / job.planned.steps
-
-
 def end_line(job: Job, run: schema.Run, quality: Quality) -> str:
     """Word how a run ended."""
     name = f"{job.planned.name} seed {job.seed}"
-    if run["status"] in schema.LOST:
-        return f"{name}: {run['status']}; {run['note']}"
+    if run["final_loss"] is None:
+        return f"{name}: {run['status']}" + (f"; {run['note']}" if run["note"] else "")
     figures = f"val_loss {run['final_loss']:.4f}"
     if run.get("final_quality") is not None:
         figures += f", {quality.metric} {run['final_quality']:.4f}"
     return f"{name}: {figures} after {run['steps']} steps, {run['seconds']:.1f} s"
 
 
-def curve(rows: list[dict[str, Any]], key: str) -> schema.Curve:
-    """The rows that have the figure, as columns."""
-    found = [row for row in rows if key in row]
-    return {
-        "step": [row["step"] for row in found],
-        "tokens": [row["tokens"] for row in found],
-        "seconds": [row["seconds"] for row in found],
-        "flops": [float(row["flops"]) for row in found],
-        "loss": [None if row[key] is None else round(row[key], 5) for row in found],
-    }
-
-
-def expert_loads(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Every expert's share of the tokens in the last tenth of the logged steps, by layer; empty without experts."""
-    found: dict[str, list[float]] = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        layer, _, what = name.rpartition("/")
-        if what == LOAD:
-            logged = [row[name] for row in rows if name in row]
-            last = logged[-max(1, len(logged) // 10) :]
-            found[layer] = [round(sum(shares) / len(last), 5) for shares in zip(*last)]
-    return found
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl.
-
-    Raises:
-        InputError: when the file is damaged.
-    """
-    try:
-        return [parse_json(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise InputError(
-            f"{folder / METRICS} is damaged: {error}; remove the run's folder to train it again"
-        ) from error
-
-
-def read_result(folder: Path) -> schema.Run | None:
-    """The record of a run that has ended, if it has; a damaged record counts as none and is made again."""
-    try:
-        found = parse_json((folder / RESULT).read_text(encoding="utf-8"))
-        return found["run"]
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return None
-
-
-def decisions_of(folder: Path) -> list[str]:
-    """Why a run computed as it did (precision, compilation), in words."""
-    try:
-        return list(parse_json((folder / RESULT).read_text(encoding="utf-8"))["decisions"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return []
-
-
-def write_result(folder: Path, run: schema.Run, decisions: tuple[str, ...]) -> None:
-    """Keep the record of a run that has ended."""
-    write_atomically(folder / RESULT, json.dumps({"run": run, "decisions": list(decisions)}, allow_nan=False))
-
-
 POLL_SECONDS = 0.2
 # How long a worker whose starter was killed may take to save and stop: a slice of steps and an evaluation.
 ORPHAN_SECONDS = 120.0
-Key = tuple[str, int]
 
 
-def train_spread(
-    jobs: Mapping[int, list[Job]], config: CompareConfig, data: Any, board: Board
-) -> dict[Key, schema.Run]:
-    """Train what is missing with `config.workers` processes; returns every run by (choice, seed).
+def train_spread(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) -> dict[Key, schema.Run]:
+    """Train what is missing with `budget.workers` processes; returns every run by (choice, seed).
 
     The runs of a worker that is killed are begun again, each by itself; one that takes its process with it once more is
     recorded as killed.
@@ -408,9 +380,9 @@ def train_spread(
     lines = lines_of(jobs)
     results = kept_results(jobs, lines)
     board.show(list(lines.values()), now=True)
-    missing = [job for group in jobs.values() for job in group if (job.planned.name, job.seed) not in results]
+    missing = [job for group in jobs.values() for job in group if job.key not in results]
     if missing:
-        shares = [missing[i :: config.workers] for i in range(min(config.workers, len(missing)))]
+        shares = [missing[i :: budget.workers] for i in range(min(budget.workers, len(missing)))]
 
         def heard(message: dict[str, Any]) -> None:
             for found in message.get("lines", []):
@@ -425,27 +397,26 @@ def train_spread(
 
         def lost(request: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
             keys = {(job["name"], job["seed"]) for job in request["jobs"]}
-            left = [j for j in missing if (j.planned.name, j.seed) in keys and read_result(j.folder) is None]
+            left = [j for j in missing if j.key in keys and read_result(j.folder) is None]
             again = []
             for job in left:
-                key = (job.planned.name, job.seed)
-                deaths[key] += 1
-                if deaths[key] > 1 and len(left) == 1:
+                deaths[job.key] += 1
+                if deaths[job.key] > 1 and len(left) == 1:
                     why = f"its process died of {signal_name(number)} twice, the second time by itself"
-                    killed = lost_run(job, "killed", why, job.run.kind.quality(data))
-                    lines[key].status = killed["status"]
-                    board.say(end_line(job, killed, job.run.kind.quality(data)))
+                    killed = lost_run(job, "killed", why)
+                    lines[job.key].status = killed["status"]
+                    board.say(end_line(job, killed, job.quality))
                 else:
                     again.append([job])
             if again:
                 board.say(f"a worker died of {signal_name(number)}; begun again: {_named(again)}")
-            return _requests(again, config, request["threads"])
+            return _requests(again, budget, request["threads"])
 
-        Workers("blockyard.compare.worker", _requests(shares, config), heard, lost=lost).wait()
+        Workers("blockyard.compare.worker", _requests(shares, budget), heard, lost=lost).wait()
     for job in missing:
         run = read_result(job.folder)
         assert run is not None, f"{job.folder} holds no result"
-        results[(job.planned.name, job.seed)] = run
+        results[job.key] = run
     return results
 
 
@@ -467,14 +438,12 @@ def _named(shares: Sequence[Sequence[Job]]) -> str:
     return ", ".join(f"{job.planned.name} seed {job.seed}" for share in shares for job in share)
 
 
-def _requests(
-    shares: Sequence[Sequence[Job]], config: CompareConfig, threads: int | None = None
-) -> list[dict[str, Any]]:
+def _requests(shares: Sequence[Sequence[Job]], budget: Budget, threads: int | None = None) -> list[dict[str, Any]]:
     if not shares:
         return []
     # Runs that are to be compared by the clock share the cores evenly; the option, when given, has the last word.
     threads = threads or shares[0][0].run.train.threads or max(1, torch.get_num_threads() // len(shares))
-    return [{"config": asdict(config), "threads": threads, "jobs": [_described(job) for job in s]} for s in shares]
+    return [{"budget": asdict(budget), "threads": threads, "jobs": [_described(job) for job in s]} for s in shares]
 
 
 def _described(job: Job) -> dict[str, Any]:
@@ -486,4 +455,5 @@ def _described(job: Job) -> dict[str, Any]:
         "fitted": {name: getattr(job.run.model, name) for name in job.run.kind.from_data},
         "match": job.planned.match,
         "seconds_per_step": job.planned.seconds_per_step,
+        "searched": job.searched,
     }

@@ -30,7 +30,7 @@ def train_seeds(
         Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
     """
     if config.seeds != "auto":
-        return train_jobs(jobs_of(plan, base, config.seeds, config, out), config, data, board), None
+        return train_jobs(jobs_of(plan, base, config.seeds, config, out, data), config.budget, board), None
     results: Results = {}
     taken: list[schema.Look] = []
     open_ = list(plan)
@@ -38,7 +38,7 @@ def train_seeds(
         if taken:
             told = ", ".join(p.name for p in open_)
             board.say(f"undecided after {taken[-1]['seeds']} seeds: now {look['seeds']} of {told}")
-        results |= train_jobs(jobs_of(open_, base, look["seeds"], config, out), config, data, board)
+        results |= train_jobs(jobs_of(open_, base, look["seeds"], config, out, data), config.budget, board)
         taken.append(look)
         names = still_open(_so_far(plan, config, base, data, results, taken))
         open_ = [p for p in plan if p.name in names]

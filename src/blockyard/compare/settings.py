@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from blockyard.errors import InputError
+from blockyard.compare.budget import Budget
+from blockyard.errors import InputError, at_least, at_most, one_of
 from blockyard.registry.pattern import split_choices
 from blockyard.report.units import command_line
 from blockyard.report.wants import parse_want
@@ -80,21 +81,18 @@ class CompareConfig:
     lengths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("match", ("params", "flops", "none")), ("budget_unit", ("tokens", "seconds", "flops"))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{flag(name)}={getattr(self, name)!r} is not one of: {', '.join(allowed)}")
+        one_of(("params", "flops", "none"), match=self.match)
+        one_of(("tokens", "seconds", "flops"), **{"budget.unit": self.budget_unit})
         if not 0 < self.budget_value < float("inf"):
             raise InputError(f"budget.value={self.budget_value} must be a number above 0")
-        for name in ("seeds", "slice_steps", "evaluations", "sample_tokens", "workers"):
-            if getattr(self, name) != "auto" and getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        counts = {**vars(self), "seeds": None if self.seeds == "auto" else self.seeds}
+        at_least(1, **{name: counts[name] for name in MOST})
         for name, most in MOST.items():
-            if getattr(self, name) != "auto" and getattr(self, name) > most:
-                raise InputError(f"{name}={getattr(self, name)} must be at most {most}")
-        if self.most_seeds < 2:
-            raise InputError(f"most_seeds={self.most_seeds} must be at least 2: one seed decides nothing")
+            at_most(most, **{name: counts[name]})
+        at_least(1, slice_steps=self.slice_steps)
+        at_least(2, ": one seed decides nothing", most_seeds=self.most_seeds)
         if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature={self.temperature} must be at least 0")
+            raise InputError(f"temperature={self.temperature} should be at least 0")
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
             raise InputError(f"lengths={','.join(map(str, self.lengths))} should be numbers of at least 1")
         check_margin(self.margin)
@@ -110,6 +108,11 @@ class CompareConfig:
     def names(self) -> list[str]:
         """The choices as written, the reference first."""
         return ["".join(choice.split()) for choice in split_choices(self.blocks)]
+
+    @property
+    def budget(self) -> Budget:
+        """What every run may spend, and how runs take turns."""
+        return Budget(self.budget_unit, self.budget_value, self.slice_steps, self.workers)
 
     @property
     def ladder(self) -> tuple[float, ...] | None:
@@ -133,18 +136,28 @@ class CompareConfig:
 
     def command(self, task: str, groups: Groups, out: str) -> str:
         """The command line that asks for this comparison again."""
-        words: list[tuple[str, Any]] = [("blocks", ";".join(self.names))]
-        words += [
-            (flag(field.name), getattr(self, field.name))
-            for field in fields(self)
-            if field.name != "blocks" and getattr(self, field.name) != field.default
-        ]
-        for group, options in groups.items():
-            if group == "plugins":
-                words += [("plugin", module) for module in options]
-            else:
-                words += [(f"{group}.{key}", value) for key, value in options.items()]
-        return command_line(f"blockyard compare {task}", [*words, ("out", out)])
+        return command_of(f"blockyard compare {task}", [("blocks", ";".join(self.names))], self, groups, out)
+
+
+def command_of(command: str, first: list[tuple[str, Any]], config: Any, groups: Groups, out: str) -> str:
+    """Write the command line that asks for a comparison or a search again.
+
+    Args:
+        command: its first words.
+        first: options that are always given; those of `config` follow as far as they are not the defaults.
+        config: the terms.
+        groups: what all runs share.
+        out: its folder.
+    """
+    known = {flag for flag, _ in first}
+    changed = [(f.name, getattr(config, f.name)) for f in fields(config) if getattr(config, f.name) != f.default]
+    words = first + [(flag(name), value) for name, value in changed if name not in known]
+    for group, options in groups.items():
+        if group == "plugins":
+            words += [("plugin", module) for module in options]
+        else:
+            words += [(f"{group}.{key}", value) for key, value in options.items()]
+    return command_line(command, [*words, ("out", out)])
 
 
 def check_margin(margin: float | None) -> None:

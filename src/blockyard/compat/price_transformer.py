@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.compat.basics import RMSNorm, SwiGLU
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.latent.attention import LatentAttention
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Linear
@@ -123,8 +123,7 @@ def precompute_freqs_cis(dim: int, end: int, theta: float = 1e4) -> Tensor:
     """
     if dim < 2 or dim % 2:
         raise InputError(f"dim={dim}: rotation turns pairs; use an even width")
-    if end < 1:
-        raise InputError(f"end={end} should be at least 1")
+    at_least(1, end=end)
     cos, sin = rotary_tables(end, dim, theta, torch.device("cpu"), torch.float32)
     return torch.complex(cos[:end], sin[:end])
 
@@ -242,8 +241,7 @@ class TransformerBlock(nn.Module):
 
 def _for_layer(args: Any, layer_idx: int) -> Any:
     """The configuration of one layer."""
-    if layer_idx < 0:
-        raise InputError(f"layer_idx={layer_idx} should be at least 0")
+    at_least(0, layer_idx=layer_idx)
     overrides = getattr(args, "layer_overrides", {}).get(layer_idx, {})
     own = copy.copy(args)
     for name, value in overrides.items():

@@ -29,7 +29,7 @@ from blockyard.complex.linear import (
 )
 from blockyard.complex.norms import make_complex_norm, rms_norm_pairs
 from blockyard.complex.scores import SCORES, Score, complex_attend
-from blockyard.errors import InputError
+from blockyard.errors import InputError, one_of
 from blockyard.nn.attention import Kernel
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.roles import Role
@@ -95,10 +95,8 @@ class ComplexAttention(ComplexModule, Mixer):
         self.n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         if self.n_kv_heads < 1 or n_heads % self.n_kv_heads:
             raise InputError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
-        if score not in SCORES:
-            raise InputError(f"score={score!r} should be one of {', '.join(SCORES)}")
-        if gate not in GATES:
-            raise InputError(f"gate={gate!r} should be one of {', '.join(GATES)}")
+        one_of(SCORES, score=score)
+        one_of(GATES, gate=gate)
         self.score, self.gate, self.kernel = score, gate, kernel
         # Widths are in complex numbers: a head has twice as many reals.
         kv_width = self.n_kv_heads * self.head_dim
@@ -222,7 +220,7 @@ class ComplexAttention(ComplexModule, Mixer):
         return projected + to_pairs(pe).to(projected.dtype)
 
     def _gated(self, heads: Tensor, x: Tensor) -> Tensor:
-        """What the heads give, [B, T, 2·d_model], times the gate."""
+        """Return what the heads give, [B, T, 2·d_model], times the gate."""
         if self.gate_constant is not None:
             # A complex constant per feature: a common phase passes through it.
             gated = from_pairs(heads) * torch.view_as_complex(_at_least_float(self.gate_constant))

@@ -87,7 +87,7 @@ class ComplexSwiGLU(ComplexModule, FFN):
         return from_pairs(self.w2.pairs(hidden)).to(x.dtype)
 
     def _in_parts(self, x: Tensor) -> bool:
-        """Whether the three products are Gauss' and real and imaginary parts stay apart between them."""
+        """Return whether the three products are Gauss' and real and imaginary parts stay apart between them."""
         mode, weight = self.w1.mode, self.w1.weight
         if mode == "auto":
             large = x.numel() >= LONG * self.d_model and min(self.d_model, self.d_ff) >= WIDE

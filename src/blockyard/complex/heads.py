@@ -17,7 +17,7 @@ from blockyard.nn.derivatives import HandWritten, hand_written, keep
 
 
 def can_fuse(stacked: Tensor) -> bool:
-    """Whether `turned_heads` takes this tensor: eager training in full precision on a CPU."""
+    """Return whether `turned_heads` takes this tensor: eager training in full precision on a CPU."""
     return (
         stacked.device.type == "cpu"
         and stacked.dtype in (torch.float32, torch.float64)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.complex.planes import gauss_product, join_parts, split_parts
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least, one_of
 from blockyard.nn.derivatives import transformed
 from blockyard.nn.roles import Role
 
@@ -91,10 +91,8 @@ class ComplexLinear(ComplexModule):
 
     def __init__(self, d_in: int, d_out: int, *, bias: bool = False, mode: LinearMode = "auto") -> None:
         super().__init__()
-        if d_in < 1 or d_out < 1:
-            raise InputError(f"d_in={d_in} and d_out={d_out} should be at least 1")
-        if mode not in ("auto", "native", "block", "gauss"):
-            raise InputError(f"mode={mode!r} should be one of auto, native, block, gauss")
+        at_least(1, d_in=d_in, d_out=d_out)
+        one_of(("auto", "native", "block", "gauss"), mode=mode)
         self.d_in, self.d_out, self.mode = d_in, d_out, mode
         self.weight = nn.Parameter(torch.empty(d_out, d_in, 2))
         self.bias = nn.Parameter(torch.zeros(d_out, 2)) if bias else None
@@ -158,7 +156,8 @@ class ComplexLinear(ComplexModule):
 
 
 def resolve_mode(mode: LinearMode, weight: Tensor) -> LinearMode:
-    """Which form is computed: there is no complex product in half precision, so there it is always the real block."""
+    """Return which form is computed: there is no complex product in half precision, so there it is always the real
+    block."""
     autocast = torch.is_autocast_enabled(weight.device.type) and weight.dtype == torch.float32
     half = autocast or weight.dtype not in (torch.float32, torch.float64)
     if half:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.complex.linear import ComplexModule, check_complex, from_pairs, magnitude, to_pairs
-from blockyard.errors import InputError
+from blockyard.errors import InputError, one_of
 from blockyard.nn.norms import rms_norm
 
 ComplexNormKind = Literal["rms", "layer", "whiten"]
@@ -137,8 +137,7 @@ def make_complex_norm(kind: str, d_model: int, *, groups: int = 1) -> nn.Module:
     Raises:
         InputError: for another name.
     """
-    if kind not in COMPLEX_NORMS:
-        raise InputError(f"norm={kind!r} should be one of {', '.join(COMPLEX_NORMS)}")
+    one_of(COMPLEX_NORMS, norm=kind)
     return COMPLEX_NORMS[kind](d_model, groups=groups)
 
 

@@ -55,7 +55,7 @@ def check_of(kind: str, *needs: str, slow: bool = False, fact: bool = False) -> 
 
 
 def missing_trait(subject: Subject, needs: tuple[str, ...]) -> str | None:
-    """Why a check does not apply, or None."""
+    """Return why a check does not apply, or None."""
     for need in needs:
         claimed = getattr(subject.traits, need)
         if claimed in (False, "none"):
@@ -136,7 +136,7 @@ class Report:
         return [row.reason for row in self.rows if row.outcome == "noted"]
 
     def counts(self) -> dict[str, int]:
-        """How many checks passed, failed, were skipped, and found a fact to note."""
+        """Return how many checks passed, failed, were skipped, and found a fact to note."""
         counted = Counter(row.outcome for row in self.rows)
         return {outcome: counted[outcome] for outcome in get_args(Outcome)}
 

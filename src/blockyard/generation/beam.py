@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.generation.decode import PREFILL_CHUNK, check_chunk, check_prompt, evaluating, has_cache, pad_left, read
 from blockyard.generation.sampling import check_finite
 
@@ -58,7 +58,7 @@ class _Search:
         del self.found[self.n_best :]
 
     def settled(self, best_open: float) -> bool:
-        """Whether no open beam can still come among the best; none grows more probable, only longer."""
+        """Return whether no open beam can still come among the best; none grows more probable, only longer."""
         if len(self.found) < self.n_best:
             return False
         return best_open / self.limit**self.length_penalty <= self.found[-1].score
@@ -115,8 +115,7 @@ def beam_search(
 
 
 def _check_options(max_new_tokens: int, beams: int, n_best: int, length_penalty: float) -> None:
-    if max_new_tokens < 1 or beams < 1:
-        raise InputError(f"max_new_tokens={max_new_tokens} and beams={beams} should be at least 1")
+    at_least(1, max_new_tokens=max_new_tokens, beams=beams)
     if not 1 <= n_best <= beams:
         raise InputError(f"n_best={n_best} should be from 1 to beams={beams}")
     if not (math.isfinite(length_penalty) and length_penalty >= 0):

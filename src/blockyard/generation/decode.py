@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.generation.sampling import Sampler, SamplingConfig
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ PREFILL_CHUNK = 2048
 
 def check_chunk(chunk: int | None) -> int | None:
     """The chunk length, or InputError below 1."""
-    if chunk is not None and chunk < 1:
-        raise InputError(f"prefill_chunk={chunk} should be at least 1, or none to read a prompt at once")
+    at_least(1, ", or none to read a prompt at once", prefill_chunk=chunk)
     return chunk
 
 
@@ -63,7 +62,7 @@ def read(
 
 
 def has_cache(model: TransformerLM, note: Callable[[str], None]) -> bool:
-    """Whether every mixer of the model has a cache; if not, the user is told what that means."""
+    """Return whether every mixer of the model has a cache; if not, the user is told what that means."""
     try:
         model.new_cache(1)
     except InputError as error:
@@ -169,7 +168,7 @@ class Decoder:
         return drawn
 
     def full(self, row: int) -> bool:
-        """Whether the row cannot go on because its tokens fill the context and `past_context` is "stop"."""
+        """Return whether the row cannot go on because its tokens fill the context and `past_context` is "stop"."""
         return self.past_context == "stop" and len(self.windows[row]) > self.context
 
     def finish(self, rows: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.generation.decode import PREFILL_CHUNK, Decoder, PastContext, evaluating, has_cache, read
 from blockyard.generation.sampling import SamplingConfig, check_finite, draw_weighted, probabilities
 
@@ -45,7 +45,7 @@ class Acceptance:
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """What p [..., V] has over q, as weights to draw from when a proposal of q is not kept.
+    """Return what p [..., V] has over q, as weights to draw from when a proposal of q is not kept.
 
     Σ_x max(p − q, 0) is the probability that a proposal is not kept; where rounding leaves nothing of it, p itself.
     """
@@ -106,8 +106,7 @@ class SpeculativeDecoder(Decoder):
     ) -> None:
         if len(prompts) != 1:
             raise InputError(f"a draft serves one prompt at a time, not {len(prompts)}")
-        if draft_tokens < 1:
-            raise InputError(f"draft_tokens={draft_tokens} should be at least 1")
+        at_least(1, draft_tokens=draft_tokens)
         ours, theirs = model.config.vocab_size, draft.config.vocab_size
         if ours != theirs:
             raise InputError(
@@ -177,7 +176,7 @@ class SpeculativeDecoder(Decoder):
         return proposals, torch.cat(drawn_from)
 
     def _seen_with(self, proposals: list[int]) -> Tensor:
-        """What a repetition penalty counts [k + 1, V]: before the first proposal, and behind each."""
+        """Return what a repetition penalty counts [k + 1, V]: before the first proposal, and behind each."""
         seen = self._seen.repeat(len(proposals) + 1, 1)
         for place, token in enumerate(proposals):
             seen[place + 1 :, token] = True

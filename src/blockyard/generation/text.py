@@ -53,7 +53,7 @@ class Detokenizer:
         return piece
 
     def finish(self) -> str:
-        """What is left when no token follows: an unfinished character becomes U+FFFD."""
+        """Return what is left when no token follows: an unfinished character becomes U+FFFD."""
         text = self._tokenizer.decode(self._ids) if self._ids else ""
         piece, self._shown = text[self._shown :], len(text)
         self.pending = False
@@ -79,7 +79,7 @@ class StopMatcher:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """What may be shown now: all but what a stop string cut off or could still begin with."""
+        """Return what may be shown now: all but what a stop string cut off or could still begin with."""
         if self.stopped:
             return ""
         self._held += text
@@ -92,7 +92,7 @@ class StopMatcher:
         return self._release(len(self._held) - self._possible_start())
 
     def finish(self) -> str:
-        """What was held back in case a stop string had begun, when no text follows."""
+        """Return what was held back in case a stop string had begun, when no text follows."""
         return self._release(len(self._held))
 
     def _possible_start(self) -> int:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.latent.absorbing import Form, cheapest_form, per_head
 from blockyard.nn.attention import Kernel, attend
 from blockyard.nn.dropout import Dropout
@@ -90,8 +90,7 @@ class LatentAttention(Mixer):
         kernel: Kernel = "auto",
     ) -> None:
         super().__init__()
-        if d_model < 1 or n_heads < 1:
-            raise InputError(f"d_model={d_model} and n_heads={n_heads} should be at least 1")
+        at_least(1, d_model=d_model, n_heads=n_heads)
         self.d_model, self.n_heads, self.causal, self.kernel = d_model, n_heads, causal, kernel
         self.decoupled = rope == "decoupled"
         self.kv_rank = _rank("kv_rank", max(1, d_model // 4) if kv_rank is None else kv_rank, d_model)
@@ -278,7 +277,13 @@ class LatentAttention(Mixer):
         return [q_nope.transpose(1, 2), q_rope.transpose(1, 2)], torch.cat([c, k_rope], dim=-1)
 
     def _form(self, queries: int, keys: int, keys_open: bool) -> Form:
-        """What to absorb, of so many queries against so many latents whose keys are not expanded yet (`keys_open`)."""
+        """Return what to absorb.
+
+        Args:
+            queries: number of queries.
+            keys: number of latents.
+            keys_open: whether the keys are not expanded yet.
+        """
         can_absorb_keys = keys_open and self.decoupled
         if self.decode == "naive":
             return "naive"
@@ -396,6 +401,5 @@ def _rank(name: str, value: int, d_model: int) -> int:
 
 def _width(name: str, value: int | None, usual: int) -> int:
     value = usual if value is None else value
-    if value < 1:
-        raise InputError(f"{name}={value} should be at least 1")
+    at_least(1, **{name: value})
     return value

@@ -53,7 +53,7 @@ def check_meeting_point() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that talks to the user; so is one whose environment makes no sense."""
+    """Return whether this process is the one that talks to the user; so is one whose environment makes no sense."""
     try:
         return rank() == 0
     except InputError:

@@ -39,12 +39,12 @@ def forcing(force: bool = True) -> Iterator[None]:
 
 
 def is_forced() -> bool:
-    """Whether the user takes the risk."""
+    """Return whether the user takes the risk."""
     return _forced.get() or os.environ.get(FORCE) == "1"
 
 
 def worker_environment() -> dict[str, str]:
-    """What a worker process's environment has beside this one's."""
+    """Return what a worker process's environment has beside this one's."""
     return {FORCE: "1"} if is_forced() else {}
 
 
@@ -90,7 +90,7 @@ def available_bytes(device: torch.device | None = None) -> int | None:
 
 
 def _of_machine() -> int | None:
-    """What programs can have without forcing others out, swap included."""
+    """Return what programs can have without forcing others out, swap included."""
     found: dict[str, int] = {}
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
@@ -105,7 +105,7 @@ def _of_machine() -> int | None:
 
 
 def _of_control_groups() -> Iterator[int]:
-    """What is left of the limit of every control group that this process is in (Linux)."""
+    """Yield what is left of the limit of every control group that this process is in (Linux)."""
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
@@ -133,7 +133,7 @@ def _left(limit: Path, used: Path, statistics: Path, idle: str) -> Iterator[int]
 
 
 def _of_process() -> Iterator[int]:
-    """What is left of this process's address space, if `ulimit -v` bounds it."""
+    """Yield what is left of this process's address space, if `ulimit -v` bounds it."""
     if sys.platform == "win32":
         return
     import resource

@@ -35,5 +35,5 @@ def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _traced() -> bool:
-    """Whether tensors are not real ones (a compiler, or a mode that only looks at shapes)."""
+    """Return whether tensors are not real ones (a compiler, or a mode that only looks at shapes)."""
     return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.protocol.block import build_block
 from blockyard.protocol.mixer import norm_of
 from blockyard.registry.pattern import LayerSpec, check_layer, format_choice, parse_choice, repeat_to_depth
@@ -61,9 +61,7 @@ class BlocksConfig:
 
     def check_at_least_one(self, *names: str) -> None:
         """Refuse sizes below 1."""
-        for name in names:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} should be at least 1")
+        at_least(1, **{name: getattr(self, name) for name in names})
 
     @property
     def length(self) -> int:

@@ -45,7 +45,7 @@ class _TooLarge(Exception):
 
 
 def on_meta(build: Callable[[], T]) -> T:
-    """What `build` makes, without memory; on the CPU for a foreign module that cannot be built so."""
+    """Return what `build` makes, without memory; on the CPU for a foreign module that cannot be built so."""
     try:
         with torch.device("meta"):
             return build()
@@ -106,7 +106,7 @@ def check_class(cls: type, options: Mapping[str, Any], what: str) -> None:
 
 
 def counted(build: Callable[[], T], what: str) -> T:
-    """What `build` makes, without memory, given up when its parameters would not fit into the machine's.
+    """Return what `build` makes, without memory, given up when its parameters would not fit into the machine's.
 
     Raises:
         InputError: when they would not, or there are more modules than any layer has.

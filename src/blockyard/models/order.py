@@ -31,7 +31,7 @@ _tried: dict[tuple[Any, ...], bool | None] = {}
 
 
 def tells_order(call: Callable[[Tensor], Tensor], sample: Callable[[int], Tensor]) -> bool:
-    """Whether an output depends on the order of the positions before its own.
+    """Return whether an output depends on the order of the positions before its own.
 
     Attention to both sides would be equivariant, and causal attention leaves the last position everything before it:
     in either form the last output of a mixer without positions stays when the others change places.
@@ -67,7 +67,7 @@ def randomise(module: nn.Module) -> None:
 
 
 def layer_knows_order(config: BlocksConfig, spec: LayerSpec, *, declared: bool = True) -> bool | None:
-    """Whether a layer's mixer knows the order of positions by itself, in the form that a model has of it.
+    """Return whether a layer's mixer knows the order of positions by itself, in the form that a model has of it.
 
     Args:
         config: the model.
@@ -111,7 +111,7 @@ def described(entry: Entry) -> dict[str, Any]:
 
 
 def knows_order(config: BlocksConfig, *, declared: bool = True) -> bool:
-    """Whether any layer of a model knows the order of positions by itself, or cannot be asked.
+    """Return whether any layer of a model knows the order of positions by itself, or cannot be asked.
 
     One is enough: what it finds out about order, the layers above read from the residual stream.
 
@@ -153,7 +153,7 @@ def _try_block(config: BlocksConfig, block: Any) -> bool:
 
 
 def order_note(name: str, config: BlocksConfig) -> str:
-    """What a report says of a choice none of whose mixers knows the order of positions; "" for all others.
+    """Return what a report says of a choice none of whose mixers knows the order of positions; "" for all others.
 
     Args:
         name: the choice.

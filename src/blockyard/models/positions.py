@@ -83,5 +83,5 @@ class LearnedPositions(Embedding):
 
 
 def takes_positions(layer: Any) -> bool:
-    """Whether a block's mixer takes explicit positions."""
+    """Return whether a block's mixer takes explicit positions."""
     return "positions" in accepted_arguments(getattr(layer, "attn", layer).forward)

@@ -117,7 +117,7 @@ def plan(experts: Tensor, counts: Tensor, kernel: Kernel, kept: Tensor | None = 
 
 
 def within_capacity(experts: Tensor, n_experts: int, capacity: int | Tensor, kept: Tensor | None = None) -> Tensor:
-    """Which choices find room when every expert takes `capacity` of them from each sequence: bool [B, T, k].
+    """Return which choices find room when every expert takes `capacity` of them from each sequence: bool [B, T, k].
 
     Tokens are served in order, all choices of one before the next (token-major): going by first choices first, as
     GShard does (arXiv 2006.16668), a later token could push an earlier one out.

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.moe.dispatch import collect, counts_of, plan, send, within_capacity
 from blockyard.moe.experts import GatedExperts, SeparateExperts, StackedExperts, row_keys
 from blockyard.moe.grouped import Kernel
@@ -383,9 +383,7 @@ def _check_options(
         raise InputError("expert='moe': a mixture cannot be its own expert; name another FFN")
     if not 0 < scale < float("inf"):
         raise InputError(f"scale={scale} should be a number above 0")
-    for name, count in (("n_shared", n_shared), ("n_gated", n_gated)):
-        if count < 0:
-            raise InputError(f"{name}={count} should be at least 0")
+    at_least(0, n_shared=n_shared, n_gated=n_gated)
     if not 0 <= bias_rate < float("inf"):
         raise InputError(f"bias_rate={bias_rate} should be a number of at least 0")
     if capacity is not None and not 0 < capacity < float("inf"):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.nn.finite import check_finite
 from blockyard.nn.linear import Linear
 from blockyard.protocol.costs import Cost, linear_flops
@@ -181,8 +181,7 @@ def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
 
 def check_router(n_experts: int, k: int, n_groups: int, k_groups: int) -> None:
     """Raise InputError for numbers that do not go together."""
-    if n_experts < 2:
-        raise InputError(f"n_experts={n_experts} should be at least 2")
+    at_least(2, n_experts=n_experts)
     if n_groups < 1 or n_experts % n_groups:
         raise InputError(f"n_groups={n_groups} should divide n_experts={n_experts}")
     if not 1 <= k_groups <= n_groups:

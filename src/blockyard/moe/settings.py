@@ -74,7 +74,7 @@ def _owners(block: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _harmless(name: str, value: Any) -> bool:
-    """Whether an attribute tells nothing that the weights do not, or that something is switched off."""
+    """Return whether an attribute tells nothing that the weights do not, or that something is switched off."""
     if name in LAYOUT:
         return value == LAYOUT[name]
     if name == "norm_min":

@@ -70,7 +70,7 @@ class Family:
     router: str = "gate.weight"
 
     def refusals(self, moe: MoE) -> list[str]:
-        """What a mixture has that this family has not, or the other way round."""
+        """Return what a mixture has that this family has not, or the other way round."""
         router = moe.router
         found = [] if router.scoring == self.scoring else [f"scoring={router.scoring!r}"]
         if self.renormalise not in (None, router.renormalise):

@@ -203,7 +203,7 @@ class MultiheadAttention(nn.Module):
         return out if self.batch_first else out.transpose(0, 1), weights
 
     def _sequences(self, query: Tensor, key: Tensor, value: Tensor, self_attention: bool | None) -> tuple[bool, bool]:
-        """Whether keys are the queries' sequence, and whether values come from another one than keys."""
+        """Return whether keys are the queries' sequence, and whether values come from another one than keys."""
         self_attention = self.self_attention if self_attention is None else self_attention
         if self_attention:
             for name, other in (("key", key), ("value", value)):
@@ -225,7 +225,8 @@ class MultiheadAttention(nn.Module):
         return itself, apart
 
     def _placed(self) -> bool:
-        """Whether positions matter to the mixer, as they do unless it says that it rotates and windows nothing."""
+        """Return whether positions matter to the mixer, as they do unless it says that it rotates and windows
+        nothing."""
         return getattr(self.mixer, "rope", self) is not None or getattr(self.mixer, "window", None) is not None
 
     def _note(self, line: str, depth: int) -> None:
@@ -235,7 +236,8 @@ class MultiheadAttention(nn.Module):
             warnings.warn(line, stacklevel=depth)
 
     def _causal(self, is_causal: bool, itself: bool, attn_mask: Tensor | None) -> bool:
-        """Whether the mixer has to hide the future; a mask that says so across sequences is read as any other."""
+        """Return whether the mixer has to hide the future; a mask that says so across sequences is read as any
+        other."""
         if itself:
             return is_causal or bool(getattr(self.mixer, "causal", False))
         if is_causal and attn_mask is None and not getattr(self.mixer, "causal_cross", False):

@@ -85,7 +85,7 @@ def _parts(state: dict[str, Tensor], key: str, wanted: list[Tensor | None]) -> l
 
 
 def one_sequence(a: Tensor, b: Tensor) -> bool:
-    """Whether two arguments are the same tensor, or show the same memory with the same shape and strides.
+    """Return whether two arguments are the same tensor, or show the same memory with the same shape and strides.
 
     Raises:
         InputError: where that cannot be known, or where one is the other detached: the same numbers, other gradients.
@@ -109,7 +109,7 @@ def one_sequence(a: Tensor, b: Tensor) -> bool:
 
 
 def _related(a: Tensor, b: Tensor) -> tuple[bool, bool]:
-    """Whether they show the same memory, and whether a gradient for one is a gradient for the other."""
+    """Return whether they show the same memory, and whether a gradient for one is a gradient for the other."""
     try:
         shared = a.is_set_to(b)
     except RuntimeError as error:

@@ -137,7 +137,7 @@ def as_given(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 
 def _lengthwise(k: Tensor) -> bool:
-    """Whether the values of one feature at all positions lie side by side (see `LayerCache`)."""
+    """Return whether the values of one feature at all positions lie side by side (see `LayerCache`)."""
     return k.stride(-1) != 1 and k.stride(-2) == 1
 
 
@@ -271,14 +271,14 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
-    """What the kernel computes, in operations with second derivatives."""
+    """Return what the kernel computes, in operations with second derivatives."""
     if causal:
         mask = combine_masks(q, k, causal=True, padding_mask=None, attn_mask=None, window=None)
     return _matmul_attention(q, k, v, mask, scale, False, 0.0, None, False)[0]
 
 
 def _within(v: Tensor, k: Tensor) -> bool:
-    """Whether the values are the first columns of the keys in memory, as those of a latent are."""
+    """Return whether the values are the first columns of the keys in memory, as those of a latent are."""
     if torch.compiler.is_compiling() or v.shape[-1] > k.shape[-1]:
         return False
     return v.data_ptr() == k.data_ptr() and v.stride() == k.stride() and v.shape[:-1] == k.shape[:-1]

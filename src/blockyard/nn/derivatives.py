@@ -22,7 +22,8 @@ Plain = Callable[..., Any]
 
 
 def transformed() -> bool:
-    """Whether code runs inside a transform of torch.func, or inside forward-mode differentiation, in eager mode."""
+    """Return whether code runs inside a transform of torch.func, or inside forward-mode differentiation, in eager
+    mode."""
     if torch.compiler.is_compiling():
         return False
     # autograd.Function asks the first itself, to raise; forward mode has no public question.
@@ -39,7 +40,7 @@ def needs_plain() -> bool:
 
 
 def hidden(tensor: Tensor) -> bool:
-    """Whether `torch.func.vmap` keeps the values of a tensor from being read: they stand for a whole batch."""
+    """Return whether `torch.func.vmap` keeps the values of a tensor from being read: they stand for a whole batch."""
     functorch = torch._C._functorch
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return False

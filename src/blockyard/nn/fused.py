@@ -203,7 +203,7 @@ class Stamp:
         self._versions = tuple(None if tensor.is_inference() else tensor._version for tensor in tensors)
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether these are the same tensors, unchanged."""
+        """Return whether these are the same tensors, unchanged."""
         if len(tensors) != len(self._tensors):
             return False
         for tensor, seen, version in zip(tensors, self._tensors, self._versions):

@@ -79,7 +79,8 @@ class StackedLinear(Linear):
 
 
 def plain(*modules: nn.Module) -> bool:
-    """Whether these are bare `Linear`s without bias, so that their weights alone say what calling them would give.
+    """Return whether these are bare `Linear`s without bias, so that their weights alone say what calling them would
+    give.
 
     One that was replaced (by an adapter such as LoRA), parametrised or hooked has to be called.
     """
@@ -87,7 +88,7 @@ def plain(*modules: nn.Module) -> bool:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether someone listens to calls of this module, so that it has to be called."""
+    """Return whether someone listens to calls of this module, so that it has to be called."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 

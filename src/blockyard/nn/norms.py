@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import one_of
 from blockyard.nn.derivatives import HandWritten, hand_written, keep, transformed
 
 
@@ -145,6 +145,5 @@ def make_norm(kind: str, d_model: int) -> nn.Module:
         InputError: for another name.
     """
     kinds: dict[str, type[nn.Module]] = {"rms": RMSNorm, "layer": LayerNorm}
-    if kind not in kinds:
-        raise InputError(f"norm={kind!r} should be one of {', '.join(kinds)}")
+    one_of(kinds, norm=kind)
     return kinds[kind](d_model)

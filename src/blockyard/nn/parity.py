@@ -70,7 +70,7 @@ def answer(original: nn.Module, call: Callable[[], Any]) -> Tensor:
 
 
 def deviation(expected: Tensor, actual: Tensor) -> tuple[float, float]:
-    """How far outputs [..., d] are apart, as part of their mean size, and how far rounding alone may take them.
+    """Return how far outputs [..., d] are apart, as part of their mean size, and how far rounding alone may take them.
 
     The worst vector counts. In half precision a discrete choice (which expert) may fall out either way for a few of
     them, so there a fourth of the vectors is left out.

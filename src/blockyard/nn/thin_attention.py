@@ -52,7 +52,7 @@ def thin_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether this is the faster way, for causal self-attention without a mask."""
+    """Return whether this is the faster way, for causal self-attention without a mask."""
     if q.device.type != "cpu" or q.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
     if torch.is_autocast_enabled("cpu"):

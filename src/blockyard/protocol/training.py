@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,9 +79,7 @@ class TrainingOptions:
 
 def check_least(options: Any, name: str, least: int) -> None:
     """Raise InputError unless the option is at least so large."""
-    value = getattr(options, name)
-    if value < least:
-        raise InputError(f"train.{name}={value} must be at least {least}")
+    at_least(least, **{f"train.{name}": getattr(options, name)})
 
 
 def check_weight(options: Any, name: str) -> None:

@@ -140,8 +140,8 @@ def _typed(kind: Kind, name: str, options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def layer_options(kind: Kind, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What may stand in the brackets behind a name: its own options, those of paired blocks it is part of, and those
-    of its members (`expert.d_ff`), which the options given already may name."""
+    """Return what may stand in the brackets behind a name: its own options, those of paired blocks it is part of, and
+    those of its members (`expert.d_ff`), which the options given already may name."""
     entry = implementation(kind, name)
     known = {**entry.options, **member_options(entry, options)}
     for pair in names("block"):

@@ -168,7 +168,7 @@ def infer_traits(cls: type) -> Traits:
 
 
 def causal_by(constructor: Collection[str], accepts: Collection[str]) -> tuple[str, str] | None:
-    """How a mixer is made causal, in a model and in the conformance suite alike.
+    """Return how a mixer is made causal, in a model and in the conformance suite alike.
 
     Args:
         constructor: names of its constructor's parameters.

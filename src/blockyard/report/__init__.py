@@ -12,9 +12,10 @@ Files, in reading order:
     answers.py   is it worse, what if longer (learning.py), faster or smaller; wants.py: a purpose; confirmed.py: a
                  second text
     reading.py   tables and sentences that both forms share; units.py: numbers and command lines as people read them
-    html.py      one self-contained page (report.css); text.py: Markdown and CSV
+    page.py      the one page of comparisons, searches and benchmarks (report.css): its frame, header, figures, tables
+    html.py      a comparison on it; text.py: Markdown and CSV
     parts.py     Parts: what a task adds to a comparison and its report
-    chart.py     Chart, a figure; charts/ makes them; palette.py and render.py draw them
+    chart.py     Chart, a figure; charts/ makes them of the pieces in drawing.py; palette.py and render.py draw them
     write.py     every form of a report into a folder; load_report reads one
 
     A report is handed what its task adds; `blockyard.compare.write_report(load_report("DIR"), "DIR")` finds that out,

@@ -49,7 +49,7 @@ def in_a_sentence(report: Report, row: Comparison) -> str:
 
 
 def seeds_in_words(row: Mapping[str, Any]) -> str:
-    """How many more seeds would decide, as far as can be told, of a row that has `more_seeds`."""
+    """Return how many more seeds would decide, as far as can be told, of a row that has `more_seeds`."""
     more = row.get("more_seeds")
     if more is None:
         return "more seeds than are worth running would decide"
@@ -62,7 +62,7 @@ def margin_in_words(report: Report) -> str:
 
 
 def _longer(report: Report) -> list[str]:
-    """What the ends of the curves say of a larger budget."""
+    """Return what the ends of the curves say of a larger budget."""
     learning = still_learning(report, report["ranking"])
     if learning is not None:
         return [learning]
@@ -80,7 +80,7 @@ def _longer(report: Report) -> list[str]:
 
 
 def _cheaper(report: Report) -> list[str]:
-    """What nothing beats, and what each other choice gives for its quality."""
+    """Return what nothing beats, and what each other choice gives for its quality."""
     by_name = {choice["name"]: choice for choice in report["choices"]}
     ranked = [row["name"] for row in report["ranking"] if row["rank"] is not None]
     if len(ranked) < 2:
@@ -119,13 +119,14 @@ def _trade_off(report: Report, choice: Choice, leader: Choice, row: Comparison, 
 
 
 def _beats(report: Report, a: Choice, b: Choice) -> bool:
-    """Whether a, which stands before b, is as good in all that b costs, by what is worth saying."""
+    """Return whether a, which stands before b, is as good in all that b costs, by what is worth saying."""
     shared = figures_of(report, b).keys() & figures_of(report, a).keys()
     return bool(shared) and all(_times_better(report, word, b, a) < WORTH_SAYING for word in shared)
 
 
 def figures_of(report: Report, choice: Choice) -> dict[str, tuple[float, bool, str]]:
-    """What a choice costs, by name: the figure, whether more of it is better, and what an advantage is called."""
+    """Return what a choice costs, by name: the figure, whether more of it is better, and what an advantage is
+    called."""
     found: dict[str, tuple[float | None, bool, str]] = {
         "cache": (figure_of(choice, "cache"), False, f"caches {{}} fewer bytes per {input_unit(report)}"),
         "training speed": (figure_of(choice, "train"), True, "trains {} faster"),
@@ -145,7 +146,7 @@ def _times_better(report: Report, word: str, choice: Choice, other: Choice) -> f
 
 
 def advantages(report: Report, choice: Choice, other: Choice) -> list[str]:
-    """What the choice does better than the other, apart from quality, the largest first."""
+    """Return what the choice does better than the other, apart from quality, the largest first."""
     found = [
         (factor, says.format(units.times(factor)))
         for word, (_, _, says) in figures_of(report, choice).items()

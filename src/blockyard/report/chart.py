@@ -27,7 +27,7 @@ class Chart:
 
 
 def seeds_in(report: Report) -> str:
-    """How many seeds finished, for captions: "3", or "2 to 3" where choices differ."""
+    """Return how many seeds finished, for captions: "3", or "2 to 3" where choices differ."""
     ns = {sum(run["status"] == "finished" for run in choice["runs"]) for choice in report["choices"]}
     return str(ns.pop()) if len(ns) == 1 else f"{min(ns)} to {max(ns)}"
 

@@ -10,7 +10,7 @@ QUESTION = "Is it so on other data?"
 
 
 def confirmed(report: Report) -> list[Answer]:
-    """What the second text says of the order on the first; the report is ranked and compared already.
+    """Return what the second text says of the order on the first; the report is ranked and compared already.
 
     Nothing where the task cannot be trained on a second text, or where nothing was ranked.
     """

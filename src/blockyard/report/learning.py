@@ -40,7 +40,8 @@ def still_learning(report: Report, ranking: list[Ranked]) -> str | None:
 
 
 def gains_at_the_end(report: Report, ranking: list[Ranked]) -> tuple[list[float], dict[str, float]] | None:
-    """What every ranked choice gained over the last part of the budget, and how far all but the first are behind it.
+    """Return what every ranked choice gained over the last part of the budget, and how far all but the first are behind
+    it.
 
     Returns:
         Gains and gaps, the larger the better and the farther; None where there are too few evaluations.

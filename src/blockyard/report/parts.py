@@ -70,15 +70,15 @@ class Parts:
     """A task's own parts; this one adds nothing."""
 
     def attention(self, folder: Path, data: Any) -> list[dict[str, Any]] | None:
-        """What a finished run's attention looks at (`models/inside.py`), read from its folder."""
+        """Return what a finished run's attention looks at (`models/inside.py`), read from its folder."""
         return None
 
     def sample(self, terms: Terms, folder: Path, data: Any) -> Sample | None:
-        """What a finished run writes, read from its folder; None for models that write nothing."""
+        """Return what a finished run writes, read from its folder; None for models that write nothing."""
         return None
 
     def notes(self, terms: Terms, data: Any, units_read: Mapping[str, int]) -> list[str]:
-        """What a reader should know beside the figures.
+        """Return what a reader should know beside the figures.
 
         Args:
             terms: of the comparison.
@@ -92,7 +92,7 @@ class Parts:
         return []
 
     def how_to_read(self, report: Report) -> list[str]:
-        """What the task's figures mean, first of all its quality."""
+        """Return what the task's figures mean, first of all its quality."""
         return []
 
     def sections(self, report: Report) -> list[Section]:

@@ -66,7 +66,7 @@ def _interval(values: list[float], diverged: int) -> Interval:
 
 
 def margin_in(report: Report, ranking: Sequence[Ranked]) -> float:
-    """How near figures of this report count as equal."""
+    """Return how near figures of this report count as equal."""
     asked, natural = report["settings"].get("compare", {}).get("margin"), report["quality"].get("margin")
     return margin_of(asked, natural, ranking[0]["final"]["mean"] if ranking else None)
 

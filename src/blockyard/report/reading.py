@@ -170,7 +170,7 @@ def _peak(choice: Choice) -> float | None:
 
 
 def _against(choice: Choice, reference: Choice, figure: Any) -> str:
-    """How the figure compares with the reference's: "1.20×", or "" for the reference itself."""
+    """Return how the figure compares with the reference's: "1.20×", or "" for the reference itself."""
     mine, its = figure(choice), figure(reference)
     if choice["name"] == reference["name"] or not mine or not its:
         return ""
@@ -181,7 +181,7 @@ def _against(choice: Choice, reference: Choice, figure: Any) -> str:
 
 
 def match_rows(report: Report) -> tuple[list[str], list[list[str]]]:
-    """How each choice was sized, and by how much that missed the reference."""
+    """Return how each choice was sized, and by how much that missed the reference."""
     matched = {"params": "parameters", "flops": f"FLOPs / {position_word(report)}", "none": "parameters"}[
         report["match"]
     ]
@@ -233,7 +233,7 @@ def run_rows(report: Report) -> tuple[list[str], list[list[str]]]:
 
 
 def how_to_read(report: Report, parts: Parts) -> list[str]:
-    """What the figures mean and what they do not."""
+    """Return what the figures mean and what they do not."""
     n, word = seeds_in(report), quality_word(report)
     lines = parts.how_to_read(report)
     if len(report["seeds"]) > 1:
@@ -269,7 +269,7 @@ def how_to_read(report: Report, parts: Parts) -> list[str]:
 
 
 def _rates_in_words(report: Report) -> str:
-    """How learning rates were chosen, what that cost, and what it changed."""
+    """Return how learning rates were chosen, what that cost, and what it changed."""
     found = report.get("rates")
     if not found:
         return (
@@ -286,8 +286,8 @@ def _rates_in_words(report: Report) -> str:
     )
 
 
-def provenance(report: Report) -> list[tuple[str, str]]:
-    """Where the numbers come from, as label and value."""
+def provenance_rows(report: Report) -> list[tuple[str, str]]:
+    """Return where the numbers come from, as label and value."""
     found, given = [], report["provenance"]
     versions = given.get("versions", {})
     if versions:

@@ -256,17 +256,17 @@ def with_unit(report: Report, word: str) -> str:
 
 
 def higher_is_better(report: Report) -> bool:
-    """Whether more of the quality is better; reports that do not say are about a loss."""
+    """Return whether more of the quality is better; reports that do not say are about a loss."""
     return report["quality"].get("better") == "higher"
 
 
 def input_unit(report: Report) -> str:
-    """What is counted as input, in the singular."""
+    """Return what is counted as input, in the singular."""
     return report.get("input_unit", "token")
 
 
 def position_word(report: Report) -> str:
-    """What the blocks see a row of: tokens, or, where the input is counted otherwise, positions."""
+    """Return what the blocks see a row of: tokens, or, where the input is counted otherwise, positions."""
     return "token" if input_unit(report) == "token" else "position"
 
 

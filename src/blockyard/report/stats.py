@@ -42,7 +42,7 @@ _MOST_SEEDS = 64
 
 
 def has_intervals() -> bool:
-    """Whether scipy is there, without which nothing is said about differences."""
+    """Return whether scipy is there, without which nothing is said about differences."""
     try:
         require("scipy.stats", extra="report")
     except MissingExtra:
@@ -62,7 +62,8 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[f
 
 
 def margin_of(asked: float | None, natural: float | None, best: float | None) -> float:
-    """How near figures count as equal: as asked for, else as is natural for them, else a part of the best figure."""
+    """Return how near figures count as equal: as asked for, else as is natural for them, else a part of the best
+    figure."""
     if asked is not None:
         return asked
     return natural if natural is not None else MARGIN * abs(best or 0.0)
@@ -76,7 +77,7 @@ class Difference:
     half_width: float | None
 
     def word(self, better: str = "lower", margin: float = 0.0) -> Word:
-        """What may be said of the first choice beside the second.
+        """Return what may be said of the first choice beside the second.
 
         Args:
             better: whether the "lower" or the "higher" figure is better.
@@ -154,7 +155,8 @@ def _t_quantile(tails: float, freedom: float) -> float:
 
 @cache
 def simulated_factor(sizes: tuple[int, ...], alpha: float, draws: int) -> float:
-    """What the widened intervals are multiplied with, so that a share alpha of comparisons claims what is not there.
+    """Return what the widened intervals are multiplied with, so that a share alpha of comparisons claims what is not
+    there.
 
     In each of `draws` comparisons without any difference the best by its mean is set beside all others, as a verdict
     does, and the distance in widened intervals is noted at which the farthest stands. The worst of the three ways to
@@ -206,7 +208,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def speed_word(speedups: Sequence[float]) -> Word:
-    """What may be said of a speed beside the reference's, from their ratios round by round; above 1 is faster.
+    """Return what may be said of a speed beside the reference's, from their ratios round by round; above 1 is faster.
 
     The words are those of `Difference.word`, with a margin of 2 %; unknown from fewer than six rounds.
     """
@@ -218,7 +220,7 @@ def speed_word(speedups: Sequence[float]) -> Word:
     return "better" if low > 1 else "worse" if high < 1 else "undecided"
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def quartiles(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of repeated measurements, as stored in report.json."""
     if len(values) == 1:
         low = middle = high = values[0]

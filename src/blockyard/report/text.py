@@ -10,7 +10,7 @@ from blockyard.report.reading import (
     facts,
     how_to_read,
     match_rows,
-    provenance,
+    provenance_rows,
     ranking_rows,
     run_rows,
     title,
@@ -66,7 +66,7 @@ def render_markdown(report: Report, own: Parts) -> str:
     ]
     if report["provenance"].get("command"):
         parts.append(_fenced(str(report["provenance"]["command"])))
-    parts.append("\n".join(f"- {label}: {_plain(value)}" for label, value in provenance(report)))
+    parts.append("\n".join(f"- {label}: {_plain(value)}" for label, value in provenance_rows(report)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

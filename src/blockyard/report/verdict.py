@@ -104,7 +104,7 @@ def standing(report: Report, comparisons: list[Comparison], leader: Ranked) -> t
 
 
 def _about_looks(report: Report) -> list[str]:
-    """How seeds were added, and how looking several times was paid for."""
+    """Return how seeds were added, and how looking several times was paid for."""
     if "looks" not in report:
         return []
     counts = join([str(look["seeds"]) for look in report["looks"]])
@@ -119,7 +119,7 @@ def _about_looks(report: Report) -> list[str]:
 
 
 def _for_a_purpose(report: Report) -> list[Answer]:
-    """Who is best among the choices that meet what was asked for, if anything was."""
+    """Return who is best among the choices that meet what was asked for, if anything was."""
     asked = report["settings"].get("compare", {}).get("want") or []
     if not asked:
         return []
@@ -166,7 +166,7 @@ def _one_seed(report: Report, ranked: list[Ranked], details: list[str]) -> Verdi
 
 
 def _warnings(report: Report) -> list[str]:
-    """What makes the comparison less than it seems: divergence, unfinished runs, a match that missed."""
+    """Return what makes the comparison less than it seems: divergence, unfinished runs, a match that missed."""
     found: list[str] = []
     matched = "parameters" if report["match"] == "params" else f"FLOPs per {position_word(report)}"
     for choice in report["choices"]:

@@ -53,7 +53,7 @@ class Want:
     other: str | None = None
 
     def met_by(self, choice: Choice, choices: Iterable[Choice]) -> bool | None:
-        """Whether a choice meets it; None where a figure is missing. Measured figures have 2 % of grace."""
+        """Return whether a choice meets it; None where a figure is missing. Measured figures have 2 % of grace."""
         mine, bound = figure_of(choice, self.figure), self.value
         if self.other is not None:
             its = next((figure_of(c, self.figure) for c in choices if c["name"] == self.other), None)

@@ -60,22 +60,36 @@ def write_files(contents: Mapping[str, tuple[str, bytes]], folder: Path, what: s
     return {kind: folder / name for kind, (name, _) in contents.items()}
 
 
+def read_record(path: str | Path, name: str, schema: str, what: str) -> Any:
+    """Read a record, or that of the folder which holds it.
+
+    Args:
+        path: the file or the folder.
+        name: the file's name in a folder.
+        schema: the version that can be read.
+        what: the error calls it so.
+
+    Raises:
+        InputError: when the file is missing, is not JSON, or is of another schema version.
+    """
+    file = Path(path) / name if Path(path).is_dir() else Path(path)
+    try:
+        found = parse_json(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the {what} {file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON: {error}") from error
+    known = found.get("schema") if isinstance(found, dict) else None
+    if known != schema:
+        raise InputError(f"{file} is no {what} of this version: it has schema {known!r}, and {schema!r} is read")
+    return found
+
+
 def load_report(path: str | Path) -> Report:
     """Read report.json (or the folder that holds it).
 
     Raises:
         InputError: when the file is missing, is not JSON, or is of another schema version.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / "report.json"
-    try:
-        found: Any = parse_json(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the report {file}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON: {error}") from error
-    schema = found.get("schema") if isinstance(found, dict) else None
-    if schema != SCHEMA:
-        raise InputError(f"{file} has schema {schema!r}; this version reads {SCHEMA!r}")
+    found: Report = read_record(path, "report.json", SCHEMA, "report")
     return found

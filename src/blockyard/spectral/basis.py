@@ -44,7 +44,7 @@ def default_buckets(bins: int) -> int:
 
 
 def anchor_bins(bins: int, buckets: int, spacing: Spacing) -> Tensor:
-    """Where the anchors lie on the axis of bins: float64 [buckets], from 0 to bins − 1, rising."""
+    """Return where the anchors lie on the axis of bins: float64 [buckets], from 0 to bins − 1, rising."""
     u = torch.linspace(0, 1, buckets, dtype=torch.float64)
     growth = _growth(bins, buckets) if spacing == "log" else 0.0
     warped = u if growth == 0 else torch.expm1(growth * u) / math.expm1(growth)

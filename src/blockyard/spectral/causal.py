@@ -202,7 +202,7 @@ class CausalMixing(nn.Module):
         return gate(self._with_first(project(running / number.clamp(min=1)[..., None]), number))
 
     def _with_first(self, descriptors: Tensor, number: Tensor) -> Tensor:
-        """Where no token came before, the learnt descriptor. descriptors [..., D], number [...]."""
+        """Put the learnt descriptor where no token came before. descriptors [..., D], number [...]."""
         assert self.first is not None
         return torch.where((number == 0)[..., None], self.first.to(descriptors.dtype), descriptors)
 

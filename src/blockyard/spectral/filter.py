@@ -29,7 +29,7 @@ def blocks(rows: int, bytes_per_row: int, device: torch.device) -> list[slice]:
 
 
 def bin_weights(n: int, like: Tensor) -> Tensor:
-    """What irfft counts a bin for, divided by n: [n // 2 + 1]. All but 0 and n/2 stand for two."""
+    """Return what irfft counts a bin for, divided by n: [n // 2 + 1]. All but 0 and n/2 stand for two."""
     weights = torch.full((n // 2 + 1,), 2 / n, dtype=like.dtype, device=like.device)
     # Bin 0, and of an even n the last, are their own mirror images.
     weights[0] = 1 / n

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.nn.roles import Role
 from blockyard.protocol.costs import linear_flops
 
@@ -27,8 +27,7 @@ class ComplexModReLU(nn.Module):
 
     def __init__(self, num_features: int, eps: float = 1e-6) -> None:
         super().__init__()
-        if num_features < 1:
-            raise InputError(f"num_features={num_features} should be at least 1")
+        at_least(1, num_features=num_features)
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.eps = eps
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.roles import Role
 
@@ -22,8 +22,7 @@ def haar(x: Tensor, levels: int) -> list[Tensor]:
     x is extended by zeros to a multiple of 2^levels; the transform of that is orthonormal, so the squares of all bands
     sum to those of x, and `inverse_haar` gives x back.
     """
-    if levels < 1:
-        raise InputError(f"levels={levels} should be at least 1")
+    at_least(1, levels=levels)
     length = x.shape[-1]
     x = F.pad(x, (0, -length % 2**levels))
     bands = []
@@ -61,8 +60,7 @@ class WaveletRefinement(nn.Module):
         super().__init__()
         if not 0.0 <= on_rate <= 1.0:
             raise InputError(f"on_rate={on_rate} should be between 0 and 1")
-        if levels < 1:
-            raise InputError(f"levels={levels} should be at least 1")
+        at_least(1, levels=levels)
         self.on_rate, self.levels, self.detach = on_rate, levels, detach
         # 0: the branch grows as it learns; a random one would disturb the start.
         self.gates = nn.Parameter(torch.zeros(levels + 1, d_model))
@@ -73,7 +71,7 @@ class WaveletRefinement(nn.Module):
         return {"gates": Role("vector")}
 
     def shares(self, samples: Tensor) -> Tensor:
-        """How much of the branch each sample [B, ...] gets, [B, 1, 1]: 0 or 1 in training, the rate in eval."""
+        """Return how much of the branch each sample [B, ...] gets, [B, 1, 1]: 0 or 1 in training, the rate in eval."""
         # Dropout divides what it keeps by the rate; in training the branch is applied whole or not at all.
         return self.off(samples.new_full((samples.shape[0], 1, 1), self.on_rate))
 

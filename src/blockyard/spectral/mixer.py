@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Linear, plain
 from blockyard.protocol.cache_ring import RingCache
@@ -98,13 +98,11 @@ class SpectralMixer(Mixer):
                 f"num_groups={num_groups} does not divide the head's width {head_dim} = d_model / n_heads; "
                 f"use {', '.join(map(str, fitting))}"
             )
-        _check_sizes(n_fft=n_fft, window=window, chunk=chunk, d_gate=d_gate)
-        if num_buckets is not None and num_buckets < 4:
-            raise InputError(f"num_buckets={num_buckets} should be at least 4, or none")
+        at_least(1, n_fft=n_fft, window=window, chunk=chunk, d_gate=d_gate)
+        at_least(4, ", or none", num_buckets=num_buckets)
         if not 0.0 <= wavelet_on_rate <= 1.0:
             raise InputError(f"wavelet_on_rate={wavelet_on_rate} should be between 0 and 1")
-        if memory_size < 0:
-            raise InputError(f"memory_size={memory_size} should be 0 or more")
+        at_least(0, memory_size=memory_size)
         _check_form(
             causal,
             causal_only={"gate": gate, "window": window, "chunk": chunk},
@@ -250,7 +248,7 @@ class SpectralMixer(Mixer):
         return self.gate(self._query(x.mean(1, dtype=_wide(x.dtype))))
 
     def kernel_span(self, x: Tensor | None = None, *, length: int = _USUAL_LENGTH, energy: float = 0.95) -> Tensor:
-        """How far the kernels reach: the smallest |lag| that holds `energy` of each, [(B,) n_heads, num_groups].
+        """Return how far the kernels reach: the smallest |lag| that holds `energy` of each, [(B,) n_heads, num_groups].
 
         Args:
             x, length: see `kernels`.
@@ -306,12 +304,6 @@ class SpectralMixer(Mixer):
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _check_sizes(**sizes: int | None) -> None:
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise InputError(f"{name}={size} should be at least 1")
 
 
 def _check_form(causal: bool, causal_only: dict[str, Any], encoder_only: dict[str, Any]) -> None:

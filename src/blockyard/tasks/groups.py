@@ -134,7 +134,27 @@ def train_groups(task: str) -> dict[str, Group]:
     return by_name([model, *block_groups(kind.attn, kind.ffn), train, data])
 
 
-def unknown_key(origin: str, key: str, known: Iterable[str], group: Group) -> str:
+# What is wrong with a setting, in the same words from Python, a settings file and the command line. `origin` is where
+# it stands: "vft.rank", "run.yaml: vft.rank", "--vft.rank".
+
+
+def wrong_type(origin: str, value: Any, option: Option) -> str:
+    """`--train.steps='many' should be int`."""
+    return f"{origin}={value!r} should be {option.type_name}"
+
+
+def not_selected(origin: str, key: str, holders: Iterable[str], impls: Mapping[str, str | None]) -> str:
+    """`--vft.rank: 'rank' is an option of: tva, vft; selected are attn.impl=standard, ffn.impl=swiglu`."""
+    selected = ", ".join(f"{name}={impl}" for name, impl in impls.items() if impl)
+    return f"{origin}: {belongs_to(key, holders)}; selected are {selected}"
+
+
+def mixers_twice(origin: str) -> str:
+    """Word that `attn.impl` and `model.pattern` are two ways of saying one thing."""
+    return f"{origin}: model.pattern names the mixers already; leave one of them out"
+
+
+def unknown_key(origin: str, key: str, known: Iterable[str], group: str) -> str:
     """`--vft.rnak: no option 'rnak' (did you mean 'rank'?)`, or whose option it is, or which options there are."""
     holders = owners(key)
     if holders:
@@ -142,13 +162,14 @@ def unknown_key(origin: str, key: str, known: Iterable[str], group: Group) -> st
     hint = suggest(key, known)
     if hint:
         return f"{origin}: no option {key!r}{hint}"
-    return f"{origin}: no option {key!r}; {group.name} has: {', '.join(known)}"
+    return f"{origin}: no option {key!r}; {group} has: {', '.join(known) or 'none'}"
 
 
-def unknown_group(name: str, groups: Mapping[str, Group]) -> str:
+def unknown_group(name: str, groups: Mapping[str, Group], also: Iterable[str] = ()) -> str:
     """`no option group 'trian' (did you mean 'train'?)`; for a block's name, under which group its options stand."""
     homes = block_homes(name, groups)
-    hint = f"; options of {name} stand under {homes}" if homes else suggest(name, groups)
+    hint = f"; options of {name} stand under {homes}" if homes else suggest(name, [*filter(None, groups), *also])
+    hint = hint or f"; groups: {', '.join(filter(None, groups))}"
     return f"no option group {name!r}{hint}"
 
 

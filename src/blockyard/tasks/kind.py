@@ -196,7 +196,7 @@ class TaskKind(ABC, Generic[M, D, X]):
         return model
 
     def load_assets(self, folder: Path) -> Any:
-        """What the task's `save_assets` wrote into a run folder.
+        """Return what the task's `save_assets` wrote into a run folder.
 
         Raises:
             InputError: when it is missing or damaged.
@@ -204,7 +204,7 @@ class TaskKind(ABC, Generic[M, D, X]):
         return None
 
     def report(self) -> Parts:
-        """What the task adds to a comparison and its report."""
+        """Return what the task adds to a comparison and its report."""
         from blockyard.report.parts import Parts
 
         return Parts()
@@ -230,8 +230,8 @@ class TaskKind(ABC, Generic[M, D, X]):
         return Quality()
 
     def references(self, data: X) -> dict[str, Any]:
-        """What stands beside the quality in a comparison's report, such as baselines; asked once, and not by searches:
-        it may look at a test part."""
+        """Return what stands beside the quality in a comparison's report, such as baselines; asked once, and not by
+        searches: it may look at a test part."""
         return {}
 
     def sample_data(self, run: Run[M, D]) -> X:
@@ -265,7 +265,7 @@ class TaskKind(ABC, Generic[M, D, X]):
         return {}
 
     def terms(self, run: Run[M, D], data: X) -> dict[str, Any]:
-        """What of the data must be the same for runs to be comparable, as flat plain data."""
+        """Return what of the data must be the same for runs to be comparable, as flat plain data."""
         options: Any = run.data
         kept = {f"data.{key}": value for key, value in asdict(options).items() if key not in self.own_data_options}
         return {"data sha256": data.fingerprint.get("sha256"), **kept}

@@ -7,8 +7,8 @@ from typing import Any
 
 from blockyard.registry.options import options_of
 from blockyard.registry.register import Kind, find_block, implementation
-from blockyard.tasks.kind import DEFAULT, task_kind, task_names
-from blockyard.tasks.settings import resolve
+from blockyard.tasks.kind import DEFAULT, Run, TaskKind, task_kind, task_names
+from blockyard.tasks.settings import as_groups, resolve
 from blockyard.training.config import TrainConfig
 from blockyard.training.folder import Meaning
 
@@ -46,6 +46,16 @@ class RunMeaning(Meaning):
         return default
 
 
+def older_options(kind: TaskKind[Any, Any, Any], data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Options of `model` and `data` that an older version could not write, at the values that its runs had.
+
+    Args:
+        kind: the task.
+        data: the data's options that a run folder holds.
+    """
+    return {"model": kind.model_config.older, "data": kind.older_data(data)}
+
+
 def with_older(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Options that a run folder holds, with those that an older version could not write, at the values that its models
     and data had: the task, which was a language model when there was no other, what the model's configuration names,
@@ -56,9 +66,35 @@ def with_older(resolved: Mapping[str, Any]) -> dict[str, Any]:
     named = {"task": DEFAULT, **resolved}
     if named["task"] not in task_names():
         return named
-    kind, model, data = task_kind(named["task"]), named.get("model"), named.get("data")
-    if isinstance(model, Mapping):
-        named["model"] = {**kind.model_config.older, **model}
-    if isinstance(data, Mapping):
-        named["data"] = {**kind.older_data(data), **data}
+    held = named.get("data")
+    for group, older in older_options(task_kind(named["task"]), held if isinstance(held, Mapping) else {}).items():
+        if isinstance(named.get(group), Mapping):
+            named[group] = {**older, **named[group]}
     return named
+
+
+def as_begun(groups: Mapping[str, Any], written: Mapping[str, Any], task: str | None) -> Mapping[str, Any]:
+    """The groups of a run to be resumed; options of the model and the data that its folder is too old to name, and that
+    the caller does not name either, are what they were.
+
+    Args:
+        groups: as the caller gives them; their plug-ins have been imported.
+        written: what the run folder holds.
+        task: the kind of task; `task` of the groups, or a language model, when not given.
+    """
+    kind, begun = task_kind(groups.get("task") or task or DEFAULT), dict(groups)
+    for group, older in older_options(kind, written.get("data") or {}).items():
+        saved = written.get(group) or {}
+        begun[group] = {**{k: v for k, v in older.items() if k not in saved}, **dict(groups.get(group) or {})}
+    return begun
+
+
+def missing_options(groups: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:
+    """Dotted names of the options that a whole configuration has and these groups leave out."""
+    whole, found = as_groups(run), [] if "task" in groups else ["task"]
+    # Those that are known all the same are not missing.
+    older = older_options(run.kind, groups.get("data") or {})
+    for group in ("model", "train", "data"):
+        told = (*(groups.get(group) or {}), "pattern", *older.get(group, ()))
+        found += [f"{group}.{name}" for name in whole.get(group, {}) if name not in told]
+    return found

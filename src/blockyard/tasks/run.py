@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.machine.launch import is_first
 from blockyard.machine.memory import forcing
+from blockyard.models.config import BlocksConfig
 from blockyard.registry.options import options_of
 from blockyard.registry.plugins import load_file_plugins, load_plugins
-from blockyard.tasks.kind import DEFAULT, Run, task_kind
-from blockyard.tasks.meaning import RunMeaning, with_older
+from blockyard.tasks.kind import Run
+from blockyard.tasks.meaning import RunMeaning, as_begun, missing_options, with_older
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.tasks.sizes import check_data, check_model, check_training
 from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
@@ -66,8 +67,9 @@ def train(
         InputError: for anything that the user can put right.
         Interrupted: after SIGTERM or SIGINT, when the run has been saved.
     """
-    if resume:
-        groups = _as_begun(groups, Path(out), task)
+    if resume and (Path(out) / CONFIG).is_file():  # without one it is refused later, for all ranks
+        load_plugins(tuple(groups.get("plugins") or ()))
+        groups = as_begun(groups, read_config(Path(out)), task)
     run = resolve(groups, task)
     if is_first():
         # Before the data are read; asked again with the folder in hand.
@@ -88,22 +90,6 @@ def open_trainer(run: Run[Any, Any], task: Task, out: Path | str, *, resume: boo
     return Trainer(task, run.train, out, resolved=as_groups(run), resume=resume, meaning=RunMeaning())
 
 
-def _as_begun(groups: Mapping[str, Any], out: Path, task: str | None) -> Mapping[str, Any]:
-    """The groups of a run to be resumed; options of the model and the data that its folder is too old to name, and that
-    the caller does not name either, are what they were."""
-    if not (out / CONFIG).is_file():
-        return groups  # refused later, for all ranks
-    written = read_config(out)
-    load_plugins(tuple(groups.get("plugins") or ()))
-    kind = task_kind(groups.get("task") or task or DEFAULT)
-    begun = dict(groups)
-    for group in ("model", "data"):
-        saved, given = written.get(group) or {}, dict(groups.get(group) or {})
-        older = kind.model_config.older if group == "model" else kind.older_data(saved)
-        begun[group] = {**{k: v for k, v in older.items() if k not in saved}, **given}
-    return begun
-
-
 def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -> Path:
     """Train a language model into a run folder; see `train`."""
     return train(groups, out, resume, task="lm")
@@ -115,22 +101,43 @@ def make_task(run: Run[Any, Any]) -> Task:
     Raises:
         InputError: also for what does not fit into memory, before it is read or built.
     """
-    check_data(run)
-    check_training(run, fitted=False)
-    fitted, data = load_data(run)
+    fitted, data = DataCache().fitted(run)
     if is_first():
         for note in getattr(data, "notes", ()):
             print(f"note: {note}", file=sys.stderr)
-    check_training(fitted, fitted=True)
     task = run.kind.make_task(fitted, data)
     check_task(task)
     return task
 
 
-def load_data(run: Run[Any, Any]) -> tuple[Run[Any, Any], Any]:
-    """The run's data, and the run with a model that fits them."""
-    data = run.kind.load_data(run.data, run.model)
-    return replace(run, model=run.kind.fit(run.model, data.assets)), data
+class DataCache:
+    """A task's data, read again only for a run that needs others: other data options, or another model whose own
+    options (a context, a horizon) the data may follow. Blocks and widths are never among these."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._data: Any = None
+
+    def load(self, run: Run[Any, Any]) -> Any:
+        """The run's data."""
+        shape = set(BlocksConfig.__dataclass_fields__)
+        key = (run.data, {k: v for k, v in vars(run.model).items() if k not in shape})
+        if self._key != key:
+            self._data, self._key = run.kind.load_data(run.data, run.model), key
+        return self._data
+
+    def fitted(self, run: Run[Any, Any]) -> tuple[Run[Any, Any], Any]:
+        """The run with a model that fits its data, and the data.
+
+        Raises:
+            InputError: also for what does not fit into memory, before it is read or built.
+        """
+        check_data(run)
+        check_training(run, fitted=False)
+        data = self.load(run)
+        fitted = replace(run, model=run.kind.fit(run.model, data.assets))
+        check_training(fitted, fitted=True)
+        return fitted, data
 
 
 def read_run(folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = False) -> Run[Any, Any]:
@@ -158,8 +165,8 @@ def _fitted(run: Run[Any, Any], assets: Any, folder: Path) -> Any:
         model = run.kind.fit(run.model, assets)
         for name in run.kind.from_data:
             value = known[name].check(getattr(model, name))
-            if isinstance(value, int) and value < 0:
-                raise InputError(f"{name}={value} should be at least 0")
+            if isinstance(value, int):
+                at_least(0, **{name: value})
     except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{folder} cannot be used: what it says of its data does not fit a model ({error})") from error
     return model
@@ -176,19 +183,6 @@ def tell_gaps(folder: Path, run: Run[Any, Any]) -> None:
             "the defaults are taken",
             file=sys.stderr,
         )
-
-
-def missing_options(groups: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:
-    """Dotted names of the options that a whole configuration has and these groups leave out."""
-    whole = as_groups(run)
-    found = [] if "task" in groups else ["task"]
-    for group in ("model", "train", "data"):
-        given = groups.get(group) or {}
-        # Not those that are known all the same.
-        older = {"model": run.model.older, "data": run.kind.older_data(given)}.get(group, ())
-        told = (*given, "pattern", *older)
-        found += [f"{group}.{name}" for name in whole.get(group, {}) if name not in told]
-    return found
 
 
 def load_run(

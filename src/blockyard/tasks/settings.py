@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from blockyard.errors import InputError, suggest
-from blockyard.registry.options import belongs_to, check_options, options_of, without_pairs
+from blockyard.errors import InputError
+from blockyard.registry.options import Option, options_of
 from blockyard.registry.pattern import LayerSpec, default_ffn_of, format_choice, layer_options, parse_choice
 from blockyard.registry.plugins import load_plugins
 from blockyard.registry.register import Entry, Kind, entries, find_block, implementation, members_of
+from blockyard.tasks.groups import mixers_twice, not_selected, train_groups, unknown_group, unknown_key, wrong_type
 from blockyard.tasks.kind import DEFAULT, Run, TaskKind, task_kind
 from blockyard.training.config import TrainConfig, as_dict
 
@@ -34,10 +35,10 @@ def resolve(groups: Groups, task: str | None = None) -> Run[Any, Any]:
     _check_shape(groups)
     plugins = tuple(groups.get("plugins") or ())
     load_plugins(plugins)
+    named = groups.get("task") or task or DEFAULT
     for name in groups:
         if name not in _known_groups():
-            raise InputError(f"no option group {name!r}{suggest(name, _known_groups())}")
-    named = groups.get("task") or task or DEFAULT
+            raise InputError(unknown_group(name, train_groups(named), ("plugins", "task")))
     if task is not None and named != task:
         raise InputError(f"task={named!r}: these are the options of another task than {task!r}")
     kind = task_kind(named)
@@ -45,14 +46,25 @@ def resolve(groups: Groups, task: str | None = None) -> Run[Any, Any]:
     model = dict(groups.get("model") or {})
     model.pop("pattern", None)
     known = {k: o for k, o in options_of(kind.model_config).items() if k not in (*kind.from_data, "blocks")}
-    given = {**kind.from_data, **check_options(known, model, "model")}
+    given = {**kind.from_data, **_checked_group("model", known, model)}
     architecture = kind.model_config(blocks=tuple(specs), **given)
     # Again, for a subclass whose own `__post_init__` does not call its parent's.
     architecture.check_shape()
-    data = kind.data_config(**check_options(options_of(kind.data_config), groups.get("data") or {}, "data"))
-    trained = check_options(options_of(TrainConfig), groups.get("train") or {}, "train")
+    data = kind.data_config(**_checked_group("data", options_of(kind.data_config), groups.get("data") or {}))
+    trained = _checked_group("train", options_of(TrainConfig), groups.get("train") or {})
     train = TrainConfig(**{**kind.train_defaults, **trained})
     return Run(architecture, data, train, plugins, kind.name)
+
+
+def _checked_group(group: str, known: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a dataclass as their types."""
+    for key in given:
+        if key not in known:
+            raise InputError(unknown_key(f"{group}.{key}", key, known, group))
+    missing = [f"{group}.{key}" for key, option in known.items() if option.required and key not in given]
+    if missing:
+        raise InputError(f"{', '.join(missing)} must be given")
+    return {key: _checked(known[key], value, f"{group}.{key}") for key, value in given.items()}
 
 
 def _check_shape(groups: Groups) -> None:
@@ -110,6 +122,8 @@ def _layers(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
     """The layer specifications with the groups' options given to the blocks that they belong to."""
     specs = _chosen(groups, kind)
     for name, key, value in _words(groups, specs):
+        if not _has_place(specs, name, key):
+            raise InputError(_without_place(name, key, groups, kind, specs))
         specs = _give(specs, name, key, value)
     return specs
 
@@ -120,13 +134,21 @@ def _chosen(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
     pattern = (groups.get("model") or {}).get("pattern")
     if pattern:
         if attn_impl:
-            raise InputError(f"model.pattern={pattern!r} already names the mixers; leave attn.impl={attn_impl!r} out")
+            raise InputError(mixers_twice("attn.impl"))
         return parse_choice(pattern, default_ffn=ffn_impl or kind.ffn)
     mixer = attn_impl or kind.attn
-    implementation("attn", mixer)
+    _check_named("attn", mixer)
     feed = ffn_impl or default_ffn_of(mixer, kind.ffn)
-    implementation("ffn", feed)
+    _check_named("ffn", feed)
     return [LayerSpec(mixer, feed)]
+
+
+def _check_named(kind: Kind, name: str) -> None:
+    """Refuse a name that no implementation has, with the place where it stands."""
+    try:
+        implementation(kind, name)
+    except InputError as error:
+        raise InputError(f"{kind}.impl: {error}") from None
 
 
 def _words(groups: Groups, specs: list[LayerSpec]) -> list[tuple[str, str, Any]]:
@@ -139,7 +161,7 @@ def _words(groups: Groups, specs: list[LayerSpec]) -> list[tuple[str, str, Any]]
 
 
 def used_options(groups: Groups, task: str) -> tuple[dict[str, Any], Callable[[str, str], bool]]:
-    """What of the groups the layers that they select have a use for, for searches that draw the blocks.
+    """Return what of the groups the layers that they select have a use for, for searches that draw the blocks.
 
     Args:
         groups: option groups, as `resolve` reads them.
@@ -177,18 +199,15 @@ def _has_members(spec: LayerSpec) -> bool:
 
 def _give(specs: list[LayerSpec], group: str, key: str, value: Any) -> list[LayerSpec]:
     """Hand one group option to every layer that has it; what a pattern says in brackets goes before."""
-    given, taken = [], False
+    given = []
     for spec in specs:
         changed: dict[str, Any] = {}
         for kind, name, held in _members(spec):
             for place in _places(kind, name, group, key, spec, held):
-                taken = True
                 option = layer_options(kind, name, held)[place]
                 before = changed.get(f"{kind}_options", held)
-                changed[f"{kind}_options"] = {place: _checked(option, value, group), **before}
+                changed[f"{kind}_options"] = {place: _checked(option, value, f"{group}.{key}"), **before}
         given.append(replace(spec, **changed))
-    if not taken:
-        raise InputError(_unused(group, key))
     return given
 
 
@@ -197,7 +216,7 @@ def _members(spec: LayerSpec) -> tuple[tuple[Kind, str, Mapping[str, Any]], ...]
 
 
 def _places(kind: Kind, name: str, group: str, key: str, spec: LayerSpec, held: Mapping[str, Any]) -> list[str]:
-    """What a block calls an option of a group: the same if it lives there or is half of a pair that does, and
+    """Return what a block calls an option of a group: the same if it lives there or is half of a pair that does, and
     `expert.d_ff` if its expert does."""
     found = []
     entry, pair = implementation(kind, name), find_block(spec.attn, spec.ffn)
@@ -228,23 +247,27 @@ def _home(kind: Kind, name: str, key: str, spec: LayerSpec) -> tuple[str, str]:
     return (pair.group if pair is not None else _group_of(kind, entry)), key
 
 
-def _checked(option: Any, value: Any, group: str) -> Any:
+def _checked(option: Option, value: Any, origin: str) -> Any:
     try:
         return option.check(value)
-    except InputError as error:
-        raise InputError(f"{group}.{error}") from None
+    except InputError:
+        raise InputError(wrong_type(origin, value, option)) from None
 
 
-def _unused(group: str, key: str) -> str:
-    """Why nothing takes an option: a typo, or its block is not selected."""
+def _without_place(group: str, key: str, groups: Groups, kind: TaskKind[Any, Any, Any], specs: list[LayerSpec]) -> str:
+    """Word why nothing takes an option: a typo, or its block is not selected."""
     kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
     members = [(k, e) for k in kinds for e in entries(k) if (k if e.name == "standard" else e.group) == group]
-    holders = without_pairs(e.name for _, e in members if key in e.options)
+    holders = [e.name for _, e in members if key in e.options]
     if holders:
-        neither = "neither is" if len(holders) == 2 else "it is not" if len(holders) == 1 else "none of them is"
-        return f"{group}.{key}: {belongs_to(key, holders)}; {neither} selected"
-    known = {name for _, e in members for name in e.options}
-    return f"{group} has no option {key!r}{suggest(key, known)}" + ("" if known else " (it has none)")
+        pattern = (groups.get("model") or {}).get("pattern")
+        feed = (groups.get("ffn") or {}).get("impl") or kind.ffn
+        impls = {"attn.impl": specs[0].attn, "ffn.impl": specs[0].ffn}
+        return not_selected(
+            f"{group}.{key}", key, holders, {"model.pattern": pattern, "ffn.impl": feed} if pattern else impls
+        )
+    own = ["impl"] if group in ("attn", "ffn") else []
+    return unknown_key(f"{group}.{key}", key, [*own, *{name: None for _, e in members for name in e.options}], group)
 
 
 def _families(groups: Groups) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.text.tokenizer import Tokenizer
 
 
@@ -37,8 +37,7 @@ class TextData:
         fingerprint: dict[str, Any],
         notes: Sequence[str] = (),
     ) -> None:
-        if context < 1:
-            raise InputError(f"context={context} must be at least 1")
+        at_least(1, context=context)
         n_val = round(len(tokens) * val_fraction)
         n_train = len(tokens) - n_val
         for part, size in (("training", n_train), ("validation", n_val)):
@@ -91,8 +90,7 @@ class TextData:
         """
         context = self.context if context is None else context
         windows = self._view("train", self._train, context)
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size} must be at least 1")
+        at_least(1, batch_size=batch_size)
         if not (0 <= seed < 1 << 64 and 0 <= step < 1 << 64):
             raise InputError(f"seed={seed} and step={step} must lie between 0 and 2**64 - 1")
         # The raw bits of Philox are fixed for good; numpy's distributions may change between versions.
@@ -114,10 +112,7 @@ class TextData:
             input_ids and targets, int64 [rows, context] each.
         """
         context = self.context if context is None else context
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size} must be at least 1")
-        if limit is not None and limit < 1:
-            raise InputError(f"limit={limit} must be at least 1")
+        at_least(1, batch_size=batch_size, limit=limit)
         windows = self._view("val", self._val, context)
         count = (len(self._val) - 1) // context
         wanted = count if limit is None else min(count, limit * batch_size)
@@ -129,8 +124,7 @@ class TextData:
         """Return every run of context + 1 tokens as a row, without copying: [len - context, context + 1]."""
         view = self._windows.get((part, context))
         if view is None:
-            if context < 1:
-                raise InputError(f"context={context} must be at least 1")
+            at_least(1, context=context)
             if len(tokens) < context + 1:
                 raise InputError(
                     f"context={context} is longer than the text: the {part} part has {len(tokens)} tokens "

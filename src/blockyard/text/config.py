@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least, one_of
 from blockyard.files import cache_home, user_path
 
 TextFormat = Literal["auto", "txt", "jsonl", "json", "parquet", "folder"]
@@ -43,9 +43,7 @@ class TextDataConfig:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        known = ("auto", "txt", "jsonl", "json", "parquet", "folder")
-        if self.format not in known:
-            raise InputError(f"data.format={self.format!r} is not one of: {', '.join(known)}")
+        one_of(("auto", "txt", "jsonl", "json", "parquet", "folder"), **{"data.format": self.format})
         if self.path == "":
             raise InputError("data.path is an empty string; give a file or folder, or leave it out")
         if not 0.0 < self.val_fraction < 1.0:
@@ -53,8 +51,7 @@ class TextDataConfig:
         if self.vocab_size < 257:
             # 256 bytes and the end-of-text token.
             raise InputError(f"data.vocab_size={self.vocab_size} is too small; bpe needs at least 257")
-        if self.max_bytes is not None and self.max_bytes < 1:
-            raise InputError(f"data.max_bytes={self.max_bytes} must be at least 1")
+        at_least(1, **{"data.max_bytes": self.max_bytes})
 
     def cache_folder(self) -> Path:
         """Return the folder for encoded tokens and trained tokenizers (it need not exist yet)."""

@@ -37,7 +37,7 @@ class Listing:
     left_out: Mapping[str, int]
 
     def note(self) -> str:
-        """What was left out, in a line; "" when nothing was."""
+        """Return what was left out, in a line; "" when nothing was."""
         if not self.left_out:
             return ""
         many = sum(self.left_out.values())
@@ -94,7 +94,7 @@ def listing_of(config: TextDataConfig) -> Listing:
 
 
 def notes_on(config: TextDataConfig, listing: Listing, spells_separator: bool) -> tuple[str, ...]:
-    """What whoever trains on a text should know of how it is read, one line each."""
+    """Return what whoever trains on a text should know of how it is read, one line each."""
     found = [listing.note()]
     if spells_separator:
         does = "ends it there, as data.special_tokens asks" if config.special_tokens else "is text like any other there"

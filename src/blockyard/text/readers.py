@@ -85,7 +85,7 @@ def limited(pieces: Pieces, max_bytes: int) -> Pieces:
 
 
 def format_of(path: Path, text_field: str, *, alone: bool = False) -> str:
-    """How a file is read that nobody says it of: txt, jsonl, json (an array of objects) or parquet.
+    """Return how a file is read that nobody says it of: txt, jsonl, json (an array of objects) or parquet.
 
     Args:
         path: the file.

@@ -17,7 +17,8 @@ _BLOCK = 1 << 16
 
 
 def json_shape(path: Path, field: str, *, alone: bool = False) -> Shape:
-    """What a file called .json holds: an object a line, an array of objects, or something to be read as it stands.
+    """Return what a file called .json holds: an object a line, an array of objects, or something to be read as it
+    stands.
 
     Lines are what Hugging Face's to_json and most exports write under that name. Objects without the field stay text
     in a folder (of settings, say); where the file is named by itself, that is more likely a slip.
@@ -112,7 +113,7 @@ def _json_array(path: Path) -> Iterator[Any]:
 
 
 def _more(file: IO[bytes], held: str, where: str) -> str:
-    """What is held, and as much again (a block at least), so that a long element is decoded a few times only."""
+    """Return what is held, and as much again (a block at least), so that a long element is decoded a few times only."""
     raw = file.read(max(_BLOCK, len(held)))
     while raw:
         try:

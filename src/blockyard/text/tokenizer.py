@@ -210,7 +210,7 @@ def described_tokenizer(description: Any) -> tuple[str | None, dict[str, int] | 
 
 
 def is_token_map(value: Any) -> bool:
-    """Whether a value read from JSON maps texts to ids."""
+    """Return whether a value read from JSON maps texts to ids."""
     return isinstance(value, dict) and all(type(token) is int and token >= 0 for token in value.values())
 
 

@@ -28,7 +28,7 @@ ASKED: dict[str, Extent] = {"on": "blocks", "model": "model", "off": "no"}
 
 
 def compiler_missing() -> str | None:
-    """Why compiling cannot work here, or None."""
+    """Return why compiling cannot work here, or None."""
     if torch.cuda.is_available():
         return None
     compiler = os.environ.get("CXX") or "g++"
@@ -38,12 +38,12 @@ def compiler_missing() -> str | None:
 
 
 def block_kinds(blocks: Sequence[nn.Module]) -> int:
-    """How many blocks differ in a way that takes a compilation of its own."""
+    """Return how many blocks differ in a way that takes a compilation of its own."""
     return len({_structure(block) for block in blocks})
 
 
 def _structure(block: nn.Module) -> str:
-    """What the compiled code depends on: classes, plain attributes, parameter shapes."""
+    """Return what the compiled code depends on: classes, plain attributes, parameter shapes."""
     parts = []
     for name, module in block.named_modules():
         plain = {k: v for k, v in vars(module).items() if isinstance(v, int | float | str | tuple | type(None))}
@@ -61,7 +61,7 @@ def compilation_plan(
     warm: Collection[str] = (),
     asked: Extent | None = None,
 ) -> tuple[Extent, float, str]:
-    """What to compile in a run of `steps` more steps: what leaves the most time after its own cost.
+    """Return what to compile in a run of `steps` more steps: what leaves the most time after its own cost.
 
     Args:
         eager_seconds: time of an eager step.
@@ -88,7 +88,8 @@ def compilation_plan(
 
 
 def decided_untimed(option: str, blocks: Sequence[nn.Module], *, sharded: bool) -> tuple[Extent, str] | None:
-    """What can be said about compiling before any step was timed: the extent and why, None when timing must tell.
+    """Return what can be said about compiling before any step was timed: the extent and why, None when timing must
+    tell.
 
     Args:
         option: train.compile.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_most
 from blockyard.protocol.training import TrainingHook, TrainingOptions, check_least, check_weight
 from blockyard.registry.options import MOST_SEED, MOST_THREADS
 from blockyard.registry.register import training_options
@@ -105,9 +105,8 @@ class LoopConfig:
             check_least(self, name, 1)
         for name in ("warmup", "eval_every", "save_every", "threads", "seed"):
             check_least(self, name, 0)
-        for name, most in (("threads", MOST_THREADS), ("seed", MOST_SEED)):
-            if getattr(self, name) > most:
-                raise InputError(f"train.{name}={getattr(self, name)} must be at most {most}")
+        at_most(MOST_THREADS, **{"train.threads": self.threads})
+        at_most(MOST_SEED, **{"train.seed": self.seed})
         for name in ("lr", "matrix_lr"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

@@ -51,7 +51,7 @@ class Decisions:
 
     @classmethod
     def from_dict(cls, data: Any) -> Decisions | None:
-        """What `to_dict` gave; None for anything else, such as what someone edited."""
+        """Return what `to_dict` gave; None for anything else, such as what someone edited."""
         names = {field.name for field in fields(cls)}
         if not isinstance(data, dict) or set(data) != names or not isinstance(data["why"], list):
             return None
@@ -140,5 +140,5 @@ class Remembered:
 
 
 def _machine() -> str:
-    """What the speed of a step depends on."""
+    """Return what the speed of a step depends on."""
     return f"{os.uname().machine} {processor_name()} x{os.cpu_count()}"

@@ -224,7 +224,7 @@ def load_whole_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def kind_of(tensor: Tensor) -> str:
-    """What a tensor's numbers are, whatever their precision."""
+    """Return what a tensor's numbers are, whatever their precision."""
     kind = tensor.dtype
     return (
         "complex" if kind.is_complex else "float" if kind.is_floating_point else "bool" if kind == torch.bool else "int"
@@ -232,7 +232,7 @@ def kind_of(tensor: Tensor) -> str:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether the tensor is a DTensor, told without importing the class."""
+    """Return whether the tensor is a DTensor, told without importing the class."""
     return hasattr(tensor, "full_tensor")
 
 

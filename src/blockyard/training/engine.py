@@ -188,7 +188,8 @@ class Engine:
         return self.with_model_at_rest(self.task.evaluate)
 
     def with_model_at_rest(self, look: Callable[[nn.Module], T]) -> T:
-        """What `look` finds in the model while that is in eval mode, without gradients, in the run's precision."""
+        """Return what `look` finds in the model while that is in eval mode, without gradients, in the run's
+        precision."""
         self.model.eval()
         if self._has_dropout:
             set_dropout_keys(self.model, None)

@@ -62,7 +62,7 @@ def locked_folder(path: Path, lock: str, name: str, owner: str) -> IO[str]:
 
 
 def held(lock: Path) -> bool:
-    """Whether a process holds a lock file; one that is missing is free."""
+    """Return whether a process holds a lock file; one that is missing is free."""
     try:
         with open_without_links(lock, "r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -241,7 +241,7 @@ class Meaning:
         return {}
 
     def defaults(self, groups: Mapping[str, Any]) -> Callable[[str, str], Any]:
-        """What an option is, by group and name, where nobody gave it; None where that is unknown."""
+        """Return what an option is, by group and name, where nobody gave it; None where that is unknown."""
         return lambda group, key: None
 
 
@@ -304,7 +304,7 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any], meaning: Meani
 
 
 def _extends(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether the options ask for the same run with more steps."""
+    """Return whether the options ask for the same run with more steps."""
     had, asked = before.get("train"), now.get("train")
     if not isinstance(had, dict) or not isinstance(asked, dict):
         return False

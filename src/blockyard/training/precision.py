@@ -12,7 +12,7 @@ MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether this device has bf16 matrix units (AMX or AVX-512 BF16 on a CPU, Ampere or later on CUDA).
+    """Return whether this device has bf16 matrix units (AMX or AVX-512 BF16 on a CPU, Ampere or later on CUDA).
 
     A property of the machine, not a timing: two runs on one machine must not differ in their numbers because
     a measurement was noisy.

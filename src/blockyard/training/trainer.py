@@ -332,7 +332,7 @@ class Trainer:
             )
 
     def _stored_decisions(self, loaded: checkpoints.Checkpoint | None) -> Decisions | None:
-        """What this run decided before it was interrupted; the folder knows before the first checkpoint does."""
+        """Return what this run decided before it was interrupted; the folder knows before the first checkpoint does."""
         if self._folder is None:
             return None
         stored = Decisions.from_dict(self._folder.read_environment().get("decisions"))
@@ -361,7 +361,7 @@ class Trainer:
         return self.decisions.compile in ("blocks", "model")
 
     def _decide_compile(self) -> None:
-        """What can be said about compiling before any step was timed."""
+        """Decide about compiling as far as can be said before any step was timed."""
         engine = self.engine
         decided = decided_untimed(self.config.compile, engine.blocks, sharded=engine.kind == "fsdp2")
         if decided is not None:
@@ -424,7 +424,7 @@ class Trainer:
     # Small matters.
 
     def _stopped(self) -> bool:
-        """Whether a signal asked any rank to end."""
+        """Return whether a signal asked any rank to end."""
         if self.ranks.size == 1:
             return self._stop.signal is not None
         flag = torch.tensor([self._stop.signal or 0], device=self.ranks.device)

@@ -11,11 +11,12 @@ Where to read, in this order:
     settings.py    TuneConfig: the terms; space.py, dimension.py: what is searched
     session.py     from the first trial to the report
     search.py      Optuna's part: who draws, who stops
-    trials.py      draw, train, judge, tell; budgeted.py: one run at a budget
-    finals.py      the best trials with fresh seeds; verdict.py: what that allows one to say
+    plan.py        SearchSpec: what was asked for; a run of a search as a job of compare/runs.py, which trains it
+    trials.py      draw, train, judge, tell
+    finals.py      the best trials as choices of a comparison with fresh seeds; verdict.py: what that allows one to say
     importance.py  how much each option mattered, roughly
     record.py      tune.json (schema.py); report.py, charts.py, output.py: what is written of it
-    the rest       what is known before training (start.py), the table one watches (board.py), workers (worker.py)
+    the rest       what is known before training (start.py), the table of trials (board.py), their workers (worker.py)
 
 Use it before comparing blocks that want other rates; keep data that nothing was chosen by for a last word.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from blockyard.compare.live import LiveTable, board_for
-from blockyard.errors import require
-from blockyard.report import units
+from blockyard.compare.live import Lines as PlainLines
+from blockyard.compare.live import LiveTable, board_for, number
 from blockyard.report.units import word
 
 LATEST = 8
@@ -43,34 +41,24 @@ class Line:
         return ", ".join(f"{name}={word(value)}" for name, value in self.settings.items())
 
 
-class Board(Protocol):
-    """Shows the runs of a search."""
-
-    def show(self, lines: Sequence[Line], *, now: bool = False) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def make_board(shown: bool, metric: str) -> Board:
+def make_board(shown: bool, metric: str) -> Any:
     """A table when standard error is a terminal and rich is installed, plain lines otherwise, or nothing."""
-    board: Board = board_for(shown, lambda: Table(metric), lambda: Lines(metric))
-    return board
+    return board_for(shown, lambda: Table(metric), lambda: Lines(metric))
 
 
-class Lines:
+class Lines(PlainLines):
     """One plain line when a run ends."""
 
     def __init__(self, metric: str) -> None:
+        super().__init__()
         self._metric = metric
-        self._told: dict[str, str] = {}
+        self._ended: dict[str, str] = {}
         self._begun = False
 
-    def show(self, lines: Sequence[Line], *, now: bool = False) -> None:
+    def show(self, lines: Sequence[Any], *, now: bool = False) -> None:
         for line in lines:
-            if line.status != self._told.get(line.name, "training"):
-                self._told[line.name] = line.status
+            if line.status != self._ended.get(line.name, "training"):
+                self._ended[line.name] = line.status
                 # What had ended before this process began is only counted.
                 if self._begun:
                     self.say(self._text(line))
@@ -85,39 +73,26 @@ class Lines:
             return f"{line.name}: stopped at {line.part:.0%}, {figure}{settings}"
         return f"{line.name}: {line.status}{f', {line.note}' if line.note else ''}{settings}"
 
-    def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        return
-
 
 class Table(LiveTable):
     """The best trial, those in training, and the latest."""
 
+    bar_width = 12
+
     def __init__(self, metric: str) -> None:
-        self._metric = metric
+        self.columns = {"run": "left", "progress": "left", metric: "right", "": "left", "settings": "left"}
         super().__init__()
 
-    def _table(self, lines: Sequence[Line]) -> Any:
-        table = require("rich.table", extra="train").Table(box=None, pad_edge=False)
-        bar = require("rich.progress_bar", extra="train").ProgressBar
-        text = require("rich.text", extra="train").Text
-        for name in ("run", "progress", self._metric, "", "settings"):
-            table.add_column(name, justify="right" if name == self._metric else "left", no_wrap=name == "run")
-        for line in shown_lines(lines):
-            table.add_row(
-                text(line.name + (" *" if line.is_best else "")),
-                bar(total=1.0, completed=min(1.0, line.part), width=12),
-                units.NOTHING if line.value is None else f"{line.value:.4f}",
-                line.status,
-                text(line.note if line.status in ("failed", "diverged") else line.text),
-            )
-        return table
+    def show(self, lines: Sequence[Line], *, now: bool = False) -> None:
+        super().show(shown_lines(lines), now=now)
+
+    def cells(self, line: Line) -> Sequence[str | float]:
+        about = line.note if line.status in ("failed", "diverged") else line.text
+        return (line.name + (" *" if line.is_best else ""), line.part, number(line.value), line.status, about)
 
 
 def shown_lines(lines: Sequence[Line]) -> list[Line]:
-    """What fits on a screen: the best one, what is in training, and the latest."""
+    """Return what fits on a screen: the best one, what is in training, and the latest."""
     best = [line for line in lines if line.is_best]
     recent = [line for line in lines if line.status == "training" or line in lines[-LATEST:]]
     return [*best, *(line for line in recent if line not in best)]

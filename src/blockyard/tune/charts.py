@@ -14,6 +14,7 @@ from typing import Any
 
 from blockyard.errors import require
 from blockyard.report.chart import Chart
+from blockyard.report.drawing import draw_runs, name_rows
 from blockyard.report.palette import Palette
 from blockyard.report.units import word
 from blockyard.tune.dimension import Dimension
@@ -80,18 +81,12 @@ def _fresh(record: Tuning) -> Chart | None:
     def draw(axes: Any, palette: Palette) -> None:
         for y, row in enumerate(rows):
             which = DEFAULT if row["trial"] is None else BEST if _is_best(record, row["name"]) else FINISHED
-            colour = palette.series[which]
-            if row["half_width"] is not None:
-                axes.errorbar(row["mean"], y, xerr=row["half_width"], color=colour, linewidth=9, alpha=0.28, zorder=2)
             values = [run["value"] for run in row["runs"] if run["value"] is not None]
-            heights = [y + 0.09 * ((i % 3) - 1) for i in range(len(values))]
-            axes.scatter(values, heights, s=28, marker=MARKS[which], color=colour, edgecolors=palette.paper,
-                         linewidths=0.6, zorder=3)  # fmt: skip
+            marks = (palette.series[which], MARKS[which])
+            draw_runs(axes, y, values, row["mean"], row["half_width"], marks, palette.paper)
             if row["search_value"] is not None:
                 axes.scatter([row["search_value"]], [y], s=40, marker="x", color=palette.soft, linewidths=1.3, zorder=3)
-        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-        axes.set_ylim(len(rows) - 0.45, -0.55)
-        axes.grid(False, axis="y")
+        name_rows(axes, [row["name"] for row in rows])
         axes.margins(x=0.08)
         axes.set_xlabel(_label(record))
 
@@ -218,10 +213,8 @@ def _importance(record: Tuning) -> Chart | None:
             axes.barh(y, 100 * row["share"], height=0.55, color=palette.series[FINISHED], zorder=2)
             axes.annotate(f"{100 * row['share']:.0f} %", (100 * row["share"], y), xytext=(4, 0), va="center",
                           textcoords="offset points", color=palette.ink, fontsize=9)  # fmt: skip
-        axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
-        axes.set_ylim(len(rows) - 0.45, -0.55)
+        name_rows(axes, [_short(row["name"]) for row in rows])
         axes.set_xlim(0, max(50.0, 118 * max(row["share"] for row in rows)))
-        axes.grid(False, axis="y")
         axes.set_xlabel("of the trials' order, explained alone (%)")
 
     fewest = min(row["n"] for row in rows)

@@ -1,12 +1,13 @@
-"""The best trials once more, with seeds that the search has not seen, beside the default configuration.
+"""The best trials as choices of a comparison with seeds that the search has not seen, beside the default configuration.
 
 The best of many trials is best partly by luck, and its figure flatters it. What the search found is therefore judged by
-fresh runs alone: as many of the default configuration, with the same seeds and the same budget.
+fresh runs alone: as many of the default configuration, with the same seeds and the same budget, trained in turns as any
+comparison's (compare/runs.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from blockyard.compare.plan import task_on_meta
+from blockyard.compare.results import read_result
+from blockyard.compare.runs import Job, Key
 from blockyard.errors import InputError
+from blockyard.report.schema import Run
+from blockyard.tasks.run import DataCache
 from blockyard.tasks.settings import as_groups, resolve
-from blockyard.training.interrupt import StopRequest
-from blockyard.tune.budgeted import Ended, Plan, Shelf, make_plan, planned_run, read_ended, train_to_budget
-from blockyard.tune.settings import TuneConfig
-from blockyard.tune.space import Space
+from blockyard.training.folder import read_config
+from blockyard.tune.plan import Plan, SearchSpec, job_of, make_plan
 from blockyard.tune.trials import DRAWN, PLAN, SAME_AS
 
 FINALS, DEFAULT = "finals", "default"
@@ -44,20 +48,8 @@ class Candidate:
     plan: Plan | None = None
 
     def folder(self, out: Path, seed: int) -> Path:
-        """Where a run of it lives."""
+        """Return where a run of it lives."""
         return out / FINALS / self.name.replace(" ", "-") / f"seed-{seed}"
-
-
-@dataclass(frozen=True)
-class Final:
-    """One run of a candidate."""
-
-    candidate: Candidate
-    seed: int
-
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.candidate.name, self.seed
 
 
 def best_trials(study: Study, many: int) -> list[int]:
@@ -71,90 +63,58 @@ def best_trials(study: Study, many: int) -> list[int]:
     return [t.number for t in sorted(found, key=lambda t: (sign * (t.value or 0.0), t.number))[:many]]
 
 
-def candidates_of(
-    study: Study, space: Space, fixed: Mapping[str, Any], config: TuneConfig, default: Mapping[str, Any] | None
-) -> list[Candidate]:
-    """The default configuration, if there is one, and the best trials that are others than it."""
+def candidates_of(study: Study, spec: SearchSpec) -> list[Candidate]:
+    """List the default configuration, if there is one, and the best trials that are others than it."""
     found: list[Candidate] = []
     same: Any = None
-    if default is not None:
-        found.append(Candidate(DEFAULT, None, {}, default))
-        same = as_groups(resolve(default, space.task))
-    for number in best_trials(study, config.finalists):
+    if spec.default is not None:
+        found.append(Candidate(DEFAULT, None, {}, spec.default))
+        same = as_groups(resolve(spec.default, spec.task))
+    for number in best_trials(study, spec.config.finalists):
         trial = study.get_trials(deepcopy=False)[number]
         drawn = trial.user_attrs[DRAWN]
-        groups = space.with_drawn(drawn, fixed)
-        if as_groups(resolve(groups, space.task)) != same:
+        groups = spec.space.with_drawn(drawn, spec.fixed)
+        if as_groups(resolve(groups, spec.task)) != same:
             found.append(Candidate(f"trial {number}", number, drawn, groups, Plan(*trial.user_attrs[PLAN])))
     return found
 
 
-def fresh_seeds(candidates: Sequence[Candidate], task: str, config: TuneConfig) -> list[int]:
+def fresh_seeds(candidates: Sequence[Candidate], spec: SearchSpec) -> list[int]:
     """Seeds that no trial was trained with."""
-    first = resolve(candidates[0].groups, task).train.seed + 1
-    return list(range(first, first + config.seeds))
+    first = resolve(candidates[0].groups, spec.task).train.seed + 1
+    return list(range(first, first + spec.config.seeds))
 
 
-def jobs_of(candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Final]:
-    """Every run, a seed at a time, so that a slow hour falls on all candidates alike."""
-    return [Final(candidate, seed) for seed in seeds for candidate in candidates]
-
-
-def make_finals(
-    jobs: Sequence[Final],
-    out: Path,
-    task: str,
-    config: TuneConfig,
-    shelf: Shelf,
-    stop: StopRequest,
-    watch: Callable[[Final, int, float | None, Ended | None], None],
-) -> None:
-    """Train what is missing.
-
-    Args:
-        jobs: the runs.
-        out: the search's folder.
-        task: the kind of task, by name.
-        config: the terms.
-        shelf: the task's data.
-        stop: asks to save and end.
-        watch: told the run, how many parts of its budget it has been judged at, its figure, and when it ended what came
-            of it.
+def jobs_of(
+    candidates: Sequence[Candidate], seeds: Sequence[int], spec: SearchSpec, cache: DataCache
+) -> tuple[dict[int, list[Job]], dict[str, int]]:
+    """List every run by seed, and how many parameters each candidate has.
 
     Raises:
         InputError: when a run cannot be made.
-        Interrupted: after SIGTERM or SIGINT; the run in training has been saved.
     """
-    plans: dict[str, Plan] = {}
-    for job in jobs:
-        folder = job.candidate.folder(out, job.seed)
-        kept = read_ended(folder)
-        if kept is None:
-            run, data = shelf.fitted(resolve(job.candidate.groups, task))
-            name = job.candidate.name
-            plans[name] = job.candidate.plan or plans.get(name) or kept_plan(folder) or make_plan(run, data, config)
-            run = planned_run(run, plans[name], config, seed=job.seed)
-
-            def judge(part: int, value: float, job: Final = job) -> bool:
-                watch(job, part, value, None)
-                return False
-
-            kept = train_to_budget(run, data, folder, plans[name], config, stop, judge)
-        watch(job, config.evaluations, kept.value, kept)
+    jobs: dict[int, list[Job]] = {seed: [] for seed in seeds}
+    parameters = {}
+    for candidate in candidates:
+        run, data = cache.fitted(resolve(candidate.groups, spec.task))
+        parameters[candidate.name] = sum(p.numel() for p in task_on_meta(run, data).model.parameters())
+        folders = [candidate.folder(spec.out, seed) for seed in seeds]
+        kept = next((plan for folder in folders if (plan := kept_plan(folder))), None)
+        plan = candidate.plan or kept or make_plan(run, data, spec.config)
+        for seed, folder in zip(seeds, folders):
+            jobs[seed].append(job_of(candidate.name, run, data, plan, spec.config, folder, seed=seed))
+    return jobs, parameters
 
 
 def kept_plan(folder: Path) -> Plan | None:
     """The plan of a run that was cut off, from its settings: a measured speed would be another one."""
-    from blockyard.training.folder import read_config
-
     try:
-        steps = read_config(folder)["train"]["steps"]
+        return Plan(int(read_config(folder)["train"]["steps"]))
     except (InputError, KeyError, TypeError):
         return None
-    return Plan(int(steps))
 
 
-def read_finals(jobs: Sequence[Final], out: Path) -> dict[tuple[str, int], Ended]:
+def read_finals(jobs: Mapping[int, Sequence[Job]]) -> dict[Key, Run]:
     """The runs that have ended, by candidate and seed."""
-    found = {job.key: read_ended(job.candidate.folder(out, job.seed)) for job in jobs}
-    return {key: ended for key, ended in found.items() if ended is not None}
+    found = {job.key: read_result(job.folder) for group in jobs.values() for job in group}
+    return {key: run for key, run in found.items() if run is not None}

@@ -6,50 +6,48 @@ import csv
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blockyard.errors import InputError
-from blockyard.files import parse_json, plain, write_atomically
+from blockyard.files import plain, write_atomically
 from blockyard.registry.yamlfile import write_yaml
+from blockyard.report.write import read_record
+from blockyard.tasks.run import DataCache
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.tune import schema
-from blockyard.tune.budgeted import Shelf, make_plan, planned_run
-from blockyard.tune.record import Asked
-from blockyard.tune.settings import TuneConfig
+from blockyard.tune.plan import Plan, SearchSpec, make_plan, planned_run
 
 RECORD, BEST, TABLE = "tune.json", "best.yaml", "trials.csv"
 
 
-def write_record(record: schema.Tuning, asked: Asked, shelf: Shelf | None) -> None:
+def write_record(record: schema.Tuning, spec: SearchSpec, cache: DataCache | None) -> None:
     """Write tune.json, trials.csv and best.yaml.
 
     Args:
         record: what was found.
-        asked: what was asked.
-        shelf: the task's data, for best.yaml; none leaves that as it is.
+        spec: what was spec.
+        cache: the task's data, for best.yaml; none leaves that as it is.
 
     Raises:
         InputError: when they cannot be written.
     """
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(asked.out / RECORD, text)
-    write_atomically(asked.out / TABLE, render_csv(record))
-    if shelf is not None:
-        write_atomically(asked.out / BEST, best_yaml(record, asked, shelf))
+    write_atomically(spec.out / RECORD, text)
+    write_atomically(spec.out / TABLE, render_csv(record))
+    if cache is not None:
+        write_atomically(spec.out / BEST, best_yaml(record, spec, cache))
 
 
-def best_yaml(record: schema.Tuning, asked: Asked, shelf: Shelf) -> str:
+def best_yaml(record: schema.Tuning, spec: SearchSpec, cache: DataCache) -> str:
     """The best configuration with every option resolved, as `train TASK --config` takes it."""
     best = record["best"]
     assert best is not None
-    groups = asked.space.with_drawn(best["settings"], asked.fixed) if best["trial"] is not None else asked.default
+    groups = spec.space.with_drawn(best["settings"], spec.fixed) if best["trial"] is not None else spec.default
     assert groups is not None
-    run, data = shelf.fitted(resolve(groups, asked.kind.name))
+    run, data = cache.fitted(resolve(groups, spec.task))
     steps = _steps_made(record, best)
-    plan = make_plan(run, data, _in_steps(asked.config, steps)) if steps else make_plan(run, data, asked.config)
-    run = planned_run(run, plan, asked.config)
+    plan = Plan(steps) if steps else make_plan(run, data, spec.config)
+    run = planned_run(run, plan, spec.config)
     quality, spread = record["quality"], best["half_width"]
     figure = f"{quality['metric']} {best['value']:.6g}" + (f" ± {spread:.2g}" if spread is not None else "")
     basis = f"over {best['seeds']} fresh seeds" if best["seeds"] else "with the search's own seed"
@@ -66,13 +64,9 @@ def best_yaml(record: schema.Tuning, asked: Asked, shelf: Shelf) -> str:
     return head + write_yaml(plain(options))
 
 
-def _in_steps(config: TuneConfig, steps: int) -> TuneConfig:
-    return replace(config, budget_unit="steps", budget_value=float(steps))
-
-
 def _steps_made(record: schema.Tuning, best: schema.Best) -> int | None:
-    """How many steps the best configuration's runs made: their number where it is given, a mean where a clock ended
-    them."""
+    """Return how many steps the best configuration's runs made: their number where it is given, a mean where a clock
+    ended them."""
     runs = [run["steps"] for row in record["finals"] if row["name"] == best["name"] for run in row["runs"]]
     if not runs and best["trial"] is not None:
         runs = [record["trials"][best["trial"]]["steps"]]
@@ -98,13 +92,5 @@ def load_record(path: str | Path) -> schema.Tuning:
     Raises:
         InputError: when there is none, or it is of another kind.
     """
-    file = Path(path)
-    file = file / RECORD if file.is_dir() else file
-    try:
-        found: Any = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is no readable record of a search: {error}") from None
-    if not isinstance(found, dict) or found.get("schema") != schema.SCHEMA:
-        raise InputError(f"{file} is no record of a search of this version ({schema.SCHEMA})")
-    record: schema.Tuning = found  # type: ignore[assignment]
+    record: schema.Tuning = read_record(path, RECORD, schema.SCHEMA, "record of a search")
     return record

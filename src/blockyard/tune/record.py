@@ -3,90 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from blockyard.files import plain, without_nan
+from blockyard.compare.results import RESULT as RESULT_FILE
+from blockyard.compare.runs import Key
+from blockyard.files import parse_json, plain, without_nan
 from blockyard.registry.pattern import format_choice
+from blockyard.report.schema import LOST, Run, final_of
 from blockyard.report.stats import Family, interval, margin_of
-from blockyard.tasks.kind import Quality, TaskKind
+from blockyard.tasks.groups import train_groups
+from blockyard.tasks.kind import Quality
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.tune import schema
-from blockyard.tune.budgeted import Ended, read_ended
 from blockyard.tune.finals import DEFAULT, Candidate, best_trials
 from blockyard.tune.importance import importances
-from blockyard.tune.settings import TuneConfig
-from blockyard.tune.space import Space
-from blockyard.tune.trials import DRAWN, NOTE, RESULT, SAME_AS, STATUS, folder_of
+from blockyard.tune.plan import SearchSpec
+from blockyard.tune.trials import DRAWN, NOTE, PLAN, RESULT, SAME_AS, STATUS, folder_of
 from blockyard.tune.verdict import judge, sign_of
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a search was asked, as its record tells it.
-
-    Args:
-        kind: the task.
-        quality: the figure.
-        config: the terms.
-        space: what is searched.
-        fixed: option groups that all trials share.
-        default: the default configuration's groups; None where the options searched have no defaults.
-        out: the search's folder.
-    """
-
-    kind: TaskKind[Any, Any, Any]
-    quality: Quality
-    config: TuneConfig
-    space: Space
-    fixed: Mapping[str, Any]
-    default: Mapping[str, Any] | None
-    out: Path
-
-
 def make_record(
-    asked: Asked,
+    spec: SearchSpec,
     study: Study,
     status: str,
-    candidates: Sequence[Candidate],
+    finals: Sequence[schema.Final],
     seeds: Sequence[int],
-    finals: Mapping[tuple[str, int], Ended],
     provenance: Mapping[str, Any],
     notes: Sequence[str],
 ) -> schema.Tuning:
-    """The contents of tune.json."""
-    quality, config = asked.quality, asked.config
-    trials = [trial_of(t, asked) for t in study.get_trials(deepcopy=False)]
-    rows = _finals(asked, candidates, seeds, finals, trials)
+    """Collect the contents of tune.json."""
+    quality, config = spec.quality, spec.config
+    trials = [trial_of(t, spec) for t in study.get_trials(deepcopy=False)]
     record: schema.Tuning = {
         "schema": schema.SCHEMA,
         "status": status,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": asked.kind.name,
-        "title": asked.kind.title,
-        "input_unit": asked.kind.unit,
+        "task": spec.task,
+        "title": spec.kind.title,
+        "input_unit": spec.kind.unit,
         "quality": {
             "metric": quality.metric,
             "unit": quality.unit,
             "key": quality.key,
             "better": quality.better,
-            "margin": margin_for(asked, {row["name"]: [row["mean"]] for row in rows if row["mean"] is not None}),
+            "margin": margin_for(spec, {row["name"]: [row["mean"]] for row in finals if row["mean"] is not None}),
         },
         "budget": {"unit": config.budget_unit, "value": config.budget_value},
         "search": asdict(config),
-        "space": [dimension.to_dict() for dimension in asked.space.dimensions],
-        "fixed": plain(asked.fixed),
+        "space": [dimension.to_dict() for dimension in spec.space.dimensions],
+        "fixed": plain(spec.fixed),
         "trials": trials,
-        "importance": importances(trials, asked.space.dimensions, quality.better),
+        "importance": importances(trials, spec.space.dimensions, quality.better),
         "seeds": list(seeds),
-        "finals": rows,
-        "best": _best(study, trials, rows, quality),
+        "finals": list(finals),
+        "best": _best(study, trials, finals, quality),
         "verdict": {"kind": "unfinished", "headline": "", "details": []},
         "provenance": dict(provenance),
         "notes": list(notes),
@@ -95,105 +71,113 @@ def make_record(
     return without_nan(record)
 
 
-def trial_of(trial: FrozenTrial, asked: Asked) -> schema.Trial:
+def trial_of(trial: FrozenTrial, spec: SearchSpec) -> schema.Trial:
     """A trial as plain data."""
-    attrs, folder = trial.user_attrs, folder_of(asked.out, trial.number)
+    attrs, folder = trial.user_attrs, folder_of(spec.out, trial.number)
     result = attrs.get(RESULT) or {}
     ended = trial.state.is_finished()
-    source = attrs.get(SAME_AS, trial.number)
-    kept = read_ended(folder_of(asked.out, source)) if ended else None
-    curve: Any = kept.curve if kept else None
-    part = trial.last_step or 0
-    return {
+    none = {"steps": 0, "tokens": 0, "seconds": 0.0, "cpu_seconds": 0.0, "flops": 0.0, "parameters": None}
+    found: Any = {
         "number": trial.number,
         "status": attrs.get(STATUS, "unfinished") if ended else "unfinished",
         "settings": attrs.get(DRAWN, {}),
         "value": result.get("value") if ended else _latest(trial),
-        "part": part / asked.config.evaluations,
+        "part": (trial.last_step or 0) / spec.config.evaluations,
         "same_as": attrs.get(SAME_AS),
-        "steps": result.get("steps", 0),
-        "tokens": result.get("tokens", 0),
-        "seconds": result.get("seconds", 0.0),
-        "cpu_seconds": result.get("cpu_seconds", 0.0),
-        "flops": result.get("flops", 0.0),
-        "parameters": result.get("parameters"),
+        **{name: result.get(name, nothing) for name, nothing in none.items()},
         "note": attrs.get(NOTE, ""),
-        "curve": curve,
-        "folder": str(folder.relative_to(asked.out)),
+        "curve": _curve_of(trial, spec) if ended else None,
+        "folder": str(folder.relative_to(spec.out)),
     }
+    return found
+
+
+def _curve_of(trial: FrozenTrial, spec: SearchSpec) -> Any:
+    """The figures of a trial over its budget; None for one that failed, or whose record is damaged."""
+    folder = folder_of(spec.out, trial.user_attrs.get(SAME_AS, trial.number))
+    try:
+        kept = parse_json((folder / RESULT_FILE).read_text(encoding="utf-8"))
+        if "curve" in kept:
+            return kept["curve"]  # as searches wrote it before their runs were those of comparisons
+        run = kept["run"]
+        curve = run.get("quality", run["validation"])
+        spent, total = curve["step"], trial.user_attrs[PLAN][0]
+        if spec.config.budget_unit == "seconds":
+            spent, total = curve["seconds"], spec.config.budget_value
+        parts = [round(min(1.0, at / total), 4) for at in spent]
+        return {"tokens": curve["tokens"], "part": parts, "value": curve["loss"]} if run["status"] != "failed" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _latest(trial: FrozenTrial) -> float | None:
     return trial.intermediate_values[trial.last_step] if trial.last_step is not None else None
 
 
-def _finals(
-    asked: Asked,
+def finals_of(
+    spec: SearchSpec,
+    study: Study,
     candidates: Sequence[Candidate],
     seeds: Sequence[int],
-    finals: Mapping[tuple[str, int], Ended],
-    trials: Sequence[schema.Trial],
+    runs: Mapping[Key, Run],
+    parameters: Mapping[str, int],
 ) -> list[schema.Final]:
-    rows: list[schema.Final] = []
-    values = {c.name: [_value(finals.get((c.name, seed))) for seed in seeds] for c in candidates}
-    finished = {name: [v for v in found if v is not None] for name, found in values.items()}
-    lost = {c.name: sum(finals[key].status == "diverged" for s in seeds if (key := (c.name, s)) in finals)
-            for c in candidates}  # fmt: skip
-    # A configuration of which a run diverged is not judged, and lends no certainty to the others.
+    """The candidates with what their fresh runs reached, as tune.json tells it.
+
+    Args:
+        spec: the search.
+        study: its trials.
+        candidates: what is run again.
+        seeds: the fresh seeds.
+        runs: those that have ended, by (candidate, seed).
+        parameters: of each candidate's model.
+    """
+    ended = {c.name: [runs[c.name, seed] for seed in seeds if (c.name, seed) in runs] for c in candidates}
+    finished = {name: [v for run in found if (v := _value(run)) is not None] for name, found in ended.items()}
+    lost = {name: sum(run["status"] in LOST for run in found) for name, found in ended.items()}
+    # A configuration of which a run was lost is not judged, and lends no certainty to the others.
     family = Family({name: found for name, found in finished.items() if not lost[name]})
-    margin = margin_for(asked, finished)
+    margin, trials = margin_for(spec, finished), study.get_trials(deepcopy=False)
+    rows: list[schema.Final] = []
     for candidate in candidates:
-        run = resolve(candidate.groups, asked.kind.name)
-        runs = [(seed, finals[(candidate.name, seed)]) for seed in seeds if (candidate.name, seed) in finals]
-        mean, half = interval(finished[candidate.name])
-        beside = _beside_default(candidate.name, family, asked.quality, margin) if candidate.number is not None else {}
-        blocks = run.model.blocks
-        rows.append(
-            {
-                "name": candidate.name,
-                "trial": candidate.number,
-                "settings": plain(candidate.drawn or default_settings(asked)),
-                "blocks": blocks if isinstance(blocks, str) else format_choice(blocks),
-                "parameters": runs[0][1].parameters if runs else None,
-                "search_value": trials[candidate.number]["value"] if candidate.number is not None else None,
-                "runs": [
-                    {
-                        "seed": seed,
-                        "status": ended.status,
-                        "value": ended.value,
-                        "steps": ended.steps,
-                        "tokens": ended.tokens,
-                        "seconds": ended.seconds,
-                        "note": ended.note,
-                        "folder": str(candidate.folder(asked.out, seed).relative_to(asked.out)),
-                    }
-                    for seed, ended in runs
-                ],
-                "mean": mean,
-                "half_width": half,
-                "diverged": lost[candidate.name],
-                "difference": beside.get("difference"),
-                "difference_half_width": beside.get("half_width"),
-                "verdict": beside.get("verdict", ""),
-                "more_seeds": beside.get("more_seeds"),
-            }
-        )
+        name, number = candidate.name, candidate.number
+        mean, half = interval(finished[name])
+        beside = _beside_default(name, family, spec.quality, margin) if number is not None else {}
+        blocks = resolve(candidate.groups, spec.task).model.blocks
+        told = ("seed", "status", "steps", "tokens", "seconds", "note", "folder")
+        row: Any = {
+            "name": name,
+            "trial": number,
+            "settings": plain(candidate.drawn or default_settings(spec)),
+            "blocks": blocks if isinstance(blocks, str) else format_choice(blocks),
+            "parameters": parameters[name] if ended[name] else None,
+            "search_value": trials[number].user_attrs[RESULT]["value"] if number is not None else None,
+            "runs": [{**{key: dict(run)[key] for key in told}, "value": _value(run)} for run in ended[name]],
+            "mean": mean,
+            "half_width": half,
+            "diverged": lost[name],
+            "difference": beside.get("difference"),
+            "difference_half_width": beside.get("half_width"),
+            "verdict": beside.get("verdict", ""),
+            "more_seeds": beside.get("more_seeds"),
+        }
+        rows.append(row)
     return rows
 
 
-def _value(ended: Ended | None) -> float | None:
-    return ended.value if ended is not None and ended.status == "finished" else None
+def _value(run: Run) -> float | None:
+    return final_of(run) if run["status"] == "finished" else None
 
 
-def margin_for(asked: Asked, finished: Mapping[str, Sequence[float]]) -> float:
-    """How near the figures of configurations count as equal, by the best mean of these values."""
+def margin_for(spec: SearchSpec, finished: Mapping[str, Sequence[float]]) -> float:
+    """Return how near the figures of configurations count as equal, by the best mean of these values."""
     means = [fmean(values) for values in finished.values() if values]
-    best = (max if asked.quality.better == "higher" else min)(means, default=None)
-    return margin_of(asked.config.margin, asked.quality.margin, best)
+    best = (max if spec.quality.better == "higher" else min)(means, default=None)
+    return margin_of(spec.config.margin, spec.quality.margin, best)
 
 
 def _beside_default(name: str, family: Family, quality: Quality, margin: float) -> dict[str, Any]:
-    """What may be said of a configuration beside the default one; "unknown" where either lost a run."""
+    """Return what may be said of a configuration beside the default one; "unknown" where either lost a run."""
     if DEFAULT not in family.samples or name not in family.samples:
         return {"verdict": "unknown"}
     found = family.difference(name, DEFAULT)
@@ -202,17 +186,15 @@ def _beside_default(name: str, family: Family, quality: Quality, margin: float) 
     return {"difference": found.gap, "half_width": found.half_width, "verdict": word, "more_seeds": more}
 
 
-def default_settings(asked: Asked) -> dict[str, Any]:
-    """What the default configuration has for each option searched; absent where its blocks have none."""
-    from blockyard.tasks.groups import train_groups
-
-    if asked.default is None:
+def default_settings(spec: SearchSpec) -> dict[str, Any]:
+    """Return what the default configuration has for each option searched; absent where its blocks have none."""
+    if spec.default is None:
         return {}
-    run = as_groups(resolve(asked.default, asked.kind.name))
-    groups = train_groups(asked.kind.name)
+    run = as_groups(resolve(spec.default, spec.task))
+    groups = train_groups(spec.task)
     impls = {("attn", run.get("attn", {}).get("impl")), ("ffn", run.get("ffn", {}).get("impl"))}
     found: dict[str, Any] = {}
-    for dimension in asked.space.dimensions:
+    for dimension in spec.space.dimensions:
         group, key = dimension.group, dimension.key
         if key in (run.get(group) or {}):
             found[dimension.name] = run[group][key]

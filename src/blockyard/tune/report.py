@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -9,9 +10,21 @@ from typing import Any
 
 from blockyard.report import units
 from blockyard.report.chart import Chart
-from blockyard.report.html import cards_table, figure, page_header, prose, whole_page
-from blockyard.report.palette import MARKER_PATHS
+from blockyard.report.page import (
+    cards_table,
+    command_box,
+    figure,
+    grid,
+    header,
+    items,
+    line,
+    marker,
+    page,
+    provenance,
+    section,
+)
 from blockyard.report.render import figure_png, figure_svg
+from blockyard.report.schema import LOST
 from blockyard.report.units import command_line, word
 from blockyard.report.write import write_files
 from blockyard.tune.charts import BEST, DEFAULT, FINISHED, MARKS, STOPPED, charts_of
@@ -39,31 +52,30 @@ def write_report(record: Tuning, out: str | Path) -> dict[str, Path]:
 
 
 def render_html(record: Tuning, charts: list[Chart] | None = None) -> str:
-    """The whole page: figures and tables inside, no scripts, no network."""
+    """Make the whole page: figures and tables inside, no scripts, no network."""
     charts = charts_of(record) if charts is None else charts
     title = f"Search for the best options: {record['title']}"
-    answer = [chart for chart in charts if chart.group == "answer"]
-    course = [chart for chart in charts if chart.group == "curves"]
-    options = [chart for chart in charts if chart.group == "options"]
-    body = "\n".join(
+    kind = "winner" if record["verdict"]["kind"] == "better" else "tie"
+
+    def svg(chart: Chart) -> str:
+        return figure_svg(chart, [])
+
+    def of(group: str) -> list[Chart]:
+        return [chart for chart in charts if chart.group == group]
+
+    return page(
+        title,
         [
-            _header(record, title),
+            header(title, record["verdict"], kind, _facts(record)),
             _best(record),
-            _fresh(record, answer),
-            _figures("The search", course),
-            _figures("Every option", options),
+            _fresh(record, [figure(chart, svg, wide=True) for chart in of("answer")]),
+            section("The search", grid(of("curves"), svg, _key())),
+            section("Every option", grid(of("options"), svg, _key())),
             _trials(record),
-            _reading(record),
-            _provenance(record),
-        ]
+            section("How to read this", items(_reading(record), "reading")),
+            provenance(_provenance(record), str(record["provenance"].get("command", "")), RECORD, record),
+        ],
     )
-    return whole_page(title, body)
-
-
-def _header(record: Tuning, title: str) -> str:
-    verdict = record["verdict"]
-    kind = "winner" if verdict["kind"] == "better" else "tie"
-    return page_header(title, kind, verdict["headline"], verdict["details"], _facts(record))
 
 
 def _facts(record: Tuning) -> list[tuple[str, str]]:
@@ -95,18 +107,15 @@ def _best(record: Tuning) -> str:
             cells.append(_setting(default, name))
         rows.append([*cells, _setting(best["settings"], name)])
     command = command_line(f"blockyard train {record['task']}", [("config", BEST_FILE), ("out", "runs/best")])
-    return (
-        f"<section>\n<h2>The best configuration</h2>\n{cards_table(columns, rows, frozenset({1}))}\n"
-        f'<p class="lede">{escape(BEST_FILE)} beside this file holds every option. To train it:</p>\n'
-        f'<div class="command"><pre>{prose(command)}</pre></div>\n</section>'
-    )
+    told = f'<p class="lede">{escape(BEST_FILE)} beside this file holds every option. To train it:</p>'
+    return section("The best configuration", cards_table(columns, rows, (1,)), told, command_box(command))
 
 
 def _setting(settings: Mapping[str, Any], name: str) -> str:
     return word(settings[name]) if name in settings else units.NOTHING
 
 
-def _fresh(record: Tuning, charts: list[Chart]) -> str:
+def _fresh(record: Tuning, figures: list[str]) -> str:
     if not record["finals"] or not record["seeds"]:
         return ""
     metric = f"fresh {_metric(record)}"
@@ -116,11 +125,11 @@ def _fresh(record: Tuning, charts: list[Chart]) -> str:
     for row in record["finals"]:
         seen = f"{row['search_value']:.{digits}f}" if row["search_value"] is not None else units.NOTHING
         settings = ", ".join(f"{name}={word(value)}" for name, value in row["settings"].items())
-        diverged = f"; {row['diverged']} diverged" if row["diverged"] else ""
+        lost = Counter(run["status"] for run in row["runs"] if run["status"] in LOST)
         rows.append(
             [
                 row["name"],
-                units.plus_minus(row["mean"], row["half_width"]) + diverged,
+                units.plus_minus(row["mean"], row["half_width"]) + "".join(f"; {n} {word}" for word, n in lost.items()),
                 _against(record, row),
                 seen,
                 units.count(row["parameters"]),
@@ -132,11 +141,7 @@ def _fresh(record: Tuning, charts: list[Chart]) -> str:
         f"The best trials and the default configuration, each trained again with {n} seeds that the search never saw, "
         "at the same budget. Only these runs are compared."
     )
-    figures = "\n".join(_figure(chart, wide=True) for chart in charts)
-    return (
-        f'<section>\n<h2>Run again with fresh seeds</h2>\n<p class="lede">{escape(lede)}</p>\n'
-        f"{cards_table(columns, rows, frozenset({5}))}\n{figures}\n</section>"
-    )
+    return section("Run again with fresh seeds", cards_table(columns, rows, (5,)), *figures, lede=lede)
 
 
 def _metric(record: Tuning) -> str:
@@ -145,43 +150,20 @@ def _metric(record: Tuning) -> str:
 
 
 def _against(record: Tuning, row: Final) -> str:
-    words = {
-        "better": "better",
-        "worse": "worse",
-        "equivalent": "equivalent",
-        "undecided": "undecided",
-        "unknown": "unknown",
-        "": "the default",
-    }
+    word = row["verdict"] or "the default"
     if row["difference"] is None or not row["verdict"]:
-        return words[row["verdict"]]
+        return word
     gap = units.plus_minus(row["difference"], row["difference_half_width"], signed=True)
-    return f"{gap}: {words[row['verdict']]}"
-
-
-def _figure(chart: Chart, *, wide: bool = False) -> str:
-    return figure(chart, figure_svg(chart, []), wide=wide)
-
-
-def _figures(heading: str, charts: list[Chart]) -> str:
-    if not charts:
-        return ""
-    figures = "\n".join(_figure(chart) for chart in charts)
-    return f'<section>\n<h2>{escape(heading)}</h2>\n{_key()}\n<div class="grid">\n{figures}\n</div>\n</section>'
+    return f"{gap}: {word}"
 
 
 def _key() -> str:
-    words = {FINISHED: "finished", STOPPED: "stopped early", BEST: "best", DEFAULT: "default configuration"}
-    items = ""
-    for which, text in words.items():
-        if which == DEFAULT:
-            shape = f'<path d="M0 6h46" stroke="var(--c{which})" stroke-width="2" stroke-dasharray="8 5"/>'
-            picture = f'<svg class="swatch" viewBox="0 0 46 12" aria-hidden="true">{shape}</svg>'
-        else:
-            shape = f'<path d="{MARKER_PATHS[MARKS[which]]}" fill="var(--c{which})"/>'
-            picture = f'<svg width="12" height="12" viewBox="0 0 12 12" aria-hidden="true">{shape}</svg>'
-        items += f"<li>{picture}{escape(text)}</li>"
-    return f'<ul class="key">{items}</ul>'
+    """Return which mark is which kind of trial."""
+    words = {FINISHED: "finished", STOPPED: "stopped early", BEST: "best"}
+    pictures = {text: marker(MARKS[which], f"var(--c{which})") for which, text in words.items()}
+    pictures["default configuration"] = line(f"var(--c{DEFAULT})", ' stroke-dasharray="8 5"')
+    listed = "".join(f"<li>{picture}{escape(text)}</li>" for text, picture in pictures.items())
+    return f'<ul class="key">{listed}</ul>'
 
 
 def _trials(record: Tuning) -> str:
@@ -204,10 +186,7 @@ def _trials(record: Tuning) -> str:
     repeated = sum(t["same_as"] is not None for t in record["trials"])
     again = f" {repeated} drew settings that had been tried and took over their figures." if repeated else ""
     lede = f"With the search's own seed: {shown}. All trials are in {TABLE}.{again}"
-    return (
-        f'<section>\n<h2>Trials</h2>\n<p class="lede">{escape(lede)}</p>\n'
-        f"{cards_table(columns, rows, frozenset({4}))}\n{_lost(record)}</section>"
-    )
+    return section("Trials", cards_table(columns, rows, (4,)), _lost(record), lede=lede)
 
 
 def _lost(record: Tuning) -> str:
@@ -217,15 +196,12 @@ def _lost(record: Tuning) -> str:
             reasons.setdefault(f"{trial['status']}: {trial['note']}", []).append(trial)
     if not reasons:
         return ""
-    items = "".join(
-        f"<li>{escape(', '.join(str(t['number']) for t in trials))}: {escape(reason)}</li>"
-        for reason, trials in reasons.items()
-    )
-    return f'<h3>Trials that could not be judged</h3>\n<ul class="reading">{items}</ul>\n'
+    listed = [f"{', '.join(str(t['number']) for t in trials)}: {reason}" for reason, trials in reasons.items()]
+    return f"<h3>Trials that could not be judged</h3>\n{items(listed, 'reading')}"
 
 
-def _reading(record: Tuning) -> str:
-    lines = [
+def _reading(record: Tuning) -> list[str]:
+    return [
         "The best of many trials is partly the luckiest. Its figure in the search is biased; the fresh runs are not.",
         "Beside the default a configuration is better or worse when the 95 % interval of the difference leaves out "
         f"zero, equivalent when it lies within ± {record['quality']['margin']:.2g}, and undecided otherwise: no "
@@ -235,24 +211,14 @@ def _reading(record: Tuning) -> str:
         "The best learning rate at a short budget is often higher than at a long one, and early stopping favours what "
         "learns fast: search at the budget you will train at, or check the best there.",
     ]
-    items = "".join(f"<li>{prose(line)}</li>" for line in lines)
-    return f'<section>\n<h2>How to read this</h2>\n<ul class="reading">{items}</ul>\n</section>'
 
 
-def _provenance(record: Tuning) -> str:
+def _provenance(record: Tuning) -> list[tuple[str, str]]:
     found = record["provenance"]
     machine, versions, data = found.get("machine", {}), found.get("versions", {}), found.get("data", {})
-    rows = [
+    return [
         ("machine", f"{machine.get('accelerator') or machine.get('cpu')}, {machine.get('threads')} threads"),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
         ("data", ", ".join(f"{key} {value}" for key, value in data.items() if isinstance(value, str | int | float))),
         ("search", ", ".join(f"{key}={word(value)}" for key, value in record["search"].items())),
     ]
-    items = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in rows)
-    return (
-        "<section>\n<h2>Provenance</h2>\n<p>To run it again:</p>\n"
-        f'<div class="command"><pre>{prose(str(found.get("command", "")))}</pre></div>\n<dl>{items}</dl>\n'
-        f'<p class="lede">All figures are in {escape(RECORD)} beside this file ({escape(record["schema"])}), made '
-        f"{escape(record['created'])}. Total time: {escape(units.duration(found.get('seconds_total')))}.</p>\n"
-        "</section>"
-    )

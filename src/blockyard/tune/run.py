@@ -16,10 +16,9 @@ from blockyard.machine.launch import world_size
 from blockyard.machine.memory import forcing
 from blockyard.registry.plugins import load_plugins
 from blockyard.tune import schema
-from blockyard.tune.board import make_board
 from blockyard.tune.settings import TuneConfig, plain_groups
 from blockyard.tune.space import Space, read_space
-from blockyard.tune.start import SearchState, Start, terms_of
+from blockyard.tune.start import DefaultRun, SearchState, terms_of
 
 
 def tune(
@@ -66,18 +65,13 @@ def tune(
     space.check(fixed)
     check_writable(out, folder=True)
     with forcing(force):
-        start = Start(task, space, fixed, config)
+        start = DefaultRun(task, space, fixed, config)
     if start.threads:
         torch.set_num_threads(start.threads)
-    board = make_board(show, start.quality.metric)
-    try:
-        with nothing_left(Path(out)) as keep, closing(SearchState(Path(out))) as state:
-            state.agree(terms_of(start))
-            state.data |= {"space": [d.to_dict() for d in space.dimensions], "fixed": plain(fixed), "task": task}
-            state.save()
-            with forcing(force):
-                session = Session(start, Path(out), state, board)
-                keep()
-                return session.run()
-    finally:
-        board.close()
+    with nothing_left(Path(out)) as keep, closing(SearchState(Path(out))) as state:
+        state.agree(terms_of(start))
+        state.data |= {"space": [d.to_dict() for d in space.dimensions], "fixed": plain(fixed), "task": task}
+        state.save()
+        with forcing(force), closing(Session(start, Path(out), state, show)) as session:
+            keep()
+            return session.run()

@@ -206,6 +206,6 @@ def unfinished(study: Study) -> list[int]:
     return [t.number for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
 
-def ended(study: Study) -> Sequence[FrozenTrial]:
+def ended_trials(study: Study) -> Sequence[FrozenTrial]:
     """The trials that are over, by number."""
     return [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,22 @@ from typing import Any
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from blockyard.compare.live import make_board as make_runs_board
 from blockyard.compare.processes import Workers, signal_name
 from blockyard.compare.provenance import machine_of, versions
+from blockyard.compare.runs import Job, train_jobs
 from blockyard.errors import InputError
 from blockyard.files import plain
 from blockyard.training.interrupt import StopRequest
 from blockyard.tune import schema
-from blockyard.tune.board import Board, Line
-from blockyard.tune.budgeted import Ended
-from blockyard.tune.finals import (
-    Candidate,
-    Final,
-    best_trials,
-    candidates_of,
-    fresh_seeds,
-    jobs_of,
-    make_finals,
-    read_finals,
-)
+from blockyard.tune.board import Line, make_board
+from blockyard.tune.finals import Candidate, best_trials, candidates_of, fresh_seeds, jobs_of, read_finals
 from blockyard.tune.output import write_record
-from blockyard.tune.record import Asked, make_record
+from blockyard.tune.plan import SearchSpec
+from blockyard.tune.record import finals_of, make_record
 from blockyard.tune.report import write_report
 from blockyard.tune.search import open_study, unfinished
-from blockyard.tune.start import SearchState, Start
+from blockyard.tune.start import DefaultRun, SearchState
 from blockyard.tune.trials import DRAWN, NOTE, RESULT, SAME_AS, STATUS, Search, fail_trial, sweep
 
 WORKER = "blockyard.tune.worker"
@@ -47,35 +40,42 @@ class Session:
         start: what is known before.
         out: its folder, which `state` holds.
         state: its terms and clock.
-        board: shows it.
+        show: whether a person is shown how it goes.
     """
 
-    def __init__(self, start: Start, out: Path, state: SearchState, board: Board) -> None:
-        self.start, self.out, self.state, self.board, self.config = start, out, state, board, start.config
+    def __init__(self, start: DefaultRun, out: Path, state: SearchState, show: bool) -> None:
+        self.start, self.out, self.state, self.config = start, out, state, start.config
         self.study = open_study(out, start.config, start.quality.better)
-        self.asked = Asked(start.kind, start.quality, start.config, start.space, start.fixed, start.default, out)
+        self.board: Any = make_board(show, start.quality.metric)
+        self.shown = show
+        self.spec = SearchSpec(start.task, start.quality, start.config, start.space, start.fixed, start.default, out)
         self.began, self.before = time.monotonic(), float(state.data.get("seconds", 0.0))
         self.candidates: list[Candidate] = []
-        self.seeds: list[int] = []
+        self.jobs: dict[int, list[Job]] = {}
+        self.parameters: dict[str, int] = {}
         self._written = -1
         self._best: schema.Best | None = None
+
+    def close(self) -> None:
+        self.board.close()
 
     def run(self) -> schema.Tuning:
         sweep(self.out, self.study)
         try:
             self._search(unfinished(self.study))
             self._refuse_nothing()
-            self.candidates = candidates_of(
-                self.study, self.start.space, self.start.fixed, self.config, self.start.default
-            )
-            self.seeds = fresh_seeds(self.candidates, self.start.task, self.config)
-            if self.seeds:
-                self._finals(jobs_of(self.candidates, self.seeds))
+            self.candidates = candidates_of(self.study, self.spec)
+            seeds = fresh_seeds(self.candidates, self.spec)
+            if seeds:
+                self.jobs, self.parameters = jobs_of(self.candidates, seeds, self.spec, self.start.cache)
+                self.board.say(f"running again with fresh seeds: {', '.join(self.parameters)}")
+                self._record("running again")
+                self.board.close()
+                self.board = make_runs_board(self.shown, self.start.kind.unit)
+                train_jobs(self.jobs, self.config.budget, self.board)
             record = self._record("complete")
-        except BaseException:
+        finally:
             self._keep_clock()
-            raise
-        self._keep_clock()
         files = write_report(record, self.out)
         self.board.say(record["verdict"]["headline"])
         self.board.say(f"report: {files['html']}")
@@ -90,17 +90,7 @@ class Session:
             self._search_spread(waiting)
             return
         with StopRequest().listening() as stop:
-            Search(
-                self.out,
-                self.start.space,
-                self.start.fixed,
-                self.config,
-                self.study,
-                self.start.quality,
-                self.start.shelf,
-                stop,
-                self.watch,
-            ).run(waiting)
+            Search(self.spec, self.study, self.start.cache, stop, self.watch).run(waiting)
         self.watch(now=True)
 
     def _search_spread(self, waiting: list[int]) -> None:
@@ -108,7 +98,7 @@ class Session:
         many, deaths = self.config.workers, Counter[int]()
         while True:
             before = len(self.study.get_trials(deepcopy=False))
-            self._spread("search", [waiting[i::many] for i in range(many)], self.watch)
+            self._spread([waiting[i::many] for i in range(many)])
             left = unfinished(self.study)
             deaths.update(left)
             for number in left:
@@ -121,51 +111,16 @@ class Session:
             if not left and made == before:
                 raise RuntimeError("every worker was killed before it began a trial")
 
-    def _finals(self, jobs: Sequence[Final]) -> None:
-        names = ", ".join(dict.fromkeys(job.candidate.name for job in jobs))
-        self.board.say(f"running again with fresh seeds: {names}")
-        self._record("running again")
-        lines = {job.key: Line(f"{job.candidate.name} seed {job.seed}", job.candidate.drawn) for job in jobs}
-
-        def watch(job: Final, part: int, value: float | None, ended: Ended | None) -> None:
-            line = lines[job.key]
-            line.part, line.value = part / self.config.evaluations, value
-            if ended is not None:
-                line.status, line.note = ended.status, ended.note
-            self.board.show(list(lines.values()), now=ended is not None)
-
-        self.board.show(list(lines.values()))
-        kept = read_finals(jobs, self.out)
-        missing = [job for job in jobs if job.key not in kept]
-        if self.config.workers > 1 and len(missing) > 1:
-            many = min(self.config.workers, len(missing))
-            shares = [[jobs.index(job) for job in missing[i::many]] for i in range(many)]
-
-            def heard(message: dict[str, Any]) -> None:
-                if "final" in message:
-                    number, part, value, ended = message["final"]
-                    watch(jobs[number], part, value, Ended(**ended) if ended else None)
-                elif "say" in message:
-                    self.board.say(message["say"])
-
-            self._processes("finals", shares, heard)
-        with StopRequest().listening() as stop:
-            make_finals(jobs, self.out, self.start.task, self.config, self.start.shelf, stop, watch)
-
-    def _spread(self, phase: str, shares: Sequence[Sequence[int]], watch: Callable[[], None]) -> None:
+    def _spread(self, shares: Sequence[Sequence[int]]) -> None:
         def heard(message: dict[str, Any]) -> None:
             if "say" in message:
                 self.board.say(message["say"])
-            watch()
+            self.watch()
 
-        self._processes(phase, shares, heard)
-
-    def _processes(self, phase: str, shares: Sequence[Sequence[int]], heard: Callable[[dict[str, Any]], None]) -> None:
         threads = self.start.threads or max(1, torch.get_num_threads() // len(shares))
         requests = [
             {
                 "folder": str(self.out.absolute()),
-                "phase": phase,
                 "share": list(share),
                 "config": asdict(self.config),
                 "threads": threads,
@@ -173,7 +128,6 @@ class Session:
                 # As the user gave them, not as the folder's files have them: they name the plug-ins to import.
                 "fixed": plain(self.start.fixed),
                 "space": [dimension.to_dict() for dimension in self.start.space.dimensions],
-                "default": plain(self.start.default),
                 "first": plain(self.start.groups),
                 "better": self.start.quality.better,
             }
@@ -210,12 +164,11 @@ class Session:
 
     def _record(self, status: str) -> schema.Tuning:
         start = self.start
-        finals = read_finals(jobs_of(self.candidates, self.seeds), self.out)
-        record = make_record(
-            self.asked, self.study, status, self.candidates, self.seeds, finals, self._provenance(), start.notes
-        )
+        runs, seeds = read_finals(self.jobs), list(self.jobs)
+        finals = finals_of(self.spec, self.study, self.candidates, seeds, runs, self.parameters) if seeds else []
+        record = make_record(self.spec, self.study, status, finals, seeds, self._provenance(), start.notes)
         changed = record["best"] is not None and record["best"] != self._best
-        write_record(record, self.asked, start.shelf if changed else None)
+        write_record(record, self.spec, start.cache if changed else None)
         self._best = record["best"]
         return record
 
@@ -232,7 +185,7 @@ class Session:
 
 
 def _line(trial: FrozenTrial, evaluations: int, is_best: bool) -> Line:
-    """How far a trial is, from the journal alone: another process may be making it."""
+    """Return how far a trial is, from the journal alone: another process may be making it."""
     attrs, ended, part = trial.user_attrs, trial.state.is_finished(), trial.last_step or 0
     value = trial.intermediate_values[part] if part else None
     if trial.state == TrialState.COMPLETE:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from blockyard.compare.settings import MOST_WORKERS, Groups, check_margin
-from blockyard.errors import InputError
-from blockyard.report.units import command_line
+from blockyard.compare.budget import Budget
+from blockyard.compare.settings import MOST_WORKERS, Groups, check_margin, command_of, flag
+from blockyard.errors import InputError, at_least, at_most, one_of
 
 BUDGET = "budget_"
+# Steps between two looks at whether a signal came.
+SLICE_STEPS = 10
 # Trials drawn blindly before the sampler learns from what it has seen.
 STARTUP = 10
 # Of what a search keeps in memory for each, starts at once, or hands to samplers with seeds of 32 bits.
@@ -58,40 +60,23 @@ class TuneConfig:
             "pruner": ("none", "median", "hyperband"),
         }
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{flag(name)}={getattr(self, name)!r} is not one of: {', '.join(allowed)}")
+            one_of(allowed, **{flag(name): getattr(self, name)})
         if not 0 < self.budget_value < float("inf"):
             raise InputError(f"budget.value={self.budget_value} must be a number above 0")
-        for name in ("trials", "evaluations", "finalists", "workers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("seeds", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 0")
+        at_least(1, **{name: getattr(self, name) for name in ("trials", "evaluations", "finalists", "workers")})
+        at_least(0, seeds=self.seeds, seed=self.seed)
         check_margin(self.margin)
         for name, most in MOST.items():
-            if getattr(self, name) > most:
-                raise InputError(f"{name}={getattr(self, name)} must be at most {most}")
+            at_most(most, **{name: getattr(self, name)})
+
+    @property
+    def budget(self) -> Budget:
+        """What every run may spend, and how runs take turns."""
+        return Budget(self.budget_unit, self.budget_value, SLICE_STEPS, self.workers)
 
     def command(self, task: str, over: str, groups: Groups, out: str) -> str:
         """The command line that asks for this search again."""
-        words: list[tuple[str, Any]] = [("over", over)]
-        words += [
-            (flag(field.name), getattr(self, field.name))
-            for field in fields(self)
-            if getattr(self, field.name) != field.default
-        ]
-        for group, options in groups.items():
-            if group == "plugins":
-                words += [("plugin", module) for module in options]
-            else:
-                words += [(f"{group}.{key}", value) for key, value in options.items()]
-        return command_line(f"blockyard tune {task}", [*words, ("out", out)])
-
-
-def flag(field: str) -> str:
-    """The option's name on the command line: `budget.unit`, not `budget_unit`."""
-    return field.replace(BUDGET, "budget.")
+        return command_of(f"blockyard tune {task}", [("over", over)], self, groups, out)
 
 
 def plain_groups(groups: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Space:
 
 
 def _belongs_to_block(dimension: Dimension) -> bool:
-    """Whether an option is a block's, and exists only where the block is selected."""
+    """Return whether an option is a block's, and exists only where the block is selected."""
     return dimension.group not in ("model", "train", "data") and not (
         dimension.group in KINDS and dimension.key == "impl"
     )
@@ -195,7 +195,7 @@ def _option(groups: Mapping[str, Group], group: str, key: str, origin: str) -> O
     if (group, key) == ("train", "seed"):
         raise InputError(f"{origin}: seeds are not searched; the best trials are run again with fresh ones (--seeds)")
     if key not in known:
-        raise InputError(unknown_key(origin, key, list(known), groups[group]))
+        raise InputError(unknown_key(origin, key, list(known), group))
     return known[key]
 
 

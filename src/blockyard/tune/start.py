@@ -10,9 +10,10 @@ from typing import Any
 from blockyard.compare.plan import State
 from blockyard.errors import InputError
 from blockyard.tasks.kind import Run, task_kind
+from blockyard.tasks.run import DataCache
 from blockyard.tasks.settings import resolve
 from blockyard.training.config import FREE_ON_RESUME
-from blockyard.tune.budgeted import Shelf, make_plan
+from blockyard.tune.plan import make_plan
 from blockyard.tune.settings import TuneConfig
 from blockyard.tune.space import Space
 
@@ -28,7 +29,7 @@ class SearchState(State):
     empty: Mapping[str, Any] = {"seconds": 0.0}
 
 
-class Start:
+class DefaultRun:
     """What is known before anything is trained: the default configuration, the data, the figure.
 
     Args:
@@ -44,7 +45,7 @@ class Start:
     def __init__(self, task: str, space: Space, fixed: dict[str, Any], config: TuneConfig) -> None:
         self.task, self.space, self.fixed, self.config = task, space, fixed, config
         self.kind = task_kind(task)
-        self.shelf = Shelf()
+        self.cache = DataCache()
         self.default: dict[str, Any] | None = space.defaults(fixed)
         self.notes: list[str] = []
         try:
@@ -75,7 +76,7 @@ class Start:
         raise errors[0]
 
     def _built(self, groups: Mapping[str, Any]) -> tuple[Run[Any, Any], Any]:
-        run, data = self.shelf.fitted(resolve(groups, self.task))
+        run, data = self.cache.fitted(resolve(groups, self.task))
         # Not by the clock: nothing is measured yet.
         config = replace(self.config, budget_unit="steps", budget_value=1.0)
         make_plan(run, data, config if self.config.budget_unit == "seconds" else self.config)
@@ -98,7 +99,7 @@ class _Blind:
         return self._random.choice(list(choices)) if self._random else choices[0]
 
 
-def terms_of(start: Start) -> dict[str, Any]:
+def terms_of(start: DefaultRun) -> dict[str, Any]:
     """Everything that must stay the same for trials to belong to one search, as flat plain data."""
     config, searched = start.config, {d.name for d in start.space.dimensions}
     free = {f"train.{name}" for name in FREE_ON_RESUME} | {f"data.{name}" for name in start.kind.own_data_options}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +14,21 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from blockyard.compare.failures import is_of_the_machine, keep_failure
+from blockyard.compare.live import Silent
+from blockyard.compare.plan import task_on_meta
 from blockyard.compare.processes import STOPPED
+from blockyard.compare.results import read_result
+from blockyard.compare.runs import Job, lines_of, train_in_turns
 from blockyard.errors import InputError
 from blockyard.files import open_without_links, plain
-from blockyard.tasks.kind import Quality, Run
+from blockyard.report.schema import Run, final_of
+from blockyard.tasks.kind import Quality
+from blockyard.tasks.run import DataCache
 from blockyard.tasks.settings import resolve
 from blockyard.training.folder import CHECKPOINTS
 from blockyard.training.interrupt import Interrupted, StopRequest
-from blockyard.tune.budgeted import (
-    Ended,
-    Plan,
-    Shelf,
-    make_plan,
-    planned_run,
-    train_to_budget,
-)
-from blockyard.tune.search import ended as ended_trials
-from blockyard.tune.settings import TuneConfig
-from blockyard.tune.space import Space
+from blockyard.tune.plan import Plan, SearchSpec, job_of, make_plan
+from blockyard.tune.search import ended_trials
 
 TRIALS, CLAIM = "trials", "claim.lock"
 # What a trial notes about itself in the journal.
@@ -40,27 +37,19 @@ DRAWN, STATUS, NOTE, PLAN, SAME_AS, RESULT = "drawn", "status", "note", "plan", 
 
 @dataclass(frozen=True)
 class Search:
-    """A search in a folder.
+    """A search in a folder, as one process goes on with it.
 
     Args:
-        folder: where it is.
-        space: what is searched.
-        fixed: option groups that all trials share.
-        config: the terms.
+        spec: what is searched.
         study: Optuna's part.
-        quality: the figure that is searched for the best of.
-        shelf: the task's data.
+        cache: the task's data.
         stop: asks to save and end.
         watch: called whenever something happened.
     """
 
-    folder: Path
-    space: Space
-    fixed: Mapping[str, Any]
-    config: TuneConfig
+    spec: SearchSpec
     study: Study
-    quality: Quality
-    shelf: Shelf
+    cache: DataCache
     stop: StopRequest
     watch: Callable[[], None]
 
@@ -82,7 +71,7 @@ class Search:
         if self.stop.signal is not None:
             raise Interrupted(self.stop.signal, STOPPED)
         with self._claiming():
-            if len(self.study.get_trials(deepcopy=False)) >= self.config.trials:
+            if len(self.study.get_trials(deepcopy=False)) >= self.spec.config.trials:
                 return None
             trial = self.study.ask()
             # Under the lock, so that no two workers draw without knowing of each other. What is wrong is told of the
@@ -93,70 +82,71 @@ class Search:
 
     @contextmanager
     def _claiming(self) -> Iterator[None]:
-        with open_without_links(self.folder / CLAIM, "a") as lock:
+        with open_without_links(self.spec.out / CLAIM, "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _draw(self, trial: Trial) -> dict[str, Any]:
-        groups, drawn = self.space.draw(trial, self.fixed)
+        groups, drawn = self.spec.space.draw(trial, self.spec.fixed)
         trial.set_user_attr(DRAWN, plain(drawn))
         return groups
 
     def _make(self, trial: Trial) -> None:
         self.watch()
-        folder = folder_of(self.folder, trial.number)
+        folder = folder_of(self.spec.out, trial.number)
         try:
             groups = self._draw(trial)
             twin = self._twin(trial)
             if twin is not None:
                 self._repeat(trial, twin)
             else:
-                self._end(trial, self._train(trial, groups, folder))
+                self._end(trial, *self._train(trial, groups, folder))
         except Exception as error:
             if is_of_the_machine(error):
                 raise
             # A block that cannot do with what was drawn: its author finds where, the search goes on.
-            self._fail(trial, keep_failure(error, folder))
+            fail_trial(self.study, trial.number, keep_failure(error, folder))
         # The weights of the best are made again with fresh seeds; those of all would fill the disk.
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         self.watch()
 
-    def _train(self, trial: Trial, groups: Mapping[str, Any], folder: Path) -> Ended:
-        run, data = self.shelf.fitted(resolve(groups, self.space.task))
-        self._check_figure(run, data)
-        plan = self._plan(trial, run, data)
-        run = planned_run(run, plan, self.config)
-
-        def judge(part: int, value: float) -> bool:
-            told = self.study.get_trials(deepcopy=False)[trial.number]
-            if told.last_step is not None and part < told.last_step:
-                # A run that had to be made again.
-                return False
-            if part not in told.intermediate_values:
-                trial.report(value, part)
-            self.watch()
-            return bool(trial.should_prune())
-
-        return train_to_budget(run, data, folder, plan, self.config, self.stop, judge)
-
-    def _plan(self, trial: Trial, run: Run[Any, Any], data: Any) -> Plan:
-        """Its steps, decided once: measured speeds differ from one start to the next."""
+    def _train(self, trial: Trial, groups: dict[str, Any], folder: Path) -> tuple[Run, int]:
+        """Train a trial; returns the run and how many parameters its model has."""
+        run, data = self.cache.fitted(resolve(groups, self.spec.task))
+        check_figure(run.kind.quality(data), self.spec.quality)
+        config = self.spec.config
         kept = trial.user_attrs.get(PLAN)
-        plan = Plan(*kept) if kept else make_plan(run, data, self.config)
-        trial.set_user_attr(PLAN, [plan.steps, plan.seconds_per_step])
-        return plan
+        # Its steps are decided once: measured speeds differ from one start to the next.
+        plan = Plan(*kept) if kept else make_plan(run, data, config)
+        trial.set_user_attr(PLAN, list(plan))
+        judged = 0
 
-    def _check_figure(self, run: Run[Any, Any], data: Any) -> None:
-        """Refuse a trial whose figure is another than the search's, such as a loss per other tokens."""
-        found = run.kind.quality(data)
-        for name in ("metric", "unit", "key", "better"):
-            mine, its = getattr(found, name), getattr(self.quality, name)
-            if mine != its:
-                raise InputError(f"its figure has {name} {mine!r}, that of the search {its!r}: not comparable")
-        mine, its = found.facts.get("bytes_per_token"), self.quality.facts.get("bytes_per_token")
-        if mine != its:
-            raise InputError(f"its tokens are {mine:.3f} bytes long, those of the search {its:.3f}: losses per token "
-                             "are not comparable")  # fmt: skip
+        def judge(share: float, value: float) -> bool:
+            nonlocal judged
+            # The last part is over only with the budget.
+            part = min(int(share * config.evaluations + 1e-9), config.evaluations - (share < 1))
+            before, judged = judged, max(judged, part)
+            return part > before and self._report(trial, part, value)
+
+        job = job_of(f"trial {trial.number}", run, data, plan, config, folder, judge=judge)
+        parameters = sum(p.numel() for p in task_on_meta(run, data).model.parameters())
+        return read_result(folder) or self._run_of(job), parameters
+
+    def _run_of(self, job: Job) -> Run:
+        turns = train_in_turns([job], self.spec.config.budget, Silent(), lines_of({job.seed: [job]}), self.stop)
+        ((_, run),) = turns
+        return run
+
+    def _report(self, trial: Trial, part: int, value: float) -> bool:
+        """Report the figure at a part of the budget; returns whether the trial shall be stopped there."""
+        known = self.study.get_trials(deepcopy=False)[trial.number]
+        if known.last_step is not None and part < known.last_step:
+            # A run that had to be made again.
+            return False
+        if part not in known.intermediate_values:
+            trial.report(value, part)
+        self.watch()
+        return bool(trial.should_prune())
 
     def _twin(self, trial: Trial) -> FrozenTrial | None:
         """The trial that ended with the same settings: its run is a function of them."""
@@ -164,9 +154,9 @@ class Search:
         return next((t for t in ended_trials(self.study) if t.user_attrs.get(DRAWN) == drawn), None)
 
     def _repeat(self, trial: Trial, twin: FrozenTrial) -> None:
-        told = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         for part, value in twin.intermediate_values.items():
-            if part not in told:
+            if part not in known:
                 trial.report(value, part)
         trial.set_user_attr(SAME_AS, twin.user_attrs.get(SAME_AS, twin.number))
         for name in (STATUS, NOTE, RESULT):
@@ -174,20 +164,35 @@ class Search:
                 trial.set_user_attr(name, twin.user_attrs[name])
         self._tell(trial, twin.user_attrs[STATUS], twin.value)
 
-    def _end(self, trial: Trial, ended: Ended) -> None:
-        trial.set_user_attr(STATUS, ended.status)
-        trial.set_user_attr(NOTE, ended.note)
-        trial.set_user_attr(RESULT, {name: value for name, value in vars(ended).items() if name != "curve"})
-        self._tell(trial, ended.status, ended.value)
-
-    def _fail(self, trial: Trial, reason: str) -> None:
-        fail_trial(self.study, trial.number, reason)
+    def _end(self, trial: Trial, run: Run, parameters: int) -> None:
+        if run["status"] == "failed":
+            fail_trial(self.study, trial.number, run["note"])
+            return
+        reported = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        value = reported[max(reported)] if run["status"] == "pruned" else final_of(run)
+        spent = {name: run[name] for name in ("steps", "tokens", "seconds", "cpu_seconds", "flops")}
+        trial.set_user_attr(STATUS, run["status"])
+        trial.set_user_attr(NOTE, run["note"])
+        trial.set_user_attr(RESULT, {"value": value, "parameters": parameters, **spent})
+        self._tell(trial, run["status"], value)
 
     def _tell(self, trial: Trial, status: str, value: float | None) -> None:
         if status == "finished":
             self.study.tell(trial, value)
         else:
             tell_lost(self.study, trial)
+
+
+def check_figure(found: Quality, wanted: Quality) -> None:
+    """Refuse a trial whose figure is another than the search's, such as a loss per other tokens."""
+    for name in ("metric", "unit", "key", "better"):
+        mine, its = getattr(found, name), getattr(wanted, name)
+        if mine != its:
+            raise InputError(f"its figure has {name} {mine!r}, that of the search {its!r}: not comparable")
+    mine, its = found.facts.get("bytes_per_token"), wanted.facts.get("bytes_per_token")
+    if mine != its:
+        raise InputError(f"its tokens are {mine:.3f} bytes long, those of the search {its:.3f}: losses per token "
+                         "are not comparable")  # fmt: skip
 
 
 def tell_lost(study: Study, trial: Trial) -> None:
@@ -208,7 +213,7 @@ def fail_trial(study: Study, number: int, reason: str) -> None:
 
 
 def folder_of(folder: Path, number: int) -> Path:
-    """Where a trial's run lives."""
+    """Return where a trial's run lives."""
     return folder / TRIALS / f"{number:04}"
 
 

@@ -46,7 +46,7 @@ def judge(record: Tuning) -> Verdict:
         return {"kind": "none", "headline": headline, "details": details}
     ranked = [row for row in found if row["mean"] is not None and not row["diverged"]]
     if not ranked:
-        headline = "None of the best trials could be repeated: each diverged with a fresh seed."
+        headline = "None of the best trials could be repeated: each diverged or failed with a fresh seed."
         return {"kind": "worse", "headline": headline, "details": details}
     best = min(ranked, key=lambda row: sign_of(record["quality"]["better"]) * (row["mean"] or 0.0))
     details = [*_about_luck(record, best), *_about_size(best, default), *details]
@@ -56,36 +56,33 @@ def judge(record: Tuning) -> Verdict:
         why = "There is no default configuration to compare it with."
         return {"kind": "no_default", "headline": headline, "details": [why, *details]}
     pair = f"{_mean(record, best)} against {_mean(record, default)}"
-    if n < 2:
-        headline = f"One fresh seed, so no claim: {best['name']} {pair} of the default configuration, {where}."
-        return {"kind": "one_seed", "headline": headline, "details": details}
-    if not has_intervals():
-        headline = f"No verdict is drawn, as scipy is not installed (pip install 'blockyard[report]'): {pair}, {where}."
-        return {"kind": "no_default", "headline": headline, "details": details}
-    if best["verdict"] == "better":
-        headline = f"{_capital(best['name'])} beats the default configuration: {pair}, {where}, {n} fresh seeds each."
-        return {"kind": "better", "headline": headline, "details": details}
-    if best["verdict"] == "worse":
-        headline = f"The default configuration is better than the best trials found: {pair}, {where}."
-        return {"kind": "worse", "headline": headline, "details": details}
-    if best["verdict"] == "equivalent":
-        margin = f"{record['quality']['margin']:.2g}"
-        headline = (
-            f"{_capital(best['name'])} is equivalent to the default configuration within {margin}: {pair}, {where}."
-        )
-        return {"kind": "equivalent", "headline": headline, "details": details}
-    if best["verdict"] == "undecided":
-        headline = f"Undecided between the best trial found and the default configuration: {pair}, {where}."
+    words = {"pair": pair, "where": where, "n": n, "name": best["name"], "Name": _capital(best["name"])}
+    kind = best["verdict"] if n > 1 and has_intervals() else "one_seed" if n < 2 else "no_intervals"
+    if kind == "undecided":
         details.insert(
             0, f"{_capital(seeds_in_words(best))}: the same command with a larger --seeds keeps what is there."
         )
-        return {"kind": "undecided", "headline": headline, "details": details}
-    headline = f"{_capital(best['name'])} reaches {pair} of the default configuration, of which a run diverged."
-    return {"kind": "no_default", "headline": headline, "details": details}
+    headline = _HEADLINES[kind].format(**words, margin=f"{record['quality']['margin']:.2g}")
+    return {"kind": _KINDS.get(kind, kind), "headline": headline, "details": details}
+
+
+# What is said of the best of the trials that were run again, by its verdict beside the default configuration.
+_HEADLINES = {
+    "one_seed": "One fresh seed, so no claim: {name} {pair} of the default configuration, {where}.",
+    "no_intervals": (
+        "No verdict is drawn, as scipy is not installed (pip install 'blockyard[report]'): {pair}, {where}."
+    ),
+    "better": "{Name} beats the default configuration: {pair}, {where}, {n} fresh seeds each.",
+    "worse": "The default configuration is better than the best trials found: {pair}, {where}.",
+    "equivalent": "{Name} is equivalent to the default configuration within {margin}: {pair}, {where}.",
+    "undecided": "Undecided between the best trial found and the default configuration: {pair}, {where}.",
+    "unknown": "{Name} reaches {pair} of the default configuration, of which a run diverged or failed.",
+}
+_KINDS = {"no_intervals": "no_default", "unknown": "no_default"}
 
 
 def _about_luck(record: Tuning, best: Final) -> list[str]:
-    """How far the search's own figure was luck."""
+    """Return how far the search's own figure was luck."""
     seen, mean = best["search_value"], best["mean"]
     if seen is None or mean is None:
         return []
@@ -99,7 +96,7 @@ def _about_luck(record: Tuning, best: Final) -> list[str]:
 
 
 def _about_size(best: Final, default: Final | None) -> list[str]:
-    """Where the best is a larger or smaller model than the default, which may be all that is better about it."""
+    """Return where the best is a larger or smaller model than the default, which may be all that is better about it."""
     if default is None or not best["parameters"] or not default["parameters"]:
         return []
     ratio = best["parameters"] / default["parameters"]
@@ -138,7 +135,7 @@ def _is_number(value: object) -> bool:
 
 
 def _place(value: float, dimension: dict[str, Any]) -> float:
-    """Where a number lies in its range, 0 to 1, on the scale on which it is drawn."""
+    """Return where a number lies in its range, 0 to 1, on the scale on which it is drawn."""
     from math import log
 
     low, high = dimension["low"], dimension["high"]
@@ -148,7 +145,7 @@ def _place(value: float, dimension: dict[str, Any]) -> float:
 
 
 def _about_trials(record: Tuning) -> list[str]:
-    """How many trials did not finish, and the commonest reason."""
+    """Return how many trials did not finish, and the commonest reason."""
     found = []
     for status, words in (("failed", "could not be run"), ("diverged", "diverged")):
         lost = [t for t in record["trials"] if t["status"] == status]
@@ -177,7 +174,7 @@ def amount(record: Tuning) -> str:
 
 
 def unit_of(record: Tuning) -> str:
-    """What stands behind a figure: its unit, or the figure's name where it has none."""
+    """Return what stands behind a figure: its unit, or the figure's name where it has none."""
     return str(record["quality"]["unit"] or record["quality"]["metric"])
 
 

@@ -241,11 +241,16 @@ def test_rows_can_be_dropped_sorted_and_kept_when_asked(tmp_path):
 def test_rows_without_any_price_are_left_out_and_those_with_some_refused(tmp_path):
     frame = ohlcv(60)
     frame.loc[[3, 9], ["Open", "High", "Low", "Close"]] = np.nan
-    frame.loc[59, ["Open", "High", "Low", "Close", "Volume"]] = np.nan
     found = read_prices(frame)
-    assert len(found) == 57 and found.notes == (
-        "frame 1: 3 rows without a price are left out, the first on 2015-01-06",
+    assert len(found) == 58 and found.notes == (
+        "frame 1: 2 rows without a price are left out, the first on 2015-01-06",
     )
+    # The bar of today, which has not ended: at the end, or at the beginning of a file from new to old.
+    frame.loc[59, ["Open", "High", "Low", "Close", "Volume"]] = np.nan
+    for rows, number in ((frame, 60), (frame[::-1], 1)):
+        said = refusal(rows, tmp_path)
+        assert f"row {number} (2015-03-25), column Close: the bar has no price yet" in said, said
+        assert "--data.missing drop" in said and len(read_prices(rows, PriceDataConfig(missing="drop"))) == 57
     frame.loc[9, "Low"] = 90.0
     assert "row 10 (2015-01-14), column Close: the price is missing, though Low has one" in refusal(frame, tmp_path)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
-from blockyard.errors import InputError
+from blockyard.errors import at_least
 
 
 def add_arguments(parser: Parser) -> None:
@@ -46,8 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     given = read_flat(arguments, options_of(BacktestConfig))
     config = BacktestConfig(**given)
-    if arguments.folds < 1:
-        raise InputError(f"--folds={arguments.folds} should be at least 1")
+    at_least(1, **{"--folds": arguments.folds})
     folder, prices, _ = read_files(arguments, "backtest")
     asked = Asked(config, prices.fingerprint(), arguments.start, arguments.folds, arguments.retrain)
     out = Path(arguments.out) if arguments.out else folder_for(folder, asked)

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def taken_for(cls: type, kind: Any) -> str:
-    """What a class is checked as, where only its constructor says so."""
+    """Return what a class is checked as, where only its constructor says so."""
     from blockyard.conformance.subject import subject_of
     from blockyard.registry.register import Kind, entries
 
@@ -126,7 +126,7 @@ def find_class(text: str) -> type:
 
 def read_options(cls: type, words: Sequence[str]) -> dict[str, Any]:
     """`--with key=value` words as the types that the constructor declares."""
-    from blockyard.cli.settings import Given, read_value
+    from blockyard.cli.settings import Setting, read_value
     from blockyard.registry.options import options_of, unknown_option
 
     known = options_of(cls)
@@ -138,7 +138,7 @@ def read_options(cls: type, words: Sequence[str]) -> dict[str, Any]:
         key = key.replace("-", "_")
         if key not in known:
             raise InputError(f"--with {word}: {cls.__name__} has no option {unknown_option(key, known)}")
-        read[key] = read_value(known[key], Given("", key, value, f"--with {key}", is_word=True))
+        read[key] = read_value(known[key], Setting("", key, value, f"--with {key}", is_word=True))
     return read
 
 

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from blockyard.claims.collect import SCHEMA, choose, measure_claims, page
-    from blockyard.claims.keep import Kept
+    from blockyard.claims.keep import MeasurementStore
     from blockyard.cli.table import print_table
     from blockyard.files import check_writable, write_atomically
     from blockyard.machine.processor import processor_name
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     for file in filter(None, (arguments.page, arguments.resume)):
         check_writable(file)
     machine = f"{processor_name()}, torch {torch.__version__.split('+')[0]}"
-    kept = Kept(arguments.resume, f"{machine}, Python {platform.python_version()}")
+    kept = MeasurementStore(arguments.resume, f"{machine}, Python {platform.python_version()}")
     wanted = choose(arguments.claims, arguments.document)
     left_out = [c for c in wanted if c.key not in {chosen_one.key for chosen_one in chosen}]
     rows = measure_claims(chosen, lambda text: print(text, file=sys.stderr), kept)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from blockyard.cli.command import Command
 from blockyard.cli.console import write_as_it_is
 from blockyard.cli.parser import Parser
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 
 if TYPE_CHECKING:
     from blockyard.tasks.groups import Group
@@ -59,9 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = ClassifyOptions(**read_flat(arguments, options_of(ClassifyOptions)), data=data)
     if arguments.run is None or arguments.file is None:
         raise InputError("which run and which file? blockyard classify DIR FILE")
-    for name in ("top", "batch_size"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name}={getattr(options, name)} should be 1 or more")
+    at_least(1, **{"--top": options.top, "--batch_size": options.batch_size})
     if arguments.out is not None:
         check_writable(arguments.out)
     trained = load_run(Path(arguments.run), which=options.checkpoint, trust=trusted(arguments))

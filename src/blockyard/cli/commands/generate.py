@@ -14,7 +14,7 @@ from blockyard.cli.command import Command
 from blockyard.cli.console import write_as_it_is as write
 from blockyard.cli.parser import Parser
 from blockyard.cli.prompts import read_prompts
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least, at_most
 
 # Of texts that are listed before the first is written, or held at once.
 MOST = {"num_samples": 100_000, "batch_size": 100_000}
@@ -102,12 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
     searching = read_flat(arguments, options_of(BeamOptions))
     helping = read_flat(arguments, options_of(DraftOptions))
     beams, draft, sampling = BeamOptions(**searching), DraftOptions(**helping), SamplingConfig(**drawing)
-    for name in ("tokens", "num_samples", "batch_size"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name}={getattr(options, name)} should be 1 or more")
+    at_least(1, **{f"--{name}": getattr(options, name) for name in ("tokens", "num_samples", "batch_size")})
     for name, most in MOST.items():
-        if getattr(options, name) > most:
-            raise InputError(f"--{name}={getattr(options, name)} should be at most {most}")
+        at_most(most, **{f"--{name}": getattr(options, name)})
     prompts = read_prompts(arguments.prompt, arguments.prompt_file)
     drawn_only = [*drawing, *helping, *(["stop"] if arguments.stop else [])]
     drawn_only += ["past_context"] if "--past_context" in vars(arguments) else []
@@ -169,8 +166,7 @@ def check_together(
         if searching:
             raise InputError(f"--{searching[0]} belongs to beam search: give --beams N too")
         return
-    if beams.beams < 1:
-        raise InputError(f"--beams={beams.beams} should be 1 or more")
+    at_least(1, **{"--beams": beams.beams})
     if drawn_only:
         raise InputError(f"--{drawn_only[0]} does not go with --beams, which draws nothing: leave one of them out")
     if options.num_samples > beams.beams:

@@ -64,7 +64,7 @@ def print_lists(mixers: list[Entry], ffns: list[Entry], blocks: list[Entry]) -> 
 
 
 def order_word(entry: Entry) -> str:
-    """Whether a mixer knows the order of positions by itself, tried where its traits do not say so."""
+    """Return whether a mixer knows the order of positions by itself, tried where its traits do not say so."""
     from blockyard.models.order import mixer_knows_order
 
     known = mixer_knows_order(entry)

@@ -24,17 +24,17 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.cli.settings import Given
+    from blockyard.cli.settings import Setting
     from blockyard.machine.launch import is_first
     from blockyard.tasks.price.finish import finish_run
     from blockyard.tasks.price.presets import preset
 
     below = [
-        Given(group, key, value, f"--preset {arguments.preset}: {group}.{key}", layer=-1)
+        Setting(group, key, value, f"--preset {arguments.preset}: {group}.{key}", layer=-1)
         for group, options in (preset(arguments.preset) if arguments.preset else {}).items()
         for key, value in options.items()
     ]
-    above = [Given("data", "path", list(arguments.files), "FILE", layer=1 << 20)] if arguments.files else []
+    above = [Setting("data", "path", list(arguments.files), "FILE", layer=1 << 20)] if arguments.files else []
     out = train_as_told("price", arguments, below=below, above=above, before=_tell_time if arguments.preset else None)
     if is_first():
         print(finish_run(out, arguments.calibrate))

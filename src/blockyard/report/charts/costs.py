@@ -9,6 +9,7 @@ from typing import Any
 from blockyard.errors import require
 from blockyard.report import units
 from blockyard.report.chart import Chart, mean_of_seeds
+from blockyard.report.drawing import draw_line, name_powers
 from blockyard.report.palette import Palette
 from blockyard.report.schema import Choice, Report, higher_is_better, input_unit, quality_word, with_unit
 
@@ -84,14 +85,9 @@ def _drawer_over_length(
 
     def draw(axes: Any, palette: Palette) -> None:
         for i, lengths, values in lines:
-            look = palette.style(i)
-            axes.plot(lengths, values, color=look.colour, marker=look.marker, markersize=5, linewidth=1.7,
-                      dashes=look.dashes or (None, None))  # fmt: skip
-        axes.set_xscale("log", base=2)
+            draw_line(axes, lengths, values, palette.style(i), markersize=5)
         axes.set_ylim(0, None)
-        ticks = sorted({length for _, lengths, _ in lines for length in lengths})
-        axes.set_xticks(ticks, [units.count(length) for length in ticks])
-        axes.minorticks_off()
+        name_powers(axes, sorted({length for _, lengths, _ in lines for length in lengths}), units.count)
         axes.set_xlabel(f"length of a row ({unit}s)")
         axes.set_ylabel(label)
 

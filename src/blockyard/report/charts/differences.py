@@ -6,10 +6,11 @@ from typing import Any
 
 from blockyard.report.answers import margin_in_words
 from blockyard.report.chart import Chart, seeds_in
+from blockyard.report.drawing import name_rows
 from blockyard.report.palette import Palette
 from blockyard.report.schema import Report, higher_is_better, quality_unit, quality_word
 
-_WORDS = {"worse": "worse", "equivalent": "equivalent", "undecided": "undecided"}
+_WORDS = ("worse", "equivalent", "undecided")
 
 
 def differences_from_the_best(report: Report) -> Chart | None:
@@ -28,9 +29,7 @@ def differences_from_the_best(report: Report) -> Chart | None:
             look, gap = palette.style(index[row["name"]]), sign * (row["difference"] or 0.0)
             axes.errorbar(gap, y, xerr=row["half_width"], color=look.colour, linewidth=2.4, capsize=4)
             axes.scatter([gap], [y], s=44, marker=look.marker, color=look.colour, edgecolors=palette.paper, zorder=3)
-        axes.set_yticks(range(len(rows)), [f"{row['name']}: {_WORDS[row['verdict']]}" for row in rows])
-        axes.set_ylim(len(rows) - 0.45, -0.55)
-        axes.grid(False, axis="y")
+        name_rows(axes, [f"{row['name']}: {row['verdict']}" for row in rows])
         unit = f" ({quality_unit(report)})" if quality_unit(report) else ""
         axes.set_xlabel(f"{quality_word(report)} behind {rows[0]['against']}{unit}")
 

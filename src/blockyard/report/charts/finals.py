@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from blockyard.report.chart import Chart, seeds_in
+from blockyard.report.drawing import draw_runs, name_rows
 from blockyard.report.palette import Palette
 from blockyard.report.ranking import finals
 from blockyard.report.schema import Report, higher_is_better, with_unit
@@ -23,29 +24,9 @@ def final_losses(report: Report) -> Chart | None:
         names = list(order)
         for y, name in enumerate(names):
             look, final = palette.style(index[name]), order[name]["final"]
-            if final["half_width"] is not None:
-                axes.errorbar(
-                    final["mean"],
-                    y,
-                    xerr=final["half_width"],
-                    color=look.colour,
-                    linewidth=9,
-                    alpha=0.28,
-                    zorder=2,
-                )
-            axes.scatter(
-                values[name],
-                [y + 0.09 * ((i % 3) - 1) for i in range(len(values[name]))],
-                s=28,
-                marker=look.marker,
-                color=look.colour,
-                edgecolors=palette.paper,
-                linewidths=0.6,
-                zorder=3,
-            )
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.45, -0.55)
-        axes.grid(False, axis="y")
+            marks = (look.colour, look.marker)
+            draw_runs(axes, y, values[name], final["mean"], final["half_width"], marks, palette.paper)
+        name_rows(axes, names)
         axes.margins(x=0.08)
         axes.set_xlabel(f"{label}; {side} is better")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from blockyard.report.chart import Chart, mean_of_seeds
+from blockyard.report.drawing import draw_line, name_powers
 from blockyard.report.palette import Palette
 from blockyard.report.schema import Choice, Report, with_unit
 
@@ -20,11 +21,8 @@ def loss_over_position(report: Report) -> Chart | None:
         for i, means in found.items():
             look = palette.style(i)
             ends |= set(means)
-            axes.plot(list(means), list(means.values()), color=look.colour, marker=look.marker, markersize=4.5,
-                      linewidth=1.7, dashes=look.dashes or (None, None))  # fmt: skip
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(ends), [str(end) for end in sorted(ends)])
-        axes.minorticks_off()
+            draw_line(axes, list(means), list(means.values()), look)
+        name_powers(axes, sorted(ends))
         axes.set_xlabel("tokens of the row read so far (up to)")
         axes.set_ylabel(with_unit(report, "loss"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from blockyard.report.chart import Chart
+from blockyard.report.drawing import draw_line, name_powers
 from blockyard.report.palette import Palette
 from blockyard.report.schema import Choice, Report, quality_word, with_unit
 from blockyard.report.units import rate_label
@@ -21,17 +22,14 @@ def figures_over_rate(report: Report) -> Chart | None:
         for i, choice in found:
             look, probes = palette.style(i), ended(choice)
             factors |= set(probes)
-            axes.plot(list(probes), list(probes.values()), color=look.colour, marker=look.marker, markersize=4.5,
-                      linewidth=1.7, dashes=look.dashes or (None, None))  # fmt: skip
+            draw_line(axes, list(probes), list(probes.values()), look)
             chosen = choice["rate"]["factor"]
             if chosen in probes:
                 # A ring around the one that is taken: colour alone would not show it.
                 axes.plot(
                     [chosen], [probes[chosen]], color=look.colour, marker="o", markersize=11, markerfacecolor="none"
                 )
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(factors), [rate_label(factor) for factor in sorted(factors)])
-        axes.minorticks_off()
+        name_powers(axes, sorted(factors), rate_label)
         axes.set_xlabel("learning rate, times the recipe's")
         axes.set_ylabel(with_unit(report, quality_word(report)))
 

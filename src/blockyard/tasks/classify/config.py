@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, one_of
 from blockyard.text.config import TextDataConfig
 
 LabelledFormat = Literal["auto", "csv", "tsv", "jsonl"]
@@ -43,8 +43,7 @@ class LabelledConfig:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        if self.format not in ("auto", "csv", "tsv", "jsonl"):
-            raise InputError(f"data.format={self.format!r} is not one of: auto, csv, tsv, jsonl")
+        one_of(("auto", "csv", "tsv", "jsonl"), **{"data.format": self.format})
         if self.text_field == self.label_field:
             raise InputError(f"data.text_field and data.label_field are both {self.text_field!r}")
         if self.val_path is not None and self.path is None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, one_of
 from blockyard.models.config import BlocksConfig
 from blockyard.models.lm import Head, check_ids
 from blockyard.models.trunk import Trunk
@@ -48,8 +48,7 @@ class EncoderConfig(BlocksConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least_one("vocab_size", "n_classes", "context", "chunks")
-        if self.pooling not in ("mean", "last", "cls"):
-            raise InputError(f"pooling={self.pooling!r} is not one of: mean, last, cls")
+        one_of(("mean", "last", "cls"), pooling=self.pooling)
         if self.pooling == "cls" and self.causal:
             raise InputError("pooling=cls with causal=True: the first position would see nothing of the text; use last")
 

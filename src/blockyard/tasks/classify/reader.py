@@ -133,7 +133,8 @@ def _csv(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _delimiter_of(path: Path, fields: Sequence[str]) -> str:
-    """What separates the cells: that by which the header has the most of the fields asked for, a comma if none does.
+    """Return what separates the cells: that by which the header has the most of the fields asked for, a comma if none
+    does.
 
     Excel writes semicolons where a comma is the decimal mark, and exports that call themselves CSV may hold tabs.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.files import write_atomically
-from blockyard.report.html import cards_table, figure, page_header, prose, swatch, whole_page
+from blockyard.report.page import cards_table, figure, header, page, prose, swatch
 from blockyard.report.render import figure_svg
 from blockyard.tasks.price.backtest import HOLD
 from blockyard.tasks.price.scores import INTERVALS
@@ -42,11 +42,11 @@ def write_sheet(record: Found, folder: Path) -> Path:
 def render_sheet(record: Found) -> str:
     """The whole page: figures and tables inside, no scripts, no network."""
     found, heading = record["earned"][record["model"]], f"Backtest of {record['model']}"
-    sections = [page_header(heading, "tie", headline(record), _details(record), _facts(record))]
+    sections = [header(heading, {"headline": headline(record), "details": _details(record)}, "tie", _facts(record))]
     if found is not None:
         sections += [_earned(record, found), _months(found), _drawdowns(found)]
     sections += [_skill(record, found), _everyone(record), _settings(record), _reading()]
-    return whole_page(f"{heading}: {record['source']}", "\n".join(section for section in sections if section))
+    return page(f"{heading}: {record['source']}", sections)
 
 
 def headline(record: Found) -> str:
@@ -158,7 +158,7 @@ COSTS: tuple[tuple[str, Cell], ...] = (
 
 def _earned(record: Found, found: Found) -> str:
     shown = {record["model"]: found, HOLD: record["earned"][HOLD]}
-    figures = [figure(chart, figure_svg(chart, list(shown))) for chart in earning_charts(shown)]
+    figures = [figure(chart, lambda one: figure_svg(one, list(shown))) for chart in earning_charts(shown)]
     tables = f"{_table_of(shown, FIGURES)}\n{_apart('Costs and turnover')}\n{_table_of(shown, COSTS)}"
     return f"<section>\n<h2>What it earned</h2>\n{_key(list(shown))}\n{_grid(figures)}\n{tables}\n</section>"
 
@@ -225,7 +225,7 @@ def _skill(record: Found, found: Found | None) -> str:
     charts = [ic_chart(found["ic"], horizon)] if found is not None and found["ic"] is not None else []
     shares = summary.get("pit", {}).get(name, [None] * len(known))[known.index(horizon)]
     charts += [pit_chart(shares, horizon)] if shares is not None else []
-    parts = [_grid([figure(chart, figure_svg(chart, [])) for chart in charts])] if charts else []
+    parts = [_grid([figure(chart, lambda one: figure_svg(one, [])) for chart in charts])] if charts else []
     if "skill" in scores:
         rivals = summary.get("paired", {}).get(name, {})
         rows = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least, one_of
 
 RecallTask = Literal["mqar", "induction", "copy", "lag", "selective_copy", "random"]
 TASKS: tuple[RecallTask, ...] = ("mqar", "induction", "copy", "lag", "selective_copy", "random")
@@ -83,9 +83,7 @@ class RecallConfig:
             ("definition", get_args(Definition)),
         )
         for name, allowed in known:
-            if getattr(self, name) not in allowed:
-                words = ", ".join(word for word in allowed if word is not None)
-                raise InputError(f"data.{name}={getattr(self, name)!r} is not one of: {words}")
+            one_of(allowed, **{f"data.{name}": getattr(self, name)})
         self._check_mqar_options()
         self._fill_in()
         for name in ("length", "vocab_size", "val_rows"):
@@ -107,8 +105,7 @@ class RecallConfig:
         """Refuse options where they mean nothing, and numbers that are none."""
         if not 0 < self.power_a <= MOST_POWER:
             raise InputError(f"data.power_a={self.power_a} should be above 0 and at most {MOST_POWER:g}; 1 is uniform")
-        if self.passes < 1:
-            raise InputError(f"data.passes={self.passes} should be at least 1")
+        at_least(1, **{"data.passes": self.passes})
         if self._is_zoology:
             return
         where = f"the task is {self.task}" if self.task != "mqar" else "data.definition is early"

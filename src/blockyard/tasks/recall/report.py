@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockyard.report.chart import Chart
+from blockyard.report.drawing import draw_line, name_powers
 from blockyard.report.palette import Palette
 from blockyard.report.parts import Parts, Section, Table
 from blockyard.report.schema import Choice, Report
@@ -65,7 +66,7 @@ class RecallParts(Parts):
 
 
 def _rows(data: Mapping[str, Any]) -> str:
-    """How rows of mqar were drawn, in words."""
+    """Return how rows of mqar were drawn, in words."""
     # Records from before there was a choice do not name it.
     if data.get("definition", "early") == "early":
         return "early: values may repeat, noise of values"
@@ -102,13 +103,10 @@ def _over_sizes(rows: dict[str, dict[int, list[float]]], sizes: list[int], word:
             if not known:
                 continue
             means = [sum(by_size[size]) / len(by_size[size]) for size in known]
-            axes.plot(known, means, color=look.colour, marker=look.marker, markersize=5, linewidth=1.7,
-                      dashes=look.dashes or (None, None))  # fmt: skip
+            draw_line(axes, known, means, look, markersize=5)
             axes.fill_between(known, [min(by_size[s]) for s in known], [max(by_size[s]) for s in known],
                               color=look.colour, alpha=0.18, linewidth=0)  # fmt: skip
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.minorticks_off()
+        name_powers(axes, sizes)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel(word)
         axes.set_ylabel("accuracy")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.tasks.signal.generator import SignalDataConfig, SignalGenerator
 from blockyard.tasks.signal.modulations import constellation, product_levels, symmetry_order
 
@@ -78,8 +78,7 @@ def maximum_likelihood_bound(
         seed: of the frames.
         on_snr: called with (SNR, accuracy) as each is done.
     """
-    if frames < 1:
-        raise InputError(f"frames={frames} should be at least 1")
+    at_least(1, frames=frames)
     if snr_range is not None and not snr_range[0] <= snr_range[1]:
         raise InputError(f"snr_range={snr_range} should be two numbers of dB, the lower one first")
     config = SignalDataConfig(

@@ -53,7 +53,7 @@ def frames_of(samples: Tensor, length: int, path: Path | str = "the file") -> Te
 
 
 def annotated_snr(path: Path | str, length: int, frames: int) -> Tensor | None:
-    """What a SigMF file's annotations say of the SNR of its frames, [frames] in dB; None where there is nothing.
+    """Return what a SigMF file's annotations say of the SNR of its frames, [frames] in dB; None where there is nothing.
 
     It is SNRdB of SigMF's extension capture_details: the power of the signal over that of the noise, per sample. A
     frame takes it from the last annotation that covers its middle.

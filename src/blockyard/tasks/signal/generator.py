@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, at_least
 from blockyard.tasks.signal.modulations import constellation, parse_modulations
 
 Fading = Literal["none", "rayleigh", "rician"]
@@ -76,8 +76,7 @@ class SignalDataConfig:
 
     def __post_init__(self) -> None:
         for name in ("length", "samples_per_symbol", "paths", "val_frames"):
-            if getattr(self, name) < 1:
-                raise InputError(f"data.{name}={getattr(self, name)} should be at least 1")
+            at_least(1, **{f"data.{name}": getattr(self, name)})
         if not 0 < self.rolloff <= 1:
             raise InputError(f"data.rolloff={self.rolloff} should be above 0 and at most 1")
         if not -60 <= self.snr_min <= self.snr_max <= 100:

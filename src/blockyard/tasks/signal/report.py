@@ -71,7 +71,7 @@ def _figures(report: Report) -> dict[str, Mapping[str, Any]]:
 
 
 def _knowledge(report: Report) -> str:
-    """Whether the models, which all have the same options, know what the bound knows."""
+    """Return whether the models, which all have the same options, know what the bound knows."""
     first = next(iter(_figures(report).values()))
     if first.get("condition", "none") == "snr":
         return "The models are told the SNR, too."

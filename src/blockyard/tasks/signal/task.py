@@ -236,7 +236,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
 
 
 def signal_figures(config: SignalDataConfig, data: SignalData, model: SignalTransformer) -> dict[str, Any]:
-    """What a report shows of a trained model, as plain data.
+    """Return what a report shows of a trained model, as plain data.
 
     Args:
         config: the signals.
@@ -290,7 +290,8 @@ def constellations(frames: Frames, config: SignalDataConfig) -> dict[str, list[l
 
 
 def has_bound(config: SignalDataConfig) -> bool:
-    """Whether symbols in white noise are all that there is, up to a turn of the frame: what the bound is exact for.
+    """Return whether symbols in white noise are all that there is, up to a turn of the frame: what the bound is exact
+    for.
 
     A carrier offset only makes it harder, so that the bound is still one.
     """
