@@ -3,8 +3,7 @@
 DeepSeek-V2 (arXiv 2405.04434, section 2.1) and the price document. They differ in what is rotated: DeepSeek keeps a
 rotary key apart, shared by all heads, so that decoding can absorb the up-projections into the queries; the price
 document rotates the whole key, which is low-rank multi-head attention and rules that out.
-
-Definition in loops and float64: tests/latent/twin.py.
+Defined in loops and float64 in tests/latent/twin.py.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from blockyard.standard.step import step_for
 # From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
 _STACK_FROM = 64
 # Heads up to this width keep keys and values lengthwise in the cache: a step then reads rows over all tokens. Against
-# tokens kept whole, 1.0 to 1.3 times as fast for heads of 8, 0.9 to 1.1 for heads of 16 (12 of them behind 4096 tokens),
+# tokens kept whole, 1.0 to 1.3 times as fast for heads of 8, 0.9 to 1.1 for heads of 16 (12 behind 4096 tokens),
 # no faster for wider ones, where a prompt would pay 5 per cent for laying it out (AMD EPYC Zen 4, one thread).
 LENGTHWISE_UP_TO = 16
 
