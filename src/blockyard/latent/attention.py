@@ -197,9 +197,7 @@ class LatentAttention(Mixer):
         if positions is None:
             positions = default_positions(call.padding_mask, new)
         turn = self.rope.tables(new, x, positions, offset=past)
-        if not anew:
-            return turn, turn
-        return turn, self.rope.tables(past + new, x, default_positions(call.padding_mask, past + new))
+        return turn, self.rope.tables(past + new, x, default_positions(call.padding_mask, past + new)) if anew else turn
 
     def _attend(self, x: Tensor, call: Call, turn: Turn, key_turn: Turn) -> tuple[Tensor, Tensor | None]:
         """Attention of x to itself and the cache, or to the context, with rotations already worked out."""
