@@ -231,7 +231,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not any(folder.iterdir()):
             write_folder(folder, given.megabytes * 1_000_000)
-        sample = (text for text, _ in zip(_whole(folder), range(1500)))
+        sample = (text for text, _ in zip(_whole(folder), range(400)))
         tokenizer = BPETokenizer.train(sample, given.vocab_size)
         saved = Path(scratch, "tokenizer")
         tokenizer.save(saved)

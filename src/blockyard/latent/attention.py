@@ -3,8 +3,7 @@
 DeepSeek-V2 (arXiv 2405.04434, section 2.1) and the price document. They differ in what is rotated: DeepSeek keeps a
 rotary key apart, shared by all heads, so that decoding can absorb the up-projections into the queries; the price
 document rotates the whole key, which is low-rank multi-head attention and rules that out.
-
-Definition in loops and float64: tests/latent/twin.py.
+Defined in loops and float64 in tests/latent/twin.py.
 """
 
 from __future__ import annotations
@@ -197,9 +196,7 @@ class LatentAttention(Mixer):
         if positions is None:
             positions = default_positions(call.padding_mask, new)
         turn = self.rope.tables(new, x, positions, offset=past)
-        if not anew:
-            return turn, turn
-        return turn, self.rope.tables(past + new, x, default_positions(call.padding_mask, past + new))
+        return turn, self.rope.tables(past + new, x, default_positions(call.padding_mask, past + new)) if anew else turn
 
     def _attend(self, x: Tensor, call: Call, turn: Turn, key_turn: Turn) -> tuple[Tensor, Tensor | None]:
         """Attention of x to itself and the cache, or to the context, with rotations already worked out."""
