@@ -154,6 +154,9 @@ class Mixer(nn.Module):
         if context is not None:
             self._check_context(context, x, causal, call.positions, cache)
         past = cache.length if cache is not None else 0
+        # Here, and not where values are stored: a state alone stores none.
+        if cache is not None and getattr(cache, "batch", x.shape[0]) != x.shape[0]:
+            raise InputError(f"the cache is of {cache.batch} sequences, x has shape {tuple(x.shape)}")
         if cache is not None and not causal and (past or x.shape[1] > 1):
             raise InputError("a cache needs causal attention: earlier positions cannot see later ones any more")
         if call.padding_mask is not None:

@@ -11,7 +11,7 @@ from blockyard.errors import InputError
 from blockyard.tasks.price.backtest import account, run_backtest, weights_table
 from blockyard.tasks.price.baselines import Forecast, run_baselines
 from blockyard.tasks.price.data.leakage import perturb_futures
-from blockyard.tasks.price.data.table import Prices
+from blockyard.tasks.price.data.table import BARS, Asset, Prices
 from blockyard.tasks.price.data.windows import PriceData
 from blockyard.tasks.price.forecaster import Forecaster
 from blockyard.tasks.price.positions import BacktestConfig, decide, limited, ranked
@@ -34,8 +34,11 @@ def closed(prices: Prices) -> Prices:
     n = len(late)
     open_rows = np.flatnonzero((np.arange(n) % 7 != 3) & ~((np.arange(n) > n - 60) & (np.arange(n) < n - 51)))
     last = rest[-1]
-    parts = {name: getattr(last, name)[open_rows] for name in ("ds", "close", "open", "high", "low", "volume")}
-    return replace(prices, assets=(late.rows(slice(30, None)), *rest[:-1], replace(last, **parts)))
+    return replace(prices, assets=(only(late, np.arange(30, n)), *rest[:-1], only(last, open_rows)))
+
+
+def only(asset: Asset, rows: np.ndarray) -> Asset:
+    return replace(asset, **{name: getattr(asset, name)[rows] for name in ("ds", "close", *BARS, "volume")})
 
 
 @pytest.fixture(scope="module")
