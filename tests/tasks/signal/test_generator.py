@@ -45,6 +45,27 @@ def test_grids_are_known_as_products_and_symmetries_as_turns():
     assert [symmetry_order(n) for n in ("ook", "bpsk", "16qam", "8psk")] == [1, 2, 4, 8]
 
 
+def test_rings_of_dvb_s2_lie_where_the_standard_has_them():
+    def angles(name, ring):
+        points = constellation(name)
+        radii = sorted({round(float(r), 6) for r in points.abs()})
+        chosen = points[(points.abs() - radii[ring]).abs() < 1e-5]
+        return sorted(round(float(a) / math.pi * 24) % 48 for a in chosen.angle()), len(radii)
+
+    assert angles("16apsk", 0) == ([6, 18, 30, 42], 2)
+    assert angles("16apsk", 1) == (list(range(2, 48, 4)), 2)
+    # In 24ths of a half turn: quarters from 45 degrees, twelfths from 15, sixteenths from 0.
+    assert angles("32apsk", 0) == ([6, 18, 30, 42], 3)
+    assert angles("32apsk", 1) == (list(range(2, 48, 4)), 3)
+    assert angles("32apsk", 2) == (list(range(0, 48, 3)), 3)
+
+
+def test_a_run_whose_points_were_others_does_not_go_on():
+    was = GeneratedSignals(SignalDataConfig(modulations="bpsk,qpsk")).fingerprint
+    now = GeneratedSignals(SignalDataConfig(modulations="bpsk,32apsk")).fingerprint
+    assert not any(key.endswith("sha256") for key in was) and "points_of_32apsk_sha256" in now
+
+
 def test_unknown_or_too_few_modulations_are_refused():
     assert parse_modulations("usual") == USUAL and len(parse_modulations("all")) == len(MODULATIONS)
     with pytest.raises(InputError, match=r"no modulation named '16qma' \(did you mean '16qam'\?\)"):

@@ -44,9 +44,9 @@ def _cross(m: int) -> Tensor:
     return grid[~((grid.real.abs() >= edge) & (grid.imag.abs() >= edge))]
 
 
-def _apsk(rings: tuple[int, ...], radii: tuple[float, ...]) -> Tensor:
-    """Rings of equally spaced points, as in DVB-S2 (ETSI EN 302 307, section 5.4)."""
-    return torch.cat([radius * _psk(m, math.pi / m) for m, radius in zip(rings, radii)])
+def _apsk(rings: tuple[int, ...], radii: tuple[float, ...], starts: tuple[float, ...]) -> Tensor:
+    """Rings of equally spaced points, each from an angle on, as in DVB-S2 (ETSI EN 302 307, section 5.4)."""
+    return torch.cat([radius * _psk(m, start) for m, radius, start in zip(rings, radii, starts)])
 
 
 _MAKERS: dict[str, Callable[[], Tensor]] = {
@@ -62,8 +62,9 @@ _MAKERS: dict[str, Callable[[], Tensor]] = {
     "pam8": lambda: _pam(8),
     "16psk": lambda: _psk(16),
     "32psk": lambda: _psk(32),
-    "16apsk": lambda: _apsk((4, 12), (1.0, 2.85)),
-    "32apsk": lambda: _apsk((4, 12, 16), (1.0, 2.84, 5.27)),
+    "16apsk": lambda: _apsk((4, 12), (1.0, 2.85), (math.pi / 4, math.pi / 12)),
+    # The outer ring lies at multiples of π/8, one point on the axis, unlike the two within (figure 12 of the standard).
+    "32apsk": lambda: _apsk((4, 12, 16), (1.0, 2.84, 5.27), (math.pi / 4, math.pi / 12, 0.0)),
     "32qam": lambda: _cross(32),
     "128qam": lambda: _cross(128),
     "256qam": lambda: _qam(256),
