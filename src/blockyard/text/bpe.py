@@ -73,7 +73,7 @@ class BPETokenizer:
         special_tokens: Sequence[str] = (END_OF_TEXT,),
         progress: Callable[[int, int], None] | None = None,
     ) -> BPETokenizer:
-        """Learn a tokenizer from texts, from their 400,000 most frequent words if they have more different ones.
+        """Learn a tokenizer from texts, from their 300,000 most frequent words if they have more different ones.
 
         Ids: the 256 bytes first (a byte's id is its value), then the merges, then the special tokens.
 
