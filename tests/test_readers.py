@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ import torch
 pytest.importorskip("hypothesis")
 pytest.importorskip("optuna")
 yaml = pytest.importorskip("yaml")
+h5py = pytest.importorskip("h5py")
+openpyxl = pytest.importorskip("openpyxl")
+wavfile = pytest.importorskip("scipy.io.wavfile")
 
 from hypothesis import HealthCheck, Phase, given, settings
 
@@ -39,6 +43,8 @@ from blockyard.tasks.price.calibrate import Calibration
 from blockyard.tasks.price.data.reader import read_prices
 from blockyard.tasks.run import load_run, read_run, train
 from blockyard.tasks.signal.files import annotated_snr, read_iq
+from blockyard.tasks.signal.recordings.opening import open_recordings
+from blockyard.tasks.signal.recordings.understanding import understanding
 from blockyard.text.readers import read_path
 from blockyard.text.saved import load_tokenizer
 from blockyard.training.decisions import Decisions, Remembered
@@ -92,6 +98,43 @@ def record_of(load: Read) -> Read:
     return lambda path: load(path.parent)
 
 
+def recordings(path: Path) -> None:
+    for recording in open_recordings(path):
+        understanding(recording)
+        recording.read()
+
+
+def wav(iq: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    wavfile.write(file, 48_000, iq.astype(np.complex64).view(np.float32).reshape(-1, 2))
+    return file.getvalue()
+
+
+def hdf5(iq: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    with h5py.File(file, "w") as made:
+        made["iq"] = iq
+    return file.getvalue()
+
+
+def sigmf_archive(iq: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in (("a/a.sigmf-meta", json.dumps(SIGMF).encode()), ("a/a.sigmf-data", iq.tobytes())):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def workbook(rows: bytes) -> bytes:
+    file, made = io.BytesIO(), openpyxl.Workbook()
+    for row in rows.decode().splitlines():
+        made.active.append([float(cell) if cell[:1].isdigit() and "-" not in cell else cell for cell in row.split(",")])
+    made.save(file)
+    return file.getvalue()
+
+
 # Name of the file, a valid content, what reads it.
 FILES: dict[str, tuple[str, bytes, Read]] = {
     "settings": ("a.yaml", SETTINGS, read_yaml),
@@ -106,6 +149,11 @@ FILES: dict[str, tuple[str, bytes, Read]] = {
     "prices in parquet": ("p.parquet", table({"Date": DAYS, "Close": [1.5] * 28}), lambda path: read_prices(path)),
     "npy": ("a.npy", npy(IQ), read_iq),
     "npz": ("a.npz", archive(iq=IQ), read_iq),
+    "wav": ("a.wav", wav(IQ), recordings),
+    "HDF5": ("a.h5", hdf5(IQ), recordings),
+    "raw samples": ("a.cf32", IQ.tobytes(), recordings),
+    "SigMF archive": ("a.sigmf", sigmf_archive(IQ), recordings),
+    "prices in a workbook": ("p.xlsx", workbook(PRICES), lambda path: read_prices(path)),
     "SigMF": ("a.sigmf-meta", json.dumps(SIGMF).encode(), sigmf),
     "prompts": ("a.txt", b"one\ntwo\n", read_prompt_file),
     "prompts in JSONL": ("a.jsonl", b'"one"\n{"prompt": "two"}\n', read_prompt_file),
