@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockyard import InputError
-from blockyard.tasks.signal.files import read_iq
+from blockyard.tasks.signal.files import annotated_snr, read_iq
 from blockyard.tasks.signal.recordings import Recording, RecordingOptions, open_recordings
 from blockyard.tasks.signal.recordings.raw import RawPipe, raw_type
 from blockyard.tasks.signal.recordings.recording import Span
+from blockyard.tasks.signal.recordings.understanding import measure
 
 
 def tone(count: int, seed: int = 0) -> np.ndarray:
@@ -170,6 +171,18 @@ def test_what_a_sigmf_file_cannot_mean_is_one_line(tmp_path: Path, about: dict, 
     with pytest.raises(InputError, match=message) as raised:
         open_recordings(path)
     assert "\n" not in str(raised.value)
+
+
+def test_numbers_of_any_size_are_read_or_refused(tmp_path: Path) -> None:
+    for value in (1e308, -(2**80), 2**63):
+        for key in ("core:sample_start", "core:sample_count"):
+            note = {"core:sample_start": 0, "core:sample_count": 4, "capture_details:SNRdB": 3, key: value}
+            path = write(tmp_path, tone(40).tobytes(), GOOD, annotations=[note])
+            with pytest.raises(InputError, match="an annotation with capture_details:SNRdB cannot be read"):
+                annotated_snr(path, 8, 4)
+    huge = np.full(4096, 3e38, np.complex64)
+    level = measure(open_recordings(write(tmp_path, huge.tobytes(), GOOD))[0])
+    assert level.power == pytest.approx(9e76, rel=1e-6) and level.bandwidth < 0.01
 
 
 def test_a_check_sum_that_fits_is_no_fault(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ SNR = "capture_details:SNRdB"
 _META, _DATA = ".sigmf-meta", ".sigmf-data"
 # JSON about samples is small; a file that claims to be and is larger is something else.
 MOST_META_BYTES = 256 << 20
+# A century at a gigasample per second; far from where sums of two overflow.
+MOST_SAMPLES = 1 << 62
 
 
 def read_sigmf(path: Path) -> Recording:
@@ -185,6 +187,8 @@ def _annotations(rows: list[dict[str, Any]], offset: int, name: str) -> list[Ann
     for row in rows:
         try:
             start, count = int(row["core:sample_start"]) - offset, row.get("core:sample_count")
+            if max(abs(start), abs(int(count or 0))) > MOST_SAMPLES:
+                raise ValueError("a number of samples that no recording has")
             snr, label = row.get(SNR), row.get("core:label")
             found.append(
                 Annotation(
@@ -202,7 +206,7 @@ def _annotations(rows: list[dict[str, Any]], offset: int, name: str) -> list[Ann
 
 def _number(row: dict[str, Any], key: str, name: str, default: int, least: int = 0) -> int:
     value = row.get(key, default)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**62
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST_SAMPLES
     if not is_number or value != int(value):
         raise InputError(f"{name}: {key}={value!r} should be a whole number")
     if value < least:

@@ -49,7 +49,7 @@ def measure(recording: Recording, channel: int = 0) -> Level:
     count, energy, peak, zeros, at_edge = 0, 0.0, 0.0, 0, 0
     mean, spectrum = 0j, torch.zeros(BINS, dtype=torch.float64)
     for _, block in islice(recording.blocks(channel, multiple=BINS), MOST_BLOCKS):
-        squared = block.abs().double().square()
+        squared = block.to(torch.complex128).abs().square()
         count += len(block)
         energy += float(squared.sum())
         peak = max(peak, float(squared.max()))
@@ -71,8 +71,9 @@ def _spectrum(block: Tensor) -> Tensor:
     """Power in BINS bands, lowest frequency first: Welch's, with a Hann window, half overlapping."""
     if len(block) < BINS:
         block = torch.nn.functional.pad(block, (0, BINS - len(block)))
-    windows = block.unfold(0, BINS, BINS // 2) * torch.hann_window(BINS)
-    return torch.fft.fftshift(torch.fft.fft(windows).abs().double().square().sum(0))
+    # In double precision: samples may be as large as float32 can hold, and their powers and sums are larger.
+    windows = block.to(torch.complex128).unfold(0, BINS, BINS // 2) * torch.hann_window(BINS, dtype=torch.float64)
+    return torch.fft.fftshift(torch.fft.fft(windows).abs().square().sum(0))
 
 
 def _occupied(spectrum: Tensor) -> tuple[float, float]:
