@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.machine.memory import refuse_beyond_memory
 from blockyard.nn.derivatives import HandWritten, hand_written, must_read, outlasting, transformed
 
 Layout = Literal["interleaved", "half"]
@@ -39,6 +40,10 @@ def rotary_tables(length: int, d: int, theta: float, device: torch.device, dtype
 def _compute(length: int, d: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():
         return _angles(torch.arange(length, device=device), d, theta, dtype)
+    if length > _MANY:
+        # A length may come from a file: angles and their cosines in float64, and both tables.
+        what = f"rotary tables of {length:,} positions take at least {{}}"
+        refuse_beyond_memory(length * (d // 2) * 24, what, device)
     with outlasting():
         return _angles(torch.arange(length, device=device), d, theta, dtype)
 
@@ -50,8 +55,8 @@ def _angles(positions: Tensor, d: int, theta: float, dtype: torch.dtype) -> tupl
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-# Positions every table holds from the start.
-_READY = 256
+# Positions every table holds from the start, and those from which on it is asked whether they fit into memory.
+_READY, _MANY = 256, 1 << 20
 
 
 class RotaryPositionalEmbedding(nn.Module):
@@ -83,7 +88,13 @@ class RotaryPositionalEmbedding(nn.Module):
         self.prepare(_READY)
 
     def prepare(self, length: int, device: torch.device | str = "cpu") -> None:
-        """Make the table for positions below `length` ready, so that compiled graphs find it."""
+        """Make the table for positions below `length` ready, so that compiled graphs find it.
+
+        Raises:
+            InputError: for a table beyond the memory.
+        """
+        if torch.get_default_device().type == "meta":
+            return  # a model that is only counted turns nothing, and tables are real
         rotary_tables(length, self.d_k, self.theta, torch.device(device), torch.float32)
 
     def forward(self, x: Tensor, positions: Tensor | None = None, *, offset: int = 0) -> Tensor:
