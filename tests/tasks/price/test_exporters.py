@@ -237,6 +237,15 @@ EXPORTS = {
               lambda n, b: f'{b.day.month}/{b.day.day}/{b.day.year},"{b.open:,.2f}","{b.high:,.2f}","{b.low:,.2f}",'
               f'"{b.close:,.2f}","{b.volume:,}"').replace("\n", "\r\n"), NAIVE,
     ),
+    "wide, a column per ticker": Export(
+        lines("Date,AAA,000001\n", lambda n, b: f"{b.day},{b.close},{OTHER[n].close}"),
+        NAIVE, ids=("AAA", "000001"), has="close",
+    ),
+    "long": Export(
+        lines("unique_id,ds,y\n", lambda n, b: f"AAA,{b.day},{b.close}")
+        + lines("", lambda n, b: f"NA,{b.day},{b.close}", series=OTHER),
+        NAIVE, ids=("AAA", "NA"), has="close",
+    ),
     "quantmod in R": Export(
         lines('"","ZZ.Open","ZZ.High","ZZ.Low","ZZ.Close","ZZ.Volume"\n',
               lambda n, b: f'"{b.day}",{b.open},{b.high},{b.low},{b.close},{b.volume}'), NAIVE, ids=("ZZ",),
