@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from blockyard.cli import main
-from blockyard.cli.console import LONGEST_LINE, one_line
+from blockyard.cli.console import LONGEST_LINE, minding_interrupts, one_line
 from blockyard.errors import InputError
 from blockyard.files import cache_home, user_path
 from blockyard.registry import register as registry
@@ -206,3 +207,22 @@ def test_a_broken_plugin_that_is_asked_for_is_an_error(capsys: pytest.CaptureFix
     assert main(words) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "'brk' (brk:Mixer) cannot be imported: RuntimeError" in error
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_is_not_lost():
+    class Finalised:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), minding_interrupts() as check:
+            check()
+            Finalised()  # its KeyboardInterrupt goes nowhere
+            check()
+        with pytest.raises(KeyboardInterrupt), minding_interrupts():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

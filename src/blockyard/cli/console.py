@@ -10,9 +10,12 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import signal
 import sys
+import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from blockyard.machine.launch import is_first
@@ -106,6 +109,35 @@ def write_as_it_is(text: str) -> None:
     stream = stream.stream if isinstance(stream, PlainSigns) else stream
     stream.write(text)
     stream.flush()
+
+
+@contextlib.contextmanager
+def minding_interrupts() -> Iterator[Callable[[], None]]:
+    """Yield a function to be called now and then, which raises KeyboardInterrupt if one came and was lost.
+
+    Python drops what is raised while it runs a finaliser or a weak reference's callback: a Ctrl-C at that moment would
+    be printed and forgotten. Only a main thread is interrupted.
+    """
+    lost = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal lost
+        lost = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if lost:
+            raise KeyboardInterrupt
+
+    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_usual or threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def one_line(message: str) -> str:

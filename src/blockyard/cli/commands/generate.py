@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from blockyard.cli.command import Command
+from blockyard.cli.console import minding_interrupts
 from blockyard.cli.console import write_as_it_is as write
 from blockyard.cli.parser import Parser
 from blockyard.cli.prompts import read_prompts
@@ -132,7 +133,8 @@ def run(arguments: argparse.Namespace) -> int:
         if start == 0 and chosen:
             # Now that nothing can be refused any more: an error stands alone.
             note(chosen)
-        write_batch(batch, texts, start, options)
+        with minding_interrupts() as check:
+            write_batch(batch, texts, start, options, check)
         if batch.acceptance is not None:
             proposed += batch.acceptance.proposed
             accepted += batch.acceptance.accepted
@@ -225,14 +227,20 @@ def make_batch(
     )  # fmt: skip
 
 
-def write_batch(batch: Any, texts: Sequence[str], start: int, options: GenerateOptions) -> None:
-    """Print the texts in order: the first that is unfinished as it comes, those behind it when it is their turn."""
+def write_batch(
+    batch: Any, texts: Sequence[str], start: int, options: GenerateOptions, check: Callable[[], None]
+) -> None:
+    """Print the texts in order: the first that is unfinished as it comes, those behind it when it is their turn.
+
+    `check` is called after every step: it ends the writing if the user wants it.
+    """
     rows = len(batch.finished)
     waiting = [""] * rows
     turn = 0
     begin(texts, start, options)
     try:
         for step in batch:
+            check()
             for row, (_tokens, text) in enumerate(step):
                 waiting[row] += text
             while True:
