@@ -17,7 +17,7 @@ from blockyard.files import user_path
 from blockyard.text.bpe_files import printable, read_bpe, write_bpe
 from blockyard.text.bpe_training import count_words, learn_merges
 from blockyard.text.pretokens import pretokens, settled_blocks
-from blockyard.text.progress import Counted, Progress
+from blockyard.text.progress import Progress
 from blockyard.text.tokenizer import (
     END_OF_TEXT,
     SpecialSplitter,
@@ -210,29 +210,10 @@ def trained_once(text: ScannedText, vocab_size: int, folder: Path, progress: Pro
     except InputError:
         pass  # Not there, or damaged: train it.
     tokenizer = BPETokenizer._trained(
-        _documents(text, None if progress is None else partial(progress, "counting words")),
+        text.documents(None if progress is None else partial(progress, "counting words")),
         vocab_size,
         (END_OF_TEXT,),
         None if progress is None else partial(progress, "learning merges"),
     )
     tokenizer.save(saved)
     return tokenizer
-
-
-def _documents(text: ScannedText, progress: Counted | None) -> Iterator[Iterator[str]]:
-    pieces = text.pieces()
-    more, done = True, 0
-
-    def document() -> Iterator[str]:
-        nonlocal more, done
-        for piece in pieces:
-            if piece is None:
-                return
-            yield piece
-            done += len(piece) if piece.isascii() else len(piece.encode())
-            if progress is not None:
-                progress(done, text.n_bytes)
-        more = False
-
-    while more:
-        yield document()

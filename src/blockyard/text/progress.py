@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 Counted = Callable[[int, int], None]
@@ -16,20 +16,23 @@ Counted = Callable[[int, int], None]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and out of how much (0 where nobody knows yet)."""
 
-UNITS = {"learning merges": ("tokens", 1), "classifying": ("million samples", 1_000_000)}
-BYTES = ("MB", 1_000_000)
+Unit = tuple[str, int]
+"""A unit's name, and how many of what is counted make one."""
+BYTES: Unit = ("MB", 1_000_000)
+UNITS: Mapping[str, Unit] = {"learning merges": ("tokens", 1)}
 
 
 class ReadingLines:
     """Lines like `encoding: 412 of 1,000 MB, 0:52 left`, the first after some seconds.
 
     Args:
+        units: of what is being done; else it is counted in bytes.
         seconds: between two lines, and before the first.
         out: where they are written; none means standard error.
     """
 
-    def __init__(self, seconds: float = 5.0, out: TextIO | None = None) -> None:
-        self._seconds, self._out = seconds, out
+    def __init__(self, units: Mapping[str, Unit] = UNITS, *, seconds: float = 5.0, out: TextIO | None = None) -> None:
+        self._units, self._seconds, self._out = units, seconds, out
         self._what = ""
         self._began = self._shown = time.monotonic()
 
@@ -41,7 +44,7 @@ class ReadingLines:
         if now - self._shown < self._seconds:
             return
         self._shown = now
-        unit, size = UNITS.get(what, BYTES)
+        unit, size = self._units.get(what, BYTES)
         line = f"{what}: {done // size:,} {unit}"
         if total:
             left = round((now - self._began) * (total - done) / max(done, 1))

@@ -46,6 +46,33 @@ class ScannedText:
     n_documents: int
     spells_separator: bool = False
 
+    def documents(self, progress: Counted | None = None) -> Iterator[Iterator[str]]:
+        """Read the text once more, document by document; each is to be read to its end before the next.
+
+        Args:
+            progress: called with (bytes read, bytes in all).
+
+        Raises:
+            InputError: when the text changed since it was scanned.
+        """
+        pieces, done, more = self.pieces(), 0, True
+
+        def document() -> Iterator[str]:
+            nonlocal done, more
+            for piece in pieces:
+                if piece is None:
+                    return
+                yield piece
+                done += len(piece) if piece.isascii() else len(piece.encode())
+                if progress is not None:
+                    progress(done, self.n_bytes)
+            more = False
+
+        while more:
+            yield document()
+        if done != self.n_bytes:
+            raise InputError(f"data.path changed while it was read ({self.n_bytes} bytes, then {done}); try again")
+
 
 def scan(read: Callable[[], Pieces], progress: Counted | None = None) -> ScannedText:
     """Read text once for its sha256 and length, keeping it when it is small.
@@ -130,29 +157,11 @@ def token_arrays(
 ) -> Iterator[np.ndarray]:
     """Yield the ids of a text in arrays, with the separator between documents."""
     dtype = token_dtype(tokenizer.vocab_size)
-    done = 0
-    pieces = text.pieces()
-    more = True
-    while more:
-        more = False
-
-        def document() -> Iterator[str]:
-            nonlocal more, done
-            for piece in pieces:
-                if piece is None:
-                    more = True
-                    return
-                yield piece
-                done += len(piece) if piece.isascii() else len(piece.encode())
-                if progress is not None:
-                    progress(done, text.n_bytes)
-
-        for block in tokenizer.encode_blocks(document(), special=special):
-            yield _as_array(block, dtype)
-        if more:
+    for number, document in enumerate(text.documents(progress)):
+        if number:
             yield np.asarray([tokenizer.separator_id], dtype=dtype)
-    if done != text.n_bytes:
-        raise InputError(f"data.path changed while it was read ({text.n_bytes} bytes, then {done}); try again")
+        for block in tokenizer.encode_blocks(document, special=special):
+            yield _as_array(block, dtype)
 
 
 def _as_array(block: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:

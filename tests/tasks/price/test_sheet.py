@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from blockyard.tasks.price.backtest import HOLD, run_backtest, run_hold
-from blockyard.tasks.price.backtest_folder import Asked, folder_for
+from blockyard.tasks.price.backtest_folder import BacktestSpec, folder_for
 from blockyard.tasks.price.baselines import Forecast
 from blockyard.tasks.price.earnings import Course, describe
 from blockyard.tasks.price.positions import BacktestConfig
@@ -28,11 +28,11 @@ def record_of(data, beside, forecast, config=CONFIG):
     summary = summarise(data, assets, rows, everyone, levels=LEVELS, border=data.borders.val_end, repeats=30)
     earned = {name: run_backtest(data, assets, rows, one, config, LEVELS) for name, one in everyone.items()}
     earned[HOLD] = run_hold(data, assets, rows, config)
-    asked = Asked(config, data.prices.fingerprint(), None, 1, False)
+    spec = BacktestSpec(config, data.prices.fingerprint(), None, 1, False)
     return {
         "model": forecast.name, "horizon": config.horizon, "rule": config.describe(), "source": "a<b.csv",
         "target": config.target_volatility,
-        "settings": asked.words(252), "data": data.prices.report().splitlines(), "notes": ["read this & that"],
+        "settings": spec.words(252), "data": data.prices.report().splitlines(), "notes": ["read this & that"],
         "summary": summary, "earned": earned, "command": "blockyard backtest runs/x 'a<b.csv' --folds 1",
     }  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_trailing_figures_and_thinned_drawdowns_are_those_of_loops():
 
 
 def test_each_backtest_gets_a_folder_of_its_own(tmp_path, data):
-    one = Asked(CONFIG, data.prices.fingerprint(), None, 4, False)
+    one = BacktestSpec(CONFIG, data.prices.fingerprint(), None, 4, False)
     assert folder_for(tmp_path, one) == tmp_path / "backtest"
     # As an earlier version left it: kept.
     (tmp_path / "backtest").mkdir()
@@ -141,9 +141,9 @@ def test_each_backtest_gets_a_folder_of_its_own(tmp_path, data):
     one.save(second)
     (second / "backtest.json").write_text("{}")
     assert folder_for(tmp_path, one) == second
-    other = Asked(BacktestConfig(rule="sign"), data.prices.fingerprint(), None, 4, False)
+    other = BacktestSpec(BacktestConfig(rule="sign"), data.prices.fingerprint(), None, 4, False)
     assert folder_for(tmp_path, other) == tmp_path / "backtest-3"
-    later = Asked(CONFIG, {**data.prices.fingerprint(), "sha256": "another"}, None, 4, False)
+    later = BacktestSpec(CONFIG, {**data.prices.fingerprint(), "sha256": "another"}, None, 4, False)
     assert folder_for(tmp_path, later) == tmp_path / "backtest-3"
     (second / "settings.json").write_text("{damaged")
     assert folder_for(tmp_path, one) == tmp_path / "backtest-3"

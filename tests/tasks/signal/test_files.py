@@ -167,3 +167,15 @@ def test_a_folder_of_recordings_is_a_data_set(tmp_path):
     with pytest.raises(InputError, match="at least 10"):
         np.save(tmp_path / "qpsk" / "x.npy", frames(9, length=8).iq.numpy())
         RecordedSignals(config)
+
+
+def test_options_of_recordings_are_refused_where_there_are_none():
+    for options, message in (
+        ({"format": "cf32"}, "data.format and data.channel are of recordings: give data.path"),
+        ({"channel": 1}, "data.format and data.channel are of recordings"),
+        ({"format": "cs17", "path": "x"}, "data.format='cs17' is none of"),
+        ({"channel": -1, "path": "x"}, "data.channel=-1 should be at least 0"),
+        ({"split": "half"}, "data.split='half' is not one of: recording, frame"),
+    ):
+        with pytest.raises(InputError, match=message):
+            SignalDataConfig(**options)

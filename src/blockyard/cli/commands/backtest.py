@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.files import check_writable, without_nan, write_atomically
     from blockyard.registry.options import options_of
     from blockyard.tasks.price.backtest import HOLD, BacktestConfig, backtest_table
-    from blockyard.tasks.price.backtest_folder import RESULTS, Asked, folder_for
+    from blockyard.tasks.price.backtest_folder import RESULTS, BacktestSpec, folder_for
     from blockyard.tasks.price.finish import save_summary
     from blockyard.tasks.price.forecaster import write_table
     from blockyard.tasks.price.sheet import headline, write_sheet
@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = BacktestConfig(**given)
     at_least(1, **{"--folds": arguments.folds})
     folder, prices, _ = read_files(arguments, "backtest")
-    asked = Asked(config, prices.fingerprint(), arguments.start, arguments.folds, arguments.retrain)
-    out = Path(arguments.out) if arguments.out else folder_for(folder, asked)
+    spec = BacktestSpec(config, prices.fingerprint(), arguments.start, arguments.folds, arguments.retrain)
+    out = Path(arguments.out) if arguments.out else folder_for(folder, spec)
     check_writable(out, folder=True)
     found = walk_forward(
         folder,
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         # Those of an earlier backtest into the same folder are not this one's.
         (out / "weights.csv").unlink(missing_ok=True)
-    asked.save(out)
+    spec.save(out)
     print(prices.report())
     for note in found.notes:
         print(f"note: {note}")
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         "rule": config.describe(),
         "target": config.target_volatility,
         "source": prices.source,
-        "settings": asked.words((found.earned[HOLD] or {})["steps_per_year"]),
+        "settings": spec.words((found.earned[HOLD] or {})["steps_per_year"]),
         "data": prices.report().splitlines(),
         "notes": found.notes,
         "summary": without_nan(found.summary),

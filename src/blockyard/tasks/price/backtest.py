@@ -60,10 +60,9 @@ def account(
 
 def hold(data: PriceTables, assets: np.ndarray, rows: np.ndarray, config: BacktestConfig) -> Course:
     """Equal long positions in all assets, from the same origins, at the same lag and cost."""
-    grid, place = np.unique(data.dates(assets, rows), return_inverse=True)
-    panel = Panel(len(grid), len(data.tables), place, assets)
+    panel = Panel.of(data, assets, rows)
     weights = equal_parts(panel.carry(panel.spread(np.ones(len(rows)))))
-    return account(data, assets, rows, weights[place, assets], lag=config.lag, cost=config.cost)
+    return account(data, assets, rows, panel.at(weights), lag=config.lag, cost=config.cost)
 
 
 def run_backtest(

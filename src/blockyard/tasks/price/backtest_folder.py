@@ -17,7 +17,7 @@ SCHEMA = "blockyard.backtest/1"
 
 
 @dataclass(frozen=True)
-class Asked:
+class BacktestSpec:
     """What makes two backtests of a run the same.
 
     Args:
@@ -59,19 +59,19 @@ class Asked:
         ]
 
 
-def folder_for(run: Path, asked: Asked) -> Path:
+def folder_for(run: Path, spec: BacktestSpec) -> Path:
     """RUN/backtest, or RUN/backtest-2, -3 …: the first that is free, unfinished, or holds this same backtest."""
     for number in count(1):
         folder = run / ("backtest" if number == 1 else f"backtest-{number}")
-        if not (folder / RESULTS).exists() or _holds(folder, asked):
+        if not (folder / RESULTS).exists() or _holds(folder, spec):
             return folder
     raise AssertionError("unreachable")
 
 
-def _holds(folder: Path, asked: Asked) -> bool:
+def _holds(folder: Path, spec: BacktestSpec) -> bool:
     try:
         found = parse_json((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         # Of an earlier version, or damaged: it is left as it is.
         return False
-    return bool(found == json.loads(json.dumps(asked.to_dict())))
+    return bool(found == json.loads(json.dumps(spec.to_dict())))

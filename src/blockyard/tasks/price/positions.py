@@ -151,8 +151,7 @@ def decide(
     needs_width = config.rule != "sign" or config.target_volatility is not None
     if needs_width and (forecast.quantiles is None or len(levels) < 2):
         return None
-    grid, place = np.unique(data.dates(assets, rows), return_inverse=True)
-    panel = Panel(len(grid), len(data.tables), place, assets)
+    panel = Panel.of(data, assets, rows)
     point = panel.spread(forecast.point[:, column])
     width = np.full(point.shape, np.nan)
     if forecast.quantiles is not None and len(levels) >= 2:
@@ -169,25 +168,41 @@ def decide(
     if config.target_volatility is not None:
         span = NormalDist().inv_cdf(levels[-1]) - NormalDist().inv_cdf(levels[0])
         sigma = panel.carry(width) / span / np.sqrt(config.horizon)
-        predicted = portfolio_volatility(data, grid, weights, sigma) * np.sqrt(year_of(data, config))
+        predicted = portfolio_volatility(data, panel.dates, weights, sigma) * np.sqrt(year_of(data, config))
         weights = weights * (config.target_volatility / np.maximum(predicted, 1e-12))[:, None]
-    weights = limited(weights, config.gross, config.net)
-    found: np.ndarray = weights[place, assets]
-    return found
+    return panel.at(limited(weights, config.gross, config.net))
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Dates times assets, and where each origin stands in it."""
+    """Dates times assets, and where each origin stands in it.
 
-    dates: int
+    Args:
+        dates: of the origins, each once, rising.
+        assets: how many there are.
+        place: of each origin's date, [N].
+        number: of each origin's asset, [N].
+    """
+
+    dates: np.ndarray
     assets: int
     place: np.ndarray
     number: np.ndarray
 
+    @classmethod
+    def of(cls, data: PriceTables, assets: np.ndarray, rows: np.ndarray) -> Panel:
+        """Lay out the origins, each the row of an asset."""
+        dates, place = np.unique(data.dates(assets, rows), return_inverse=True)
+        return cls(dates, len(data.tables), place, assets)
+
+    def at(self, values: np.ndarray) -> np.ndarray:
+        """What [dates, assets] has for each origin, [N]."""
+        found: np.ndarray = values[self.place, self.number]
+        return found
+
     def spread(self, values: np.ndarray) -> np.ndarray:
         """One value per origin as [dates, assets]; NaN where there is none."""
-        found = np.full((self.dates, self.assets), np.nan)
+        found = np.full((len(self.dates), self.assets), np.nan)
         found[self.place, self.number] = values
         return found
 

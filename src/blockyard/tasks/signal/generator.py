@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from blockyard.errors import InputError, at_least
+from blockyard.errors import InputError, at_least, one_of
 from blockyard.tasks.signal.modulations import constellation, parse_modulations
+from blockyard.tasks.signal.recordings.opening import RecordingOptions
 
 Fading = Literal["none", "rayleigh", "rician"]
 # Symbols on either side of one that its pulse reaches.
@@ -101,8 +102,10 @@ class SignalDataConfig:
             )
         if self.fading not in ("none", "rayleigh", "rician"):
             raise InputError(f"data.fading={self.fading!r} should be none, rayleigh or rician")
-        if self.split not in ("recording", "frame"):
-            raise InputError(f"data.split={self.split!r} should be recording or frame")
+        one_of(("recording", "frame"), **{"data.split": self.split})
+        RecordingOptions(self.format, channel=self.channel)
+        if self.path is None and (self.format, self.channel) != ("auto", 0):
+            raise InputError("data.format and data.channel are of recordings: give data.path")
         parse_modulations(self.modulations)
 
     @property

@@ -37,7 +37,7 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> Iterator
     model, _, run = trained
     if model.config.condition != "snr" and options.snr is not None:
         raise InputError(f"--snr={options.snr:g}: this run's model takes no SNR (it has model.condition=none)")
-    progress = ReadingLines()
+    progress = ReadingLines({"classifying": ("million samples", 1_000_000)})
     unseen = not_seen(run.data)
     notes = [f"trained with {unseen}; a recording that is otherwise is answered wrong, and surely"] if unseen else []
     for recording in recordings:
@@ -83,10 +83,7 @@ class _Frames:
         self.model, self.assets, _ = trained
         self.recording, self.channel, self.options = recording, channel, options
         self.length: int = self.assets.length
-        longest = [span.count for span in recording.spans]
-        if None not in longest and max((count or 0 for count in longest), default=0) < self.length:
-            many = max((count or 0 for count in longest), default=0)
-            raise InputError(f"{recording.name} holds {many} samples in a row; a frame has {self.length}")
+        recording.check_length(self.length)
         self.snr: _Levels | None = None
         self.power = self.assets.power
         if self.model.config.condition == "snr":

@@ -110,6 +110,13 @@ class Recording:
             many = f"{self.channels} channel{'s' * (self.channels > 1)}"
             raise InputError(f"{self.name} has {many}; data.channel={channel} is none of them (the first is 0)")
 
+    def check_length(self, length: int) -> None:
+        """Raise InputError when no stretch holds a frame of this length; of a pipe nobody knows."""
+        counts = [span.count for span in self.spans]
+        longest = max((count for count in counts if count is not None), default=0)
+        if None not in counts and longest < length:
+            raise InputError(f"{self.name} holds {longest} samples in a row; a frame has {length}")
+
     def blocks(self, channel: int = 0, size: int | None = None, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
         """Yield (number of the first sample, complex64 [n]) from beginning to end; no block reaches over a gap.
 
@@ -150,14 +157,12 @@ class Recording:
         Raises:
             InputError: when there is not one whole frame.
         """
+        self.check_length(length)
         found, starts = [], []
         for start, block in self.blocks(channel, multiple=length):
             whole = len(block) // length
             found.append(block[: whole * length].view(whole, length))
             starts.append(start + length * torch.arange(whole))
-        if not sum(len(part) for part in found):
-            longest = max((span.count or 0 for span in self.spans), default=0)
-            raise InputError(f"{self.name} holds {longest} samples in a row; a frame has {length}")
         return torch.cat(found), torch.cat(starts)
 
 
