@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
+from blockyard.compare.jobs import Job
 from blockyard.compare.live import make_board
 from blockyard.compare.plan import base_run, configurations, make_plan, run_of
 from blockyard.compare.rates import SEEDS_APART, SHARE, best_factor
-from blockyard.compare.runs import Job, train_jobs
+from blockyard.compare.runs import train_jobs
 from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
 from blockyard.machine.processor import processor_name

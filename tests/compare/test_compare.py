@@ -173,16 +173,16 @@ def test_killed_five_times_at_random_and_continued_equals_uninterrupted(tmp_path
 
 
 def test_a_stop_that_comes_as_the_last_run_of_a_seed_ends_stops_the_next_seeds(tmp_path, text, monkeypatch):
-    from blockyard.compare import runs
+    from blockyard.compare import turns
 
-    record = runs._record
+    record = turns.record_run
 
     def stop_then_record(job, *rest, **more):
         if job.planned.name == "standard" and job.seed == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return record(job, *rest, **more)
 
-    monkeypatch.setattr(runs, "_record", stop_then_record)
+    monkeypatch.setattr(turns, "record_run", stop_then_record)
     with pytest.raises(Interrupted):
         compare(terms("standard"), groups_for(text), tmp_path / "out")
     assert (folder_of(tmp_path / "out", "standard", 0) / "result.json").exists()
@@ -418,7 +418,7 @@ class Ticking:
 
 
 def test_a_run_ended_by_the_clock_ends_its_schedule_with_it(tmp_path, text, monkeypatch):
-    monkeypatch.setattr("blockyard.training.trainer.time", Ticking())
+    monkeypatch.setattr("blockyard.training.clock.time", Ticking())
     # Measured as twice as fast as it then is: the schedule must follow the clock, not the plan.
     monkeypatch.setattr(measure, "seconds_per_step", lambda runs, data, budget: dict.fromkeys(runs, 0.0025))
     config = terms("standard", seeds=1, budget_unit="seconds", budget_value=0.4, slice_steps=2)
@@ -430,7 +430,7 @@ def test_a_run_ended_by_the_clock_ends_its_schedule_with_it(tmp_path, text, monk
 
 
 def test_a_pace_measured_on_a_busy_machine_still_lets_the_budget_be_spent(tmp_path, text, monkeypatch):
-    monkeypatch.setattr("blockyard.training.trainer.time", Ticking())
+    monkeypatch.setattr("blockyard.training.clock.time", Ticking())
     # Measured as half as fast as it then is.
     monkeypatch.setattr(measure, "seconds_per_step", lambda runs, data, budget: dict.fromkeys(runs, 0.01))
     config = terms("standard", seeds=1, budget_unit="seconds", budget_value=0.4, slice_steps=2)

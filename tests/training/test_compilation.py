@@ -65,7 +65,9 @@ def test_a_compilation_that_fails_leaves_auto_running_eager(tmp_path: Path, monk
         raise RuntimeError("no luck")
 
     monkeypatch.setattr("blockyard.training.engine.compile_model", fail)
-    monkeypatch.setattr("blockyard.training.trainer.compilation_plan", lambda *a, **k: ("blocks", 1.0, "it would pay"))
+    monkeypatch.setattr(
+        "blockyard.training.compiling.compilation_plan", lambda *a, **k: ("blocks", 1.0, "it would pay")
+    )
     out = train_lm(tiny(tmp_path), tmp_path / "run")
     decisions = json.loads((out / "environment.json").read_text())["decisions"]
     assert decisions["compile"] == "no" and "no luck" in decisions["why"][-1]
@@ -75,7 +77,9 @@ def test_a_compilation_that_fails_leaves_auto_running_eager(tmp_path: Path, monk
 @needs_compiler
 @pytest.mark.slow
 def test_compiled_runs_equal_eager_ones_and_resume_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockyard.training.trainer.compilation_plan", lambda *a, **k: ("blocks", 1.0, "it would pay"))
+    monkeypatch.setattr(
+        "blockyard.training.compiling.compilation_plan", lambda *a, **k: ("blocks", 1.0, "it would pay")
+    )
     eager = losses(train_lm(tiny(tmp_path, compile="off"), tmp_path / "eager"))
     groups = tiny(tmp_path)
     auto = train_lm(groups, tmp_path / "auto")

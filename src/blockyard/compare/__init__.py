@@ -12,9 +12,10 @@ Files, in reading order:
     plan.py        every choice as a configuration and a number of steps; match.py: sizes; budget.py: steps
     rates.py       each choice's learning rate, by short probes
     seeds.py       how many seeds, and more where the verdict needs them; confirm.py: the same on a second text
-    runs.py        runs advanced in turns, a slice of steps each, so that a slow hour falls on every choice alike; or in
-                   several processes: processes.py starts and stops them, worker.py is one
-    results.py     what a run's folder says of it: metrics, and the record of how it ended
+    runs.py        trains every run: by turns.py, a slice of steps each, so that a slow hour falls on all alike;
+                   or in several processes, which processes.py starts and stops (worker.py is one)
+    jobs.py        one run: what it needs, and the record of how it ended
+    results.py     what a run's folder says of it: metrics, and that record
     measure.py     speed, generation, cache bytes, peak memory (peak_memory.py, in a fresh process)
     failures.py    what goes wrong with one choice alone, kept for its author
     provenance.py  versions and machine

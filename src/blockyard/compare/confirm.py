@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from blockyard.compare.jobs import jobs_of
 from blockyard.compare.live import Board
 from blockyard.compare.plan import Planned, State
-from blockyard.compare.runs import jobs_of, train_jobs
+from blockyard.compare.runs import train_jobs
 from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
 from blockyard.files import plain

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.compare.budget import expected_steps
+from blockyard.compare.jobs import Job
 from blockyard.compare.live import Board
 from blockyard.compare.plan import Planned, State, folder_of, run_of
-from blockyard.compare.runs import Job, train_jobs
+from blockyard.compare.runs import train_jobs
 from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
 from blockyard.registry.options import MOST_SEED

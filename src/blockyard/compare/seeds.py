@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from blockyard.compare.jobs import jobs_of
 from blockyard.compare.live import Board
 from blockyard.compare.plan import Planned
-from blockyard.compare.runs import jobs_of, train_jobs
+from blockyard.compare.runs import train_jobs
 from blockyard.compare.settings import CompareConfig
 from blockyard.report import schema
 from blockyard.report.ranking import plan_looks, still_open

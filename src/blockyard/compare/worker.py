@@ -33,8 +33,9 @@ def work(request: dict[str, Any]) -> None:
     import torch
 
     from blockyard.compare.budget import Budget
+    from blockyard.compare.jobs import Job
     from blockyard.compare.plan import Planned
-    from blockyard.compare.runs import Job, train_all
+    from blockyard.compare.turns import train_all
     from blockyard.registry.plugins import load_plugins
     from blockyard.tasks.run import DataCache
     from blockyard.tasks.settings import resolve

@@ -9,11 +9,12 @@ Where to read, in this order:
 
     task.py          what the loop asks of a task; auxiliary.py adds the blocks' own losses to it
     engine.py        one optimizer step, without files or clocks
-    trainer.py       a run: steps, metrics, evaluations, checkpoints
+    trainer.py       a run: steps, metrics, evaluations, checkpoints; clock.py: what it has spent
     config.py        TrainConfig: the options of the group `train`, the loop's own and those that systems add (with
                      rates, decays and hooks, see protocol/training.py)
     optim.py         AdamW and Muon (muon.py) by what the modules say of their parameters; lr_factor, the schedules
-    decisions.py     what is decided by looking at the machine: precision.py, compilation.py
+    decisions.py     what is decided by looking at the machine: precision.py, compilation.py (whether it pays),
+                     compiling.py (when a run does it)
     folder.py        the run folder, and what must be the same to go on in it; checkpoint.py: folders that appear whole
                      or not at all, without pickles
     distributed.py   several ranks as one run, by DDP or FSDP2, and parts and wholes of their tensors

@@ -7,10 +7,8 @@ run killed at any moment and resumed ends with the same numbers, bit for bit.
 from __future__ import annotations
 
 import contextlib
-import statistics
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,10 @@ from blockyard.files import nothing_left, plain
 from blockyard.training import checkpoint as checkpoints
 from blockyard.training.allocator import keep_freed_memory
 from blockyard.training.auxiliary import statistics_row
-from blockyard.training.compilation import Extent, block_kinds, compilation_plan, decided_untimed
+from blockyard.training.clock import Clock, Stopwatch
+from blockyard.training.compiling import Compiling
 from blockyard.training.config import TrainConfig
-from blockyard.training.decisions import Decisions, Remembered, decide_precision
+from blockyard.training.decisions import Decisions, decide_precision
 from blockyard.training.distributed import join_ranks, whole_state
 from blockyard.training.engine import Engine, StepResult
 from blockyard.training.environment import describe_environment
@@ -32,30 +31,6 @@ from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.training.optim import lr_factor
 from blockyard.training.progress import Progress, Silent, make_progress
 from blockyard.training.task import Task, check_task
-
-# With compile=auto a run's first steps are eager and timed; the first two pay for warming up.
-TIMED_STEPS, WARM_STEPS = 8, 2
-
-
-@dataclass
-class Clock:
-    """What a run has spent; kept in its checkpoints.
-
-    Args:
-        tokens: tokens trained on.
-        flops: training FLOPs, by formula.
-        seconds: wall time of batches, steps and compilation (not of evaluations or checkpoints).
-        cpu_seconds: CPU time of this process in the same.
-        compile_seconds: the part of `seconds` that went into compiling.
-        compile_cpu_seconds: the same of `cpu_seconds`.
-    """
-
-    tokens: int = 0
-    flops: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    compile_seconds: float = 0.0
-    compile_cpu_seconds: float = 0.0
 
 
 class Trainer:
@@ -122,14 +97,16 @@ class Trainer:
         self.engine = Engine(self.task, self.config, self.ranks, self.decisions)
         if loaded is not None:
             self._restore(loaded)
+        self.compiling = Compiling(
+            self.engine, self.config, self.decisions, self.clock, self._timings, self._note_decision
+        )
         if not decided:
-            self._decide_compile()
+            self.compiling.decide_untimed()
         if self._folder is not None:
             self._folder.rewind_metrics(self.step)
         self._write_environment()
         self._tensorboard = self._open_tensorboard()
-        if self._compiles and self.step >= self._compile_from:
-            self._compile()
+        self.compiling.compile_if_due(self.step)
 
     # What a comparison reads.
 
@@ -193,21 +170,13 @@ class Trainer:
         self.engine.optimizers.config = replace(self.config, steps=max(step, self.step + 1))
 
     def _one_step(self) -> None:
-        if self.decisions.compile is None and self.step == TIMED_STEPS:
-            self._decide_by_timing()
-        if self._compiles and not self.engine.compiled and self.step >= self._compile_from:
-            self._compile()
+        self.compiling.before_step(self.step)
         flops = self.task.flops_per_step + self.engine.extra_flops(self.step)
-        wall, cpu = time.perf_counter(), time.process_time()
+        watch = Stopwatch()
         result = self.engine.step(self.step)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        clock = self.clock
-        clock.seconds += wall
-        clock.cpu_seconds += cpu
-        clock.tokens += self.task.tokens_per_step
-        clock.flops += flops
-        if self.step < TIMED_STEPS:
-            self._timings.append(wall)
+        wall, cpu = watch.read()
+        self.clock.count_step(wall, cpu, self.task.tokens_per_step, flops)
+        self.compiling.after_step(self.step, wall)
         self.step += 1
         self._after_step(result, wall)
 
@@ -349,79 +318,13 @@ class Trainer:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the last checkpoint's state.json is not as it was written: {error!r}") from error
 
-    # Compiling.
+    # Small matters.
 
-    @property
-    def _compile_from(self) -> int:
-        """The first compiled step: `auto` times eager ones first, in every run alike, so that runs are comparable."""
-        return TIMED_STEPS if self.config.compile == "auto" else 0
-
-    @property
-    def _compiles(self) -> bool:
-        return self.decisions.compile in ("blocks", "model")
-
-    def _decide_compile(self) -> None:
-        """Decide about compiling as far as can be said before any step was timed."""
-        engine = self.engine
-        decided = decided_untimed(self.config.compile, engine.blocks, sharded=engine.kind == "fsdp2")
-        if decided is not None:
-            extent, words = decided
-            self._decide(compile=extent, reason=f"compile: {extent}, {words}")
-
-    def _remembered(self) -> Remembered:
-        return Remembered(self.engine.model, self.decisions, (self.config.batch_size, self.task.tokens_per_step))
-
-    def _decide_by_timing(self) -> None:
-        """Compile or not, from the time of the first steps or what is remembered of this machine."""
-        nothing: tuple[Extent, float, str] = ("no", 0.0, "")
-        extent, eager, words = self.ranks.together(self._plan_compilation, nothing)
-        extent, eager, words = self.ranks.share((extent, eager, words))
-        self._decide(compile=extent, eager_ms=eager, reason=f"compile: {extent}, {words}")
-
-    def _plan_compilation(self) -> tuple[Extent, float, str]:
-        memory = self._remembered()
-        eager = memory.eager_ms
-        if eager is None:
-            eager = statistics.median(self._timings[WARM_STEPS:]) * 1e3
-            memory.put(eager_ms=eager)
-        extent, _, words = compilation_plan(
-            eager / 1e3,
-            # Where a clock ends the run, the schedule knows better than the options how long it is.
-            self.engine.optimizers.config.steps - self.step,
-            kinds=block_kinds(self.engine.blocks),
-            layers=len(self.engine.blocks),
-            warm=memory.compiled,
-        )
-        return extent, eager, words
-
-    def _decide(self, *, compile: Extent, reason: str, eager_ms: float | None = None) -> None:
-        self.decisions = self.decisions.because(reason, compile=compile, eager_ms=eager_ms)
+    def _note_decision(self, decisions: Decisions, reason: str) -> None:
+        """Keep a decision with the run, and say it."""
+        self.decisions = decisions
         self.progress.say(reason)
         self._write_environment()
-
-    def _compile(self) -> None:
-        """Compile now, on the run's clock."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        extent = self.decisions.compile or "no"
-        try:
-            self.engine.compile(self.step, extent)
-        except Exception as error:
-            if self.config.compile != "auto":
-                raise
-            # `auto` promises a run, not a compilation.
-            self.engine.uncompile()
-            self._decide(compile="no", reason=f"compile: no, it failed ({_first_line(error)})")
-        else:
-            if self.ranks.first:
-                memory = self._remembered()
-                memory.put(compiled=sorted({*memory.compiled, extent}))
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        self.clock.seconds += wall
-        self.clock.cpu_seconds += cpu
-        self.clock.compile_seconds += wall
-        self.clock.compile_cpu_seconds += cpu
-
-    # Small matters.
 
     def _stopped(self) -> bool:
         """Return whether a signal asked any rank to end."""
@@ -472,8 +375,3 @@ def _drain(optimizers: Any) -> dict[str, Any]:
 
 def _finite(value: float) -> bool:
     return abs(value) < float("inf")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -15,9 +15,9 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from blockyard.compare.jobs import Job, Key
 from blockyard.compare.plan import task_on_meta
 from blockyard.compare.results import read_result
-from blockyard.compare.runs import Job, Key
 from blockyard.errors import InputError
 from blockyard.report.schema import Run
 from blockyard.tasks.run import DataCache

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from blockyard.compare.budget import expected_steps
+from blockyard.compare.jobs import Job
 from blockyard.compare.measure import seconds_per_step
 from blockyard.compare.plan import Planned, task_on_meta, watched
-from blockyard.compare.runs import Job
 from blockyard.tasks.kind import Quality, Run, TaskKind, task_kind
 from blockyard.tune.settings import TuneConfig
 from blockyard.tune.space import Space
@@ -86,7 +86,7 @@ def job_of(
     seed: int | None = None,
     judge: Callable[[float, float], bool] | None = None,
 ) -> Job:
-    """Make the job of a run that is fitted to its data; arguments as for `planned_run` and `compare.runs.Job`."""
+    """Make the job of a run that is fitted to its data; arguments as for `planned_run` and `compare.jobs.Job`."""
     run = planned_run(run, plan, config, seed=seed)
     match: Any = {"unit": "none", "target": 0, "got": 0, "miss": 0.0, "changed": {}, "note": ""}
     planned = Planned(name, run.model, match, plan.steps, plan.seconds_per_step)

@@ -11,8 +11,8 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from blockyard.compare.jobs import Key
 from blockyard.compare.results import RESULT as RESULT_FILE
-from blockyard.compare.runs import Key
 from blockyard.files import parse_json, plain, without_nan
 from blockyard.registry.pattern import format_choice
 from blockyard.report.schema import LOST, Run, final_of

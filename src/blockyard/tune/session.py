@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from blockyard.compare.jobs import Job
 from blockyard.compare.live import make_board as make_runs_board
 from blockyard.compare.processes import Workers, signal_name
 from blockyard.compare.provenance import machine_of, versions
-from blockyard.compare.runs import Job, train_jobs
+from blockyard.compare.runs import train_jobs
 from blockyard.errors import InputError
 from blockyard.files import plain
 from blockyard.training.interrupt import StopRequest

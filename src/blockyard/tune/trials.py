@@ -14,11 +14,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from blockyard.compare.failures import is_of_the_machine, keep_failure
+from blockyard.compare.jobs import Job, lines_of
 from blockyard.compare.live import Silent
 from blockyard.compare.plan import task_on_meta
 from blockyard.compare.processes import STOPPED
 from blockyard.compare.results import read_result
-from blockyard.compare.runs import Job, lines_of, train_in_turns
+from blockyard.compare.turns import train_in_turns
 from blockyard.errors import InputError
 from blockyard.files import open_without_links, plain
 from blockyard.report.schema import Run, final_of

@@ -1,0 +1,200 @@
+"""A run of a comparison: what it needs, what was kept of it, and the record that is made when it ends.
+
+A run ends once: finished, pruned by a search, diverged, failed or killed. Its record is written into its own folder, so
+what has ended is never trained again, whoever asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from blockyard.compare.live import Line
+from blockyard.compare.plan import Planned, folder_of, run_of
+from blockyard.compare.results import RESULT, curve, expert_loads, read_metrics, read_result, write_result
+from blockyard.compare.settings import CompareConfig
+from blockyard.errors import InputError
+from blockyard.files import plain, without_nan
+from blockyard.report import schema
+from blockyard.tasks.kind import Quality, Run
+from blockyard.tasks.meaning import with_older
+from blockyard.training.folder import CONFIG, read_config
+from blockyard.training.trainer import Trainer
+
+# Runs that the same command makes again: what ended them was no property of the numbers.
+TRIED_AGAIN = ("failed", "killed")
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a planned choice with one seed, in its folder.
+
+    Args:
+        planned: the choice.
+        seed: its seed.
+        folder: its run folder.
+        run: its options, fitted to its data.
+        data: its task's data.
+        searched: whether it is of a search: its task's further figures, which may look at a test part, are not taken,
+            and where it cannot be gone on from it is made again.
+        judge: told the part of the budget that is spent (0 to 1) and the figure at every evaluation, after a kill at
+            some of them again; says whether the run shall be stopped there.
+    """
+
+    planned: Planned
+    seed: int
+    folder: Path
+    run: Run[Any, Any]
+    data: Any
+    searched: bool = False
+    judge: Callable[[float, float], bool] | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.planned.name, self.seed
+
+    @property
+    def quality(self) -> Quality:
+        return self.run.kind.quality(self.data)
+
+
+def jobs_of(
+    plan: Sequence[Planned], base: Run[Any, Any], seeds: int, config: CompareConfig, out: Path, data: Any
+) -> dict[int, list[Job]]:
+    """List the runs of these choices by seed, so many from the recipe's on."""
+    first = base.train.seed
+    return {
+        seed: [Job(p, seed, folder_of(out, p.name, seed), run_of(p, base, config, seed), data) for p in plan]
+        for seed in range(first, first + seeds)
+    }
+
+
+def lines_of(jobs: Mapping[int, list[Job]]) -> dict[Key, Line]:
+    """Make a line for every run."""
+    return {j.key: Line(j.planned.name, j.seed) for group in jobs.values() for j in group}
+
+
+def kept_results(jobs: Mapping[int, list[Job]], lines: Mapping[Key, Line]) -> dict[Key, schema.Run]:
+    """The runs that have ended before, by (choice, seed)."""
+    results: dict[Key, schema.Run] = {}
+    for group in jobs.values():
+        for job in group:
+            kept = read_result(job.folder)
+            if kept is not None and kept["status"] in TRIED_AGAIN:
+                # Its author may have mended it, or the machine have more memory today.
+                (job.folder / RESULT).unlink(missing_ok=True)
+                kept = None
+            if kept is not None:
+                _check_kept(job)
+                results[job.key] = kept
+                note_end(lines[job.key], kept, "kept")
+    return results
+
+
+def _check_kept(job: Job) -> None:
+    """Refuse a run that ended with options of its model that come to something else than they do now."""
+    model: Any = job.run.model
+    if not model.older or not (job.folder / CONFIG).is_file():
+        return
+    before = with_older(read_config(job.folder)).get("model") or {}
+    had = replace(model, **{name: before[name] for name in model.older if name in before})
+    for name, value in model.decided.items():
+        if had.decided[name] != value:
+            raise InputError(
+                f"{job.folder} was trained with model.{name}={had.decided[name]}, and {value} is asked for now: give "
+                f"--model.{name} {had.decided[name]}, or use another --out"
+            )
+
+
+def note_end(line: Line, run: schema.Run, status: str) -> None:
+    """Show in its line that a run has ended; `status` is the word for one that has finished."""
+    line.part, line.status, line.val_loss = (
+        1.0,
+        status if run["status"] == "finished" else run["status"],
+        run["final_loss"],
+    )
+    line.tokens_per_second = run["tokens"] / run["seconds"] if run["seconds"] else None
+
+
+def lost_run(job: Job, status: str, note: str, trainer: Trainer | None = None) -> schema.Run:
+    """Record a run that ended without a figure.
+
+    Args:
+        job: the run.
+        status: one of `schema.LOST`.
+        note: why, in a line.
+        trainer: the run's; None when there is none any more: then what it spent is read from its metrics.
+    """
+    rows = read_metrics(job.folder)
+    nothing = {"step": 0, "tokens": 0, "seconds": 0.0, "cpu_seconds": 0.0, "flops": 0}
+    spent = spent_by(trainer) if trainer is not None else rows[-1] if rows else nothing
+    why = trainer.decisions.why if trainer is not None else ()
+    return record_run(job, status, rows, spent, why, note=note)
+
+
+def spent_by(trainer: Trainer) -> dict[str, Any]:
+    """Return what a run has spent, in the names of its metrics."""
+    return {
+        "step": trainer.step,
+        "tokens": trainer.tokens,
+        "seconds": trainer.seconds,
+        "cpu_seconds": trainer.cpu_seconds,
+        "flops": trainer.flops,
+    }
+
+
+def record_run(
+    job: Job,
+    status: str,
+    rows: list[dict[str, Any]],
+    spent: Mapping[str, Any],
+    decisions: tuple[str, ...],
+    *,
+    note: str = "",
+    figures: Mapping[str, Any] | None = None,
+) -> schema.Run:
+    """Make and keep the record of a run that has ended."""
+    evaluated = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
+    ended, quality = status == "finished" and bool(evaluated), job.quality
+    run: schema.Run = {
+        "seed": job.seed,
+        "status": status,
+        "folder": str(Path(*job.folder.parts[-3:])),
+        "steps": spent["step"],
+        "tokens": spent["tokens"],
+        "seconds": spent["seconds"],
+        "cpu_seconds": spent["cpu_seconds"],
+        "flops": float(spent["flops"]),
+        "final_loss": evaluated[-1] if ended else None,
+        "best_loss": min(evaluated) if ended else None,
+        "note": note,
+        "train": curve(rows, "loss"),
+        "validation": curve(rows, "val_loss"),
+    }
+    if quality.key != "val_loss":
+        found = [row[quality.key] for row in rows if row.get(quality.key) is not None]
+        run["final_quality"] = found[-1] if ended and found else None
+        run["best_quality"] = (min if quality.better == "lower" else max)(found) if ended and found else None
+        run["quality"] = curve(rows, quality.key)
+    if figures:
+        run["figures"] = plain(figures)
+    loads = expert_loads(rows)
+    if loads:
+        run["load"] = loads
+    run = without_nan(run)
+    write_result(job.folder, run, decisions)
+    return run
+
+
+def end_line(job: Job, run: schema.Run, quality: Quality) -> str:
+    """Word how a run ended."""
+    name = f"{job.planned.name} seed {job.seed}"
+    if run["final_loss"] is None:
+        return f"{name}: {run['status']}" + (f"; {run['note']}" if run["note"] else "")
+    figures = f"val_loss {run['final_loss']:.4f}"
+    if run.get("final_quality") is not None:
+        figures += f", {quality.metric} {run['final_quality']:.4f}"
+    return f"{name}: {figures} after {run['steps']} steps, {run['seconds']:.1f} s"
