@@ -188,6 +188,31 @@ def test_a_match_that_missed_is_said():
     assert any("2.2% smaller than standard in parameters" in line for line in details)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"d_model": 64},
+            "To match standard, tva+vft became 64 wide, and its embedding and output matrix with it: 7.40 M parameters in "
+            "all, against 919 k; --match none compares them at the same width and depth.",
+        ),
+        (
+            {"n_layers": 1, "d_ff": 104},
+            "To match standard, tva+vft became 1 layer deep; --match none compares them at the same width and depth.",
+        ),
+        ({"n_layers": 6}, "To match standard, tva+vft became 6 layers deep."),
+        ({"d_ff": 104}, ""),
+    ],
+    ids=["narrower", "shallower", "deeper", "hidden-width-alone"],
+)
+def test_a_match_that_changed_the_models_width_or_depth_is_said(changed, told):
+    report = synthetic_report()
+    report["choices"][1]["match"]["changed"] = changed
+    report["choices"][0]["parameters"], report["choices"][1]["parameters"] = 918_528, 7_400_000
+    found = [line for line in analyse(report)["verdict"]["details"] if line.startswith("To match")]
+    assert found == ([told] if told else [])
+
+
 @pytest.mark.parametrize(("unit", "words"), [("seconds", "at equal training time (2 min 50 s)"),
                                              ("flops", "at equal training FLOPs (12.0 TFLOP)")])  # fmt: skip
 def test_the_budget_is_named_in_its_own_unit(unit, words):

@@ -95,10 +95,11 @@ class RingCache(Cache[RingSnapshot]):
             )
         self.refuse_gradient(values)
         tokens = values.shape[2]
+        # Before anything is stored: a cache that refuses is left as it was.
         self.check_reserve(tokens if seen is None else seen)
         if self.width:
             self._store(values, new)
-        self.advance(tokens, new, seen)
+        self._count(tokens, new, seen)
 
     def advance(self, tokens: int, new: Tensor | None = None, seen: int | None = None) -> None:
         """Count tokens that were read into the state; `write` does it for those that it stores.
@@ -111,10 +112,12 @@ class RingCache(Cache[RingSnapshot]):
         Raises:
             InputError: for an overflow of `max_len`.
         """
-        seen = tokens if seen is None else seen
-        self.check_reserve(seen)
+        self.check_reserve(tokens if seen is None else seen)
+        self._count(tokens, new, seen)
+
+    def _count(self, tokens: int, new: Tensor | None, seen: int | None) -> None:
         self.counts = self.counts + (tokens if new is None else new)
-        self.length += seen
+        self.length += tokens if seen is None else seen
 
     def _store(self, values: Tensor, new: Tensor | None) -> None:
         tokens = values.shape[2]

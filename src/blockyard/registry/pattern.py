@@ -176,7 +176,9 @@ def repeat_to_depth(layers: Sequence[LayerSpec], n_layers: int) -> list[LayerSpe
         InputError: when the pattern is longer than the model is deep.
     """
     if len(layers) > n_layers:
-        raise InputError(f"the layer pattern names {len(layers)} layers, but n_layers={n_layers}")
+        raise InputError(
+            f"{format_choice(layers)!r}: the layer pattern names {len(layers)} layers, but n_layers={n_layers}"
+        )
     return [layers[i % len(layers)] for i in range(n_layers)]
 
 

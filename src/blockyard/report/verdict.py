@@ -180,8 +180,8 @@ def _warnings(report: Report) -> list[str]:
                 f"{choice['name']}: {missing} of {len(choice['runs'])} runs are not finished. "
                 "Run the same command again to continue."
             )
-        if report["match"] == "params" and "d_model" in choice["match"]["changed"]:
-            found.append(_widened(choice, report))
+        if report["match"] != "none" and {"d_model", "n_layers"} & choice["match"]["changed"].keys():
+            found.append(_reshaped(choice, report))
         miss = choice["match"]["miss"]
         if report["match"] != "none" and abs(miss) > 0.02:
             found.append(
@@ -201,12 +201,22 @@ def _lost(choice: Choice, status: str, lost: list[Run]) -> str:
     return f"{choice['name']} {words} in {len(lost)} of {len(choice['runs'])} runs (seed {seeds}{why}): {rest}."
 
 
-def _widened(choice: Choice, report: Report) -> str:
-    """Matching counts the blocks alone; a wider model also has a larger embedding, and the reader should know."""
+def _reshaped(choice: Choice, report: Report) -> str:
+    """Word that a match changed more than hidden widths: a wider model also has a larger embedding, and one that was made
+    narrower or shallower may lose by that, not by its blocks."""
     reference = next(c for c in report["choices"] if c["name"] == report["reference"])
-    width = choice["match"]["changed"]["d_model"]
-    mine, its = units.count(choice["parameters"]), units.count(reference["parameters"])
-    return (
-        f"To match {reference['name']}, {choice['name']} became {width} wide, and its embedding and output matrix "
-        f"with it: {mine} parameters in all, against {its}."
-    )
+    changed, shape = choice["match"]["changed"], reference["shape"]
+    words, smaller = [], False
+    if "d_model" in changed:
+        words.append(f"{changed['d_model']} wide")
+        smaller |= changed["d_model"] < shape.get("d_model", 0)
+    if "n_layers" in changed:
+        words.append(f"{changed['n_layers']} layer{'s' * (changed['n_layers'] > 1)} deep")
+        smaller |= changed["n_layers"] < shape.get("n_layers", 0)
+    told = f"To match {reference['name']}, {choice['name']} became {join(words)}"
+    if "d_model" in changed and report["match"] == "params":
+        mine, its = units.count(choice["parameters"]), units.count(reference["parameters"])
+        told += f", and its embedding and output matrix with it: {mine} parameters in all, against {its}"
+    if smaller:
+        told += "; --match none compares them at the same width and depth"
+    return told + "."
