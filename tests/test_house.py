@@ -28,6 +28,7 @@ FLOORS = """
     training
     tasks.kind
     tasks.groups
+    tasks.given
     tasks.settings
     tasks.meaning tasks.sizes
     tasks.run

@@ -9,9 +9,9 @@ import pytest
 
 from blockyard.cli.parser import Parser
 from blockyard.cli.settings import add_groups, given_words
-from blockyard.cli.settings import resolve as resolve_words
 from blockyard.cli.sources import given_in
 from blockyard.errors import InputError
+from blockyard.tasks.given import resolve as resolve_words
 from blockyard.tasks.groups import train_groups
 from blockyard.tasks.settings import resolve
 

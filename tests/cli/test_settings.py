@@ -10,11 +10,12 @@ from typing import Any, Literal
 import pytest
 
 from blockyard.cli.parser import Parser
-from blockyard.cli.settings import Settings, add_groups, given_words, resolve
+from blockyard.cli.settings import add_groups, given_words
 from blockyard.cli.sources import given_in
 from blockyard.errors import InputError
 from blockyard.registry.plugins import load_file_plugins
 from blockyard.registry.yamlfile import read_yaml, write_yaml
+from blockyard.tasks.given import Settings, resolve
 from blockyard.tasks.groups import PATTERN, Group, block_groups, by_name, dataclass_group
 from tests.fixtures.cli import toys
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockyard.cli.settings import WORDS, Setting
-from blockyard.cli.settings import resolve as resolve_words
 from blockyard.compare.output import write_report
 from blockyard.compare.results import expert_loads
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.report.render import charts_of
+from blockyard.tasks.given import WORDS, Setting
+from blockyard.tasks.given import resolve as resolve_words
 from blockyard.tasks.groups import train_groups
 from blockyard.tasks.lm.report import LMParts
 from blockyard.tasks.run import load_run, train_lm

@@ -193,8 +193,8 @@ def test_a_match_that_missed_is_said():
     [
         (
             {"d_model": 64},
-            "To match standard, tva+vft became 64 wide, and its embedding and output matrix with it: 7.40 M parameters in "
-            "all, against 919 k; --match none compares them at the same width and depth.",
+            "To match standard, tva+vft became 64 wide, and its embedding and output matrix with it: 7.40 M parameters "
+            "in all, against 919 k; --match none compares them at the same width and depth.",
         ),
         (
             {"n_layers": 1, "d_ff": 104},

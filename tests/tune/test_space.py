@@ -218,8 +218,8 @@ def test_settings_file_says_the_same_as_words(tmp_path: Path) -> None:
 
 
 def test_later_source_decides_whether_an_option_is_searched_or_given() -> None:
-    from blockyard.cli.settings import Setting
     from blockyard.cli.tasks import without_overruled
+    from blockyard.tasks.given import Setting
 
     def item(layer: int) -> Setting:
         return Setting("train", "lr", "1..2", "x", layer=layer)

@@ -10,7 +10,7 @@ Files, in reading order:
     app.py         the edge: from words to an exit status
     command.py     what a subcommand is; finding.py, which one is meant
     parser.py      argparse with the errors and help of this command
-    settings.py    flags and help of the option groups, and their merging with a settings file
+    settings.py    flags and help of the option groups, and what was given by them
     sources.py     where settings come from: --config, --plugin, --trust
     tasks.py       train, compare and tune of every task; task_words.py, what the overview says of them
     benches.py     what the benchmarks share; price_files.py, what commands on prices do

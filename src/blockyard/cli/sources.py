@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from blockyard.cli.parser import Parser, WholeValues
-from blockyard.cli.settings import Setting, given_words
+from blockyard.cli.settings import given_words
 from blockyard.errors import InputError
 from blockyard.registry.plugins import load_file_plugins, see_current_folder
 from blockyard.registry.yamlfile import read_yaml
+from blockyard.tasks.given import Setting
 from blockyard.tasks.groups import Group, unknown_group
 
 PLUGINS, TASK = "plugins", "task"

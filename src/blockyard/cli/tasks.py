@@ -15,8 +15,8 @@ from blockyard.errors import InputError
 from blockyard.machine.launch import world_size
 
 if TYPE_CHECKING:
-    from blockyard.cli.settings import Setting, Settings
     from blockyard.registry.options import Option
+    from blockyard.tasks.given import Setting, Settings
     from blockyard.tasks.groups import Group
 
 
@@ -83,8 +83,8 @@ def train_as_told(
 
     Returns: the run folder.
     """
-    from blockyard.cli.settings import resolve
     from blockyard.cli.sources import PLUGINS, given_settings, settings_files
+    from blockyard.tasks.given import resolve
     from blockyard.tasks.groups import train_groups
     from blockyard.tasks.run import train
 
@@ -288,8 +288,8 @@ def tune_groups(task: str) -> dict[str, Group]:
 def searched(words: Sequence[str], files: Sequence[Path]) -> dict[str, Setting]:
     """Return what is to be searched, from settings files and `--over`: option -> its values as given, the last one
     winning."""
-    from blockyard.cli.settings import WORDS, Setting
     from blockyard.registry.yamlfile import read_yaml
+    from blockyard.tasks.given import WORDS, Setting
     from blockyard.tune.space import split_over
 
     found: dict[str, Setting] = {}
@@ -344,8 +344,8 @@ def read_as_given(groups: Mapping[str, Group], given: Sequence[Setting]) -> Sett
     Raises:
         InputError: for an unknown group or option (with a suggestion), or a value of the wrong type.
     """
-    from blockyard.cli.settings import check_groups, latest, read_value
     from blockyard.compare.settings import DECIDED
+    from blockyard.tasks.given import check_groups, latest, read_value
     from blockyard.tasks.groups import unknown_key
 
     last = latest(given)

@@ -202,8 +202,8 @@ def _lost(choice: Choice, status: str, lost: list[Run]) -> str:
 
 
 def _reshaped(choice: Choice, report: Report) -> str:
-    """Word that a match changed more than hidden widths: a wider model also has a larger embedding, and one that was made
-    narrower or shallower may lose by that, not by its blocks."""
+    """Word that a match changed more than hidden widths: a wider model also has a larger embedding, and one that was
+    made narrower or shallower may lose by that, not by its blocks."""
     reference = next(c for c in report["choices"] if c["name"] == report["reference"])
     changed, shape = choice["match"]["changed"], reference["shape"]
     words, smaller = [], False

@@ -11,7 +11,8 @@ Where to read, in this order:
 
     kind.py       TaskKind and @register_task; Run, everything that defines a run; Quality, the figure that ranks
     groups.py     the option groups of a task: of its two dataclasses, and of the blocks
-    settings.py   from option groups, as Python, YAML and the command line give them, to a Run
+    given.py      settings as Python, YAML and the command line give them: the one check, and the one merge
+    settings.py   from option groups to a Run, and back
     meaning.py    what options mean that a run folder, written by an older version, leaves out
     run.py        train and load_run: whole runs
     sizes.py      whether a run fits into memory, asked before data are read

@@ -45,9 +45,8 @@ class Group:
         found = dict(self.own)
         for entry in self.members:
             for name, option in entry.options.items():
-                if option.settable:
-                    found.setdefault(name, option)
-        return found
+                found.setdefault(name, option)
+        return {name: option for name, option in found.items() if option.settable}
 
     def flag(self, option: str) -> str:
         """--name.option."""
@@ -69,7 +68,7 @@ def dataclass_group(
 ) -> Group:
     """The group of a configuration dataclass: one option per field, with other defaults where some are given."""
     hidden = set(without)
-    own = {n: o for n, o in options_of(cls).items() if n not in hidden and o.settable}
+    own = {n: o for n, o in options_of(cls).items() if n not in hidden}
     own |= {n: replace(own[n], default=value) for n, value in (defaults or {}).items() if n in own}
     return Group(name, help, own | {option.name: option for option in extra})
 

@@ -7,11 +7,13 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from blockyard.errors import InputError
-from blockyard.registry.options import Option, options_of
+from blockyard.registry.options import Option
 from blockyard.registry.pattern import LayerSpec, default_ffn_of, format_choice, layer_options, parse_choice
 from blockyard.registry.plugins import load_plugins
-from blockyard.registry.register import Entry, Kind, entries, find_block, implementation, members_of
-from blockyard.tasks.groups import mixers_twice, not_selected, train_groups, unknown_group, unknown_key, wrong_type
+from blockyard.registry.register import Entry, Kind, find_block, implementation, members_of
+from blockyard.tasks.given import FFN, MIXER, Setting, named
+from blockyard.tasks.given import resolve as resolve_given
+from blockyard.tasks.groups import mixers_twice, train_groups, unknown_group, wrong_type
 from blockyard.tasks.kind import DEFAULT, Run, TaskKind, task_kind
 from blockyard.training.config import TrainConfig, as_dict
 
@@ -21,7 +23,7 @@ OWN_GROUPS = ("task", "model", "attn", "ffn", "train", "data", "plugins")
 
 
 def resolve(groups: Groups, task: str | None = None) -> Run[Any, Any]:
-    """Check option groups and build the run's configuration.
+    """Check option groups (as tasks/given.py does for all that is given) and build the run's configuration.
 
     Args:
         groups: `task` (its name), `model` (its configuration's options and `pattern`), `attn` and `ffn` (`impl` and the
@@ -35,36 +37,34 @@ def resolve(groups: Groups, task: str | None = None) -> Run[Any, Any]:
     _check_shape(groups)
     plugins = tuple(groups.get("plugins") or ())
     load_plugins(plugins)
-    named = groups.get("task") or task or DEFAULT
+    of = groups.get("task") or task or DEFAULT
+    known = train_groups(of)
     for name in groups:
-        if name not in _known_groups():
-            raise InputError(unknown_group(name, train_groups(named), ("plugins", "task")))
-    if task is not None and named != task:
-        raise InputError(f"task={named!r}: these are the options of another task than {task!r}")
-    kind = task_kind(named)
-    specs = _layers(groups, kind)
-    model = dict(groups.get("model") or {})
-    model.pop("pattern", None)
-    known = {k: o for k, o in options_of(kind.model_config).items() if k not in (*kind.from_data, "blocks")}
-    given = {**kind.from_data, **_checked_group("model", known, model)}
-    architecture = kind.model_config(blocks=tuple(specs), **given)
+        if name not in (*known, "plugins", "task"):
+            raise InputError(unknown_group(name, known, ("plugins", "task")))
+    if task is not None and of != task:
+        raise InputError(f"task={of!r}: these are the options of another task than {task!r}")
+    kind = task_kind(of)
+    settled = resolve_given(known, _as_given(groups), python=True)
+    model = {key: value for key, value in settled.get("model", {}).items() if key != "pattern"}
+    specs = _layers(settled, kind)
+    architecture = kind.model_config(blocks=tuple(specs), **{**kind.from_data, **model})
     # Again, for a subclass whose own `__post_init__` does not call its parent's.
     architecture.check_shape()
-    data = kind.data_config(**_checked_group("data", options_of(kind.data_config), groups.get("data") or {}))
-    trained = _checked_group("train", options_of(TrainConfig), groups.get("train") or {})
-    train = TrainConfig(**{**kind.train_defaults, **trained})
+    data = kind.data_config(**settled.get("data", {}))
+    train = TrainConfig(**{**kind.train_defaults, **settled.get("train", {})})
     return Run(architecture, data, train, plugins, kind.name)
 
 
-def _checked_group(group: str, known: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a dataclass as their types."""
-    for key in given:
-        if key not in known:
-            raise InputError(unknown_key(f"{group}.{key}", key, known, group))
-    missing = [f"{group}.{key}" for key, option in known.items() if option.required and key not in given]
-    if missing:
-        raise InputError(f"{', '.join(missing)} must be given")
-    return {key: _checked(known[key], value, f"{group}.{key}") for key, value in given.items()}
+def _as_given(groups: Groups) -> list[Setting]:
+    """List what Python's groups hold; a pattern or a mixer of None is none."""
+    return [
+        Setting(name, key, value, f"{name}.{key}")
+        for name, options in groups.items()
+        if name not in ("task", "plugins")
+        for key, value in (options or {}).items()
+        if value is not None or (name, key) not in (MIXER, FFN)
+    ]
 
 
 def _check_shape(groups: Groups) -> None:
@@ -122,8 +122,6 @@ def _layers(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
     """The layer specifications with the groups' options given to the blocks that they belong to."""
     specs = _chosen(groups, kind)
     for name, key, value in _words(groups, specs):
-        if not _has_place(specs, name, key):
-            raise InputError(_without_place(name, key, groups, kind, specs))
         specs = _give(specs, name, key, value)
     return specs
 
@@ -137,18 +135,10 @@ def _chosen(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
             raise InputError(mixers_twice("attn.impl"))
         return parse_choice(pattern, default_ffn=ffn_impl or kind.ffn)
     mixer = attn_impl or kind.attn
-    _check_named("attn", mixer)
+    named("attn", mixer, Setting(*MIXER, mixer, "attn.impl"))
     feed = ffn_impl or default_ffn_of(mixer, kind.ffn)
-    _check_named("ffn", feed)
+    named("ffn", feed, Setting(*FFN, feed, "ffn.impl"))
     return [LayerSpec(mixer, feed)]
-
-
-def _check_named(kind: Kind, name: str) -> None:
-    """Refuse a name that no implementation has, with the place where it stands."""
-    try:
-        implementation(kind, name)
-    except InputError as error:
-        raise InputError(f"{kind}.impl: {error}") from None
 
 
 def _words(groups: Groups, specs: list[LayerSpec]) -> list[tuple[str, str, Any]]:
@@ -254,27 +244,5 @@ def _checked(option: Option, value: Any, origin: str) -> Any:
         raise InputError(wrong_type(origin, value, option)) from None
 
 
-def _without_place(group: str, key: str, groups: Groups, kind: TaskKind[Any, Any, Any], specs: list[LayerSpec]) -> str:
-    """Word why nothing takes an option: a typo, or its block is not selected."""
-    kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
-    members = [(k, e) for k in kinds for e in entries(k) if (k if e.name == "standard" else e.group) == group]
-    holders = [e.name for _, e in members if key in e.options]
-    if holders:
-        pattern = (groups.get("model") or {}).get("pattern")
-        feed = (groups.get("ffn") or {}).get("impl") or kind.ffn
-        impls = {"attn.impl": specs[0].attn, "ffn.impl": specs[0].ffn}
-        return not_selected(
-            f"{group}.{key}", key, holders, {"model.pattern": pattern, "ffn.impl": feed} if pattern else impls
-        )
-    own = ["impl"] if group in ("attn", "ffn") else []
-    return unknown_key(f"{group}.{key}", key, [*own, *{name: None for _, e in members for name in e.options}], group)
-
-
 def _families(groups: Groups) -> dict[str, Any]:
     return {name: groups[name] for name in groups if name not in OWN_GROUPS}
-
-
-def _known_groups() -> set[str]:
-    kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
-    families = {entry.group for kind in kinds for entry in entries(kind)}
-    return set(OWN_GROUPS) | families

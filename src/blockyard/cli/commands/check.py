@@ -126,8 +126,8 @@ def find_class(text: str) -> type:
 
 def read_options(cls: type, words: Sequence[str]) -> dict[str, Any]:
     """`--with key=value` words as the types that the constructor declares."""
-    from blockyard.cli.settings import Setting, read_value
     from blockyard.registry.options import options_of, unknown_option
+    from blockyard.tasks.given import Setting, read_value
 
     known = options_of(cls)
     read = {}

@@ -24,8 +24,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.cli.settings import Setting
     from blockyard.machine.launch import is_first
+    from blockyard.tasks.given import Setting
     from blockyard.tasks.price.finish import finish_run
     from blockyard.tasks.price.presets import preset
 
