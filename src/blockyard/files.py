@@ -81,7 +81,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def _mode_to_be(target: Path) -> int | None:
-    """The permissions that the target has now, None where there is none; refuses what is no file."""
+    """Return the permissions that the target has now, None where there is none; refuses what is no file."""
     try:
         found = target.lstat()
         if stat.S_ISLNK(found.st_mode):
@@ -99,7 +99,7 @@ def _mode_to_be(target: Path) -> int | None:
 
 
 def _new_file(folder: Path, mode: int | None) -> IO[bytes]:
-    """A new file under a random name, locked for as long as it is open."""
+    """Return a new file under a random name, locked for as long as it is open."""
     while True:
         file = open_without_links(folder / f"{WRITING}{secrets.token_hex(8)}", "x+b", BUFFER)
         with suppress(OSError):
@@ -201,7 +201,8 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False, name: 
 
 @contextmanager
 def nothing_left(folder: Path) -> Iterator[Callable[[], None]]:
-    """Within it, an InputError takes away what was made in a folder, and the folder and those above it if they are new.
+    """Let an InputError within it take away what was made in a folder, and the folder and those above it if they are
+    new.
 
     Yields: what to call when there is something worth keeping: then nothing is taken away any more.
     """
@@ -285,7 +286,7 @@ def sync(path: Path) -> None:
 
 
 def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
-    """A path as a user wrote it, `~` for the home folder.
+    """Return a path as a user wrote it, `~` for the home folder.
 
     Args:
         text: the path.
@@ -304,7 +305,7 @@ def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
 
 
 def cache_home() -> Path:
-    """The folder for what can be made again: BLOCKYARD_CACHE, else .cache/blockyard in the home folder.
+    """Return the folder for what can be made again: BLOCKYARD_CACHE, else .cache/blockyard in the home folder.
 
     Raises:
         InputError: when there is no home folder.

@@ -53,7 +53,7 @@ MOVED_PACKAGES = {"blockyard.data": "blockyard.text"}
 
 
 def _packages() -> set[str]:
-    """The old packages that a path of the table goes through."""
+    """Return the old packages that a path of the table goes through."""
     found = set(MOVED_PACKAGES)
     for name in MOVED:
         while (name := name.rpartition(".")[0]) != "blockyard":

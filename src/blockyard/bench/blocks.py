@@ -121,7 +121,7 @@ def _memory(
     plugins: tuple[str, ...],
     say: Callable[[str], None],
 ) -> tuple[dict[tuple[str, int, int], int], list[str]]:
-    """Peak bytes per layer by (choice, length, batch), and what could not be measured."""
+    """Return peak bytes per layer by (choice, length, batch), and what could not be measured."""
     found, notes = {}, []
     sizes = sorted((length * batch, length, batch) for length in lengths for batch in batches)
     for name, subject in subjects.items():
@@ -143,7 +143,7 @@ def _memory(
 def _times(
     config: BlocksBenchConfig, subjects: Mapping[str, Subject], length: int, batch: int, device: torch.device
 ) -> dict[str, dict[str, Times]]:
-    """By what is timed, each choice's seconds per layer."""
+    """Return, by what is timed, each choice's seconds per layer."""
     kinds: dict[str, dict[str, Case]] = {}
     for name, subject in subjects.items():
         x = subject.random(batch, length, config.seed)
@@ -194,7 +194,7 @@ def _training(call: Callable[[Tensor], Tensor], x: Tensor, subject: Subject) -> 
 
 
 def _step(subject: Subject, length: int, batch: int, seed: int) -> Case | None:
-    """One more token behind a cache of that length; None without a cache."""
+    """Return a case of one more token behind a cache of that length; None without a cache."""
     with torch.no_grad():
         try:
             filled = subject.new_caches(1)
@@ -242,7 +242,7 @@ def _row(
 
 
 def _count(subject: Subject, length: int, batch: int, seed: int) -> float | None:
-    """FLOPs of a forward pass, per layer, as `FlopCounterMode` sees them; None for lengths too long for it."""
+    """Return FLOPs of a forward pass, per layer, as `FlopCounterMode` sees them; None for lengths too long for it."""
     if length > MOST_COUNTED:
         return None
     return batch * counted_flops(subject, subject.random(1, length, seed)) / len(subject.layers)

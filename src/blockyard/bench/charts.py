@@ -16,7 +16,7 @@ Value = Callable[[Row], tuple[float, float, float] | None]
 
 
 def charts_of(bench: Bench) -> list[Chart]:
-    """The figures that this benchmark has data for, in reading order."""
+    """Return the figures that this benchmark has data for, in reading order."""
     found = []
     kinds = list(dict.fromkeys(kind for row in bench["rows"] for kind in row["times"]))
     for batch in sorted({row["batch"] for row in bench["rows"]}):
@@ -49,7 +49,7 @@ def charts_of(bench: Bench) -> list[Chart]:
 
 
 def _of_time(bench: Bench, timed: str, batch: int) -> list[Chart]:
-    """Seconds and relative speed of one timed thing at one batch size."""
+    """Return seconds and relative speed of one timed thing at one batch size."""
     what = f"{timed}, batch {batch}"
     per = "token and layer" if timed == "decode" else "call and layer"
     n = max((row["times"][timed]["wall_seconds"]["n"] for row in bench["rows"] if timed in row["times"]), default=0)
@@ -93,7 +93,7 @@ def _fact(row: Row, name: str) -> tuple[float, float, float] | None:
 
 
 def _bytes(largest: float) -> tuple[str, float]:
-    """The binary unit for an axis."""
+    """Return the binary unit for an axis."""
     for unit, factor in (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)):
         if largest >= factor:
             return unit, factor
@@ -109,7 +109,7 @@ def _lines(
     one: bool = False,
     scale: Callable[[float], tuple[str, float]] | None = None,
 ) -> Callable[[Any, Palette], None]:
-    """Draws a line for each choice over the length, with whiskers from quartile to quartile."""
+    """Return a function that draws a line for each choice over the length, with whiskers from quartile to quartile."""
 
     def draw(axes: Any, palette: Palette) -> None:
         rows = [row for row in bench["rows"] if row["batch"] == batch]
@@ -141,7 +141,7 @@ def _lines(
 
 
 def _plain_ticks(axes: Any) -> None:
-    """Ticks at 1, 2, 5 of each decade, written as numbers and not as powers."""
+    """Put ticks at 1, 2, 5 of each decade, written as numbers and not as powers."""
     from blockyard.errors import require
 
     ticker = require("matplotlib.ticker", extra="report")

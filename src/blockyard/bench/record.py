@@ -32,7 +32,7 @@ def check_options(config: Any, lists: Iterable[str]) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name, `auto` being CUDA when there is one; InputError when it is not there."""
+    """Return the device of a name, `auto` being CUDA when there is one; InputError when it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -55,7 +55,7 @@ def make_record(
     command: str,
     notes: list[str],
 ) -> Bench:
-    """The contents of bench.json."""
+    """Return the contents of bench.json."""
     return {
         "schema": SCHEMA,
         "kind": kind,

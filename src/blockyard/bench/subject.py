@@ -77,11 +77,11 @@ class Subject:
         return sum(p.numel() for layer in self.layers for p in layer.parameters()) // len(self.layers)
 
     def cost(self, tokens: int) -> Cost:
-        """Costs by formula, of all layers."""
+        """Return costs by formula, of all layers."""
         return sum((cost_of(layer, tokens, self.d_model) for layer in self.layers), Cost())
 
     def random(self, batch: int, length: int, seed: int) -> Tensor:
-        """Standard normal input [batch, length, d_model], of complex numbers for complex mixers."""
+        """Return standard normal input [batch, length, d_model], of complex numbers for complex mixers."""
         generator = torch.Generator().manual_seed(seed)
         if not self.complex_valued:
             x = torch.randn(batch, length, self.d_model, generator=generator)
@@ -90,7 +90,7 @@ class Subject:
         return x.to(self.device, torch.complex128 if self.dtype == torch.float64 else torch.complex64)
 
     def new_caches(self, batch: int, max_len: int | None = None) -> list[Any]:
-        """One empty cache for every layer (InputError when a mixer has none)."""
+        """Return one empty cache for every layer (InputError when a mixer has none)."""
         return [_new_cache(self.name, layer, batch, max_len, self.dtype, self.device) for layer in self.layers]
 
     def __call__(self, x: Tensor, caches: Sequence[Any] | None = None) -> Tensor:
@@ -154,17 +154,17 @@ def make_subjects(
 
 
 def cached_mixers() -> list[str]:
-    """Every registered mixer that can decode, by its traits."""
+    """Return every registered mixer that can decode, by its traits."""
     return [e.name for e in entries("attn") if e.traits.causal and e.traits.cache != "none"]
 
 
 def causal_mixers() -> list[str]:
-    """Every registered mixer that can hide the future, by its traits."""
+    """Return every registered mixer that can hide the future, by its traits."""
     return [e.name for e in entries("attn") if e.traits.causal]
 
 
 def names_of(blocks: str | None, default: Sequence[str]) -> list[str]:
-    """The choices to time, `standard` first: those given, or by default these.
+    """Return the choices to time, `standard` first: those given, or by default these.
 
     Raises:
         InputError: when one is given twice.

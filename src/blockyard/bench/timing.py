@@ -94,7 +94,7 @@ def interleave(cases: Mapping[str, Case], clock: Clock, *, rounds: int, round_se
 
 
 def _units(case: Case, clock: Clock, seconds: float) -> int:
-    """Units that last about so long; finding out also warms the contestant up."""
+    """Return units that last about so long; finding out also warms the contestant up."""
     units = 1
     while True:
         wall, _ = clock(partial(case.run, units))
@@ -109,7 +109,8 @@ def _units(case: Case, clock: Clock, seconds: float) -> int:
 
 
 def summarise(times: Times, reference: Times | None, per_unit: float = 1.0) -> Measured:
-    """Medians and quartiles of a contestant, and how many times faster than the reference it was, round by round.
+    """Return medians and quartiles of a contestant, and how many times faster than the reference it was, round by
+    round.
 
     Args:
         times: the contestant's.

@@ -47,7 +47,7 @@ _LONG_FACTS = ("cache_bytes_allocated", "cache_bytes_per_token_formula_fp32")
 
 
 def table(bench: Bench, *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Column heads and rows of text, one row for each choice and size; a brief one fits a terminal."""
+    """Return column heads and rows of text, one row for each choice and size; a brief one fits a terminal."""
     timed = list(dict.fromkeys(kind for row in bench["rows"] for kind in row["times"]))
     columns = ["choice", "tokens", "batch"]
     for name in timed:
@@ -82,7 +82,7 @@ def _times(measured: Measured | None, brief: bool) -> list[str]:
 
 
 def _beside(ratio: float, word: str) -> str:
-    """ "1.20× better"; the ratio alone where nothing may be said."""
+    """Word "1.20× better"; the ratio alone where nothing may be said."""
     return units.ratio(ratio) if word == "unknown" else f"{units.ratio(ratio)} {word}"
 
 
@@ -91,7 +91,7 @@ def _fact(name: str, value: float | None) -> str:
 
 
 def render_markdown(bench: Bench) -> str:
-    """Table, figures by the names of their PNG files, provenance."""
+    """Return table, figures by the names of their PNG files, provenance."""
     columns, rows = table(bench)
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
@@ -119,7 +119,7 @@ def _plain(value: Any) -> str:
 
 
 def render_html(bench: Bench) -> str:
-    """The whole page: figures and table inside, no scripts, no network."""
+    """Return the whole page: figures and table inside, no scripts, no network."""
     names = [choice["name"] for choice in bench["choices"]]
     columns, rows = table(bench)
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)

@@ -99,7 +99,7 @@ def claim(key: str) -> Callable[[Callable[[], Finding]], Callable[[], Finding]]:
 
 
 def declared() -> dict[str, Claim]:
-    """Claims by key, as far as their modules are imported."""
+    """Return claims by key, as far as their modules are imported."""
     return dict(_claims)
 
 
@@ -124,5 +124,5 @@ def judge_number(measured: float, claimed: float, *, tolerance: float = 0.1) -> 
 
 
 def judge_all(*held: bool) -> Verdict:
-    """Holds when every part of a claim does, in part when some do."""
+    """Return holds when every part of a claim does, in part when some do."""
     return "holds" if all(held) else "partly" if any(held) else "false"

@@ -15,7 +15,7 @@ SCHEMA = "blockyard.claims/1"
 
 
 def all_claims() -> list[Claim]:
-    """Every claim, by document and line."""
+    """Return every claim, by document and line."""
     # Importing a module declares its claims; here, since they measure with nearly everything there is.
     from blockyard.claims import (  # noqa: F401
         basics,
@@ -34,7 +34,7 @@ def all_claims() -> list[Claim]:
 
 
 def choose(keys: Sequence[str] = (), document: str | None = None, upto: Cost = "minutes") -> list[Claim]:
-    """The claims to measure.
+    """Return the claims to measure.
 
     Args:
         keys: names, or beginnings of names ("vein", "vein.block"); none = all.
@@ -99,7 +99,7 @@ def measure_claims(
 
 
 def page(rows: Sequence[dict[str, Any]], machine: str, left_out: Sequence[Claim] = ()) -> str:
-    """The outcome as a page of Markdown, a section per document.
+    """Return the outcome as a page of Markdown, a section per document.
 
     Args:
         rows: what `measure_claims` gave.
@@ -144,7 +144,7 @@ def page(rows: Sequence[dict[str, Any]], machine: str, left_out: Sequence[Claim]
 
 
 def row_line(row: dict[str, Any]) -> str:
-    """One claim as a line of the page's table."""
+    """Return one claim as a line of the page's table."""
     return f"| {row['line']} | {_cell(row['says'])} | **{_cell(row['measured'])}** | {row['verdict']} |"
 
 

@@ -87,6 +87,6 @@ def keeping_in(kept: MeasurementStore) -> Iterator[MeasurementStore]:
 
 
 def recall(compute: Callable[[], Mapping[str, float]], name: str = "") -> dict[str, float]:
-    """`MeasurementStore.recall` where something is kept; else simply measures."""
+    """Return `MeasurementStore.recall` where something is kept; else simply measures."""
     kept = _current.get()
     return dict(compute()) if kept is None else kept.recall(compute, name)

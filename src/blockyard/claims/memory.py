@@ -21,7 +21,7 @@ class _SavedTensor:
 
 
 def saved_bytes(module: nn.Module, x: Tensor) -> int:
-    """Bytes that a forward pass keeps for its backward one.
+    """Return bytes that a forward pass keeps for its backward one.
 
     What two passes share is left out: parameters, and tables such as the rotary ones, which are as long as the longest
     sequence that any module has met before.
@@ -35,7 +35,7 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 
 
 def _kept(module: nn.Module, x: Tensor) -> tuple[Tensor | tuple[Tensor, ...], dict[int, int]]:
-    """The output of a pass over a copy of x, and the storages that its graph keeps: address -> bytes."""
+    """Return the output of a pass over a copy of x, and the storages that its graph keeps: address -> bytes."""
     held: list[weakref.ref[_SavedTensor]] = []
 
     def pack(tensor: Tensor) -> _SavedTensor:

@@ -21,7 +21,7 @@ D, HEADS = 768, 12
 
 
 def _mixing_flops(tokens: int) -> int:
-    """FLOPs of the layer without its projections of every token, W_v and W_o."""
+    """Return FLOPs of the layer without its projections of every token, W_v and W_o."""
     mixer = SpectralMixer(D, HEADS)
     return mixer.cost(tokens).flops - 2 * 2 * tokens * D * D
 

@@ -51,7 +51,7 @@ def _text(context: int) -> TextData:
 
 
 def final_losses(model: LMConfig, **train: Any) -> tuple[float, ...]:
-    """Validation loss after training with each seed; infinity for a run that diverged.
+    """Return validation loss after training with each seed; infinity for a run that diverged.
 
     Args:
         model: what is trained.
@@ -93,7 +93,7 @@ def _run(model: LMConfig, config: TrainConfig) -> tuple[float, LMTask]:
 
 
 def describe(losses: tuple[float, ...]) -> str:
-    """ "1.62 ± 0.01"."""
+    """Word "1.62 ± 0.01"."""
     if any(loss == float("inf") for loss in losses):
         return f"{sum(loss == float('inf') for loss in losses)} of {len(losses)} diverged"
     return units.plus_minus(*interval(losses))
@@ -111,7 +111,7 @@ def better(a: tuple[float, ...], b: tuple[float, ...]) -> Verdict:
 
 
 def _vein(rank: int, **options: object) -> LMConfig:
-    """The document's block, causal and with rotary positions so that it can model language at all."""
+    """Return the document's block, causal and with rotary positions so that it can model language at all."""
     extra = "".join(f",{name}={value}" for name, value in options.items())
     return replace(BASE, blocks=f"tva+vft[preset=seed,rope=half,rank={rank},ffn_rank={rank}{extra}]")
 
@@ -206,7 +206,7 @@ def prenorm() -> Finding:
 
 
 def _inside_and_outside(found: tuple[float, LMTask]) -> dict[str, float]:
-    """Loss by position on rows four times as long, and what the best veins miss of the second layer's input."""
+    """Return loss by position on rows four times as long, and what the best veins miss of the second layer's input."""
     model: Any = found[1].model
     longer = next(iter(_text(256).val_batches(32, 256, 1)))
     states: list[Tensor] = []
@@ -267,7 +267,7 @@ CLASSIFY_STEPS, RECALL_STEPS = 300, 600
 
 
 def accuracies(task: str, blocks: str, groups: dict[str, dict[str, Any]]) -> tuple[float, ...]:
-    """Validation accuracy after training with each seed.
+    """Return validation accuracy after training with each seed.
 
     Args:
         task: a kind of task.

@@ -20,13 +20,13 @@ D, HEADS, RANK = 768, 12, 4
 
 
 def standard_block() -> ResidualBlock:
-    """The block that the document compares with: 12 heads of 64, two FFN matrices with 3072 hidden units."""
+    """Return the block that the document compares with: 12 heads of 64, two FFN matrices with 3072 hidden units."""
     attn = get_attention("standard", d_model=D, n_heads=HEADS, qk_norm=False)
     return ResidualBlock(attn, get_ffn("standard", d_model=D, d_ff=4 * D), D, norm="layer")
 
 
 def seed_block() -> vein_flow.VFTBlock:
-    """The document's block, parameter for parameter."""
+    """Return the document's block, parameter for parameter."""
     return vein_flow.VFTBlock(D, HEADS, RANK, preset="seed")
 
 

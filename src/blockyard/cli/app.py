@@ -118,7 +118,7 @@ def dispatch(words: list[str]) -> int:
 
 
 def overview(first: str) -> str:
-    """The help of `blockyard` (or of `blockyard train`, with first="train"): every command with its line."""
+    """Return the help of `blockyard` (or of `blockyard train`, with first="train"): every command with its line."""
     names = [name for name in command_names() if not first or name.split()[0] == first]
     loaded = sorted((load_command(name) for name in names), key=lambda command: (command.order, command.name))
     width = max(len(command.name) for command in loaded)

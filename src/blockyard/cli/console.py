@@ -82,7 +82,7 @@ class PlainSigns:
 
 @contextlib.contextmanager
 def tolerant_streams() -> Iterator[None]:
-    """Within it, standard output and error take every character."""
+    """Let standard output and error take every character."""
     before = sys.stdout, sys.stderr
     handlers: list[tuple[Any, str]] = []
     for name, stream in zip(("stdout", "stderr"), before):
@@ -141,7 +141,7 @@ def minding_interrupts() -> Iterator[Callable[[], None]]:
 
 
 def one_line(message: str) -> str:
-    """A message as one line of readable length, without control characters (they could steer a terminal)."""
+    """Return a message as one line of readable length, without control characters (they could steer a terminal)."""
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
     # `isprintable` is false of escapes, of what turns the writing direction, and of lone surrogates.
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -21,7 +21,7 @@ LAST = 38
 
 
 def command_names() -> list[str]:
-    """The names of all commands but those of tasks that plug-ins register; no command is imported."""
+    """Return the names of all commands but those of tasks that plug-ins register; no command is imported."""
     own = {f"{verb} {task}" for verb in TASK_VERBS for task in TASKS}
     return sorted(own | _with_a_file())
 
@@ -50,7 +50,7 @@ def load_command(name: str, *, whole: bool = False) -> Command:
 
 
 def _summary(verb: str, task: str, whole: bool) -> str:
-    """A command in words of its task: the first line of the docstring of its class."""
+    """Return a command in words of its task: the first line of the docstring of its class."""
     from blockyard.tasks.kind import task_kind
 
     text = f"{verb} the task {task!r}"

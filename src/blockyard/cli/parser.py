@@ -95,7 +95,7 @@ class Parser(WholeValues):
 
 
 def nearest(flag: str, known: Iterable[str]) -> str:
-    """ " (did you mean '--vft.rank'?)" or ""."""
+    """Word " (did you mean '--vft.rank'?)" or ""."""
     near = difflib.get_close_matches(flag, sorted(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

@@ -39,7 +39,7 @@ def add_files(parser: Parser, what: str) -> None:
 
 
 def read_files(arguments: argparse.Namespace, command: str) -> tuple[Path, Prices, Any]:
-    """The run folder, the prices, and the configuration they were read with.
+    """Return the run folder, the prices, and the configuration they were read with.
 
     Raises:
         InputError: when there is no run, or something is wrong with a file.

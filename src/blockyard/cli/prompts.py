@@ -11,7 +11,7 @@ from blockyard.files import parse_json
 
 
 def read_prompts(given: Sequence[str], files: Sequence[str]) -> list[str]:
-    """The prompts of the command line and of files, in that order; a line break when there is none."""
+    """Return the prompts of the command line and of files, in that order; a line break when there is none."""
     if given.count("-") > 1:
         raise InputError("--prompt - is given twice; standard input can be read once")
     prompts = [read_standard_input() if prompt == "-" else prompt for prompt in given]
@@ -21,7 +21,7 @@ def read_prompts(given: Sequence[str], files: Sequence[str]) -> list[str]:
 
 
 def read_prompt_file(path: Path) -> list[str]:
-    """One prompt from each line that is not empty: the line itself, or in a .jsonl file its text or "prompt".
+    """Return one prompt from each line that is not empty: the line itself, or in a .jsonl file its text or "prompt".
 
     Raises:
         InputError: when it cannot be read, holds no prompt, or a line is no prompt.
@@ -40,7 +40,7 @@ def read_prompt_file(path: Path) -> list[str]:
 
 
 def json_prompt(path: Path, number: int, line: str) -> str:
-    """The prompt of a line of JSON: a string, or an object's "prompt"."""
+    """Return the prompt of a line of JSON: a string, or an object's "prompt"."""
     try:
         value = parse_json(line)
     except ValueError:
@@ -52,7 +52,7 @@ def json_prompt(path: Path, number: int, line: str) -> str:
 
 
 def read_standard_input() -> str:
-    """The whole standard input as text."""
+    """Return the whole standard input as text."""
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:

@@ -34,7 +34,7 @@ def _declare(section: argparse._ActionsContainer, flag: str, option: Option, hel
 
 
 def option_help(option: Option, group: Group) -> str:
-    """The docstring's text and the default; where blocks share an option but mean it differently, each one's."""
+    """Return the docstring's text and the default; where blocks share an option but mean it differently, each one's."""
     meanings: dict[str, list[str]] = {}
     for entry in group.holders(option.name):
         meant = entry.options[option.name]
@@ -47,14 +47,14 @@ def option_help(option: Option, group: Group) -> str:
 
 
 def default_text(option: Option) -> str:
-    """ "required", or "default: 4"."""
+    """Word "required", or "default: 4"."""
     if option.required:
         return "required"
     return f"default: {option.none_word if option.default is None else value_text(option.default)}"
 
 
 def value_text(value: Any) -> str:
-    """A value as it is typed on the command line; text that would not show is quoted."""
+    """Return a value as it is typed on the command line; text that would not show is quoted."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
@@ -76,7 +76,7 @@ def explain_flag(flag: str, groups: Mapping[str, Group]) -> str | None:
 
 
 def given_words(namespace: argparse.Namespace) -> list[Setting]:
-    """The options of groups on a parsed command line."""
+    """Return the options of groups on a parsed command line."""
     found = []
     for flag, value in vars(namespace).items():
         if flag.startswith("--"):
@@ -112,7 +112,7 @@ def add_flat(parser: Parser, title: str, options: Mapping[str, Option]) -> None:
 
 
 def read_flat(namespace: argparse.Namespace, options: Mapping[str, Option]) -> dict[str, Any]:
-    """The values given for these options, as their types.
+    """Return the values given for these options, as their types.
 
     Raises:
         InputError: "--tokens='many' should be int", or for a required option that is not given.

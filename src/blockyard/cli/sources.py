@@ -60,7 +60,7 @@ def prepare_plugins(words: Sequence[str]) -> None:
 
 
 def settings_files(configs: Sequence[str], out: str | None, resume: bool) -> list[Path]:
-    """The settings files in the order in which they are laid down.
+    """Return the settings files in the order in which they are laid down.
 
     A resumed run's own config.yaml comes first, so that `--out DIR --resume` says all that is needed.
     """
@@ -77,7 +77,7 @@ def given_settings(
     task: str,
     skip: tuple[str, ...] = (),
 ) -> tuple[list[Setting], list[str]]:
-    """All settings as given, files first, and the plug-ins that were imported.
+    """Return all settings as given, files first, and the plug-ins that were imported.
 
     Args:
         arguments: the parsed words.
@@ -104,7 +104,7 @@ def given_settings(
 def given_in(
     path: Path, settings: dict[str, Any], groups: Mapping[str, Group], skip: tuple[str, ...] = (), layer: int = 0
 ) -> list[Setting]:
-    """The settings of a file as a list; `group: {key: value}` and `group.key: value` mean the same.
+    """Return the settings of a file as a list; `group: {key: value}` and `group.key: value` mean the same.
 
     Args:
         path: the file, for the origins.

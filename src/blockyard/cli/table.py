@@ -31,7 +31,7 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def plain_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table as lines of aligned columns."""
+    """Return the table as lines of aligned columns."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [title, *(_line(row, widths) for row in [head, ["-" * width for width in widths], *rows])]
     return "\n".join(lines) + "\n"

@@ -35,7 +35,7 @@ def prepare(words: list[str]) -> None:
 
 
 def train_command(task: str, summary: str, *, order: int = 12, example: str = "") -> Command:
-    """`blockyard train TASK`.
+    """Make `blockyard train TASK`.
 
     Args:
         task: the task's name.
@@ -99,7 +99,7 @@ def train_as_told(
 
 
 def next_folder(task: str) -> Path:
-    """The first free runs/TASK-NNN.
+    """Return the first free runs/TASK-NNN.
 
     Raises:
         InputError: under torchrun, where the processes could each find another one free.
@@ -113,7 +113,7 @@ def next_folder(task: str) -> Path:
 
 
 def compare_groups(task: str) -> dict[str, Group]:
-    """The terms of the comparison, its budget, and what all its models share."""
+    """Return the terms of the comparison, its budget, and what all its models share."""
     from blockyard.compare.settings import DECIDED, CompareConfig
     from blockyard.registry.options import options_of
     from blockyard.tasks.groups import by_name, dataclass_group
@@ -142,7 +142,7 @@ def compare_groups(task: str) -> dict[str, Group]:
 def terms_groups(
     terms: Mapping[str, Option], help: str, budget_help: str, hidden: Sequence[str] = ()
 ) -> tuple[Group, Group]:
-    """The terms of a comparison or a search as the command's own options, and those of its budget as a group."""
+    """Return the terms of a comparison or a search as the command's own options, and those of its budget as a group."""
     from blockyard.tasks.groups import Group
 
     own = {name: option for name, option in terms.items() if not name.startswith(BUDGET) and name not in hidden}
@@ -187,7 +187,7 @@ def block_option(flag: str, known: dict[str, Group]) -> str | None:
 
 
 def compare_command(task: str, summary: str, *, order: int = 32, example: str = "") -> Command:
-    """`blockyard compare TASK`; arguments as for `train_command`."""
+    """Make `blockyard compare TASK`; arguments as for `train_command`."""
 
     def add_arguments(parser: Parser) -> None:
         from blockyard.cli.settings import add_groups
@@ -232,7 +232,7 @@ OVER_HELP = (
 
 
 def tune_command(task: str, summary: str, *, order: int = 37, example: str = "") -> Command:
-    """`blockyard tune TASK`; arguments as for `train_command`."""
+    """Make `blockyard tune TASK`; arguments as for `train_command`."""
 
     def add_arguments(parser: Parser) -> None:
         from blockyard.cli.settings import add_groups
@@ -270,7 +270,7 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
 
 
 def tune_groups(task: str) -> dict[str, Group]:
-    """The terms of the search, its budget, and every option that trials may share or search."""
+    """Return the terms of the search, its budget, and every option that trials may share or search."""
     from blockyard.compare.settings import DECIDED
     from blockyard.registry.options import options_of
     from blockyard.tasks.groups import by_name, train_groups
@@ -312,7 +312,7 @@ def searched(words: Sequence[str], files: Sequence[Path]) -> dict[str, Setting]:
 
 
 def _flat(content: Any, origin: str) -> list[tuple[str, Any]]:
-    """A file's `over` as (option, values); `group: {key: values}` and `group.key: values` mean the same."""
+    """Return a file's `over` as (option, values); `group: {key: values}` and `group.key: values` mean the same."""
     if content is None:
         return []
     if not isinstance(content, Mapping):
@@ -329,7 +329,7 @@ def _flat(content: Any, origin: str) -> list[tuple[str, Any]]:
 def without_overruled(
     over: Mapping[str, Setting], given: Sequence[Setting]
 ) -> tuple[dict[str, Setting], list[Setting]]:
-    """Of an option that one source searches and a later one gives, or the other way, the later one counts."""
+    """Let the later source count for an option that one source searches and another one gives."""
     last = {f"{item.group}.{item.key}": item.layer for item in given}
     kept = {name: item for name, item in over.items() if last.get(name, -1) <= item.layer}
     rest = [

@@ -36,7 +36,7 @@ class Budget:
     workers: int = 1
 
     def steps(self, task: Task, pace: float | None = None) -> int:
-        """Steps of a run of this task; `pace` is the training clock of one, for a budget in seconds."""
+        """Return steps of a run of this task; `pace` is the training clock of one, for a budget in seconds."""
         return steps_for(
             self.unit,
             self.value,
@@ -46,14 +46,14 @@ class Budget:
         )
 
     def share(self, trainer: Trainer) -> float:
-        """The part of it that a run has spent, 1 at its end."""
+        """Return the part of it that a run has spent, 1 at its end."""
         by_clock = self.unit == "seconds"
         share = trainer.seconds / self.value if by_clock else trainer.step / trainer.config.steps
         return 1.0 if trainer.done else min(1.0, share)
 
     def next_slice(self, trainer: Trainer, pace: float | None, most: int) -> int:
-        """Steps that a run makes before anyone looks at it again; with a budget in seconds its schedule is set to end
-        with the clock.
+        """Return steps that a run makes before anyone looks at it again; with a budget in seconds its schedule is set
+        to end with the clock.
 
         Args:
             trainer: the run.
@@ -114,7 +114,7 @@ def expected_steps(unit: str, steps: int) -> int:
 
 
 def steps_left(seconds: float, seconds_per_step: float, most: int) -> int:
-    """Steps to make before looking at the clock again: 0 when no seconds are left."""
+    """Return steps to make before looking at the clock again: 0 when no seconds are left."""
     if seconds <= 0:
         return 0
     return max(1, min(most, int(seconds / max(seconds_per_step, 1e-9))))

@@ -176,7 +176,7 @@ def _measurements(
     out: Path,
     killed: set[str],
 ) -> dict[str, Any]:
-    """Speed, cache and memory of every choice; measured together, so again for all when a choice is added.
+    """Return speed, cache and memory of every choice; measured together, so again for all when a choice is added.
 
     Args:
         killed: choices that took their processes with them: they would take this one, too, and are left out.
@@ -211,7 +211,8 @@ def _measurements(
 def _scaling(
     config: CompareConfig, base: Run[Any, Any], plan: list[Planned], state: State, board: Board, killed: set[str]
 ) -> list[schema.Scaling]:
-    """Training speed and memory over length of every choice, if asked for; measured together, so again for all."""
+    """Return training speed and memory over length of every choice, if asked for; measured together, so again for
+    all."""
     if config.lengths is None:
         return []
     kept, lengths = state.data.get("scaling", {}), sorted(set(config.lengths))

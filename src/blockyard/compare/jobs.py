@@ -78,7 +78,7 @@ def lines_of(jobs: Mapping[int, list[Job]]) -> dict[Key, Line]:
 
 
 def kept_results(jobs: Mapping[int, list[Job]], lines: Mapping[Key, Line]) -> dict[Key, schema.Run]:
-    """The runs that have ended before, by (choice, seed)."""
+    """Return the runs that have ended before, by (choice, seed)."""
     results: dict[Key, schema.Run] = {}
     for group in jobs.values():
         for job in group:

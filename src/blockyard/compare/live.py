@@ -53,7 +53,7 @@ class Board(Protocol):
 
 
 def make_board(shown: bool, unit: str = "token") -> Board:
-    """A live table when standard error is a terminal and rich is there, plain lines otherwise, or nothing.
+    """Return a live table when standard error is a terminal and rich is there, plain lines otherwise, or nothing.
 
     Args:
         shown: whether to show anything.
@@ -139,7 +139,7 @@ class LiveTable:
         self._live.update(self._table(lines), refresh=True)
 
     def cells(self, line: Any) -> Sequence[str | float]:
-        """A line as a row."""
+        """Return a line as a row."""
         raise NotImplementedError
 
     def _table(self, lines: Sequence[Any]) -> Any:

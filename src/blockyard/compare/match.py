@@ -51,7 +51,7 @@ class Matched:
 
 
 def size_of(config: BlocksConfig) -> Size:
-    """Size of the blocks and the last norm of a model, by building each distinct layer once on the meta device.
+    """Return size of the blocks and the last norm of a model, by building each distinct layer once on the meta device.
 
     Raises:
         InputError: when the model cannot be built.
@@ -102,7 +102,7 @@ def match(reference: BlocksConfig, choice: BlocksConfig, unit: Unit) -> Matched:
 
 
 def changes(before: BlocksConfig, after: BlocksConfig) -> dict[str, Any]:
-    """Options that differ, by name; a hidden width that differs between layers as "344/128"."""
+    """Return options that differ, by name; a hidden width that differs between layers as "344/128"."""
     found: dict[str, Any] = {
         name: getattr(after, name) for name in ("d_model", "n_layers") if getattr(after, name) != getattr(before, name)
     }
@@ -126,7 +126,7 @@ class _Search:
         self._sizes: dict[BlocksConfig, float | None] = {}
 
     def best(self) -> BlocksConfig:
-        """The first acceptable match of the stages in order, or the nearest of all: later stages change more."""
+        """Return the first acceptable match of the stages in order, or the nearest of all: later stages change more."""
         best, least = self.start, self.miss(self.start)
         stages: tuple[Iterator[BlocksConfig], ...] = (
             self.widths(self.start, 8),
@@ -147,7 +147,7 @@ class _Search:
         return best
 
     def miss(self, config: BlocksConfig) -> float:
-        """Relative distance from the target; infinite for what cannot be built."""
+        """Return relative distance from the target; infinite for what cannot be built."""
         size = self.size(config)
         return float("inf") if size is None else abs(size - self.target) / self.target
 
@@ -164,7 +164,7 @@ class _Search:
         return self._sizes[key]
 
     def widths(self, config: BlocksConfig, multiple: int) -> Iterator[BlocksConfig]:
-        """The same model with other hidden widths: a bisection of their common factor, rounded to a multiple.
+        """Yield the same model with other hidden widths: a bisection of their common factor, rounded to a multiple.
 
         Multiples of 8 come first because matrix kernels are fast at them.
         """
@@ -183,7 +183,7 @@ class _Search:
             low, high = (middle, high) if size < self.target else (low, middle)
 
     def shapes(self, name: Literal["d_model", "n_layers"], start: BlocksConfig) -> Iterator[BlocksConfig]:
-        """Models of other width or depth near the target, each with its hidden widths fitted for the rest."""
+        """Yield models of other width or depth near the target, each with its hidden widths fitted for the rest."""
         # Heads of a width divisible by 8 are fast; by 2 is what rotary pairs need.
         steps = (8 * start.n_heads, 2 * start.n_heads) if name == "d_model" else (1,)
         for step in steps:
@@ -194,13 +194,13 @@ class _Search:
                     yield from self.widths(config, multiple)
 
     def both(self) -> Iterator[BlocksConfig]:
-        """Another depth and another width together, for choices whose size moves in coarse steps."""
+        """Yield another depth and another width together, for choices whose size moves in coarse steps."""
         for layers in range(max(1, len(pattern_of(self.start)), self.start.n_layers - 2), self.start.n_layers + 5):
             if layers != self.start.n_layers:
                 yield from self.shapes("d_model", replace(self.start, n_layers=layers, blocks=pattern_of(self.start)))
 
     def _ladder(self, name: str, step: int, start: BlocksConfig) -> Iterator[BlocksConfig]:
-        """Rising values of an option, up to eight times its start or well past the target."""
+        """Yield rising values of an option, up to eight times its start or well past the target."""
         pattern = pattern_of(start)
         least = max(step, len(pattern) if name == "n_layers" else step)
         for value in range(least, 8 * getattr(start, name) + 1, step):
@@ -213,7 +213,7 @@ class _Search:
 
 
 def pattern_of(config: BlocksConfig) -> tuple[LayerSpec, ...]:
-    """The layers as written, before they repeat over the depth."""
+    """Return the layers as written, before they repeat over the depth."""
     return tuple(parse_choice(config.blocks)) if isinstance(config.blocks, str) else tuple(config.blocks)
 
 
@@ -229,7 +229,7 @@ def most_experts(config: BlocksConfig) -> int:
 
 
 def free_widths(config: BlocksConfig) -> list[dict[str, int]]:
-    """For each layer of the pattern, the hidden width that may be changed (name -> default), or nothing.
+    """Return, for each layer of the pattern, the hidden width that may be changed (name -> default), or nothing.
 
     Only what the user left open: a width written into the choice is what they want to compare.
     """
@@ -251,7 +251,7 @@ def free_widths(config: BlocksConfig) -> list[dict[str, int]]:
 
 
 def with_widths(config: BlocksConfig, knobs: list[dict[str, int]], factor: float, multiple: int) -> BlocksConfig:
-    """The configuration with every free hidden width scaled by a factor and rounded to a multiple."""
+    """Return the configuration with every free hidden width scaled by a factor and rounded to a multiple."""
     specs = []
     for spec, free in zip(pattern_of(config), knobs):
         scaled = {name: max(multiple, round(default * factor / multiple) * multiple) for name, default in free.items()}

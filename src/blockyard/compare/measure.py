@@ -57,7 +57,7 @@ class _Clocked:
         self.round_seconds = self.round * step
 
     def steps(self, steps: int) -> tuple[float, float]:
-        """Wall and CPU seconds of some steps; each ends with its loss read, so nothing is left running."""
+        """Return wall and CPU seconds of some steps; each ends with its loss read, so nothing is left running."""
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             self.engine.step(self.made)
@@ -72,7 +72,7 @@ def training_speed(
     rounds: int | None = None,
     failed: dict[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Tokens (or other units of input) per second of training steps, by wall clock and by process CPU time.
+    """Return tokens (or other units of input) per second of training steps, by wall clock and by process CPU time.
 
     Args:
         runs: the runs to imitate, by choice.
@@ -127,7 +127,7 @@ def length_scaling(
     memory: bool = False,
     failed: dict[str, str] | None = None,
 ) -> dict[str, dict[str, list[Any]]]:
-    """Training speed and memory over the length of a row, eager, with as many tokens in a batch at every length.
+    """Return training speed and memory over the length of a row, eager, with as many tokens in a batch at every length.
 
     Args:
         runs: the runs to imitate, by choice, of a task that has `at_length`.
@@ -160,7 +160,8 @@ def length_scaling(
 
 
 def seconds_per_step(runs: Mapping[str, Run[Any, Any]], data: Any, budget: float) -> dict[str, float]:
-    """Training clock of one step for a budget in seconds, compilation spread over the steps where it will be done.
+    """Return training clock of one step for a budget in seconds, compilation spread over the steps where it will be
+    done.
 
     Args:
         runs: the runs to imitate; their own number of steps does not matter.
@@ -203,7 +204,7 @@ def _with_compilation(run: Run[Any, Any], eager: float, budget: float) -> float:
 
 
 def _build(run: Run[Any, Any], model: Any) -> Any:
-    """A model of the run's task with weights of seed 0."""
+    """Return a model of the run's task with weights of seed 0."""
     with seeded(0):
         return run.kind.build_model(model)
 
@@ -211,7 +212,7 @@ def _build(run: Run[Any, Any], model: Any) -> Any:
 def decoding(
     runs: Mapping[str, Run[Any, Any]], rounds: int | None = None, failed: dict[str, str] | None = None
 ) -> dict[str, tuple[dict[str, Any], float] | None]:
-    """Tokens per second of greedy generation with the cache (one sequence), and the cache's bytes per token.
+    """Return tokens per second of greedy generation with the cache (one sequence), and the cache's bytes per token.
 
     Half of the context is read first, then up to 64 tokens are written one by one; only the writing is timed. The
     bytes are those the cache holds at the end, divided by its tokens. None for a choice whose mixer has no cache, and
@@ -256,7 +257,7 @@ def _decode(model: Any, context: int) -> tuple[float, float]:
 
 
 def peak_memory(runs: Mapping[str, Run[Any, Any]]) -> dict[str, schema.Memory]:
-    """Peak memory of training, each choice in a fresh process (see peak_memory.py)."""
+    """Return peak memory of training, each choice in a fresh process (see peak_memory.py)."""
     return {name: _peak_memory(run) for name, run in runs.items()}
 
 

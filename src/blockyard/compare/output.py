@@ -13,7 +13,7 @@ from blockyard.tasks.kind import task_kind
 
 
 def parts_of(task: str) -> Parts:
-    """The parts of a task, by its name; those of a plug-in that is not loaded are left out."""
+    """Return the parts of a task, by its name; those of a plug-in that is not loaded are left out."""
     try:
         return task_kind(task).report()
     except InputError:

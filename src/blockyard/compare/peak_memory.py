@@ -76,7 +76,7 @@ def forget_peak() -> None:
 
 
 def status_bytes(name: str) -> int | None:
-    """Bytes of an entry of /proc/self/status. (ru_maxrss would count the parent's memory from before exec.)"""
+    """Return bytes of an entry of /proc/self/status. (ru_maxrss would count the parent's memory from before exec.)"""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{name}:"):

@@ -66,7 +66,7 @@ class Planned:
 
 
 def base_run(task: str, groups: Groups) -> Run[Any, Any]:
-    """The shared options of a task, checked: model, train, data and plugins.
+    """Return the shared options of a task, checked: model, train, data and plugins.
 
     Raises:
         InputError: for an unknown group or option, or a wrong type.
@@ -83,7 +83,7 @@ def base_run(task: str, groups: Groups) -> Run[Any, Any]:
 
 
 def configurations(config: CompareConfig, base: Run[Any, Any]) -> dict[str, Any]:
-    """Every choice as a model configuration, unmatched.
+    """Return every choice as a model configuration, unmatched.
 
     Raises:
         InputError: for an unknown name or option in a choice.
@@ -100,7 +100,7 @@ def make_plan(
     known: Mapping[str, Any],
     seconds_per_step: Callable[[dict[str, BlocksConfig]], dict[str, float]],
 ) -> list[Planned]:
-    """Size every choice and count its steps.
+    """Return size every choice and count its steps.
 
     Args:
         config: the terms.
@@ -130,14 +130,14 @@ def make_plan(
 
 
 def task_on_meta(run: Run[Any, Any], data: Any) -> Task:
-    """The task of a run with a model that takes no memory: what a step counts, what the model's size is."""
+    """Return the task of a run with a model that takes no memory: what a step counts, what the model's size is."""
     task = on_meta(lambda: run.kind.make_task(run, data))
     check_task(task)
     return task
 
 
 def run_of(planned: Planned, base: Run[Any, Any], config: CompareConfig, seed: int) -> Run[Any, Any]:
-    """One run: the planned model with one seed, evaluated and saved at even distances."""
+    """Return one run: the planned model with one seed, evaluated and saved at even distances."""
     expected = expected_steps(config.budget_unit, planned.steps)
     every = max(1, expected // config.evaluations)
     train = watched(at_rate(base.train, planned.rate), planned.steps, expected, every, seed)
@@ -145,14 +145,14 @@ def run_of(planned: Planned, base: Run[Any, Any], config: CompareConfig, seed: i
 
 
 def at_rate(train: TrainConfig, factor: float) -> TrainConfig:
-    """The training options with every peak learning rate times a factor; systems' own factors stay."""
+    """Return the training options with every peak learning rate times a factor; systems' own factors stay."""
     if factor == 1:
         return train
     return replace(train, lr=train.adamw_lr * factor, matrix_lr=train.matrix_lr * factor)
 
 
 def watched(train: TrainConfig, steps: int, expected: int, every: int, seed: int) -> TrainConfig:
-    """Training options of a run that the workbench advances, judges and keeps.
+    """Return training options of a run that the workbench advances, judges and keeps.
 
     Args:
         train: the shared options.
@@ -267,7 +267,7 @@ class State:
 
 
 def terms_of(config: CompareConfig, base: Run[Any, Any], data: Any) -> dict[str, Any]:
-    """Everything that must stay the same for runs to belong to one comparison, as flat plain data."""
+    """Return everything that must stay the same for runs to belong to one comparison, as flat plain data."""
     groups = as_groups(base)
     model = {key: value for key, value in groups["model"].items() if key != "pattern"}
     free = FREE_ON_RESUME | {"steps", "eval_every"}  # planned per choice

@@ -153,7 +153,7 @@ class Workers:
 
 
 def module_environment() -> dict[str, str]:
-    """The environment in which a new process finds this very package."""
+    """Return the environment in which a new process finds this very package."""
     source = str(Path(blockyard.__file__).parents[1])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))}
 

@@ -13,13 +13,13 @@ from blockyard.training.environment import describe_environment
 
 
 def versions() -> dict[str, str]:
-    """Of this package, Python and what it runs on."""
+    """Return the versions of this package, Python and what it runs on."""
     found = describe_environment(torch.device("cpu"), 1)
     return {"blockyard": found["blockyard"], "python": found["python"], **found["packages"]}
 
 
 def machine_of(base: Run[Any, Any]) -> dict[str, Any]:
-    """The machine as a report tells it."""
+    """Return the machine as a report tells it."""
     cuda = torch.cuda.is_available() and base.train.device != "cpu"
     return {
         "cpu": processor_name(),

@@ -54,7 +54,7 @@ class Probes:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The probes as compare.json holds them."""
+        """Return the probes as compare.json holds them."""
         factors = sorted(self.figures)
         return {
             "factors": factors,
@@ -67,7 +67,7 @@ class Probes:
 def with_rates(
     plan: list[Planned], config: CompareConfig, base: Run[Any, Any], data: Any, state: State, board: Board, out: Path
 ) -> list[Planned]:
-    """The plan with every choice at its own rate; what was found before is read from the comparison's state.
+    """Return the plan with every choice at its own rate; what was found before is read from the comparison's state.
 
     Args:
         plan: the choices.
@@ -143,7 +143,7 @@ def _job(planned: Planned, factor: float, terms: CompareConfig, base: Run[Any, A
 
 
 def best_factor(found: Mapping[float, float | None], quality: Quality) -> float:
-    """The factor that is taken: of those within the margin of the best figure the one nearest to the recipe's.
+    """Return the factor that is taken: of those within the margin of the best figure the one nearest to the recipe's.
 
     Args:
         found: factor -> figure; None for a probe that was lost. 1 is the answer when all were.
@@ -159,7 +159,7 @@ def best_factor(found: Mapping[float, float | None], quality: Quality) -> float:
 
 
 def _beyond(found: Mapping[float, float | None], quality: Quality) -> list[float]:
-    """The next factor, where the best so far stands at an end of the ladder."""
+    """Return the next factor, where the best so far stands at an end of the ladder."""
     if all(figure is None for figure in found.values()):
         # Too high, most likely: every probe was lost.
         factor = min(found) / 2

@@ -16,7 +16,7 @@ RESULT = "result.json"
 
 
 def curve(rows: list[dict[str, Any]], key: str) -> schema.Curve:
-    """The rows that have the figure, as columns."""
+    """Return the rows that have the figure, as columns."""
     found = [row for row in rows if key in row]
     return {
         "step": [row["step"] for row in found],
@@ -28,7 +28,8 @@ def curve(rows: list[dict[str, Any]], key: str) -> schema.Curve:
 
 
 def expert_loads(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Every expert's share of the tokens in the last tenth of the logged steps, by layer; empty without experts."""
+    """Return every expert's share of the tokens in the last tenth of the logged steps, by layer; empty without
+    experts."""
     found: dict[str, list[float]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         layer, _, what = name.rpartition("/")
@@ -40,7 +41,7 @@ def expert_loads(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl.
+    """Return the lines of metrics.jsonl.
 
     Raises:
         InputError: when the file is damaged.
@@ -56,7 +57,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_result(folder: Path) -> schema.Run | None:
-    """The record of a run that has ended, if it has; a damaged record counts as none and is made again."""
+    """Return the record of a run that has ended, if it has; a damaged record counts as none and is made again."""
     try:
         found = parse_json((folder / RESULT).read_text(encoding="utf-8"))
         return found["run"]

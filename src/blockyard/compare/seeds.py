@@ -56,7 +56,7 @@ def _so_far(
     results: Results,
     looks: list[schema.Look],
 ) -> schema.Report:
-    """As much of a report as its comparisons rest on."""
+    """Return as much of a report as its comparisons rest on."""
     quality, ordered = base.kind.quality(data), sorted(results.items())
     found: Any = {
         "choices": [{"name": p.name, "runs": [run for (name, _), run in ordered if name == p.name]} for p in plan],

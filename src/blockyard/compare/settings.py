@@ -135,7 +135,7 @@ class CompareConfig:
         return factors
 
     def command(self, task: str, groups: Groups, out: str) -> str:
-        """The command line that asks for this comparison again."""
+        """Return the command line that asks for this comparison again."""
         return command_of(f"blockyard compare {task}", [("blocks", ";".join(self.names))], self, groups, out)
 
 
@@ -171,5 +171,5 @@ def check_margin(margin: float | None) -> None:
 
 
 def flag(field: str) -> str:
-    """The option's name on the command line: `budget.unit`, not `budget_unit`."""
+    """Return the option's name on the command line: `budget.unit`, not `budget_unit`."""
     return field.replace("budget_", "budget.")

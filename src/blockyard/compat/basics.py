@@ -58,7 +58,7 @@ class Embedding(linear.Embedding):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """LongTensor [...] -> [..., embedding_dim]."""
+        """Return LongTensor [...] -> [..., embedding_dim]."""
         return super().forward(token_ids)
 
 
@@ -116,5 +116,5 @@ class RotaryPositionalEmbedding(rotary.RotaryPositionalEmbedding):
         super().__init__(theta, d_k, max_seq_len, layout="interleaved")
 
     def forward(self, x: Tensor, token_positions: Tensor | None = None, *, offset: int = 0) -> Tensor:
-        """x [..., T, d_k], token_positions [T] or [B, T] (None: 0 … T − 1) -> the shape of x."""
+        """Compute x [..., T, d_k], token_positions [T] or [B, T] (None: 0 … T − 1) -> the shape of x."""
         return super().forward(x, token_positions, offset=offset)

@@ -29,7 +29,7 @@ Parts = tuple[Tensor, Tensor]
 
 
 def join(real: Tensor, imaginary: Tensor, name: str = "x") -> Tensor:
-    """Two real tensors of one shape as a complex one.
+    """Return two real tensors of one shape as a complex one.
 
     Raises:
         InputError: when shapes or types differ, or are no floating type.
@@ -45,7 +45,7 @@ def join(real: Tensor, imaginary: Tensor, name: str = "x") -> Tensor:
 
 
 def split(z: Tensor) -> Parts:
-    """A complex tensor as real and imaginary part."""
+    """Return a complex tensor as real and imaginary part."""
     return z.real, z.imag
 
 
@@ -116,17 +116,17 @@ class _Reading:
         self.n_heads = num_heads if self.joined else 1
 
     def fold(self, z: Tensor) -> Tensor:
-        """[b, head, seq, feature] -> [B, seq, feature_dim]."""
+        """Compute [b, head, seq, feature] -> [B, seq, feature_dim]."""
         return z.transpose(1, 2).flatten(2) if self.joined else z.flatten(0, 1)
 
     def unfold(self, z: Tensor) -> Tensor:
-        """The inverse."""
+        """Return the inverse."""
         if self.joined:
             return z.unflatten(-1, (self.heads, self.each)).transpose(1, 2)
         return z.unflatten(0, (-1, self.heads))
 
     def encode(self, pe: Tensor | None, like: Tensor) -> Tensor | None:
-        """A position encoding that broadcasts to `like` [b, head, seq, feature], folded."""
+        """Return a position encoding that broadcasts to `like` [b, head, seq, feature], folded."""
         return None if pe is None else self.fold(pe.expand(like.shape))
 
     def apply(self, module: nn.Module) -> None:

@@ -116,7 +116,7 @@ class PricePredictionConfigs:
 
 
 def precompute_freqs_cis(dim: int, end: int, theta: float = 1e4) -> Tensor:
-    """e^(i·m·theta^(−2j/dim)) for positions m below `end`: complex64 [end, dim / 2].
+    """Compute e^(i·m·theta^(−2j/dim)) for positions m below `end`: complex64 [end, dim / 2].
 
     Raises:
         InputError: for an odd `dim`, or an `end` below 1.
@@ -129,7 +129,7 @@ def precompute_freqs_cis(dim: int, end: int, theta: float = 1e4) -> Tensor:
 
 
 def reshape_for_broadcast(freqs_cis: Tensor, x: Tensor) -> Tensor:
-    """freqs_cis [T, w] as [1, T, 1, …, w], to be multiplied with a complex x [B, T, …, w].
+    """Return freqs_cis [T, w] as [1, T, 1, …, w], to be multiplied with a complex x [B, T, …, w].
 
     Raises:
         InputError: when the sizes differ.
@@ -156,7 +156,7 @@ def _turn(x: Tensor, freqs_cis: Tensor) -> Tensor:
 
 
 def _tables(freqs_cis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin, in at least the precision of x."""
+    """Return cos and sin, in at least the precision of x."""
     if not freqs_cis.is_complex():
         raise InputError(f"freqs_cis has dtype {freqs_cis.dtype}, expected complex factors from precompute_freqs_cis")
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -200,7 +200,7 @@ class MultiHeadLatentAttention(nn.Module):
 
 
 def get_ffn(args: Any, ffn_type: str = "swiglu") -> Any:
-    """An FFN by name, of width `args.d_model` and hidden width `args.intermediate_size`.
+    """Return an FFN by name, of width `args.d_model` and hidden width `args.intermediate_size`.
 
     Args:
         args: has d_model and intermediate_size, and may have dropout.
@@ -234,13 +234,13 @@ class TransformerBlock(nn.Module):
         self.ffn = get_ffn(args, ffn_type="swiglu")
 
     def forward(self, x: Tensor, freqs_cis: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Arguments as for `MultiHeadLatentAttention`."""
+        """Return arguments as for `MultiHeadLatentAttention`."""
         x = x + self.attn(self.attn_norm(x), freqs_cis, attn_mask, is_causal)
         return x + self.ffn(self.ffn_norm(x))
 
 
 def _for_layer(args: Any, layer_idx: int) -> Any:
-    """The configuration of one layer."""
+    """Return the configuration of one layer."""
     at_least(0, layer_idx=layer_idx)
     overrides = getattr(args, "layer_overrides", {}).get(layer_idx, {})
     own = copy.copy(args)

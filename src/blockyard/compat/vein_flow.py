@@ -190,7 +190,7 @@ class VFTBlock(_VFTBlock):
 
 
 def create_vft_block(d_model: int, n_heads: int = 8, rank: int | None = None, **options: Any) -> VFTBlock:
-    """The document's factory: a `VFTBlock` with the options of its constructor.
+    """Return the document's factory: a `VFTBlock` with the options of its constructor.
 
     Raises: InputError for an unknown option (with the nearest known one) or a value of the wrong type, and where
         `VFTBlock` does.

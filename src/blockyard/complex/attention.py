@@ -171,7 +171,7 @@ class ComplexAttention(ComplexModule, Mixer):
         return from_pairs(self.output_proj.pairs(heads)).to(x.dtype), weights
 
     def _turns(self, x: Tensor, call: Call) -> tuple[Tensor | None, Tensor | None]:
-        """cos and sin of the positions, for every head alike; None where nothing is turned."""
+        """Return cos and sin of the positions, for every head alike; None where nothing is turned."""
         # A context without order shares no positions with x.
         if self.rope is None or (call.context is not None and not call.causal):
             return None, None
@@ -184,7 +184,8 @@ class ComplexAttention(ComplexModule, Mixer):
     def _project(
         self, x: Tensor, call: Call, pe: Tensor | None, context_pe: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, T, H, 2·head_dim], keys and values [B, S, H_kv, 2·head_dim], as pairs, normalised and turned."""
+        """Return queries [B, T, H, 2·head_dim], keys and values [B, S, H_kv, 2·head_dim], as pairs, normalised and
+        turned."""
         projections, context = (self.q_proj, self.k_proj, self.v_proj), call.context
         mode = resolve_mode(self.q_proj.mode, self.q_proj.weight)
         cos, sin = self._turns(x, call)

@@ -198,7 +198,8 @@ class DualStreamBlock(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> ModelCache:
-        """Three empty caches, owned by the caller: self-attention of x_in and of x_out, and x_out as x_in reads it.
+        """Return three empty caches, owned by the caller: self-attention of x_in and of x_out, and x_out as x_in reads
+        it.
 
         Raises:
             InputError: when the block is not causal: no position could be final before the last one is known.
@@ -210,7 +211,7 @@ class DualStreamBlock(nn.Module):
         return ModelCache([mixer.new_cache(batch, max_len, dtype, device) for mixer in mixers])
 
     def cost(self, tokens: int) -> Cost:
-        """Cost of both streams with `tokens` positions each."""
+        """Return cost of both streams with `tokens` positions each."""
         # Counted once each: shared streams would be added up twice.
         parameters = sum(p.numel() for p in self.parameters())
         streams = [self.streams[0], self.streams[-1]]
@@ -280,7 +281,7 @@ def _call(function: Callable[..., Any], *inputs: Tensor) -> Any:
 
 
 def _mix(mixer: Any, x: Tensor, **given: Any) -> Tensor:
-    """The mixer's output, given what is not None."""
+    """Return the mixer's output, given what is not None."""
     arguments = {name: value for name, value in given.items() if value is not None}
     unknown = arguments.keys() - accepted_arguments(mixer.forward)
     if unknown:
@@ -290,7 +291,7 @@ def _mix(mixer: Any, x: Tensor, **given: Any) -> Tensor:
 
 
 def _merge(first: Aux | None, second: Aux | None) -> Aux | None:
-    """Losses of both FFNs added, statistics under the name of their stream."""
+    """Return losses of both FFNs added, statistics under the name of their stream."""
     if first is None and second is None:
         return None
     losses: dict[str, Tensor] = {}

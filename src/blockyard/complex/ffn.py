@@ -103,7 +103,7 @@ class ComplexSwiGLU(ComplexModule, FFN):
         )
 
     def _project(self, x: Tensor) -> Tensor:
-        """W₁ x and W₃ x as pairs [..., 4·d_ff], by one product where the weights alone say what they give."""
+        """Compute W₁ x and W₃ x as pairs [..., 4·d_ff], by one product where the weights alone say what they give."""
         projections = (self.w1, self.w3)
         mode = resolve_mode(self.w1.mode, self.w1.weight)
         if not all(p.is_bare for p in projections) or (mode == "block" and not self.training):
@@ -119,7 +119,8 @@ class ComplexSwiGLU(ComplexModule, FFN):
 
 
 def gated(gu: Tensor, bias: Tensor) -> Tensor:
-    """u · m·σ(m + b) with m = √(|g|² + ε): interleaved pairs of g, then of u, [..., 4d] and b [d] -> [..., 2d]."""
+    """Compute u · m·σ(m + b) with m = √(|g|² + ε): interleaved pairs of g, then of u, [..., 4d] and b [d] -> [...,
+    2d]."""
     if gu.device.type == "cpu" and not torch.compiler.is_compiling():
         return hand_written(_Gated, gu, bias)
     return _defined(gu, bias)
@@ -132,14 +133,14 @@ def _defined(gu: Tensor, bias: Tensor) -> Tensor:
 
 
 def _size(pairs: Tensor) -> Tensor:
-    """√(|z|² + ε) of interleaved pairs."""
+    """Compute √(|z|² + ε) of interleaved pairs."""
     # Adding every other element of the squares is four times as fast as a norm or a sum over an axis of two.
     squares = pairs * pairs
     return (squares[..., 0::2] + squares[..., 1::2] + EPS).sqrt()
 
 
 def _times(pairs: Tensor, factor: Tensor) -> Tensor:
-    """Both parts of interleaved pairs [..., 2d] times a real factor [..., d]."""
+    """Return both parts of interleaved pairs [..., 2d] times a real factor [..., d]."""
     if factor.dtype in (torch.float32, torch.float64) and pairs.dtype == factor.dtype:
         # A complex times a real number: faster than broadcasting over an axis of two.
         return to_pairs(torch.view_as_complex(pairs.unflatten(-1, (-1, 2))) * factor)

@@ -29,7 +29,7 @@ def can_fuse(stacked: Tensor) -> bool:
 def turned_heads(
     stacked: Tensor, gains: tuple[Tensor, Tensor], turns: Tensor | None, heads: tuple[int, int], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """γ · x / √(mean |x|² + eps) · turn of every query and key head, and the values as they are.
+    """Compute γ · x / √(mean |x|² + eps) · turn of every query and key head, and the values as they are.
 
     Args:
         stacked: queries, keys and values of all heads side by side, [B, T, (H + 2 H_kv) · 2d] interleaved reals.
@@ -114,13 +114,13 @@ def _parts(stacked: Tensor, heads: tuple[int, int], width: int) -> list[Tensor]:
 
 
 def _by_head(x: Tensor) -> Tensor:
-    """An empty [B, T, H, 2d] with T within H in memory."""
+    """Return an empty [B, T, H, 2d] with T within H in memory."""
     rows, length, heads, width = x.shape
     return x.new_empty(rows, heads, length, width).transpose(1, 2)
 
 
 def _complex(pairs: Tensor) -> Tensor:
-    """The same numbers as complex ones; a copy of those whose strides are no whole number of them."""
+    """Return the same numbers as complex ones; a copy of those whose strides are no whole number of them."""
     whole = pairs.stride(-1) == 1 and not any(step % 2 for step in (*pairs.stride()[:-1], pairs.storage_offset()))
     if not whole:
         pairs = pairs.clone(memory_format=torch.contiguous_format)

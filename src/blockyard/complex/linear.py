@@ -25,25 +25,26 @@ COMPLEX_DTYPES = (torch.complex64, torch.complex128)
 
 
 def to_pairs(z: Tensor) -> Tensor:
-    """Complex [..., d] -> real [..., 2d], real and imaginary parts side by side; the same memory where it can be."""
+    """Return complex [..., d] -> real [..., 2d], real and imaginary parts side by side; the same memory where it can
+    be."""
     return torch.view_as_real(z.resolve_conj()).flatten(-2)
 
 
 def from_pairs(pairs: Tensor) -> Tensor:
-    """Real [..., 2d] -> complex [..., d]; complex64 for bfloat16 and float16, which have no complex type."""
+    """Return real [..., 2d] -> complex [..., d]; complex64 for bfloat16 and float16, which have no complex type."""
     if pairs.dtype not in (torch.float32, torch.float64):
         pairs = pairs.float()
     return torch.view_as_complex(pairs.unflatten(-1, (-1, 2)).contiguous())
 
 
 def times_i(pairs: Tensor) -> Tensor:
-    """i · z of interleaved pairs [..., 2d]: (a, b) -> (−b, a)."""
+    """Compute i · z of interleaved pairs [..., 2d]: (a, b) -> (−b, a)."""
     a, b = pairs[..., 0::2], pairs[..., 1::2]
     return torch.stack([-b, a], dim=-1).flatten(-2)
 
 
 def magnitude(z: Tensor, eps: float) -> Tensor:
-    """√(|z|² + eps) of a complex tensor, real; smooth, so that gradients at z = 0 are 0 and not NaN."""
+    """Compute √(|z|² + eps) of a complex tensor, real; smooth, so that gradients at z = 0 are 0 and not NaN."""
     real = torch.view_as_real(z.resolve_conj())
     return (real.square().sum(-1) + eps).sqrt()
 
@@ -100,7 +101,8 @@ class ComplexLinear(ComplexModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """E|w|² = 2 / (d_in + d_out), as a real matrix has: each part carries half of it, cut at three deviations."""
+        """Draw weights with E|w|² = 2 / (d_in + d_out), as a real matrix has: each part carries half of it, cut at
+        three deviations."""
         # Two parts add up to the variance of one real entry.
         std = math.sqrt(1.0 / (self.d_in + self.d_out))
         nn.init.trunc_normal_(self.weight, std=std, a=-3 * std, b=3 * std)
@@ -115,7 +117,7 @@ class ComplexLinear(ComplexModule):
         return from_pairs(self.pairs(to_pairs(x)))
 
     def pairs(self, x: Tensor) -> Tensor:
-        """Interleaved reals [..., 2·d_in] -> [..., 2·d_out], in the type that the products are computed in."""
+        """Return interleaved reals [..., 2·d_in] -> [..., 2·d_out], in the type that the products are computed in."""
         mode = resolve_mode(self.mode, self.weight)
         traced = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed()
         if mode == "block" and not traced:
@@ -125,7 +127,7 @@ class ComplexLinear(ComplexModule):
         return out if self.bias is None else out + self.bias.flatten()
 
     def _block_weight(self) -> Tensor:
-        """The real matrix, kept between calls: building it costs more than multiplying a few vectors by it."""
+        """Return the real matrix, kept between calls: building it costs more than multiplying a few vectors by it."""
         # A change in place raises the version, another tensor has another address.
         key = (self.weight.data_ptr(), self.weight._version, self.weight.dtype)
         if self._assembled is None or self._assembled[0] != key:
@@ -148,7 +150,7 @@ class ComplexLinear(ComplexModule):
         return {**self.__dict__, "_assembled": None}
 
     def flops(self, rows: int) -> int:
-        """Real operations for so many vectors: four real products of the matrix, three in Gauss' form."""
+        """Return real operations for so many vectors: four real products of the matrix, three in Gauss' form."""
         return 2 * rows * self.d_in * self.d_out * (3 if self.mode == "gauss" else 4)
 
     def extra_repr(self) -> str:
@@ -166,7 +168,7 @@ def resolve_mode(mode: LinearMode, weight: Tensor) -> LinearMode:
 
 
 def linear_pairs(x: Tensor, weight: Tensor, mode: LinearMode) -> Tensor:
-    """W x for interleaved reals x [..., 2·d_in] and W as pairs [d_out, d_in, 2] -> [..., 2·d_out]."""
+    """Compute W x for interleaved reals x [..., 2·d_in] and W as pairs [d_out, d_in, 2] -> [..., 2·d_out]."""
     if mode == "block":
         return F.linear(x.to(weight.dtype), real_block(weight))
     x = x.to(weight.dtype)
@@ -178,7 +180,7 @@ def linear_pairs(x: Tensor, weight: Tensor, mode: LinearMode) -> Tensor:
 
 
 def real_block(weight: Tensor) -> Tensor:
-    """Pairs [d_out, d_in, 2] -> the real matrix [2·d_out, 2·d_in] that acts alike on interleaved parts."""
+    """Return pairs [d_out, d_in, 2] -> the real matrix [2·d_out, 2·d_in] that acts alike on interleaved parts."""
     a, b = weight.unbind(-1)
     # [[a, −b], [b, a]] for every entry, interleaved as the parts of the vectors are.
     rows = torch.stack([torch.stack([a, -b], dim=-1), torch.stack([b, a], dim=-1)], dim=1)
@@ -186,7 +188,7 @@ def real_block(weight: Tensor) -> Tensor:
 
 
 def _gauss(x: Tensor, weight: Tensor) -> Tensor:
-    """(A + iB)(u + iv) by three products: A(u + v) − (A + B)v and A(u + v) + (B − A)u."""
+    """Return (A + iB)(u + iv) by three products: A(u + v) − (A + B)v and A(u + v) + (B − A)u."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return join_parts(*gauss_product(*split_parts(x), (weight,))).view(*x.shape[:-1], -1)
     a, b = weight.unbind(-1)

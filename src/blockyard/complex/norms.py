@@ -69,7 +69,7 @@ class ComplexRMSNorm(_ComplexNorm):
 
 
 def rms_norm_pairs(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Complex RMS norm of interleaved reals [..., 2d] with real gains [..., d]."""
+    """Return complex RMS norm of interleaved reals [..., 2d] with real gains [..., d]."""
     # The mean over 2d parts is half of the mean of |z|² over d: the real norm with half of eps, and √½ in its gain.
     return rms_norm(x, (weight * 0.5**0.5).repeat_interleave(2, dim=-1), eps / 2)
 
@@ -132,7 +132,7 @@ COMPLEX_NORMS: dict[str, type[_ComplexNorm]] = {
 
 
 def make_complex_norm(kind: str, d_model: int, *, groups: int = 1) -> nn.Module:
-    """The complex norm of a name: `rms`, `layer` or `whiten`.
+    """Return the complex norm of a name: `rms`, `layer` or `whiten`.
 
     Raises:
         InputError: for another name.

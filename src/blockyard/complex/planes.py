@@ -17,17 +17,17 @@ from blockyard.nn.derivatives import HandWritten, hand_written, keep
 
 
 def split_parts(pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """Interleaved reals [..., 2d] -> real and imaginary parts, [rows, d] each."""
+    """Return interleaved reals [..., 2d] -> real and imaginary parts, [rows, d] each."""
     return hand_written(_Split, pairs.flatten(0, -2))
 
 
 def join_parts(real: Tensor, imaginary: Tensor) -> Tensor:
-    """Real and imaginary parts [rows, d] -> interleaved reals [rows, 2d]."""
+    """Return real and imaginary parts [rows, d] -> interleaved reals [rows, 2d]."""
     return hand_written(_Join, real, imaginary)
 
 
 def gauss_product(u: Tensor, v: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """W (u + iv), in parts.
+    """Compute W (u + iv), in parts.
 
     Args:
         u: real parts [rows, d_in].
@@ -111,7 +111,7 @@ class _Product(HandWritten):
 
 
 def _forms(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """A, A + B and B − A of the stacked weights."""
+    """Compute A, A + B and B − A of the stacked weights."""
     parts = torch.empty(2, sum(len(weight) for weight in weights), weights[0].shape[1], dtype=weights[0].dtype)
     start = 0
     for weight in weights:

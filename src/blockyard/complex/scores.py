@@ -42,7 +42,7 @@ def complex_attend(
     dropout_keys: Tensor | None = None,
     return_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of queries to keys by a score of s = q kᴴ / √d, without complex tensors.
+    """Return attention of queries to keys by a score of s = q kᴴ / √d, without complex tensors.
 
     real: softmax(Re s) v. magnitude: softmax(|s|) v. phase: (softmax(|s|) · s/|s|) v, values turned by the angle
     between query and key. split: share · softmax(Re s) v + (1 − share) · softmax(Im s) v.
@@ -119,7 +119,7 @@ def _by_magnitude(
     dropout_keys: Tensor | None,
     return_weights: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The scores magnitude and phase, block by block of queries."""
+    """Return the scores magnitude and phase, block by block of queries."""
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     step = queries if whole else max(16, _BLOCK_SCORES // (batch * heads * keys))
@@ -150,7 +150,7 @@ def _by_magnitude(
 
 
 def _softmax(scores: Tensor, mask: Tensor | None, guard: bool) -> Tensor:
-    """Weights under a mask; those of a query that sees nothing are 0."""
+    """Return weights under a mask; those of a query that sees nothing are 0."""
     if mask is None:
         return scores.softmax(-1)
     sees = None

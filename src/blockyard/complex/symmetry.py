@@ -114,7 +114,7 @@ def check_equivariance(
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """All floating or complex tensors of an output."""
+    """Return all floating or complex tensors of an output."""
     if isinstance(output, Tensor):
         return [output] if output.is_complex() or output.is_floating_point() else []
     if isinstance(output, dict):
@@ -136,7 +136,7 @@ class SymmetryRow:
 
 
 def symmetry_table(d_model: int = 16, n_heads: int = 2) -> list[SymmetryRow]:
-    """Every option of the complex parts that could touch the phase symmetry, measured now, defaults first."""
+    """Return every option of the complex parts that could touch the phase symmetry, measured now, defaults first."""
     return [
         SymmetryRow(part, option, default, check_equivariance(make(), call=call))
         for part, option, default, make, call in _subjects(d_model, n_heads)

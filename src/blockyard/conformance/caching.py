@@ -175,6 +175,6 @@ def a_cache_of_another_batch_or_dtype_is_refused(subject: Subject) -> None:
 
 
 def _tensors(cache: object) -> list[torch.Tensor]:
-    """The stored tensors of a `LayerCache`; none of another kind of cache, whose insides are its own."""
+    """Return the stored tensors of a `LayerCache`; none of another kind of cache, whose insides are its own."""
     slots = getattr(cache, "slots", None)
     return [cache[name] for name in slots] if slots else []  # type: ignore[index]

@@ -124,7 +124,8 @@ def the_causal_argument_overrides_or_is_refused(subject: Subject) -> None:
 
 @check_of("attn", "causal", slow=True)
 def random_tokens_cannot_be_predicted(subject: Subject) -> None:
-    """A tiny model trained on fresh random tokens cannot go below ln V, unless it sees what it has to predict."""
+    """Refuse one that learns them: a tiny model trained on fresh random tokens cannot go below ln V, unless it sees
+    what it has to predict."""
     vocabulary, length, steps = 16, 24, 200
     with own_random(0):
         mixer = subject.build(True, torch.float32)

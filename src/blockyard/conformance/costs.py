@@ -17,7 +17,7 @@ TOKENS = (1, 7, 40)
 
 
 def _complex_aware(rows_at: int) -> Callable[..., int]:
-    """FLOPs of a product whose factors stand at `rows_at` and behind; the counter's own formula takes every
+    """Return FLOPs of a product whose factors stand at `rows_at` and behind; the counter's own formula takes every
     multiplication for a real one, and one of complex numbers is four."""
 
     def formula(*arguments: Any, **_: Any) -> int:
@@ -29,7 +29,7 @@ def _complex_aware(rows_at: int) -> Callable[..., int]:
 
 
 def counted_flops(call: Callable[[Tensor], Any], x: Tensor) -> int:
-    """Real FLOPs of all matrix products in a training step's forward pass."""
+    """Return real FLOPs of all matrix products in a training step's forward pass."""
     aten = torch.ops.aten
     products = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1, aten._grouped_mm: 0}
     known = {product: _complex_aware(place) for product, place in products.items()}

@@ -12,7 +12,8 @@ PAD = 3
 
 
 def padded(x: Tensor, left: bool) -> tuple[Tensor, Tensor]:
-    """(x with three positions of garbage in its second row's side, mask [2, T + 3]); the first row is all real."""
+    """Return (x with three positions of garbage in its second row's side, mask [2, T + 3]); the first row is all
+    real."""
     garbage = 1e2 * random(x.shape[0], PAD, x.shape[2], seed=9, dtype=x.dtype)
     wide = torch.cat([garbage, x] if left else [x, garbage], dim=1)
     keep = torch.ones(wide.shape[:2], dtype=torch.long)
@@ -134,7 +135,7 @@ def padding_and_attention_mask_act_together(subject: Subject) -> None:
 
 
 def _some_mask() -> Tensor:
-    """A mask without pattern in which every position sees itself."""
+    """Return a mask without pattern in which every position sees itself."""
     return (random(LENGTH, LENGTH, seed=5) > 0) | torch.eye(LENGTH, dtype=torch.bool)
 
 

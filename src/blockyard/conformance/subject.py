@@ -38,20 +38,20 @@ OTHER_NAMES = {
 
 @contextlib.contextmanager
 def own_random(seed: int) -> Iterator[None]:
-    """Seeded random numbers inside; the caller's global generator is left as it was."""
+    """Seed random numbers inside; the caller's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def random(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Standard normal numbers, complex ones for a complex dtype, that depend on the seed and shape alone."""
+    """Return standard normal numbers, complex ones for a complex dtype, that depend on the seed and shape alone."""
     widest = torch.complex128 if dtype.is_complex else torch.float64
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=widest).to(dtype)
 
 
 def reals(x: Tensor) -> Tensor:
-    """The tensor itself, or the real view [..., 2] of a complex one, on which sums and squares are real."""
+    """Return the tensor itself, or the real view [..., 2] of a complex one, on which sums and squares are real."""
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
@@ -126,7 +126,8 @@ class Subject:
         return self.data_dtype(self.real_dtype)
 
     def data_dtype(self, real: torch.dtype) -> torch.dtype:
-        """The dtype of the data that goes with parameters of a dtype: half precision has no complex data of its own."""
+        """Return the dtype of the data that goes with parameters of a dtype: half precision has no complex data of its
+        own."""
         if not self.traits.complex_valued:
             return real
         return torch.complex128 if real == torch.float64 else torch.complex64
@@ -149,7 +150,7 @@ class Subject:
         return causal_by(self.constructor, self.arguments) or ("", "")
 
     def build(self, causal: bool = False, dtype: torch.dtype | None = None, seed: int = 0, **options: Any) -> Built:
-        """A randomised module in eval mode, with the call that suits it.
+        """Return a randomised module in eval mode, with the call that suits it.
 
         Raises:
             InputError: when a required option is missing or an option is unknown.
@@ -183,7 +184,7 @@ class Subject:
     def x(
         self, batch: int = BATCH, length: int = LENGTH, seed: int = 1, precision: torch.dtype | None = None
     ) -> Tensor:
-        """A random input [batch, length, d_model] for parameters of the given precision."""
+        """Return a random input [batch, length, d_model] for parameters of the given precision."""
         return random(batch, length, self.d_model, seed=seed, dtype=self.data_dtype(precision or self.real_dtype))
 
 
@@ -196,7 +197,7 @@ class Built:
     causal: bool
 
     def full(self, x: Tensor, **arguments: Any) -> Any:
-        """Whatever `forward` returns."""
+        """Return whatever `forward` returns."""
         how, word = self.subject.causal_by
         if how == "argument":
             arguments.setdefault(word, self.causal)
@@ -210,16 +211,16 @@ class Built:
         return self.module(x, **arguments)
 
     def __call__(self, x: Tensor, **arguments: Any) -> Tensor:
-        """The output [B, T, d_model]."""
+        """Return the output [B, T, d_model]."""
         result = self.full(x, **arguments)
         return result[0] if isinstance(result, tuple) else result
 
     def new_cache(self, batch: int = BATCH, max_len: int | None = None) -> Any:
-        """A cache in the module's dtype."""
+        """Return a cache in the module's dtype."""
         return self.module.new_cache(batch, max_len=max_len, dtype=next(self.module.parameters()).dtype)
 
     def decode(self, x: Tensor, sizes: list[int], cache: Any = None, mask: Tensor | None = None) -> Tensor:
-        """The output of feeding x in pieces of the given sizes through a cache.
+        """Return the output of feeding x in pieces of the given sizes through a cache.
 
         Args:
             mask: padding mask [B, past + T], cut for each piece to the tokens seen by then.
@@ -265,7 +266,7 @@ def at_lengths(run: Callable[[int], None], lengths: Sequence[int] = LONG, least:
 
 
 def influence(mixer: Built, x: Tensor, **arguments: Tensor) -> Tensor:
-    """bool [T, T]: whether the output of a row's position depends on the input at another one."""
+    """Return bool [T, T]: whether the output of a row's position depends on the input at another one."""
     x = x.clone().requires_grad_()
     out = mixer(x, **arguments)
     rows = [torch.autograd.grad(reals(out[:, t]).sum(), x, retain_graph=True)[0][0] for t in range(x.shape[1])]
@@ -273,7 +274,7 @@ def influence(mixer: Built, x: Tensor, **arguments: Tensor) -> Tensor:
 
 
 def subject_of(cls: type, kind: str | None, traits: Traits | None, options: Mapping[str, Any]) -> Subject:
-    """The subject for a class: registered classes bring their traits, others are read from their signatures.
+    """Return the subject for a class: registered classes bring their traits, others are read from their signatures.
 
     Raises:
         InputError: when `cls` is not a class with a `forward`.

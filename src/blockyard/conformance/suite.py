@@ -39,7 +39,7 @@ CHECKS: list[Registered] = []
 
 
 def check_of(kind: str, *needs: str, slow: bool = False, fact: bool = False) -> Callable[[Check], Check]:
-    """Decorator: add a check for "attn" or "ffn" to the suite; its name is the function's, read as a sentence.
+    """Return decorator: add a check for "attn" or "ffn" to the suite; its name is the function's, read as a sentence.
 
     Args:
         needs: traits without which the check is skipped ("cache" = any cache).
@@ -70,7 +70,8 @@ def missing_trait(subject: Subject, needs: tuple[str, ...]) -> str | None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """At these sizes threads only wait for each other, on a busy machine a hundred times longer than they work."""
+    """Let one thread work: at these sizes threads only wait for each other, on a busy machine a hundred times longer
+    than they work."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -141,7 +142,7 @@ class Report:
         return {outcome: counted[outcome] for outcome in get_args(Outcome)}
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, ready for JSON."""
+        """Return it as plain data, ready for JSON."""
         return {"subject": self.subject, "ok": self.ok, **self.counts(), "rows": [asdict(r) for r in self.rows]}
 
     def __str__(self) -> str:
@@ -152,14 +153,14 @@ class Report:
 
 
 def cases(subject: Subject, slow: bool = False) -> list[Case]:
-    """All checks for a subject, those that its traits rule out included (they skip themselves)."""
+    """Return all checks for a subject, those that its traits rule out included (they skip themselves)."""
     return [Case(check, subject) for check in CHECKS if check.kind == subject.kind and (slow or not check.slow)]
 
 
 def mixer_checks(
     cls: type, options: Mapping[str, Any] | None = None, *, traits: Traits | None = None, slow: bool = False
 ) -> list[Case]:
-    """The checks of a mixer class, for `@pytest.mark.parametrize("case", mixer_checks(MyMixer), ids=str)`.
+    """Return the checks of a mixer class, for `@pytest.mark.parametrize("case", mixer_checks(MyMixer), ids=str)`.
 
     Args:
         cls: the class; a registered one brings its traits.
@@ -173,7 +174,7 @@ def mixer_checks(
 def ffn_checks(
     cls: type, options: Mapping[str, Any] | None = None, *, traits: Traits | None = None, slow: bool = False
 ) -> list[Case]:
-    """The checks of an FFN class; arguments as for `mixer_checks`."""
+    """Return the checks of an FFN class; arguments as for `mixer_checks`."""
     return cases(subject_of(cls, "ffn", traits, options or {}), slow)
 
 

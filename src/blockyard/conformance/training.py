@@ -19,7 +19,7 @@ _STEP = 1e-6
 
 
 def gradients(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor | None]:
-    """Gradients of a scalar of the output in x and all parameters."""
+    """Return gradients of a scalar of the output in x and all parameters."""
     x = x.clone().requires_grad_()
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     out = call(x)
@@ -50,7 +50,7 @@ def every_parameter_gets_a_gradient(subject: Subject) -> None:
 
 
 def _dead(mixer: Built, x: Tensor) -> set[str]:
-    """Names of the parameters (or x) whose gradient is missing or 0."""
+    """Return names of the parameters (or x) whose gradient is missing or 0."""
     found = gradients(mixer.module, mixer, x)
     return {name for name, gradient in found.items() if gradient is None or not gradient.any()}
 
@@ -65,7 +65,7 @@ def gradients_equal_finite_differences(subject: Subject) -> None:
 
 
 def check_gradients(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """`gradcheck` in x and in all parameters, in its fast form (one random direction of each)."""
+    """Run `gradcheck` in x and in all parameters, in its fast form (one random direction of each)."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     assert torch.autograd.gradcheck(
         lambda given, *_: call(given), (x.clone().requires_grad_(), *parameters), fast_mode=True, atol=1e-5
@@ -82,7 +82,7 @@ def second_derivatives_are_right_or_refused(subject: Subject) -> None:
 
 
 def check_second_derivatives(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """The Hessian of a curved scalar times a direction, against central differences of the gradient.
+    """Compare the Hessian of a curved scalar times a direction, against central differences of the gradient.
 
     An error of the block's own is a refusal.
     """
@@ -118,7 +118,7 @@ def check_second_derivatives(module: torch.nn.Module, call: Callable[[Tensor], T
 
 
 def _row(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-    """All parts of all tensors in a row, 0 for None."""
+    """Return all parts of all tensors in a row, 0 for None."""
     return torch.cat([reals(torch.zeros_like(o) if t is None else t).flatten() for t, o in zip(tensors, like)]).detach()
 
 
@@ -149,7 +149,7 @@ def a_saved_and_loaded_copy_gives_the_same_output(subject: Subject) -> None:
 
 
 def reloaded(module: torch.nn.Module) -> dict[str, Tensor]:
-    """The state dict after a way through a file, as tensors alone."""
+    """Return the state dict after a way through a file, as tensors alone."""
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     file.seek(0)
@@ -162,7 +162,7 @@ def every_value_of_every_enumerated_option_trains_one_step(subject: Subject) -> 
 
 
 def enumerated(subject: Subject) -> list[tuple[str, Any]]:
-    """(option, value) for each choice and switch of the constructor that the caller has not set."""
+    """Return (option, value) for each choice and switch of the constructor that the caller has not set."""
     found = []
     for name, option in subject.constructor.items():
         values = option.choices or ((True, False) if bool in option.alternatives else ())
@@ -223,6 +223,6 @@ def torch_compile_captures_it_as_one_graph(subject: Subject) -> None:
 
 
 def compiled(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The call captured by Dynamo without graph breaks; the eager backend suffices to prove that it can be."""
+    """Return the call captured by Dynamo without graph breaks; the eager backend suffices to prove that it can be."""
     torch.compiler.reset()
     return torch.compile(lambda x: call(x), fullgraph=True, backend="eager")

@@ -76,7 +76,7 @@ def beam_search(
     prefill_chunk: int | None = PREFILL_CHUNK,
     use_cache: bool = True,
 ) -> list[list[Hypothesis]]:
-    """The n best continuations of every prompt, best first; deterministic.
+    """Return the n best continuations of every prompt, best first; deterministic.
 
     A prompt's search ends when no open beam could still enter its n best. Each prompt's result is what it would be
     alone.
@@ -201,7 +201,7 @@ class _Beams:
         return stay, origins, tokens, torch.stack(kept) if kept else candidates.new_zeros(0)
 
     def _close(self, search: _Search, ending: Tensor) -> None:
-        """Hypotheses that end here [open beams, end tokens]."""
+        """Keep hypotheses that end here [open beams, end tokens]."""
         if not ending.numel():
             return
         best = ending.flatten().topk(min(search.n_best, ending.numel()))

@@ -27,7 +27,7 @@ PREFILL_CHUNK = 2048
 
 
 def check_chunk(chunk: int | None) -> int | None:
-    """The chunk length, or InputError below 1."""
+    """Return the chunk length, or InputError below 1."""
     at_least(1, ", or none to read a prompt at once", prefill_chunk=chunk)
     return chunk
 
@@ -41,7 +41,7 @@ def read(
     chunk: int | None = None,
     last: int = 1,
 ) -> Tensor:
-    """Logits [B, last, V] of the last positions of new tokens; with a cache, long ones are read in chunks.
+    """Return logits [B, last, V] of the last positions of new tokens; with a cache, long ones are read in chunks.
 
     Args:
         model: in eval mode, gradients off.
@@ -83,7 +83,7 @@ def check_padding(model: TransformerLM) -> None:
 
 @contextmanager
 def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Dropout off and gradients off inside; every module's own mode is put back afterwards.
+    """Turn dropout and gradients off inside; every module's own mode is put back afterwards.
 
     Args:
         modules: all modules of a model (walking through it for every token would cost as much as a layer).
@@ -100,7 +100,7 @@ def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """(ids [B, T], padding mask [B, T] with 1 = keep, or None when no row is shorter)."""
+    """Return (ids [B, T], padding mask [B, T] with 1 = keep, or None when no row is shorter)."""
     longest = max(map(len, rows))
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
     if min(map(len, rows)) == longest:
@@ -184,7 +184,7 @@ class Decoder:
             self._mask = self._mask[index]
 
     def _logits(self) -> Tensor:
-        """Logits [live rows, V] of each live row's next token."""
+        """Return logits [live rows, V] of each live row's next token."""
         slid = [row for row in self.live if len(self.windows[row]) > self.context]
         for row in slid:
             self._slide(row)
@@ -232,7 +232,7 @@ class Decoder:
 
 
 def check_prompt(prompt: Sequence[int], vocabulary: int) -> list[int]:
-    """The prompt as a list of known token ids, or InputError."""
+    """Return the prompt as a list of known token ids, or InputError."""
     ids = [int(token) for token in prompt]
     if not ids:
         raise InputError("the prompt is empty; give at least one token to begin with")

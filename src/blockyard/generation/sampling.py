@@ -75,13 +75,13 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """-inf for all but the k largest logits; ties with the k-th stay, so the order of tokens is no matter."""
+    """Return -inf for all but the k largest logits; ties with the k-th stay, so the order of tokens is no matter."""
     kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
     return logits.masked_fill(logits < kth, -math.inf)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """-inf outside the nucleus: the smallest set of most likely tokens whose probabilities reach p."""
+    """Return -inf outside the nucleus: the smallest set of most likely tokens whose probabilities reach p."""
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.double().softmax(-1)
     # A token stays when those before it have not reached p yet: the most likely one always does.
@@ -91,14 +91,14 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
-    """-inf for tokens less than min_p times as likely as the most likely one."""
+    """Return -inf for tokens less than min_p times as likely as the most likely one."""
     if min_p == 0:
         return logits
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -math.inf)
 
 
 def process(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
-    """All of the configuration's filters in order; temperature 0 leaves the most likely tokens alone.
+    """Return all of the configuration's filters in order; temperature 0 leaves the most likely tokens alone.
 
     Args:
         logits: float [B, V].
@@ -123,7 +123,8 @@ def process(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) 
 
 
 def probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
-    """The distribution [B, V] that the next token is drawn from, float64; at temperature 0 all of it on one token."""
+    """Return the distribution [B, V] that the next token is drawn from, float64; at temperature 0 all of it on one
+    token."""
     processed = process(logits, config, seen)
     if config.temperature == 0:
         return F.one_hot(processed.argmax(-1), logits.shape[-1]).double()
@@ -131,12 +132,12 @@ def probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor | None = 
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """The token where the cumulated probability first exceeds `uniform` [B] in [0, 1)."""
+    """Return the token where the cumulated probability first exceeds `uniform` [B] in [0, 1)."""
     return draw_weighted(logits.double().softmax(-1), uniform)
 
 
 def draw_weighted(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The token where the cumulated weight [B, V] first exceeds the share `uniform` [B] in [0, 1) of its total.
+    """Return the token where the cumulated weight [B, V] first exceeds the share `uniform` [B] in [0, 1) of its total.
 
     One number per row, drawn on the CPU, gives the same text on every device, which a device's own generator
     would not.
@@ -151,7 +152,7 @@ def draw_weighted(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 def check_finite(logits: Tensor) -> Tensor:
-    """The logits in float32, or InputError when they hold NaN or no token has a finite one."""
+    """Return the logits in float32, or InputError when they hold NaN or no token has a finite one."""
     logits = logits.float()
     if bool(logits.isnan().any()) or not bool((logits.amax(-1).isfinite()).all()):
         raise InputError("the model's logits are not finite: its weights are broken")
@@ -175,7 +176,7 @@ class Sampler:
         self._generators = [torch.Generator().manual_seed((self.seed + row) % 2**63) for row in range(rows)]
 
     def __call__(self, logits: Tensor, rows: list[int], seen: Tensor | None = None) -> Tensor:
-        """The next token, int64 [B], of the given rows from their logits [B, V].
+        """Return the next token, int64 [B], of the given rows from their logits [B, V].
 
         Raises:
             InputError: when the logits hold NaN, or no token has a finite logit.
@@ -187,5 +188,5 @@ class Sampler:
         return draw_weighted(probabilities(logits, self.config, seen), uniform.to(logits.device))
 
     def uniform(self, row: int, count: int = 1) -> Tensor:
-        """The row's next random numbers, float64 [count] in [0, 1), on the CPU."""
+        """Return the row's next random numbers, float64 [count] in [0, 1), on the CPU."""
         return torch.rand(count, dtype=torch.float64, generator=self._generators[row])

@@ -54,7 +54,7 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 
 def verify(p: Tensor, q: Tensor, proposals: Tensor, kept_by: Tensor, last: Tensor) -> list[int]:
-    """The tokens that a round yields: the proposals up to the first that is not kept, and one drawn token.
+    """Return the tokens that a round yields: the proposals up to the first that is not kept, and one drawn token.
 
     Args:
         p: the model's distributions [k + 1, V] at the k proposals and behind them, float64.
@@ -124,7 +124,7 @@ class SpeculativeDecoder(Decoder):
         self._ready: list[int] = []  # tokens that are certain and not yet handed out
 
     def step(self) -> dict[int, int]:
-        """The next token of the row: {0: token}."""
+        """Return the next token of the row: {0: token}."""
         if not self._ready:
             self._ready = self._round()
         token = self._ready.pop(0)
@@ -156,7 +156,7 @@ class SpeculativeDecoder(Decoder):
         return tokens
 
     def _propose(self, window: list[int], count: int) -> tuple[list[int], Tensor]:
-        """Tokens drawn from the draft, and the distributions [count, V] that they were drawn from."""
+        """Return tokens drawn from the draft, and the distributions [count, V] that they were drawn from."""
         context = self._draft.model.config.context
         if len(window) - self._begin + count - 1 > context:
             # Half of its context again, as the model itself slides.
@@ -197,7 +197,7 @@ class _Reader:
         self._point: Any = None
 
     def forget(self) -> None:
-        """The window begins elsewhere: nothing that was read is of use."""
+        """Forget the past: the window begins elsewhere: nothing that was read is of use."""
         self._cache = None
 
     def start(self, tokens: list[int]) -> None:
@@ -212,7 +212,7 @@ class _Reader:
         self._point = self._cache.snapshot()
 
     def score(self, tokens: list[int], last: int) -> Tensor:
-        """Logits [last, V] at the last of all tokens; only those that the cache does not hold are read."""
+        """Return logits [last, V] at the last of all tokens; only those that the cache does not hold are read."""
         return self._read(tokens if self._cache is None else tokens[self._cache.length :], last)
 
     def _read(self, tokens: list[int], last: int) -> Tensor:
@@ -231,7 +231,7 @@ class _Reader:
             self._go_back()
 
     def _go_back(self) -> None:
-        """To the mark of this round; or, where a window has dropped what stood there, to nothing."""
+        """Go back to the mark of this round; or, where a window has dropped what stood there, to nothing."""
         assert self._cache is not None
         try:
             self._cache.rollback(self._point)

@@ -115,7 +115,7 @@ class Batch:
         self.finished = [reason or "length" for reason in self.finished]
 
     def _take(self, row: int, token: int, last: bool) -> tuple[list[int], str]:
-        """One new token of one row: (tokens, text) that it makes certain."""
+        """Return one new token of one row: (tokens, text) that it makes certain."""
         stream = self._streams[row]
         ended = token in self._end
         tokens, text = [] if ended else [token], ""
@@ -162,7 +162,7 @@ def generate(
     draft_tokens: int = 4,
     on_note: Callable[[str], None] | None = None,
 ) -> Iterator[int]:
-    """Tokens that continue one prompt, each as soon as it is certain.
+    """Return tokens that continue one prompt, each as soon as it is certain.
 
     With stop strings, tokens wait while their text may still be part of one, and those that reach into it are
     not given; `generate_text` gives the exact text.
@@ -201,7 +201,7 @@ def generate_batch(
     prefill_chunk: int | None = PREFILL_CHUNK,
     on_note: Callable[[str], None] | None = None,
 ) -> list[list[int]]:
-    """The new tokens of several prompts at once (padded on the left); each row is what it would be alone.
+    """Return the new tokens of several prompts at once (padded on the left); each row is what it would be alone.
 
     Row i draws with seed + i. Arguments and errors as for `Batch`.
     """
@@ -233,7 +233,7 @@ def generate_text(
     draft_tokens: int = 4,
     on_note: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
-    """Text that continues the prompt, piece by piece; never half a character, never any of a stop string.
+    """Return text that continues the prompt, piece by piece; never half a character, never any of a stop string.
 
     The pieces joined equal the decode of all new tokens up to the stop string.
 
@@ -259,13 +259,15 @@ def generate_text(
 
 
 def end_of_text(tokenizer: Coder) -> tuple[int, ...]:
-    """The tokens that end a text unless told otherwise: the separator between documents, if the tokenizer has one."""
+    """Return the tokens that end a text unless told otherwise: the separator between documents, if the tokenizer has
+    one."""
     separator = getattr(tokenizer, "separator_id", None)
     return () if separator is None else (separator,)
 
 
 def prompt_tokens(tokenizer: Coder, prompt: str) -> list[int]:
-    """The prompt's tokens; for an empty one the separator that stands before a document (InputError if none does)."""
+    """Return the prompt's tokens; for an empty one the separator that stands before a document (InputError if none
+    does)."""
     ids = list(tokenizer.encode(prompt))
     if ids:
         return ids

@@ -37,7 +37,7 @@ class Detokenizer:
         self._cut = 0
 
     def push(self, token: int) -> str:
-        """The text that this token makes certain; "" while a character is unfinished."""
+        """Return the text that this token makes certain; "" while a character is unfinished."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         # An unfinished character decodes to exactly one U+FFFD at the end; everything before it is final.
@@ -96,7 +96,7 @@ class StopMatcher:
         return self._release(len(self._held))
 
     def _possible_start(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Return length of the longest end of the held text that begins a stop string."""
         for length in range(min(len(self._held), max(map(len, self.stops), default=1) - 1), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self.stops):
                 return length
@@ -126,11 +126,11 @@ class TextStream:
         return self._matcher.stopped
 
     def push(self, token: int) -> tuple[list[int], str]:
-        """(tokens, text) that are certain after this token."""
+        """Return (tokens, text) that are certain after this token."""
         return self._advance(token, self._detokenizer.push(token))
 
     def finish(self) -> tuple[list[int], str]:
-        """(tokens, text) still held back when the row ends without another token."""
+        """Return (tokens, text) still held back when the row ends without another token."""
         if self.stopped:
             return [], ""
         tokens, text = self._advance(None, self._detokenizer.finish())

@@ -16,7 +16,8 @@ Form = Literal["naive", "values", "both"]
 
 
 def absorbing_pays(queries: int, keys: int, rank: int, *widths: int) -> bool:
-    """Whether absorbing up-projections from `rank` to these widths takes fewer FLOPs than expanding every latent.
+    """Return whether absorbing up-projections from `rank` to these widths takes fewer FLOPs than expanding every
+    latent.
 
     Expanding costs rank · width for each key, and then width for each pair of query and key; absorbing costs
     rank · width for each query, and then rank for each pair. Against many keys it pays for fewer than
@@ -35,7 +36,7 @@ def absorbing_pays(queries: int, keys: int, rank: int, *widths: int) -> bool:
 
 
 def cheapest_form(queries: int, keys: int, rank: int, nope_dim: int | None, v_dim: int) -> Form:
-    """What to absorb to spend the fewest FLOPs.
+    """Return what to absorb to spend the fewest FLOPs.
 
     Args:
         queries: number of queries.
@@ -55,7 +56,8 @@ def cheapest_form(queries: int, keys: int, rank: int, nope_dim: int | None, v_di
 
 
 def per_head(x: Tensor, matrices: Tensor) -> Tensor:
-    """x [B, H, T, a] times a matrix per head [H, a, b] -> [B, H, T, b], without copying matrices for the batch."""
+    """Compute x [B, H, T, a] times a matrix per head [H, a, b] -> [B, H, T, b], without copying matrices for the
+    batch."""
     batch, heads, length, width = x.shape
     # Heads in front, so that a batched product takes each matrix once for the whole batch.
     out = torch.bmm(x.transpose(0, 1).reshape(heads, batch * length, width), matrices)

@@ -166,7 +166,7 @@ class LatentAttention(Mixer):
     def forward_rotated(
         self, x: Tensor, cos: Tensor, sin: Tensor, *, causal: bool | None = None, attn_mask: Tensor | None = None
     ) -> Tensor:
-        """The output alone, with the rotation given instead of positions.
+        """Return the output alone, with the rotation given instead of positions.
 
         Args:
             x: [B, T, d_model].
@@ -184,7 +184,7 @@ class LatentAttention(Mixer):
         return self._attend(x, call, (cos, sin), (cos, sin))[0]
 
     def _turns(self, x: Tensor, call: Call) -> tuple[Turn, Turn]:
-        """Rotations of the new tokens, and of the keys that are made in this call."""
+        """Return rotations of the new tokens, and of the keys that are made in this call."""
         new, past, positions = x.shape[1], call.past, call.positions
         # Only latents of whole-key rotation are kept unrotated: their keys are made, and turned, at every step.
         anew = call.cache is not None and not self.decoupled and self.cache_kind == "latent"
@@ -199,7 +199,7 @@ class LatentAttention(Mixer):
         return turn, self.rope.tables(past + new, x, default_positions(call.padding_mask, past + new)) if anew else turn
 
     def _attend(self, x: Tensor, call: Call, turn: Turn, key_turn: Turn) -> tuple[Tensor, Tensor | None]:
-        """Attention of x to itself and the cache, or to the context, with rotations already worked out."""
+        """Return attention of x to itself and the cache, or to the context, with rotations already worked out."""
         q, latents = self._project(x, x if call.context is None else call.context, turn)
         # What products give: under autocast neither x's dtype nor the weights'. A cache may hold yet another.
         native = latents.dtype
@@ -234,7 +234,7 @@ class LatentAttention(Mixer):
         return self.output_proj(mixed.transpose(1, 2).flatten(2)), weights
 
     def _cached(self, latents: Tensor, turn: Turn, call: Call) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Keys and values where the cache keeps them, and latents, of past and new tokens."""
+        """Return keys and values where the cache keeps them, and latents, of past and new tokens."""
         cache = call.cache
         if cache is None:
             return None, None, latents
@@ -251,7 +251,7 @@ class LatentAttention(Mixer):
         return k, v, latents
 
     def _project(self, x: Tensor, source: Tensor, turn: Turn) -> tuple[list[Tensor], Tensor]:
-        """Queries and latents, with what is rotary in them rotated.
+        """Return queries and latents, with what is rotary in them rotated.
 
         Returns:
             The queries as [B, H, T, nope] and [B, H, T, rope], or whole; the latents with the rotary key beside them,
@@ -289,14 +289,14 @@ class LatentAttention(Mixer):
         return cheapest_form(queries, keys, self.kv_rank, self.nope_dim if can_absorb_keys else None, self.v_dim)
 
     def _queries(self, x: Tensor) -> Tensor:
-        """[B, T, H, nope + rope], not rotated."""
+        """Return [B, T, H, nope + rope], not rotated."""
         # Down, normed, up: the queries' own low rank.
         if self.q_down_proj is not None and self.q_norm is not None:
             x = self.q_norm(self.q_down_proj(x))
         return self.q_proj(x).unflatten(-1, (self.n_heads, -1))
 
     def _keys(self, latents: Tensor, turn: Turn) -> Tensor:
-        """Expanded keys [B, H, S, nope + rope]; `turn` rotates them where the latents hold no rotary key."""
+        """Return expanded keys [B, H, S, nope + rope]; `turn` rotates them where the latents hold no rotary key."""
         k = F.linear(latents[..., : self.kv_rank], self.k_up.flatten(0, 1)).unflatten(-1, (self.n_heads, -1))
         if self.decoupled:
             # One rotary key for all heads, without a copy of it for each until here.
@@ -307,7 +307,7 @@ class LatentAttention(Mixer):
         return k.transpose(1, 2)
 
     def _values(self, latents: Tensor) -> Tensor:
-        """Expanded values [B, H, S, v]."""
+        """Return expanded values [B, H, S, v]."""
         v = F.linear(latents[..., : self.kv_rank], self.v_up.flatten(0, 1))
         return v.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
@@ -347,7 +347,7 @@ class LatentAttention(Mixer):
 
     @classmethod
     def from_hf(cls, module: DeepseekV3Attention) -> LatentAttention:
-        """The same attention as a transformers `DeepseekV3Attention`, with copies of its weights.
+        """Return the same attention as a transformers `DeepseekV3Attention`, with copies of its weights.
 
         Others that compute the same are read too (DeepSeek-V2, GLM-4-MoE-Lite, MiniCPM3): the module is asked for its
         output on random input, and refused where it is another.
@@ -361,7 +361,7 @@ class LatentAttention(Mixer):
         return from_deepseek(cls, module)
 
     def to_hf(self) -> DeepseekV3Attention:
-        """The same attention as a transformers `DeepseekV3Attention` (extra `hf`), with copies of the weights.
+        """Return the same attention as a transformers `DeepseekV3Attention` (extra `hf`), with copies of the weights.
 
         Raises:
             MissingExtra: when transformers is not installed.
@@ -380,8 +380,8 @@ class LatentAttention(Mixer):
 
 
 def _isometries(heads: int, width: int, rank: int) -> Tensor:
-    """Random matrices [heads, width, rank], evenly distributed, whose rows (or columns, if those are shorter) are
-    orthogonal; W c has the mean square of c."""
+    """Return random matrices [heads, width, rank], evenly distributed, whose rows (or columns, if those are shorter)
+    are orthogonal; W c has the mean square of c."""
     # In float32: half precision has no QR.
     drawn = torch.randn(heads, max(width, rank), min(width, rank), dtype=torch.float32)
     q, r = torch.linalg.qr(drawn)

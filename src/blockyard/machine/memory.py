@@ -30,7 +30,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 @contextmanager
 def forcing(force: bool = True) -> Iterator[None]:
-    """Within it, nothing is refused for its size if `force` (or an outer one) says so."""
+    """Refuse nothing for its size within it, if `force` (or an outer one) says so."""
     token = _forced.set(_forced.get() or force)
     try:
         yield
@@ -71,7 +71,7 @@ def refuse_beyond_memory(needed: float, what: str, device: torch.device | None =
 
 
 def in_words(size: float) -> str:
-    """Bytes for people: "1.5 GB"."""
+    """Return bytes for people: "1.5 GB"."""
     for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
         if size < 1000 or unit == "PB":
             return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:,.1f} {unit}"
@@ -80,7 +80,7 @@ def in_words(size: float) -> str:
 
 
 def available_bytes(device: torch.device | None = None) -> int | None:
-    """Bytes that can still be had, by what is tightest; None where the system does not tell."""
+    """Return bytes that can still be had, by what is tightest; None where the system does not tell."""
     if device is not None and device.type == "cuda":
         import torch
 

@@ -20,7 +20,7 @@ FROM_BYTES = 2 * HUGE_PAGE
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor, as `torch.empty`."""
+    """Return an uninitialised tensor, as `torch.empty`."""
     size = math.prod(shape) * dtype.itemsize
     if device.type == "cpu" and size >= FROM_BYTES and hasattr(mmap, "MADV_HUGEPAGE") and not _traced():
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """The processor's model as far as the system tells it, otherwise its architecture."""
+    """Return the processor's model as far as the system tells it, otherwise its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -22,6 +22,6 @@ def processor_name() -> str:
 
 
 def system_name() -> str:
-    """Kernel, its release and the architecture, such as `Linux-6.8.0-x86_64`."""
+    """Return kernel, its release and the architecture, such as `Linux-6.8.0-x86_64`."""
     names = os.uname()
     return f"{names.sysname}-{names.release}-{names.machine}"

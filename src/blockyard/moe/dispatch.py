@@ -49,13 +49,13 @@ class Plan:
         return self.order // self.k
 
     def gather(self, x: Tensor) -> Tensor:
-        """Tokens [N, d] as rows [N · k, d], padded [E, C, d]."""
+        """Return tokens [N, d] as rows [N · k, d], padded [E, C, d]."""
         if self.source is None or self.shape is None:
             return x.index_select(0, self.token)
         return x.index_select(0, self.source).view(*self.shape, x.shape[1])
 
     def lay(self, choices: Tensor) -> Tensor:
-        """Sorted choices [N · k, ...] as rows: the same, or padded [E, C, ...]."""
+        """Return sorted choices [N · k, ...] as rows: the same, or padded [E, C, ...]."""
         if self.filled is None or self.shape is None:
             return choices
         experts, capacity = self.shape
@@ -63,13 +63,13 @@ class Plan:
         return padded.index_copy_(0, self.filled, choices)[:-1].view(experts, capacity, *choices.shape[1:])
 
     def take(self, rows: Tensor) -> Tensor:
-        """Rows as the tokens' choices [N, k, d]."""
+        """Return rows as the tokens' choices [N, k, d]."""
         width = rows.shape[-1]
         return rows.reshape(-1, width).index_select(0, self.row).view(-1, self.k, width)
 
 
 def counts_of(experts: Tensor, n_experts: int, kept: Tensor | None) -> Tensor:
-    """[E] how many of the choices fell on each expert, as integers."""
+    """Return [E] how many of the choices fell on each expert, as integers."""
     flat = experts.flatten()
     ones = torch.ones_like(flat) if kept is None else kept.flatten().to(flat.dtype)
     return torch.zeros(n_experts, dtype=flat.dtype, device=flat.device).scatter_add_(0, flat, ones)
@@ -139,12 +139,12 @@ def within_capacity(experts: Tensor, n_experts: int, capacity: int | Tensor, kep
 
 
 def send(x: Tensor, plan: Plan) -> Tensor:
-    """Tokens [N, d] to rows [N · k, d], padded [E, C, d]."""
+    """Return tokens [N, d] to rows [N · k, d], padded [E, C, d]."""
     return hand_written(_Send, x, plan)
 
 
 def collect(rows: Tensor, gates: Tensor, plan: Plan) -> Tensor:
-    """The sum [N, d] of every token's rows, weighted by its gates [N, k]; 0 for what was dropped."""
+    """Return the sum [N, d] of every token's rows, weighted by its gates [N, k]; 0 for what was dropped."""
     if plan.kept is not None:
         gates = torch.where(plan.kept, gates, torch.zeros_like(gates))
     gates = gates.to(torch.view_as_real(rows).dtype if rows.is_complex() else rows.dtype)

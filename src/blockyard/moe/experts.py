@@ -42,7 +42,7 @@ class StackedExperts(nn.Module):
         return [m for m in self.body.modules() if isinstance(m, GroupedLinear)]
 
     def run(self, x: Tensor, rows: Rows, keys: Tensor | None) -> Tensor:
-        """All experts on their rows: x [N, d] sorted by expert, or padded [E, C, d].
+        """Return all experts on their rows: x [N, d] sorted by expert, or padded [E, C, d].
 
         Args:
             keys: the rows' dropout keys, of x's leading shape.
@@ -59,7 +59,7 @@ class StackedExperts(nn.Module):
                 linear.rows = None
 
     def each(self) -> list[Callable[[Tensor, Tensor | None], Tensor]]:
-        """The experts as functions of (rows, dropout keys), one by one; every matrix is taken apart once."""
+        """Return the experts as functions of (rows, dropout keys), one by one; every matrix is taken apart once."""
         linears = self.linears
         parts = [linear.parts() for linear in linears]
 
@@ -79,7 +79,7 @@ class StackedExperts(nn.Module):
         return [expert(e) for e in range(self.n_experts)]
 
     def cost(self, tokens: int) -> Cost:
-        """Of one expert."""
+        """Return the FLOPs of one expert."""
         formula = {"forward": "cost", "core": "core_cost"}[self.call]
         return getattr(self.body, formula)(tokens)
 
@@ -97,8 +97,8 @@ class SeparateExperts(nn.ModuleList):
         self.d_in = d_in
 
     def run(self, x: Tensor, rows: Rows, keys: Tensor | None) -> Tensor:
-        """All experts on their rows of x [N, d], sorted by expert. In training an expert without rows is called, too: a
-        parameter without a gradient would make ranks wait for one another."""
+        """Return all experts on their rows of x [N, d], sorted by expert. In training an expert without rows is called,
+        too: a parameter without a gradient would make ranks wait for one another."""
         if torch.compiler.is_compiling():
             from blockyard.nn.uncompiled import uncompiled
 
@@ -119,7 +119,7 @@ class SeparateExperts(nn.ModuleList):
         return torch.cat([part.to(parts[0].dtype) for part in parts])
 
     def each(self) -> list[Callable[[Tensor, Tensor | None], Tensor]]:
-        """The experts as functions of (rows, dropout keys)."""
+        """Return the experts as functions of (rows, dropout keys)."""
 
         def wrap(module: nn.Module) -> Callable[[Tensor, Tensor | None], Tensor]:
             def compute(x: Tensor, keys: Tensor | None) -> Tensor:
@@ -131,7 +131,7 @@ class SeparateExperts(nn.ModuleList):
         return [wrap(module) for module in self]
 
     def cost(self, tokens: int) -> Cost:
-        """Of one expert."""
+        """Return the FLOPs of one expert."""
         return cost_of(self[0], tokens, self.d_in)
 
     def zero_init_output(self) -> None:
@@ -169,7 +169,7 @@ class GatedExperts(nn.ModuleList):
 
 @contextlib.contextmanager
 def keyed(module: nn.Module, keys: Tensor | None) -> Iterator[None]:
-    """Dropouts within take their masks from the rows' keys; they are set back to their own after."""
+    """Let dropouts within take their masks from the rows' keys; they are set back to their own after."""
     if keys is None:
         yield
         return
@@ -186,7 +186,8 @@ def keyed(module: nn.Module, keys: Tensor | None) -> Iterator[None]:
 
 
 def row_keys(module: nn.Module, shape: torch.Size) -> Tensor | None:
-    """Dropout keys per token of an input [B, ..., d], from the keys per row of the batch; None where none are set."""
+    """Return dropout keys per token of an input [B, ..., d], from the keys per row of the batch; None where none are
+    set."""
     for dropout in module.modules():
         if isinstance(dropout, Dropout) and dropout.p > 0 and dropout.training and dropout.keys is not None:
             inner = shape[1:-1].numel()

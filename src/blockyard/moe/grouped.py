@@ -46,7 +46,7 @@ class Rows:
     whole: bool = True
 
     def experts(self, count: int) -> Tensor:
-        """[count] the expert of each row; rows of nobody count as the last one's."""
+        """Return [count] the expert of each row; rows of nobody count as the last one's."""
         row = torch.arange(count, device=self.ends.device)
         return torch.searchsorted(self.ends, row, right=True).clamp_(max=self.ends.shape[0] - 1)
 
@@ -75,7 +75,8 @@ class GroupedLinear(nn.Module):
         return {"weight": Role("matrix"), "bias": Role("vector")}
 
     def parts(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Every expert's weight and bias. One unbind for all: `weight[e]` would cost a gradient of full size each."""
+        """Return every expert's weight and bias. One unbind for all: `weight[e]` would cost a gradient of full size
+        each."""
         weights = self.weight.unbind(0)
         biases: Sequence[Tensor | None] = self.bias.unbind(0) if self.bias is not None else [None] * len(weights)
         return list(zip(weights, biases))
@@ -101,7 +102,7 @@ class GroupedLinear(nn.Module):
 
 
 def grouped_linear(x: Tensor, weight: Tensor, rows: Rows) -> Tensor:
-    """Each expert's rows of x times its matrix.
+    """Return each expert's rows of x times its matrix.
 
     Args:
         x: [N, d_in], sorted by expert, or padded [E, C, d_in].
@@ -126,7 +127,7 @@ def groupable(x: Tensor, weight: Tensor) -> bool:
 
 
 def _owned(x: Tensor, rows: Rows) -> Tensor:
-    """x with 0 in the rows of nobody."""
+    """Return x with 0 in the rows of nobody."""
     if rows.whole:
         return x
     owned = torch.arange(x.shape[0], device=x.device) < rows.ends[-1]
@@ -137,7 +138,7 @@ def _owned(x: Tensor, rows: Rows) -> Tensor:
 
 
 def _times(x: Tensor, matrices: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Each segment of x [N, a] times its matrix, [E, a, b] -> [N, b]."""
+    """Return each segment of x [N, a] times its matrix, [E, a, b] -> [N, b]."""
     out = x.new_empty(x.shape[0], matrices.shape[2])
     start = 0
     for e, size in enumerate(sizes):
@@ -151,7 +152,7 @@ def _times(x: Tensor, matrices: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def _outer(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Each segment's dyᵀ x̄: the gradients of the matrices, [E, d_out, d_in]."""
+    """Return each segment's dyᵀ x̄: the gradients of the matrices, [E, d_out, d_in]."""
     out = x.new_empty(len(sizes), dy.shape[1], x.shape[1])
     start = 0
     for e, size in enumerate(sizes):

@@ -133,7 +133,7 @@ class MoE(FFN):
         self.gated = GatedExperts(gated, self.width, self.part) if gated else None
 
     def _build(self, count: int, vein_rank: int | None, dropout: float, options: dict[str, Any]) -> list[nn.Module]:
-        """The experts, and with one vein for all of them that vein and the stabiliser beside it."""
+        """Return the experts, and with one vein for all of them that vein and the stabiliser beside it."""
         if "dropout" in options_of(ffn_class(self.expert)):
             options.setdefault("dropout", dropout)
         # The method of an expert that computes: within a shared vein, a vein FFN is only its core.
@@ -150,7 +150,7 @@ class MoE(FFN):
     def forward(
         self, x: Tensor, *, k: int | None = None, padding_mask: Tensor | None = None, cache: Any = None
     ) -> Tensor:
-        """x [..., T, d_model] -> the same shape.
+        """Compute x [..., T, d_model] -> the same shape.
 
         Args:
             k: experts per token in this call.
@@ -163,7 +163,7 @@ class MoE(FFN):
     def with_aux(
         self, x: Tensor, *, k: int | None = None, padding_mask: Tensor | None = None, cache: Any = None
     ) -> tuple[Tensor, Aux | None]:
-        """The output, and `{"losses": {"balance", "z"}, "stats": {"load", "dropped"}}`.
+        """Return the output, and `{"losses": {"balance", "z"}, "stats": {"load", "dropped"}}`.
 
         `balance` is there when it is what balances. `load` [E] counts the choices that fell on each expert, `dropped`
         is the fraction of them that found no room (there with a capacity).
@@ -182,7 +182,8 @@ class MoE(FFN):
     def _compute(
         self, x: Tensor, k: int | None, padding_mask: Tensor | None, cache: Any
     ) -> tuple[Tensor, Routing, Tensor, Tensor | None, Tensor | None]:
-        """The output, the routing, the load, which tokens count, and which choices were computed (None for all)."""
+        """Return the output, the routing, the load, which tokens count, and which choices were computed (None for
+        all)."""
         check_width(x, self.d_model)
         k = self._k(k)
         counted = _counted(x, padding_mask)
@@ -215,7 +216,7 @@ class MoE(FFN):
         return y, routing, load, counted, kept
 
     def _k(self, k: int | None) -> int:
-        """The number of experts in this call.
+        """Return the number of experts in this call.
 
         Raises:
             InputError: when there are not so many, or when the router could not learn from it.
@@ -228,7 +229,7 @@ class MoE(FFN):
         return k
 
     def _with_room(self, x: Tensor, routing: Routing, counted: Tensor | None, k: int, cache: Any) -> Tensor:
-        """[N, k] which choices find room."""
+        """Return [N, k] which choices find room."""
         assert self.capacity is not None
         if cache is not None:
             raise InputError(
@@ -248,7 +249,7 @@ class MoE(FFN):
         return within_capacity(by_sequence, self.n_experts, places_each, asked).view(-1, k)
 
     def _mix(self, x: Tensor, routing: Routing, counts: Tensor, kept: Tensor | None, keys: Tensor | None) -> Tensor:
-        """Σ gate · expert(x) over the chosen experts, [N, width]."""
+        """Compute Σ gate · expert(x) over the chosen experts, [N, width]."""
         if self.impl == "loop":
             if torch.compiler.is_compiling():
                 from blockyard.nn.uncompiled import uncompiled
@@ -267,7 +268,7 @@ class MoE(FFN):
         return collect(self.experts.run(send(x, placed), placed.rows, row_key), routing.gates, placed)
 
     def _kernel(self, x: Tensor, counts: Tensor) -> Kernel:
-        """The fastest way for these rows, unless one is prescribed."""
+        """Return the fastest way for these rows, unless one is prescribed."""
         if isinstance(self.experts, SeparateExperts):
             return "segment"
         if self.impl in ("segment", "grouped", "padded"):
@@ -284,7 +285,7 @@ class MoE(FFN):
         return "grouped"
 
     def _loop(self, x: Tensor, routing: Routing, kept: Tensor | None, keys: Tensor | None) -> Tensor:
-        """Expert by expert: find its tokens, compute them, add them up. Slow, and plainly the definition."""
+        """Go expert by expert: find its tokens, compute them, add them up. Slow, and plainly the definition."""
         total: Tensor | None = None
         for e, expert in enumerate(self.experts.each()):
             # The slow twin of all other ways, which the tests hold them to.
@@ -308,18 +309,18 @@ class MoE(FFN):
             self.router.rebalance(stats["load"], self.bias_rate)
 
     def member(self, option: str) -> Any:
-        """One of the modules that an option names: the first expert."""
+        """Return one of the modules that an option names: the first expert."""
         assert option == "expert"
         return self.experts.body if isinstance(self.experts, StackedExperts) else self.experts[0]
 
     def active_parameters(self) -> int:
-        """Parameters that one token passes: all but the experts that it is not sent to."""
+        """Return parameters that one token passes: all but the experts that it is not sent to."""
         total = sum(p.numel() for p in self.parameters())
         each = sum(p.numel() for p in self.experts.parameters()) // self.n_experts
         return total - (self.n_experts - self.k) * each
 
     def cost(self, tokens: int) -> Cost:
-        """All parameters, and the FLOPs of the experts that are chosen: k per token, and what is shared."""
+        """Return all parameters, and the FLOPs of the experts that are chosen: k per token, and what is shared."""
         routed = self.experts.cost(self.k * tokens).flops
         beside = Cost() if self.vein is None else self.vein.cost(tokens)
         if self.stabilizer is not None:
@@ -338,7 +339,7 @@ class MoE(FFN):
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """The type that products of x are computed in."""
+    """Return the type that products of x are computed in."""
     device = x.device.type
     return (
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
@@ -346,7 +347,7 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 
 
 def _counted(x: Tensor, padding_mask: Tensor | None) -> Tensor | None:
-    """[N] bool, tokens that are not padding; None for all."""
+    """Return [N] bool, tokens that are not padding; None for all."""
     if padding_mask is None:
         return None
     leading = x.shape[:-1]
@@ -356,7 +357,7 @@ def _counted(x: Tensor, padding_mask: Tensor | None) -> Tensor | None:
 
 
 def _expert_key(keys: Tensor, expert: Tensor) -> Tensor:
-    """A token's dropout key for one of its experts."""
+    """Return a token's dropout key for one of its experts."""
     return mix((keys + 0x9E3779B9 * (expert + 1)) & 0xFFFFFFFF)
 
 

@@ -101,11 +101,11 @@ class Router(nn.Module):
         return Routing(experts, gates * self.scale if self.scale != 1.0 else gates, logits)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """[N, E] softmax or sigmoids."""
+        """Return [N, E] softmax or sigmoids."""
         return logits.softmax(-1) if self.scoring == "softmax" else logits.sigmoid()
 
     def logits(self, x: Tensor) -> Tensor:
-        """W x, or W |x| of complex x. In half precision near ties would be broken by rounding."""
+        """Compute W x, or W |x| of complex x. In half precision near ties would be broken by rounding."""
         x = x.abs() if x.is_complex() else x
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
@@ -113,7 +113,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def choose(self, scores: Tensor, k: int) -> Tensor:
-        """[N, k] the experts with the best scores, the bias added, within the best groups."""
+        """Return [N, k] the experts with the best scores, the bias added, within the best groups."""
         if self.bias is not None:
             scores = scores + self.bias
         if self.n_groups > 1:
@@ -164,12 +164,12 @@ def balance_loss(scores: Tensor, load: Tensor, counted: Tensor | None) -> Tensor
 
 
 def z_loss(logits: Tensor, counted: Tensor | None) -> Tensor:
-    """mean(logsumexp(logits)²): keeps the logits small (ST-MoE, arXiv 2202.08906)."""
+    """Compute mean(logsumexp(logits)²): keeps the logits small (ST-MoE, arXiv 2202.08906)."""
     return _mean(logits.logsumexp(-1).square(), counted)
 
 
 def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
-    """Mean over the tokens that count; 0 when none does."""
+    """Return mean over the tokens that count; 0 when none does."""
     if counted is None:
         return values.mean(0)
     weight = counted.to(values)

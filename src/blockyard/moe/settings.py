@@ -35,7 +35,7 @@ SPREAD = 2.0
 
 
 def options_said(block: nn.Module) -> dict[str, Any]:
-    """The options of `MoE` that a mixture of transformers has among its attributes.
+    """Return the options of `MoE` that a mixture of transformers has among its attributes.
 
     Raises:
         InputError: naming an attribute that has no counterpart, or another activation than SwiGLU's.
@@ -83,7 +83,7 @@ def _harmless(name: str, value: Any) -> bool:
 
 
 def ask(block: nn.Module, router: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
-    """Random input [2, 32, d] and the block's output for it.
+    """Return random input [2, 32, d] and the block's output for it.
 
     Args:
         block: a mixture of transformers.

@@ -106,7 +106,7 @@ class MultiheadAttention(nn.Module):
 
     @classmethod
     def from_torch(cls, module: nn.MultiheadAttention) -> MultiheadAttention:
-        """Standard attention with the weights of a torch module: the same outputs, ours to exchange or measure.
+        """Return standard attention with the weights of a torch module: the same outputs, ours to exchange or measure.
 
         Raises:
             InputError: for a module with add_bias_kv or add_zero_attn, or one whose output on random input is another.
@@ -247,7 +247,8 @@ class MultiheadAttention(nn.Module):
         return is_causal and attn_mask is None
 
     def _nothing(self, query: Tensor, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """The output for no query at all: empty, with gradients of 0 for every parameter (ranks wait for them)."""
+        """Return the output for no query at all: empty, with gradients of 0 for every parameter (ranks wait for
+        them)."""
         key = arguments.get("context", query)
         if key.shape[0] != query.shape[0]:
             raise InputError(f"key has batch {key.shape[0]}, query has {query.shape[0]}")
@@ -270,7 +271,8 @@ class MultiheadAttention(nn.Module):
         need_weights: bool | None,
         is_causal: bool,
     ) -> tuple[Tensor, None]:
-        """Self-attention of rows of different lengths, which torch's encoder makes of a padding mask in eval mode."""
+        """Return self-attention of rows of different lengths, which torch's encoder makes of a padding mask in eval
+        mode."""
         masks = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask, "need_weights": need_weights or None}
         for name, given in masks.items():
             if given is not None:
@@ -295,7 +297,7 @@ class MultiheadAttention(nn.Module):
         return x if self.batch_first else x.transpose(0, 1)
 
     def _mask(self, mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """The mask as mixers take it: bool with True = attend, or additive, [T, S] or [B, num_heads, T, S]."""
+        """Return the mask as mixers take it: bool with True = attend, or additive, [T, S] or [B, num_heads, T, S]."""
         if mask.dtype == torch.bool:
             mask = ~mask
         elif not mask.is_floating_point():
@@ -332,7 +334,7 @@ class MultiheadAttention(nn.Module):
 def _options(
     entry: Entry, options: Mapping[str, Any], *, dropout: float, bias: bool | None, causal: bool
 ) -> dict[str, Any]:
-    """The mixer's options with the constructor's own ones among them; refuses what the mixer does not have."""
+    """Return the mixer's options with the constructor's own ones among them; refuses what the mixer does not have."""
     known, given = options_of(entry.cls), dict(options)
     for name in given:
         if name in MODEL_PARAMETERS:

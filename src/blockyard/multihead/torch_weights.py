@@ -71,7 +71,7 @@ def translated(state: dict[str, Tensor], prefix: str, mixer: nn.Module, name: st
 
 
 def _parts(state: dict[str, Tensor], key: str, wanted: list[Tensor | None]) -> list[Tensor]:
-    """A packed tensor cut along its first axis into parts of the wanted shapes."""
+    """Return a packed tensor cut along its first axis into parts of the wanted shapes."""
     packed, shapes = state[key], []
     for parameter in wanted:
         if parameter is None:
@@ -122,7 +122,8 @@ def _related(a: Tensor, b: Tensor) -> tuple[bool, bool]:
 
 
 def kept_keys(mask: Tensor, key: Tensor, adds: bool) -> tuple[Tensor, Tensor | None]:
-    """torch's key_padding_mask as [B, S] with True = keep, and what it adds to the scores of what is kept, if anything.
+    """Return torch's key_padding_mask as [B, S] with True = keep, and what it adds to the scores of what is kept, if
+    anything.
 
     Args:
         mask: [B, S] or [S]: bool with True = ignore, or float, which is added to the scores.
@@ -153,7 +154,7 @@ def kept_keys(mask: Tensor, key: Tensor, adds: bool) -> tuple[Tensor, Tensor | N
 
 
 def added(mask: Tensor | None, bias: Tensor) -> Tensor:
-    """An attention mask of ours (bool with True = attend, or additive) with a bias per key [B, S] added."""
+    """Return an attention mask of ours (bool with True = attend, or additive) with a bias per key [B, S] added."""
     bias = bias[:, None, None]
     if mask is None:
         return bias

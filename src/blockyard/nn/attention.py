@@ -57,7 +57,7 @@ def attend(
     dropout_keys: Tensor | None = None,
     return_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """softmax(q kᵀ · scale + mask) v, with fewer key than query heads if k and v have fewer.
+    """Compute softmax(q kᵀ · scale + mask) v, with fewer key than query heads if k and v have fewer.
 
     Args:
         q: [B, H, T, d]; with S > T keys, the queries are the last T positions.
@@ -130,7 +130,7 @@ def _use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
 
 
 def as_given(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A context in which products keep the precision of their inputs, also under autocast."""
+    """Return a context in which products keep the precision of their inputs, also under autocast."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
@@ -187,7 +187,7 @@ def _matmul_attention(
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """q kᵀ · scale + bias, all [rows, ...]."""
+    """Return q kᵀ · scale + bias, all [rows, ...]."""
     if bias is None:
         return torch.bmm(q * scale, k.transpose(1, 2))
     # Product, scale and mask in one call. A mask that is added costs a sixth of filling by a boolean one.
@@ -224,7 +224,8 @@ class _WideScores(HandWritten):
 
 
 def _few_queries(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Attention of few queries in half precision, in float32 throughout and without gradients: [rows, queries, d_v].
+    """Return attention of few queries in half precision, in float32 throughout and without gradients: [rows, queries,
+    d_v].
 
     Rows are converted in pieces, see `_CONVERTED`.
     """
@@ -285,7 +286,7 @@ def _within(v: Tensor, k: Tensor) -> bool:
 
 
 def _fold_groups(q: Tensor, mask: Tensor | None, key_heads: int) -> tuple[Tensor, Tensor | None]:
-    """q [B, H, T, d] as [B, H_kv, H / H_kv · T, d], and a mask to match."""
+    """Compute q [B, H, T, d] as [B, H_kv, H / H_kv · T, d], and a mask to match."""
     batch, heads, queries, width = q.shape
     groups = heads // key_heads
     q = q.reshape(batch, key_heads, groups * queries, width)
@@ -304,18 +305,20 @@ def _fold_groups(q: Tensor, mask: Tensor | None, key_heads: int) -> tuple[Tensor
 
 
 def window_block(window: int) -> int:
-    """Queries that a sliding window scores together: few enough to score little in vain, enough to be a product."""
+    """Return queries that a sliding window scores together: few enough to score little in vain, enough to be a
+    product."""
     # Forward and backward at windows of 64 to 1024 (benchmarks/window.py).
     return max(32, min(window, 64), window // 4)
 
 
 def window_span(window: int, causal: bool) -> int:
-    """Keys that a block of queries is scored against; up to that length the window is a mask, above it blocks."""
+    """Return keys that a block of queries is scored against; up to that length the window is a mask, above it
+    blocks."""
     return window_block(window) + window * (1 if causal else 2)
 
 
 def windowed_pairs(tokens: int, window: int, causal: bool) -> int:
-    """Query-key pairs that a sliding window scores over a whole sequence."""
+    """Return query-key pairs that a sliding window scores over a whole sequence."""
     block, span = window_block(window), window_span(window, causal)
     return tokens * tokens if tokens <= span else block * -(-tokens // block) * span
 
@@ -330,7 +333,7 @@ def _windowed(
     scale: float,
     kernel: Kernel,
 ) -> Tensor:
-    """Blocks of queries, each against its own keys and a window before (and after) them: O(T · window).
+    """Return blocks of queries, each against its own keys and a window before (and after) them: O(T · window).
 
     With a cache there are up to window − 1 keys in front of the queries.
     """
@@ -368,7 +371,8 @@ def _windowed(
 
 
 def _fold(t: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """[B, H, blocks, L, d] -> [blocks, B · H, L, d], or [B · blocks, H, L, d] where each row has its own mask."""
+    """Compute [B, H, blocks, L, d] -> [blocks, B · H, L, d], or [B · blocks, H, L, d] where each row has its own
+    mask."""
     if padding_mask is None:
         return t.permute(2, 0, 1, 3, 4).flatten(1, 2)
     return t.transpose(1, 2).flatten(0, 1)

@@ -18,7 +18,7 @@ def combine_masks(
     window: int | None,
     dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    """One mask that broadcasts to [B, H, T, S]: bool, or additive when `attn_mask` is; None if all see all.
+    """Return one mask that broadcasts to [B, H, T, S]: bool, or additive when `attn_mask` is; None if all see all.
 
     An additive one is of `dtype`, that of the queries by default.
     """
@@ -80,7 +80,7 @@ def open_blind_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_bias(mask: Tensor, dtype: torch.dtype, shape: tuple[int, int, int, int, int]) -> Tensor:
-    """A mask as an additive [B · H_kv, groups · T, S], or [1, groups · T, S] when it is the same for all."""
+    """Return a mask as an additive [B · H_kv, groups · T, S], or [1, groups · T, S] when it is the same for all."""
     batch, key_heads, groups, queries, keys = shape
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))

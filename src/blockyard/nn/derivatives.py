@@ -31,7 +31,7 @@ def transformed() -> bool:
 
 
 def needs_plain() -> bool:
-    """In a backward pass: whether it must go by operations that torch differentiates, or that vmap batches.
+    """Return, in a backward pass, whether it must go by operations that torch differentiates, or that vmap batches.
 
     Autograd enables gradients in a backward pass exactly when `create_graph` is given. Compilers refuse a second
     derivative themselves.
@@ -67,7 +67,7 @@ def must_read(tensor: Tensor, what: str) -> None:
 
 @contextmanager
 def outlasting() -> Iterator[None]:
-    """A context for making constants that are kept: no inference tensors, and untouched by transforms under way."""
+    """Make constants within it that are kept: no inference tensors, and untouched by transforms under way."""
     with torch.inference_mode(False), torch._C._DisableFuncTorch():
         yield
 
@@ -88,7 +88,7 @@ class HandWritten(torch.autograd.Function):
 
     @staticmethod
     def plain(*inputs: Any) -> Any:
-        """The formula in operations that torch differentiates, of the same inputs as `forward`."""
+        """Return the formula in operations that torch differentiates, of the same inputs as `forward`."""
         raise NotImplementedError
 
     def __init_subclass__(cls) -> None:
@@ -112,12 +112,12 @@ def keep(ctx: Any, tensors: Sequence[Tensor | None], settings: Sequence[Any] = (
 
 
 def hand_written(function: type[HandWritten], *inputs: Any) -> Any:
-    """The function of the inputs, by its hand-written passes where they serve."""
+    """Return the function of the inputs, by its hand-written passes where they serve."""
     return function.plain(*inputs) if transformed() else function.apply(*inputs)
 
 
 def fused_or_plain(out: Tensor, plain: Plain, tensors: Sequence[Tensor | None], settings: Sequence[Any] = ()) -> Tensor:
-    """The result of a kernel of torch whose own backward pass cannot be differentiated again, mended.
+    """Return the result of a kernel of torch whose own backward pass cannot be differentiated again, mended.
 
     Gradients go back through the kernel, but through `plain` when a graph of them is wanted.
 
@@ -156,7 +156,7 @@ def differentiate(
     needs: Sequence[bool],
     grads: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """The vector-Jacobian product of a plain formula, with a graph of its own where gradients are enabled.
+    """Return the vector-Jacobian product of a plain formula, with a graph of its own where gradients are enabled.
 
     Args:
         plain: of (*tensors, *settings), a tensor or several.
@@ -187,7 +187,8 @@ def differentiate(
 
 
 def differentiate_all(plain: Plain, ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The same for a function's context: one gradient for each of its inputs, tensors first and then `ctx.settings`."""
+    """Return the same for a function's context: one gradient for each of its inputs, tensors first and then
+    `ctx.settings`."""
     count = len(ctx.needs_input_grad) - len(ctx.settings)
     # Read once: activation checkpointing gives every saved tensor back one time.
     tensors = ctx.saved_tensors[:count]
@@ -196,7 +197,7 @@ def differentiate_all(plain: Plain, ctx: Any, grads: Sequence[Tensor | None]) ->
 
 
 def _guarded(plain: Plain, backward: Callable[..., Any]) -> Callable[..., Any]:
-    """The hand-written backward pass, or the plain one where a graph of the gradients is wanted."""
+    """Return the hand-written backward pass, or the plain one where a graph of the gradients is wanted."""
 
     def either(ctx: Any, *grads: Any) -> Any:
         return differentiate_all(plain, ctx, grads) if needs_plain() else backward(ctx, *grads)

@@ -28,7 +28,7 @@ _MEAN_APART = 64
 
 
 def add_linear(x: Tensor, z: Tensor, weight: Tensor, *, owned: bool = False) -> Tensor:
-    """x + z Wᵀ as one product that accumulates.
+    """Compute x + z Wᵀ as one product that accumulates.
 
     Args:
         x: [..., d_out].
@@ -53,7 +53,8 @@ def add_linear(x: Tensor, z: Tensor, weight: Tensor, *, owned: bool = False) -> 
 
 
 def _add_by_pieces(rows: Tensor, z: Tensor, weight: Tensor) -> Tensor:
-    """rows + z Wᵀ, of so many rows at a time that they are still in the processor's cache when the product adds."""
+    """Compute rows + z Wᵀ, of so many rows at a time that they are still in the processor's cache when the product
+    adds."""
     out, at_a_time = torch.empty_like(rows), max(1, _PIECE // rows.shape[-1])
     for into, some, thin in zip(out.split(at_a_time), rows.split(at_a_time), z.split(at_a_time)):
         torch.addmm(some, thin, weight.mT, out=into)
@@ -83,7 +84,7 @@ class _AddLinear(HandWritten):
 
 
 def norm_linear(x: Tensor, norm: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """x, and norm(x) Wᵀ without norm(x): x is multiplied, and what is thin is centred and scaled.
+    """Compute x, and norm(x) Wᵀ without norm(x): x is multiplied, and what is thin is centred and scaled.
 
     Use the x returned: the gradient of whatever else reads it is then added inside the product that gives this one's.
 
@@ -114,8 +115,8 @@ def _fuses(x: Tensor, norm: nn.Module, weight: Tensor) -> bool:
 def _norm_linear(
     rows: Tensor, gain: Tensor, bias: Tensor | None, weight: Tensor, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """Returns: y [N, d_out]; the product before it was scaled [N, d_out]; what rows are multiplied with, [d_out, d] or,
-    centred, with a row of 1/d below it; means [N, 1] when centred; 1 / deviation [N, 1].
+    """Return returns: y [N, d_out]; the product before it was scaled [N, d_out]; what rows are multiplied with, [d_out,
+    d] or, centred, with a row of 1/d below it; means [N, 1] when centred; 1 / deviation [N, 1].
 
     W · gain is centred instead of x: the product is the same.
     """

@@ -49,7 +49,7 @@ class RMSNorm(nn.Module):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """x / sqrt(mean(x²) + eps) · weight over the last axis; weight may have any trailing axes of x."""
+    """Compute x / sqrt(mean(x²) + eps) · weight over the last axis; weight may have any trailing axes of x."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         # Without gradients the wrapper alone would double the time of one token.
         if torch.is_grad_enabled() or transformed():
@@ -60,7 +60,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def widened(x: Tensor) -> Tensor:
-    """x in at least float32."""
+    """Return x in at least float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -70,7 +70,7 @@ def _defined(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """RMSNorm in as few passes as eager mode allows, and 1 / rms."""
+    """Return RMSNorm in as few passes as eager mode allows, and 1 / rms."""
     wide = widened(x)
     inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     inverse = inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -139,7 +139,7 @@ class LayerNorm(nn.Module):
 
 
 def make_norm(kind: str, d_model: int) -> nn.Module:
-    """The norm of a name: `rms` or `layer`.
+    """Return the norm of a name: `rms` or `layer`.
 
     Raises:
         InputError: for another name.

@@ -19,7 +19,7 @@ TOLERANCES = {torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
 def probe(*shape: int, like: Tensor) -> Tensor:
-    """Normal random numbers, the same at every call, on the device and in the type of `like`.
+    """Return normal random numbers, the same at every call, on the device and in the type of `like`.
 
     Raises:
         InputError: for weights on the meta device, which cannot be asked.
@@ -30,7 +30,7 @@ def probe(*shape: int, like: Tensor) -> Tensor:
 
 
 def settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Names and values of a foreign module's own numbers, switches and words; what is None is left out."""
+    """Yield names and values of a foreign module's own numbers, switches and words; what is None is left out."""
     for name, value in vars(module).items():
         if not name.startswith("_") and name != "training" and isinstance(value, (bool, int, float, str)):
             yield name, value
@@ -38,7 +38,7 @@ def settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """All modules in eval mode and without gradients; every one gets back the mode that it was in."""
+    """Put all modules in eval mode, without gradients; every one gets back the mode that it was in."""
     before = [(m, m.training) for module in modules for m in module.modules()]
     try:
         for module in modules:
@@ -51,7 +51,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 def answer(original: nn.Module, call: Callable[[], Any]) -> Tensor:
-    """The output of a foreign module, the first of several.
+    """Return the output of a foreign module, the first of several.
 
     Raises:
         InputError: when it cannot be called so, or gives no finite numbers.

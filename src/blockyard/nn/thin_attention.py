@@ -34,7 +34,7 @@ _LOG2E = math.log2(math.e)
 
 
 def thin_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal softmax(q kᵀ · scale) v.
+    """Return causal softmax(q kᵀ · scale) v.
 
     Args:
         q: [B, H, T, d].
@@ -64,7 +64,7 @@ def suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _defined(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """The same by its definition, with all scores at once."""
+    """Return the same by its definition, with all scores at once."""
     hidden = torch.full(q.shape[-2:-1] * 2, float("-inf"), dtype=q.dtype, device=q.device).triu(1)
     return ((q * scale) @ k.mT + hidden).softmax(-1) @ v
 
@@ -116,7 +116,8 @@ class _ThinAttention(HandWritten):
 
 
 def _laid_out(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries in units of the scores' powers of 2 and values, along rows over all tokens, and keys: [B · H, ...].
+    """Return queries in units of the scores' powers of 2 and values, along rows over all tokens, and keys: [B · H,
+    ...].
 
     Queries and values have a row more: room for what a query's scores are lowered by, and 1, which gives the sums. Keys
     have a column of 1 more.
@@ -132,7 +133,7 @@ def _laid_out(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
 
 
 def _weights(rows: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice, int, Tensor]]:
-    """2^(keys · rows) [heads, keys seen, queries]: (which heads, which queries, number of keys, weights)."""
+    """Compute 2^(keys · rows) [heads, keys seen, queries]: (which heads, which queries, number of keys, weights)."""
     heads, _, length = rows.shape
     at_a_time = _queries(length)
     hidden = torch.full((at_a_time, at_a_time), float("-inf"), dtype=rows.dtype).tril(-1)
@@ -150,7 +151,7 @@ def _weights(rows: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice, int, Te
 
 
 def _space(rows: Tensor) -> Tensor:
-    """Room for the scores of some queries: of one head at least."""
+    """Return room for the scores of some queries: of one head at least."""
     return rows.new_empty(max(SCORES, rows.shape[-1] * _queries(rows.shape[-1])))
 
 
@@ -159,5 +160,5 @@ def _queries(length: int) -> int:
 
 
 def _by_token(rows: Tensor, batch: int) -> Tensor:
-    """[B · H, d, T] -> [B, H, T, d], stored as [B, T, H, d]."""
+    """Compute [B · H, d, T] -> [B, H, T, d], stored as [B, T, H, d]."""
     return rows.unflatten(0, (batch, -1)).permute(0, 3, 1, 2).contiguous().transpose(1, 2)

@@ -14,5 +14,6 @@ import torch
 
 @torch.compiler.disable
 def uncompiled(function: Callable[..., Any], *arguments: Any) -> Any:
-    """function(*arguments), not traced: what depends on lengths known only when it runs would be compiled for each."""
+    """Return function(*arguments), not traced: what depends on lengths known only when it runs would be compiled for
+    each."""
     return function(*arguments)

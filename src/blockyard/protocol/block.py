@@ -29,12 +29,13 @@ BlockNorm = Literal["rms", "layer", "whiten"]
 
 
 def fed_arguments(ffn: Any) -> frozenset[str]:
-    """What an FFN wants to know beside x: one that cares for padding, or for tokens that come in pieces, names it."""
+    """Return what an FFN wants to know beside x: one that cares for padding, or for tokens that come in pieces, names
+    it."""
     return accepted_arguments(ffn.with_aux if hasattr(ffn, "with_aux") else ffn.forward)
 
 
 def feed(ffn: Any, x: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Aux | None]:
-    """An FFN's output and what else it has to say, given those of its `fed_arguments` that are not None."""
+    """Return an FFN's output and what else it has to say, given those of its `fed_arguments` that are not None."""
     arguments = {name: value for name, value in given.items() if value is not None}
     if hasattr(ffn, "with_aux"):
         return ffn.with_aux(x, **arguments)
@@ -100,14 +101,15 @@ class ResidualBlock(nn.Module):
         return self.ln2(x + change), aux
 
     def _with_mixed(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
-        """x + attn(ln1(x)); a mixer of ours with norm and addition inside its products (`add_to`) does it itself."""
+        """Compute x + attn(ln1(x)); a mixer of ours with norm and addition inside its products (`add_to`) does it
+        itself."""
         add_to = getattr(self.attn, "add_to", None) if isinstance(self.attn, Mixer) else None
         if add_to is not None:
             return add_to(x, self.ln1, **given)
         return x + self.mix(self.ln1(x), given)
 
     def mix(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
-        """The mixer's output for x, the future hidden as this block does it.
+        """Return the mixer's output for x, the future hidden as this block does it.
 
         Args:
             x: [B, T, d_model], normalised as the mixer wants it.
@@ -137,7 +139,7 @@ class ResidualBlock(nn.Module):
             self.ffn.after_step(stats)
 
     def cost(self, tokens: int) -> Cost:
-        """Cost of the mixer, the FFN and the two norms."""
+        """Return cost of the mixer, the FFN and the two norms."""
         norms = sum(p.numel() for norm in (self.ln1, self.ln2) for p in norm.parameters())
         return cost_of(self.attn, tokens, self.d_model) + cost_of(self.ffn, tokens, self.d_model) + Cost(norms)
 
@@ -148,14 +150,14 @@ class ResidualBlock(nn.Module):
                 member.zero_init_output()
 
     def new_cache(self, *arguments: Any) -> Any:
-        """The mixer's cache."""
+        """Return the mixer's cache."""
         if not hasattr(self.attn, "new_cache"):
             raise InputError(f"{type(self.attn).__name__} has no cache")
         return self.attn.new_cache(*arguments)
 
 
 def common_domain(*members: nn.Module) -> bool:
-    """Whether the members are complex-valued.
+    """Return whether the members are complex-valued.
 
     Raises:
         InputError: when some are and others are not: there is no silent way from one to the other.
@@ -172,8 +174,8 @@ def common_domain(*members: nn.Module) -> bool:
 
 
 def told_causality(mixer: nn.Module, accepts: frozenset[str]) -> str | None:
-    """The argument by which a foreign mixer is told at every call to hide the future, or None: it was constructed so,
-    or knows nothing else."""
+    """Return the argument by which a foreign mixer is told at every call to hide the future, or None: it was
+    constructed so, or knows nothing else."""
     how = causal_by(options_of(type(mixer)), accepts)
     if how is None or how[0] == "constructor" or hasattr(mixer, "causal"):
         return None
@@ -181,8 +183,8 @@ def told_causality(mixer: nn.Module, accepts: frozenset[str]) -> str | None:
 
 
 def future_mask(x: Tensor, cache: Any = None) -> Tensor:
-    """What is added to scores so that nothing later is seen: 0 or −inf, [T, past + T]. It is additive because foreign
-    classes read True in a boolean mask either way."""
+    """Return what is added to scores so that nothing later is seen: 0 or −inf, [T, past + T]. It is additive because
+    foreign classes read True in a boolean mask either way."""
     past = 0 if cache is None else cache.length
     blocked = torch.ones(x.shape[1], past + x.shape[1], dtype=torch.bool, device=x.device).triu(past + 1)
     return torch.zeros_like(blocked, dtype=x.dtype).masked_fill(blocked, float("-inf"))
@@ -241,7 +243,7 @@ def build_block(
 
 
 def _merge(spec: LayerSpec) -> dict[str, Any]:
-    """Options of both members of a paired block, which shares them."""
+    """Return options of both members of a paired block, which shares them."""
     for key in spec.attn_options.keys() & spec.ffn_options.keys():
         a, b = spec.attn_options[key], spec.ffn_options[key]
         if a != b:

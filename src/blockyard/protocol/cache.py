@@ -106,11 +106,11 @@ class LayerCache(Cache[Snapshot]):
         return self.length
 
     def _stored(self) -> slice:
-        """Where the held tokens lie in the buffers."""
+        """Return where the held tokens lie in the buffers."""
         return slice(0, self.length)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The stored contents of a slot, `[batch, *lead, held, width]`, as a view."""
+        """Return the stored contents of a slot, `[batch, *lead, held, width]`, as a view."""
         stored = self._stored()
         # A third of the time of an index.
         return self._buffers[name].narrow(-2, stored.start, stored.stop - stored.start)
@@ -131,7 +131,7 @@ class LayerCache(Cache[Snapshot]):
         self._buffers, self._capacity = made, capacity
 
     def _made(self, batch: int, capacity: int) -> dict[str, Tensor]:
-        """New buffers, [batch, *lead, capacity, width] by slot."""
+        """Return new buffers, [batch, *lead, capacity, width] by slot."""
         # Not results of inference_mode, which could not be written to outside of it.
         with torch.inference_mode(False):
             return {name: self._empty(batch, capacity, shape) for name, shape in self.slots.items()}
@@ -153,7 +153,7 @@ class LayerCache(Cache[Snapshot]):
         self.length = length
 
     def snapshot(self) -> Snapshot:
-        """A token for `rollback`; costs nothing."""
+        """Return a token for `rollback`; costs nothing."""
         return self._keep(Snapshot(self.length))
 
     def check_rollback(self, snapshot: Snapshot) -> None:
@@ -277,7 +277,7 @@ class ModelCache:
         self._all("reset")
 
     def snapshot(self) -> list[Any]:
-        """A point to roll back to: a snapshot of every layer."""
+        """Return a point to roll back to: a snapshot of every layer."""
         return [layer.snapshot() for layer in self.layers]
 
     def rollback(self, snapshot: list[Any]) -> None:
@@ -295,7 +295,7 @@ class ModelCache:
         self._each(operation, [arguments] * len(self.layers))
 
     def _each(self, operation: str, arguments: list[tuple[Any, ...]]) -> None:
-        """One operation on every layer, with arguments for each: all of them, or none if one refuses.
+        """Do one operation on every layer, with arguments for each: all of them, or none if one refuses.
 
         A layer says beforehand whether it would refuse, by `check_<operation>`. A cache of foreign make need not have
         that; such layers go first, so that one that refuses leaves the others as they were.

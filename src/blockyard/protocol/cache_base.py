@@ -104,7 +104,7 @@ class Cache(Generic[S]):
             raise InputError(f"device={device}: {str(error).splitlines()[0]}") from error
 
     def check_reset(self) -> None:
-        """Nothing: a reset is never refused."""
+        """Refuse nothing: a reset is never refused."""
 
     @staticmethod
     def refuse_gradient(tensor: Tensor) -> None:
@@ -132,7 +132,8 @@ class Cache(Generic[S]):
         raise NotImplementedError
 
     def _grown(self, wanted: int) -> int:
-        """The capacity to allocate for so many tokens: doubling copies each token about once, however long the text."""
+        """Return the capacity to allocate for so many tokens: doubling copies each token about once, however long the
+        text."""
         return max(wanted, 2 * self.capacity, FIRST_CAPACITY)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:

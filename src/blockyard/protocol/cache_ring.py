@@ -148,13 +148,13 @@ class RingCache(Cache[RingSnapshot]):
         self.ring[rows, :, : values.shape[2] - fits] = values[..., fits:]
 
     def _write_one(self, values: Tensor, new: Tensor) -> None:
-        """One token to each row's own slot; rows whose token is padding keep what they have."""
+        """Write one token to each row's own slot; rows whose token is padding keep what they have."""
         slot = (self.counts % self.capacity).to(self.device)[:, None, None].expand(-1, self.width, 1)
         keep = (new > 0).to(self.device)[:, None, None]
         self.ring.scatter_(2, slot, torch.where(keep, values, self.ring.gather(2, slot)))
 
     def ages(self) -> Tensor:
-        """How many tokens ago each slot was written, the newest being 0: int64 [batch, capacity].
+        """Return how many tokens ago each slot was written, the newest being 0: int64 [batch, capacity].
 
         Slots that were never written hold 0 and have ages beyond a row's count.
         """
@@ -162,7 +162,7 @@ class RingCache(Cache[RingSnapshot]):
         return ((self.counts[:, None] - 1 - slots) % max(1, self.capacity)).to(self.device)
 
     def last(self, columns: int, rows: Tensor | None = None) -> Tensor:
-        """The last tokens in order, [rows, width, columns]; 0 before a row's first and beyond the window.
+        """Return the last tokens in order, [rows, width, columns]; 0 before a row's first and beyond the window.
 
         Args:
             columns: how many.
@@ -191,7 +191,7 @@ class RingCache(Cache[RingSnapshot]):
         self._shared = False
 
     def snapshot(self) -> RingSnapshot:
-        """A token for `rollback`; the ring is copied when it is next written to."""
+        """Return a token for `rollback`; the ring is copied when it is next written to."""
         self._shared = True
         return self._keep(RingSnapshot(self.length, self.ring, self.counts, dict(self.state)))
 
@@ -248,7 +248,7 @@ class RingCache(Cache[RingSnapshot]):
         self._clear()
 
     def _move(self, device: torch.device, dtype: torch.dtype) -> None:
-        """The ring in the cache's dtype, the state in its own. Snapshots go along."""
+        """Move the ring in the cache's dtype, the state in its own. Snapshots go along."""
         # Snapshots share tensors with the cache and with one another, and should go on doing so.
         moved: dict[int, Tensor] = {}
 

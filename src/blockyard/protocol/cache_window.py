@@ -64,7 +64,7 @@ class WindowCache(LayerCache):
         return slice(self._start - self._base, self.length - self._base)
 
     def _seen_from(self, position: int) -> int:
-        """The first position that a token at `position` sees."""
+        """Return the first position that a token at `position` sees."""
         return max(0, position - self.window + 1)
 
     def _store(self, tensors: Mapping[str, Tensor], new: int) -> tuple[Tensor, ...]:
@@ -82,7 +82,8 @@ class WindowCache(LayerCache):
         return shown
 
     def _pass_through(self, tensors: Mapping[str, Tensor], first: int, end: int) -> tuple[Tensor, ...]:
-        """A chunk longer than what is held: it is shown as it came, behind what it can see, and its end is kept."""
+        """Return a chunk longer than what is held: it is shown as it came, behind what it can see, and its end is
+        kept."""
         past = slice(first - self._base, self.length - self._base)
         shown = dict(tensors)
         if first < self.length:

@@ -31,12 +31,12 @@ class Cost:
 
 
 def linear_flops(tokens: int, *shapes: tuple[int, int]) -> int:
-    """FLOPs of passing `tokens` rows through matrices of the given (in, out) shapes."""
+    """Return FLOPs of passing `tokens` rows through matrices of the given (in, out) shapes."""
     return sum(2 * tokens * d_in * d_out for d_in, d_out in shapes)
 
 
 def cost_of(module: Any, tokens: int, d_model: int) -> Cost:
-    """A module's own formula, or for one without: parameters counted, FLOPs measured once.
+    """Return a module's own formula, or for one without: parameters counted, FLOPs measured once.
 
     Args:
         module: a mixer or FFN.

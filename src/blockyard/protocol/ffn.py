@@ -28,15 +28,16 @@ class FFN(nn.Module):
     stackable = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., d_model] -> the same shape."""
+        """Compute x [..., d_model] -> the same shape."""
         raise NotImplementedError
 
     def with_aux(self, x: Tensor) -> tuple[Tensor, Aux | None]:
-        """The output and what else there is to say of it."""
+        """Return the output and what else there is to say of it."""
         return self(x), None
 
     def cost(self, tokens: int) -> Cost:
-        """Parameters and forward FLOPs for `tokens` positions; by formula where an FFN has one, else measured."""
+        """Return parameters and forward FLOPs for `tokens` positions; by formula where an FFN has one, else
+        measured."""
         return measured_cost(self, tokens, self.d_model)
 
     def zero_init_output(self) -> None:
@@ -64,7 +65,7 @@ class Shared(NamedTuple):
 
 
 def hidden_width(d_ff: int | None, default: int) -> int:
-    """The given hidden width, or the default."""
+    """Return the given hidden width, or the default."""
     if d_ff is not None and d_ff < 1:
         raise InputError(f"d_ff={d_ff} should be at least 1")
     return d_ff if d_ff is not None else default

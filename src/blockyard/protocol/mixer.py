@@ -99,7 +99,7 @@ class Mixer(nn.Module):
         return self.mix(x, call)
 
     def mix(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
-        """What `forward` gives of a call that was checked: the part that a built-in mixer defines."""
+        """Return what `forward` gives of a call that was checked: the part that a built-in mixer defines."""
         raise NotImplementedError
 
     def new_cache(
@@ -109,7 +109,7 @@ class Mixer(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> LayerCache | RingCache:
-        """An empty cache for this layer, owned by the caller.
+        """Return an empty cache for this layer, owned by the caller.
 
         Args:
             batch: number of sequences.
@@ -120,12 +120,12 @@ class Mixer(nn.Module):
         return self.empty_cache(batch, max_len, self.placement(dtype, device))
 
     def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> LayerCache | RingCache:
-        """What `new_cache` gives, the placement decided: the part that a built-in mixer defines."""
+        """Return what `new_cache` gives, the placement decided: the part that a built-in mixer defines."""
         raise InputError(f"{type(self).__name__} has no cache")
 
     @staticmethod
     def norm(kind: str, d_model: int) -> nn.Module:
-        """The norm, by its name, of the stream that the mixer reads and writes.
+        """Return the norm, by its name, of the stream that the mixer reads and writes.
 
         Raises:
             InputError: for another name than rms and layer.
@@ -138,8 +138,8 @@ class Mixer(nn.Module):
         check_input(x, width)
 
     def cost(self, tokens: int) -> Cost:
-        """Parameters, forward FLOPs for one sequence of `tokens`, and cache bytes per token; by formula where a mixer
-        has one, else counted and measured, without a cache's bytes."""
+        """Return parameters, forward FLOPs for one sequence of `tokens`, and cache bytes per token; by formula where a
+        mixer has one, else counted and measured, without a cache's bytes."""
         return measured_cost(self, tokens, self.d_model)
 
     def zero_init_output(self) -> None:
@@ -173,7 +173,8 @@ class Mixer(nn.Module):
         context: Tensor | None = None,
         cache: LayerCache | RingCache | None = None,
     ) -> tuple[bool, int]:
-        """The same for a `forward` of one's own: whether the future is hidden, and how many tokens are cached."""
+        """Return the same for a `forward` of one's own: whether the future is hidden, and how many tokens are
+        cached."""
         call = Call(padding_mask, causal=causal, positions=positions, context=context, cache=cache)
         self.check_call(x, call)
         return bool(call.causal), call.past
@@ -195,7 +196,7 @@ class Mixer(nn.Module):
             raise InputError("positions and cache cannot be used with a context")
 
     def placement(self, dtype: torch.dtype | None, device: torch.device | str | None) -> Placement:
-        """Where and as what a cache is stored: as given, else as the parameters are."""
+        """Return where and as what a cache is stored: as given, else as the parameters are."""
         like = next(self.parameters(), torch.empty(0))
         return {"dtype": dtype or like.dtype, "device": torch.device(device or like.device)}
 
@@ -204,7 +205,8 @@ class Mixer(nn.Module):
 
 
 def norm_of(module: Any) -> Callable[[str, int], nn.Module]:
-    """How the stream that a mixer reads and writes is normalised: `norm(kind, d_model)` of its class, or a real norm.
+    """Return how the stream that a mixer reads and writes is normalised: `norm(kind, d_model)` of its class, or a real
+    norm.
 
     Raises:
         InputError: for a complex mixer that does not say.
@@ -237,7 +239,7 @@ def check_input(x: Tensor, width: int) -> None:
 
 
 def check_heads(d_model: int, n_heads: int) -> int:
-    """The width of a head, d_model / n_heads; InputError naming the head counts that divide when it does not."""
+    """Return the width of a head, d_model / n_heads; InputError naming the head counts that divide when it does not."""
     if d_model < 1 or n_heads < 1:
         raise InputError(f"d_model={d_model} and n_heads={n_heads} should be at least 1")
     if d_model % n_heads:
@@ -247,7 +249,7 @@ def check_heads(d_model: int, n_heads: int) -> int:
 
 
 def default_positions(padding_mask: Tensor | None, new: int) -> Tensor | None:
-    """Positions [B, new] of the new tokens, counted over the kept tokens of each row; None without padding.
+    """Return positions [B, new] of the new tokens, counted over the kept tokens of each row; None without padding.
 
     Args:
         padding_mask: [B, past + new], nonzero = keep.

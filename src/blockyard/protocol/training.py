@@ -35,7 +35,7 @@ class TrainingHook:
         return False
 
     def extra_flops(self, step: int, tokens: int) -> int:
-        """FLOPs of a step of so many tokens beside those of the model's own formula."""
+        """Return FLOPs of a step of so many tokens beside those of the model's own formula."""
         return 0
 
     def check_ranks(self, count: int) -> None:
@@ -54,22 +54,22 @@ class TrainingOptions:
     """
 
     def scale(self, group: str) -> float:
-        """The factor on the peak learning rate of a group."""
+        """Return the factor on the peak learning rate of a group."""
         return 1.0
 
     def rate(self, group: str, step: int) -> float:
-        """The factor on the scheduled learning rate of a group at update number `step`; 0 freezes it."""
+        """Return the factor on the scheduled learning rate of a group at update number `step`; 0 freezes it."""
         return 1.0
 
     def decay(self, group: str, usual: float) -> float:
-        """The weight decay of a group, given the usual one."""
+        """Return the weight decay of a group, given the usual one."""
         return usual
 
     def match(self, model: nn.Module, saved: Mapping[str, Tensor]) -> None:
         """Give a model the parts that a saved state dict has, before that is loaded."""
 
     def hooks(self, model: nn.Module, steps: int) -> list[TrainingHook]:
-        """What is to be done around the steps of a run of so many.
+        """Return what is to be done around the steps of a run of so many.
 
         Raises:
             InputError: for an option that would do nothing with this model.

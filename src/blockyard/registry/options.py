@@ -102,7 +102,7 @@ class Option:
         raise InputError(f"{self.name}={text!r} should be {self.type_name}")
 
     def describe(self) -> dict[str, Any]:
-        """As plain data, ready for JSON."""
+        """Return it as plain data, ready for JSON."""
         plain = isinstance(self.default, str | int | float | bool | None.__class__)
         default = None if self.required else self.default if plain else repr(self.default)
         return {"type": self.type_name, "required": self.required, "default": default, "help": self.help}
@@ -230,12 +230,12 @@ def _signature_options(cls: type) -> tuple[Option, ...]:
 
 
 def options_of(cls: type) -> dict[str, Option]:
-    """Named constructor parameters of a class (or fields of a dataclass), in order."""
+    """Return named constructor parameters of a class (or fields of a dataclass), in order."""
     return {option.name: option for option in _signature_options(cls)}
 
 
 def argument_texts(cls: type) -> dict[str, str]:
-    """The `Args:` section of the class's docstring, or of its constructor's: name -> one line of text.
+    """Return the `Args:` section of the class's docstring, or of its constructor's: name -> one line of text.
 
     A dataclass also inherits the texts of the fields that it inherits.
     """
@@ -293,7 +293,7 @@ def check_options(
 
 
 def unknown_option(name: str, known: Mapping[str, Option], owners: Callable[[str], list[str]] | None = None) -> str:
-    """`'rnak' (did you mean 'rank'?)`, or `'rank': 'rank' is an option of: tva`, or the options there are."""
+    """Word `'rnak' (did you mean 'rank'?)`, or `'rank': 'rank' is an option of: tva`, or the options there are."""
     inner = [other for other in known if other.endswith(f".{name}")]
     if inner:
         member = inner[0].partition(".")[0]
@@ -306,11 +306,11 @@ def unknown_option(name: str, known: Mapping[str, Option], owners: Callable[[str
 
 
 def belongs_to(name: str, holders: Iterable[str]) -> str:
-    """`'rank' is an option of: tva, vft`."""
+    """Word `'rank' is an option of: tva, vft`."""
     return f"{name!r} is an option of: {', '.join(without_pairs(holders))}"
 
 
 def without_pairs(names: Iterable[str]) -> list[str]:
-    """Names of blocks, each once, without pairs (tva+vft) whose halves stand there too."""
+    """Return names of blocks, each once, without pairs (tva+vft) whose halves stand there too."""
     found = list(dict.fromkeys(names))
     return [name for name in found if not set(name.split("+")) & set(found) - {name}]

@@ -109,7 +109,7 @@ def _parse_layer(text: str, default_ffn: str) -> LayerSpec:
 
 
 def default_ffn_of(mixer: str, default_ffn: str = DEFAULT_FFN) -> str:
-    """The FFN of a layer that names none: the default one, or the complex one for a complex mixer."""
+    """Return the FFN of a layer that names none: the default one, or the complex one for a complex mixer."""
     return COMPLEX_FFN if implementation("attn", mixer).traits.complex_valued else default_ffn
 
 
@@ -129,7 +129,7 @@ def _parse_part(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _typed(kind: Kind, name: str, options: Mapping[str, str]) -> dict[str, Any]:
-    """Options read from text by the implementation's types."""
+    """Return options read from text by the implementation's types."""
     known = layer_options(kind, name, options)
     typed = {}
     for key, text in options.items():
@@ -151,7 +151,7 @@ def layer_options(kind: Kind, name: str, options: Mapping[str, Any]) -> dict[str
 
 
 def check_layer(spec: LayerSpec) -> LayerSpec:
-    """The same layer with its options checked against their types.
+    """Return the same layer with its options checked against their types.
 
     Raises:
         InputError: for an unknown name or option, or a value of the wrong type.
@@ -170,7 +170,7 @@ def check_layer(spec: LayerSpec) -> LayerSpec:
 
 
 def repeat_to_depth(layers: Sequence[LayerSpec], n_layers: int) -> list[LayerSpec]:
-    """A pattern as long as the depth is literal, a shorter one repeats.
+    """Return a pattern as long as the depth is literal, a shorter one repeats.
 
     Raises:
         InputError: when the pattern is longer than the model is deep.
@@ -183,7 +183,7 @@ def repeat_to_depth(layers: Sequence[LayerSpec], n_layers: int) -> list[LayerSpe
 
 
 def format_choice(layers: Sequence[LayerSpec]) -> str:
-    """A choice as text that `parse_choice` reads back."""
+    """Return a choice as text that `parse_choice` reads back."""
     words: list[str] = []
     counts: list[int] = []
     for layer in layers:

@@ -140,7 +140,7 @@ def import_file(path: str, origin: str) -> Any:
 
 
 def _dotted_name(file: Path) -> str | None:
-    """The name by which an import finds a file of a package; None for any other file."""
+    """Return the name by which an import finds a file of a package; None for any other file."""
     parts, folder = [file.stem] if file.stem != "__init__" else [], file.parent
     while (folder / "__init__.py").is_file():
         parts.insert(0, folder.name)
@@ -157,7 +157,7 @@ def _dotted_name(file: Path) -> str | None:
 
 
 def plugins_in(words: Sequence[str]) -> list[str]:
-    """The modules named by `--plugin` on a command line, found without knowing the command's other options."""
+    """Return the modules named by `--plugin` on a command line, found without knowing the command's other options."""
     found = []
     for index, word in enumerate(words):
         if word == "--plugin" and index + 1 < len(words):

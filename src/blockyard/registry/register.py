@@ -117,17 +117,17 @@ C = TypeVar("C", bound=type)
 
 
 def register_attn(name: str, *, group: str | None = None, traits: Traits | None = None) -> Callable[[C], C]:
-    """Class decorator that registers a mixer. Without `traits` they are inferred from its signatures."""
+    """Return a class decorator that registers a mixer. Without `traits` they are inferred from its signatures."""
     return _decorator("attn", name, group, traits)
 
 
 def register_ffn(name: str, *, group: str | None = None, traits: Traits | None = None) -> Callable[[C], C]:
-    """Class decorator that registers an FFN."""
+    """Return a class decorator that registers an FFN."""
     return _decorator("ffn", name, group, traits)
 
 
 def register_block(attn: str, ffn: str, *, group: str | None = None) -> Callable[[C], C]:
-    """Class decorator for a block that replaces the ordinary one when exactly this pair is chosen.
+    """Return a class decorator for a block that replaces the ordinary one when exactly this pair is chosen.
 
     The class is built as `cls(d_model, n_heads, **options)` with the options of both members and its own.
     """
@@ -154,7 +154,7 @@ def _decorator(kind: Kind, name: str, group: str | None, traits: Traits | None) 
 
 
 def infer_traits(cls: type) -> Traits:
-    """Traits of a class that declares none: an argument its `forward` names is one it honours."""
+    """Return traits of a class that declares none: an argument its `forward` names is one it honours."""
     names = accepted_arguments(cls.forward) if hasattr(cls, "forward") else frozenset()
     return Traits(
         causal=bool(causal_by(options_of(cls), names)),
@@ -189,7 +189,7 @@ def causal_by(constructor: Collection[str], accepts: Collection[str]) -> tuple[s
 
 
 def accepted_arguments(function: Callable[..., Any]) -> frozenset[str]:
-    """Names of the parameters a callable names (`**kwargs` does not count as naming anything)."""
+    """Return names of the parameters a callable names (`**kwargs` does not count as naming anything)."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return frozenset(n for n, p in inspect.signature(function).parameters.items() if p.kind in kinds)
 
@@ -212,7 +212,7 @@ def _load(kind: Kind, name: str) -> None:
 
 
 def broken_plugin(what: str, point: metadata.EntryPoint, error: BaseException) -> str:
-    """In one line, what an installed plug-in would bring, where it comes from, and what is wrong with it."""
+    """Word in one line what an installed plug-in would bring, where it comes from, and what is wrong with it."""
     package = f" of the package {point.dist.name} {point.dist.version}" if point.dist is not None else ""
     first = (str(error).strip().splitlines() or ["no message"])[0]
     return f"{what}{package} ({point.value}) cannot be imported: {type(error).__name__}: {first}"
@@ -225,12 +225,14 @@ def _entry_points(kind: Kind) -> list[metadata.EntryPoint]:
 
 @cache
 def _installed(group: str, path: tuple[str, ...]) -> tuple[metadata.EntryPoint, ...]:
-    """Looking through the installed packages takes 10 ms, and names are asked for a hundred times in building a run."""
+    """Return looking through the installed packages takes 10 ms, and names are asked for a hundred times in building a
+    run."""
     return tuple(metadata.entry_points(group=group))
 
 
 def names(kind: Kind) -> list[str]:
-    """All registered names of a kind: built-in, installed (entry points, but for those found broken), decorated."""
+    """Return all registered names of a kind: built-in, installed (entry points, but for those found broken),
+    decorated."""
     found = list(BUILTIN[kind])
     found += [p.name for p in _entry_points(kind)]
     found += [n for k, n in _register.entries if k == kind]
@@ -238,7 +240,7 @@ def names(kind: Kind) -> list[str]:
 
 
 def implementation(kind: Kind, name: str) -> Entry:
-    """The entry of a name.
+    """Return the entry of a name.
 
     Raises:
         InputError: for an unknown name, with the nearest known one, or an installed one that cannot be imported.
@@ -255,7 +257,7 @@ def implementation(kind: Kind, name: str) -> Entry:
 
 
 def entries(kind: Kind) -> list[Entry]:
-    """All entries of a kind, loaded. An installed plug-in that cannot be imported is named once and left out."""
+    """Return all entries of a kind, loaded. An installed plug-in that cannot be imported is named once and left out."""
     found = []
     for name in names(kind):
         try:
@@ -269,13 +271,13 @@ def entries(kind: Kind) -> list[Entry]:
 
 
 def find_block(attn: str, ffn: str) -> Entry | None:
-    """The paired block registered for this mixer and FFN, if there is one."""
+    """Return the paired block registered for this mixer and FFN, if there is one."""
     name = f"{attn}+{ffn}"
     return implementation("block", name) if name in names("block") else None
 
 
 def members_of(entry: Entry, options: Mapping[str, Any]) -> dict[str, Entry]:
-    """The implementations that an entry is made of by name (a mixture's expert): option -> entry.
+    """Return the implementations that an entry is made of by name (a mixture's expert): option -> entry.
 
     A class says so by `members = {"expert": "ffn"}`: its option `expert` names an FFN, whose options are written
     `expert.d_ff` and reach the constructor in `expert_options`.
@@ -290,7 +292,7 @@ def members_of(entry: Entry, options: Mapping[str, Any]) -> dict[str, Entry]:
 
 
 def member_options(entry: Entry, options: Mapping[str, Any]) -> dict[str, Option]:
-    """Options of an entry's members, as `expert.d_ff`."""
+    """Return options of an entry's members, as `expert.d_ff`."""
     return {
         f"{option}.{name}": replace(own, name=f"{option}.{name}")
         for option, member in members_of(entry, options).items()
@@ -299,7 +301,7 @@ def member_options(entry: Entry, options: Mapping[str, Any]) -> dict[str, Option
 
 
 def fold_members(options: Mapping[str, Any]) -> dict[str, Any]:
-    """`expert.d_ff=512` as constructors take it: `expert_options={"d_ff": 512}`."""
+    """Return `expert.d_ff=512` as constructors take it: `expert_options={"d_ff": 512}`."""
     folded: dict[str, Any] = {}
     for name, value in options.items():
         option, dot, key = name.partition(".")
@@ -312,7 +314,7 @@ def fold_members(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unfold_members(entry: Entry, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The other way: `expert_options={"d_ff": 512}` as `expert.d_ff=512`."""
+    """Return the other way: `expert_options={"d_ff": 512}` as `expert.d_ff=512`."""
     inner = {f"{option}_options": option for option in getattr(entry.cls, "members", {})}
     flat = {name: value for name, value in options.items() if name not in inner}
     for name, option in inner.items():
@@ -332,13 +334,13 @@ def create(kind: Kind, name: str, options: Mapping[str, Any]) -> Any:
 
 
 def training_options() -> tuple[type, ...]:
-    """The dataclasses of the options that systems add to training."""
+    """Return the dataclasses of the options that systems add to training."""
     found = [place.split(":") for place in TRAINING.values()]
     return tuple(getattr(importlib.import_module(module), name) for module, name in found)
 
 
 def owners(option: str, kind: Kind | None = None) -> list[str]:
-    """Names of the implementations that have this option."""
+    """Return names of the implementations that have this option."""
     kinds: tuple[Kind, ...] = (kind,) if kind else ("attn", "ffn", "block")
     return list(dict.fromkeys(e.name for k in kinds for e in entries(k) if option in e.options))
 
@@ -354,12 +356,12 @@ def get_ffn(name: str, **options: Any) -> Any:
 
 
 def attention_class(name: str) -> type:
-    """The class registered as a mixer."""
+    """Return the class registered as a mixer."""
     return implementation("attn", name).cls
 
 
 def ffn_class(name: str) -> type:
-    """The class registered as an FFN."""
+    """Return the class registered as an FFN."""
     return implementation("ffn", name).cls
 
 
@@ -368,7 +370,7 @@ def list_attention(details: Literal[False] = False) -> list[str]: ...
 @overload
 def list_attention(details: Literal[True]) -> list[dict[str, Any]]: ...
 def list_attention(details: bool = False) -> list[str] | list[dict[str, Any]]:
-    """Names of the registered mixers, or with `details` their traits, options and sources."""
+    """Return names of the registered mixers, or with `details` their traits, options and sources."""
     return [describe(e) for e in entries("attn")] if details else names("attn")
 
 
@@ -377,12 +379,12 @@ def list_ffn(details: Literal[False] = False) -> list[str]: ...
 @overload
 def list_ffn(details: Literal[True]) -> list[dict[str, Any]]: ...
 def list_ffn(details: bool = False) -> list[str] | list[dict[str, Any]]:
-    """Names of the registered FFNs, or with `details` their options and sources."""
+    """Return names of the registered FFNs, or with `details` their options and sources."""
     return [describe(e) for e in entries("ffn")] if details else names("ffn")
 
 
 def describe(entry: Entry) -> dict[str, Any]:
-    """An entry as plain data, ready for JSON."""
+    """Return an entry as plain data, ready for JSON."""
     description: dict[str, Any] = {
         "kind": entry.kind,
         "name": entry.name,

@@ -52,7 +52,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _loader(yaml: Any) -> Any:
-    """PyYAML's safe loader with YAML 1.2's numbers and truth values, refusing duplicate keys."""
+    """Return PyYAML's safe loader with YAML 1.2's numbers and truth values, refusing duplicate keys."""
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -77,7 +77,7 @@ def _loader(yaml: Any) -> Any:
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:
-    """The mapping as YAML text that readers of YAML 1.1 and 1.2 understand alike: "off" and "1e3" are quoted."""
+    """Return the mapping as YAML text that readers of YAML 1.1 and 1.2 understand alike: "off" and "1e3" are quoted."""
     yaml: Any = require("yaml", extra="train")
 
     # A class of its own, as resolvers belong to the class.

@@ -24,7 +24,8 @@ WORTH_SAYING = 1.15
 
 
 def answers_of(report: Report) -> list[Answer]:
-    """The questions that the report can answer, each with sentences; the report is ranked and compared already."""
+    """Return the questions that the report can answer, each with sentences; the report is ranked and compared
+    already."""
     found = [
         ("Is it worse?", [line for row in report["comparisons"] if (line := in_a_sentence(report, row))]),
         ("What if I train longer?", _longer(report)),
@@ -34,7 +35,7 @@ def answers_of(report: Report) -> list[Answer]:
 
 
 def in_a_sentence(report: Report, row: Comparison) -> str:
-    """ "mla: undecided, 0.17 behind; about 3 more seeds decide." """
+    """Word "mla: undecided, 0.17 behind; about 3 more seeds decide." """
     name, leader, word = row["name"], row["against"], row["verdict"]
     if row["difference"] is None or word == "unknown":
         return ""
@@ -57,7 +58,7 @@ def seeds_in_words(row: Mapping[str, Any]) -> str:
 
 
 def margin_in_words(report: Report) -> str:
-    """The margin within which two choices are equivalent, with as many digits as it has."""
+    """Return the margin within which two choices are equivalent, with as many digits as it has."""
     return f"{report['margin']:.2g}"
 
 
@@ -103,7 +104,7 @@ def _cheaper(report: Report) -> list[str]:
 
 
 def _trade_off(report: Report, choice: Choice, leader: Choice, row: Comparison, better: Choice | None) -> str:
-    """ "tva+vft is 0.40 behind, but caches 16× fewer bytes per token." """
+    """Word "tva+vft is 0.40 behind, but caches 16× fewer bytes per token." """
     if row["difference"] is None or row["verdict"] == "unknown":
         return ""
     gap = f"{abs(row['difference']):.{units.decimals_for(row['half_width'])}f}"
@@ -138,7 +139,7 @@ def figures_of(report: Report, choice: Choice) -> dict[str, tuple[float, bool, s
 
 
 def _times_better(report: Report, word: str, choice: Choice, other: Choice) -> float:
-    """By which factor a choice is better in one of its figures; 1 where either has none."""
+    """Return by which factor a choice is better in one of its figures; 1 where either has none."""
     mine, its = figures_of(report, choice).get(word), figures_of(report, other).get(word)
     if mine is None or its is None:
         return 1.0

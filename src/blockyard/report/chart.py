@@ -33,6 +33,6 @@ def seeds_in(report: Report) -> str:
 
 
 def mean_of_seeds(report: Report) -> str:
-    """For captions: "Mean of n = 3 seeds." or "One seed (n = 1)." """
+    """Word for captions "Mean of n = 3 seeds." or "One seed (n = 1)." """
     n = seeds_in(report)
     return "One seed (n = 1)." if n == "1" else f"Mean of n = {n} seeds."

@@ -31,7 +31,7 @@ def confirmed(report: Report) -> list[Answer]:
 
 
 def _sentences(report: Report, rows: list[Comparison], source: str) -> list[str]:
-    """The verdict on the confirmation, then the words of every choice there."""
+    """Return the verdict on the confirmation, then the words of every choice there."""
     leader, here = report["ranking"][0]["name"], {row["name"]: row["verdict"] for row in report["comparisons"]}
     best, there = rows[0]["against"], {row["name"]: row["verdict"] for row in rows}
     worse = [name for name, word in here.items() if word == "worse"]

@@ -68,7 +68,7 @@ def render_html(report: Report, parts: Parts) -> str:
 
 
 def _answers(report: Report, pictures: list[str]) -> str:
-    """The picture of the verdict, and the questions with which a reader comes."""
+    """Return the picture of the verdict, and the questions with which a reader comes."""
     found = [f"<h3>{prose(answer['question'])}</h3>\n{items(answer['sentences'])}" for answer in report["answers"]]
     return section("What that means", *pictures, *found, kind="answers")
 
@@ -106,7 +106,7 @@ def _ranking_note(report: Report) -> str:
 
 
 def _own(part: Section, charts: str) -> str:
-    """A section of the task's own: tables, then charts."""
+    """Return a section of the task's own: tables, then charts."""
     tables = [
         (f"<h3>{escape(table.caption)}</h3>\n" if table.caption else "") + cards_table(table.columns, table.rows)
         for table in part.tables

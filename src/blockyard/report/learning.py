@@ -58,7 +58,7 @@ def gains_at_the_end(report: Report, ranking: list[Ranked]) -> tuple[list[float]
 
 
 def _end_and_gain(choice: Choice) -> tuple[float, float] | None:
-    """Final quality and how much it fell over the last part of the budget, averaged over finished runs."""
+    """Return final quality and how much it fell over the last part of the budget, averaged over finished runs."""
     found = []
     for run in choice["runs"]:
         if run["status"] == "finished":
@@ -72,7 +72,7 @@ def _end_and_gain(choice: Choice) -> tuple[float, float] | None:
 
 
 def _before_and_after(curve: Curve) -> tuple[float, float] | None:
-    """The quality when the last part of the budget began (interpolated), and at the end."""
+    """Return the quality when the last part of the budget began (interpolated), and at the end."""
     points = [(tokens, value) for tokens, value in zip(curve["tokens"], curve["loss"]) if value is not None]
     if len(points) < 3:
         return None

@@ -29,7 +29,7 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 
 def style_sheet() -> str:
-    """The page's CSS, with the palette's colours."""
+    """Return the page's CSS, with the palette's colours."""
     text = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     for word, column in (("LIGHT_SERIES", 0), ("DARK_SERIES", 1)):
         text = text.replace(word, " ".join(f"--c{i}: {pair[column]};" for i, pair in enumerate(SERIES)))
@@ -38,25 +38,25 @@ def style_sheet() -> str:
 
 
 def prose(text: str) -> str:
-    """Escaped text in which an interval and an option of a command are not torn apart at a line's end."""
+    """Return escaped text in which an interval and an option of a command are not torn apart at a line's end."""
     text = escape(text).replace(" ± ", "\u00a0±\u00a0")
     return re.sub(r"--[a-z][\w.]*", r'<span class="nw">\g<0></span>', text)
 
 
 def name_html(name: str) -> str:
-    """A choice's name, to be broken at a line's end only between its parts."""
+    """Return a choice's name, to be broken at a line's end only between its parts."""
     parts = re.sub(r"([+/])", "\\1\u200b", name)
     return f'<span class="name">{escape(parts).replace(chr(0x200B), "<wbr>")}</span>'
 
 
 def items(lines: Iterable[str], kind: str = "") -> str:
-    """Sentences as a list."""
+    """Return sentences as a list."""
     listed = "".join(f"<li>{prose(line)}</li>" for line in lines)
     return f"<ul{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{listed}</ul>"
 
 
 def header(title: str, verdict: Mapping[str, object], kind: str, facts: Iterable[tuple[str, str]]) -> str:
-    """The title, the answer with what else to know of it, and the terms at a glance.
+    """Return the title, the answer with what else to know of it, and the terms at a glance.
 
     Args:
         title: of the page.
@@ -75,7 +75,7 @@ def header(title: str, verdict: Mapping[str, object], kind: str, facts: Iterable
 
 
 def section(heading: str, *parts: str, lede: str = "", kind: str = "") -> str:
-    """A heading, a sentence or two below it, and parts; nothing where there are no parts."""
+    """Return a heading, a sentence or two below it, and parts; nothing where there are no parts."""
     body = "\n".join(part for part in parts if part)
     if not body:
         return ""
@@ -85,7 +85,7 @@ def section(heading: str, *parts: str, lede: str = "", kind: str = "") -> str:
 
 
 def figure(chart: Chart, drawn: Drawn, *, wide: bool = False) -> str:
-    """A chart with its title and caption; a wide one stands alone under its section's heading."""
+    """Return a chart with its title and caption; a wide one stands alone under its section's heading."""
     title = "" if wide else f"<h3>{escape(chart.title)}</h3>"
     return (
         f"<figure{' class=wide' if wide else ''}>{title}\n{drawn(chart)}\n"
@@ -94,7 +94,7 @@ def figure(chart: Chart, drawn: Drawn, *, wide: bool = False) -> str:
 
 
 def grid(charts: Sequence[Chart], drawn: Drawn, key: str = "") -> str:
-    """Charts two abreast under the key of their lines and marks; nothing where there are none."""
+    """Return charts two abreast under the key of their lines and marks; nothing where there are none."""
     if not charts:
         return ""
     figures = "\n".join(figure(chart, drawn) for chart in charts)
@@ -102,7 +102,7 @@ def grid(charts: Sequence[Chart], drawn: Drawn, key: str = "") -> str:
 
 
 def swatch(index: int, *, marker_only: bool = False) -> str:
-    """The line and marker of choice number `index`, for a key."""
+    """Return the line and marker of choice number `index`, for a key."""
     look = PLACEHOLDER.style(index)
     if marker_only:
         return marker(look.marker, look.css)
@@ -113,13 +113,13 @@ def swatch(index: int, *, marker_only: bool = False) -> str:
 
 
 def marker(shape: str, colour: str) -> str:
-    """A mark alone, for a key."""
+    """Return a mark alone, for a key."""
     path = f'<path d="{MARKER_PATHS[shape]}" transform="translate(0 0)" fill="{colour}"/>'
     return f'<svg width="12" height="12" viewBox="0 0 12 12" aria-hidden="true">{path}</svg>'
 
 
 def line(colour: str, dashes: str = "", mark: str = "") -> str:
-    """A line with or without a mark on it, for a key."""
+    """Return a line with or without a mark on it, for a key."""
     path = f'<path d="M0 6h46" stroke="{colour}" stroke-width="2"{dashes}/>'
     return f'<svg class="swatch" viewBox="0 0 46 12" aria-hidden="true">{path}{mark}</svg>'
 
@@ -131,7 +131,7 @@ def key_of(names: Iterable[str]) -> str:
 
 
 def cards_table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: Iterable[int] = ()) -> str:
-    """A table whose rows are cards on a phone; the first column holds names, those in `text` words."""
+    """Return a table whose rows are cards on a phone; the first column holds names, those in `text` words."""
     words = set(text)
 
     def kind(i: int) -> str:
@@ -151,7 +151,7 @@ def cards_table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: Ite
 
 
 def command_box(command: str) -> str:
-    """A command line to be copied."""
+    """Return a command line to be copied."""
     return f'<div class="command"><pre>{prose(command)}</pre></div>'
 
 

@@ -54,7 +54,7 @@ class Palette:
     series: tuple[str, ...]
 
     def style(self, index: int) -> Style:
-        """The look of choice number `index`; marker and dashes vary on after the colours repeat."""
+        """Return the look of choice number `index`; marker and dashes vary on after the colours repeat."""
         n = len(self.series)
         return Style(
             colour=self.series[index % n],

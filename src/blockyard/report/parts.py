@@ -88,7 +88,7 @@ class Parts:
         return []
 
     def facts(self, report: Report) -> list[tuple[str, str]]:
-        """Further terms at a glance, as label and value."""
+        """Return further terms at a glance, as label and value."""
         return []
 
     def how_to_read(self, report: Report) -> list[str]:
@@ -96,10 +96,10 @@ class Parts:
         return []
 
     def sections(self, report: Report) -> list[Section]:
-        """Sections made from `report` and nothing else; a run's `figures` are what the task's kind gave."""
+        """Return sections made from `report` and nothing else; a run's `figures` are what the task's kind gave."""
         return []
 
 
 def first_finished(runs: Sequence[Run]) -> Run | None:
-    """The run with the lowest seed that finished."""
+    """Return the run with the lowest seed that finished."""
     return next((run for run in runs if run["status"] == "finished"), None)

@@ -12,19 +12,19 @@ EQUAL = 0.02
 
 
 def join(words: Sequence[str]) -> str:
-    """ "a, b and c" """
+    """Word "a, b and c" """
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def level(report: Report, found: Interval) -> str:
-    """ "1.507 ± 0.012 nats/byte" """
+    """Word "1.507 ± 0.012 nats/byte" """
     return f"{units.plus_minus(found['mean'], found['half_width'])} {quality_unit(report) or quality_word(report)}"
 
 
 def budget_amount(report: Report) -> str:
-    """The budget as people read it."""
+    """Return the budget as people read it."""
     return _amount(report, report["budget"]["value"])
 
 
@@ -36,7 +36,8 @@ def _amount(report: Report, value: float) -> str:
 
 
 def at_equal(report: Report) -> str:
-    """ "at equal tokens (2.0 M)"; where finished runs had more than 2 % more than others: "with 50 s to 1 min …"."""
+    """Word "at equal tokens (2.0 M)"; where finished runs had more than 2 % more than others: "with 50 s to 1 min
+    …"."""
     what = {"tokens": f"{input_unit(report)}s", "seconds": "training time", "flops": "training FLOPs"}
     unit = report["budget"]["unit"]
     had = [
@@ -52,6 +53,6 @@ def at_equal(report: Report) -> str:
 
 
 def spent(report: Report) -> str:
-    """ "after 2.0 M tokens" """
+    """Word "after 2.0 M tokens" """
     what = {"tokens": f" {input_unit(report)}s", "flops": "", "seconds": " of training"}[report["budget"]["unit"]]
     return f"after {budget_amount(report)}{what}"

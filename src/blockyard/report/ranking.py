@@ -23,12 +23,12 @@ FIRST_LOOK, GROWTH = 3, 1.6
 
 
 def finals(choice: Choice) -> list[float]:
-    """Final qualities of the runs that have one."""
+    """Return final qualities of the runs that have one."""
     return [value for run in choice["runs"] if (value := final_of(run)) is not None]
 
 
 def rank(report: Report, last: Collection[str] = ()) -> list[Ranked]:
-    """Choices by mean final quality; one with a run that diverged or failed comes after all that have none.
+    """Return choices by mean final quality; one with a run that diverged or failed comes after all that have none.
 
     Args:
         report: the measured facts.
@@ -56,7 +56,7 @@ def rank(report: Report, last: Collection[str] = ()) -> list[Ranked]:
 
 
 def _sign(report: Report) -> int:
-    """Multiplied by it, a quality is the better the lower it is."""
+    """Return multiplied by it, a quality is the better the lower it is."""
     return -1 if higher_is_better(report) else 1
 
 
@@ -74,7 +74,7 @@ def margin_in(report: Report, ranking: Sequence[Ranked]) -> float:
 def compare_with_leader(
     report: Report, ranking: Sequence[Ranked], margin: float, confidence: float = CONFIDENCE
 ) -> list[Comparison]:
-    """The first ranked of these choices against each other one.
+    """Return the first ranked of these choices against each other one.
 
     Args:
         report: the measured facts.
@@ -108,7 +108,7 @@ def compare_with_leader(
 
 
 def plan_looks(most: int) -> list[Look]:
-    """When a comparison that adds seeds by need looks at them, and what error each look may make.
+    """Return when a comparison that adds seeds by need looks at them, and what error each look may make.
 
     Looking more often claims more that is not there, so the error of all looks together is kept: each has a part of it
     as large as its part of the most seeds (a linear spending function, Lan and DeMets 1983).
@@ -124,7 +124,7 @@ def plan_looks(most: int) -> list[Look]:
 
 
 def compare_by_need(report: Report) -> tuple[list[Ranked], list[Comparison]]:
-    """The order and the comparisons of a report whose seeds were added by need, look by look.
+    """Return the order and the comparisons of a report whose seeds were added by need, look by look.
 
     What is shown to be worse at a look stays so and has no more seeds; all others are looked at again with more.
 
@@ -144,13 +144,13 @@ def compare_by_need(report: Report) -> tuple[list[Ranked], list[Comparison]]:
 
 
 def _at_look(report: Report, seeds: int, without: Collection[str]) -> Report:
-    """The report as it was when every choice that was still open had this many seeds."""
+    """Return the report as it was when every choice that was still open had this many seeds."""
     choices = [c for c in report["choices"] if c["name"] not in without]
     return {**report, "choices": [{**c, "runs": c["runs"][:seeds]} for c in choices]}
 
 
 def still_open(report: Report) -> list[str]:
-    """Choices that another look should see: the leader and the undecided; none where nothing is undecided."""
+    """Return choices that another look should see: the leader and the undecided; none where nothing is undecided."""
     ranking, rows = compare_by_need(report)
     undecided = [row["name"] for row in rows if row["verdict"] == "undecided"]
     equivalent = [row["name"] for row in rows if row["verdict"] == "equivalent"]

@@ -27,7 +27,7 @@ from blockyard.report.stats import has_intervals
 
 
 def title(report: Report) -> str:
-    """The name of the page."""
+    """Return the name of the page."""
     return f"Transformer blocks compared: {report.get('title', 'language model')}"
 
 
@@ -45,7 +45,7 @@ class Row:
 
 
 def facts(report: Report, parts: Parts) -> list[tuple[str, str]]:
-    """The terms of the comparison at a glance."""
+    """Return the terms of the comparison at a glance."""
     settings = report["settings"]
     model, train = settings.get("model", {}), settings.get("train", {})
     unit = {"tokens": f"{input_unit(report)}s", "seconds": "of training each", "flops": "each"}[
@@ -76,7 +76,7 @@ def facts(report: Report, parts: Parts) -> list[tuple[str, str]]:
 
 
 def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
-    """Column names and rows of the ranking."""
+    """Return column names and rows of the ranking."""
     choices = {choice["name"]: choice for choice in report["choices"]}
     reference = choices[report["reference"]]
     unit, per_byte, word = input_unit(report), bytes_per_token(report), quality_word(report)
@@ -137,7 +137,8 @@ def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
 
 
 def _place(report: Report, ranked: Ranked) -> str:
-    """The place in the ranking, "1=" for what is equivalent to the best, "?" for undecided; blank without an order."""
+    """Return the place in the ranking, "1=" for what is equivalent to the best, "?" for undecided; blank without an
+    order."""
     if ranked["rank"] is None:
         return units.NOTHING
     words = {row["name"]: row["verdict"] for row in report["comparisons"]}
@@ -151,7 +152,7 @@ def _place(report: Report, ranked: Ranked) -> str:
 
 
 def _beside(row: Comparison) -> tuple[str, str]:
-    """The word for a choice beside the best mean, and the difference that it is said of."""
+    """Return the word for a choice beside the best mean, and the difference that it is said of."""
     if row["verdict"] == "unknown" or row["difference"] is None:
         return "", ""
     gap = units.plus_minus(row["difference"], row["half_width"], signed=True)
@@ -212,7 +213,7 @@ def match_rows(report: Report) -> tuple[list[str], list[list[str]]]:
 
 
 def run_rows(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Every run with what it spent and where it ended."""
+    """Return every run with what it spent and where it ended."""
     rows = []
     for choice in report["choices"]:
         for run in choice["runs"]:

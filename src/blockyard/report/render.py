@@ -43,7 +43,7 @@ _RC = {
 
 
 def charts_of(report: Report, parts: Parts) -> list[Chart]:
-    """The figures that this report has data for, in reading order, its task's own among them."""
+    """Return the figures that this report has data for, in reading order, its task's own among them."""
     own = [chart for section in parts.sections(report) for chart in section.charts]
     costs = [
         *trade_offs(report),
@@ -65,17 +65,17 @@ def charts_of(report: Report, parts: Parts) -> list[Chart]:
 
 
 def render_svg(chart: Chart, report: Report) -> str:
-    """A figure of a report as `figure_svg` draws it."""
+    """Return a figure of a report as `figure_svg` draws it."""
     return figure_svg(chart, [choice["name"] for choice in report["choices"]])
 
 
 def render_png(chart: Chart, report: Report) -> bytes:
-    """A figure of a report as `figure_png` draws it."""
+    """Return a figure of a report as `figure_png` draws it."""
     return figure_png(chart, [choice["name"] for choice in report["choices"]])
 
 
 def figure_svg(chart: Chart, names: Sequence[str]) -> str:
-    """Inline SVG without network addresses; text and lines in CSS colours, ids prefixed with the chart's name.
+    """Return inline SVG without network addresses; text and lines in CSS colours, ids prefixed with the chart's name.
 
     Args:
         chart: what to draw.
@@ -89,7 +89,7 @@ def figure_svg(chart: Chart, names: Sequence[str]) -> str:
 
 
 def figure_png(chart: Chart, names: Sequence[str]) -> bytes:
-    """The figure on white paper with its own legend, 160 dots per inch."""
+    """Return the figure on white paper with its own legend, 160 dots per inch."""
     figure = _figure(chart, names, LIGHT, legend=chart.legend and len(names) > 1)
     buffer = io.BytesIO()
     with drawing_style():
@@ -98,7 +98,7 @@ def figure_png(chart: Chart, names: Sequence[str]) -> bytes:
 
 
 def drawing_style() -> Any:
-    """Sizes and fonts of every figure, for as long as it is drawn."""
+    """Return sizes and fonts of every figure, for as long as it is drawn."""
     return require("matplotlib", extra="report").rc_context(_RC)
 
 
@@ -138,7 +138,7 @@ def _figure(chart: Chart, names: Sequence[str], palette: Palette, *, legend: boo
 
 
 def dress(axes: Any, palette: Palette) -> None:
-    """Frame, ticks and grid in the palette's colours."""
+    """Draw frame, ticks and grid in the palette's colours."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -156,7 +156,7 @@ _LONG_NUMBER = re.compile(r"(-?\d+\.\d{2})\d+")
 
 
 def for_the_page(svg: str, name: str, title: str) -> str:
-    """The drawing as an inline element.
+    """Return the drawing as an inline element.
 
     Args:
         svg: what matplotlib wrote, in the placeholder colours.

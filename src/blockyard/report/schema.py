@@ -230,27 +230,28 @@ class Report(TypedDict):
 
 
 def final_of(run: Run) -> float | None:
-    """The run's final quality, which is its validation loss unless it says otherwise; None unless it finished."""
+    """Return the run's final quality, which is its validation loss unless it says otherwise; None unless it
+    finished."""
     return run.get("final_quality", run["final_loss"])
 
 
 def best_of(run: Run) -> float | None:
-    """The run's best quality over its evaluations."""
+    """Return the run's best quality over its evaluations."""
     return run.get("best_quality", run["best_loss"])
 
 
 def quality_word(report: Report) -> str:
-    """The quality as a noun within a sentence: "loss", "accuracy"."""
+    """Return the quality as a noun within a sentence: "loss", "accuracy"."""
     return str(report["quality"].get("metric", "loss")).removeprefix("validation ")
 
 
 def quality_unit(report: Report) -> str:
-    """Its unit, "" for a plain number."""
+    """Return its unit, "" for a plain number."""
     return str(report["quality"].get("unit", ""))
 
 
 def with_unit(report: Report, word: str) -> str:
-    """ "final loss (nats/byte)", or "final accuracy"."""
+    """Word "final loss (nats/byte)", or "final accuracy"."""
     unit = quality_unit(report)
     return f"{word} ({unit})" if unit else word
 
@@ -271,5 +272,5 @@ def position_word(report: Report) -> str:
 
 
 def bytes_per_token(report: Report) -> float:
-    """Bytes per token of the validation text, 1 where that does not apply."""
+    """Return bytes per token of the validation text, 1 where that does not apply."""
     return float(report["quality"].get("bytes_per_token") or 1.0)

@@ -51,7 +51,8 @@ def has_intervals() -> bool:
 
 
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float | None, float | None]:
-    """(mean, half width of its t-interval); the half width is None with fewer than two values, or without scipy."""
+    """Return (mean, half width of its t-interval); the half width is None with fewer than two values, or without
+    scipy."""
     if not values:
         return None, None
     mean = statistics.fmean(values)
@@ -112,7 +113,7 @@ class Family:
         self.sizes = tuple(sorted(len(values) for values in known.values()))
 
     def difference(self, a: str, b: str) -> Difference:
-        """Mean of a less mean of b, with the half width of its interval."""
+        """Return mean of a less mean of b, with the half width of its interval."""
         first, second = self.samples[a], self.samples[b]
         if not first or not second:
             return Difference(None, None)
@@ -122,7 +123,7 @@ class Family:
         return Difference(gap, self._half_width(a, b, len(first), len(second), self.sizes, DRAWS))
 
     def seeds_to_decide(self, a: str, b: str, margin: float) -> int | None:
-        """Seeds to add to each choice until a and b are told apart, or shown to be equal within the margin.
+        """Return seeds to add to each choice until a and b are told apart, or shown to be equal within the margin.
 
         Means and variances are taken to stay as they are, so the answer is a guess. None when it is more than what
         makes `_MOST_SEEDS` in all.
@@ -139,7 +140,8 @@ class Family:
         return None
 
     def _half_width(self, a: str, b: str, n_a: int, n_b: int, sizes: tuple[int, ...], draws: int) -> float:
-        """Welch's, with floors under the variances, widened for all pairs of choices, times the simulated factor."""
+        """Return Welch's, with floors under the variances, widened for all pairs of choices, times the simulated
+        factor."""
         first, second = self.variances[a] / n_a, self.variances[b] / n_b
         if first + second == 0:
             return 0.0
@@ -149,7 +151,7 @@ class Family:
 
 
 def _t_quantile(tails: float, freedom: float) -> float:
-    """The t that |T| exceeds with this probability."""
+    """Return the t that |T| exceeds with this probability."""
     return float(require("scipy.stats", extra="report").t.isf(tails / 2, freedom))
 
 
@@ -193,7 +195,8 @@ def simulated_factor(sizes: tuple[int, ...], alpha: float, draws: int) -> float:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(median, low, high) of repeated measurements: the sign test's interval of at least 95 %, whatever they follow.
+    """Return (median, low, high) of repeated measurements: the sign test's interval of at least 95 %, whatever they
+    follow.
 
     Of fewer than six it is all that was seen, and holds the median with less.
     """
@@ -221,7 +224,7 @@ def speed_word(speedups: Sequence[float]) -> Word:
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles of repeated measurements, as stored in report.json."""
+    """Return median and quartiles of repeated measurements, as stored in report.json."""
     if len(values) == 1:
         low = middle = high = values[0]
     else:

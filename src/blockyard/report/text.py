@@ -20,7 +20,7 @@ from blockyard.report.schema import Report, best_of, final_of, quality_unit
 
 
 def render_markdown(report: Report, own: Parts) -> str:
-    """The same answer, tables and provenance as the page; figures by the names of their PNG files."""
+    """Return the same answer, tables and provenance as the page; figures by the names of their PNG files."""
     verdict = report["verdict"]
     columns, rows = ranking_rows(report)
     ranking = [
@@ -71,7 +71,7 @@ def render_markdown(report: Report, own: Parts) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown and the HTML within it leave alone."""
+    """Return text that Markdown and the HTML within it leave alone."""
     for mark in "\\`*_[]<>|#":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
@@ -85,7 +85,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def _fenced(text: str) -> str:
-    """A code block whose fence is longer than any run of backticks inside it."""
+    """Return a code block whose fence is longer than any run of backticks inside it."""
     longest = max((len(run) for run in _runs_of_backticks(text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
@@ -123,7 +123,7 @@ CSV_COLUMNS = (
 
 
 def render_csv(report: Report) -> str:
-    """One line for each run, plain numbers without units in them; empty where there is none."""
+    """Return one line for each run, plain numbers without units in them; empty where there is none."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

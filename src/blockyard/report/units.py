@@ -12,7 +12,7 @@ _SI = (("", 1.0), ("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12), ("P", 1e15), 
 
 
 def prefix(largest: float) -> tuple[str, float]:
-    """The SI prefix and factor under which `largest` is at least 1, for an axis or a figure."""
+    """Return the SI prefix and factor under which `largest` is at least 1, for an axis or a figure."""
     chosen = _SI[0]
     for entry in _SI:
         if abs(largest) >= entry[1]:
@@ -21,7 +21,7 @@ def prefix(largest: float) -> tuple[str, float]:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, with thousands separators and no exponent."""
+    """Return three significant digits, with thousands separators and no exponent."""
     if value == 0:
         return "0"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -30,7 +30,7 @@ def digits(value: float) -> str:
 
 
 def count(value: float | None, unit: str = "") -> str:
-    """12_345_678 -> "12.3 M"; with unit "FLOP": "12.3 MFLOP". Whole numbers below 10 000 stay whole."""
+    """Return 12_345_678 -> "12.3 M"; with unit "FLOP": "12.3 MFLOP". Whole numbers below 10 000 stay whole."""
     if value is None:
         return NOTHING
     if abs(value) < 10_000 and float(value).is_integer() and not unit:
@@ -40,7 +40,7 @@ def count(value: float | None, unit: str = "") -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes with binary prefixes: 16_384 -> "16.0 KiB"."""
+    """Return bytes with binary prefixes: 16_384 -> "16.0 KiB"."""
     if value is None:
         return NOTHING
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -51,7 +51,7 @@ def size(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """72.4 -> "1 min 12 s"."""
+    """Return 72.4 -> "1 min 12 s"."""
     if seconds is None:
         return NOTHING
     if seconds < 10:
@@ -66,14 +66,14 @@ def duration(seconds: float | None) -> str:
 
 
 def decimals_for(half_width: float | None) -> int:
-    """Decimals that show the interval with one or two digits: 0.4 -> 2, 0.012 -> 3, 0.0004 -> 4, none -> 3."""
+    """Return decimals that show the interval with one or two digits: 0.4 -> 2, 0.012 -> 3, 0.0004 -> 4, none -> 3."""
     if half_width is None or half_width <= 0:
         return 3
     return 2 if half_width >= 0.1 else 3 if half_width >= 0.001 else 4
 
 
 def plus_minus(mean: float | None, half_width: float | None, *, signed: bool = False) -> str:
-    """ "1.62 ± 0.01", or the mean alone when there is no interval."""
+    """Word "1.62 ± 0.01", or the mean alone when there is no interval."""
     if mean is None:
         return NOTHING
     places = decimals_for(half_width)
@@ -82,26 +82,26 @@ def plus_minus(mean: float | None, half_width: float | None, *, signed: bool = F
 
 
 def ratio(value: float) -> str:
-    """16.0 -> "16×", 1.84 -> "1.8×"."""
+    """Return 16.0 -> "16×", 1.84 -> "1.8×"."""
     if value >= 9.5:
         return f"{value:,.0f}×"
     return f"{value:.1f}×" if value >= 1.95 else f"{value:.2f}×"
 
 
 def times(factor: float) -> str:
-    """A factor without trailing zeros: 16.0 -> "16×", 2.5 -> "2.5×", 1.20 -> "1.2×"."""
+    """Return a factor without trailing zeros: 16.0 -> "16×", 2.5 -> "2.5×", 1.20 -> "1.2×"."""
     figure = ratio(factor).removesuffix("×")
     return (figure.rstrip("0").rstrip(".") if "." in figure else figure) + "×"
 
 
 def rate_label(factor: float) -> str:
-    """A factor on the recipe's rates as people read it: ×2, ×1/4, ×1.5."""
+    """Return a factor on the recipe's rates as people read it: ×2, ×1/4, ×1.5."""
     inverse = 1 / factor
     return f"×1/{inverse:g}" if factor < 1 and inverse == round(inverse) else f"×{factor:g}"
 
 
 def command_line(command: str, options: Iterable[tuple[str, Any]]) -> str:
-    """`blockyard compare lm --blocks 'standard;tva+vft' --seeds 3`."""
+    """Word `blockyard compare lm --blocks 'standard;tva+vft' --seeds 3`."""
     words = [command]
     for name, value in options:
         words += [f"--{name}", shlex.quote(word(value))]
@@ -109,7 +109,7 @@ def command_line(command: str, options: Iterable[tuple[str, Any]]) -> str:
 
 
 def word(value: Any) -> str:
-    """A value as it is typed."""
+    """Return a value as it is typed."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):

@@ -49,7 +49,7 @@ def analyse(report: Report) -> Report:
 
 
 def put_in_words(report: Report) -> Verdict:
-    """The answer in one or two plain sentences, then what else a reader should know before believing it."""
+    """Return the answer in one or two plain sentences, then what else a reader should know before believing it."""
     ranking = report["ranking"]
     ranked = [row for row in ranking if row["rank"] is not None]
     details = [*_about_looks(report), *_warnings(report)]
@@ -77,7 +77,7 @@ def put_in_words(report: Report) -> Verdict:
 
 
 def standing(report: Report, comparisons: list[Comparison], leader: Ranked) -> tuple[str, str]:
-    """(kind, sentence) of who leads, from the leader's comparisons."""
+    """Return (kind, sentence) of who leads, from the leader's comparisons."""
     reached, where = level(report, leader["final"]), at_equal(report)
     by_word = {
         word: [row for row in comparisons if row["verdict"] == word] for word in ("worse", "equivalent", "undecided")

@@ -67,7 +67,7 @@ class Want:
 
 
 def figure_of(choice: Choice, figure: str) -> float | None:
-    """A figure of FIGURES; None where it was not, or could not be, measured."""
+    """Return a figure of FIGURES; None where it was not, or could not be, measured."""
     speed, memory = choice["speed"], choice["memory"]
     if figure in ("decode", "train"):
         measured = speed.get(f"{figure}_wall") if speed else None

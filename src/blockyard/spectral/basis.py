@@ -22,7 +22,7 @@ Interpolation = Literal["linear", "cubic"]
 
 
 def smooth_length(n: int) -> int:
-    """The smallest length of at least n with no prime factor above 5.
+    """Return the smallest length of at least n with no prime factor above 5.
 
     A transform of prime-like length costs five to nine times as much per element.
     """
@@ -39,7 +39,7 @@ def smooth_length(n: int) -> int:
 
 
 def default_buckets(bins: int) -> int:
-    """Anchors for so many bins: ⌊√bins⌋, at least 4."""
+    """Return anchors for so many bins: ⌊√bins⌋, at least 4."""
     return max(4, math.isqrt(bins))
 
 
@@ -52,7 +52,7 @@ def anchor_bins(bins: int, buckets: int, spacing: Spacing) -> Tensor:
 
 
 def anchor_matrix(bins: int, buckets: int, interpolation: Interpolation, spacing: Spacing) -> Tensor:
-    """The interpolation as a matrix: float64 [buckets, bins], anchors @ matrix = bins; its columns sum to 1.
+    """Return the interpolation as a matrix: float64 [buckets, bins], anchors @ matrix = bins; its columns sum to 1.
 
     Args:
         bins: frequencies 0 to π in equal steps, n_fft // 2 + 1 of them.
@@ -85,7 +85,8 @@ def anchor_matrix(bins: int, buckets: int, interpolation: Interpolation, spacing
 
 
 def _growth(bins: int, buckets: int) -> float:
-    """Exponent a of (e^(au) − 1) / (e^a − 1) such that the first of the steps is one bin wide; 0 = equal steps."""
+    """Return exponent a of (e^(au) − 1) / (e^a − 1) such that the first of the steps is one bin wide; 0 = equal
+    steps."""
     steps, wanted = buckets - 1, 1 / max(1, bins - 1)
     if wanted >= 1 / steps:
         return 0.0
@@ -110,7 +111,8 @@ def _basis(buckets: int, window: int, interpolation: Interpolation, spacing: Spa
 def kernel_basis(
     buckets: int, window: int, interpolation: Interpolation, spacing: Spacing, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """The causal kernels of unit anchors, [2·buckets, window]: h = [Re a, Im a] @ basis, h = irfft(gate, 2L)[:L].
+    """Return the causal kernels of unit anchors, [2·buckets, window]: h = [Re a, Im a] @ basis, h = irfft(gate,
+    2L)[:L].
 
     Plain tensors shared by all layers, not buffers: those would be rounded by `model.to(torch.bfloat16)`.
     """
@@ -122,13 +124,13 @@ def kernel_basis(
 def bin_matrix(
     buckets: int, bins: int, interpolation: Interpolation, spacing: Spacing, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """`anchor_matrix` in the wanted precision and place, kept."""
+    """Return `anchor_matrix` in the wanted precision and place, kept."""
     with outlasting():
         return anchor_matrix(bins, buckets, interpolation, spacing).to(dtype=dtype, device=device)
 
 
 def kernel_span(kernels: Tensor, lags: Tensor, energy: float = 0.95) -> Tensor:
-    """The smallest |lag| within which a kernel has its energy: [...] integers.
+    """Return the smallest |lag| within which a kernel has its energy: [...] integers.
 
     Args:
         kernels: impulse responses [..., n].

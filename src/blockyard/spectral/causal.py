@@ -67,7 +67,7 @@ class CausalMixing(nn.Module):
         cache: RingCache | None = None,
         seen: int | None = None,
     ) -> Tensor:
-        """Mixed values [B, D, T] of new tokens, which are then stored in the cache.
+        """Return mixed values [B, D, T] of new tokens, which are then stored in the cache.
 
         Args:
             x: [B, T, D], 0 beyond a row's count.
@@ -103,7 +103,7 @@ class CausalMixing(nn.Module):
         cache: RingCache,
         seen: int,
     ) -> Tensor:
-        """Rows at different places in their chunk are worked on one place at a time."""
+        """Return rows at different places in their chunk are worked on one place at a time."""
         real = torch.full_like(cache.counts, v.shape[2]) if new is None else new
         total, old = cache.state["sum"], cache.state.get("anchors")
         out, anchors = torch.zeros_like(v), None
@@ -132,7 +132,7 @@ class CausalMixing(nn.Module):
         return out
 
     def _columns(self, counts: Tensor) -> int:
-        """Past tokens that the new ones look back at, from the beginning of a chunk where there are chunks."""
+        """Return past tokens that the new ones look back at, from the beginning of a chunk where there are chunks."""
         # L taps reach L − 1 tokens back.
         stored, back = int(counts.max()), self.window - 1
         if self.gate_kind == "token":
@@ -152,7 +152,7 @@ class CausalMixing(nn.Module):
         history: Tensor | None,
         present: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Mixed values [B, D, T] of rows at one place in their chunk, and the anchors of their chunks.
+        """Return mixed values [B, D, T] of rows at one place in their chunk, and the anchors of their chunks.
 
         Args:
             counts: past tokens per row [B]; None = there are none.
@@ -177,7 +177,7 @@ class CausalMixing(nn.Module):
     def _token_anchors(
         self, x: Tensor, project: Project, gate: SpectralGate, counts: Tensor | None, total: Tensor
     ) -> Tensor:
-        """[B, T, kernels, 2K], from the mean of all inputs up to each."""
+        """Return [B, T, kernels, 2K], from the mean of all inputs up to each."""
         # Sums in float32 at least: in bfloat16 one of a few hundred tokens no longer grows.
         running = total[:, None] + x.cumsum(1, dtype=total.dtype)
         number = _numbers(torch.arange(1, x.shape[1] + 1, device=x.device), counts)
@@ -186,7 +186,8 @@ class CausalMixing(nn.Module):
     def _chunk_anchors(
         self, x: Tensor, project: Project, gate: SpectralGate, counts: Tensor | None, total: Tensor, phase: int
     ) -> Tensor:
-        """[B, chunks, kernels, 2K] of the chunks that begin within x, from the mean of all inputs before each."""
+        """Return [B, chunks, kernels, 2K] of the chunks that begin within x, from the mean of all inputs before
+        each."""
         lead = -phase % self.chunk
         if lead >= x.shape[1]:
             return x.new_zeros(x.shape[0], 0, gate.n_heads * gate.groups, 2 * gate.buckets, dtype=total.dtype)
@@ -218,7 +219,7 @@ class CausalMixing(nn.Module):
         cache: RingCache,
         seen: int,
     ) -> Tensor:
-        """A token against the ring: y = Σ_l h[l] · v_{t−l}. Rows whose token is padding keep their state."""
+        """Return a token against the ring: y = Σ_l h[l] · v_{t−l}. Rows whose token is padding keep their state."""
         # A copy: the cache takes the new state only after its ring has taken the token.
         state, counts = dict(cache.state), cache.counts
         total = state["sum"] + x[:, 0].to(v.dtype)
@@ -239,7 +240,7 @@ class CausalMixing(nn.Module):
     def _chunk_kernel(
         self, project: Project, gate: SpectralGate, new: Tensor | None, cache: RingCache, state: dict[str, Tensor]
     ) -> Tensor:
-        """The kernels [B, M, L] of the chunks that the tokens lie in; new ones are made where a chunk begins."""
+        """Return the kernels [B, M, L] of the chunks that the tokens lie in; new ones are made where a chunk begins."""
         begins = cache.counts % self.chunk == 0
         if new is not None:
             begins = begins & (new > 0)
@@ -260,21 +261,21 @@ class CausalMixing(nn.Module):
         return state["kernel"]
 
     def _kernel(self, anchors: Tensor) -> Tensor:
-        """Anchors [..., 2K] -> kernels [..., L]."""
+        """Return anchors [..., 2K] -> kernels [..., L]."""
         buckets = anchors.shape[-1] // 2
         basis = kernel_basis(buckets, self.window, self.interpolation, self.spacing, anchors.dtype, anchors.device)
         return anchors @ basis
 
     def kernels(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """Impulse responses [..., L] of anchors [..., 2K], and their lags [L]."""
+        """Return impulse responses [..., L] of anchors [..., 2K], and their lags [L]."""
         return self._kernel(anchors), torch.arange(self.window, device=anchors.device)
 
     def query_rows(self, tokens: int) -> int:
-        """Rows that go through the query projection and the gate."""
+        """Return rows that go through the query projection and the gate."""
         return tokens if self.gate_kind == "token" else -(-tokens // self.chunk)
 
     def flops(self, tokens: int, gate: SpectralGate) -> int:
-        """FLOPs beside the three projections."""
+        """Return FLOPs beside the three projections."""
         width, kernels = gate.n_heads * gate.head_dim, gate.n_heads * gate.groups
         if self.gate_kind == "token":
             mixing = token_flops(1, width, gate.buckets, tokens, tokens, self.window)
@@ -284,5 +285,5 @@ class CausalMixing(nn.Module):
 
 
 def _numbers(within: Tensor, counts: Tensor | None) -> Tensor:
-    """Token numbers [B, n], or [1, n] for rows without a past, of places [n] in the new tokens."""
+    """Return token numbers [B, n], or [1, n] for rows without a past, of places [n] in the new tokens."""
     return within[None] if counts is None else counts.to(within.device)[:, None] + within

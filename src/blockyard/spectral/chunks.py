@@ -33,7 +33,7 @@ def _parts(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Spectra of the parts of unit anchors' kernels, [parts, 2·buckets, 2·bins] (complex as real pairs)."""
+    """Return spectra of the parts of unit anchors' kernels, [parts, 2·buckets, 2·bins] (complex as real pairs)."""
     basis = kernel_basis(buckets, window, interpolation, spacing, torch.float64, torch.device("cpu"))
     with outlasting():
         # Parts of S taps, filled up to two chunks: what a part makes of a chunk then fits without wrapping around.
@@ -128,19 +128,19 @@ class _Plan:
         return blocks(self.batch * self.kernels, self.bytes_per_row, self.device)
 
     def rows(self, v: Tensor) -> Tensor:
-        """[B, D, T] -> [B·M, c, T]."""
+        """Compute [B, D, T] -> [B·M, c, T]."""
         return v.contiguous().view(self.batch * self.kernels, -1, self.length)
 
     def gates(self, anchors: Tensor) -> Tensor:
-        """[B, chunks, M, 2K] -> [chunks, B·M, 2K]."""
+        """Compute [B, chunks, M, 2K] -> [chunks, B·M, 2K]."""
         return anchors.transpose(0, 1).reshape(self.outputs, -1, 2 * self.buckets)
 
     def ungated(self, gates: Tensor) -> Tensor:
-        """[chunks, B·M, 2K] -> [B, chunks, M, 2K]."""
+        """Compute [chunks, B·M, 2K] -> [B, chunks, M, 2K]."""
         return gates.unflatten(1, (self.batch, self.kernels)).transpose(0, 1).contiguous()
 
     def spectra(self, rows: Tensor) -> Tensor:
-        """Of every chunk together with what precedes it, [b, c, chunks, bins]."""
+        """Return the spectra of every chunk together with what precedes it, [b, c, chunks, bins]."""
         rest = self.chunks * self.chunk - self.length
         if self.n != 2 * self.chunk:
             return torch.fft.rfft(F.pad(rows, (self.n - self.chunk, rest)).unfold(-1, self.n, self.chunk))
@@ -154,7 +154,8 @@ class _Plan:
         return torch.fft.rfft(both.flatten(-2))
 
     def pairs(self, begin: int = 0) -> list[tuple[int, slice, slice]]:
-        """(part of the kernel, output chunks that use it, chunks of values that they use it on), from part `begin`."""
+        """Return (part of the kernel, output chunks that use it, chunks of values that they use it on), from part
+        `begin`."""
         found = []
         for part in range(begin, min(self.parts.shape[0], self.chunks)):
             start = max(self.first, part)
@@ -162,12 +163,12 @@ class _Plan:
         return found
 
     def kernel(self, anchors: Tensor, part: int) -> Tensor:
-        """Spectra of a part of the kernels of anchors [chunks, b, 2K]: [b, 1, chunks, bins]."""
+        """Return spectra of a part of the kernels of anchors [chunks, b, 2K]: [b, 1, chunks, bins]."""
         spectra = torch.view_as_complex((anchors @ self.parts[part]).unflatten(-1, (-1, 2)))
         return spectra.transpose(0, 1)[:, None]
 
     def convolved(self, rows: Tensor, anchors: Tensor) -> Tensor:
-        """Values [b, c, T] and gates [chunks, b, 2K] to outputs [b, c, outputs, S]."""
+        """Return values [b, c, T] and gates [chunks, b, 2K] to outputs [b, c, outputs, S]."""
         spectra = self.spectra(rows)
         # Part p of a kernel meets the values p chunks back; their products add up before one transform back.
         total = self.kernel(anchors, 0) * spectra[:, :, self.first :]
@@ -177,12 +178,12 @@ class _Plan:
         return torch.fft.irfft(total, self.n)[..., -self.chunk :]
 
     def joined(self, out: Tensor) -> Tensor:
-        """Outputs [B·M, c, outputs, S] as [B, D, T − first·S]."""
+        """Return outputs [B·M, c, outputs, S] as [B, D, T − first·S]."""
         out = out.flatten(-2)[..., : self.length - self.first * self.chunk]
         return out.reshape(self.batch, self.channels, -1).contiguous()
 
     def overlap_add(self, pieces: Tensor) -> Tensor:
-        """Chunks [b, c, chunks, n] that overlap, added up where they lie: [b, c, T]."""
+        """Return chunks [b, c, chunks, n] that overlap, added up where they lie: [b, c, T]."""
         steps = -(-self.n // self.chunk)
         pieces = F.pad(pieces, (0, steps * self.chunk - self.n)).unflatten(-1, (steps, self.chunk))
         total = torch.zeros(
@@ -223,7 +224,8 @@ _convolve.register_autograd(_differentiate, setup_context=_setup)
 def chunk_flops(
     batch: int, channels: int, kernels: int, buckets: int, length: int, first: int, window: int, chunk: int
 ) -> int:
-    """FLOPs of `chunk_convolution`: transforms, complex products and sums, and the making of the kernels' spectra."""
+    """Return FLOPs of `chunk_convolution`: transforms, complex products and sums, and the making of the kernels'
+    spectra."""
     chunks, n = -(-length // chunk), smooth_length(2 * chunk)
     bins, parts = n // 2 + 1, min(-(-window // chunk), chunks)
     pairs = sum(chunks - max(first, part) for part in range(parts))

@@ -62,7 +62,7 @@ class EncoderMixing(nn.Module):
         return {"memory": Role("vector")}
 
     def transform_length(self, tokens: int) -> int:
-        """The transform length for so many tokens.
+        """Return the transform length for so many tokens.
 
         Raises:
             InputError: when they do not fit into `n_fft`.
@@ -80,7 +80,7 @@ class EncoderMixing(nn.Module):
     def forward(
         self, x: Tensor, v: Tensor, project: Callable[[Tensor], Tensor], gate: SpectralGate, counts: Tensor | None
     ) -> Tensor:
-        """Mixed values [B, D, N].
+        """Return mixed values [B, D, N].
 
         Args:
             x: [B, N, D], 0 beyond a row's count.
@@ -120,7 +120,7 @@ class EncoderMixing(nn.Module):
         return y + self.wavelet(y, shares)
 
     def kernels(self, anchors: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-        """Circular impulse responses [..., n] and their lags [n], from −⌊n/2⌋ up.
+        """Return circular impulse responses [..., n] and their lags [n], from −⌊n/2⌋ up.
 
         Args:
             anchors: [..., 2K].
@@ -136,11 +136,11 @@ class EncoderMixing(nn.Module):
         return kernels.roll(n // 2, -1), torch.arange(n, device=anchors.device) - n // 2
 
     def query_rows(self, tokens: int) -> int:
-        """Rows that go through the query projection."""
+        """Return rows that go through the query projection."""
         return self.pooling.projected_rows(tokens)
 
     def flops(self, tokens: int, gate: SpectralGate) -> int:
-        """FLOPs beside the three projections."""
+        """Return FLOPs beside the three projections."""
         width = gate.n_heads * gate.head_dim
         mixing = filter_flops(1, width, gate.n_heads * gate.groups, gate.buckets, self.transform_length(tokens))
         return mixing + gate.flops(1) + self.pooling.flops(tokens, width)

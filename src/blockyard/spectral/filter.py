@@ -22,7 +22,7 @@ _BLOCK_BYTES = 1 << 21
 
 
 def blocks(rows: int, bytes_per_row: int, device: torch.device) -> list[slice]:
-    """Slices over rows that are worked on together: as many as the cache holds, or all of them off the CPU."""
+    """Return slices over rows that are worked on together: as many as the cache holds, or all of them off the CPU."""
     # Off the CPU all at once: every block would be launches of its own.
     size = max(1, _BLOCK_BYTES // bytes_per_row) if device.type == "cpu" else rows
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
@@ -39,7 +39,7 @@ def bin_weights(n: int, like: Tensor) -> Tensor:
 
 
 def fft_flops(n: int) -> int:
-    """The customary count for one real transform of length n, 2.5 · n · log2 n."""
+    """Return the customary count for one real transform of length n, 2.5 · n · log2 n."""
     return int(2.5 * n * math.log2(n)) if n > 1 else 0
 
 
@@ -120,7 +120,7 @@ def _backward(
 def _rows(
     v: Tensor, anchors: Tensor, memory: Tensor | None, n: int, interpolation: str, spacing: str
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Values [B·M, c, N], gates [B·M, 2K], memory [M, c, m] complex, anchor matrix [K, F]."""
+    """Return values [B·M, c, N], gates [B·M, 2K], memory [M, c, m] complex, anchor matrix [K, F]."""
     kernels, buckets = anchors.shape[1], anchors.shape[2] // 2
     rows = v.contiguous().view(v.shape[0] * kernels, v.shape[1] // kernels, v.shape[2])
     low = None
@@ -138,7 +138,7 @@ def _spectrum(rows: Tensor, low: Tensor | None, block: slice, n: int) -> Tensor:
 
 
 def _memory_rows(block: slice, low: Tensor) -> Tensor:
-    """Rows run through the kernels once per sample."""
+    """Return rows run through the kernels once per sample."""
     return torch.arange(block.start, block.stop, device=low.device) % low.shape[0]
 
 
@@ -176,7 +176,8 @@ _filter.register_autograd(_differentiate, setup_context=_setup)
 
 
 def filter_flops(batch: int, channels: int, kernels: int, buckets: int, n: int) -> int:
-    """FLOPs of `spectral_filter`: two transforms and a complex product per channel, and the gates' interpolation."""
+    """Return FLOPs of `spectral_filter`: two transforms and a complex product per channel, and the gates'
+    interpolation."""
     bins = n // 2 + 1
     return batch * (channels * (2 * fft_flops(n) + 6 * bins) + kernels * 4 * buckets * bins)
 

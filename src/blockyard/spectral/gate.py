@@ -38,7 +38,7 @@ class ComplexModReLU(nn.Module):
 
 
 def mod_relu(re: Tensor, im: Tensor, bias: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """modReLU on real and imaginary parts; bias broadcasts to them."""
+    """Return modReLU on real and imaginary parts; bias broadcasts to them."""
     # eps keeps the slope finite where z is 0.
     magnitude = (re.square() + im.square() + eps * eps).sqrt()
     scale = F.relu(magnitude + bias.to(re.dtype)) / magnitude
@@ -110,7 +110,7 @@ class SpectralGate(nn.Module):
         )
 
     def average(self) -> Tensor:
-        """The anchors of a descriptor whose normalised form is 0, [n_heads·groups, 2·buckets]."""
+        """Return the anchors of a descriptor whose normalised form is 0, [n_heads·groups, 2·buckets]."""
         weight = self.base
         zero = torch.zeros(self.n_heads, self.head_dim, device=weight.device)
         return self._anchors(zero.to(torch.float64) if weight.dtype == torch.float64 else zero)
@@ -128,7 +128,7 @@ class SpectralGate(nn.Module):
         return parameter.to(like.dtype)
 
     def _toeplitz(self, re: Tensor, im: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-        """g + t∗g along the anchors, nothing beyond their ends."""
+        """Compute g + t∗g along the anchors, nothing beyond their ends."""
         along = torch.arange(self.buckets, device=taps.device)
         # A banded matrix says it with products that are there already, complex taps included.
         offset = along[None, :] - along[:, None] + TAPS  # into anchor column from anchor row
@@ -137,7 +137,7 @@ class SpectralGate(nn.Module):
         return re + re @ t_re - im @ t_im, im + re @ t_im + im @ t_re
 
     def flops(self, descriptors: int) -> int:
-        """FLOPs for so many descriptors."""
+        """Return FLOPs for so many descriptors."""
         d_gate, out = self.hidden_weight.shape[0], self.out_weight.shape[0]
         total = linear_flops(descriptors * self.n_heads, (self.head_dim, d_gate), (d_gate, out))
         if self.taps is not None:
@@ -149,7 +149,7 @@ class SpectralGate(nn.Module):
 
 
 def starting_gates(kernels: int, frequencies: Tensor, reach: float, causal: bool) -> Tensor:
-    """Gates of exponential smoothings of unit energy, [kernels, 2, buckets] (real, imaginary).
+    """Return gates of exponential smoothings of unit energy, [kernels, 2, buckets] (real, imaginary).
 
     Args:
         kernels: how many; their time constants rise geometrically from 1/4 of a position to `reach`.

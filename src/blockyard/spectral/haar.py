@@ -17,7 +17,7 @@ _ROOT_HALF = math.sqrt(0.5)
 
 
 def haar(x: Tensor, levels: int) -> list[Tensor]:
-    """Bands of x [..., N]: details from fine to coarse, then what is left, the approximation.
+    """Return bands of x [..., N]: details from fine to coarse, then what is left, the approximation.
 
     x is extended by zeros to a multiple of 2^levels; the transform of that is orthonormal, so the squares of all bands
     sum to those of x, and `inverse_haar` gives x back.
@@ -35,7 +35,7 @@ def haar(x: Tensor, levels: int) -> list[Tensor]:
 
 
 def inverse_haar(bands: list[Tensor], length: int) -> Tensor:
-    """x [..., length] from the bands that `haar` gave."""
+    """Return x [..., length] from the bands that `haar` gave."""
     x = bands[-1]
     for detail in reversed(bands[:-1]):
         x = torch.stack([x + detail, x - detail], dim=-1).flatten(-2) * _ROOT_HALF

@@ -169,7 +169,7 @@ class SpectralMixer(Mixer):
     def _filter(
         self, x: Tensor, counts: Tensor | None, valid: Tensor | None, cache: RingCache | None, seen: int
     ) -> Tensor:
-        """[B, N, D] -> [B, N, D], rows without padding in front, of a piece of `seen` tokens with it."""
+        """Compute [B, N, D] -> [B, N, D], rows without padding in front, of a piece of `seen` tokens with it."""
         v = self._values(x)
         if valid is not None:
             # An adapter with a bias would put values where a row has ended.
@@ -183,7 +183,8 @@ class SpectralMixer(Mixer):
         return self.output_proj(self.dropout(mixed.transpose(1, 2).to(x.dtype)))
 
     def _values(self, x: Tensor) -> Tensor:
-        """[B, D, N], channels first: transforms run along contiguous memory (strided they take twice as long)."""
+        """Return [B, D, N], channels first: transforms run along contiguous memory (strided they take twice as
+        long)."""
         if plain(self.v_proj):
             # W xᵀ has channels in front at once; to project first would mean to transpose behind it.
             v = torch.matmul(self.v_proj.weight, x.transpose(1, 2))
@@ -192,7 +193,7 @@ class SpectralMixer(Mixer):
         return v.to(_wide(x.dtype)).contiguous()
 
     def _query(self, rows: Tensor) -> Tensor:
-        """The query projection of summaries or tokens, [..., D] -> [..., D] in at least float32."""
+        """Return the query projection of summaries or tokens, [..., D] -> [..., D] in at least float32."""
         # The weights may be bfloat16, or an adapter's; summaries are float32.
         weight = next(self.q_proj.parameters())
         return self.q_proj(rows.to(weight.dtype)).to(_wide(rows.dtype))
@@ -226,7 +227,7 @@ class SpectralMixer(Mixer):
         return RingCache(batch, self.d_model, self.form.window, max_len=max_len, **placement)
 
     def kernels(self, x: Tensor | None = None, *, length: int = _USUAL_LENGTH) -> tuple[Tensor, Tensor]:
-        """Impulse responses that an input is filtered with, and the lag of each of their elements.
+        """Return impulse responses that an input is filtered with, and the lag of each of their elements.
 
         Args:
             x: [B, T, d_model]; causal: the kernels of what follows x. None = those of an average input.

@@ -35,13 +35,13 @@ class Compacted:
         self.x = torch.where(self.valid[..., None], gathered, 0)
 
     def restore(self, out: Tensor) -> Tensor:
-        """[B, N, d] back to [B, T, d], with 0 at padding."""
+        """Return [B, N, d] back to [B, T, d], with 0 at padding."""
         out = torch.where(self.valid[..., None], out, 0)
         whole = out.new_zeros(self._shape[0], self._shape[1], out.shape[2])
         return whole.scatter(1, self._order.expand(-1, -1, out.shape[2]), out)
 
 
 def groups(keys: Tensor) -> list[tuple[int, Tensor]]:
-    """(key, the rows that have it) for every different key of an int64 [B]; the rows are int64 on the CPU."""
+    """Return (key, the rows that have it) for every different key of an int64 [B]; the rows are int64 on the CPU."""
     keys = keys.cpu()
     return [(int(key), (keys == key).nonzero().flatten()) for key in keys.unique()]

@@ -46,7 +46,7 @@ class QueryPooling(nn.Module):
     def forward(
         self, x: Tensor, project: Callable[[Tensor], Tensor], counts: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
-        """The summary [B, d_model].
+        """Return the summary [B, d_model].
 
         Args:
             x: [B, N, d_model]; beyond a row's count it is 0.
@@ -73,11 +73,11 @@ class QueryPooling(nn.Module):
         return q.unflatten(-1, (self.n_heads, self.head_dim))
 
     def projected_rows(self, tokens: int) -> int:
-        """Rows that go through the query projection, per sequence."""
+        """Return rows that go through the query projection, per sequence."""
         return {"mean": 1, "dct": COEFFICIENTS, "attention": tokens}[self.kind]
 
     def flops(self, tokens: int, d_model: int) -> int:
-        """FLOPs of the weighted sum over time."""
+        """Return FLOPs of the weighted sum over time."""
         return 2 * COEFFICIENTS * tokens * d_model if self.kind == "dct" else 0
 
     def extra_repr(self) -> str:
@@ -91,7 +91,7 @@ def _mean(x: Tensor, counts: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def _cosines(length: int, counts: Tensor | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """DCT-II weights divided by the number of tokens, [B or 1, orders, length]."""
+    """Return DCT-II weights divided by the number of tokens, [B or 1, orders, length]."""
     number = torch.tensor([length], device=device) if counts is None else counts.clamp(min=1)
     number = number.to(dtype)[:, None, None]
     time = torch.arange(length, device=device, dtype=dtype)

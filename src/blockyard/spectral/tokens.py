@@ -38,7 +38,7 @@ def _spectra(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Of the kernels of unit anchors, cut to `taps`: [2·buckets, bins]."""
+    """Return the spectra of the kernels of unit anchors, cut to `taps`: [2·buckets, bins]."""
     # In float64 whatever the model computes in: made once, and rounded once.
     basis = kernel_basis(buckets, window, interpolation, spacing, torch.float64, torch.device("cpu"))
     with outlasting():
@@ -109,7 +109,8 @@ def _backward(
 def _prepare(
     v: Tensor, anchors: Tensor, window: int, interpolation: str, spacing: str
 ) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    """Values [B·M, c, T], gates [B·M, 2K, new], the basis's spectra, transform length, first token with an output."""
+    """Return values [B·M, c, T], gates [B·M, 2K, new], the basis's spectra, transform length, first token with an
+    output."""
     batch, new, kernels, width = anchors.shape
     length = v.shape[2]
     n = linear_length(length, window)
@@ -144,7 +145,7 @@ _convolve.register_autograd(_differentiate, setup_context=_setup)
 
 
 def token_flops(batch: int, channels: int, buckets: int, length: int, new: int, window: int) -> int:
-    """FLOPs of `token_convolution`."""
+    """Return FLOPs of `token_convolution`."""
     n = linear_length(length, window)
     return batch * channels * (fft_flops(n) + 2 * buckets * (fft_flops(n) + 6 * (n // 2 + 1) + 2 * new))
 

@@ -12,7 +12,7 @@ from blockyard.nn.roles import roles
 def param_groups(
     model: nn.Module, lr: float = 5e-4, weight_decay: float = 0.01, gate_weight_decay: float = 0.1
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer: gates are decayed more; gains, biases and embeddings are not decayed.
+    """Return groups for a torch optimizer: gates are decayed more; gains, biases and embeddings are not decayed.
 
     Decaying the matrices that compute the gates is the document's cure for a spectrum that oscillates in training.
 

@@ -48,7 +48,8 @@ class ThinHeads(Protocol):
 
 
 def step_for(attention: ThinHeads, x: Tensor, call: Call) -> Step | None:
-    """What takes x to the cache's tokens a short way: one token behind plain projections; None for anything else."""
+    """Return what takes x to the cache's tokens a short way: one token behind plain projections; None for anything
+    else."""
     cache = call.cache
     # First what tells a step from a prompt, so that other calls lose no time here.
     if type(cache) is not LayerCache or x.shape != (cache.batch, 1, attention.d_model):
@@ -107,7 +108,7 @@ class Step:
             self.scale = 1.0
 
     def fits(self, attention: ThinHeads) -> bool:
-        """Whether it is still made of what the attention has, unchanged."""
+        """Return whether it is still made of what the attention has, unchanged."""
         # By name, since attributes of modules are slow to find, and this is asked for every token.
         now, weights = attention._modules, []
         for name, module in self.modules:
@@ -117,7 +118,7 @@ class Step:
         return self.stamp.holds(weights)
 
     def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
-        """Attention of one token [B, 1, d_model] to the cache and itself: mixed values [B, 1, H · v_dim]."""
+        """Return attention of one token [B, 1, d_model] to the cache and itself: mixed values [B, 1, H · v_dim]."""
         batch, heads, key_heads, width = x.shape[0], self.heads, self.key_heads, self.width
         x = x.reshape(batch, -1)
         if self.stacked is not None:

@@ -120,7 +120,7 @@ def check_groups(groups: Mapping[str, Group], last: Mapping[Key, Setting]) -> No
 
 
 def latest(given: Iterable[Setting]) -> dict[Key, Setting]:
-    """The last word on each key; `attn.impl` and `model.pattern` are two ways of saying one thing."""
+    """Return the last word on each key; `attn.impl` and `model.pattern` are two ways of saying one thing."""
     last = {(item.group, item.key): item for item in given}
     mixer, pattern = last.get(MIXER), last.get(PATTERN)
     if mixer and pattern and mixer.layer != pattern.layer:
@@ -166,7 +166,7 @@ def selected_members(entry: Entry, brackets: Mapping[str, Any], last: Mapping[Ke
 
 
 def named(kind: Kind, name: str, item: Setting | None) -> Entry:
-    """The registered implementation; an unknown name is told with the place where it stands."""
+    """Return the registered implementation; an unknown name is told with the place where it stands."""
     try:
         return implementation(kind, name)
     except InputError as error:
@@ -174,7 +174,7 @@ def named(kind: Kind, name: str, item: Setting | None) -> Entry:
 
 
 def shared_defaults(members: Iterable[Entry]) -> dict[str, Option]:
-    """Options whose default is the same in all selected members that have them."""
+    """Return options whose default is the same in all selected members that have them."""
     found: dict[str, Option] = {}
     differing = set()
     for entry in members:
@@ -198,7 +198,7 @@ def misplaced(item: Setting, group: Group, options: list[str], settled: Settings
 
 
 def read_value(option: Option, item: Setting) -> Any:
-    """The value as the option's type.
+    """Return the value as the option's type.
 
     Raises:
         InputError: "--model.d_model='wide' should be int".

@@ -49,11 +49,11 @@ class Group:
         return {name: option for name, option in found.items() if option.settable}
 
     def flag(self, option: str) -> str:
-        """--name.option."""
+        """Return --name.option."""
         return f"--{self.name}.{option}" if self.name else f"--{option}"
 
     def holders(self, option: str) -> list[Entry]:
-        """The members that have the option."""
+        """Return the members that have the option."""
         return [entry for entry in self.members if option in entry.options]
 
 
@@ -66,7 +66,7 @@ def dataclass_group(
     extra: Iterable[Option] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> Group:
-    """The group of a configuration dataclass: one option per field, with other defaults where some are given."""
+    """Return the group of a configuration dataclass: one option per field, with other defaults where some are given."""
     hidden = set(without)
     own = {n: o for n, o in options_of(cls).items() if n not in hidden}
     own |= {n: replace(own[n], default=value) for n, value in (defaults or {}).items() if n in own}
@@ -74,7 +74,7 @@ def dataclass_group(
 
 
 def block_groups(default_attn: str, default_ffn: str) -> list[Group]:
-    """`attn`, `ffn` and a group per family, from the register (plug-ins are to be imported before).
+    """Return `attn`, `ffn` and a group per family, from the register (plug-ins are to be imported before).
 
     The standard mixer's and FFN's own options sit under `attn` and `ffn`; every other block's under its family.
     """
@@ -103,7 +103,7 @@ def block_groups(default_attn: str, default_ffn: str) -> list[Group]:
 
 
 def serves(members: Iterable[Entry]) -> str:
-    """ "tva (attention), vft (FFN)"."""
+    """Word "tva (attention), vft (FFN)"."""
     words = {"attn": "attention", "ffn": "FFN", "block": "the paired block"}
     return ", ".join(f"{entry.name} ({words[entry.kind]})" for entry in members)
 
@@ -121,7 +121,7 @@ def by_name(groups: Iterable[Group]) -> dict[str, Group]:
 
 
 def train_groups(task: str) -> dict[str, Group]:
-    """The groups of `train TASK`: model, attn, ffn, families, train, data."""
+    """Return the groups of `train TASK`: model, attn, ffn, families, train, data."""
     from blockyard.tasks.kind import task_kind
     from blockyard.training.config import TrainConfig
 
@@ -138,12 +138,12 @@ def train_groups(task: str) -> dict[str, Group]:
 
 
 def wrong_type(origin: str, value: Any, option: Option) -> str:
-    """`--train.steps='many' should be int`."""
+    """Word `--train.steps='many' should be int`."""
     return f"{origin}={value!r} should be {option.type_name}"
 
 
 def not_selected(origin: str, key: str, holders: Iterable[str], impls: Mapping[str, str | None]) -> str:
-    """`--vft.rank: 'rank' is an option of: tva, vft; selected are attn.impl=standard, ffn.impl=swiglu`."""
+    """Word `--vft.rank: 'rank' is an option of: tva, vft; selected are attn.impl=standard, ffn.impl=swiglu`."""
     selected = ", ".join(f"{name}={impl}" for name, impl in impls.items() if impl)
     return f"{origin}: {belongs_to(key, holders)}; selected are {selected}"
 
@@ -154,7 +154,7 @@ def mixers_twice(origin: str) -> str:
 
 
 def unknown_key(origin: str, key: str, known: Iterable[str], group: str) -> str:
-    """`--vft.rnak: no option 'rnak' (did you mean 'rank'?)`, or whose option it is, or which options there are."""
+    """Word `--vft.rnak: no option 'rnak' (did you mean 'rank'?)`, or whose option it is, or which options there are."""
     holders = owners(key)
     if holders:
         return f"{origin}: {belongs_to(key, holders)}"
@@ -165,7 +165,8 @@ def unknown_key(origin: str, key: str, known: Iterable[str], group: str) -> str:
 
 
 def unknown_group(name: str, groups: Mapping[str, Group], also: Iterable[str] = ()) -> str:
-    """`no option group 'trian' (did you mean 'train'?)`; for a block's name, under which group its options stand."""
+    """Word `no option group 'trian' (did you mean 'train'?)`; for a block's name, under which group its options
+    stand."""
     homes = block_homes(name, groups)
     hint = f"; options of {name} stand under {homes}" if homes else suggest(name, [*filter(None, groups), *also])
     hint = hint or f"; groups: {', '.join(filter(None, groups))}"
@@ -173,5 +174,5 @@ def unknown_group(name: str, groups: Mapping[str, Group], also: Iterable[str] = 
 
 
 def block_homes(name: str, groups: Mapping[str, Group]) -> str:
-    """The groups under which the options of the block of this name stand; "" when there is no such block."""
+    """Return the groups under which the options of the block of this name stand; "" when there is no such block."""
     return " and ".join(sorted({g.name for g in groups.values() for entry in g.members if entry.name == name}))

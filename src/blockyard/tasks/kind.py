@@ -131,7 +131,7 @@ class ClassifyOptions:
 
 
 def likeliest(probabilities: Sequence[float], classes: Sequence[str], top: int) -> list[dict[str, Any]]:
-    """The `top` classes with their probabilities, the likeliest first."""
+    """Return the `top` classes with their probabilities, the likeliest first."""
     order = sorted(range(len(classes)), key=lambda c: -probabilities[c])[:top]
     return [{"class": classes[c], "probability": round(probabilities[c], 4)} for c in order]
 
@@ -185,14 +185,15 @@ class TaskKind(ABC, Generic[M, D, X]):
 
     @abstractmethod
     def make_task(self, run: Run[M, D], data: X) -> Task:
-        """The task of a run whose model fits the data; its weights are a function of train.seed (see `seeded`)."""
+        """Return the task of a run whose model fits the data; its weights are a function of train.seed (see
+        `seeded`)."""
 
     @abstractmethod
     def build_model(self, model: M) -> nn.Module:
-        """An untrained model."""
+        """Return an untrained model."""
 
     def fit(self, model: M, assets: Any) -> M:
-        """The model's configuration with the fields of `from_data` set from the assets."""
+        """Return the model's configuration with the fields of `from_data` set from the assets."""
         return model
 
     def load_assets(self, folder: Path) -> Any:
@@ -210,7 +211,7 @@ class TaskKind(ABC, Generic[M, D, X]):
         return Parts()
 
     def classify(self, trained: Any, file: Path, options: ClassifyOptions) -> Iterable[dict[str, Any]]:
-        """Classes for the rows or frames of a file, for `blockyard classify RUN FILE`.
+        """Return classes for the rows or frames of a file, for `blockyard classify RUN FILE`.
 
         Args:
             trained: what `load_run` gives: a model, its assets and its run.
@@ -226,7 +227,7 @@ class TaskKind(ABC, Generic[M, D, X]):
         raise InputError(f"a run of `train {self.name}` does not classify")
 
     def quality(self, data: X) -> Quality:
-        """The figure by which choices are ranked."""
+        """Return the figure by which choices are ranked."""
         return Quality()
 
     def references(self, data: X) -> dict[str, Any]:
@@ -235,15 +236,15 @@ class TaskKind(ABC, Generic[M, D, X]):
         return {}
 
     def sample_data(self, run: Run[M, D]) -> X:
-        """Data of the same shape for measuring memory: made up where the true ones take long to read."""
+        """Return data of the same shape for measuring memory: made up where the true ones take long to read."""
         return self.load_data(run.data, run.model)
 
     def data_bytes(self, data: D, model: M) -> int:
-        """The least memory that `load_data` takes, by the options alone: for data that are made up."""
+        """Return the least memory that `load_data` takes, by the options alone: for data that are made up."""
         return 0
 
     def older_data(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Options of the data that an older version could not write, at the values that its runs had.
+        """Return options of the data that an older version could not write, at the values that its runs had.
 
         Args:
             data: the options that a run folder holds.
@@ -251,14 +252,14 @@ class TaskKind(ABC, Generic[M, D, X]):
         return {}
 
     def at_length(self, model: M, length: int) -> M | None:
-        """The same model for rows of another length, to measure how its speed scales; None if it has but one.
+        """Return the same model for rows of another length, to measure how its speed scales; None if it has but one.
 
         A kind that gives one makes up `sample_data` of any length.
         """
         return None
 
     def figures(self, run: Run[M, D], data: X, model: nn.Module) -> dict[str, Any]:
-        """Further figures of a trained model for the report, as plain data: {"accuracy over SNR": [...]}, say.
+        """Return further figures of a trained model for the report, as plain data: {"accuracy over SNR": [...]}, say.
 
         Computed once, when a run of a comparison has ended; the model is in eval mode and gradients are off.
         """
@@ -276,7 +277,7 @@ K = TypeVar("K", bound="type[TaskKind[Any, Any, Any]]")
 
 
 def register_task(cls: K) -> K:
-    """Class decorator that registers a kind of task under its `name`.
+    """Return a class decorator that registers a kind of task under its `name`.
 
     Raises:
         InputError: when another class has the name, or it cannot be a word of a command.
@@ -300,13 +301,13 @@ def _place(cls: type) -> tuple[str, str]:
 
 
 def task_names() -> list[str]:
-    """All known tasks: built in, installed and decorated."""
+    """Return all known tasks: built in, installed and decorated."""
     installed = [point.name for point in metadata.entry_points(group=ENTRY_POINTS)]
     return list(dict.fromkeys([*TASKS, *installed, *_registered]))
 
 
 def task_kind(name: str) -> TaskKind[Any, Any, Any]:
-    """The kind of a name.
+    """Return the kind of a name.
 
     Raises:
         InputError: for an unknown name, with the nearest known one, or an installed one that cannot be imported.

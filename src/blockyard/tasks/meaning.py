@@ -47,7 +47,7 @@ class RunMeaning(Meaning):
 
 
 def older_options(kind: TaskKind[Any, Any, Any], data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Options of `model` and `data` that an older version could not write, at the values that its runs had.
+    """Return options of `model` and `data` that an older version could not write, at the values that its runs had.
 
     Args:
         kind: the task.
@@ -57,9 +57,9 @@ def older_options(kind: TaskKind[Any, Any, Any], data: Mapping[str, Any]) -> dic
 
 
 def with_older(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that a run folder holds, with those that an older version could not write, at the values that its models
-    and data had: the task, which was a language model when there was no other, what the model's configuration names,
-    and what the task names of its data.
+    """Return options that a run folder holds, with those that an older version could not write, at the values that its
+    models and data had: the task, which was a language model when there was no other, what the model's configuration
+    names, and what the task names of its data.
 
     Its plug-ins, of which the task may be one, have been imported; what makes no sense is left as it is.
     """
@@ -74,8 +74,8 @@ def with_older(resolved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_begun(groups: Mapping[str, Any], written: Mapping[str, Any], task: str | None) -> Mapping[str, Any]:
-    """The groups of a run to be resumed; options of the model and the data that its folder is too old to name, and that
-    the caller does not name either, are what they were.
+    """Return the groups of a run to be resumed; options of the model and the data that its folder is too old to name,
+    and that the caller does not name either, are what they were.
 
     Args:
         groups: as the caller gives them; their plug-ins have been imported.
@@ -90,7 +90,7 @@ def as_begun(groups: Mapping[str, Any], written: Mapping[str, Any], task: str | 
 
 
 def missing_options(groups: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:
-    """Dotted names of the options that a whole configuration has and these groups leave out."""
+    """Return dotted names of the options that a whole configuration has and these groups leave out."""
     whole, found = as_groups(run), [] if "task" in groups else ["task"]
     # Those that are known all the same are not missing.
     older = older_options(run.kind, groups.get("data") or {})

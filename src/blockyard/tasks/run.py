@@ -119,7 +119,7 @@ class DataCache:
         self._data: Any = None
 
     def load(self, run: Run[Any, Any]) -> Any:
-        """The run's data."""
+        """Return the run's data."""
         shape = set(BlocksConfig.__dataclass_fields__)
         key = (run.data, {k: v for k, v in vars(run.model).items() if k not in shape})
         if self._key != key:
@@ -127,7 +127,7 @@ class DataCache:
         return self._data
 
     def fitted(self, run: Run[Any, Any]) -> tuple[Run[Any, Any], Any]:
-        """The run with a model that fits its data, and the data.
+        """Return the run with a model that fits its data, and the data.
 
         Raises:
             InputError: also for what does not fit into memory, before it is read or built.
@@ -141,7 +141,7 @@ class DataCache:
 
 
 def read_run(folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = False) -> Run[Any, Any]:
-    """The configuration of a run folder, which may come from anywhere.
+    """Return the configuration of a run folder, which may come from anywhere.
 
     Args:
         folder: a run folder.
@@ -159,7 +159,7 @@ def read_run(folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = F
 
 
 def _fitted(run: Run[Any, Any], assets: Any, folder: Path) -> Any:
-    """The model's configuration with what its assets say, which come from a file: sizes are whole numbers."""
+    """Return the model's configuration with what its assets say, which come from a file: sizes are whole numbers."""
     known = options_of(run.kind.model_config)
     try:
         model = run.kind.fit(run.model, assets)
@@ -193,7 +193,7 @@ def load_run(
     plugins: Sequence[str] = (),
     trust: bool = False,
 ) -> Trained:
-    """A trained model in eval mode, its assets (a language model's tokenizer, say) and its configuration.
+    """Return a trained model in eval mode, its assets (a language model's tokenizer, say) and its configuration.
 
     Nothing in the folder runs as code, unless the caller agrees to its plug-ins.
 

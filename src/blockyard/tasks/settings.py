@@ -87,7 +87,7 @@ def _check_shape(groups: Groups) -> None:
 
 
 def as_groups(run: Run[Any, Any]) -> dict[str, Any]:
-    """The run as option groups that `resolve` reads back to the same run: what config.yaml holds."""
+    """Return the run as option groups that `resolve` reads back to the same run: what config.yaml holds."""
     hidden = ("blocks", *run.kind.from_data)
     model = {f.name: getattr(run.model, f.name) for f in fields(run.model) if f.name not in hidden}
     groups: dict[str, Any] = {"task": run.task, "model": model}
@@ -119,7 +119,7 @@ def as_groups(run: Run[Any, Any]) -> dict[str, Any]:
 
 
 def _layers(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
-    """The layer specifications with the groups' options given to the blocks that they belong to."""
+    """Return the layer specifications with the groups' options given to the blocks that they belong to."""
     specs = _chosen(groups, kind)
     for name, key, value in _words(groups, specs):
         specs = _give(specs, name, key, value)
@@ -127,7 +127,7 @@ def _layers(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
 
 
 def _chosen(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
-    """The layers as `impl` or `pattern` names them, before the groups' options."""
+    """Return the layers as `impl` or `pattern` names them, before the groups' options."""
     attn_impl, ffn_impl = (groups.get("attn") or {}).get("impl"), (groups.get("ffn") or {}).get("impl")
     pattern = (groups.get("model") or {}).get("pattern")
     if pattern:
@@ -142,8 +142,8 @@ def _chosen(groups: Groups, kind: TaskKind[Any, Any, Any]) -> list[LayerSpec]:
 
 
 def _words(groups: Groups, specs: list[LayerSpec]) -> list[tuple[str, str, Any]]:
-    """The options of blocks as (group, key, value), those first that name a member: which expert it is decides whose
-    its options are."""
+    """Return the options of blocks as (group, key, value), those first that name a member: which expert it is decides
+    whose its options are."""
     own = {side: {k: v for k, v in (groups.get(side) or {}).items() if k != "impl"} for side in ("attn", "ffn")}
     given = {**_families(groups), **own}
     words = [(name, key, value) for name, options in given.items() for key, value in (options or {}).items()]
@@ -178,7 +178,7 @@ def _has_place(specs: list[LayerSpec], group: str, key: str) -> bool:
 
 
 def _naming_options(specs: list[LayerSpec]) -> set[str]:
-    """Options that name a member, such as a mixture's expert."""
+    """Return options that name a member, such as a mixture's expert."""
     entries_used = [implementation(kind, name) for spec in specs for kind, name, _ in _members(spec)]
     return {option for entry in entries_used for option in members_of(entry, {})}
 
@@ -220,12 +220,12 @@ def _places(kind: Kind, name: str, group: str, key: str, spec: LayerSpec, held: 
 
 
 def _group_of(kind: Kind, entry: Entry) -> str:
-    """The standard mixer's and FFN's own options sit under `attn` and `ffn`, all others under their family."""
+    """Return the standard mixer's and FFN's own options sit under `attn` and `ffn`, all others under their family."""
     return kind if entry.name == "standard" else entry.group
 
 
 def _home(kind: Kind, name: str, key: str, spec: LayerSpec) -> tuple[str, str]:
-    """The group in which config.yaml keeps an option of a block, and its name there."""
+    """Return the group in which config.yaml keeps an option of a block, and its name there."""
     entry = implementation(kind, name)
     option, dot, short = key.partition(".")
     if dot:

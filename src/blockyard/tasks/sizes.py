@@ -74,7 +74,7 @@ def _counted(run: Run[Any, Any], what: str, fitted: bool) -> Count:
 
 
 def _activation_bytes(run: Run[Any, Any]) -> int:
-    """The least that the backward pass of one rank's rows keeps."""
+    """Return the least that the backward pass of one rank's rows keeps."""
     model, train = run.model, run.train
     try:
         length = model.length

@@ -49,7 +49,7 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """The files of a folder and all below it.
+    """Return the files of a folder and all below it.
 
     Raises:
         InputError: when a folder in it cannot be read.
@@ -77,7 +77,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 def content_suffix(path: Path) -> str:
-    """The suffix that names a file's content: of `a.jsonl.gz` it is `.jsonl`."""
+    """Return the suffix that names a file's content: of `a.jsonl.gz` it is `.jsonl`."""
     return (Path(path.stem) if _compressed(path) else path).suffix.lower()
 
 
@@ -86,7 +86,7 @@ def _compressed(path: Path) -> bool:
 
 
 def listing_of(config: TextDataConfig) -> Listing:
-    """The files that are read, and what is left out; none for the default text."""
+    """Return the files that are read, and what is left out; none for the default text."""
     if config.path is None:
         return Listing((), {})
     where = Path(config.path).expanduser()

@@ -65,7 +65,7 @@ def load_text(config: TextDataConfig, context: int, progress: Progress | None = 
 
 
 def pieces_of(config: TextDataConfig) -> Pieces:
-    """The text of a configuration, read from its beginning."""
+    """Return the text of a configuration, read from its beginning."""
     if config.path is None:
         pieces = read_standard_library()
     else:
@@ -74,7 +74,7 @@ def pieces_of(config: TextDataConfig) -> Pieces:
 
 
 def tokenizer_for(config: TextDataConfig, text: ScannedText, progress: Progress | None) -> Tokenizer:
-    """The tokenizer that a configuration asks for; a bpe one is trained on the text, once."""
+    """Return the tokenizer that a configuration asks for; a bpe one is trained on the text, once."""
     if config.tokenizer == "byte":
         return ByteTokenizer()
     if config.tokenizer == "bpe":

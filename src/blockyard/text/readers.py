@@ -118,7 +118,7 @@ def _file(path: Path, format: str, text_field: str, *, refuse_empty: bool) -> Pi
 
 
 def _within(folder: Path, path: Path, text_field: str) -> Pieces:
-    """The text of a file of a folder; what cannot be read names the way out."""
+    """Yield the text of a file of a folder; what cannot be read names the way out."""
     try:
         yield from _file(path, format_of(path, text_field), text_field, refuse_empty=False)
     except InputError as error:

@@ -44,7 +44,7 @@ def json_shape(path: Path, field: str, *, alone: bool = False) -> Shape:
 
 
 def _shape_and_first(path: Path) -> tuple[Shape, dict[str, Any]]:
-    """The shape of a JSON file, and its first record where it has several."""
+    """Return the shape of a JSON file, and its first record where it has several."""
     with opened(path) as file:
         lines = (line.strip() for line in iter(file.readline, b""))
         try:

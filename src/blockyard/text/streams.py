@@ -24,7 +24,7 @@ _MARKS = (
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file's content, decompressed, as a stream of UTF-8 bytes; a mark of UTF-8 is left in it.
+    """Open the file's content, decompressed, as a stream of UTF-8 bytes; a mark of UTF-8 is left in it.
 
     Raises:
         InputError: for a file that cannot be read, whose compressed content is damaged, or that is not what its
@@ -46,7 +46,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def encoding_of(path: Path) -> str | None:
-    """The encoding that a byte-order mark at the beginning names; None for UTF-8, with a mark or without."""
+    """Return the encoding that a byte-order mark at the beginning names; None for UTF-8, with a mark or without."""
     with open_bytes(path) as file:
         first = file.read(4)
     return next((name for mark, name in _MARKS if first.startswith(mark)), None)
@@ -131,5 +131,5 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def not_utf8(where: str, offset: int) -> InputError:
-    """The error for bytes that are no UTF-8, with what to do."""
+    """Return the error for bytes that are no UTF-8, with what to do."""
     return InputError(f"{where} is not UTF-8 (byte offset {offset}); convert it, e.g. with iconv -f cp1252 -t utf-8")

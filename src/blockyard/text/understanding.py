@@ -53,7 +53,7 @@ class TextUnderstanding:
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The same for people."""
+        """Return the same for people."""
         many = f"{self.documents:,} document{'s' if self.documents > 1 else ''}"
         found = [f"{self.source}: {many}, {self.n_bytes:,} bytes of text"]
         for kind, count in self.formats.items():
@@ -64,7 +64,7 @@ class TextUnderstanding:
         return found + [f"  note: {note}" for note in self.notes]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """Return the same as plain data."""
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(self).items()}
 
 

@@ -40,7 +40,7 @@ LOAD = "load"
 
 
 def statistics_row(stats: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The statistics of a step as plain data.
+    """Return the statistics of a step as plain data.
 
     Returns: scalars by name; a layer's `load` as the experts' shares of the tokens, 1 / n each when all are equally
     busy; `max_load`, where there are experts: the largest share times n, in the layer where that is largest.

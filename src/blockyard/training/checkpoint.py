@@ -127,7 +127,8 @@ def prune_checkpoints(folder: Path, *, keep: int, best: int | None) -> None:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CPU tensors that share no memory, as the format wants: a tied weight is written once, under its first name."""
+    """Return CPU tensors that share no memory, as the format wants: a tied weight is written once, under its first
+    name."""
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
     result = {}
     for name, tensor in tensors.items():
@@ -146,7 +147,7 @@ def _digest(path: Path) -> str:
 
 
 def state_digest(content: Mapping[str, Any]) -> str:
-    """Checksum of what state.json says, whatever its spaces and the order of its keys."""
+    """Return checksum of what state.json says, whatever its spaces and the order of its keys."""
     # By way of JSON, so that what is about to be written and what was read are the same: keys are text, tuples lists.
     plain = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

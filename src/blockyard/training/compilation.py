@@ -131,7 +131,7 @@ def compile_model(model: nn.Module, blocks: Sequence[nn.Module], extent: Extent)
 
 
 def eager(compiled: bool) -> contextlib.AbstractContextManager[Any]:
-    """A context in which compiled blocks run as they were written: for evaluation, whose few passes do not repay a
-    compilation of their own, and for finding out where a number went wrong."""
+    """Return a context in which compiled blocks run as they were written: for evaluation, whose few passes do not repay
+    a compilation of their own, and for finding out where a number went wrong."""
     # Asking torch.compiler anything imports the compiler, seconds that an eager run must not pay.
     return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()

@@ -137,7 +137,7 @@ class LoopConfig:
         return 0.02 if self.optimizer == "muon" else 0.003
 
     def rows(self, ranks: int) -> int:
-        """Rows of one forward pass on one rank.
+        """Return rows of one forward pass on one rank.
 
         Raises:
             InputError: when the batch does not divide by ranks and accumulation steps.
@@ -198,5 +198,5 @@ class TrainConfig(_Everything):
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:
-    """The options as plain data, in the order of the class."""
+    """Return the options as plain data, in the order of the class."""
     return {field.name: getattr(config, field.name) for field in fields(config)}

@@ -61,12 +61,12 @@ class Decisions:
         return cls(**(data | {"why": tuple(data["why"])}))
 
     def because(self, reason: str, **changes: Any) -> Decisions:
-        """A copy with changes and the reason for them."""
+        """Return a copy with changes and the reason for them."""
         return replace(self, why=(*self.why, reason), **changes)
 
 
 def decide_precision(config: TrainConfig, device: torch.device) -> Decisions:
-    """Precision and fp32 matmul kernels, from the option and what the machine supports.
+    """Return precision and fp32 matmul kernels, from the option and what the machine supports.
 
     Raises:
         InputError: when bf16 is asked for on a device that cannot run it.

@@ -38,7 +38,7 @@ class Ranks:
         return self.rank == 0
 
     def rows(self, micro: int, rows: int) -> slice:
-        """This rank's rows of the global batch in forward pass `micro` of `rows` rows.
+        """Return this rank's rows of the global batch in forward pass `micro` of `rows` rows.
 
         Pass by pass the ranks take neighbouring rows, so that any number of ranks and passes sees one batch.
         """
@@ -65,7 +65,7 @@ class Ranks:
         return result
 
     def share(self, value: T) -> T:
-        """The first rank's value, on every rank."""
+        """Return the first rank's value, on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -73,14 +73,14 @@ class Ranks:
         return box[0]
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """Mean over ranks."""
+        """Return mean over ranks."""
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
             tensor /= self.size
         return tensor
 
     def sum_of(self, counts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The vectors among these summed over ranks, in one exchange; scalars stay as they are."""
+        """Return the vectors among these summed over ranks, in one exchange; scalars stay as they are."""
         vectors = {name: v for name, v in counts.items() if v.ndim}
         if self.size == 1 or not vectors:
             return counts
@@ -122,7 +122,7 @@ def join_ranks(device_option: str) -> Ranks:
 
 
 def pick_device(option: str, local_rank: int | None = None) -> torch.device:
-    """The device an option names.
+    """Return the device an option names.
 
     Raises:
         InputError: when it does not exist here.
@@ -147,7 +147,7 @@ def pick_device(option: str, local_rank: int | None = None) -> torch.device:
 
 
 def shard(model: nn.Module, blocks: list[nn.Module], ranks: Ranks) -> None:
-    """FSDP2: spread every block's parameters, then the rest, over the ranks, in place."""
+    """Spread, by FSDP2, every block's parameters, then the rest, over the ranks, in place."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -158,7 +158,7 @@ def shard(model: nn.Module, blocks: list[nn.Module], ranks: Ranks) -> None:
 
 
 def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """DDP around the model."""
+    """Return DDP around the model."""
     from torch.nn.parallel import DistributedDataParallel
 
     ids = [ranks.device.index] if ranks.device.type == "cuda" else None
@@ -178,7 +178,7 @@ def last_pass_only(wrapped: nn.Module, last: bool, kind: Literal["none", "ddp", 
 
 
 def whole_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """The model's state dict as whole CPU tensors; a collective call when sharded.
+    """Return the model's state dict as whole CPU tensors; a collective call when sharded.
 
     Args:
         keep: whether this rank wants them; the others only take part.
@@ -237,22 +237,22 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part, sharing memory with the tensor."""
+    """Return this rank's part, sharing memory with the tensor."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor, gathered; a collective call, so every rank must make it."""
+    """Return the whole tensor, gathered; a collective call, so every rank must make it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def part(full: Tensor, model: Tensor) -> Tensor:
-    """This rank's part of a whole that every rank holds, laid out as `model` is. Nothing is sent."""
+    """Return this rank's part of a whole that every rank holds, laid out as `model` is. Nothing is sent."""
     return local(spread(full, model))
 
 
 def spread(full: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor that every rank holds, sharded as `model` is. Nothing is sent."""
+    """Return a whole tensor that every rank holds, sharded as `model` is. Nothing is sent."""
     if not is_sharded(model):
         return full
     from torch.distributed.tensor import distribute_tensor
@@ -266,7 +266,7 @@ def spread(full: Tensor, model: Tensor) -> Tensor:
 
 
 def like(mine: Tensor, model: Tensor) -> Tensor:
-    """This rank's part as a tensor sharded as `model` is."""
+    """Return this rank's part as a tensor sharded as `model` is."""
     if not is_sharded(model):
         return mine
     from torch.distributed.tensor import DTensor

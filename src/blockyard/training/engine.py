@@ -123,7 +123,8 @@ class Engine:
         return StepResult(loss_value, norm, factor * self.config.adamw_lr, not finite, stats)
 
     def extra_flops(self, step: int) -> int:
-        """FLOPs of a step beside those of the task's formula, such as what leads a part of the model at first."""
+        """Return FLOPs of a step beside those of the task's formula, such as what leads a part of the model at
+        first."""
         return sum(hook.extra_flops(step, self.task.tokens_per_step) for hook in self._hooks)
 
     def load(self, loaded: Checkpoint) -> None:
@@ -164,7 +165,7 @@ class Engine:
             self._listeners[path].after_step(own)
 
     def batch(self, step: int, micro: int) -> Batch:
-        """This rank's rows of one forward pass, on the device; dropout is keyed by their numbers."""
+        """Return this rank's rows of one forward pass, on the device; dropout is keyed by their numbers."""
         rows = self.ranks.rows(micro, self.rows)
         batch = self.task.batch(step, rows)
         if self.ranks.device.type != "cpu":
@@ -184,7 +185,7 @@ class Engine:
             torch.cuda.manual_seed(value)
 
     def evaluate(self) -> dict[str, float]:
-        """The task's validation figures. Blocks run as written: a few passes do not repay a compilation."""
+        """Return the task's validation figures. Blocks run as written: a few passes do not repay a compilation."""
         return self.with_model_at_rest(self.task.evaluate)
 
     def with_model_at_rest(self, look: Callable[[nn.Module], T]) -> T:

@@ -16,7 +16,7 @@ RECORDED = ("torch", "numpy", "safetensors", "tokenizers", "pyarrow")
 
 
 def describe_environment(device: torch.device, ranks: int) -> dict[str, Any]:
-    """Versions of what computes and reads, and the machine, as plain data."""
+    """Return versions of what computes and reads, and the machine, as plain data."""
     return {
         "blockyard": blockyard.__version__,
         "python": sys.version.split()[0],

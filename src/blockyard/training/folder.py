@@ -118,7 +118,7 @@ class RunFolder:
         return self.path / CHECKPOINTS
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint."""
+        """Return the newest complete checkpoint."""
         found = list_checkpoints(self.checkpoints)
         return found[-1][1] if found else None
 
@@ -180,7 +180,7 @@ class RunFolder:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved options of a run.
+    """Return the resolved options of a run.
 
     Raises:
         InputError: when there is no run in the folder or its config.yaml cannot be read.
@@ -197,7 +197,7 @@ def differing_keys(
     free: frozenset[str],
     default: Callable[[str, str], Any] = lambda group, key: None,
 ) -> list[str]:
-    """Dotted names of options that differ between two resolved configurations, with both values.
+    """Return dotted names of options that differ between two resolved configurations, with both values.
 
     Args:
         free: names within the `train` group that may differ.
@@ -233,11 +233,12 @@ class Meaning:
     """What option groups mean where two of them are compared. Here, what is written; tasks know more."""
 
     def completed(self, groups: Mapping[str, Any]) -> dict[str, Any]:
-        """The groups with the options that an older version could not write, at the values that its models had."""
+        """Return the groups with the options that an older version could not write, at the values that its models
+        had."""
         return dict(groups)
 
     def come_to(self, groups: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The model's options that leave something to its blocks, with what they come to."""
+        """Return the model's options that leave something to its blocks, with what they come to."""
         return {}
 
     def defaults(self, groups: Mapping[str, Any]) -> Callable[[str, str], Any]:
@@ -294,7 +295,7 @@ def resumption(
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any], meaning: Meaning) -> list[str]:
-    """Options that differ and must not, as words; all of them if there are any."""
+    """Return options that differ and must not, as words; all of them if there are any."""
     extended = {"steps", "warmup"} if _extends(before, now) else set()
     # A run that was begun in Python, or by an older version, does not mention every option.
     default = meaning.defaults(now)

@@ -29,7 +29,8 @@ LEAST_NORM = 1e-12
 
 @cache
 def quintics(steps: int, floor: float = FLOOR) -> tuple[tuple[float, float, float], ...]:
-    """Coefficients (a, b, c) of odd polynomials a x + b x^3 + c x^5 whose composition is nearest 1 on [floor, 1].
+    """Return coefficients (a, b, c) of odd polynomials a x + b x^3 + c x^5 whose composition is nearest 1 on [floor,
+    1].
 
     Choosing each as the nearest to 1 on the interval that the ones before leave is best for the composition, too
     (arXiv 2505.16932).
@@ -44,7 +45,8 @@ def quintics(steps: int, floor: float = FLOOR) -> tuple[tuple[float, float, floa
 
 
 def _nearest_to_one(low: float, high: float) -> tuple[tuple[float, float, float], float]:
-    """The odd quintic with the least largest distance from 1 on [low, high], and that distance (Remez's exchange)."""
+    """Return the odd quintic with the least largest distance from 1 on [low, high], and that distance (Remez's
+    exchange)."""
     if high - low < 1e-3 * high:
         middle = (low + high) / 2
         return (1.875 / middle, -1.25 / middle**3, 0.375 / middle**5), 1e-7
@@ -61,7 +63,7 @@ def _nearest_to_one(low: float, high: float) -> tuple[tuple[float, float, float]
 
 
 def orthogonalize(matrices: Tensor, steps: int = 4, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Nearest nearly-orthogonal matrices U Vᵀ of a stack, by Newton-Schulz iteration.
+    """Return nearest nearly-orthogonal matrices U Vᵀ of a stack, by Newton-Schulz iteration.
 
     Args:
         matrices: [n, rows, columns].
@@ -85,7 +87,7 @@ def orthogonalize(matrices: Tensor, steps: int = 4, dtype: torch.dtype = torch.b
 
 
 def real_blocks(pairs: Tensor) -> Tensor:
-    """Complex matrices A + iB as pairs [..., r, c, 2] -> real ones [[A, −B], [B, A]], [n, 2r, 2c].
+    """Return complex matrices A + iB as pairs [..., r, c, 2] -> real ones [[A, −B], [B, A]], [n, 2r, 2c].
 
     Products and transposes keep that form, so the iteration makes the complex matrix nearly unitary.
     """
@@ -94,7 +96,7 @@ def real_blocks(pairs: Tensor) -> Tensor:
 
 
 def from_real_blocks(blocks: Tensor) -> Tensor:
-    """The inverse of `real_blocks`: [n, 2r, 2c] -> [n, r, c, 2]."""
+    """Return the inverse of `real_blocks`: [n, 2r, 2c] -> [n, r, c, 2]."""
     rows, columns = blocks.shape[-2] // 2, blocks.shape[-1] // 2
     return torch.stack([blocks[..., :rows, :columns], blocks[..., rows:, :columns]], dim=-1)
 
@@ -150,7 +152,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Make one update of every parameter that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[tuple[Any, ...], list[nn.Parameter]] = {}
             for parameter, *form in zip(group["params"], group["axes"], group["pairs"], group["parts"]):
@@ -191,8 +193,8 @@ class Muon(Optimizer):
         torch._foreach_add_(mine, [part(u, p) for u, p in zip(updates, parameters)], alpha=-lr * scale)
 
     def _direction(self, moved: Tensor, pairs: bool, steps: int) -> tuple[Tensor, float]:
-        """Nearly orthogonal matrices of a shape [..., r, c] (or pairs, [..., r, c, 2]), and the factor that gives them
-        root mean square 0.2."""
+        """Return nearly orthogonal matrices of a shape [..., r, c] (or pairs, [..., r, c, 2]), and the factor that
+        gives them root mean square 0.2."""
         matrices = real_blocks(moved) if pairs else moved.reshape(-1, *moved.shape[-2:])
         made = orthogonalize(matrices, steps, self.dtype)
         made = from_real_blocks(made) if pairs else made
@@ -200,14 +202,14 @@ class Muon(Optimizer):
         return made.reshape(moved.shape), UPDATE_RMS * max(matrices.shape[-2:]) ** 0.5
 
     def _stacked(self, parameters: list[nn.Parameter], momentum: float) -> Tensor:
-        """Nesterov's look-ahead average of the gradients, [n, ...], and the running average moved on."""
+        """Return nesterov's look-ahead average of the gradients, [n, ...], and the running average moved on."""
         gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
         average = self._average(parameters)
         average.lerp_(gradients, 1 - momentum)
         return gradients.lerp_(average, momentum)
 
     def _average(self, parameters: list[nn.Parameter]) -> Tensor:
-        """The running averages of these parameters as one tensor, which each one's state is a view of."""
+        """Return the running averages of these parameters as one tensor, which each one's state is a view of."""
         first = id(parameters[0])
         known = self._averages.get(first)
         if known is not None and len(known) == len(parameters):
@@ -223,7 +225,7 @@ class Muon(Optimizer):
         return average
 
     def _gathered(self, parameters: list[nn.Parameter], momentum: float) -> Tensor:
-        """The same for sharded parameters: averaged in parts, then gathered."""
+        """Return the same for sharded parameters: averaged in parts, then gathered."""
         whole_directions = []
         for parameter in parameters:
             assert parameter.grad is not None

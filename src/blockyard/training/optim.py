@@ -67,7 +67,7 @@ class Optimizers:
             self.members.append(Muon(muon, lr=config.matrix_lr, momentum=config.momentum, steps=steps, dtype=dtype))
 
     def _members(self, model: nn.Module) -> dict[tuple[str, str], _Members]:
-        """Trainable parameters by (rule, option group), in the model's order."""
+        """Return trainable parameters by (rule, option group), in the model's order."""
         named = dict(model.named_parameters())
         groups: dict[tuple[str, str], _Members] = {}
         for name, role in roles(model).items():
@@ -119,7 +119,7 @@ class Optimizers:
             torch._foreach_mul_(gradients, self.config.grad_clip / (norm + 1e-6))
 
     def grad_norm(self) -> Tensor:
-        """Global L2 norm of the gradients, a scalar tensor (not yet read, so it costs no wait)."""
+        """Return global L2 norm of the gradients, a scalar tensor (not yet read, so it costs no wait)."""
         gradients = [local(p.grad) for p in self.parameters if p.grad is not None]
         if not gradients:
             return torch.zeros(())
@@ -132,7 +132,7 @@ class Optimizers:
         return norm
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Every state tensor, whole, as ("parameter name/state key", tensor); a collective call when sharded."""
+        """Yield every state tensor, whole, as ("parameter name/state key", tensor); a collective call when sharded."""
         for optimizer in self.members:
             for parameter, state in optimizer.state.items():
                 assert isinstance(parameter, nn.Parameter)
@@ -162,7 +162,7 @@ class Optimizers:
 
 
 def _rule(role: Role) -> str:
-    """Roles with one rule fall together, so that fewer fused calls do the work."""
+    """Return roles with one rule fall together, so that fewer fused calls do the work."""
     return "plain" if role.kind in ("embedding", "vector") else role.kind
 
 
@@ -180,7 +180,7 @@ def _restore(name: str, key: str, tensor: Tensor, parameter: nn.Parameter) -> Te
 
 
 def lr_factor(step: int, config: TrainConfig) -> float:
-    """Factor on the peak learning rate for the update number `step` (the first is 0).
+    """Return factor on the peak learning rate for the update number `step` (the first is 0).
 
     Linear warm-up over `warmup` steps, then: `constant` stays at 1; `cosine` falls to `final_lr` along half a
     cosine (arXiv 1608.03983); `wsd` stays at 1 and falls linearly over the last `decay_fraction` of the run
@@ -199,5 +199,5 @@ def lr_factor(step: int, config: TrainConfig) -> float:
 
 
 def _progress(step: int, start: int, end: int) -> float:
-    """Part of the way from `start` to the last step before `end`, within [0, 1]."""
+    """Return part of the way from `start` to the last step before `end`, within [0, 1]."""
     return min(max((step - start) / max(end - 1 - start, 1), 0.0), 1.0)

@@ -26,7 +26,7 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 def matmul_error(precision: MatmulPrecision, device: torch.device) -> float:
-    """Largest relative error of an fp32 product under `torch.set_float32_matmul_precision(precision)`.
+    """Return largest relative error of an fp32 product under `torch.set_float32_matmul_precision(precision)`.
 
     About 1e-6 where `medium` only chooses a faster fp32 kernel; about 1e-2 where it rounds inputs to bf16 (AMX).
     """
@@ -53,7 +53,7 @@ def float32_matmul(precision: str) -> Iterator[None]:
 
 
 def autocast(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[object]]:
-    """The context in which a forward pass runs."""
+    """Return the context in which a forward pass runs."""
     if precision == "bf16":
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext

@@ -27,7 +27,7 @@ class Progress(Protocol):
 
 
 def make_progress(steps: int, shown: bool) -> Progress:
-    """A bar when standard error is a terminal and rich is installed, plain lines otherwise, or nothing."""
+    """Return a bar when standard error is a terminal and rich is installed, plain lines otherwise, or nothing."""
     if not shown:
         return Silent()
     if sys.stderr.isatty():

@@ -28,11 +28,11 @@ class Task(Protocol):
     fingerprint: dict[str, Any]
 
     def batch(self, step: int, rows: slice) -> Batch:
-        """The given rows of the global batch number `step`: a pure function of the seed and the step."""
+        """Return the given rows of the global batch number `step`: a pure function of the seed and the step."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss over the rows (a scalar to differentiate) and statistics, detached.
+        """Return mean loss over the rows (a scalar to differentiate) and statistics, detached.
 
         Scalars are logged as the last pass gave them. Vectors are counts: they are summed over the passes and ranks of
         a step, and `MODULE/NAME` of a module that has `after_step` is handed to it once the step is made.
@@ -42,7 +42,7 @@ class Task(Protocol):
         ...
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Validation figures, `val_loss` among them. The model is in eval mode and gradients are off."""
+        """Return validation figures, `val_loss` among them. The model is in eval mode and gradients are off."""
         ...
 
     def save_assets(self, folder: Path) -> None:

@@ -219,7 +219,7 @@ class Trainer:
         self.progress.update(self.step, row)
 
     def evaluate(self) -> dict[str, float]:
-        """Validation figures now; a new best is noted."""
+        """Return validation figures now; a new best is noted."""
         figures = self.engine.evaluate()
         loss = figures.get("val_loss")
         if loss is not None and (self.best is None or loss < self.best["val_loss"]):
@@ -270,7 +270,7 @@ class Trainer:
     # Setting up.
 
     def _prepare_folder(self, resolved: Mapping[str, Any], resume: bool) -> checkpoints.Checkpoint | None:
-        """On the first rank: check or write the configuration; returns the checkpoint to continue from."""
+        """Check or write the configuration, on the first rank; returns the checkpoint to continue from."""
         folder = self._folder
         assert folder is not None
         if not resume:

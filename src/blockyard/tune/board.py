@@ -42,7 +42,7 @@ class Line:
 
 
 def make_board(shown: bool, metric: str) -> Any:
-    """A table when standard error is a terminal and rich is installed, plain lines otherwise, or nothing."""
+    """Return a table when standard error is a terminal and rich is installed, plain lines otherwise, or nothing."""
     return board_for(shown, lambda: Table(metric), lambda: Lines(metric))
 
 

@@ -28,7 +28,7 @@ FAR = 3.0
 
 
 def charts_of(record: Tuning) -> list[Chart]:
-    """The figures that this record has data for, in reading order."""
+    """Return the figures that this record has data for, in reading order."""
     dimensions = [Dimension.from_dict(found) for found in record["space"]]
     found = [_fresh(record), _history(record), _curves(record), _importance(record)]
     order = {row["name"]: i for i, row in enumerate(record["importance"])}
@@ -38,7 +38,7 @@ def charts_of(record: Tuning) -> list[Chart]:
 
 
 def _judged(record: Tuning) -> list[Trial]:
-    """Trials with a figure, each settings once."""
+    """Return trials with a figure, each settings once."""
     return [
         t
         for t in record["trials"]
@@ -62,7 +62,7 @@ def _label(record: Tuning) -> str:
 
 
 def _limits(values: Sequence[float], better: str) -> tuple[float, float]:
-    """An axis that shows the good trials in detail: the best, and as far beyond the median as FAR says."""
+    """Return an axis that shows the good trials in detail: the best, and as far beyond the median as FAR says."""
     sign = sign_of(better)
     towards = sorted(sign * value for value in values)
     best, middle, worst = towards[0], statistics.median(towards), towards[-1]
@@ -149,7 +149,7 @@ def _points(
     limits: tuple[float, float],
     best_number: int | None,
 ) -> None:
-    """Trials as marks at these places."""
+    """Draw trials as marks at these places."""
     low, high = limits
     for which in (STOPPED, FINISHED, BEST):
         mine = [
@@ -258,7 +258,7 @@ def _slice(record: Tuning, dimension: Dimension) -> Chart | None:
 
 
 def _default_of(record: Tuning, dimension: Dimension) -> Any:
-    """The default, where the option's axis has a place for it."""
+    """Return the default, where the option's axis has a place for it."""
     row = next((row for row in record["finals"] if row["trial"] is None), None)
     value = row["settings"].get(dimension.name) if row else None
     if dimension.is_range:
@@ -286,7 +286,7 @@ def _place_on(axis: Any, set_scale: Callable[..., Any], dimension: Dimension) ->
 
 
 def _subs(dimension: Dimension) -> tuple[float, ...]:
-    """Ticks within a decade: more of them where there are few decades."""
+    """Return ticks within a decade: more of them where there are few decades."""
     decades = math.log10(dimension.high / dimension.low)
     return (1.0, 2.0, 5.0) if decades < 2 else (1.0, 3.0) if decades < 3.2 else (1.0,)
 
@@ -306,7 +306,7 @@ def _spread_out(xs: Sequence[float], values: Sequence[float]) -> list[float]:
 
 
 def _pair(record: Tuning, dimensions: Sequence[Dimension]) -> Chart | None:
-    """The two options that mattered most, against one another."""
+    """Return the two options that mattered most, against one another."""
     by_name = {dimension.name: dimension for dimension in dimensions}
     names = [row["name"] for row in record["importance"]][:2]
     trials = [t for t in _judged(record) if all(name in t["settings"] for name in names)]

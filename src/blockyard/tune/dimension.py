@@ -90,7 +90,7 @@ class Dimension:
         return ("|" if any("," in text or ";" in text for text in texts) else ",").join(texts)
 
     def draw(self, trial: Trial) -> Any:
-        """The trial's value. A list is drawn by position, so that values of any kind can stand in it."""
+        """Return the trial's value. A list is drawn by position, so that values of any kind can stand in it."""
         if not self.is_range:
             if self.is_ordered:
                 return self.values[trial.suggest_int(self.name, 0, len(self.values) - 1)]
@@ -104,7 +104,7 @@ class Dimension:
         return min(max(float(f"{drawn:.{digits}g}"), self.low), self.high)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return it as plain data."""
         return {"name": self.name, "text": self.text, **asdict(self), "values": list(self.values)}
 
     @classmethod
@@ -115,7 +115,7 @@ class Dimension:
 
 
 def read_dimension(group: str, option: Option, given: Any, origin: str) -> Dimension:
-    """The values of an option as the user wrote them.
+    """Return the values of an option as the user wrote them.
 
     Args:
         group: the option's group.

@@ -53,7 +53,7 @@ class Candidate:
 
 
 def best_trials(study: Study, many: int) -> list[int]:
-    """Numbers of the best finished trials, each configuration once, the best first."""
+    """Return numbers of the best finished trials, each configuration once, the best first."""
     found = [
         t
         for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -80,7 +80,7 @@ def candidates_of(study: Study, spec: SearchSpec) -> list[Candidate]:
 
 
 def fresh_seeds(candidates: Sequence[Candidate], spec: SearchSpec) -> list[int]:
-    """Seeds that no trial was trained with."""
+    """Return seeds that no trial was trained with."""
     first = resolve(candidates[0].groups, spec.task).train.seed + 1
     return list(range(first, first + spec.config.seeds))
 
@@ -107,7 +107,7 @@ def jobs_of(
 
 
 def kept_plan(folder: Path) -> Plan | None:
-    """The plan of a run that was cut off, from its settings: a measured speed would be another one."""
+    """Return the plan of a run that was cut off, from its settings: a measured speed would be another one."""
     try:
         return Plan(int(read_config(folder)["train"]["steps"]))
     except (InputError, KeyError, TypeError):
@@ -115,6 +115,6 @@ def kept_plan(folder: Path) -> Plan | None:
 
 
 def read_finals(jobs: Mapping[int, Sequence[Job]]) -> dict[Key, Run]:
-    """The runs that have ended, by candidate and seed."""
+    """Return the runs that have ended, by candidate and seed."""
     found = {job.key: read_result(job.folder) for group in jobs.values() for job in group}
     return {key: run for key, run in found.items() if run is not None}

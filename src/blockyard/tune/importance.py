@@ -23,7 +23,7 @@ GROUPS = 3
 
 
 def importances(trials: Sequence[Trial], space: Sequence[Dimension], better: str) -> list[Importance]:
-    """Every option's share, the most important first; nothing where there are too few trials."""
+    """Return every option's share, the most important first; nothing where there are too few trials."""
     judged = [t for t in trials if t["status"] in ("finished", "pruned") and t["value"] is not None]
     judged = [t for t in judged if t["same_as"] is None]
     found: list[Importance] = []
@@ -36,14 +36,14 @@ def importances(trials: Sequence[Trial], space: Sequence[Dimension], better: str
 
 
 def _badness(trial: Trial, better: str) -> tuple[float, float]:
-    """Finished trials by their figure, then those that were stopped, the later the better."""
+    """Return finished trials by their figure, then those that were stopped, the later the better."""
     value = trial["value"] or 0.0
     stopped = 0.0 if trial["status"] == "finished" else 2.0 - trial["part"]
     return stopped, value if better == "lower" else -value
 
 
 def midranks(values: Sequence[Any]) -> list[float]:
-    """Ranks from 0, equal values sharing the mean of theirs."""
+    """Return ranks from 0, equal values sharing the mean of theirs."""
     return [sum(v < value for v in values) + (sum(v == value for v in values) - 1) / 2 for value in values]
 
 
@@ -56,7 +56,7 @@ def _groups(trials: Sequence[Trial], dimension: Dimension) -> list[Any]:
 
 
 def explained(ranks: Sequence[float], groups: Sequence[Any]) -> float:
-    """Adjusted share of the variance of `ranks` that lies between the groups, 0 at least."""
+    """Return adjusted share of the variance of `ranks` that lies between the groups, 0 at least."""
     kinds = sorted(set(groups), key=str)
     n, k = len(ranks), len(kinds)
     mean = sum(ranks) / n

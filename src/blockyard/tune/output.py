@@ -39,7 +39,7 @@ def write_record(record: schema.Tuning, spec: SearchSpec, cache: DataCache | Non
 
 
 def best_yaml(record: schema.Tuning, spec: SearchSpec, cache: DataCache) -> str:
-    """The best configuration with every option resolved, as `train TASK --config` takes it."""
+    """Return the best configuration with every option resolved, as `train TASK --config` takes it."""
     best = record["best"]
     assert best is not None
     groups = spec.space.with_drawn(best["settings"], spec.fixed) if best["trial"] is not None else spec.default
@@ -74,7 +74,7 @@ def _steps_made(record: schema.Tuning, best: schema.Best) -> int | None:
 
 
 def render_csv(record: schema.Tuning) -> str:
-    """One line for each trial: what it drew and what came of it."""
+    """Return one line for each trial: what it drew and what came of it."""
     names = [dimension["name"] for dimension in record["space"]]
     columns = ("number", "status", "value", "part", "same_as", "steps", "tokens", "seconds", "parameters", "note")
     buffer = io.StringIO()

@@ -68,7 +68,7 @@ def make_plan(run: Run[Any, Any], data: Any, config: TuneConfig) -> Plan:
 
 
 def planned_run(run: Run[Any, Any], plan: Plan, config: TuneConfig, *, seed: int | None = None) -> Run[Any, Any]:
-    """The run as it is trained: its steps, with at most `evaluations` evaluations and as many checkpoints."""
+    """Return the run as it is trained: its steps, with at most `evaluations` evaluations and as many checkpoints."""
     expected = expected_steps(config.budget_unit, plan.steps)
     every = math.ceil(expected / config.evaluations)
     seed = run.train.seed if seed is None else seed

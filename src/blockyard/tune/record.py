@@ -72,7 +72,7 @@ def make_record(
 
 
 def trial_of(trial: FrozenTrial, spec: SearchSpec) -> schema.Trial:
-    """A trial as plain data."""
+    """Return a trial as plain data."""
     attrs, folder = trial.user_attrs, folder_of(spec.out, trial.number)
     result = attrs.get(RESULT) or {}
     ended = trial.state.is_finished()
@@ -93,7 +93,7 @@ def trial_of(trial: FrozenTrial, spec: SearchSpec) -> schema.Trial:
 
 
 def _curve_of(trial: FrozenTrial, spec: SearchSpec) -> Any:
-    """The figures of a trial over its budget; None for one that failed, or whose record is damaged."""
+    """Return the figures of a trial over its budget; None for one that failed, or whose record is damaged."""
     folder = folder_of(spec.out, trial.user_attrs.get(SAME_AS, trial.number))
     try:
         kept = parse_json((folder / RESULT_FILE).read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def finals_of(
     runs: Mapping[Key, Run],
     parameters: Mapping[str, int],
 ) -> list[schema.Final]:
-    """The candidates with what their fresh runs reached, as tune.json tells it.
+    """Return the candidates with what their fresh runs reached, as tune.json tells it.
 
     Args:
         spec: the search.
@@ -210,7 +210,7 @@ def default_settings(spec: SearchSpec) -> dict[str, Any]:
 def _best(
     study: Study, trials: Sequence[schema.Trial], finals: Sequence[schema.Final], quality: Quality
 ) -> schema.Best | None:
-    """The candidate with the best mean over fresh seeds; before there are any, the best trial."""
+    """Return the candidate with the best mean over fresh seeds; before there are any, the best trial."""
     ranked = [row for row in finals if row["mean"] is not None and not row["diverged"]]
     if ranked:
         row = min(ranked, key=lambda row: sign_of(quality.better) * (row["mean"] or 0.0))

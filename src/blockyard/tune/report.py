@@ -93,7 +93,7 @@ def _facts(record: Tuning) -> list[tuple[str, str]]:
 
 
 def _best(record: Tuning) -> str:
-    """The options searched: their range, the default, and the best."""
+    """Return the options searched: their range, the default, and the best."""
     best = record["best"]
     if best is None:
         return ""
@@ -167,7 +167,7 @@ def _key() -> str:
 
 
 def _trials(record: Tuning) -> str:
-    """The best trials, and why others failed."""
+    """Return the best trials, and why others failed."""
     sign = sign_of(record["quality"]["better"])
     finished = [t for t in record["trials"] if t["status"] == "finished" and t["same_as"] is None]
     finished.sort(key=lambda t: (sign * (t["value"] or 0.0), t["number"]))

@@ -37,7 +37,7 @@ REDUCTION = 3
 
 
 def open_study(folder: Path, config: TuneConfig, better: str, *, mend: bool = True) -> Study:
-    """The search in a folder, begun when there is none.
+    """Return the search in a folder, begun when there is none.
 
     Args:
         folder: where its journal is.
@@ -141,7 +141,7 @@ class SeededSampler(BaseSampler):
 
 
 def make_pruner(config: TuneConfig) -> BasePruner:
-    """The pruner of a name; figures are reported at parts 1, 2, … of `evaluations` of the budget."""
+    """Return the pruner of a name; figures are reported at parts 1, 2, … of `evaluations` of the budget."""
     if config.pruner == "median":
         warm = round(MEDIAN_PART * config.evaluations)
         return MedianPruner(n_startup_trials=MEDIAN_TRIALS, n_warmup_steps=max(1, warm))
@@ -171,7 +171,7 @@ class Hyperband(BasePruner):
         self._brackets = [b for b, share in enumerate(shares) for _ in range(share)]
 
     def bracket(self, number: int) -> int:
-        """The bracket of a trial, spread evenly over the numbers."""
+        """Return the bracket of a trial, spread evenly over the numbers."""
         digest = sha256(f"{NAME}/{number}".encode()).digest()
         return self._brackets[int.from_bytes(digest[:4], "big") % len(self._brackets)]
 
@@ -196,16 +196,16 @@ class Hyperband(BasePruner):
 
 
 def _figure_at(trial: FrozenTrial, rung: int) -> tuple[int, float] | None:
-    """The first figure at a rung or behind it, with its part; runs of few steps pass over parts."""
+    """Return the first figure at a rung or behind it, with its part; runs of few steps pass over parts."""
     steps = [step for step in trial.intermediate_values if step >= rung]
     return (min(steps), trial.intermediate_values[min(steps)]) if steps else None
 
 
 def unfinished(study: Study) -> list[int]:
-    """Numbers of the trials that were cut off."""
+    """Return numbers of the trials that were cut off."""
     return [t.number for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
 
 def ended_trials(study: Study) -> Sequence[FrozenTrial]:
-    """The trials that are over, by number."""
+    """Return the trials that are over, by number."""
     return [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]

@@ -154,7 +154,7 @@ class Session:
             self._written = over
 
     def _refuse_nothing(self) -> None:
-        """A search in which nothing finished has nothing to say."""
+        """Refuse a search in which nothing finished has nothing to say."""
         if best_trials(self.study, 1):
             return
         trials = self.study.get_trials(deepcopy=False)

@@ -75,10 +75,10 @@ class TuneConfig:
         return Budget(self.budget_unit, self.budget_value, SLICE_STEPS, self.workers)
 
     def command(self, task: str, over: str, groups: Groups, out: str) -> str:
-        """The command line that asks for this search again."""
+        """Return the command line that asks for this search again."""
         return command_of(f"blockyard tune {task}", [("over", over)], self, groups, out)
 
 
 def plain_groups(groups: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy whose groups may be written to."""
+    """Return a copy whose groups may be written to."""
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in groups.items()}

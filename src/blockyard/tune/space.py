@@ -47,7 +47,7 @@ class Space:
         return "; ".join(f"{dimension.name}={dimension.text}" for dimension in self.dimensions)
 
     def draw(self, trial: Trial, fixed: Groups) -> tuple[dict[str, Any], dict[str, Any]]:
-        """One trial's settings.
+        """Return one trial's settings.
 
         Args:
             trial: what draws.
@@ -58,12 +58,12 @@ class Space:
         return self._settle(fixed, lambda dimension: dimension.draw(trial))
 
     def with_drawn(self, drawn: Mapping[str, Any], fixed: Groups) -> dict[str, Any]:
-        """The option groups of what was drawn before."""
+        """Return the option groups of what was drawn before."""
         groups, _ = self._settle(fixed, lambda dimension: drawn[dimension.name])
         return groups
 
     def defaults(self, fixed: Groups) -> dict[str, Any]:
-        """The option groups of the default configuration: what is fixed, and nothing of what is searched."""
+        """Return the option groups of the default configuration: what is fixed, and nothing of what is searched."""
         kept, _ = used_options(fixed, self.task)
         return kept
 
@@ -112,7 +112,7 @@ class Space:
                 resolve({**first, group: {**first.get(group, {}), key: value}}, self.task)
 
     def _selections(self, fixed: Groups) -> list[dict[str, Any]]:
-        """Every choice of blocks that can be drawn, as option groups."""
+        """Return every choice of blocks that can be drawn, as option groups."""
         naming = _naming()
         named = [d for d in self.dimensions if d.values and (d.key in ("impl", "pattern") or d.key in naming)]
         found = []
@@ -134,13 +134,13 @@ def _belongs_to_block(dimension: Dimension) -> bool:
 
 
 def _naming() -> set[str]:
-    """Options that name a member of a block, such as a mixture's expert."""
+    """Return options that name a member of a block, such as a mixture's expert."""
     kinds: tuple[Kind, ...] = ("attn", "ffn", "block")
     return {option for kind in kinds for entry in entries(kind) for option in getattr(entry.cls, "members", {})}
 
 
 def split_over(text: str, origin: str) -> dict[str, str]:
-    """`train.lr=1e-4..1e-2 log; attn.impl=standard,tva` as option -> its values' text.
+    """Return `train.lr=1e-4..1e-2 log; attn.impl=standard,tva` as option -> its values' text.
 
     Raises:
         InputError: for a part without `=`, or an option that stands twice.
@@ -200,7 +200,7 @@ def _option(groups: Mapping[str, Group], group: str, key: str, origin: str) -> O
 
 
 def _check_names(task: str, dimension: Dimension, origin: str) -> None:
-    """Names of blocks and patterns among the values are looked up now rather than in some trial."""
+    """Look names of blocks and patterns among the values up now rather than in some trial."""
     try:
         for value in dimension.values:
             if dimension.key == "impl" and dimension.group in KINDS:

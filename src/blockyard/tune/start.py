@@ -100,7 +100,7 @@ class _Blind:
 
 
 def terms_of(start: DefaultRun) -> dict[str, Any]:
-    """Everything that must stay the same for trials to belong to one search, as flat plain data."""
+    """Return everything that must stay the same for trials to belong to one search, as flat plain data."""
     config, searched = start.config, {d.name for d in start.space.dimensions}
     free = {f"train.{name}" for name in FREE_ON_RESUME} | {f"data.{name}" for name in start.kind.own_data_options}
     given = {

@@ -68,7 +68,7 @@ class Search:
             self._make(trial)
 
     def _begin(self) -> Trial | None:
-        """The next trial, drawn, or None when there are enough."""
+        """Return the next trial, drawn, or None when there are enough."""
         if self.stop.signal is not None:
             raise Interrupted(self.stop.signal, STOPPED)
         with self._claiming():
@@ -150,7 +150,7 @@ class Search:
         return bool(trial.should_prune())
 
     def _twin(self, trial: Trial) -> FrozenTrial | None:
-        """The trial that ended with the same settings: its run is a function of them."""
+        """Return the trial that ended with the same settings: its run is a function of them."""
         drawn = trial.user_attrs[DRAWN]
         return next((t for t in ended_trials(self.study) if t.user_attrs.get(DRAWN) == drawn), None)
 

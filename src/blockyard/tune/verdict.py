@@ -22,12 +22,12 @@ OTHER_SIZE = 1.05
 
 
 def sign_of(better: str) -> int:
-    """Multiplied by it, a figure is the better the lower it is."""
+    """Return multiplied by it, a figure is the better the lower it is."""
     return -1 if better == "higher" else 1
 
 
 def judge(record: Tuning) -> Verdict:
-    """The answer in one or two plain sentences, then what else a reader should know before believing it."""
+    """Return the answer in one or two plain sentences, then what else a reader should know before believing it."""
     finished = [t for t in record["trials"] if t["status"] == "finished"]
     if not finished:
         return {"kind": "unfinished", "headline": "No trial has finished yet.", "details": _about_trials(record)}
@@ -110,7 +110,7 @@ def _about_size(best: Final, default: Final | None) -> list[str]:
 
 
 def _about_ends(record: Tuning) -> list[str]:
-    """Options whose best value lies at an end of their range, or of the numbers to choose from."""
+    """Return options whose best value lies at an end of their range, or of the numbers to choose from."""
     best = record["best"]
     found = []
     for dimension in record["space"]:
@@ -164,7 +164,7 @@ def _spent(record: Tuning) -> str:
 
 
 def amount(record: Tuning) -> str:
-    """The budget as people read it."""
+    """Return the budget as people read it."""
     unit, value = record["budget"]["unit"], record["budget"]["value"]
     if unit == "seconds":
         return units.duration(value)
@@ -187,7 +187,7 @@ def _number(record: Tuning, value: float) -> str:
 
 
 def places(record: Tuning) -> int:
-    """Decimals of the record's figures: those that its narrowest interval asks for."""
+    """Return decimals of the record's figures: those that its narrowest interval asks for."""
     widths = [row["half_width"] for row in record["finals"] if row["half_width"]]
     return units.decimals_for(min(widths)) if widths else 4
 
@@ -201,7 +201,7 @@ def _capital(text: str) -> str:
 
 
 def counts(trials: Sequence[Trial]) -> str:
-    """ "22 finished, 8 stopped early" """
+    """Word "22 finished, 8 stopped early" """
     words = {"finished": "finished", "pruned": "stopped early", "diverged": "diverged", "failed": "failed"}
     found = [(sum(t["status"] == status for t in trials), text) for status, text in words.items()]
     return ", ".join(f"{n} {text}" for n, text in found if n)

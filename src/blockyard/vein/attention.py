@@ -112,7 +112,7 @@ class TVAAttention(VeinedAttention):
         self.proj_dropout = Dropout(proj_dropout)
 
     def fold(self) -> TVAAttention:
-        """The same function with the veins multiplied into the projections; parameters are copied, never shared.
+        """Return the same function with the veins multiplied into the projections; parameters are copied, never shared.
 
         Raises: InputError when it is folded already.
         """
@@ -137,7 +137,7 @@ class TVAAttention(VeinedAttention):
         return made
 
     def unfold(self) -> TVAAttention:
-        """The same function in the document's factored form, with tied orthonormal veins.
+        """Return the same function in the document's factored form, with tied orthonormal veins.
 
         Raises: InputError when it is not folded, or a rank is not below the head's width.
         """
@@ -160,7 +160,7 @@ class TVAAttention(VeinedAttention):
         return made
 
     def like(self, form: Literal["folded", "factored"]) -> TVAAttention:
-        """A new attention of the same shape, settings, dtype and device in another form."""
+        """Return a new attention of the same shape, settings, dtype and device in another form."""
         twin = TVAAttention(
             self.d_model,
             self.n_heads,

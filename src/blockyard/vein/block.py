@@ -188,7 +188,7 @@ class VFTBlock(nn.Module):
         cache: LayerCache | None = None,
         return_metrics: bool = False,
     ) -> tuple[Tensor, dict[str, Any] | None]:
-        """One block.
+        """Return one block.
 
         Args:
             x: [B, T, d_model].
@@ -224,7 +224,7 @@ class VFTBlock(nn.Module):
         return self._finish(corrected), found if return_metrics else {"losses": {}, "stats": found}
 
     def _attended(self, x: Tensor, **arguments: Any) -> Tensor:
-        """The residual stream behind the attention."""
+        """Return the residual stream behind the attention."""
         if not self.pre:
             return self.ln1(x + self.attn(x, **arguments)[0])
         if isinstance(self.attn, TVAAttention):
@@ -232,7 +232,8 @@ class VFTBlock(nn.Module):
         return x + self.attn(self.ln1(x), **arguments)[0]
 
     def _veins(self, x: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
-        """V and U. Tied, seeing whether they are still orthonormal takes a pass over V: not for each of many steps."""
+        """Compute V and U. Tied, seeing whether they are still orthonormal takes a pass over V: not for each of many
+        steps."""
         if cache is None or x.shape[1] > 1 or not self.vein.tied:
             return self.vein.matrices()
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed():
@@ -244,7 +245,7 @@ class VFTBlock(nn.Module):
         return kept[1]
 
     def _read(self, x: Tensor) -> Tensor:
-        """What the FFN reads of it."""
+        """Return what the FFN reads of it."""
         return self.ln2(x) if self.pre else x
 
     def _finish(self, x: Tensor) -> Tensor:
@@ -254,7 +255,8 @@ class VFTBlock(nn.Module):
     def reconstruction_error(
         self, x: Tensor, *, attn_mask: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> Tensor:
-        """The error [B, T] of every token of a block input x, by the block's own choice of relative or absolute."""
+        """Return the error [B, T] of every token of a block input x, by the block's own choice of relative or
+        absolute."""
         check_input(x, self.d_model)
         h = self._read(self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask))
         v, u = self.vein.matrices()
@@ -290,7 +292,8 @@ class VFTBlock(nn.Module):
     def diagnose(
         self, x: Tensor, *, attn_mask: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> dict[str, Any]:
-        """The metrics of `forward` on a block input x, and attention_entropy: that of a query's weights, in nats."""
+        """Return the metrics of `forward` on a block input x, and attention_entropy: that of a query's weights, in
+        nats."""
         _, metrics = self(x, attn_mask=attn_mask, padding_mask=padding_mask, return_metrics=True)
         masks: dict[str, Any] = {"attn_mask": attn_mask, "padding_mask": padding_mask}
         _, weights = self.attn(self.ln1(x) if self.pre else x, return_weights=True, **masks)
@@ -307,11 +310,11 @@ class VFTBlock(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> LayerCache | RingCache:
-        """The attention's cache."""
+        """Return the attention's cache."""
         return self.attn.new_cache(batch, max_len, dtype, device)
 
     def cost(self, tokens: int) -> Cost:
-        """Parameters, FLOPs (every token corrected, no metrics) and cache bytes per token."""
+        """Return parameters, FLOPs (every token corrected, no metrics) and cache bytes per token."""
         norms = sum(p.numel() for norm in (self.ln1, self.ln2) for p in norm.parameters())
         # The error of an untied vein needs x̂ = U z; a tied one's follows from two norms.
         rebuilt = 0

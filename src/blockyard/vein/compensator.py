@@ -97,7 +97,7 @@ class NormalCompensator(nn.Module):
         return out.view(x.shape)
 
     def _strengths(self, x: Tensor) -> Tensor:
-        """alpha_scale · σ(gate_j(x)) · v_jᵀ x for each direction: [rows, s]."""
+        """Compute alpha_scale · σ(gate_j(x)) · v_jᵀ x for each direction: [rows, s]."""
         if self.gate_norm is None:
             # v_jᵀ x and the gates' logits from one product, d_model -> 2 s.
             along, logits = F.linear(x, torch.cat([self.V, self.gate.weight])).split(self.s, dim=-1)
@@ -121,7 +121,7 @@ class NormalCompensator(nn.Module):
             nn.init.zeros_(self.U)
 
     def cost(self, tokens: int) -> Cost:
-        """Parameters, and the FLOPs of the dense form."""
+        """Return parameters, and the FLOPs of the dense form."""
         width = self.d_model
         flops = linear_flops(tokens, *[(width, self.s)] * 2, (self.s, width)) if self.s else 0
         return Cost(sum(p.numel() for p in self.parameters()), flops)

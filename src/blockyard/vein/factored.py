@@ -79,7 +79,7 @@ class VeinedAttention(StandardAttention):
     def _factored_heads(
         self, x: Tensor, call: Call, into: Tensor, values_into: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_heads`, with a vein behind each head's projection."""
+        """Return heads as `_heads`, with a vein behind each head's projection."""
         if call.context is None:
             qk, v = self._projected(x, call)
             return self._turned(F.linear(qk, into), F.linear(v, values_into), call)
@@ -87,7 +87,7 @@ class VeinedAttention(StandardAttention):
         return self._normed(F.linear(q, into), F.linear(k, into), F.linear(v, values_into))
 
     def veins(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """V and U for queries and keys, V and U for values.
+        """Compute V and U for queries and keys, V and U for values.
 
         Raises: InputError for a folded attention, which has none.
         """

@@ -62,7 +62,7 @@ class Stabilizer(nn.Module):
         return self.up(self.down(x)) if self.kind == "lowrank" else self.up(x)
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """y + A · LN(x); without gradients y is overwritten."""
+        """Compute y + A · LN(x); without gradients y is overwritten."""
         if self.kind == "diag":
             # Product and sum in one pass over the stream.
             return torch.addcmul(y, self.norm(x), self.scale)
@@ -104,7 +104,7 @@ class Guide(nn.Module):
         self.register_buffer("share", torch.ones((), dtype=self.up.dtype, device=self.up.device))
 
     def flops(self, tokens: int) -> int:
-        """Forward FLOPs, beside those of the FFN."""
+        """Return forward FLOPs, beside those of the FFN."""
         return 2 * tokens * sum(p.numel() for p in self.parameters())
 
 
@@ -174,7 +174,8 @@ class VFTFeedForward(FFN):
 
     @classmethod
     def share(cls, d_model: int, rank: int, count: int, expert: str, options: Mapping[str, Any]) -> Shared:
-        """FFNs of any kind within one vein: vein FFNs as their cores alone, others on z as if that were the stream.
+        """Return FFNs of any kind within one vein: vein FFNs as their cores alone, others on z as if that were the
+        stream.
 
         Args:
             d_model: width of the residual stream.
@@ -234,7 +235,7 @@ class VFTFeedForward(FFN):
         return self.from_vein(x, F.linear(x, v), u)
 
     def from_vein(self, x: Tensor, z: Tensor, u: Tensor) -> Tensor:
-        """The output when z = V x [..., rank] is known already (a block needs it for the reconstruction error).
+        """Return the output when z = V x [..., rank] is known already (a block needs it for the reconstruction error).
 
         Args:
             x: [..., d_model], read by the stabiliser only.
@@ -251,7 +252,7 @@ class VFTFeedForward(FFN):
         return self.stabilizer is not None or self.guide is not None
 
     def add_to(self, x: Tensor, h: Tensor | None, z: Tensor, u: Tensor) -> Tensor:
-        """x + the output, with the addition inside the last product.
+        """Compute x + the output, with the addition inside the last product.
 
         Args:
             x: the residual stream [..., d_model]; without gradients it is overwritten.
@@ -270,7 +271,7 @@ class VFTFeedForward(FFN):
         return self.stabilizer.add_to(x, h)
 
     def core(self, z: Tensor) -> Tensor:
-        """The non-linear part alone, z [..., rank] -> [..., rank], without V, U and the stabiliser.
+        """Return the non-linear part alone, z [..., rank] -> [..., rank], without V, U and the stabiliser.
 
         Modules that share one vein (the experts of a mixture, say) add these up and rebuild once.
         """
@@ -281,7 +282,7 @@ class VFTFeedForward(FFN):
         return self.w2(self.dropout(h))
 
     def _guided(self, guide: Guide, x: Tensor, z: Tensor, u: Tensor) -> Tensor:
-        """U core(z) with every low-rank matrix mixed with its dense guide."""
+        """Compute U core(z) with every low-rank matrix mixed with its dense guide."""
         # Matrix by matrix (1 − share) · low rank + share · dense, in front of the non-linearity (arXiv 2406.16450).
         h = _ACTIVATIONS[self.activation](torch.lerp(self.w1(z), F.linear(x, guide.up, self.w1.bias), guide.share))
         if self.w3 is not None and guide.gate is not None:
@@ -307,7 +308,7 @@ class VFTFeedForward(FFN):
         self.w2.bias = nn.Parameter(self.w2.bias[kept].clone())
 
     def core_cost(self, tokens: int) -> Cost:
-        """Parameters and FLOPs of `core`."""
+        """Return parameters and FLOPs of `core`."""
         up = 2 if self.gated else 1
         shapes = [(self.rank, self.r_hidden)] * up + [(self.r_hidden, self.rank)]
         return Cost(sum(a * b for a, b in shapes) + up * self.r_hidden + self.rank, linear_flops(tokens, *shapes))

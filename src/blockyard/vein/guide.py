@@ -33,13 +33,13 @@ def attach_guides(model: nn.Module) -> int:
 
 
 def guide_share(progress: float) -> float:
-    """The guides' share after a part of the guided steps: half a cosine from 1 to 0."""
+    """Return the guides' share after a part of the guided steps: half a cosine from 1 to 0."""
     # Flat at both ends: the hand-over neither begins nor ends with a jerk.
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def set_guide_share(model: nn.Module, share: float) -> None:
-    """How much of every vein FFN is its guide: 1 all, 0 nothing."""
+    """Set how much of every vein FFN is its guide: 1 all, 0 nothing."""
     for module in model.modules():
         if isinstance(module, Guide):
             module.share.fill_(share)

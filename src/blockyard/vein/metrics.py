@@ -11,7 +11,7 @@ from torch import Tensor
 def token_metrics(
     eps: Tensor, tau: Tensor, correction: Tensor, z: Tensor, padding_mask: Tensor | None = None
 ) -> dict[str, Any]:
-    """Means, the largest error and the directions in use, as scalars without a device sync.
+    """Return means, the largest error and the directions in use, as scalars without a device sync.
 
     Args:
         eps: reconstruction error [B, T].
@@ -38,7 +38,8 @@ def token_metrics(
 
 
 def _participation(z: Tensor, share: Tensor) -> Tensor:
-    """How many directions carry z [..., r]: (Σ λ)² / Σ λ² of its second moments, 1 … r, tokens weighted by share."""
+    """Return how many directions carry z [..., r]: (Σ λ)² / Σ λ² of its second moments, 1 … r, tokens weighted by
+    share."""
     # The participation ratio: r equal eigenvalues give r, a single one 1. Trace and sum of squares have it without an
     # eigenvalue being computed.
     moments = (z * share.unsqueeze(-1)).flatten(0, -2).mT @ z.flatten(0, -2)

@@ -26,7 +26,7 @@ VEIN = Role("matrix", group="vein")
 
 
 def recommend_rank(d_model: int) -> int:
-    """The document's rule of thumb, √d / 4 between 2 and 32: 6, 11, 16 for 768, 2048, 4096.
+    """Return the document's rule of thumb, √d / 4 between 2 and 32: 6, 11, 16 for 768, 2048, 4096.
 
     It is a place to start, not a measured optimum: docs/vein.md has the figures.
     """
@@ -108,12 +108,12 @@ class VeinProjector(nn.Module):
         return {} if self.implementation == "linear" else {"V": VEIN, "U": VEIN}
 
     def stored(self) -> list[Tensor]:
-        """The parameters behind `matrices()`: V as it is stored, and U unless it is tied."""
+        """Return the parameters behind `matrices()`: V as it is stored, and U unless it is tied."""
         parts = [self.V] if self.U is None else [self.V, self.U]
         return [part.weight if isinstance(part, Linear) else part for part in parts]
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """V [rank, d_model] and U [d_model, rank]. Ask once per forward: tied, they are made orthonormal here.
+        """Compute V [rank, d_model] and U [d_model, rank]. Ask once per forward: tied, they are made orthonormal here.
 
         Directions that are not in use are rows of V and columns of U that are 0.
         """
@@ -180,23 +180,23 @@ class VeinProjector(nn.Module):
         return kept
 
     def project(self, x: Tensor) -> Tensor:
-        """z = V x."""
+        """Compute z = V x."""
         check_width(x, self.d_model)
         return F.linear(x, self.matrices()[0])
 
     def reconstruct(self, z: Tensor) -> Tensor:
-        """x̂ = U z."""
+        """Compute x̂ = U z."""
         check_width(z, self.rank)
         return F.linear(z, self.matrices()[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """x̂ = U V x: the part of x that the vein keeps."""
+        """Compute x̂ = U V x: the part of x that the vein keeps."""
         v, u = self.matrices()
         check_width(x, self.d_model)
         return F.linear(F.linear(x, v), u)
 
     def compute_reconstruction_error(self, x: Tensor, relative: bool = True) -> Tensor:
-        """Distance of x [..., d_model] from the vein: [...], in at least float32.
+        """Return distance of x [..., d_model] from the vein: [...], in at least float32.
 
         Args:
             x: the vectors.
@@ -208,7 +208,7 @@ class VeinProjector(nn.Module):
         return rest / _norm(x) if relative else rest
 
     def error_from(self, x: Tensor, z: Tensor, u: Tensor, relative: bool = True) -> Tensor:
-        """The same error when z = V x is known already.
+        """Return the same error when z = V x is known already.
 
         Tied, Pythagoras gives it from two norms, without rebuilding x.
         """
@@ -224,11 +224,11 @@ class VeinProjector(nn.Module):
         return share if relative else share * whole
 
     def get_compression_ratio(self) -> float:
-        """d_model² / (2 · d_model · rank): a square matrix against V and U. 96 at 768 and 4, not 147."""
+        """Compute d_model² / (2 · d_model · rank): a square matrix against V and U. 96 at 768 and 4, not 147."""
         return self.d_model / (2 * self.rank)
 
     def cost(self, rows: int, *, project: bool = True, reconstruct: bool = True) -> Cost:
-        """Parameters, and FLOPs for `rows` vectors (making V orthonormal is a product of its own)."""
+        """Return parameters, and FLOPs for `rows` vectors (making V orthonormal is a product of its own)."""
         shapes = [(self.d_model, self.rank)] * project + [(self.rank, self.d_model)] * reconstruct
         # W Wᵀ. The triangular solve is no matrix product to `FlopCounterMode`, which the formula is tested against.
         orthonormal = linear_flops(self.rank, (self.d_model, self.rank)) if self.tied else 0
@@ -240,7 +240,7 @@ class VeinProjector(nn.Module):
 
 
 def orthonormal_rows(weight: Tensor) -> Tensor:
-    """The rows of a wide matrix [r, d] made orthonormal, as Gram-Schmidt would, differentiably.
+    """Return the rows of a wide matrix [r, d] made orthonormal, as Gram-Schmidt would, differentiably.
 
     With W Wᵀ = L Lᵀ, the rows of L⁻¹ W are orthonormal and span the same space.
     """
@@ -250,7 +250,7 @@ def orthonormal_rows(weight: Tensor) -> Tensor:
 
 
 def _orthonormal_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows, and L in at least float32."""
+    """Return the rows, and L in at least float32."""
     # Autocast would form W Wᵀ in bfloat16, and the rows would be orthonormal to two digits only.
     with torch.autocast(weight.device.type, enabled=False):
         wide = widened(weight)
@@ -292,6 +292,6 @@ class _OrthonormalRows(HandWritten):
 
 
 def _norm(x: Tensor) -> Tensor:
-    """‖x‖ over the last axis; tiny instead of 0, so that 0/0 becomes 0."""
+    """Compute ‖x‖ over the last axis; tiny instead of 0, so that 0/0 becomes 0."""
     wide = widened(x)
     return torch.linalg.vector_norm(wide, dim=-1).clamp(min=torch.finfo(wide.dtype).tiny)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def vein_blocks(model: nn.Module) -> dict[str, VFTBlock]:
-    """Every vein block of a model by its name; InputError when there is none."""
+    """Return every vein block of a model by its name; InputError when there is none."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, VFTBlock)}
     if not found:
         raise InputError(f"{type(model).__name__} holds no VFTBlock; build it from tva+vft layers")
@@ -33,7 +33,7 @@ def vein_blocks(model: nn.Module) -> dict[str, VFTBlock]:
 
 
 def value_at(progress: float, values: Sequence[T]) -> T:
-    """The value after a share of training: each holds for an equal part of it.
+    """Return the value after a share of training: each holds for an equal part of it.
 
     Args:
         progress: 0 at the start, 1 at the end.
@@ -45,7 +45,7 @@ def value_at(progress: float, values: Sequence[T]) -> T:
 
 
 def tau_at(progress: float, taus: Sequence[float] = TAUS) -> float:
-    """The threshold after a share of training; a smaller one corrects more tokens. See `value_at`."""
+    """Return the threshold after a share of training; a smaller one corrects more tokens. See `value_at`."""
     return value_at(progress, taus)
 
 
@@ -89,7 +89,7 @@ def freeze_veins(model: nn.Module, frozen: bool = True) -> None:
 
 
 def ffn_veins(model: nn.Module) -> dict[str, VeinProjector]:
-    """The veins of a model's FFNs (and of its errors) by name: of vft FFNs, and of mixtures that share one.
+    """Return the veins of a model's FFNs (and of its errors) by name: of vft FFNs, and of mixtures that share one.
 
     Raises: InputError when it holds none.
     """
@@ -211,7 +211,7 @@ class VeinSchedule:
 def param_groups(
     model: nn.Module, lr: float = 5e-4, vein_lr: float = 1e-4, weight_decay: float = 0.01
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer: veins learn slower; gains, biases and embeddings are not decayed.
+    """Return groups for a torch optimizer: veins learn slower; gains, biases and embeddings are not decayed.
 
     Args:
         model: what is trained.
@@ -236,7 +236,7 @@ def param_groups(
 
 
 def vein_metrics(model: nn.Module, inputs: Any) -> dict[str, dict[str, Any]]:
-    """Metrics of every vein block on its own input, from one forward pass without gradients.
+    """Return metrics of every vein block on its own input, from one forward pass without gradients.
 
     Args:
         model: the model, called as `model(inputs)`.

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _command(arguments: argparse.Namespace, given: dict[str, Any]) -> str:
-    """The command as it is typed, but for what is a default."""
+    """Return the command as it is typed, but for what is a default."""
     from blockyard.cli.settings import given_words
     from blockyard.report.units import command_line
 

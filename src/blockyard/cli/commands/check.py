@@ -68,19 +68,19 @@ def taken_for(cls: type, kind: Any) -> str:
 
 
 def print_row(row: Row) -> None:
-    """One check's outcome, as it comes."""
+    """Print one check's outcome, as it comes."""
     print(f"  {row.outcome:7}  {row.name}" + (f": {' '.join(row.reason.split())}" if row.reason else ""), flush=True)
 
 
 def summary(report: Report) -> str:
-    """The last lines of a report: the facts that it found, and how many checks went how."""
+    """Return the last lines of a report: the facts that it found, and how many checks went how."""
     counts = ", ".join(f"{count} {outcome}" for outcome, count in report.counts().items())
     facts = "".join(f"note: {fact}\n" for fact in report.facts)
     return f"{facts}{'ok' if report.ok else 'FAILED'}: {counts}\n"
 
 
 def targets(text: str, kind: Any) -> list[tuple[type, Any]]:
-    """The classes that the argument names, each with what it is ("attn", "ffn" or None = find out).
+    """Return the classes that the argument names, each with what it is ("attn", "ffn" or None = find out).
 
     Raises:
         InputError: when it names no class, with the nearest name.
@@ -125,7 +125,7 @@ def find_class(text: str) -> type:
 
 
 def read_options(cls: type, words: Sequence[str]) -> dict[str, Any]:
-    """`--with key=value` words as the types that the constructor declares."""
+    """Return `--with key=value` words as the types that the constructor declares."""
     from blockyard.registry.options import options_of, unknown_option
     from blockyard.tasks.given import Setting, read_value
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def groups() -> dict[str, Group]:
-    """The options of `data` that say how a text is read; not how it is cut into tokens and parts."""
+    """Return the options of `data` that say how a text is read; not how it is cut into tokens and parts."""
     from blockyard.tasks.groups import dataclass_group
     from blockyard.text.config import TextDataConfig
 

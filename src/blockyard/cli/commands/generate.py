@@ -196,7 +196,7 @@ def check_lengths(model: Any, tokenizer: Any, texts: Sequence[str], at_a_time: i
 
 
 def load_draft(folder: Path, tokenizer: Any, trust: bool) -> Any:
-    """The draft's model; `trust` agrees to the plug-ins that its run names.
+    """Return the draft's model; `trust` agrees to the plug-ins that its run names.
 
     Raises:
         InputError: when its tokenizer is another one.
@@ -216,7 +216,7 @@ def make_batch(
     model: Any, tokenizer: Any, prompts: Sequence[str], options: GenerateOptions, sampling: Any, stop: list[str],
     helper: Any, draft: DraftOptions,
 ) -> Any:  # fmt: skip
-    """The texts as rows of one batch, which is read and written together."""
+    """Return the texts as rows of one batch, which is read and written together."""
     from blockyard.generation import Batch, end_of_text, prompt_tokens
 
     return Batch(
@@ -290,7 +290,7 @@ def note(line: str) -> None:
 
 
 def fresh_seed() -> int:
-    """A seed nobody chose, small enough to type again."""
+    """Return a seed nobody chose, small enough to type again."""
     import secrets
 
     return secrets.randbelow(2**31)

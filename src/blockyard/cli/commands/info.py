@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def entries_named(name: str) -> list[Entry]:
-    """Everything registered under the name, and the paired blocks that it is a part of.
+    """Return everything registered under the name, and the paired blocks that it is a part of.
 
     Raises:
         InputError: for an unknown name, with the nearest one.
@@ -63,13 +63,13 @@ def entries_named(name: str) -> list[Entry]:
 
 
 def flags(entry: Entry) -> dict[str, str]:
-    """Option name -> its flag, for the options that a word can express (a module cannot be)."""
+    """Return option name -> its flag, for the options that a word can express (a module cannot be)."""
     group = entry.kind if entry.name == "standard" else entry.group
     return {name: f"--{group}.{name}" for name, option in entry.options.items() if option.settable}
 
 
 def costs(entry: Entry) -> dict[str, Any]:
-    """Figures of the block's own cost formula at the sample shape, with its options at their defaults.
+    """Return figures of the block's own cost formula at the sample shape, with its options at their defaults.
 
     Returns:
         The shape and `parameters`, `flops` (forward, one sequence), `cache_bytes_per_token` (float32); `note` when
@@ -99,7 +99,7 @@ def costs(entry: Entry) -> dict[str, Any]:
 
 
 def page(description: dict[str, Any]) -> str:
-    """A description as text."""
+    """Return a description as text."""
     kind = {"attn": "attention", "ffn": "FFN", "block": "paired block"}[description["kind"]]
     lines = [f"{description['name']} ({kind})", f"  {description['summary']}", ""]
     lines += ["  source   " + description["source"]]
@@ -110,7 +110,7 @@ def page(description: dict[str, Any]) -> str:
 
 
 def traits_text(traits: dict[str, Any]) -> str:
-    """Traits in words: those that hold, those that do not, the cache, the types."""
+    """Return traits in words: those that hold, those that do not, the cache, the types."""
     words = {True: [], False: []}  # type: dict[bool, list[str]]
     for name, value in traits.items():
         if isinstance(value, bool):
@@ -122,7 +122,7 @@ def traits_text(traits: dict[str, Any]) -> str:
 
 
 def costs_text(figures: dict[str, Any]) -> str:
-    """The figures of `costs` on one line."""
+    """Return the figures of `costs` on one line."""
     shown = []
     if "parameters" in figures:
         shown.append(f"{figures['parameters']:,} parameters")
@@ -136,7 +136,7 @@ def costs_text(figures: dict[str, Any]) -> str:
 
 
 def options_lines(description: dict[str, Any]) -> list[str]:
-    """One entry per option: flag, type, default, and the text below."""
+    """Return one entry per option: flag, type, default, and the text below."""
     import textwrap
 
     from blockyard.cli.settings import value_text

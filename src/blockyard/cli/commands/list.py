@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def print_lists(mixers: list[Entry], ffns: list[Entry], blocks: list[Entry]) -> None:
-    """Three tables and where to read on."""
+    """Print three tables and where to read on."""
     from blockyard.cli.table import print_table
 
     heads = ["name", *TRAIT_HEADS.values(), "order", "cache", "options"]
@@ -72,7 +72,7 @@ def order_word(entry: Entry) -> str:
 
 
 def option_names(entry: Entry) -> str:
-    """The options that a word of the command line can express."""
+    """Return the options that a word of the command line can express."""
     return ", ".join(name for name, option in entry.options.items() if option.settable) or "-"
 
 

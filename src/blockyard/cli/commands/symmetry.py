@@ -50,13 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def cells(row: SymmetryRow) -> list[str]:
-    """A row of the table as text."""
+    """Return a row of the table as text."""
     kept = "kept" if row.symmetry else "BROKEN"
     return [row.part, row.option, "default" if row.default else "", kept, f"{row.symmetry.error:.0e}"]
 
 
 def own(target: str, words: list[str]) -> list[SymmetryRow]:
-    """The rows of a named class, built at the sizes of the conformance suite."""
+    """Return the rows of a named class, built at the sizes of the conformance suite."""
     from blockyard.cli.commands.check import read_options, targets
     from blockyard.complex.symmetry import SymmetryRow, check_equivariance
     from blockyard.conformance.subject import SIZES

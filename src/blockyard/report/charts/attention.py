@@ -18,7 +18,7 @@ MOST_HEADS, GAP = 8, 3
 
 
 def attention_pictures(report: Report) -> list[Chart]:
-    """One figure of reaches for all choices that attend, and one of maps for each."""
+    """Return one figure of reaches for all choices that attend, and one of maps for each."""
     found = {i: layers for i, choice in enumerate(report["choices"]) if (layers := choice.get("attention"))}
     if not found:
         return []

@@ -45,7 +45,7 @@ def trade_offs(report: Report) -> list[Chart]:
 
 
 def speed_over_length(report: Report) -> Chart | None:
-    """Training speed over the length of a row, for the choices where it was measured."""
+    """Return training speed over the length of a row, for the choices where it was measured."""
     found = [(i, choice["scaling"]) for i, choice in enumerate(report["choices"]) if "scaling" in choice]
     if not found or len(found[0][1]["lengths"]) < 2:
         return None
@@ -63,7 +63,7 @@ def speed_over_length(report: Report) -> Chart | None:
 
 
 def memory_over_length(report: Report) -> Chart | None:
-    """Peak memory of training over the length of a row, for the choices where it was measured."""
+    """Return peak memory of training over the length of a row, for the choices where it was measured."""
     found = [
         (i, choice["scaling"])
         for i, choice in enumerate(report["choices"])
@@ -81,7 +81,8 @@ def memory_over_length(report: Report) -> Chart | None:
 def _drawer_over_length(
     lines: list[tuple[int, list[int], list[float]]], unit: str, label: str
 ) -> Callable[[Any, Palette], None]:
-    """Draws lines of (index of the choice, lengths, values) from zero on, lengths in powers of two."""
+    """Return a function that draws lines of (index of the choice, lengths, values) from zero on, lengths in powers
+    of two."""
 
     def draw(axes: Any, palette: Palette) -> None:
         for i, lengths, values in lines:
@@ -197,7 +198,7 @@ def _point_drawer(
 
 
 def _plain_ticks(axes: Any, label: str) -> None:
-    """Ticks at round numbers of the unit in which they are written, without exponents."""
+    """Put ticks at round numbers of the unit in which they are written, without exponents."""
     ticker = require("matplotlib.ticker", extra="report")
     in_bytes = "bytes" in label
     written = units.size if in_bytes else units.count

@@ -31,7 +31,7 @@ _AXES = {
 
 
 def loss_curves(report: Report) -> list[Chart]:
-    """The quality against tokens, seconds and FLOPs, and what losses there are beside it."""
+    """Return the quality against tokens, seconds and FLOPs, and what losses there are beside it."""
     found = []
     is_loss = not any("quality" in run for choice in report["choices"] for run in choice["runs"])
     which, metric = ("validation", "validation loss") if is_loss else ("quality", str(report["quality"]["metric"]))
@@ -150,7 +150,7 @@ def _axis_unit(letter: str, unit: str) -> str:
 
 
 def _over_seeds(runs: list[Run], which: str, key: str) -> tuple[list[float], list[float], list[float], list[float]]:
-    """x, mean, lowest and highest loss over the runs, at the steps all of them logged."""
+    """Return x, mean, lowest and highest loss over the runs, at the steps all of them logged."""
     series: list[dict[int, tuple[float, float]]] = []
     for run in runs:
         curve: Any = dict(run)[which]
@@ -170,7 +170,7 @@ def _over_seeds(runs: list[Run], which: str, key: str) -> tuple[list[float], lis
 
 
 def _smooth(losses: list[float]) -> list[float]:
-    """Centred moving average over about a fortieth of the run, shorter at the ends."""
+    """Return centred moving average over about a fortieth of the run, shorter at the ends."""
     reach = max(1, len(losses) // 80)
     sums = [0.0]
     for loss in losses:

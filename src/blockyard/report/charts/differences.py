@@ -14,7 +14,7 @@ _WORDS = ("worse", "equivalent", "undecided")
 
 
 def differences_from_the_best(report: Report) -> Chart | None:
-    """A row a choice, zero being the best mean; None where no difference has an interval."""
+    """Return a row a choice, zero being the best mean; None where no difference has an interval."""
     rows = [row for row in report["comparisons"] if row["half_width"] is not None and row["verdict"] in _WORDS]
     if not rows:
         return None

@@ -10,7 +10,7 @@ from blockyard.report.schema import Report
 
 
 def learnt_kernels(report: Report) -> list[Chart]:
-    """Two figures for every choice that has such layers."""
+    """Return two figures for every choice that has such layers."""
     charts = []
     for number, choice in enumerate(report["choices"]):
         layers = choice.get("kernels")

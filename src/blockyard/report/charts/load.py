@@ -11,7 +11,7 @@ from blockyard.report.schema import Choice, Report
 
 
 def expert_loads(report: Report) -> list[Chart]:
-    """A figure for every choice whose runs tell of experts."""
+    """Return a figure for every choice whose runs tell of experts."""
     found = []
     for index, choice in enumerate(report["choices"]):
         loads = mean_loads(choice)
@@ -28,7 +28,7 @@ def expert_loads(report: Report) -> list[Chart]:
 
 
 def mean_loads(choice: Choice) -> dict[str, list[float]]:
-    """Shares by layer, averaged over the runs that have them."""
+    """Return shares by layer, averaged over the runs that have them."""
     runs = [run["load"] for run in choice["runs"] if run.get("load")]
     if not runs:
         return {}

@@ -11,7 +11,7 @@ from blockyard.report.schema import Choice, Report, with_unit
 
 
 def loss_over_position(report: Report) -> Chart | None:
-    """Of the choices whose runs tell their loss by position; None when none do."""
+    """Return the chart of the choices whose runs tell their loss by position; None when none do."""
     found = {i: means for i, choice in enumerate(report["choices"]) if (means := position_losses(choice))}
     if not found:
         return None
@@ -34,7 +34,7 @@ def loss_over_position(report: Report) -> Chart | None:
 
 
 def position_losses(choice: Choice) -> dict[int, float]:
-    """Upper end of each group of positions -> mean loss over the seeds that finished."""
+    """Return upper end of each group of positions -> mean loss over the seeds that finished."""
     runs = [run["figures"] for run in choice["runs"] if "position_loss" in (run.get("figures") or {})]
     if not runs:
         return {}

@@ -12,7 +12,7 @@ from blockyard.report.units import rate_label
 
 
 def figures_over_rate(report: Report) -> Chart | None:
-    """The probes of the choices whose rates were searched for; None when none were."""
+    """Return the probes of the choices whose rates were searched for; None when none were."""
     found = [(i, choice) for i, choice in enumerate(report["choices"]) if choice.get("rate")]
     if not found:
         return None
@@ -43,6 +43,6 @@ def figures_over_rate(report: Report) -> Chart | None:
 
 
 def ended(choice: Choice) -> dict[float, float]:
-    """The factors whose probes ended, in order, with their figures."""
+    """Return the factors whose probes ended, in order, with their figures."""
     probes = zip(choice["rate"]["factors"], choice["rate"]["figures"])
     return {factor: figure for factor, figure in probes if figure is not None}

@@ -52,7 +52,7 @@ class LabelledConfig:
         self.as_text()
 
     def as_text(self) -> TextDataConfig:
-        """The options of the tokenizer, as those of plain text."""
+        """Return the options of the tokenizer, as those of plain text."""
         return TextDataConfig(
             path=self.path,
             tokenizer=self.tokenizer,
@@ -62,5 +62,5 @@ class LabelledConfig:
         )
 
     def cache_folder(self) -> Path:
-        """The folder for trained tokenizers (it need not exist yet)."""
+        """Return the folder for trained tokenizers (it need not exist yet)."""
         return self.as_text().cache_folder()

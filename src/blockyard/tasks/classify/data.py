@@ -77,7 +77,7 @@ class Documents:
         self.lengths = np.array([len(ids) for ids in self.tokens])
 
     def padded(self, indices: Sequence[int] | np.ndarray, context: int, chunks: int) -> dict[str, Tensor]:
-        """Some documents as a batch.
+        """Return some documents as a batch.
 
         Returns: input_ids int64 and padding_mask bool, [B, T] or, with several chunks, [B, C, T]; T and C are those
             of the longest, T rounded up to a multiple of 32 within the context.
@@ -129,7 +129,7 @@ class LabelledData:
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def batch(self, seed: int, step: int, batch_size: int, rows: slice | None = None) -> dict[str, Tensor]:
-        """The training batch of a step: every epoch goes through all documents in an order of its own.
+        """Return the training batch of a step: every epoch goes through all documents in an order of its own.
 
         Args:
             seed: the run's seed.
@@ -147,7 +147,7 @@ class LabelledData:
         return self._with_classes(self.train, self.train_classes, chosen)
 
     def val_batches(self, batch_size: int, limit: int | None = None) -> Iterator[dict[str, Tensor]]:
-        """Validation batches, the same each time; with a limit, documents spread over the whole part."""
+        """Yield validation batches, the same each time; with a limit, documents spread over the whole part."""
         count = len(self.val_classes)
         wanted = count if limit is None else min(count, limit * batch_size)
         chosen = np.arange(wanted) * count // wanted
@@ -155,7 +155,7 @@ class LabelledData:
             yield self._with_classes(self.val, self.val_classes, chosen[start : start + batch_size])
 
     def chunk_lengths(self) -> list[list[int]]:
-        """For every training document, the tokens of its chunks."""
+        """Return, for every training document, the tokens of its chunks."""
         return [
             [min(self.context, int(length) - start) for start in range(0, int(length), self.context)]
             for length in self.train.lengths
@@ -257,5 +257,5 @@ def _pieces(rows: Sequence[Row]) -> Pieces:
 
 
 def needed(padding_mask: Tensor) -> Tensor | None:
-    """The mask, or None when nothing is padding: mixers have faster ways without one."""
+    """Return the mask, or None when nothing is padding: mixers have faster ways without one."""
     return None if bool(padding_mask.all()) else padding_mask

@@ -122,7 +122,7 @@ class TextClassifier(Trunk):
         return ClassifierOutput(logits, loss, aux)
 
     def _encode_chunks(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Any] | None]:
-        """The mean of the chunks' vectors, weighted by their tokens where positions are averaged, too."""
+        """Return the mean of the chunks' vectors, weighted by their tokens where positions are averaged, too."""
         documents, chunks = ids.shape[:2]
         if mask is None:
             mask = torch.ones(ids.shape, dtype=torch.bool, device=ids.device)
@@ -149,7 +149,7 @@ class TextClassifier(Trunk):
         return pool(x, mask, self.config.pooling), aux
 
     def cost(self, length: int) -> Cost:
-        """Parameters and forward FLOPs for one chunk of `length` positions."""
+        """Return parameters and forward FLOPs for one chunk of `length` positions."""
         width, classes = self.config.d_model, self.config.n_classes
         own = self.config.vocab_size * width + classes * width + (0 if self.cls is None else width)
         return self.blocks_cost(length) + Cost(own, linear_flops(1, (width, classes)))

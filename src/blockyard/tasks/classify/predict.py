@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def classify(trained: Trained, file: Path, options: ClassifyOptions) -> list[dict[str, Any]]:
-    """One entry per row: its number from 1, its label if the file has one, the likeliest classes.
+    """Return one entry per row: its number from 1, its label if the file has one, the likeliest classes.
 
     Raises:
         InputError: for a file that cannot be read or a row without text, naming file and row.
@@ -51,7 +51,7 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> list[dic
 def probabilities_of(
     model: TextClassifier, assets: TextAssets, texts: Sequence[str], batch_size: int
 ) -> list[list[float]]:
-    """The probability of every class for each text."""
+    """Return the probability of every class for each text."""
     config = model.config
     documents = Documents(texts, assets.tokenizer, config.context * config.chunks)
     found: list[list[float]] = []

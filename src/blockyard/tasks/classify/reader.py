@@ -146,7 +146,7 @@ def _delimiter_of(path: Path, fields: Sequence[str]) -> str:
 
 @contextmanager
 def _text_of(path: Path, newline: str | None = None) -> Iterator[io.TextIOWrapper]:
-    """The file's text, decompressed, whichever Unicode encoding a mark names.
+    """Open the file's text, decompressed, whichever Unicode encoding a mark names.
 
     Raises:
         InputError: for a file that cannot be read or is no text.
@@ -161,7 +161,7 @@ def _text_of(path: Path, newline: str | None = None) -> Iterator[io.TextIOWrappe
 
 
 def standard_library_rows() -> list[Row]:
-    """Pieces of the standard library's source, labelled by the package they come from: its largest packages."""
+    """Return pieces of the standard library's source, labelled by the package they come from: its largest packages."""
     files = [(package, name, text) for package, name, text in read_standard_library_packages()]
     sizes: Counter[str] = Counter()
     for package, _, text in files:

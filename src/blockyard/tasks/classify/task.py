@@ -52,27 +52,27 @@ class ClassifyTask:
         self.fingerprint: dict[str, Any] = data.fingerprint
 
     def batch(self, step: int, rows: slice) -> Batch:
-        """Rows of the global batch of a step."""
+        """Return rows of the global batch of a step."""
         return self.data.batch(self.config.seed, step, self.config.batch_size, rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean nats per document, plus the blocks' own losses."""
+        """Return mean nats per document, plus the blocks' own losses."""
         output = model(batch["input_ids"], padding_mask=needed(batch["padding_mask"]), targets=batch["targets"])
         return with_auxiliary(output.loss, output.aux, self.config, "class_loss")
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """`val_loss` (nats per document), `val_accuracy` and `val_macro_f1` over the validation documents."""
+        """Return `val_loss` (nats per document), `val_accuracy` and `val_macro_f1` over the validation documents."""
         loss, confusion = score(model, self.data, self.config.batch_size, self.config.eval_batches)
         accuracy = float(confusion.diagonal().sum() / confusion.sum())
         return {"val_loss": loss, "val_accuracy": accuracy, "val_macro_f1": macro_f1(confusion)}
 
     def save_assets(self, folder: Path) -> None:
-        """The tokenizer and the labels."""
+        """Save the tokenizer and the labels."""
         self.data.assets.save(folder)
 
 
 def score(model: nn.Module, data: LabelledData, batch_size: int, limit: int | None) -> tuple[float, Tensor]:
-    """Mean loss over validation documents, and the confusion matrix [truth, found], int64."""
+    """Return mean loss over validation documents, and the confusion matrix [truth, found], int64."""
     classes = len(data.assets.labels)
     confusion = torch.zeros(classes * classes, dtype=torch.long)
     device = next(model.parameters()).device
@@ -87,7 +87,7 @@ def score(model: nn.Module, data: LabelledData, batch_size: int, limit: int | No
 
 
 def macro_f1(confusion: Tensor) -> float:
-    """The mean of the classes' F1 = 2 TP / (2 TP + FP + FN), over the classes that occur or are found."""
+    """Return the mean of the classes' F1 = 2 TP / (2 TP + FP + FN), over the classes that occur or are found."""
     right = confusion.diagonal().double()
     total = (confusion.sum(0) + confusion.sum(1)).double()
     seen = total > 0
@@ -135,7 +135,7 @@ class TextClassification(TaskKind[EncoderConfig, LabelledConfig, LabelledData]):
         return Quality("accuracy", "", "val_accuracy", "higher", loss_unit="nats/document", margin=0.01)
 
     def figures(self, run: Run[EncoderConfig, LabelledConfig], data: LabelledData, model: nn.Module) -> dict[str, Any]:
-        """Macro-F1 and the confusion matrix over all validation documents."""
+        """Return macro-F1 and the confusion matrix over all validation documents."""
         _, confusion = score(model, data, run.train.batch_size, None)
         accuracy = float(confusion.diagonal().sum() / confusion.sum())
         return {

@@ -54,7 +54,7 @@ class LMParts(Parts):
 
 
 def beginning(data: TextData) -> str:
-    """The first words of the validation text, cut after a blank where there is one."""
+    """Return the first words of the validation text, cut after a blank where there is one."""
     text = data.tokenizer.decode([int(t) for t in data.val[:PROMPT_CHARACTERS]]).replace("\ufffd", "")
     text = text[:PROMPT_CHARACTERS].lstrip()
     cut = max(text.rfind(" "), text.rfind("\n"))

@@ -46,16 +46,17 @@ class LMTask:
         self.fingerprint: dict[str, Any] = data.fingerprint
 
     def batch(self, step: int, rows: slice) -> Batch:
-        """Rows of the global batch of a step."""
+        """Return rows of the global batch of a step."""
         return self.data.batch(self.config.seed, step, self.config.batch_size, self.context, rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean nats per token, plus the blocks' own losses, weighted; what the blocks report is logged."""
+        """Return mean nats per token, plus the blocks' own losses, weighted; what the blocks report is logged."""
         output = model(batch["input_ids"], targets=batch["targets"])
         return with_auxiliary(output.loss, output.aux, self.config, "lm_loss")
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """`val_loss`: nats per token over the validation batches; `val_loss_per_byte` for tokens that are not bytes."""
+        """Return `val_loss`: nats per token over the validation batches; `val_loss_per_byte` for tokens that are not
+        bytes."""
         total, count = 0.0, 0
         device = next(model.parameters()).device
         for batch in self.data.val_batches(self.config.batch_size, self.context, self.config.eval_batches):
@@ -69,7 +70,7 @@ class LMTask:
         return figures
 
     def save_assets(self, folder: Path) -> None:
-        """The tokenizer."""
+        """Save the tokenizer."""
         self.data.tokenizer.save(folder / "tokenizer")
 
 
@@ -113,7 +114,7 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
         )
 
     def sample_data(self, run: Run[LMConfig, TextDataConfig]) -> TextData:
-        """Random tokens: a text may take long to read, and memory does not depend on what it says."""
+        """Return random tokens: a text may take long to read, and memory does not depend on what it says."""
         import numpy as np
 
         from blockyard.text import ByteTokenizer
@@ -126,7 +127,7 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
         return replace(model, context=length)
 
     def figures(self, run: Run[LMConfig, TextDataConfig], data: TextData, model: nn.Module) -> dict[str, Any]:
-        """Loss by the number of tokens read of the row, on the validation rows, in groups that double."""
+        """Return loss by the number of tokens read of the row, on the validation rows, in groups that double."""
         context = run.model.context
         rows = max(1, min(run.train.batch_size, MOST_LOGITS // (context * run.model.vocab_size)))
         limit = math.ceil(run.train.eval_batches * run.train.batch_size / rows)

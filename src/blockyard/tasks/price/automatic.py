@@ -24,7 +24,7 @@ LEVEL = 90
 
 
 def auto_arima(past: Past) -> Result:
-    """ARIMA of the log price, orders by the corrected AIC (Hyndman and Khandakar 2008).
+    """Return ARIMA of the log price, orders by the corrected AIC (Hyndman and Khandakar 2008).
 
     Raises:
         MissingExtra: when `statsforecast` is not installed.
@@ -33,7 +33,7 @@ def auto_arima(past: Past) -> Result:
 
 
 def auto_ets(past: Past) -> Result:
-    """Exponential smoothing of the log price, with a trend where that fits better (Hyndman et al. 2002).
+    """Return exponential smoothing of the log price, with a trend where that fits better (Hyndman et al. 2002).
 
     Raises:
         MissingExtra: when `statsforecast` is not installed.

@@ -26,7 +26,7 @@ HOLD = "buy and hold"
 def account(
     data: PriceTables, assets: np.ndarray, rows: np.ndarray, weights: np.ndarray, *, lag: int, cost: float
 ) -> Course:
-    """Book what weights earn and cost.
+    """Return book what weights earn and cost.
 
     Args:
         data: the assets.
@@ -59,7 +59,7 @@ def account(
 
 
 def hold(data: PriceTables, assets: np.ndarray, rows: np.ndarray, config: BacktestConfig) -> Course:
-    """Equal long positions in all assets, from the same origins, at the same lag and cost."""
+    """Return equal long positions in all assets, from the same origins, at the same lag and cost."""
     panel = Panel.of(data, assets, rows)
     weights = equal_parts(panel.carry(panel.spread(np.ones(len(rows)))))
     return account(data, assets, rows, panel.at(weights), lag=config.lag, cost=config.cost)
@@ -73,7 +73,7 @@ def run_backtest(
     config: BacktestConfig,
     levels: tuple[float, ...],
 ) -> dict[str, Any] | None:
-    """Earnings of one forecast.
+    """Return earnings of one forecast.
 
     Args:
         data: the assets.
@@ -101,12 +101,13 @@ def run_backtest(
 
 
 def run_hold(data: PriceTables, assets: np.ndarray, rows: np.ndarray, config: BacktestConfig) -> dict[str, Any]:
-    """Earnings of equal long positions in all assets, as `describe` says them."""
+    """Return earnings of equal long positions in all assets, as `describe` says them."""
     return describe(hold(data, assets, rows, config), year_of(data, config), config.cost)
 
 
 def weights_table(data: PriceTables, assets: np.ndarray, rows: np.ndarray, weights: np.ndarray, lag: int) -> Any:
-    """Every weight with its dates, as a pandas frame: unique_id, decided, taken (empty beyond the last row), weight."""
+    """Return every weight with its dates, as a pandas frame: unique_id, decided, taken (empty beyond the last row),
+    weight."""
     pandas = require("pandas", extra="prices")
     taken = []
     for asset, row in zip(assets, rows):
@@ -118,7 +119,7 @@ def weights_table(data: PriceTables, assets: np.ndarray, rows: np.ndarray, weigh
 
 
 def backtest_table(results: dict[str, dict[str, Any] | None]) -> str:
-    """One line per forecast."""
+    """Return one line per forecast."""
     width = max(len(name) for name in results)
     heads = (
         ("return/y", 10),

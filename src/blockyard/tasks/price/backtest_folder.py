@@ -35,7 +35,7 @@ class BacktestSpec:
     retrain: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """As settings.json holds it."""
+        """Return them as settings.json holds it."""
         rest = {"data": dict(self.data), "start": self.start, "folds": self.folds, "retrain": self.retrain}
         return {"schema": SCHEMA, "config": asdict(self.config), **rest}
 
@@ -48,7 +48,7 @@ class BacktestSpec:
         write_atomically(folder / SETTINGS, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def words(self, year: int) -> list[tuple[str, str]]:
-        """The settings as label and value, for a page; `year`: the steps that a year was taken to have."""
+        """Return the settings as label and value, for a page; `year`: the steps that a year was taken to have."""
         config = {**asdict(self.config), "steps_per_year": year}
         return [
             *((key.replace("_", " "), "none" if value is None else str(value)) for key, value in config.items()),
@@ -60,7 +60,7 @@ class BacktestSpec:
 
 
 def folder_for(run: Path, spec: BacktestSpec) -> Path:
-    """RUN/backtest, or RUN/backtest-2, -3 …: the first that is free, unfinished, or holds this same backtest."""
+    """Return RUN/backtest, or RUN/backtest-2, -3 …: the first that is free, unfinished, or holds this same backtest."""
     for number in count(1):
         folder = run / ("backtest" if number == 1 else f"backtest-{number}")
         if not (folder / RESULTS).exists() or _holds(folder, spec):

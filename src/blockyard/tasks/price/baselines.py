@@ -37,14 +37,14 @@ class Forecast:
 
 
 def unconditional(past: Past) -> Result:
-    """The distribution of past returns, the same every day: what skill is measured against."""
+    """Return the distribution of past returns, the same every day: what skill is measured against."""
     ones = np.ones_like(past.known)
     _, quantiles = shaped(past, ones)
     return np.broadcast_to(np.nanmean(past.known, axis=0), ones.shape).copy(), quantiles
 
 
 def random_walk(past: Past) -> Result:
-    """The last price, with the past's spread around it and no drift."""
+    """Return the last price, with the past's spread around it and no drift."""
     known = past.known
     ones = np.ones_like(known)
     level = np.nanmean(known, axis=0)
@@ -53,21 +53,22 @@ def random_walk(past: Past) -> Result:
 
 
 def drift(past: Past) -> Result:
-    """The last price plus the mean past return per step times h."""
+    """Return the last price plus the mean past return per step times h."""
     mean = past.returns[1 : past.end].mean()
     centre = np.broadcast_to(mean * np.asarray(past.horizons, np.float64), past.known.shape)
     return shaped(past, np.ones_like(past.known), centre)
 
 
 def always_up(past: Past) -> Result:
-    """Up by the mean size of a past move: a direction to beat, with the past's distribution."""
+    """Forecast up by the mean size of a past move: a direction to beat, with the past's distribution."""
     _, quantiles = unconditional(past)
     size = np.nanmean(np.abs(past.known), axis=0)
     return np.broadcast_to(size, past.known.shape).copy(), quantiles
 
 
 def ridge(past: Past) -> Result:
-    """Linear in the same features as the model's, towards return ÷ (σ20 √h); strength chosen on the last fifth."""
+    """Return linear in the same features as the model's, towards return ÷ (σ20 √h); strength chosen on the last
+    fifth."""
     unit = past.sigma[:, None] * np.sqrt(np.asarray(past.horizons, np.float64))
     y = past.known / unit
     rows = np.flatnonzero(np.isfinite(past.features).all(axis=1) & np.isfinite(y).all(axis=1))
@@ -83,7 +84,7 @@ def ridge(past: Past) -> Result:
 
 
 def _ridge(x: np.ndarray, y: np.ndarray, rows: np.ndarray, strength: float) -> np.ndarray:
-    """Predictions for all rows of a ridge fitted on some."""
+    """Return predictions for all rows of a ridge fitted on some."""
     mean, std = x[rows].mean(axis=0), x[rows].std(axis=0)
     z = (x - mean) / np.where(std > 1e-9, std, 1.0)
     level = y[rows].mean(axis=0)
@@ -163,7 +164,7 @@ def run_baselines(
 
 
 def _no_automatic(origins: int) -> list[str] | None:
-    """Why those of statsforecast are left out: [] without a word where it is not installed, None if they run."""
+    """Return why those of statsforecast are left out: [] without a word where it is not installed, None if they run."""
     try:
         require("statsforecast", extra="baselines")
     except MissingExtra:

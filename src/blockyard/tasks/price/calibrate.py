@@ -40,12 +40,12 @@ class Calibration:
     why: str = ""
 
     def apply(self, point: np.ndarray, quantiles: np.ndarray | None) -> np.ndarray:
-        """Calibrated quantiles [N, H, levels], rising: shifted ones that would cross are sorted."""
+        """Return calibrated quantiles [N, H, levels], rising: shifted ones that would cross are sorted."""
         base = point[..., None] if quantiles is None else quantiles
         return np.sort(base + self.shifts, axis=-1)
 
     def fits(self, horizons: Sequence[int], levels: Sequence[float]) -> bool:
-        """Whether these are finite shifts of a model with such horizons and levels of quantiles."""
+        """Return whether these are finite shifts of a model with such horizons and levels of quantiles."""
         right = self.levels == tuple(levels) and self.shifts.shape == (len(horizons), len(levels))
         return right and bool(np.isfinite(self.shifts).all())
 
@@ -56,7 +56,7 @@ class Calibration:
 
     @staticmethod
     def load(folder: Path) -> Calibration | None:
-        """The calibration of a run folder, None where there is none.
+        """Return the calibration of a run folder, None where there is none.
 
         Raises:
             InputError: when it is damaged.
@@ -75,7 +75,7 @@ class Calibration:
 def fit_calibration(
     y: np.ndarray, point: np.ndarray, quantiles: np.ndarray | None, levels: Sequence[float]
 ) -> Calibration:
-    """Shifts from calibration rows.
+    """Return shifts from calibration rows.
 
     Args:
         y: what happened ÷ (σ20 √h), [N, H].

@@ -17,7 +17,7 @@ BANDS = ((0.025, 0.975, 0.12), (0.05, 0.95, 0.14), (0.1, 0.9, 0.18), (0.25, 0.75
 
 
 def draw_fan(axes: Any, fan: Mapping[str, Any], levels: Sequence[float], palette: Palette, colour: str) -> None:
-    """History, the forecast's intervals, its median, and what came.
+    """Draw history, the forecast's intervals, its median, and what came.
 
     Args:
         axes: matplotlib's.
@@ -48,7 +48,7 @@ def draw_fan(axes: Any, fan: Mapping[str, Any], levels: Sequence[float], palette
 
 
 def draw_calibration(axes: Any, palette: Palette) -> None:
-    """The line on which every calibrated forecast lies, and the axes' names."""
+    """Draw the line on which every calibrated forecast lies, and the axes' names."""
     axes.plot([0, 1], [0, 1], color=palette.soft, linewidth=0.9, linestyle=(0, (1, 2)))
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
@@ -59,7 +59,7 @@ def draw_calibration(axes: Any, palette: Palette) -> None:
 def draw_over_time(
     axes: Any, curves: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]], palette: Palette
 ) -> None:
-    """Skill accumulated over the test span.
+    """Draw skill accumulated over the test span.
 
     Args:
         axes: matplotlib's.
@@ -78,7 +78,8 @@ def draw_over_time(
 
 
 def draw_tenths(axes: Any, shares: Sequence[Mapping[str, float] | None], palette: Palette, colour: str) -> None:
-    """A PIT histogram: the share of outcomes in each tenth of the forecast, with intervals, and the line of a tenth.
+    """Draw a PIT histogram: the share of outcomes in each tenth of the forecast, with intervals, and the line of a
+    tenth.
 
     Args:
         axes: matplotlib's.
@@ -105,7 +106,7 @@ def _place(levels: Sequence[float], level: float) -> int | None:
 
 
 def save_summary_plots(summary: Mapping[str, Any], main: str, folder: Path) -> list[Path]:
-    """fan.png, calibration.png, skill.png and pit.png of a summary.
+    """Return fan.png, calibration.png, skill.png and pit.png of a summary.
 
     Args:
         summary: from `summarise`.
@@ -153,7 +154,7 @@ def save_summary_plots(summary: Mapping[str, Any], main: str, folder: Path) -> l
 def save_fans(
     frame: Any, histories: Mapping[str, Sequence[float]], levels: Sequence[float], out: Path, most: int = 6
 ) -> Path:
-    """The fans of a tidy frame of forecasts, one panel per asset (the first `most`).
+    """Return the fans of a tidy frame of forecasts, one panel per asset (the first `most`).
 
     Args:
         frame: from `future_table`.

@@ -41,7 +41,7 @@ class Course:
 
 
 def describe(course: Course, year: int, cost: float, beside: Course | None = None) -> dict[str, Any]:
-    """Annual figures, ratios, drawdowns and months of a course.
+    """Return annual figures, ratios, drawdowns and months of a course.
 
     Args:
         course: gains by date.
@@ -97,7 +97,7 @@ def describe(course: Course, year: int, cost: float, beside: Course | None = Non
 
 
 def drawdowns(course: Course, curve: np.ndarray) -> list[dict[str, Any]]:
-    """Every stretch below an earlier high, in the order of time.
+    """Return every stretch below an earlier high, in the order of time.
 
     Args:
         course: its dates.
@@ -142,7 +142,8 @@ def months(ds: np.ndarray, logs: np.ndarray) -> list[dict[str, Any]]:
 
 
 def ic_over_time(ds: np.ndarray, point: np.ndarray, y: np.ndarray) -> dict[str, Any] | None:
-    """Correlation of forecasts with what happened, trailing: across assets date by date, or of one asset over time.
+    """Return correlation of forecasts with what happened, trailing: across assets date by date, or of one asset over
+    time.
 
     Args:
         ds: date of each origin, [N].

@@ -77,19 +77,19 @@ class PatchEmbedding(nn.Module):
 
 
 def patches_in(context: int, patch: int, stride: int) -> int:
-    """Number of tokens of a window."""
+    """Return number of tokens of a window."""
     return (context - patch) // stride + 1
 
 
 def shares(total: int, sizes: Sequence[int]) -> list[int]:
-    """Whole shares of `total` in proportion to sizes, at least 1 each, that add up to it."""
+    """Return whole shares of `total` in proportion to sizes, at least 1 each, that add up to it."""
     room, whole = total - len(sizes), sum(sizes)
     borders = [round(room * sum(sizes[: i + 1]) / whole) for i in range(len(sizes))]
     return [1 + border - before for border, before in zip(borders, [0, *borders])]
 
 
 def grouping(text: str, features: Sequence[str], known: dict[str, tuple[str, ...]]) -> list[list[int]]:
-    """Feature numbers by group.
+    """Return feature numbers by group.
 
     Args:
         text: `auto` (the known groups, and one for the rest), `one` (all together), or

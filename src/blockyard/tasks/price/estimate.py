@@ -39,7 +39,7 @@ class Estimate:
         return self.steps * self.step + self.evaluations * self.evaluation + self.after
 
     def describe(self) -> str:
-        """In a line."""
+        """Say it in a line."""
         count = f"{self.evaluations} evaluation{'s' * (self.evaluations != 1)}"
         threads = torch.get_num_threads()
         return (
@@ -69,7 +69,7 @@ def estimate(task: PriceTask) -> Estimate:
 
 
 def _per_window(model: nn.Module, task: PriceTask) -> tuple[float, float]:
-    """Seconds of a window, forward and back, and forward alone."""
+    """Return seconds of a window, forward and back, and forward alone."""
     device = next(model.parameters()).device
     batch = {name: values[:WINDOWS].to(device) for name, values in task.data.batch(0, 0, WINDOWS, slice(None)).items()}
     times = []
@@ -86,7 +86,7 @@ def _per_window(model: nn.Module, task: PriceTask) -> tuple[float, float]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words of two figures: "0.8 s", "12 min", "1.6 h"."""
+    """Return seconds in words of two figures: "0.8 s", "12 min", "1.6 h"."""
     for size, word in ((3600.0, "h"), (60.0, "min")):
         if seconds >= 1.5 * size:
             value = seconds / size

@@ -65,7 +65,7 @@ def outcome_of(
 
 
 def evaluate(outcome: Outcome, forecasts: Mapping[str, Forecast], *, repeats: int = 1000) -> dict[str, Any]:
-    """Every score of every forecast, as plain data.
+    """Return every score of every forecast, as plain data.
 
     Args:
         outcome: what happened; every label must lie within the data.
@@ -158,7 +158,7 @@ class _Rows:
         rival: tuple[np.ndarray, np.ndarray | None],
         reference: tuple[np.ndarray, np.ndarray | None],
     ) -> dict[str, dict[str, Any]]:
-        """Skill less the rival's skill, both on the same resampled dates."""
+        """Return skill less the rival's skill, both on the same resampled dates."""
         assert forecast[1] is not None and rival[1] is not None and reference[1] is not None
         found: dict[str, dict[str, Any]] = {}
         for key, loss in (("skill", pinball_loss), ("crps_skill", crps)):
@@ -190,7 +190,7 @@ class _Rows:
         return self._estimate(np.stack([loss, reference], axis=1), lambda m: (m[..., 0] / m[..., 1]) ** power)
 
     def _correlation(self, x: np.ndarray, y: np.ndarray, *, of_ranks: bool = False) -> Estimate | None:
-        """Over time, or with many assets the mean over dates of the correlation across assets."""
+        """Return over time, or with many assets the mean over dates of the correlation across assets."""
         if self.groups is not None:
             _, counts = np.unique(self.groups, return_counts=True)
             if counts.max() >= CROSS_SECTION:

@@ -70,7 +70,7 @@ def finish_run(
 
 
 def save_summary(found: dict[str, Any], main: str, folder: Path) -> None:
-    """evaluation.json and, where matplotlib is installed, the plots.
+    """Write evaluation.json and, where matplotlib is installed, the plots.
 
     Raises:
         InputError: when the folder cannot be written.

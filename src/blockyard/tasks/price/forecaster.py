@@ -50,7 +50,7 @@ class Forecaster:
         return self.model.config
 
     def tables(self, prices: Prices) -> PriceTables:
-        """The series as this model sees them.
+        """Return the series as this model sees them.
 
         Raises:
             InputError: when a series lacks a feature that the model was trained with, or is too short.
@@ -68,7 +68,7 @@ class Forecaster:
         return PriceTables(prices, context=config.context, horizons=config.horizons, features=config.features)
 
     def units(self, tables: PriceTables, assets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Uncalibrated forecasts in units of σ20 √h: points [N, H], quantiles [N, H, levels] or None."""
+        """Return uncalibrated forecasts in units of σ20 √h: points [N, H], quantiles [N, H, levels] or None."""
         starts = range(0, len(rows), ROWS)
         return predictions(self.model, (tables.windows(assets[i : i + ROWS], rows[i : i + ROWS]) for i in starts))
 
@@ -81,7 +81,7 @@ class Forecaster:
         return Forecast(self.name, point * unit, None if quantiles is None else quantiles * unit[..., None])
 
     def calibrated(self, data: PriceData, how: Calibrate = "auto") -> Forecaster:
-        """The same model, calibrated on the validation part.
+        """Return the same model, calibrated on the validation part.
 
         Args:
             data: the data it was trained on.
@@ -103,7 +103,7 @@ class Forecaster:
 def load_forecaster(
     folder: Path | str, *, plugins: Sequence[str] = (), trust: bool = False
 ) -> tuple[Forecaster, PriceAssets, Run[PriceConfig, PriceDataConfig]]:
-    """The forecaster of a run folder: its best checkpoint by validation loss, and its calibration.
+    """Return the forecaster of a run folder: its best checkpoint by validation loss, and its calibration.
 
     Args:
         folder: the run folder.
@@ -123,12 +123,12 @@ def load_forecaster(
 
 
 def short_name(config: PriceConfig) -> str:
-    """The blocks without their options: "mla+swiglu", or "spectral+swiglu/standard+swiglu"."""
+    """Return the blocks without their options: "mla+swiglu", or "spectral+swiglu/standard+swiglu"."""
     return "/".join(dict.fromkeys(f"{spec.attn}+{spec.ffn}" for spec in config.layers))
 
 
 def future_table(forecaster: Forecaster, prices: Prices, at: str | None = None, *, calendar: str | None = None) -> Any:
-    """Forecasts from the last row of every asset (or from a date) as a tidy pandas frame.
+    """Return forecasts from the last row of every asset (or from a date) as a tidy pandas frame.
 
     Args:
         forecaster: a trained one.
@@ -170,7 +170,7 @@ def future_table(forecaster: Forecaster, prices: Prices, at: str | None = None, 
 
 
 def _dates_ahead(asset: Asset, config: PriceConfig, source: str, calendar: str | None) -> np.ndarray:
-    """Dates of the steps that are forecast; where columns known in advance are inputs, those of their rows.
+    """Return dates of the steps that are forecast; where columns known in advance are inputs, those of their rows.
 
     Raises:
         InputError: when the rows ahead are too few, or not those of the steps.
@@ -227,7 +227,7 @@ def write_table(frame: Any, out: Path) -> None:
 
 
 def predictions(model: nn.Module, windows: Iterator[Tensor]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Forecasts of windows in batches, in units of σ20 √h.
+    """Return forecasts of windows in batches, in units of σ20 √h.
 
     Returns: points [N, H], and quantiles [N, H, levels] (None with head=point), float64.
     """

@@ -25,7 +25,7 @@ AHEAD = 14
 
 
 def future_dates(ds: np.ndarray, horizons: Sequence[int], calendar: str | None = None) -> np.ndarray:
-    """Dates `h` steps after the last.
+    """Return dates `h` steps after the last.
 
     Args:
         ds: rising: datetime64[ns], or int64 for rows without dates; [T].
@@ -60,13 +60,13 @@ def future_dates(ds: np.ndarray, horizons: Sequence[int], calendar: str | None =
 
 
 def _weekday(ds: np.ndarray) -> np.ndarray:
-    """Monday 0. 1970-01-01 was a Thursday."""
+    """Return Monday 0. 1970-01-01 was a Thursday."""
     days: np.ndarray = (ds.astype("datetime64[D]").astype(np.int64) + 3) % 7
     return days
 
 
 def _days(ds: np.ndarray, ahead: np.ndarray, rhythm: Rhythm, calendar: str | None) -> np.ndarray:
-    """Days of the market, at the time of day that most rows have."""
+    """Return days of the market, at the time of day that most rows have."""
     days = ds.astype("datetime64[D]")
     times, counts = np.unique((ds - days).astype(np.int64), return_counts=True)
     if calendar is not None:
@@ -80,7 +80,7 @@ def _days(ds: np.ndarray, ahead: np.ndarray, rhythm: Rhythm, calendar: str | Non
 
 
 def _sessions(code: str, after: np.datetime64, count: int) -> np.ndarray:
-    """The next sessions of an exchange."""
+    """Return the next sessions of an exchange."""
     calendars = require("exchange_calendars", extra="calendars")
     end = after + np.timedelta64(2 * count + 30, "D")
     try:
@@ -96,7 +96,7 @@ def _sessions(code: str, after: np.datetime64, count: int) -> np.ndarray:
 
 
 def _months(ds: np.ndarray, ahead: np.ndarray) -> np.ndarray:
-    """Months, on the day that most rows have: the last, a number, the last or the first business day."""
+    """Return months, on the day that most rows have: the last, a number, the last or the first business day."""
     days = ds.astype("datetime64[D]")
     numbers = (days - days.astype("datetime64[M]").astype("datetime64[D]")).astype(np.int64)
     usual = int(np.bincount(numbers).argmax())
@@ -125,7 +125,7 @@ def _months(ds: np.ndarray, ahead: np.ndarray) -> np.ndarray:
 
 
 def _bars(ds: np.ndarray, ahead: np.ndarray, rhythm: Rhythm, calendar: str | None) -> np.ndarray:
-    """Bars within days: the slots of the week that most weeks have."""
+    """Return bars within days: the slots of the week that most weeks have."""
     seconds = ds.astype("datetime64[s]").astype(np.int64)
     last, count = int(seconds[-1]), int(ahead.max())
     slots = _slots(seconds, rhythm)
@@ -148,7 +148,7 @@ def _bars(ds: np.ndarray, ahead: np.ndarray, rhythm: Rhythm, calendar: str | Non
 
 
 def _slots(seconds: np.ndarray, rhythm: Rhythm) -> list[np.ndarray]:
-    """Usual times of day of each weekday, in seconds, Monday first."""
+    """Return usual times of day of each weekday, in seconds, Monday first."""
     # Weeks from Monday on.
     shifted = seconds + 3 * DAY
     lately = shifted[shifted > shifted[-1] - LATELY * WEEK]

@@ -70,7 +70,7 @@ class QuantileHead(nn.Module):
         return self.base[:, self.middle] + widened(raw[..., 0])
 
     def loss(self, quantiles: Tensor, y: Tensor) -> Tensor:
-        """Mean pinball loss over levels and horizons."""
+        """Return mean pinball loss over levels and horizons."""
         return pinball(quantiles, y, self.levels)
 
 
@@ -101,7 +101,7 @@ class StudentHead(nn.Module):
         self.base.copy_(torch.stack([middle, scale.log(), torch.full_like(scale, 3.0)], dim=1).to(self.base))
 
     def parameters_of(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Location, scale and degrees of freedom, [B, H] each."""
+        """Return location, scale and degrees of freedom, [B, H] each."""
         raw = widened(raw)
         scale = torch.exp(self.base[:, 1] + bounded(raw[..., 1]))
         freedom = LEAST_FREEDOM + F.softplus(self.base[:, 2] + raw[..., 2])
@@ -115,7 +115,7 @@ class StudentHead(nn.Module):
         return self.base[:, 0] + widened(raw[..., 0])
 
     def nll(self, raw: Tensor, y: Tensor) -> Tensor:
-        """Mean negative log likelihood, nats."""
+        """Return mean negative log likelihood, nats."""
         location, scale, freedom = self.parameters_of(raw)
         z = (y - location) / scale
         half = (freedom + 1) / 2
@@ -148,19 +148,19 @@ class PointHead(nn.Module):
 
 
 def bounded(x: Tensor) -> Tensor:
-    """x, bent smoothly so that it stays within ±MOST."""
+    """Compute x, bent smoothly so that it stays within ±MOST."""
     return MOST * torch.tanh(x / MOST)
 
 
 def pinball(quantiles: Tensor, y: Tensor, levels: Sequence[float]) -> Tensor:
-    """Mean over everything of max(τ d, (τ − 1) d), d = y − q_τ. quantiles [..., H, Q], y [..., H]."""
+    """Return mean over everything of max(τ d, (τ − 1) d), d = y − q_τ. quantiles [..., H, Q], y [..., H]."""
     d = y[..., None] - quantiles
     tau = torch.tensor(levels, dtype=d.dtype, device=d.device)
     return torch.maximum(tau * d, (tau - 1) * d).mean()
 
 
 def direction_loss(point: Tensor, y: Tensor) -> Tensor:
-    """How far forecasts are from agreeing with y in sign: softplus(−p̂ · sign(y)) weighted by |y|.
+    """Return how far forecasts are from agreeing with y in sign: softplus(−p̂ · sign(y)) weighted by |y|.
 
     The document compares signs, and sign() has no gradient; this is the logistic loss of the same question.
     """
@@ -168,12 +168,12 @@ def direction_loss(point: Tensor, y: Tensor) -> Tensor:
 
 
 def smoothness_loss(point: Tensor) -> Tensor:
-    """Mean squared second difference over neighbouring horizons; 0 with fewer than three. point [B, H]."""
+    """Return mean squared second difference over neighbouring horizons; 0 with fewer than three. point [B, H]."""
     return point.diff(n=2, dim=-1).square().mean() if point.shape[-1] > 2 else point.sum() * 0.0
 
 
 def student_quantiles(freedom: Tensor, levels: Sequence[float]) -> Tensor:
-    """Quantiles of Student's t (Hill 1970, Algorithm 396).
+    """Return quantiles of Student's t (Hill 1970, Algorithm 396).
 
     The relative error is below 1e-3 from 2.1 degrees of freedom on, below 1e-5 from 3 on.
 

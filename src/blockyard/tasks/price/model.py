@@ -171,7 +171,7 @@ class Readout(Linear):
 
 
 def ridge(x: Tensor, y: Tensor, weight: Tensor, penalty: float) -> Tensor:
-    """The matrix W [H, F] that minimises Σ weight² |y − W x|² + penalty · power · |W|², in double precision.
+    """Return the matrix W [H, F] that minimises Σ weight² |y − W x|² + penalty · power · |W|², in double precision.
 
     Args:
         x: [N, F].
@@ -234,7 +234,7 @@ class PriceForecaster(Trunk):
         self.register_buffer("is_known", is_known, persistent=False)
 
     def _needed(self) -> tuple[str, ...]:
-        """Features that instance normalisation reads."""
+        """Return features that instance normalisation reads."""
         needed = (RETURN, LONG_SIGMA, SIGMA) if self.config.instance == "return" else ()
         for name in needed:
             if name not in self.config.features:
@@ -262,7 +262,7 @@ class PriceForecaster(Trunk):
                 self.shortcut.weight.copy_(ridge(self._short(seen), left, scale, self.config.shortcut_ridge))
 
     def _short(self, seen: Tensor) -> Tensor:
-        """What the linear path reads of scaled features."""
+        """Return what the linear path reads of scaled features."""
         return seen[:, -1] if self.config.shortcut == "last" else seen.flatten(1)
 
     def forward(self, x: Tensor, *, targets: Tensor | None = None) -> PriceOutput:
@@ -314,7 +314,7 @@ class PriceForecaster(Trunk):
         return loss
 
     def _normalise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled features [B, T, F], and what the forecast is shifted by and multiplied with, [B, 1] each."""
+        """Return scaled features [B, T, F], and what the forecast is shifted by and multiplied with, [B, 1] each."""
         scaled = (x - self.mean) / self.std
         if self.config.instance != "level":
             # A level may be anywhere; it is taken out below.
@@ -334,7 +334,7 @@ class PriceForecaster(Trunk):
         return normal, nothing, self._window_volatility(x)
 
     def _window_volatility(self, x: Tensor) -> Tensor:
-        """Volatility over the window ÷ that over its last 20 steps, [B, 1]: returns come divided by σ60."""
+        """Return volatility over the window ÷ that over its last 20 steps, [B, 1]: returns come divided by σ60."""
         z, long_sigma, sigma = (x[..., place] for place in self._places)
         # Bounded in front of exponential and root, whose slopes are infinite at their ends: a window may stand still.
         r = z * torch.exp((long_sigma - sigma[:, -1:]).clamp(-20.0, 20.0))
@@ -357,7 +357,7 @@ class PriceForecaster(Trunk):
             raise InputError(f"targets has shape {tuple(targets.shape)}, expected {wanted}")
 
     def cost(self, length: int) -> Cost:
-        """Parameters, and forward FLOPs of one window, whose tokens are `length` long.
+        """Return parameters, and forward FLOPs of one window, whose tokens are `length` long.
 
         Raises:
             InputError: for another length than that of the configuration's windows.

@@ -46,7 +46,7 @@ Result = tuple[np.ndarray, np.ndarray]
 
 
 def shaped(past: Past, scale: np.ndarray, centre: np.ndarray | float = 0.0) -> Result:
-    """centre + scale × the quantiles that (return − centre) ÷ scale had before the border.
+    """Return centre + scale × the quantiles that (return − centre) ÷ scale had before the border.
 
     Args:
         past: the asset.

@@ -83,7 +83,7 @@ class BacktestConfig:
             raise InputError(f"net={self.net} should be a multiple of capital, at least 0")
 
     def describe(self) -> str:
-        """The settings in a line."""
+        """Return the settings in a line."""
         words = [
             f"rule {self.rule}",
             f"horizon {self.horizon}",
@@ -115,7 +115,7 @@ def check_assets(config: BacktestConfig, tables: PriceTables) -> None:
 
 
 def year_of(data: PriceTables, config: BacktestConfig) -> int:
-    """Steps of a year: as configured, else the median over the assets."""
+    """Return steps of a year: as configured, else the median over the assets."""
     return config.steps_per_year or int(np.median([steps_per_year(table.ds) for table in data.tables]))
 
 
@@ -127,7 +127,7 @@ def decide(
     config: BacktestConfig,
     levels: tuple[float, ...],
 ) -> np.ndarray | None:
-    """The weight of its asset that is decided at each origin, [N].
+    """Return the weight of its asset that is decided at each origin, [N].
 
     Nothing after an origin's date moves its weight: the usual width is the median of those seen so far, correlations
     are those of rows up to the date.
@@ -196,38 +196,41 @@ class Panel:
         return cls(dates, len(data.tables), place, assets)
 
     def at(self, values: np.ndarray) -> np.ndarray:
-        """What [dates, assets] has for each origin, [N]."""
+        """Return what [dates, assets] has for each origin, [N]."""
         found: np.ndarray = values[self.place, self.number]
         return found
 
     def spread(self, values: np.ndarray) -> np.ndarray:
-        """One value per origin as [dates, assets]; NaN where there is none."""
+        """Return one value per origin as [dates, assets]; NaN where there is none."""
         found = np.full((len(self.dates), self.assets), np.nan)
         found[self.place, self.number] = values
         return found
 
     def carry(self, values: np.ndarray) -> np.ndarray:
-        """The same with the last value in the place of up to `STALE` missing ones."""
+        """Return the same with the last value in the place of up to `STALE` missing ones."""
         pandas = require("pandas", extra="prices")
         found: np.ndarray = pandas.DataFrame(values).ffill(limit=STALE).to_numpy()
         return found
 
 
 def _usual(width: np.ndarray) -> np.ndarray:
-    """Median of the widths seen so far, column by column: that of the whole span would look ahead. [dates, assets]."""
+    """Return median of the widths seen so far, column by column: that of the whole span would look ahead. [dates,
+    assets]."""
     pandas = require("pandas", extra="prices")
     found: np.ndarray = pandas.DataFrame(width).expanding().median().to_numpy()
     return found
 
 
 def equal_parts(raw: np.ndarray) -> np.ndarray:
-    """Positions as parts of the capital: divided by the number of assets traded, 0 for others. [dates, assets]."""
+    """Return positions as parts of the capital: divided by the number of assets traded, 0 for others. [dates,
+    assets]."""
     count = np.isfinite(raw).sum(axis=1, keepdims=True)
     return np.nan_to_num(raw) / np.maximum(count, 1)
 
 
 def ranked(score: np.ndarray, tails: float) -> np.ndarray:
-    """Half the capital long in the assets of the highest scores, half short in those of the lowest, in equal parts.
+    """Return half the capital long in the assets of the highest scores, half short in those of the lowest, in equal
+    parts.
 
     Equal scores share what their places get, so that nothing hangs on the order of files: a forecast that says the
     same of all assets holds none.
@@ -253,7 +256,8 @@ def ranked(score: np.ndarray, tails: float) -> np.ndarray:
 
 
 def limited(weights: np.ndarray, gross: float, net: float | None) -> np.ndarray:
-    """Weights scaled down to the limits: all of them for gross, then the larger side for net. [dates, assets]."""
+    """Return weights scaled down to the limits: all of them for gross, then the larger side for net. [dates,
+    assets]."""
     size = np.abs(weights).sum(axis=1, keepdims=True)
     weights = weights * np.minimum(1.0, gross / np.maximum(size, 1e-12))
     if net is None:
@@ -266,7 +270,7 @@ def limited(weights: np.ndarray, gross: float, net: float | None) -> np.ndarray:
 
 
 def portfolio_volatility(data: PriceTables, grid: np.ndarray, weights: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Predicted volatility of one step of all positions together, [dates].
+    """Return predicted volatility of one step of all positions together, [dates].
 
     √(v' C v) with v = weight × predicted σ and C the correlations of the returns of the last `MEMORY` dates (about 0; a
     closed market's is 0). Before an asset's first row it correlates with nothing.

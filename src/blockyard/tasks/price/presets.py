@@ -14,7 +14,7 @@ BATCH, EVALUATIONS = 16, 5
 
 
 def preset(name: str) -> dict[str, dict[str, Any]]:
-    """Option groups of the document's layout in one of its sizes: tiny, small, base or large."""
+    """Return option groups of the document's layout in one of its sizes: tiny, small, base or large."""
     width, layers, heads, rank = SIZES[name]
     return {
         "model": {

@@ -71,7 +71,7 @@ class PriceParts(Parts):
 
 
 def _figures(choice: Choice) -> list[dict[str, Any]]:
-    """The figures of a choice's finished runs."""
+    """Return the figures of a choice's finished runs."""
     return [run["figures"]["test"] for run in choice["runs"] if run.get("figures", {}).get("test")]
 
 
@@ -86,7 +86,7 @@ def _table(caption: str, h: int, choices: list[Choice], baselines: dict[str, Any
 
 
 def _paired_tables(choices: list[Choice], shown: list[int], horizons: list[int]) -> list[Table]:
-    """Each choice's skill less that of EWMA and the GARCHs; reports of earlier versions have none."""
+    """Return each choice's skill less that of EWMA and the GARCHs; reports of earlier versions have none."""
     tables = []
     for title, key in PAIRS:
         rows = []
@@ -104,7 +104,7 @@ def _paired_tables(choices: list[Choice], shown: list[int], horizons: list[int])
 
 
 def _mean_pair(found: list[dict[str, Any]]) -> str:
-    """The mean over seeds of a difference and of the ends of its interval, with what that says."""
+    """Return the mean over seeds of a difference and of the ends of its interval, with what that says."""
     mean = {part: float(np.mean([one[part] for one in found])) for part in ("value", "low", "high")}
     return paired_cell({**mean, "word": word_of(mean, all(one["word"] != "too short" for one in found))})
 

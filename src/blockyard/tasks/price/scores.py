@@ -18,7 +18,7 @@ INTERVALS = (0.5, 0.8, 0.9, 0.95)
 
 
 def pinball_loss(y: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """Mean over levels of max(τ d, (τ − 1) d), d = y − q_τ. y [N], quantiles [N, Q] -> [N]."""
+    """Return mean over levels of max(τ d, (τ − 1) d), d = y − q_τ. y [N], quantiles [N, Q] -> [N]."""
     d = y[:, None] - quantiles
     tau = np.asarray(levels)
     loss: np.ndarray = np.maximum(tau * d, (tau - 1) * d).mean(axis=1)
@@ -26,7 +26,7 @@ def pinball_loss(y: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) 
 
 
 def crps(y: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """Continuous ranked probability score from quantiles: 2 ∫ pinball dτ by the trapezoid rule. [N].
+    """Return continuous ranked probability score from quantiles: 2 ∫ pinball dτ by the trapezoid rule. [N].
 
     Beyond the outermost levels the pinball loss is taken to fall to 0 in a straight line. With the usual nine levels
     the result is up to a seventh too small where an outcome is near the median; ratios suffer less.
@@ -41,7 +41,7 @@ def crps(y: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> np.nd
 
 
 def covered(y: np.ndarray, quantiles: np.ndarray, levels: Sequence[float], interval: float) -> np.ndarray | None:
-    """Whether y lies within the central interval, [N] of 0 and 1; None when its two levels are not forecast."""
+    """Return whether y lies within the central interval, [N] of 0 and 1; None when its two levels are not forecast."""
     low, high = (_place(levels, level) for level in ((1 - interval) / 2, (1 + interval) / 2))
     if low is None or high is None:
         return None
@@ -54,12 +54,12 @@ def _place(levels: Sequence[float], level: float) -> int | None:
 
 
 def hits(y: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """1 where the forecast has the sign of what happened, 0 where not, 1/2 where it has none. [N]."""
+    """Return 1 where the forecast has the sign of what happened, 0 where not, 1/2 where it has none. [N]."""
     return np.where(point == 0, 0.5, (np.sign(point) == np.sign(y)).astype(np.float64))
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0, ties sharing their mean. [N]."""
+    """Return ranks from 0, ties sharing their mean. [N]."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
@@ -72,14 +72,15 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def correlation(means: np.ndarray) -> np.ndarray:
-    """Pearson's correlation from means of x, y, x², y², xy on the last axis; 0 where one never varies."""
+    """Return pearson's correlation from means of x, y, x², y², xy on the last axis; 0 where one never varies."""
     mx, my, xx, yy, xy = np.moveaxis(means, -1, 0)
     spread = np.sqrt(np.maximum(xx - mx**2, 0) * np.maximum(yy - my**2, 0))
     return np.divide(xy - mx * my, spread, out=np.zeros_like(spread), where=spread > 1e-15)
 
 
 def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Columns of which `correlation` wants the means: [N, 5]. Both are standardised first, against cancellation."""
+    """Return columns of which `correlation` wants the means: [N, 5]. Both are standardised first, against
+    cancellation."""
     x, y = (((v - v.mean()) / (v.std() or 1.0)) for v in (x, y))
     return np.stack([x, y, x**2, y**2, x * y], axis=1)
 
@@ -98,7 +99,7 @@ class Estimate:
     high: float
 
     def text(self, digits: int = 3) -> str:
-        """ ".112 [.087, .136]" """
+        """Word ".112 [.087, .136]" """
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
     def to_dict(self) -> dict[str, float]:
@@ -106,7 +107,8 @@ class Estimate:
 
 
 def block_length(n: int, horizon: int) -> int:
-    """Rows per block: at least twice the horizon, and the usual n^(1/3) when that is more; at most a third of all."""
+    """Return rows per block: at least twice the horizon, and the usual n^(1/3) when that is more; at most a third of
+    all."""
     return max(1, min(max(2 * horizon, round(n ** (1 / 3))), n // 3))
 
 
@@ -123,13 +125,13 @@ class Resampled:
     drawn: np.ndarray
 
     def estimate(self, statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
-        """A function of the means [..., K] -> [...], with its interval."""
+        """Return a function of the means [..., K] -> [...], with its interval."""
         value = float(statistic(self.mean))
         low, high = np.quantile(statistic(self.drawn), _EDGES)
         return Estimate(value, float(low), float(high))
 
     def each(self) -> list[Estimate]:
-        """Every mean with its interval."""
+        """Return every mean with its interval."""
         low, high = np.quantile(self.drawn, _EDGES, axis=0)
         return [Estimate(*map(float, one)) for one in zip(self.mean, low, high)]
 
@@ -137,7 +139,7 @@ class Resampled:
 def resample(
     columns: np.ndarray, *, block: int, groups: np.ndarray | None = None, repeats: int = REPEATS, seed: int = 0
 ) -> Resampled:
-    """Means of columns under the circular block bootstrap; columns are drawn together, so that they stay paired.
+    """Return means of columns under the circular block bootstrap; columns are drawn together, so that they stay paired.
 
     Args:
         columns: what is averaged, one row per origin in the order of time, [N, K].
@@ -171,7 +173,7 @@ def estimate(
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> Estimate:
-    """A function of column means [..., K] -> [...], with its interval; the rest is as for `resample`."""
+    """Return a function of column means [..., K] -> [...], with its interval; the rest is as for `resample`."""
     return resample(columns, block=block, groups=groups, repeats=repeats, seed=seed).estimate(statistic)
 
 
@@ -179,12 +181,14 @@ Word = Literal["better", "tie", "worse", "too short"]
 
 
 def enough_blocks(n: int, horizon: int) -> bool:
-    """Whether so many dates hold three blocks of twice the horizon: with fewer, intervals come out too narrow."""
+    """Return whether so many dates hold three blocks of twice the horizon: with fewer, intervals come out too
+    narrow."""
     return n >= 6 * horizon
 
 
 def word_of(difference: Mapping[str, float], enough: bool = True) -> Word:
-    """What a paired difference (more is better) says by its interval; nothing where dates are too few for one."""
+    """Return what a paired difference (more is better) says by its interval; nothing where dates are too few for
+    one."""
     if not enough:
         return "too short"
     return "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else "tie"
@@ -194,7 +198,7 @@ TENTHS = 10
 
 
 def tenths(y: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> np.ndarray | None:
-    """In which tenth of the forecast distribution y lies: one column of 0 and 1 for each, [N, 10].
+    """Return in which tenth of the forecast distribution y lies: one column of 0 and 1 for each, [N, 10].
 
     Its mean is the PIT histogram. Where a border (.2, .3, …) is no level that is forecast, its quantile is taken
     between (or beyond) the two nearest on a scale on which normal quantiles are straight lines: exact for a normal

@@ -40,7 +40,7 @@ def write_sheet(record: Found, folder: Path) -> Path:
 
 
 def render_sheet(record: Found) -> str:
-    """The whole page: figures and tables inside, no scripts, no network."""
+    """Return the whole page: figures and tables inside, no scripts, no network."""
     found, heading = record["earned"][record["model"]], f"Backtest of {record['model']}"
     sections = [header(heading, {"headline": headline(record), "details": _details(record)}, "tie", _facts(record))]
     if found is not None:
@@ -50,7 +50,7 @@ def render_sheet(record: Found) -> str:
 
 
 def headline(record: Found) -> str:
-    """What may be said of the model's earnings, in a sentence: nothing that its interval does not bear out."""
+    """Return what may be said of the model's earnings, in a sentence: nothing that its interval does not bear out."""
     found, held = record["earned"][record["model"]], record["earned"][HOLD]
     ratio = _number(held["sharpe"]["value"])
     if found is None:
@@ -66,7 +66,7 @@ def headline(record: Found) -> str:
 
 
 def interval(found: Mapping[str, float], digits: int = 2, sign: str = "") -> str:
-    """ "0.96 [−0.26, 2.20]", with true minus signs, not to be torn apart at a line's end."""
+    """Word "0.96 [−0.26, 2.20]", with true minus signs, not to be torn apart at a line's end."""
     value, low, high = (f"{found[part]:{sign}z.{digits}f}" for part in ("value", "low", "high"))
     return f"{value}\u00a0[{low},\u00a0{high}]".replace("-", "−")
 
@@ -85,7 +85,8 @@ SAID = {"better": "better than", "worse": "worse than", "tie": "a tie with", "to
 
 
 def _details(record: Found) -> list[str]:
-    """What belongs to the headline: buy and hold, direction, volatility, costs; and what flatters the figures."""
+    """Return what belongs to the headline: buy and hold, direction, volatility, costs; and what flatters the
+    figures."""
     found, summary, name = record["earned"][record["model"]], record["summary"], record["model"]
     place = summary["horizons"].index(record["horizon"])
     held = found is not None and bool(found["gross"])
@@ -168,7 +169,7 @@ def _apart(heading: str) -> str:
 
 
 def _table_of(results: Mapping[str, Found | None], columns: Sequence[tuple[str, Cell]]) -> str:
-    """A row for each forecast."""
+    """Return a row for each forecast."""
     rows = [
         [name, *(["–"] * len(columns) if found is None else [cell(found) for _, cell in columns])]
         for name, found in results.items()
@@ -177,7 +178,7 @@ def _table_of(results: Mapping[str, Found | None], columns: Sequence[tuple[str, 
 
 
 def _months(found: Found) -> str:
-    """Years times months, each cell tinted by its return; the year's own in the last column."""
+    """Return years times months, each cell tinted by its return; the year's own in the last column."""
     by_year: dict[int, dict[int, float]] = {}
     for month in found["months"]:
         by_year.setdefault(month["year"], {})[month["month"]] = month["return"]
@@ -217,7 +218,7 @@ def _drawdowns(found: Found) -> str:
 
 
 def _skill(record: Found, found: Found | None) -> str:
-    """IC, PIT, skill beside EWMA and the GARCHs, and coverage."""
+    """Return IC, PIT, skill beside EWMA and the GARCHs, and coverage."""
     summary, name, horizon = record["summary"], record["model"], record["horizon"]
     known = summary["horizons"]
     places = {h: known.index(h) for h in sorted({horizon, *SHOWN}) if h in known}

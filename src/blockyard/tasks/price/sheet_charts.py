@@ -19,7 +19,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def earning_charts(results: Results) -> list[Chart]:
-    """Equity with the drawdown below it, and trailing Sharpe ratio and volatility.
+    """Return equity with the drawdown below it, and trailing Sharpe ratio and volatility.
 
     Args:
         results: what is drawn, in the order of colours: name -> what `describe` says.
@@ -44,13 +44,13 @@ def earning_charts(results: Results) -> list[Chart]:
 
 
 def trailing_window(found: Mapping[str, Any]) -> int | None:
-    """Half a year, or a third of what there is; None where that is too short to mean anything."""
+    """Return half a year, or a third of what there is; None where that is too short to mean anything."""
     window = min(max(found["steps_per_year"] // 2, SHORTEST), found["steps"] // 3)
     return window if window >= SHORTEST else None
 
 
 def ic_chart(found: Mapping[str, Any], horizon: int) -> Chart:
-    """IC and RankIC over time, as `ic_over_time` gives them."""
+    """Return IC and RankIC over time, as `ic_over_time` gives them."""
     how = f"correlation over the last {found['window']} dates"
     if found["across"]:
         how = f"mean of the last {found['window']} dates of the correlation across assets"
@@ -69,7 +69,7 @@ def ic_chart(found: Mapping[str, Any], horizon: int) -> Chart:
 
 
 def pit_chart(shares: Sequence[Mapping[str, float]], horizon: int) -> Chart:
-    """The PIT histogram at one horizon."""
+    """Return the PIT histogram at one horizon."""
     caption = (
         f"Share of outcomes in each tenth of the forecast, h = {horizon}, with 95 % intervals; dashed: a tenth, where "
         "a calibrated forecast has them all. High at both ends is too narrow, high in the middle too wide."
@@ -106,7 +106,7 @@ def _equity_drawer(results: Results) -> Callable[[Any, Palette], None]:
 
 
 def _panel_below(axes: Any, palette: Palette, heights: tuple[float, float]) -> Any:
-    """Second axes below the given ones, with the same horizontal axis."""
+    """Return second axes below the given ones, with the same horizontal axis."""
     grid = axes.figure.add_gridspec(2, 1, height_ratios=heights)
     axes.set_subplotspec(grid[0])
     below = axes.figure.add_subplot(grid[1], sharex=axes)
@@ -116,7 +116,8 @@ def _panel_below(axes: Any, palette: Palette, heights: tuple[float, float]) -> A
 
 
 def thinned(depth: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Last place of each of at most so many stretches, and the deepest drawdown in each, so that none is lost."""
+    """Return last place of each of at most so many stretches, and the deepest drawdown in each, so that none is
+    lost."""
     edges = np.unique(np.linspace(0, len(depth), min(most, len(depth)) + 1).astype(int))
     return edges[1:] - 1, np.minimum.reduceat(depth, edges[:-1])
 
@@ -145,7 +146,7 @@ def _trailing_drawer(results: Results, window: int) -> Callable[[Any, Palette], 
 
 
 def trailing(curve: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the last `window` gains, from the first step that has so many on.
+    """Return mean and standard deviation of the last `window` gains, from the first step that has so many on.
 
     Args:
         curve: cumulated log return after each step.
@@ -157,7 +158,7 @@ def trailing(curve: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _dates(ds: Sequence[str]) -> Any:
-    """Dates as matplotlib takes them; row numbers as numbers."""
+    """Return dates as matplotlib takes them; row numbers as numbers."""
     if all(str(d).isdigit() for d in ds):
         return np.array([int(d) for d in ds])
     return np.array([str(d).replace(" ", "T") for d in ds], "datetime64[s]")

@@ -29,7 +29,7 @@ def summarise(
     keep: Sequence[str] | None = None,
     repeats: int = 1000,
 ) -> dict[str, Any]:
-    """What the report and the plots need of forecasts from the same origins, as plain data.
+    """Return what the report and the plots need of forecasts from the same origins, as plain data.
 
     Args:
         tables: the assets.
@@ -71,7 +71,7 @@ def _curve(
     levels: Sequence[float],
     order: np.ndarray,
 ) -> dict[str, Any]:
-    """Observed frequencies of the levels, and skill accumulated over time (its last value is the skill)."""
+    """Return observed frequencies of the levels, and skill accumulated over time (its last value is the skill)."""
     quantiles, reference = forecasts[name].quantiles, forecasts[REFERENCE].quantiles
     assert quantiles is not None and reference is not None
     loss = pinball_loss(y[order, h], quantiles[order, h], levels)
@@ -87,7 +87,7 @@ def _curve(
 
 
 def _fan(tables: PriceTables, assets: np.ndarray, rows: np.ndarray, forecast: Forecast) -> dict[str, Any]:
-    """Prices before the last origin of the first asset, the forecast from it, and what came."""
+    """Return prices before the last origin of the first asset, the forecast from it, and what came."""
     assert forecast.quantiles is not None
     place = int(np.flatnonzero(assets == assets[0])[-1])
     table, row = tables.tables[assets[place]], int(rows[place])
@@ -119,7 +119,7 @@ SHOWN = (1, 5, 20, 30)
 
 
 def evaluation_table(evaluation: dict[str, Any], horizons: Sequence[int] | None = None) -> str:
-    """One block per horizon, a line per forecast, 95 % intervals behind the skill.
+    """Return one block per horizon, a line per forecast, 95 % intervals behind the skill.
 
     Args:
         evaluation: from `evaluate`.
@@ -152,7 +152,7 @@ PAIRS = (("pinball", "skill"), ("CRPS", "crps_skill"))
 
 
 def paired_table(evaluation: Mapping[str, Any], names: Sequence[str], horizons: Sequence[int]) -> str:
-    """Forecasts beside EWMA and the GARCHs: the difference of skills on the same dates; "" where there is none.
+    """Return forecasts beside EWMA and the GARCHs: the difference of skills on the same dates; "" where there is none.
 
     Args:
         evaluation: from `evaluate`.
@@ -176,7 +176,7 @@ def paired_table(evaluation: Mapping[str, Any], names: Sequence[str], horizons: 
 
 
 def paired_cell(found: Mapping[str, Any]) -> str:
-    """A difference, its interval and what that says: "+0.012 [-0.001, +0.026] tie"."""
+    """Return a difference, its interval and what that says: "+0.012 [-0.001, +0.026] tie"."""
     return f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}] {found['word']}"
 
 

@@ -55,17 +55,17 @@ class PriceTask:
         self.fingerprint: dict[str, Any] = data.fingerprint
 
     def batch(self, step: int, rows: slice) -> Batch:
-        """Rows of the global batch of a step."""
+        """Return rows of the global batch of a step."""
         return self.data.batch(self.config.seed, step, self.config.batch_size, rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The head's loss plus the blocks' own, weighted."""
+        """Return the head's loss plus the blocks' own, weighted."""
         output = model(batch["x"], targets=batch["y"])
         return with_auxiliary(output.loss, output.aux, self.config, "price_loss")
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """`val_loss`: mean pinball loss over the validation part (squared error for head=point), whichever the loss
-        of training is, so that heads can be compared."""
+        """Return `val_loss`: mean pinball loss over the validation part (squared error for head=point), whichever the
+        loss of training is, so that heads can be compared."""
         total, count = 0.0, 0
         rows, limit = evaluation_batches(self.config)
         device = next(model.parameters()).device
@@ -82,18 +82,18 @@ class PriceTask:
         return {"val_loss": total / count}
 
     def save_assets(self, folder: Path) -> None:
-        """Names of features, and the dates that training has seen."""
+        """Save names of features, and the dates that training has seen."""
         write_atomically(folder / ASSETS, json.dumps(asdict(self.data.assets), indent=1) + "\n")
 
 
 def evaluation_batches(config: TrainConfig) -> tuple[int, int]:
-    """Windows of a batch of an evaluation, and how many batches it takes at most."""
+    """Return windows of a batch of an evaluation, and how many batches it takes at most."""
     rows = max(EVAL_ROWS, config.batch_size)
     return rows, max(1, config.eval_batches * config.batch_size // rows)
 
 
 def evaluation_windows(data: PriceData, config: TrainConfig) -> int:
-    """Windows that an evaluation takes."""
+    """Return windows that an evaluation takes."""
     rows, limit = evaluation_batches(config)
     return min(len(data.origins("val")[0]), rows * limit)
 
@@ -154,7 +154,7 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
         return replace(model, features=assets.features, known=assets.known)
 
     def older_data(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Runs of before knew no columns in advance."""
+        """Return runs of before knew no columns in advance."""
         return {"future": None, "static": None}
 
     def load_assets(self, folder: Path) -> PriceAssets:
@@ -171,15 +171,15 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
             raise InputError(f"{file} is missing or damaged ({error}); the run cannot be used without it") from error
 
     def quality(self, data: PriceData) -> Quality:
-        """Ranked by validation."""
+        """Return ranked by validation."""
         return Quality(metric="validation pinball loss", unit="σ20·√h", facts={"horizons": list(data.horizons)})
 
     def references(self, data: PriceData) -> dict[str, Any]:
-        """The baselines' test figures, so that every report of a comparison has them."""
+        """Return the baselines' test figures, so that every report of a comparison has them."""
         return {"baselines": baseline_figures(data)}
 
     def figures(self, run: Run[PriceConfig, PriceDataConfig], data: PriceData, model: nn.Module) -> dict[str, Any]:
-        """The test part: scores with intervals, calibration, skill over time, a fan."""
+        """Return the test part: scores with intervals, calibration, skill over time, a fan."""
         from blockyard.tasks.price.baselines import REFERENCE, RIVALS, WALK, run_baselines
         from blockyard.tasks.price.forecaster import Forecaster
         from blockyard.tasks.price.summary import summarise
@@ -197,7 +197,7 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
 
 
 def baseline_figures(data: PriceData) -> dict[str, Any]:
-    """The baselines' test figures; computed once for the data."""
+    """Return the baselines' test figures; computed once for the data."""
     from blockyard.tasks.price.baselines import run_baselines
     from blockyard.tasks.price.summary import summarise
 

@@ -19,12 +19,12 @@ HAR_WINDOWS = (1, 5, 22)
 
 
 def historical(past: Past) -> Result:
-    """σ of the last 20 returns times √h."""
+    """Return σ of the last 20 returns times √h."""
     return shaped(past, past.sigma[:, None] * np.sqrt(np.asarray(past.horizons, np.float64)))
 
 
 def ewma(past: Past) -> Result:
-    """Exponentially weighted variance, decay 0.94 (RiskMetrics 1996), times √h."""
+    """Return exponentially weighted variance, decay 0.94 (RiskMetrics 1996), times √h."""
     square = past.returns**2
     # Begun at the mean of the first 20, so that the first days do not stand for all.
     square[0] = square[1:21].mean()
@@ -35,7 +35,7 @@ def ewma(past: Past) -> Result:
 
 
 def har(past: Past) -> Result:
-    """Heterogeneous autoregression: σ over the next h steps, linear in that of the last 1, 5 and 22.
+    """Return heterogeneous autoregression: σ over the next h steps, linear in that of the last 1, 5 and 22.
 
     Corsi 2009 in the form of square roots, fitted by least squares for each horizon alone, so that no forecast is
     iterated. Of one step the realised volatility is |return|: there are no prices within it.
@@ -66,7 +66,8 @@ def har(past: Past) -> Result:
 
 
 def garch(past: Past) -> Result:
-    """GARCH(1,1) with Student-t errors, fitted before the border; its variance forecasts summed over the horizon.
+    """Return GARCH(1,1) with Student-t errors, fitted before the border; its variance forecasts summed over the
+    horizon.
 
     Raises:
         MissingExtra: when `arch` is not installed.
@@ -75,7 +76,7 @@ def garch(past: Past) -> Result:
 
 
 def gjr_garch(past: Past) -> Result:
-    """GARCH-t in which falls raise volatility more than rises do (Glosten, Jagannathan and Runkle 1993).
+    """Return GARCH-t in which falls raise volatility more than rises do (Glosten, Jagannathan and Runkle 1993).
 
     Raises:
         MissingExtra: when `arch` is not installed.
@@ -108,7 +109,8 @@ def _garch(past: Past, *, leverage: bool) -> Result:
 
 
 def _garch_filter(e: np.ndarray, omega: float, alpha: float, gamma: float, beta: float, start: float) -> np.ndarray:
-    """σ²_{t+1} = omega + (alpha + gamma [e_t < 0]) e_t² + beta σ²_t; the first row, without a return, has the start.
+    """Compute σ²_{t+1} = omega + (alpha + gamma [e_t < 0]) e_t² + beta σ²_t; the first row, without a return, has the
+    start.
 
     [T].
     """

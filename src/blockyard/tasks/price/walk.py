@@ -178,7 +178,7 @@ def _start(seen: PriceAssets, tables: PriceTables, start: str | None) -> Any:
 def _retrained(
     run: Run[PriceConfig, PriceDataConfig], prices: Prices, until: Any, folder: Path, calibrate: Calibrate
 ) -> Forecaster:
-    """The run's model trained anew on everything up to a date."""
+    """Return the run's model trained anew on everything up to a date."""
     settings = replace(run.data, train_end=None, val_end=show_ds(until))
     model = run.model
     data = PriceData(prices, settings, context=model.context, horizons=model.horizons, features=model.features)

@@ -165,7 +165,7 @@ class RecallConfig:
         return SIZES[self.task][0]
 
     def _needs(self, size: int) -> int:
-        """Tokens that a row of a size takes at least."""
+        """Return tokens that a row of a size takes at least."""
         if self.task == "mqar":
             # The pairs, and each key once more with a place behind it.
             return 2 * size * self.passes + 2 * size

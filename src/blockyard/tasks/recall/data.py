@@ -40,16 +40,16 @@ class Draw:
         self._bits = np.random.Philox(key=seed | step << 64)
 
     def uniform(self, *shape: int) -> np.ndarray:
-        """Floats in (0, 1]."""
+        """Return floats in (0, 1]."""
         raw = self._bits.random_raw(int(np.prod(shape))).reshape(shape)
         return ((raw >> np.uint64(11)) + 1) * 2.0**-53
 
     def integers(self, low: int, high: int, *shape: int) -> np.ndarray:
-        """Integers from low to high - 1."""
+        """Return integers from low to high - 1."""
         return low + np.minimum((self.uniform(*shape) * (high - low)).astype(np.int64), high - low - 1)
 
     def distinct(self, low: int, high: int, rows: int, count: int) -> np.ndarray:
-        """Rows of `count` different integers from low to high - 1, in random order."""
+        """Return rows of `count` different integers from low to high - 1, in random order."""
         # A few rows at once where there is much to choose from: the same bits in less memory.
         at_once = max(1, MOST_AT_ONCE // (high - low))
         parts = [
@@ -59,7 +59,7 @@ class Draw:
         return low + np.concatenate(parts)
 
     def weighted(self, weights: np.ndarray, rows: int, count: int) -> np.ndarray:
-        """Rows of `count` different indices, drawn one after the other in proportion to the weights.
+        """Return rows of `count` different indices, drawn one after the other in proportion to the weights.
 
         The smallest of exponential variables with these rates (Efraimidis and Spirakis, 2006).
         """
@@ -83,7 +83,7 @@ class RecallData:
         return {"vocab_size": self.config.n_tokens, "context": self.config.row_length}
 
     def batch(self, seed: int, step: int, batch_size: int, rows: slice | None = None) -> dict[str, Tensor]:
-        """The training batch of a step; every row is of one of the sizes, in turn.
+        """Return the training batch of a step; every row is of one of the sizes, in turn.
 
         Args:
             seed: the run's seed, 0 or more.
@@ -108,14 +108,14 @@ class RecallData:
         return {"input_ids": torch.from_numpy(ids[chosen]), "targets": torch.from_numpy(targets[chosen])}
 
     def val_rows(self, size: int, limit: int | None = None) -> dict[str, Tensor]:
-        """The validation rows of a size: the same ones whatever the run's seed."""
+        """Return the validation rows of a size: the same ones whatever the run's seed."""
         count = self.config.val_rows if limit is None else min(limit, self.config.val_rows)
         ids, targets = make_rows(self.config, size, count, Draw(size, VALIDATION))
         return {"input_ids": torch.from_numpy(ids), "targets": torch.from_numpy(targets)}
 
 
 def make_rows(config: RecallConfig, size: int, rows: int, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of one size: ids and targets, int64 [rows, length]."""
+    """Return rows of one size: ids and targets, int64 [rows, length]."""
     ids = np.zeros((rows, config.row_length), np.int64)
     targets = np.full_like(ids, IGNORED)
     _MAKERS[config.task](config, size, draw, ids, targets)
@@ -139,7 +139,7 @@ def _mqar(config: RecallConfig, pairs: int, draw: Draw, ids: np.ndarray, targets
 
 
 def _early_mqar(config: RecallConfig, pairs: int, draw: Draw, ids: np.ndarray, targets: np.ndarray) -> None:
-    """Rows as they were before they were zoology's, to the bit: runs from then go on with them."""
+    """Write rows as they were before they were zoology's, to the bit: runs from then go on with them."""
     rows, (of_keys, of_values) = len(ids), config.halves
     ids[:] = draw.integers(of_values.start, of_values.stop, rows, config.row_length)
     keys = draw.distinct(of_keys.start, of_keys.stop, rows, pairs)

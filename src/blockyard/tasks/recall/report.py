@@ -76,7 +76,7 @@ def _rows(data: Mapping[str, Any]) -> str:
 
 
 def accuracies(choice: Choice) -> dict[int, list[float]]:
-    """The accuracy of every run of a choice that finished, by size."""
+    """Return the accuracy of every run of a choice that finished, by size."""
     found: dict[int, list[float]] = {}
     for run in choice["runs"]:
         figures = run.get("figures") or {}

@@ -47,30 +47,30 @@ class RecallTask:
         self.fingerprint: dict[str, Any] = data.fingerprint
 
     def batch(self, step: int, rows: slice) -> Batch:
-        """Rows of the global batch of a step."""
+        """Return rows of the global batch of a step."""
         return self.data.batch(self.config.seed, step, self.config.batch_size, rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean nats per answer, plus the blocks' own losses."""
+        """Return mean nats per answer, plus the blocks' own losses."""
         output = model(batch["input_ids"], targets=batch["targets"])
         return with_auxiliary(output.loss, output.aux, self.config, "recall_loss")
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """`val_loss`, nats per answer, and `val_accuracy`, the share of right answers: means over the sizes."""
+        """Return `val_loss`, nats per answer, and `val_accuracy`, the share of right answers: means over the sizes."""
         limit = self.config.eval_batches * self.config.batch_size
         found = [score(model, self.data, size, self.config.batch_size, limit) for size in self.data.config.all_sizes]
         losses, right = zip(*found)
         return {"val_loss": sum(losses) / len(found), "val_accuracy": sum(right) / len(found)}
 
     def save_assets(self, folder: Path) -> None:
-        """The vocabulary's size and the sequence's length."""
+        """Save the vocabulary's size and the sequence's length."""
         write_atomically(folder / ASSETS, json.dumps(self.data.assets) + "\n")
 
 
 def score(
     model: nn.Module, data: RecallData, size: int, batch_size: int, limit: int | None = None
 ) -> tuple[float, float]:
-    """Nats per answer and share of right answers on the validation rows of a size."""
+    """Return nats per answer and share of right answers on the validation rows of a size."""
     rows = data.val_rows(size, limit)
     device = next(model.parameters()).device
     loss, right, count = 0.0, 0, 0
@@ -137,13 +137,13 @@ class Recall(TaskKind[LMConfig, RecallConfig, RecallData]):
             raise InputError(f"{folder / ASSETS} cannot be read: {error}; train the run again") from error
 
     def quality(self, data: RecallData) -> Quality:
-        """Accuracy; where nothing can be recalled, the loss, which cannot be below ln V."""
+        """Return accuracy; where nothing can be recalled, the loss, which cannot be below ln V."""
         if data.config.task == "random":
             return Quality(unit="nats/token", facts={"floor": math.log(data.config.n_tokens)})
         return Quality("accuracy", "", "val_accuracy", "higher", loss_unit="nats/answer", margin=0.01)
 
     def figures(self, run: Run[LMConfig, RecallConfig], data: RecallData, model: nn.Module) -> dict[str, Any]:
-        """Accuracy and loss for each size."""
+        """Return accuracy and loss for each size."""
         sizes = data.config.all_sizes
         found = [score(model, data, size, run.train.batch_size) for size in sizes]
         return {

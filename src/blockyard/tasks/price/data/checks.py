@@ -95,7 +95,7 @@ def _known_in_advance(
 
 
 def _static(reading: Reading, name: str) -> float | str:
-    """The one value of a column that says what the asset is."""
+    """Return the one value of a column that says what the asset is."""
     cells = reading.frame[name].iloc[reading.rows]
     first = cells.iloc[0]
     missing = cells.isna().to_numpy(bool)
@@ -202,7 +202,7 @@ def _gaps(reading: Reading, ds: np.ndarray, config: PriceDataConfig) -> None:
 
 
 def _sessions(reading: Reading, ds: np.ndarray, code: str) -> None:
-    """Every session of an exchange must have its row, and no other day one."""
+    """Refuse missing and foreign days: every session of an exchange must have its row, and no other day one."""
     calendars = require("exchange_calendars", extra="calendars")
     if ds.dtype.kind != "M":
         raise InputError(f"data.calendar={code}: {_asset_in(reading)} has no dates")
@@ -229,7 +229,7 @@ def _sessions(reading: Reading, ds: np.ndarray, code: str) -> None:
 
 
 def jumps_like_splits(close: np.ndarray, opening: np.ndarray | None = None) -> np.ndarray:
-    """Rows whose close differs from the one before as after a split.
+    """Return rows whose close differs from the one before as after a split.
 
     The log return is near the log of a usual ratio, far outside what the 60 returns before it did, the price does not
     come back within five rows, and (where there are opens) most of the jump happened overnight.
@@ -266,7 +266,7 @@ def _refuse_split(reading: Reading, close: np.ndarray, opening: np.ndarray | Non
 
 
 def _split_notes(reading: Reading, ds: np.ndarray, raw: np.ndarray, close: np.ndarray, volume: str | None) -> list[str]:
-    """What the adjusted column mended, and what it leaves."""
+    """Return what the adjusted column mended, and what it leaves."""
     notes = []
     for row in jumps_like_splits(raw):
         before, after = np.log(raw[row] / raw[row - 1]), np.log(close[row] / close[row - 1])

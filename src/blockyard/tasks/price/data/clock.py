@@ -53,7 +53,7 @@ class Clock:
 
 
 def read_clock(reading: Reading, config: PriceDataConfig) -> Clock:
-    """The dates of an asset's rows.
+    """Return the dates of an asset's rows.
 
     Raises:
         InputError: for a date that is missing, or is not written like the first.
@@ -72,7 +72,7 @@ def read_clock(reading: Reading, config: PriceDataConfig) -> Clock:
 
 
 def in_zone(ds: np.ndarray, zone: str | None) -> np.ndarray:
-    """Moments of `Clock.ds` as the file's own clock shows them."""
+    """Return moments of `Clock.ds` as the file's own clock shows them."""
     if zone is None or ds.dtype.kind != "M":
         return ds
     pandas = require("pandas", extra="prices")
@@ -87,7 +87,7 @@ def in_zone(ds: np.ndarray, zone: str | None) -> np.ndarray:
 
 
 def _filled(reading: Reading, column: str) -> Any:
-    """The cells of a column of dates; none may be missing."""
+    """Return the cells of a column of dates; none may be missing."""
     cells = reading.frame[column].iloc[reading.rows]
     missing = cells.isna().to_numpy(bool)
     if cells.dtype.kind not in "iufMm":
@@ -114,7 +114,7 @@ def _since_1970(cells: Any, unit: str) -> np.ndarray:
 
 
 def _in_excels_days(reading: Reading, column: str, cells: Any) -> Clock:
-    """Days as spreadsheets count them, to the second: a cell has not more digits."""
+    """Return days as spreadsheets count them, to the second: a cell has not more digits."""
     days = excel_days(cells)
     if not says_date(column) or days is None:
         raise InputError(
@@ -134,7 +134,7 @@ def _all_digits(cells: Any) -> bool:
 
 
 def _in_digits(reading: Reading, column: str, cells: Any, config: PriceDataConfig) -> Clock:
-    """Dates in digits, 20240131 or 202401311530, or else row numbers."""
+    """Return dates in digits, 20240131 or 202401311530, or else row numbers."""
     pandas = require("pandas", extra="prices")
     values = pandas.to_numeric(cells.astype(str) if cells.dtype.kind == "O" else cells)
     if values.dtype.kind == "f":
@@ -159,7 +159,7 @@ def _in_digits(reading: Reading, column: str, cells: Any, config: PriceDataConfi
 
 
 def _written(reading: Reading, column: str, cells: Any, config: PriceDataConfig) -> Clock:
-    """Dates as text, or as pandas' own."""
+    """Return dates as text, or as pandas' own."""
     pandas = require("pandas", extra="prices")
     if cells.dtype.kind == "O" and OFFSET.fullmatch(str(cells.iloc[0]).strip()):
         return _with_offsets(reading, column, cells, config)
@@ -177,7 +177,7 @@ def _written(reading: Reading, column: str, cells: Any, config: PriceDataConfig)
 
 
 def _with_offsets(reading: Reading, column: str, cells: Any, config: PriceDataConfig) -> Clock:
-    """Text that ends in its distance from UTC."""
+    """Return text that ends in its distance from UTC."""
     pandas = require("pandas", extra="prices")
     text = cells.astype(str).str.strip()
     utc = _parsed_either_way(text, config)
@@ -191,7 +191,8 @@ def _with_offsets(reading: Reading, column: str, cells: Any, config: PriceDataCo
 
 
 def _local_or_utc(wall: np.ndarray, utc: np.ndarray, zone: str) -> Clock:
-    """Local times where a market has days; UTC where it never closes and summer time would tear its steps apart."""
+    """Return local times where a market has days; UTC where it never closes and summer time would tear its steps
+    apart."""
     if (wall == utc).all():
         return Clock(utc, "UTC")
     order = np.argsort(utc, kind="stable")
@@ -206,7 +207,7 @@ def _local_or_utc(wall: np.ndarray, utc: np.ndarray, zone: str) -> Clock:
 
 
 def _offsets(wall: np.ndarray, utc: np.ndarray, zone: str) -> str:
-    """The zone's name; where the file has offsets alone, all of them."""
+    """Return the zone's name; where the file has offsets alone, all of them."""
     if zone[:1] not in "+-":
         return zone
     found = np.unique((wall - utc).astype("timedelta64[m]").astype(np.int64))
@@ -218,14 +219,14 @@ def _offset(minutes: int) -> str:
 
 
 def _closes(wall: np.ndarray, steps: np.ndarray) -> bool:
-    """Whether some time of the day, longer than the usual step, never has a row."""
+    """Return whether some time of the day, longer than the usual step, never has a row."""
     minutes = np.unique((wall - wall.astype("datetime64[D]")).astype("timedelta64[m]").astype(np.int64))
     longest = int(np.diff(np.append(minutes, minutes[0] + 24 * 60)).max())
     return longest > 1.5 * float(np.median(steps.astype("timedelta64[m]").astype(np.int64)))
 
 
 def _with_time(reading: Reading, parsed: Any, config: PriceDataConfig) -> Any:
-    """Dates with the times of day of a column of their own."""
+    """Return dates with the times of day of a column of their own."""
     column = reading.columns.time
     if column is None or (parsed != parsed.dt.normalize()).any():
         return parsed
@@ -246,7 +247,7 @@ def _refuse_unparsed(reading: Reading, column: str, cells: Any, parsed: Any) -> 
 
 
 def _parsed_either_way(cells: Any, config: PriceDataConfig) -> Any:
-    """Timestamps; a day beyond the twelfth further down says which number is the day."""
+    """Return timestamps; a day beyond the twelfth further down says which number is the day."""
     day_first = config.day_first
     if day_first is None:
         day_first = bool(_DOTTED.match(str(cells.iloc[0])))
@@ -259,7 +260,7 @@ def _parsed_either_way(cells: Any, config: PriceDataConfig) -> Any:
 
 
 def _either_way(cells: Any, config: PriceDataConfig) -> str:
-    """A question about dates of which every one can be read with the month first and with the day first."""
+    """Return a question about dates of which every one can be read with the month first and with the day first."""
     if config.day_first is not None or cells.dtype.kind != "O" or not _SLASHED.match(str(cells.iloc[0])):
         return ""
     numbers = cells.astype(str).str.extract(_SLASHED.pattern).astype(float)
@@ -270,7 +271,7 @@ def _either_way(cells: Any, config: PriceDataConfig) -> str:
 
 
 def _parsed(cells: Any, day_first: bool) -> Any:
-    """Timestamps of a column of dates, NaT where one cannot be read like the first."""
+    """Return timestamps of a column of dates, NaT where one cannot be read like the first."""
     pandas = require("pandas", extra="prices")
     first = str(cells.iloc[0])
     apart = tuple(map(len, first.split())) if first.replace(" ", "").isdecimal() else ()

@@ -60,16 +60,16 @@ class Columns:
     said: tuple[str, ...] = ()
 
     def values(self) -> list[str]:
-        """The columns that hold the asset's values."""
+        """Return the columns that hold the asset's values."""
         parts = (self.close, self.raw_close, self.open, self.high, self.low, self.volume)
         return [name for name in parts if name] + list(self.extra.values())
 
     def prices(self) -> list[str]:
-        """The columns of prices."""
+        """Return the columns of prices."""
         return [name for name in (self.close, self.raw_close, self.open, self.high, self.low) if name]
 
     def describe(self) -> str:
-        """In words: "Date is ds, Price is close"; the parts that are named as they are called stay out."""
+        """Say it in words: "Date is ds, Price is close"; the parts that are named as they are called stay out."""
         parts = {"date": self.ds, "time of day": self.time, "asset": self.unique_id, "close": self.close}
         parts |= {"unadjusted close": self.raw_close} | {part: getattr(self, part) for part in BARS}
         known = ", ".join(f"{part} from {name}" for part, name in parts.items() if name)
@@ -79,7 +79,7 @@ class Columns:
 
 
 def text_columns(frame: Any, config: PriceDataConfig) -> set[str]:
-    """Columns that stay text, by their names: ids, dates, times of day."""
+    """Return columns that stay text, by their names: ids, dates, times of day."""
     names = [str(name) for name in frame.columns]
     found = _named(names, config)
     return {name for name in (found["unique_id"], found["ds"], _time_of_day(frame, names, found)) if name in names}
@@ -92,7 +92,7 @@ def find_columns(
     config: PriceDataConfig,
     marked: Collection[str] = (),
 ) -> tuple[Columns, ...]:
-    """Which column plays which part; several where each asset has columns of its own.
+    """Return which column plays which part; several where each asset has columns of its own.
 
     Args:
         source: the file, for errors.
@@ -148,7 +148,7 @@ def find_columns(
 def _named_columns(
     source: str, frame: Any, option: str, config: PriceDataConfig, taken: Collection[str]
 ) -> tuple[str, ...]:
-    """The columns that data.future or data.static names.
+    """Return the columns that data.future or data.static names.
 
     Raises:
         InputError: for one that there is not, that plays another part, or that holds no numbers where it must.
@@ -182,7 +182,7 @@ def _named(
     source: str | None = None,
     levels: Mapping[str, tuple[str, str]] | None = None,
 ) -> dict[str, str | None]:
-    """Parts by the columns' names; with a source, a name of the user's that is missing is refused."""
+    """Return parts by the columns' names; with a source, a name of the user's that is missing is refused."""
     by_simple: dict[str, str] = {}
     for name in names:
         by_simple.setdefault(simple(name), name)
@@ -199,7 +199,7 @@ def _named(
 
 
 def _find_dates(frame: Any, names: Sequence[str], found: dict[str, str | None]) -> None:
-    """Dates under a name of their own, where none is spelled as usual."""
+    """Find dates under a name of their own, where none is spelled as usual."""
     if found["ds"] is None and names and _NAMELESS.match(names[0]):
         # A frame with nameless dates as its index, as to_csv writes it.
         first = frame[names[0]]
@@ -211,7 +211,7 @@ def _find_dates(frame: Any, names: Sequence[str], found: dict[str, str | None]) 
 
 
 def _holds_dates(cells: Any) -> bool:
-    """Whether a column under another name holds text that reads as dates."""
+    """Return whether a column under another name holds text that reads as dates."""
     first = cells.dropna().iloc[:20]
     if not len(first) or first.dtype.kind in "fiub":
         return first.dtype.kind == "M"
@@ -225,7 +225,7 @@ def _holds_dates(cells: Any) -> bool:
 
 
 def _time_of_day(frame: Any, names: Sequence[str], found: Mapping[str, str | None]) -> str | None:
-    """A column of times of day that belongs to the dates."""
+    """Return a column of times of day that belongs to the dates."""
     if found["ds"] is None:
         return None
     for name in names:
@@ -241,14 +241,14 @@ def _time_of_day(frame: Any, names: Sequence[str], found: Mapping[str, str | Non
 
 
 def _is_wide(frame: Any, found: Mapping[str, str | None], left: Sequence[str], numeric: Sequence[str]) -> bool:
-    """Whether a table is dates and a column per asset: nothing else stands in it."""
+    """Return whether a table is dates and a column per asset: nothing else stands in it."""
     ds = found["ds"]
     alone = not any(found[part] for part in ("unique_id", *BARS)) and list(left) == list(numeric) and len(numeric) > 1
     return alone and ds is not None and (_holds_dates(frame[ds]) or epoch_unit(frame[ds]) is not None)
 
 
 def _below_zero(frame: Any, numeric: Sequence[str]) -> str:
-    """Where a table is no column per asset, since a value is no price; "" where all could be."""
+    """Return where a table is no column per asset, since a value is no price; "" where all could be."""
     for name in numeric:
         bad = np.flatnonzero((frame[name] <= 0).fillna(False).to_numpy(bool))
         if bad.size:
@@ -263,7 +263,7 @@ def _one_ticker(name: str, ds: str | None, time: str | None) -> Columns:
 
 
 def _levels_in(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Field and ticker of names such as AAPL.Close, if every name is made so; else nothing."""
+    """Return field and ticker of names such as AAPL.Close, if every name is made so; else nothing."""
     for pattern in _TWO:
         matches = {name: pattern.match(name) for name in names}
         levels = {name: (m["part"], m["ticker"]) for name, m in matches.items() if m and part_of(m["part"])}
@@ -281,7 +281,7 @@ def _by_ticker(
     config: PriceDataConfig,
     marked: Collection[str],
 ) -> tuple[Columns, ...]:
-    """Columns of each ticker, in the order in which tickers appear."""
+    """Return columns of each ticker, in the order in which tickers appear."""
     series = []
     for ticker in dict.fromkeys(ticker for _, ticker in levels.values()):
         fields = {name: column for column, (name, whose) in levels.items() if whose == ticker}
@@ -323,7 +323,7 @@ def _bars(frame: Any, found: Mapping[str, str | None]) -> tuple[dict[str, Any], 
 def _extra(
     source: str, frame: Any, left: Mapping[str, str], wanted: str, marked: Collection[str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Further columns as asked for, by name, and a word on those that are left out though numbers."""
+    """Return further columns as asked for, by name, and a word on those that are left out though numbers."""
     if wanted == "none":
         return {}, []
     if wanted == "all":

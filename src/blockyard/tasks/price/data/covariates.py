@@ -35,7 +35,7 @@ MOST_CATEGORIES = 50
 
 
 def scale_of(values: np.ndarray, price: np.ndarray) -> Scale | None:
-    """Whether a column is in units of price, and how it goes with it; None for one that is not.
+    """Return whether a column is in units of price, and how it goes with it; None for one that is not.
 
     Args:
         values: the column, [T].
@@ -61,7 +61,7 @@ def scale_of(values: np.ndarray, price: np.ndarray) -> Scale | None:
 
 
 def covariate_names(asset: Asset, horizons: Sequence[int] = ()) -> tuple[str, ...]:
-    """Features of an asset's columns beside its prices.
+    """Return features of an asset's columns beside its prices.
 
     Args:
         asset: the series.
@@ -77,7 +77,7 @@ def covariate_names(asset: Asset, horizons: Sequence[int] = ()) -> tuple[str, ..
 
 
 def known_names(asset: Asset, horizons: Sequence[int]) -> tuple[str, ...]:
-    """Those among them that do not come from the past: known in advance, or what the asset is."""
+    """Return those among them that do not come from the past: known in advance, or what the asset is."""
     names = []
     for name in asset.future:
         names.append(f"{name}@0")
@@ -90,7 +90,8 @@ def known_names(asset: Asset, horizons: Sequence[int]) -> tuple[str, ...]:
 
 
 def covariate(asset: Asset, feature: str, all_features: Sequence[str] = ()) -> np.ndarray | None:
-    """A feature of an asset's columns, [T]; NaN where a future value is not known; None when it has no such column.
+    """Return a feature of an asset's columns, [T]; NaN where a future value is not known; None when it has no such
+    column.
 
     Args:
         asset: the series.
@@ -136,7 +137,7 @@ def _past(asset: Asset, feature: str) -> np.ndarray | None:
 
 
 def _ahead(values: np.ndarray, rows: int, first: int, last: int) -> np.ndarray:
-    """Mean of the values `first` to `last` steps after each row, [rows]; NaN where one is not known."""
+    """Return mean of the values `first` to `last` steps after each row, [rows]; NaN where one is not known."""
     found = np.full(rows, np.nan)
     part = values[first:]
     if len(part) >= last - first + 1:
@@ -146,7 +147,7 @@ def _ahead(values: np.ndarray, rows: int, first: int, last: int) -> np.ndarray:
 
 
 def check_static(values: Mapping[str, Sequence[float | str]]) -> dict[str, tuple[str, ...]]:
-    """Categories of each static column that has any, in the order of their names.
+    """Return categories of each static column that has any, in the order of their names.
 
     Args:
         values: of every asset, by column.

@@ -62,13 +62,13 @@ class Dialect:
     lines: tuple[Line, ...]
 
     def describe(self) -> str:
-        """In words: "cells between semicolons, cp1252"."""
+        """Say it in words: "cells between semicolons, cp1252"."""
         encoding = "" if self.encoding.startswith("utf-8") else f", {self.encoding}"
         return f"cells between {_WORDS[self.separator]}{encoding}"
 
 
 def find_dialect(content: bytes) -> Dialect:
-    """How bytes are to be read as a table.
+    """Return how bytes are to be read as a table.
 
     Raises:
         InputError: when they are no text, or hold nothing.
@@ -97,7 +97,7 @@ def _decode(content: bytes) -> tuple[str, str]:
 
 
 def _separator(text: str) -> tuple[str, tuple[Line, ...]]:
-    """What separates cells, and the sample cut by it."""
+    """Return what separates cells, and the sample cut by it."""
     if len(text) > SAMPLE_CHARACTERS:
         head = text[:SAMPLE_CHARACTERS]
         text = head[: max(head.rfind("\n"), head.rfind("\r")) + 1] or head
@@ -117,13 +117,14 @@ def _separator(text: str) -> tuple[str, tuple[Line, ...]]:
 
 
 def _usual(lines: tuple[Line, ...]) -> tuple[int, int]:
-    """How many cells most lines have, and how many lines have them; the more cells, where two are as frequent."""
+    """Return how many cells most lines have, and how many lines have them; the more cells, where two are as
+    frequent."""
     counts = Counter(len(line) for line in lines)
     return max(counts.items(), key=lambda item: (item[1], item[0]), default=(0, 0))
 
 
 def usual_width(lines: tuple[Line, ...]) -> int:
-    """How many cells most lines have."""
+    """Return how many cells most lines have."""
     return _usual(lines)[0]
 
 

@@ -79,7 +79,8 @@ class FeatureTable:
         return found
 
     def unit(self, horizons: Sequence[int]) -> np.ndarray:
-        """What a return over h steps is divided by: σ √h, or √(σ² (h − n) + σ_night² n) with n nights ahead. [T, H]."""
+        """Return what a return over h steps is divided by: σ √h, or √(σ² (h − n) + σ_night² n) with n nights ahead. [T,
+        H]."""
         h = np.asarray(horizons, np.float64)
         sessions = self.steps.sessions
         if self.night_sigma is None or sessions is None:
@@ -121,8 +122,8 @@ def feature_table(asset: Asset, names: Sequence[str] | None = None, *, apart: bo
 
 
 def available(asset: Asset, horizons: Sequence[int] = (), *, apart: bool = True) -> tuple[str, ...]:
-    """The features that an asset's columns allow: the built-in ones, then its further columns, then what is known in
-    advance of each horizon."""
+    """Return the features that an asset's columns allow: the built-in ones, then its further columns, then what is
+    known in advance of each horizon."""
     steps = find_steps(asset.ds) if apart else alike(asset.ds)
     return (*_built_in(asset, steps), *covariate_names(asset, horizons))
 
@@ -139,18 +140,19 @@ def _built_in(asset: Asset, steps: Steps) -> tuple[str, ...]:
 
 
 def common_features(prices: Prices, horizons: Sequence[int] = ()) -> tuple[str, ...]:
-    """The features that all assets allow, in the usual order."""
+    """Return the features that all assets allow, in the usual order."""
     sets = [available(asset, horizons, apart=prices.apart) for asset in prices.assets]
     return tuple(name for name in sets[0] if all(name in other for other in sets[1:]))
 
 
 def targets(table: FeatureTable, horizons: Sequence[int]) -> np.ndarray:
-    """Cumulative log returns over each horizon ÷ σ √h (see `unit`); NaN where one lies beyond the end. [T, H]."""
+    """Return cumulative log returns over each horizon ÷ σ √h (see `unit`); NaN where one lies beyond the end. [T,
+    H]."""
     return future_returns(table.log_close, horizons) / table.unit(horizons)
 
 
 def future_returns(log_close: np.ndarray, horizons: Sequence[int]) -> np.ndarray:
-    """log price h steps later − log price now, [T, H]; NaN beyond the end."""
+    """Return log price h steps later − log price now, [T, H]; NaN beyond the end."""
     found = np.full((len(log_close), len(horizons)), np.nan)
     for column, h in enumerate(horizons):
         if h < len(log_close):
@@ -159,7 +161,7 @@ def future_returns(log_close: np.ndarray, horizons: Sequence[int]) -> np.ndarray
 
 
 def rolling(values: np.ndarray, window: int, function: Callable[..., np.ndarray]) -> np.ndarray:
-    """function(window, axis=-1) over every full window that ends at t; NaN before. No row sees a later one."""
+    """Compute function(window, axis=-1) over every full window that ends at t; NaN before. No row sees a later one."""
     found = np.full(len(values), np.nan)
     if len(values) >= window:
         found[window - 1 :] = function(sliding_window_view(values, window), axis=-1)
@@ -167,7 +169,7 @@ def rolling(values: np.ndarray, window: int, function: Callable[..., np.ndarray]
 
 
 def volatility(r: np.ndarray, window: int, counted: np.ndarray | None = None) -> np.ndarray:
-    """Root mean square of the last `window` returns, floored at a tenth of that of all returns so far.
+    """Return root mean square of the last `window` returns, floored at a tenth of that of all returns so far.
 
     The mean is taken as 0: a day's drift is a hundredth of its noise. r[0] is no return and is left out. [T].
 
@@ -189,7 +191,7 @@ def volatility(r: np.ndarray, window: int, counted: np.ndarray | None = None) ->
 
 
 def mean_square(r: np.ndarray, window: int, counted: np.ndarray) -> np.ndarray:
-    """Mean square of the last `window` returns that count, or of those there are; 0 before the first. [T]."""
+    """Return mean square of the last `window` returns that count, or of those there are; 0 before the first. [T]."""
     square = r[counted] ** 2
     early = np.cumsum(square) / np.maximum(np.arange(1, len(square) + 1), 1)
     full = rolling(square, window, np.mean)
@@ -226,7 +228,7 @@ class _Work:
         return np.maximum(np.sqrt(square), self.sigma(TARGET_WINDOW))
 
     def _past_unit(self, k: int) -> np.ndarray:
-        """What a return over the last k steps is divided by: σ60 √k, and a night counts as one. [T]."""
+        """Return what a return over the last k steps is divided by: σ60 √k, and a night counts as one. [T]."""
         if self.steps.plain:
             return self.sigma(60) * np.sqrt(k)
         nights, holes = (np.cumsum(flags) for flags in (self.steps.night, self.steps.hole))
@@ -247,18 +249,18 @@ class _Work:
         return found
 
     def _return(self, k: int) -> np.ndarray:
-        """log(C_t / C_{t−k}) ÷ (σ60 √k)."""
+        """Compute log(C_t / C_{t−k}) ÷ (σ60 √k)."""
         found = np.full(len(self.p), np.nan)
         found[k:] = self.p[k:] - self.p[:-k]
         return found / self._past_unit(k)
 
     def _rsi(self) -> np.ndarray:
-        """Wilder's relative strength over 14 steps, −1 … 1 (the usual 0 … 100, centred)."""
+        """Return Wilder's relative strength over 14 steps, −1 … 1 (the usual 0 … 100, centred)."""
         up, down = _ewm(np.maximum(self.r, 0.0), 1 / 14), _ewm(np.maximum(-self.r, 0.0), 1 / 14)
         return (up - down) / np.maximum(up + down, 1e-12)
 
     def _macd(self) -> np.ndarray:
-        """EMA12 − EMA26 of the log price ÷ σ20."""
+        """Return EMA12 − EMA26 of the log price ÷ σ20."""
         return (_ewm(self.p, 2 / 13) - _ewm(self.p, 2 / 27)) / self.sigma(20)
 
     def _drawdown(self) -> np.ndarray:
@@ -268,32 +270,32 @@ class _Work:
         return (self.p - highest) / self.sigma(60)
 
     def _weekday(self) -> np.ndarray:
-        """Monday −1 … Friday 1."""
+        """Return Monday −1 … Friday 1."""
         days = self.asset.ds.astype("datetime64[D]").astype(np.int64)
         # 1970-01-01 was a Thursday.
         return ((days + 3) % 7 - 2) / 2.0
 
     def _month(self) -> np.ndarray:
-        """January −1 … December 1."""
+        """Return January −1 … December 1."""
         return (self.asset.ds.astype("datetime64[M]").astype(np.int64) % 12 - 5.5) / 5.5
 
     def _gap(self) -> np.ndarray:
-        """log(O_t / C_{t−1}) ÷ σ60, of a night ÷ its σ; 0 over a hole."""
+        """Compute log(O_t / C_{t−1}) ÷ σ60, of a night ÷ its σ; 0 over a hole."""
         if self.steps.plain:
             return np.diff(self.p, prepend=np.nan) / self.sigma(60) - self._body()
         between = self.r - (self.p + self.skipped - np.log(self._bar("open")))
         return np.where(self.steps.hole, 0.0, between) / np.where(self.steps.night, self.night_sigma, self.sigma(60))
 
     def _body(self) -> np.ndarray:
-        """log(C / O) ÷ σ60."""
+        """Compute log(C / O) ÷ σ60."""
         return (self.p + self.skipped - np.log(self._bar("open"))) / self.sigma(60)
 
     def _range(self) -> np.ndarray:
-        """log(H / L) ÷ σ60."""
+        """Compute log(H / L) ÷ σ60."""
         return self._height() / self.sigma(60)
 
     def _close_location(self) -> np.ndarray:
-        """Where the close lies between low (−1) and high (1); 0 for a bar without height."""
+        """Return where the close lies between low (−1) and high (1); 0 for a bar without height."""
         high, low = np.log(self._bar("high")), np.log(self._bar("low"))
         height = high - low
         return np.divide(2 * (self.p + self.skipped) - high - low, height, out=np.zeros_like(height), where=height > 0)
@@ -313,11 +315,11 @@ class _Work:
         return np.diff(np.log1p(self._bar("volume")), prepend=np.nan)
 
     def _session_sin(self) -> np.ndarray:
-        """0 when the market opens and closes, 1 halfway: half a turn, so that both ends differ in the cosine."""
+        """Return 0 when the market opens and closes, 1 halfway: half a turn, so that both ends differ in the cosine."""
         return np.sin(np.pi * self._of_session())
 
     def _session_cos(self) -> np.ndarray:
-        """1 when the market opens, −1 when it closes."""
+        """Return 1 when the market opens, −1 when it closes."""
         return np.cos(np.pi * self._of_session())
 
     def _of_session(self) -> np.ndarray:
@@ -333,16 +335,17 @@ class _Work:
         return np.cos(2 * np.pi * self._of_day())
 
     def _of_day(self) -> np.ndarray:
-        """Part of the day that has passed, on the clock of `ds`."""
+        """Return part of the day that has passed, on the clock of `ds`."""
         seconds: np.ndarray = self.asset.ds.astype("datetime64[s]").astype(np.int64) % DAY
         return seconds / DAY
 
     def _opens(self) -> np.ndarray:
-        """1 for the bar after a night, whose return is the night's, else 0."""
+        """Return 1 for the bar after a night, whose return is the night's, else 0."""
         return self.steps.night.astype(np.float64)
 
     def _overnight(self) -> np.ndarray:
-        """The last night's return ÷ the σ of nights, from the bar that opens the session to its end; 0 before any."""
+        """Return the last night's return ÷ the σ of nights, from the bar that opens the session to its end; 0 before
+        any."""
         nights = np.flatnonzero(self.steps.night)
         z = np.append(0.0, self.r[nights] / self.night_sigma[nights])
         found: np.ndarray = z[np.cumsum(self.steps.night)]
@@ -357,7 +360,7 @@ class _Work:
 
 
 def _ewm(values: np.ndarray, alpha: float) -> np.ndarray:
-    """Exponentially weighted mean, y_t = alpha x_t + (1 − alpha) y_{t−1}."""
+    """Return exponentially weighted mean, y_t = alpha x_t + (1 − alpha) y_{t−1}."""
     pandas = require("pandas", extra="prices")
     found: np.ndarray = pandas.Series(values).ewm(alpha=alpha, adjust=False).mean().to_numpy()
     return found

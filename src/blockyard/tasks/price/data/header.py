@@ -40,7 +40,7 @@ class Header:
 
 
 def find_header(dialect: Dialect) -> Header:
-    """Where the header stands and what it names.
+    """Return where the header stands and what it names.
 
     Raises:
         InputError: when there is none and the table's shape is not known, or it does not lie over the rows.
@@ -68,7 +68,7 @@ def find_header(dialect: Dialect) -> Header:
 
 
 def mangled(names: Sequence[str]) -> tuple[str, ...]:
-    """Names as pandas gives them: "Unnamed: 2" for none, "Close.1" for a second Close."""
+    """Return names as pandas gives them: "Unnamed: 2" for none, "Close.1" for a second Close."""
     seen: Counter[str] = Counter()
     found = []
     for place, written in enumerate(names):
@@ -81,7 +81,7 @@ def mangled(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _column_kinds(lines: Sequence[Line], width: int) -> list[Kind]:
-    """What most cells of each column look like, over the later half of the sample, where no header stands."""
+    """Return what most cells of each column look like, over the later half of the sample, where no header stands."""
     below = [line for line in lines[len(lines) // 2 :] if len(line) == width] or list(lines[-1:])
     found: list[Kind] = []
     for place in range(width):
@@ -92,7 +92,7 @@ def _column_kinds(lines: Sequence[Line], width: int) -> list[Kind]:
 
 
 def _is_row(line: Line, kinds: Sequence[Kind]) -> bool:
-    """Whether a line looks like those of the table, rather than like names or a title.
+    """Return whether a line looks like those of the table, rather than like names or a title.
 
     Where the table has dates, these decide: tickers such as 000001 may stand in a header.
     """
@@ -106,7 +106,7 @@ def _is_row(line: Line, kinds: Sequence[Kind]) -> bool:
 
 
 def _first_line(lines: Sequence[Line], rows: int, width: int) -> int:
-    """The header's first line: the first that is as wide as the table; shorter ones above it are titles."""
+    """Return the header's first line: the first that is as wide as the table; shorter ones above it are titles."""
     for number in range(rows):
         line = lines[number]
         alone = sum(map(bool, line.cells)) == 1 and bool(line.cells[0]) and number + 1 < rows and width > 1
@@ -119,7 +119,7 @@ def _first_line(lines: Sequence[Line], rows: int, width: int) -> int:
 def _levels(
     lines: Sequence[Line],
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str] | None, ...], int] | None:
-    """Names, fields with tickers, and lines used, of a header that pandas writes for columns of two levels.
+    """Return names, fields with tickers, and lines used, of a header that pandas writes for columns of two levels.
 
     One of two lines names fields alone (Close, High, …), the other a ticker for each; a third may name the index.
     """
@@ -147,7 +147,7 @@ def _levels(
 def _over(
     header: Line, below: Sequence[Line], kinds: Sequence[Kind], longest: int
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...]]:
-    """Names for every cell of a row, places of columns to drop, and what to say of it."""
+    """Return names for every cell of a row, places of columns to drop, and what to say of it."""
     names, extra = header.names, longest - len(header)
     if extra <= 0:
         return names, (), ()
@@ -179,7 +179,7 @@ def _may_be_date(looks: Kind) -> bool:
 
 
 def _dates(below: Sequence[Line], place: int) -> bool:
-    """Whether the cells of a column are dates, or numbers that may be."""
+    """Return whether the cells of a column are dates, or numbers that may be."""
     return all(_is_moment(line.cells[place]) for line in below[:20])
 
 
@@ -195,7 +195,7 @@ def _short(cells: Sequence[str]) -> str:
 
 
 def _without(lines: Sequence[Line], width: int) -> Header:
-    """The columns of a table that has no header, if its shape is known."""
+    """Return the columns of a table that has no header, if its shape is known."""
     shape = find_shape([line.cells for line in lines])
     if shape is None:
         cells = f"{width} cell{'s' * (width != 1)}"

@@ -36,7 +36,7 @@ _NUMBER = re.compile(
 
 
 def kind(cell: str) -> Kind:
-    """What a cell looks like; a date of digits alone, such as 20240131, looks like a number."""
+    """Return what a cell looks like; a date of digits alone, such as 20240131, looks like a number."""
     if cell in NOTHING:
         return "nothing"
     if DATE.match(cell):

@@ -21,7 +21,7 @@ JUMP = 5.0
 
 
 def perturb_future(asset: Asset, row: int, seed: int = 0, jump: float = 0.0) -> Asset:
-    """The same asset up to and with `row`, and another course after it: other returns, bars, volumes and extras.
+    """Return the same asset up to and with `row`, and another course after it: other returns, bars, volumes and extras.
 
     Dates, and columns that are known in advance, stay: features may look ahead at these.
 
@@ -57,7 +57,7 @@ def perturb_future(asset: Asset, row: int, seed: int = 0, jump: float = 0.0) -> 
 
 
 def perturb_futures(prices: Prices, after: object, seed: int = 0) -> Prices:
-    """Every asset with another course after a date."""
+    """Return every asset with another course after a date."""
     changed = [
         perturb_future(a, int(np.searchsorted(a.ds, after, "right")) - 1, seed + i)  # type: ignore[call-overload]
         for i, a in enumerate(prices.assets)
@@ -66,7 +66,7 @@ def perturb_futures(prices: Prices, after: object, seed: int = 0) -> Prices:
 
 
 def perturb_known(asset: Asset, row: int, seed: int = 0) -> Asset:
-    """The same asset with other values of its columns known in advance, after `row`."""
+    """Return the same asset with other values of its columns known in advance, after `row`."""
     draw = np.random.default_rng(seed)
     future = {}
     for name, values in asset.future.items():
@@ -78,7 +78,7 @@ def perturb_known(asset: Asset, row: int, seed: int = 0) -> Asset:
 def lookahead(
     compute: Callable[[Asset], Columns], asset: Asset, *, rows: Sequence[int] | None = None, seed: int = 0
 ) -> list[str]:
-    """Names of the columns whose past depends on the future.
+    """Return names of the columns whose past depends on the future.
 
     Args:
         compute: columns by name, one value (or row of values) per row of the asset.

@@ -37,16 +37,16 @@ def simple(name: str) -> str:
 
 
 def is_date_name(name: str) -> bool:
-    """Whether a column of this name holds dates."""
+    """Return whether a column of this name holds dates."""
     return simple(name) in SPELLINGS["ds"]
 
 
 def says_date(name: str) -> bool:
-    """Whether a name says that its column holds dates, rather than times or numbers of rows."""
+    """Return whether a name says that its column holds dates, rather than times or numbers of rows."""
     return "date" in simple(name) or simple(name) in ("datum", "fecha", "日期", "timestamp", "tradingday")
 
 
 def part_of(name: str) -> str | None:
-    """Which part a name spells: "adjusted", "close", …; None for others."""
+    """Return which part a name spells: "adjusted", "close", …; None for others."""
     spelled = "adjclose" if simple(name) == "adjusted" else simple(name)
     return next((part for part, known in SPELLINGS.items() if spelled in known), None)

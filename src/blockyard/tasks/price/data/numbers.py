@@ -51,7 +51,7 @@ class _Cell:
         return None
 
     def text(self, mark: Mark) -> str | None:
-        """The number as Python writes it, None where it cannot be one with this decimal mark."""
+        """Return the number as Python writes it, None where it cannot be one with this decimal mark."""
         plain = self.body
         if mark == "comma":
             if not (_WHOLE.match(plain) or _COMMA.match(plain) or _POINT_OR_GROUP.match(plain)):
@@ -86,7 +86,8 @@ class _Column:
         return len(read) > _MOST * len(self.parsed)
 
     def is_marked(self) -> bool:
-        """Whether more than digits, signs and decimal marks stand in it, or a mark for no value that pandas has not."""
+        """Return whether more than digits, signs and decimal marks stand in it, or a mark for no value that pandas has
+        not."""
         if self.cells.isin(MARKS).any():
             return True
         return bool(self.odd.size) and not all(_DIGITS.match(text) for text in self.parsed)
@@ -98,7 +99,7 @@ class _Column:
         return None if not marks else "comma" if marks.count("comma") > len(marks) / 2 else "point"
 
     def example(self, pattern: re.Pattern[str]) -> str:
-        """The first number of a form, or ""."""
+        """Return the first number of a form, or ""."""
         return next((c.body for c in self.parsed.values() if c is not None and pattern.match(c.body)), "")
 
 
@@ -163,7 +164,7 @@ def read_numbers(
 
 
 def _column(cells: Any) -> _Column | None:
-    """A column of text, with what pandas makes of it; None for columns that are numbers, dates or categories."""
+    """Return a column of text, with what pandas makes of it; None for columns that are numbers, dates or categories."""
     pandas = require("pandas", extra="prices")
     if not (cells.dtype == object or pandas.api.types.is_string_dtype(cells.dtype)):
         return None
@@ -180,7 +181,7 @@ def _column(cells: Any) -> _Column | None:
 
 
 def _mark_of_file(numeric: dict[str, _Column], separator: str, weak: Collection[str]) -> Mark:
-    """What columns mean whose every number can be read in two ways, or in one.
+    """Return what columns mean whose every number can be read in two ways, or in one.
 
     Args:
         numeric: columns of numbers.
@@ -231,7 +232,7 @@ def _parse(text: str) -> _Cell | None:
 
 
 def _numbers(column: _Column, mark: Mark) -> Any:
-    """The column as numbers; cells that are none stay text, so that an error can show them."""
+    """Return the column as numbers; cells that are none stay text, so that an error can show them."""
     pandas = require("pandas", extra="prices")
     texts = {text: None if cell is None else cell.text(mark) for text, cell in column.parsed.items()}
     nothing = _nothing(column.cells)
@@ -246,7 +247,7 @@ def _numbers(column: _Column, mark: Mark) -> Any:
 
 
 def _units(name: str, column: _Column, mark: Mark) -> list[str]:
-    """What to say of numbers that are written with a unit."""
+    """Return what to say of numbers that are written with a unit."""
     for text, cell in column.parsed.items():
         if cell is not None and text[-1:] in _UNITS and (number := cell.text(mark)) is not None:
             return [f"{name}: {text} is {float(number):,.10g}"]

@@ -83,7 +83,8 @@ def _read(tables: list[SourceTable], source: str, config: PriceDataConfig, least
 
 
 def _agreed(assets: list[Asset]) -> tuple[list[Asset], list[str]]:
-    """The assets with what all of them say of their columns: which are in units of price, and which categories are."""
+    """Return the assets with what all of them say of their columns: which are in units of price, and which categories
+    are."""
     names = dict.fromkeys(name for asset in assets for name in asset.extra)
     scales: dict[str, str] = {}
     for name in names:
@@ -108,7 +109,7 @@ def _agreed(assets: list[Asset]) -> tuple[list[Asset], list[str]]:
 
 
 def merged(notes: Sequence[str]) -> list[str]:
-    """Notes that say the same of several assets, in one line each."""
+    """Return notes that say the same of several assets, in one line each."""
     whose: dict[str, list[str]] = {}
     for note in notes:
         name, _, text = note.partition(": ")
@@ -120,7 +121,7 @@ def merged(notes: Sequence[str]) -> list[str]:
 
 
 def _understood(table: SourceTable, series: Sequence[Columns], clocks: Sequence[str]) -> list[str]:
-    """How a table was read, in a line on its form, one on its columns and one on its clock."""
+    """Return how a table was read, in a line on its form, one on its columns and one on its clock."""
     first, more = series[0], len(series) - 1
     lines = [f"{Path(table.name).name}: {'; '.join(table.said)}"] if table.said else []
     others = f" (and {more} more asset{'s' * (more != 1)} with columns of their own)" if more else ""
@@ -130,7 +131,7 @@ def _understood(table: SourceTable, series: Sequence[Columns], clocks: Sequence[
 
 
 def _holes(asset: Asset) -> list[str]:
-    """A note on holes that are longer than what is usual between two rows, and on what becomes of them."""
+    """Return a note on holes that are longer than what is usual between two rows, and on what becomes of them."""
     rhythm, steps = find_rhythm(asset.ds), find_steps(asset.ds)
     if rhythm is None or not steps.hole.any():
         return []
@@ -145,7 +146,7 @@ def _holes(asset: Asset) -> list[str]:
 
 
 def _by_asset(source: str, frame: Any, columns: Columns, notes: list[str]) -> Iterable[tuple[str | None, np.ndarray]]:
-    """Row numbers of each asset, in the order in which assets appear."""
+    """Return row numbers of each asset, in the order in which assets appear."""
     if columns.asset is not None:
         # Where only other assets have a row, this one's cells are all empty.
         filled = ~frame[columns.values()].isna().all(axis=1).to_numpy(bool)

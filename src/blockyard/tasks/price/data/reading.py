@@ -49,12 +49,12 @@ class Reading:
         raise InputError(f"{where}{f', column {column}' if column else ''}: {what}")
 
     def when(self, place: int) -> str:
-        """A place of `rows` for notes: "on 2024-01-05", or "in row 5" where there are no dates."""
+        """Return a place of `rows` for notes: "on 2024-01-05", or "in row 5" where there are no dates."""
         date = self._date(place)
         return f"on {date}" if date else f"in row {int(self.rows[place]) + 1}"
 
     def _date(self, place: int) -> str:
-        """The date as the file writes it, or ""."""
+        """Return the date as the file writes it, or ""."""
         if self.columns.ds is None:
             return ""
         date = self.frame[self.columns.ds].iloc[int(self.rows[place])]
@@ -64,7 +64,7 @@ class Reading:
         return shown[:40] + "…" * (len(shown) > 40)
 
     def numbers(self, column: str) -> np.ndarray:
-        """A column as float64, NaN where a cell is empty.
+        """Return a column as float64, NaN where a cell is empty.
 
         Raises:
             InputError: for a cell that is neither a number nor empty.

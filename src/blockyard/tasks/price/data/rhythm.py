@@ -60,7 +60,7 @@ class Rhythm:
 
 
 def find_rhythm(ds: np.ndarray) -> Rhythm | None:
-    """The rhythm of rising dates; None for rows without dates, or less than three.
+    """Return the rhythm of rising dates; None for rows without dates, or less than three.
 
     Args:
         ds: datetime64[ns], strictly rising, [T].
@@ -84,7 +84,8 @@ def find_rhythm(ds: np.ndarray) -> Rhythm | None:
 
 
 def steps_per_year(ds: np.ndarray) -> int:
-    """How many rows a series has in a year: 252 for five days a week, 365 for seven, the bars of a year for bars.
+    """Return how many rows a series has in a year: 252 for five days a week, 365 for seven, the bars of a year for
+    bars.
 
     Args:
         ds: dates, or row numbers, which are taken for business days; [T].
@@ -109,7 +110,7 @@ def steps_per_year(ds: np.ndarray) -> int:
 
 
 def _daily(found: Rhythm, ds: np.ndarray, days: np.ndarray) -> Rhythm:
-    """Bars of a day: what is missing are days of the market."""
+    """Return bars of a day: what is missing are days of the market."""
     mask = [number in found.week for number in range(7)]
     between = np.busday_count(_dates(days[:-1] + 1), _dates(days[1:]), weekmask=mask)
     other = int((~np.isin((days + 3) % 7, found.week)).sum())
@@ -118,7 +119,7 @@ def _daily(found: Rhythm, ds: np.ndarray, days: np.ndarray) -> Rhythm:
 
 
 def _intraday(found: Rhythm, ds: np.ndarray, seconds: np.ndarray) -> Rhythm:
-    """Bars shorter than a day: with sessions, or around the clock."""
+    """Return bars shorter than a day: with sessions, or around the clock."""
     of_day, days = seconds % DAY, seconds // DAY
     times = np.unique(of_day)
     longest = int(np.diff(np.append(times, times[0] + DAY)).max())
@@ -158,7 +159,7 @@ def _dates(days: np.ndarray) -> np.ndarray:
 
 
 def _week(days: np.ndarray) -> np.ndarray:
-    """Weekdays of the market, Monday 0; of less than two weeks, the weekdays, or every day."""
+    """Return weekdays of the market, Monday 0; of less than two weeks, the weekdays, or every day."""
     # 1970-01-01 was a Thursday.
     counts = np.bincount((np.unique(days) + 3) % 7, minlength=7)
     if days[-1] - days[0] < 14:

@@ -30,7 +30,7 @@ EPOCH = 1e8
 
 
 def find_shape(rows: Sequence[Sequence[str]]) -> str | None:
-    """The one shape that all rows bear out, or None."""
+    """Return the one shape that all rows bear out, or None."""
     found = [name for name, columns in SHAPES.items() if all(_bears_out(columns, row) for row in rows)]
     return found[0] if len(found) == 1 else None
 

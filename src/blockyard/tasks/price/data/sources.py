@@ -46,7 +46,7 @@ class SourceTable:
 
 
 def read_table(source: Any, number: int, config: PriceDataConfig) -> SourceTable:
-    """A table of whatever the user gave.
+    """Return a table of whatever the user gave.
 
     Args:
         source: a path, or a pandas or polars frame.
@@ -92,7 +92,7 @@ def _frame_name(frame: Any, number: int) -> str:
 
 
 def _of_polars(column: Any) -> Any:
-    """A column by way of numpy, so that polars' own extras are not needed; that way forgets time zones."""
+    """Return a column by way of numpy, so that polars' own extras are not needed; that way forgets time zones."""
     values = column.to_numpy()
     zone = getattr(column.dtype, "time_zone", None)
     if zone is None:
@@ -135,7 +135,7 @@ def _read_parquet(path: Path) -> Any:
 
 
 def _read_text(name: str, path: Path) -> SourceTable:
-    """A CSV file in the dialect, and with the header, that it shows; every cell as text."""
+    """Return a CSV file in the dialect, and with the header, that it shows; every cell as text."""
     pandas = require("pandas", extra="prices")
     with open_bytes(path) as file:
         content = file.read()
@@ -165,7 +165,7 @@ def _read_text(name: str, path: Path) -> SourceTable:
 
 
 def _read_sheet(name: str, path: Path) -> SourceTable:
-    """A sheet of a workbook: its header is found as in text, its cells keep their types."""
+    """Return a sheet of a workbook: its header is found as in text, its cells keep their types."""
     pandas = require("pandas", extra="prices")
     sheet = read_sheet(path)
     try:
@@ -185,7 +185,7 @@ def _read_sheet(name: str, path: Path) -> SourceTable:
 
 
 def _lines_below(frame: Any) -> int:
-    """How many of the last lines are words in the first cell, such as "Downloaded from …", and nothing else."""
+    """Return how many of the last lines are words in the first cell, such as "Downloaded from …", and nothing else."""
     if frame.shape[1] < 2 or not len(frame):
         return 0
     last = frame.iloc[-LINES_BELOW:]
@@ -194,7 +194,7 @@ def _lines_below(frame: Any) -> int:
 
 
 def _of_frame(name: str, frame: Any) -> SourceTable:
-    """A frame of the user's: its index as columns, its columns under plain names."""
+    """Return a frame of the user's: its index as columns, its columns under plain names."""
     pandas = require("pandas", extra="prices")
     levels: dict[str, tuple[str, str]] = {}
     said: tuple[str, ...] = ()
@@ -218,7 +218,8 @@ def _of_frame(name: str, frame: Any) -> SourceTable:
 
 
 def _flat(columns: Any) -> tuple[list[str], dict[str, tuple[str, str]]]:
-    """Names for columns of several levels; field and ticker where one of two levels names fields, as yfinance's do."""
+    """Return names for columns of several levels; field and ticker where one of two levels names fields, as yfinance's
+    do."""
     entries = [tuple(map(str, entry)) for entry in columns]
     names = [" ".join(filter(None, entry)) for entry in entries]
     whole = {name: entry for name, entry in zip(names, entries) if all(entry)}
@@ -235,7 +236,7 @@ def _is_plain(cells: Any) -> bool:
 
 
 def _plain(cells: Any) -> Any:
-    """A column of Arrow's types or of categories, as pandas' older ones."""
+    """Return a column of Arrow's types or of categories, as pandas' older ones."""
     pandas = require("pandas", extra="prices")
     if isinstance(cells.dtype, pandas.CategoricalDtype):
         return cells.astype(cells.cat.categories.dtype)

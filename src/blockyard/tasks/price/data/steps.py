@@ -42,12 +42,12 @@ class Sessions:
     slots: np.ndarray
 
     def since_opening(self, ds: np.ndarray) -> np.ndarray:
-        """Seconds since the market opened, [T]."""
+        """Return seconds since the market opened, [T]."""
         found: np.ndarray = (_seconds(ds) - self.opens) % self.period
         return found
 
     def nights(self, ds: np.ndarray, horizons: Sequence[int]) -> np.ndarray:
-        """How many nights lie before the bar h steps later, by the usual hours: [T, H]."""
+        """Return how many nights lie before the bar h steps later, by the usual hours: [T, H]."""
         left = len(self.slots) - np.searchsorted(self.slots, self.since_opening(ds), "right")
         beyond = np.asarray(horizons, np.int64) - left[:, None]
         return np.where(beyond > 0, 1 + (beyond - 1) // len(self.slots), 0)
@@ -87,7 +87,7 @@ class Steps:
         return not (self.night.any() or self.hole.any())
 
     def crosses(self, reach: int) -> np.ndarray:
-        """Whether a hole lies within the next `reach` steps, [T]."""
+        """Return whether a hole lies within the next `reach` steps, [T]."""
         holes = np.cumsum(self.hole)
         ends = np.minimum(np.arange(len(holes)) + reach, len(holes) - 1)
         found: np.ndarray = holes[ends] > holes
@@ -95,7 +95,7 @@ class Steps:
 
 
 def alike(ds: np.ndarray) -> Steps:
-    """Steps that are not told apart: every return is of one."""
+    """Return steps that are not told apart: every return is of one."""
     nothing = np.zeros(len(ds), bool)
     return Steps(ds, nothing, nothing)
 

@@ -67,7 +67,7 @@ class Asset:
         return {"close": self.close, **{k: v for k, v in bars.items() if v is not None}, **beside}
 
     def until(self, end: int) -> Asset:
-        """The asset with its first `end` rows; of later ones remains what is known in advance."""
+        """Return the asset with its first `end` rows; of later ones remains what is known in advance."""
         bars = {name: getattr(self, name) for name in (*BARS, "volume", "raw")}
         parts: dict[str, Any] = {name: None if values is None else values[:end] for name, values in bars.items()}
         extra = {name: values[:end] for name, values in self.extra.items()}
@@ -75,7 +75,7 @@ class Asset:
         return replace(self, ds=self.ds[:end], close=self.close[:end], **parts, extra=extra, ahead=ahead)
 
     def span(self) -> str:
-        """ "1999-01-04 … 2018-12-31", as rows say when they are."""
+        """Word "1999-01-04 … 2018-12-31", as rows say when they are."""
         return f"{show_ds(self.ds[0])} … {show_ds(self.ds[-1])}"
 
 
@@ -104,7 +104,7 @@ class Prices:
         return next(asset for asset in self.assets if asset.unique_id == unique_id)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Source, sha256 of all values, sizes: what identifies the data in a run's records."""
+        """Return source, sha256 of all values, sizes: what identifies the data in a run's records."""
         digest = hashlib.sha256()
         for asset in self.assets:
             digest.update(f"{asset.unique_id}\0{len(asset)}\0".encode())
@@ -122,7 +122,8 @@ class Prices:
         }
 
     def report(self) -> str:
-        """What was read and how it was understood: tables, columns and clocks, a line per asset, then the notes."""
+        """Return what was read and how it was understood: tables, columns and clocks, a line per asset, then the
+        notes."""
         lines = [f"{self.source}: {len(self.assets)} asset{'s' * (len(self.assets) != 1)}, {len(self):,} rows"]
         lines += [f"  {line}" for line in self.understood]
         for asset in self.assets[:8]:
@@ -142,7 +143,7 @@ class Prices:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as data that JSON can hold."""
+        """Return the report as data that JSON can hold."""
         assets = []
         for asset in self.assets:
             rhythm = find_rhythm(asset.ds)
@@ -159,7 +160,7 @@ class Prices:
 
 
 def show_ds(value: Any) -> str:
-    """A date without a time of midnight, or a row number."""
+    """Return a date without a time of midnight, or a row number."""
     if isinstance(value, np.datetime64):
         text = str(value.astype("datetime64[s]"))
         return text.removesuffix("T00:00:00").replace("T", " ")
@@ -167,7 +168,7 @@ def show_ds(value: Any) -> str:
 
 
 def show_rhythm(rhythm: Rhythm) -> str:
-    """A rhythm in words: "1 day, Mon–Fri; 9 holes, 12 rows missing, the longest 4 after 2001-09-10"."""
+    """Return a rhythm in words: "1 day, Mon–Fri; 9 holes, 12 rows missing, the longest 4 after 2001-09-10"."""
     words = rhythm.step + (f", {rhythm.market}" if rhythm.market else "")
     if not rhythm.holes:
         return f"{words}; no holes"

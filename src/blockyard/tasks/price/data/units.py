@@ -21,7 +21,8 @@ LEAP = 6.3e7
 
 
 def epoch_unit(cells: Any) -> str | None:
-    """The unit of a column of numbers, or of text that is all numbers, as times since 1970; None when it is no such.
+    """Return the unit of a column of numbers, or of text that is all numbers, as times since 1970; None when it is no
+    such.
 
     The largest number decides (units lie a thousandfold apart), and the others must be of the same unit: from 1900 on,
     and without a leap to numbers that would be another unit's.
@@ -52,13 +53,14 @@ def epoch_unit(cells: Any) -> str | None:
 
 
 def _leaps(seconds: np.ndarray) -> bool:
-    """Whether years lie between the times that can be of this unit alone and earlier ones."""
+    """Return whether years lie between the times that can be of this unit alone and earlier ones."""
     late = seconds >= FIRST
     return not bool(late.all()) and float(seconds[late].min() - seconds[~late].max()) > LEAP
 
 
 def _is_written(values: np.ndarray) -> bool:
-    """Whether all numbers are dates and times in digits, 202401311530, which as milliseconds would lie in 1976."""
+    """Return whether all numbers are dates and times in digits, 202401311530, which as milliseconds would lie in
+    1976."""
     if not ((values >= 190001010000) & (values < 220001010000)).all():
         return False
     whole = values.astype(np.int64)
@@ -68,7 +70,8 @@ def _is_written(values: np.ndarray) -> bool:
 
 
 def excel_days(cells: Any) -> np.ndarray | None:
-    """A column as days that spreadsheets count from 1899-12-30, with the time as a fraction; None when it is no such.
+    """Return a column as days that spreadsheets count from 1899-12-30, with the time as a fraction; None when it is no
+    such.
 
     Args:
         cells: a column of numbers, or of text that is all numbers.
@@ -88,7 +91,7 @@ def excel_days(cells: Any) -> np.ndarray | None:
 
 
 def times_of_day(cells: Any) -> Any:
-    """A column of times of day as time since midnight, or None where a cell is none.
+    """Return a column of times of day as time since midnight, or None where a cell is none.
 
     Read are 9:30, 09:30:00.5 and 9:30 PM, and in digits alone 930 and 0930 or, where some have more, 93000 and 093000.
 

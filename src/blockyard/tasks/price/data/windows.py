@@ -44,7 +44,7 @@ class Borders:
 
 
 def borders_of(prices: Prices, config: PriceDataConfig) -> Borders:
-    """Borders by date over all assets, so that no asset's future is another one's past.
+    """Return borders by date over all assets, so that no asset's future is another one's past.
 
     Raises:
         InputError: for a date that cannot be read, or borders in the wrong order.
@@ -65,7 +65,7 @@ def borders_of(prices: Prices, config: PriceDataConfig) -> Borders:
 
 
 def parse_ds(option: str, text: str | None, dtype: np.dtype, default: Any) -> Any:
-    """A date (or row number) as the series' own type."""
+    """Return a date (or row number) as the series' own type."""
     if text is None:
         return default
     try:
@@ -76,7 +76,8 @@ def parse_ds(option: str, text: str | None, dtype: np.dtype, default: Any) -> An
 
 
 def origins_of(table: FeatureTable, part: Part, borders: Borders, context: int, reach: int, embargo: int) -> np.ndarray:
-    """Rows from which a part's forecasts start: the window before is complete, and every label lies inside the part.
+    """Return rows from which a part's forecasts start: the window before is complete, and every label lies inside the
+    part.
 
     Purged: an origin whose furthest label would lie beyond the part's end belongs to no part. Embargo: the first rows
     after a border are left out, too.
@@ -99,12 +100,13 @@ def origins_of(table: FeatureTable, part: Part, borders: Borders, context: int, 
 
 
 def _without_holes(table: FeatureTable, rows: np.ndarray, reach: int) -> np.ndarray:
-    """Rows from which no label reaches over a hole: what happened there is not a step's return."""
+    """Return rows from which no label reaches over a hole: what happened there is not a step's return."""
     return rows[~table.steps.crosses(reach)[rows]] if table.steps.hole.any() else rows
 
 
 def fit_scaling(tables: Sequence[FeatureTable], borders: Borders) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every feature over the rows of training alone, all assets together. [F], [F]."""
+    """Return mean and standard deviation of every feature over the rows of training alone, all assets together. [F],
+    [F]."""
     rows = [t.values[WARM_UP : int(np.searchsorted(t.ds, borders.train_end, "right"))] for t in tables]
     seen = np.concatenate(rows)
     if len(seen) < 2:
@@ -160,32 +162,32 @@ class PriceTables:
         self._targets = torch.from_numpy(np.concatenate(y).astype(np.float32))
 
     def windows(self, assets: np.ndarray, rows: np.ndarray) -> Tensor:
-        """Unscaled features of the windows that end at the given rows: float32 [N, context, F]."""
+        """Return unscaled features of the windows that end at the given rows: float32 [N, context, F]."""
         last = torch.from_numpy(self._starts[assets] + rows)
         return self._inputs[last[:, None] + torch.arange(1 - self.context, 1)]
 
     def labels(self, assets: np.ndarray, rows: np.ndarray) -> Tensor:
-        """Targets of the given origins: float32 [N, H]; NaN where they lie beyond the end."""
+        """Return targets of the given origins: float32 [N, H]; NaN where they lie beyond the end."""
         return self._targets[torch.from_numpy(self._starts[assets] + rows)]
 
     def examples(self, assets: np.ndarray, rows: np.ndarray) -> dict[str, Tensor]:
-        """Windows and their targets."""
+        """Return windows and their targets."""
         return {"x": self.windows(assets, rows), "y": self.labels(assets, rows)}
 
     def returns(self, assets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """What happened: log returns over each horizon, float64 [N, H]; NaN beyond the end."""
+        """Return what happened: log returns over each horizon, float64 [N, H]; NaN beyond the end."""
         return self._gather([future_returns(t.log_close, self.horizons) for t in self.tables], assets, rows)
 
     def unit(self, assets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """σ20 · √h, see `FeatureTable.unit`: a target times this is a log return. [N, H]."""
+        """Compute σ20 · √h, see `FeatureTable.unit`: a target times this is a log return. [N, H]."""
         return self._gather([t.unit(self.horizons) for t in self.tables], assets, rows)
 
     def dates(self, assets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Date of each row, [N]."""
+        """Return date of each row, [N]."""
         return self._gather([t.ds for t in self.tables], assets, rows)
 
     def between(self, after: Any, until: Any = None, *, labelled: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Asset and row numbers of all origins after a date (None: from the first full window on).
+        """Return asset and row numbers of all origins after a date (None: from the first full window on).
 
         Args:
             after: a date.
@@ -260,7 +262,7 @@ class PriceData(PriceTables):
         )  # fmt: skip
 
     def origins(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        """Asset numbers and row numbers of a part's origins, asset after asset."""
+        """Return asset numbers and row numbers of a part's origins, asset after asset."""
         if part not in self._parts:
             name: Any = part
             found = [
@@ -271,7 +273,7 @@ class PriceData(PriceTables):
         return self._parts[part]
 
     def batch(self, seed: int, step: int, batch_size: int, rows: slice) -> dict[str, Tensor]:
-        """Rows of the global training batch of a step: a pure function of (seed, step)."""
+        """Return rows of the global training batch of a step: a pure function of (seed, step)."""
         assets, origins = self.origins("train")
         # As for text: the raw bits of Philox are fixed for good.
         bits = np.random.Philox(key=seed | step << 64).random_raw(batch_size)[rows]
@@ -279,7 +281,7 @@ class PriceData(PriceTables):
         return self.examples(assets[chosen], origins[chosen])
 
     def batches(self, part: str, batch_size: int, limit: int | None = None) -> Iterator[dict[str, Tensor]]:
-        """A part in order, in batches; with a limit, at most so many, evenly spread over the part."""
+        """Yield a part in order, in batches; with a limit, at most so many, evenly spread over the part."""
         assets, rows = self.origins(part)
         wanted = len(rows) if limit is None else min(len(rows), limit * batch_size)
         chosen = np.arange(wanted, dtype=np.int64) * len(rows) // wanted
@@ -288,7 +290,7 @@ class PriceData(PriceTables):
             yield self.examples(assets[some], rows[some])
 
     def describe(self) -> str:
-        """The parts in words."""
+        """Return the parts in words."""
         words = []
         for part in ("train", "val", "test"):
             ds = self.dates(*self.origins(part))
@@ -296,7 +298,8 @@ class PriceData(PriceTables):
         return "; ".join(words)
 
     def _warnings(self) -> tuple[str, ...]:
-        """What a reader of the results should know of the data: too little of it, or a test unlike the training."""
+        """Return what a reader of the results should know of the data: too little of it, or a test unlike the
+        training."""
         notes = []
         rows, longest = len(self.prices), max(len(t) for t in self.tables)
         if longest < FEW_ROWS:
@@ -315,7 +318,7 @@ class PriceData(PriceTables):
         return tuple(notes)
 
     def _size_of_steps(self, part: str) -> float:
-        """Root mean square of the returns of one step from the first to the last origin of a part."""
+        """Return root mean square of the returns of one step from the first to the last origin of a part."""
         assets, rows = self.origins(part)
         squares = []
         for number, table in enumerate(self.tables):

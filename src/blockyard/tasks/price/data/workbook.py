@@ -33,7 +33,7 @@ class Sheet:
     said: tuple[str, ...]
 
     def lines(self) -> tuple[Line, ...]:
-        """The first rows as text."""
+        """Return the first rows as text."""
         found = []
         for number, row in enumerate(self.rows[:SAMPLE_LINES], 1):
             cells = tuple(_text(cell) for cell in row)
@@ -42,7 +42,7 @@ class Sheet:
 
 
 def read_sheet(path: Path) -> Sheet:
-    """The first sheet of a workbook that holds anything.
+    """Return the first sheet of a workbook that holds anything.
 
     Raises:
         MissingExtra: without openpyxl.
@@ -66,7 +66,7 @@ def read_sheet(path: Path) -> Sheet:
 
 
 def typed_column(cells: Sequence[Any]) -> Any:
-    """A column of a sheet for a frame: of numbers, of dates, or of text.
+    """Return a column of a sheet for a frame: of numbers, of dates, or of text.
 
     Args:
         cells: as a `Sheet` holds them.
@@ -82,7 +82,7 @@ def typed_column(cells: Sequence[Any]) -> Any:
 
 
 def _filled(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Rows that hold anything, without the columns that hold nothing in any."""
+    """Return rows that hold anything, without the columns that hold nothing in any."""
     rows = [row for row in rows if any(cell is not None for cell in row)]
     width = max(map(len, rows), default=0)
     used = [place for place in range(width) if any(place < len(row) and row[place] is not None for row in rows)]
@@ -90,7 +90,7 @@ def _filled(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 
 def _text(cell: Any) -> str:
-    """A cell as CSV files write it."""
+    """Return a cell as CSV files write it."""
     if cell is None:
         return ""
     if isinstance(cell, dt.datetime):
