@@ -108,9 +108,16 @@ def bench_blocks(
             for name, subject in subjects.items():
                 rows.append(_row(name, subject, length, batch, times, peaks.get((name, length, batch)), config))
     return make_record(
-        "blocks", "Whole sequences", config, subjects=subjects.values(), rows=rows, device=device,
-        seconds=time.perf_counter() - started, command=command, notes=notes,
-    )  # fmt: skip
+        "blocks",
+        "Whole sequences",
+        config,
+        subjects=subjects.values(),
+        rows=rows,
+        device=device,
+        seconds=time.perf_counter() - started,
+        command=command,
+        notes=notes,
+    )
 
 
 def _memory(
@@ -128,11 +135,18 @@ def _memory(
         say(f"peak memory of {name}")
         peaks, trouble = peak_bytes(
             {
-                "name": name, "part": config.part, "d_model": config.d_model, "n_heads": config.n_heads,
-                "dtype": config.dtype, "device": str(subject.device), "seed": config.seed, "plugins": list(plugins),
-                "threads": config.threads, "sizes": [[length, batch] for _, length, batch in sizes],
+                "name": name,
+                "part": config.part,
+                "d_model": config.d_model,
+                "n_heads": config.n_heads,
+                "dtype": config.dtype,
+                "device": str(subject.device),
+                "seed": config.seed,
+                "plugins": list(plugins),
+                "threads": config.threads,
+                "sizes": [[length, batch] for _, length, batch in sizes],
             }
-        )  # fmt: skip
+        )
         if trouble:
             notes.append(f"peak memory of {name}: {trouble}")
         for (_, length, batch), peak in zip(sizes, peaks):

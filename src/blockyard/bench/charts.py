@@ -66,7 +66,7 @@ def _of_time(bench: Bench, timed: str, batch: int) -> list[Chart]:
             f"Above 1 is faster than {bench['reference']} in the same round; median and quartiles of {n} rounds.",
             _lines(bench, batch, lambda row: _spread(row, timed, "speedup", 1), "speed / reference", one=True),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _file(timed: str) -> str:
@@ -127,9 +127,17 @@ def _lines(
             below = [m - part for m, part in zip(middle, low)]
             above = [part - m for m, part in zip(middle, high)]
             axes.errorbar(
-                lengths, middle, yerr=[below, above], color=look.colour, marker=look.marker, markersize=5,
-                linewidth=1.6, capsize=3, dashes=look.dashes or (None, None), zorder=2,
-            )  # fmt: skip
+                lengths,
+                middle,
+                yerr=[below, above],
+                color=look.colour,
+                marker=look.marker,
+                markersize=5,
+                linewidth=1.6,
+                capsize=3,
+                dashes=look.dashes or (None, None),
+                zorder=2,
+            )
         ticks = sorted({row["length"] for row in rows})
         name_powers(axes, ticks, units.count)
         axes.set_yscale("log")

@@ -100,9 +100,16 @@ def bench_decode(
                 say(f"{context} tokens in the cache, batch {batch}")
                 rows += _measure(config, subjects, filled, context, batch, device)
     return make_record(
-        "decode", "Decoding one token", config, subjects=subjects.values(), rows=rows, device=device,
-        seconds=time.perf_counter() - started, command=command, notes=[],
-    )  # fmt: skip
+        "decode",
+        "Decoding one token",
+        config,
+        subjects=subjects.values(),
+        rows=rows,
+        device=device,
+        seconds=time.perf_counter() - started,
+        command=command,
+        notes=[],
+    )
 
 
 def fill(subject: Subject, caches: list[Any], context: int, seed: int) -> None:

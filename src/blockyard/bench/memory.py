@@ -43,9 +43,14 @@ def main() -> int:
 
     def make(d_model: int) -> Subject:
         return Subject(
-            request["name"], request["part"], d_model=d_model, n_heads=request["n_heads"],
-            dtype=DTYPES[request["dtype"]], device=device, seed=request["seed"],
-        )  # fmt: skip
+            request["name"],
+            request["part"],
+            d_model=d_model,
+            n_heads=request["n_heads"],
+            dtype=DTYPES[request["dtype"]],
+            device=device,
+            seed=request["seed"],
+        )
 
     def train(subject: Subject, length: int, batch: int) -> None:
         x = subject.random(batch, length, 0).requires_grad_()

@@ -108,9 +108,15 @@ def _new_cache(name: str, layer: Any, batch: int, max_len: int | None, dtype: to
 
 
 def check_size(
-    name: str, part: Part, d_model: int, n_heads: int, dtype: torch.dtype, device: torch.device,
-    more: Callable[[Cost], int], tokens: int,
-) -> None:  # fmt: skip
+    name: str,
+    part: Part,
+    d_model: int,
+    n_heads: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    more: Callable[[Cost], int],
+    tokens: int,
+) -> None:
     """Refuse a choice that would not fit into memory, before it is built.
 
     Args:
@@ -124,9 +130,7 @@ def check_size(
     if is_forced():
         return
     what, meta = f"timing {name!r}", torch.device("meta")
-    subject = counted(
-        lambda: Subject(name, part, d_model=d_model, n_heads=n_heads, dtype=dtype, device=meta), what
-    )  # fmt: skip
+    subject = counted(lambda: Subject(name, part, d_model=d_model, n_heads=n_heads, dtype=dtype, device=meta), what)
     parameters = subject.parameters * len(subject.layers)
     needed = parameters * dtype.itemsize + more(subject.cost(tokens))
     refuse_beyond_memory(needed, f"{what} takes at least {{}} ({parameters:,} parameters, {tokens:,} tokens)", device)

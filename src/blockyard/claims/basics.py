@@ -55,31 +55,45 @@ def rotation_keeps_length() -> Finding:
     cos, sin = rope.tables(4096, x)
     turned = rotate(x, cos, sin, rope.layout)
     change = float(((turned.norm(dim=-1) - x.norm(dim=-1)).abs() / x.norm(dim=-1)).max())
-    return Finding(f"changes by {change:.1g}", "holds" if change < 1e-6 else "false",
-                   "A rotation is orthogonal.", {"change": change})  # fmt: skip
+    return Finding(
+        f"changes by {change:.1g}",
+        "holds" if change < 1e-6 else "false",
+        "A rotation is orthogonal.",
+        {"change": change},
+    )
 
 
 @claim("rope.relative")
 def rotation_is_relative() -> Finding:
     spread, _ = _spreads(conjugated=False)
-    return Finding(f"spread {spread:.1g}", "holds" if spread < 1e-9 else "false",
-                   "True of the real part, which is what attention uses.", {"spread": spread})  # fmt: skip
+    return Finding(
+        f"spread {spread:.1g}",
+        "holds" if spread < 1e-9 else "false",
+        "True of the real part, which is what attention uses.",
+        {"spread": spread},
+    )
 
 
 @claim("basics.swiglu_width")
 def swiglu_width() -> Finding:
     gated, dense = (parameter_count(get_ffn(name, d_model=768)) for name in ("swiglu", "standard"))
-    return Finding(f"{gated:,} and {dense:,}", judge_number(gated, dense, tolerance=0.02),
-                   "Three matrices of 8/3 d and two of 4 d are both 8 d².",
-                   {"swiglu": gated, "standard": dense})  # fmt: skip
+    return Finding(
+        f"{gated:,} and {dense:,}",
+        judge_number(gated, dense, tolerance=0.02),
+        "Three matrices of 8/3 d and two of 4 d are both 8 d².",
+        {"swiglu": gated, "standard": dense},
+    )
 
 
 @claim("basics.rmsnorm_parameters")
 def rmsnorm_parameters() -> Finding:
     rms, layer = (parameter_count(norm(768)) for norm in (RMSNorm, LayerNorm))
-    return Finding(f"{rms} and {layer}", "holds" if rms < layer else "false",
-                   "Half as many, of a part that is about a thousandth of a block.",
-                   {"rms": rms, "layer": layer})  # fmt: skip
+    return Finding(
+        f"{rms} and {layer}",
+        "holds" if rms < layer else "false",
+        "Half as many, of a part that is about a thousandth of a block.",
+        {"rms": rms, "layer": layer},
+    )
 
 
 @claim("basics.init_variance")
@@ -168,9 +182,12 @@ def silu_shape() -> Finding:
 def rope_parameters() -> Finding:
     rope = RotaryPositionalEmbedding(10_000.0, 64)
     parameters, saved = parameter_count(rope), len(rope.state_dict())
-    return Finding(f"{parameters} and {saved}", judge_all(parameters == 0, saved == 0),
-                   "cos and sin are made from positions, once for all layers.",
-                   {"parameters": parameters, "saved": saved})  # fmt: skip
+    return Finding(
+        f"{parameters} and {saved}",
+        judge_all(parameters == 0, saved == 0),
+        "cos and sin are made from positions, once for all layers.",
+        {"parameters": parameters, "saved": saved},
+    )
 
 
 @claim("rope.theta")

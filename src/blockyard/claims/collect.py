@@ -92,9 +92,14 @@ def measure_claims(
             torch.set_num_threads(threads)
         row = {name: getattr(found, name) for name in ("key", "document", "line", "says", "claimed", "how", "cost")}
         rows.append(
-            {**row, "measured": finding.measured, "verdict": finding.verdict, "why": finding.why,
-             "figures": {name: float(value) for name, value in finding.figures.items()}}
-        )  # fmt: skip
+            {
+                **row,
+                "measured": finding.measured,
+                "verdict": finding.verdict,
+                "why": finding.why,
+                "figures": {name: float(value) for name, value in finding.figures.items()},
+            }
+        )
     return rows
 
 

@@ -91,8 +91,12 @@ def moe_time() -> Finding:
         {"two": forward(get_ffn("moe", d_model=256, expert="swiglu", n_experts=8, k=2), x), "all": everything}
     )
     share = taken["two"] / taken["all"]
-    return Finding(f"{share:.2f} of the time", judge_number(share, 0.25, tolerance=0.25),
-                   "0.25 of the products, and the sorting.", {"share": share})  # fmt: skip
+    return Finding(
+        f"{share:.2f} of the time",
+        judge_number(share, 0.25, tolerance=0.25),
+        "0.25 of the products, and the sorting.",
+        {"share": share},
+    )
 
 
 @claim("basics.rope_matrix")

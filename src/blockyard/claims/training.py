@@ -184,9 +184,12 @@ def swiglu() -> Finding:
 def rmsnorm_quality() -> Finding:
     rms, layer = final_losses(BASE), final_losses(replace(BASE, norm="layer"))
     worse = better(layer, rms) == "holds"
-    return Finding(f"RMSNorm {describe(rms)}, LayerNorm {describe(layer)}", "false" if worse else "holds",
-                   "No worse unless the seeds show LayerNorm better.",
-                   _means({"rms": rms, "layer": layer}))  # fmt: skip
+    return Finding(
+        f"RMSNorm {describe(rms)}, LayerNorm {describe(layer)}",
+        "false" if worse else "holds",
+        "No worse unless the seeds show LayerNorm better.",
+        _means({"rms": rms, "layer": layer}),
+    )
 
 
 @claim("basics.prenorm")
@@ -199,10 +202,12 @@ def prenorm() -> Finding:
     )
     verdicts = [better(a, b) if float("inf") not in a + b else "holds" for a, b in zip(pre, post)]
     rows = "; ".join(f"rate {r}: pre {describe(a)}, post {describe(b)}" for r, a, b in zip(rates, pre, post))
-    return Finding(rows, judge_all(*(v == "holds" for v in verdicts)),
-                   "More stable means a lower loss at the same rate here, and that no run diverges.",
-                   {f"{n}_{r}": statistics.fmean(v) for n, x in (("pre", pre), ("post", post))
-                    for r, v in zip(rates, x)})  # fmt: skip
+    return Finding(
+        rows,
+        judge_all(*(v == "holds" for v in verdicts)),
+        "More stable means a lower loss at the same rate here, and that no run diverges.",
+        {f"{n}_{r}": statistics.fmean(v) for n, x in (("pre", pre), ("post", post)) for r, v in zip(rates, x)},
+    )
 
 
 def _inside_and_outside(found: tuple[float, LMTask]) -> dict[str, float]:

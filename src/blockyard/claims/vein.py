@@ -246,9 +246,10 @@ def long_sequences() -> Finding:
         ", ".join(f"{found[f'document_T{t}']:.1f}× at {t}" for t in (16, 512, 2048)),
         judge_all(found["document_T2048"] > 1.2 and found["document_T512"] > 1.2, found["document_T16"] < 1.2),
         "Its advantage is smaller matrices, which short sequences have as well. Folded: "
-        + ", ".join(f"{found[f'folded_T{t}']:.1f}× at {t}" for t in (16, 512, 2048)) + ".",
+        + ", ".join(f"{found[f'folded_T{t}']:.1f}× at {t}" for t in (16, 512, 2048))
+        + ".",
         found,
-    )  # fmt: skip
+    )
 
 
 @claim("vein.own_benchmark")

@@ -140,12 +140,14 @@ def compatible() -> Finding:
     mixture = get_ffn("moe", d_model=64, expert="vft", n_experts=4, k=2)
     out = mixture(torch.randn(2, 24, 64))
     out.square().sum().backward()
-    found["moe_gradients"] = float(all(p.grad is not None and p.grad.isfinite().all() for p in mixture.parameters()
-                                       if p.requires_grad))  # fmt: skip
+    found["moe_gradients"] = float(
+        all(p.grad is not None and p.grad.isfinite().all() for p in mixture.parameters() if p.requires_grad)
+    )
     return Finding(
         f"deviations {found['flash']:.0e}, {found['checkpointing']:.0e}, {found['bf16']:.1%}; the mixture learns",
-        judge_all(found["flash"] < 1e-9, found["checkpointing"] < 1e-5, found["bf16"] < 0.02,
-                  found["moe_gradients"] == 1),
+        judge_all(
+            found["flash"] < 1e-9, found["checkpointing"] < 1e-5, found["bf16"] < 0.02, found["moe_gradients"] == 1
+        ),
         "A vein is ordinary layers, so all of them apply.",
         found,
-    )  # fmt: skip
+    )

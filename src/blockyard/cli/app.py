@@ -105,8 +105,13 @@ def dispatch(words: list[str]) -> int:
     command.prepare(rest)
     parser = Parser(command.name, command.summary, command.example)
     command.add_arguments(parser)
-    parser.plain("--plugin", "import this module first (it registers blocks); may be repeated",
-                 action="append", metavar="PKG.MODULE", default=[])  # fmt: skip
+    parser.plain(
+        "--plugin",
+        "import this module first (it registers blocks); may be repeated",
+        action="append",
+        metavar="PKG.MODULE",
+        default=[],
+    )
     if command.builds:
         parser.plain("--force", "build also what by its estimate does not fit into memory", action="store_true")
     if any(word in ("-h", "--help") for word in rest):

@@ -17,8 +17,9 @@ def add_bench_arguments(parser: Parser, config: type, folder: str) -> None:
     from blockyard.cli.settings import add_flat
     from blockyard.registry.options import options_of
 
-    parser.plain("--out", f"folder of bench.json, bench.html, bench.md and the figures ({folder})",
-                 metavar="DIR", default=folder)  # fmt: skip
+    parser.plain(
+        "--out", f"folder of bench.json, bench.html, bench.md and the figures ({folder})", metavar="DIR", default=folder
+    )
     add_flat(parser, "what is timed", options_of(config))
 
 

@@ -32,8 +32,12 @@ def add_files(parser: Parser, what: str) -> None:
 
     parser.usage = "%(prog)s RUN [FILE ...] [options]"
     parser.plain("run", "folder of a trained run", metavar="RUN", nargs="?")
-    parser.plain("files", f"CSV, Excel or parquet files of prices {what}; those of the run when not given",
-                 metavar="FILE", nargs="*")  # fmt: skip
+    parser.plain(
+        "files",
+        f"CSV, Excel or parquet files of prices {what}; those of the run when not given",
+        metavar="FILE",
+        nargs="*",
+    )
     add_trust(parser, "the run")
     add_groups(parser, groups())
 

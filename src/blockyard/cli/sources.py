@@ -20,15 +20,23 @@ PLUGINS, TASK = "plugins", "task"
 
 def add_config(parser: Parser) -> None:
     """Declare `--config`."""
-    parser.plain("--config", "settings file, such as a run's config.yaml; may be repeated, the later one wins",
-                 metavar="FILE.yaml", action="append", default=[])  # fmt: skip
+    parser.plain(
+        "--config",
+        "settings file, such as a run's config.yaml; may be repeated, the later one wins",
+        metavar="FILE.yaml",
+        action="append",
+        default=[],
+    )
     add_trust(parser, "a settings file")
 
 
 def add_trust(parser: Parser, what: str) -> None:
     """Declare `--trust` for a command that reads files which may name plug-ins."""
-    parser.plain("--trust", f"run the code of whatever plug-ins {what} names, without naming them with --plugin",
-                 action="store_true")  # fmt: skip
+    parser.plain(
+        "--trust",
+        f"run the code of whatever plug-ins {what} names, without naming them with --plugin",
+        action="store_true",
+    )
 
 
 def trusted(arguments: argparse.Namespace) -> bool:

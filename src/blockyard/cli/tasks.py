@@ -51,8 +51,9 @@ def train_command(task: str, summary: str, *, order: int = 12, example: str = ""
 
         parser.plain("--out", f"folder of the run; the next free runs/{task}-NNN when not given", metavar="DIR")
         add_config(parser)
-        parser.plain("--resume", "go on from the last checkpoint in --out, with that run's settings",
-                     action="store_true")  # fmt: skip
+        parser.plain(
+            "--resume", "go on from the last checkpoint in --out, with that run's settings", action="store_true"
+        )
         add_groups(parser, train_groups(task))
 
     def run(arguments: argparse.Namespace) -> int:
@@ -193,8 +194,12 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
         from blockyard.cli.settings import add_groups
         from blockyard.cli.sources import add_config
 
-        parser.plain("--out", f"folder of the runs and the report; given again, the comparison goes on ({FOLDER})",
-                     metavar="DIR", default=FOLDER)  # fmt: skip
+        parser.plain(
+            "--out",
+            f"folder of the runs and the report; given again, the comparison goes on ({FOLDER})",
+            metavar="DIR",
+            default=FOLDER,
+        )
         add_config(parser)
         known = compare_groups(task)
         add_groups(parser, known)
@@ -239,8 +244,12 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
         from blockyard.cli.sources import add_config
 
         parser.plain("--over", OVER_HELP, metavar="'OPTION=VALUES; ...'", action="append", default=[])
-        parser.plain("--out", f"folder of the runs and the report; given again, the search goes on ({TUNING})",
-                     metavar="DIR", default=TUNING)  # fmt: skip
+        parser.plain(
+            "--out",
+            f"folder of the runs and the report; given again, the search goes on ({TUNING})",
+            metavar="DIR",
+            default=TUNING,
+        )
         add_config(parser)
         add_groups(parser, tune_groups(task))
 

@@ -162,9 +162,14 @@ def measured_by(module: str, request: Mapping[str, Any]) -> dict[str, Any] | Non
     """Run a module in a fresh process that reads a request and prints its answer, both JSON; None where it fails."""
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", module], input=json.dumps(request, default=list), capture_output=True,
-            text=True, timeout=600, check=False, env=module_environment(),
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", module],
+            input=json.dumps(request, default=list),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            env=module_environment(),
+        )
         answer: dict[str, Any] | None = json.loads(done.stdout.strip().splitlines()[-1])
         return answer if done.returncode == 0 else None
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):

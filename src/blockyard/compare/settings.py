@@ -14,8 +14,17 @@ from blockyard.report.wants import parse_want
 
 Groups = Mapping[str, Mapping[str, Any]]
 # What a comparison or a search decides for every run by itself: options of the group `train` that neither has.
-DECIDED = ("steps", "eval_every", "save_every", "log_every", "keep", "save_best", "on_non_finite", "progress",
-           "tensorboard")  # fmt: skip
+DECIDED = (
+    "steps",
+    "eval_every",
+    "save_every",
+    "log_every",
+    "keep",
+    "save_best",
+    "on_non_finite",
+    "progress",
+    "tensorboard",
+)
 
 # More processes than any machine trains in; and of what is listed or kept for each, more than anybody asks for.
 MOST_WORKERS = 1024

@@ -229,10 +229,19 @@ class TransformerBlock(nn.Module):
         self.feature_dim, self.num_heads, self.use_kv_cache = feature_dim, num_heads, use_kv_cache
         experts = f"moe[expert=complex_swiglu,n_experts={num_experts},k={num_experts_per_token}]"
         self.block = DualStreamBlock(
-            feature_dim, num_heads, attn=f"complex[score={score},gate={gate},rope=none,qk_norm=false]",
-            ffn=experts if use_moe else "complex_swiglu", causal=use_kv_cache, norm=norm, norm_position=norm_position,
-            order=order, share_weights=share_weights, cross_gate=cross_gate, checkpoint=checkpoint, dropout=dropout,
-        )  # fmt: skip
+            feature_dim,
+            num_heads,
+            attn=f"complex[score={score},gate={gate},rope=none,qk_norm=false]",
+            ffn=experts if use_moe else "complex_swiglu",
+            causal=use_kv_cache,
+            norm=norm,
+            norm_position=norm_position,
+            order=order,
+            share_weights=share_weights,
+            cross_gate=cross_gate,
+            checkpoint=checkpoint,
+            dropout=dropout,
+        )
         self._cache: ModelCache | None = None
 
     def forward(

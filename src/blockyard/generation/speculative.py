@@ -113,9 +113,14 @@ class SpeculativeDecoder(Decoder):
                 f"the draft has a vocabulary of {theirs} tokens, the model one of {ours}; they should share a tokenizer"
             )
         super().__init__(
-            model, prompts, sampling, past_context=past_context, use_cache=use_cache, prefill_chunk=prefill_chunk,
+            model,
+            prompts,
+            sampling,
+            past_context=past_context,
+            use_cache=use_cache,
+            prefill_chunk=prefill_chunk,
             note=note,
-        )  # fmt: skip
+        )
         self.acceptance = Acceptance()
         self._most = draft_tokens
         self._target = _Reader(model, self._modules, self.use_cache, self._chunk)

@@ -87,8 +87,11 @@ class Batch:
         # Without stop strings no token ever has to wait for what follows it.
         self._hold = bool(stop)
         common: dict[str, Any] = {
-            "past_context": past_context, "use_cache": use_cache, "prefill_chunk": prefill_chunk, "note": self._note,
-        }  # fmt: skip
+            "past_context": past_context,
+            "use_cache": use_cache,
+            "prefill_chunk": prefill_chunk,
+            "note": self._note,
+        }
         sampling = sampling or SamplingConfig()
         self.acceptance: Acceptance | None = None
         if draft is None:
@@ -180,10 +183,20 @@ def generate(
     if ids and not isinstance(ids[0], int):
         raise InputError("prompt_ids is one prompt, token ids [T]; use generate_batch for several")
     batch = Batch(
-        model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, tokenizer=tokenizer,
-        end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, prefill_chunk=prefill_chunk,
-        draft=draft, draft_tokens=draft_tokens, on_note=on_note,
-    )  # fmt: skip
+        model,
+        [ids],
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=stop,
+        tokenizer=tokenizer,
+        end_tokens=end_tokens,
+        past_context=past_context,
+        use_cache=use_cache,
+        prefill_chunk=prefill_chunk,
+        draft=draft,
+        draft_tokens=draft_tokens,
+        on_note=on_note,
+    )
     return (token for ((tokens, _text),) in batch for token in tokens)
 
 
@@ -206,10 +219,18 @@ def generate_batch(
     Row i draws with seed + i. Arguments and errors as for `Batch`.
     """
     batch = Batch(
-        model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, tokenizer=tokenizer,
-        end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, prefill_chunk=prefill_chunk,
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=stop,
+        tokenizer=tokenizer,
+        end_tokens=end_tokens,
+        past_context=past_context,
+        use_cache=use_cache,
+        prefill_chunk=prefill_chunk,
         on_note=on_note,
-    )  # fmt: skip
+    )
     rows: list[list[int]] = [[] for _ in prompts]
     for step in batch:
         for row, (tokens, _text) in zip(rows, step):
@@ -251,10 +272,20 @@ def generate_text(
     ids = prompt_tokens(tokenizer, prompt)
     end_tokens = end_of_text(tokenizer) if end_tokens is None else end_tokens
     batch = Batch(
-        model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, tokenizer=tokenizer,
-        end_tokens=end_tokens, past_context=past_context, use_cache=use_cache, prefill_chunk=prefill_chunk,
-        draft=draft, draft_tokens=draft_tokens, on_note=on_note,
-    )  # fmt: skip
+        model,
+        [ids],
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=stop,
+        tokenizer=tokenizer,
+        end_tokens=end_tokens,
+        past_context=past_context,
+        use_cache=use_cache,
+        prefill_chunk=prefill_chunk,
+        draft=draft,
+        draft_tokens=draft_tokens,
+        on_note=on_note,
+    )
     return (text for ((_tokens, text),) in batch if text)
 
 

@@ -113,8 +113,11 @@ def _of_control_groups() -> Iterator[int]:
                 root, limit, used, idle = _CGROUPS, "memory.max", "memory.current", "inactive_file"
             elif "memory" in controllers.split(","):
                 root, limit, used, idle = (
-                    _CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file",
-                )  # fmt: skip
+                    _CGROUPS / "memory",
+                    "memory.limit_in_bytes",
+                    "memory.usage_in_bytes",
+                    "total_inactive_file",
+                )
             else:
                 continue
             # In a container the path may be the host's, and the group's own files stand at the root.

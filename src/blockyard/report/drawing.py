@@ -10,8 +10,15 @@ from blockyard.report.palette import Style
 
 def draw_line(axes: Any, xs: Sequence[float], ys: Sequence[float], look: Style, *, markersize: float = 4.5) -> None:
     """Draw one choice's line with its marks."""
-    axes.plot(xs, ys, color=look.colour, marker=look.marker, markersize=markersize, linewidth=1.7,
-              dashes=look.dashes or (None, None))  # fmt: skip
+    axes.plot(
+        xs,
+        ys,
+        color=look.colour,
+        marker=look.marker,
+        markersize=markersize,
+        linewidth=1.7,
+        dashes=look.dashes or (None, None),
+    )
 
 
 def draw_runs(

@@ -51,8 +51,15 @@ class Task(Protocol):
 
 
 MEMBERS = (
-    "model", "tokens_per_step", "flops_per_step", "fingerprint", "batch", "loss", "evaluate", "save_assets",
-)  # fmt: skip
+    "model",
+    "tokens_per_step",
+    "flops_per_step",
+    "fingerprint",
+    "batch",
+    "loss",
+    "evaluate",
+    "save_assets",
+)
 
 
 def check_task(task: Task) -> None:

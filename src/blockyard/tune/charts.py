@@ -122,8 +122,16 @@ def _history(record: Tuning) -> Chart | None:
             axes.step(xs, ys, where="post", color=palette.series[FINISHED], linewidth=1.3, zorder=2)
         if default is not None and low <= default <= high:
             axes.axhline(default, color=palette.series[DEFAULT], linewidth=1.3, dashes=(5, 3), zorder=1)
-            axes.annotate("default", (last, default), ha="right", va="bottom", color=palette.ink, fontsize=8.5,
-                          xytext=(0, 2), textcoords="offset points")  # fmt: skip
+            axes.annotate(
+                "default",
+                (last, default),
+                ha="right",
+                va="bottom",
+                color=palette.ink,
+                fontsize=8.5,
+                xytext=(0, 2),
+                textcoords="offset points",
+            )
         axes.set_ylim(low, high)
         axes.set_xlabel("trial")
         axes.set_ylabel(_label(record))
@@ -159,8 +167,16 @@ def _points(
         ]
         if mine:
             size, above = (46, 4) if which == BEST else (26, 3)
-            axes.scatter(*zip(*mine), s=size, marker=MARKS[which], color=palette.series[which], zorder=above,
-                         edgecolors=palette.paper, linewidths=0.6, clip_on=False)  # fmt: skip
+            axes.scatter(
+                *zip(*mine),
+                s=size,
+                marker=MARKS[which],
+                color=palette.series[which],
+                zorder=above,
+                edgecolors=palette.paper,
+                linewidths=0.6,
+                clip_on=False,
+            )
 
 
 def _curves(record: Tuning) -> Chart | None:
@@ -186,8 +202,15 @@ def _curves(record: Tuning) -> Chart | None:
                 zorder=4 if best else 2,
             )
             if stopped:
-                axes.scatter([100 * parts[-1]], [values[-1]], s=18, marker=MARKS[STOPPED],
-                             color=palette.series[STOPPED], linewidths=0, zorder=3)  # fmt: skip
+                axes.scatter(
+                    [100 * parts[-1]],
+                    [values[-1]],
+                    s=18,
+                    marker=MARKS[STOPPED],
+                    color=palette.series[STOPPED],
+                    linewidths=0,
+                    zorder=3,
+                )
         axes.set_ylim(low, high)
         axes.set_xlim(0, 103)
         axes.set_xlabel("budget spent (%)")
@@ -211,8 +234,15 @@ def _importance(record: Tuning) -> Chart | None:
     def draw(axes: Any, palette: Palette) -> None:
         for y, row in enumerate(rows):
             axes.barh(y, 100 * row["share"], height=0.55, color=palette.series[FINISHED], zorder=2)
-            axes.annotate(f"{100 * row['share']:.0f} %", (100 * row["share"], y), xytext=(4, 0), va="center",
-                          textcoords="offset points", color=palette.ink, fontsize=9)  # fmt: skip
+            axes.annotate(
+                f"{100 * row['share']:.0f} %",
+                (100 * row["share"], y),
+                xytext=(4, 0),
+                va="center",
+                textcoords="offset points",
+                color=palette.ink,
+                fontsize=9,
+            )
         name_rows(axes, [_short(row["name"]) for row in rows])
         axes.set_xlim(0, max(50.0, 118 * max(row["share"] for row in rows)))
         axes.set_xlabel("of the trials' order, explained alone (%)")
@@ -327,8 +357,17 @@ def _pair(record: Tuning, dimensions: Sequence[Dimension]) -> Chart | None:
             if not by_name[names[0]].is_range and not by_name[names[1]].is_range:
                 xs = [x + 0.1 * ((i * 2) % 5 - 2) for i, x in enumerate(xs)]
             edge = {} if marker == "x" else {"edgecolors": palette.paper}
-            axes.scatter(xs, ys, s=size, marker=marker, color=palette.series[which], alpha=alpha, linewidths=0.9,
-                         zorder=2, **edge)  # fmt: skip
+            axes.scatter(
+                xs,
+                ys,
+                s=size,
+                marker=marker,
+                color=palette.series[which],
+                alpha=alpha,
+                linewidths=0.9,
+                zorder=2,
+                **edge,
+            )
         axes.set_xlabel(names[0])
         axes.set_ylabel(names[1])
 

@@ -167,8 +167,10 @@ def _checked(option: Option, value: Any, origin: str) -> Any:
 def _read_range(group: str, option: Option, match: re.Match[str], place: str) -> Dimension:
     whole, real = int in option.alternatives, float in option.alternatives
     if not (whole or real):
-        raise InputError(f"{place}: a range is of numbers, and {group}.{option.name} is {option.type_name}; "
-                         "list its values, as in a,b,c")  # fmt: skip
+        raise InputError(
+            f"{place}: a range is of numbers, and {group}.{option.name} is {option.type_name}; "
+            "list its values, as in a,b,c"
+        )
     ends = [_number(match[name], whole and not real, place, option) for name in ("low", "high")]
     low, high = ends
     whole = whole and all(isinstance(end, int) for end in ends)

@@ -16,8 +16,14 @@ SLICE_STEPS = 10
 # Trials drawn blindly before the sampler learns from what it has seen.
 STARTUP = 10
 # Of what a search keeps in memory for each, starts at once, or hands to samplers with seeds of 32 bits.
-MOST = {"trials": 1_000_000, "evaluations": 1_000_000, "finalists": 1_000, "seeds": 1_000, "workers": MOST_WORKERS,
-        "seed": 2**32 - 1}  # fmt: skip
+MOST = {
+    "trials": 1_000_000,
+    "evaluations": 1_000_000,
+    "finalists": 1_000,
+    "seeds": 1_000,
+    "workers": MOST_WORKERS,
+    "seed": 2**32 - 1,
+}
 
 
 @dataclass(frozen=True)

@@ -192,8 +192,9 @@ def check_figure(found: Quality, wanted: Quality) -> None:
             raise InputError(f"its figure has {name} {mine!r}, that of the search {its!r}: not comparable")
     mine, its = found.facts.get("bytes_per_token"), wanted.facts.get("bytes_per_token")
     if mine != its:
-        raise InputError(f"its tokens are {mine:.3f} bytes long, those of the search {its:.3f}: losses per token "
-                         "are not comparable")  # fmt: skip
+        raise InputError(
+            f"its tokens are {mine:.3f} bytes long, those of the search {its:.3f}: losses per token are not comparable"
+        )
 
 
 def tell_lost(study: Study, trial: Trial) -> None:

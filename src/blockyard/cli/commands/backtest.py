@@ -19,10 +19,18 @@ def add_arguments(parser: Parser) -> None:
     from blockyard.registry.options import options_of
     from blockyard.tasks.price.backtest import BacktestConfig
 
-    parser.plain("--out", "folder of the tear sheet, tables and plots; by default RUN/backtest, or RUN/backtest-2 … "
-                 "where that holds one with other settings", metavar="DIR")  # fmt: skip
-    parser.plain("--from", "judge forecasts made after this date; by default after what training used",
-                 dest="start", metavar="DATE")  # fmt: skip
+    parser.plain(
+        "--out",
+        "folder of the tear sheet, tables and plots; by default RUN/backtest, or RUN/backtest-2 … "
+        "where that holds one with other settings",
+        metavar="DIR",
+    )
+    parser.plain(
+        "--from",
+        "judge forecasts made after this date; by default after what training used",
+        dest="start",
+        metavar="DATE",
+    )
     parser.plain("--folds", "stretches before each of which baselines are fitted anew (4)", type=int, default=4)
     parser.plain("--retrain", "train the model anew before each fold, too", action="store_true")
     add_flat(parser, "how forecasts become positions", options_of(BacktestConfig))
@@ -111,6 +119,11 @@ def _command(arguments: argparse.Namespace, given: dict[str, Any]) -> str:
 
 
 COMMAND = Command(
-    "backtest", "walk-forward evaluation of a price forecaster beside baselines", add_arguments, run, order=24,
-    builds=True, example="blockyard backtest runs/prices prices.csv --folds 4 --rule volatility",
-)  # fmt: skip
+    "backtest",
+    "walk-forward evaluation of a price forecaster beside baselines",
+    add_arguments,
+    run,
+    order=24,
+    builds=True,
+    example="blockyard backtest runs/prices prices.csv --folds 4 --rule volatility",
+)

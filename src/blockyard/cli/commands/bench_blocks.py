@@ -27,7 +27,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "bench blocks", "time, FLOPs and memory of whole sequences, forward and backward, over their length",
-    add_arguments, run, order=41, builds=True,
+    "bench blocks",
+    "time, FLOPs and memory of whole sequences, forward and backward, over their length",
+    add_arguments,
+    run,
+    order=41,
+    builds=True,
     example="blockyard bench blocks --blocks 'standard;tva+vft' --part layer --lengths 128,1024",
-)  # fmt: skip
+)

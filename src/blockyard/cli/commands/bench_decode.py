@@ -24,7 +24,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "bench decode", "time and cache bytes of one more token, over context length and batch", add_arguments, run,
-    order=40, builds=True,
+    "bench decode",
+    "time and cache bytes of one more token, over context length and batch",
+    add_arguments,
+    run,
+    order=40,
+    builds=True,
     example="blockyard bench decode --blocks 'standard;standard[n_kv_heads=2];tva' --contexts 512,4096",
-)  # fmt: skip
+)

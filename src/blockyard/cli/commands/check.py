@@ -16,12 +16,23 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     parser.usage = "%(prog)s pkg.module:Class [options]"
-    parser.plain("target", "a mixer or FFN class (FILE.py:Class too), or a registered name", metavar="pkg.module:Class",
-                 nargs="?")  # fmt: skip
-    parser.plain("--kind", "what it is: attn or ffn; by default as registered, else by its constructor",
-                 choices=("attn", "ffn"))  # fmt: skip
-    parser.plain("--with", "an option of its constructor, such as rank=8; may be repeated", dest="options",
-                 metavar="KEY=VALUE", action="append", default=[])  # fmt: skip
+    parser.plain(
+        "target",
+        "a mixer or FFN class (FILE.py:Class too), or a registered name",
+        metavar="pkg.module:Class",
+        nargs="?",
+    )
+    parser.plain(
+        "--kind", "what it is: attn or ffn; by default as registered, else by its constructor", choices=("attn", "ffn")
+    )
+    parser.plain(
+        "--with",
+        "an option of its constructor, such as rank=8; may be repeated",
+        dest="options",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+    )
     parser.plain("--slow", "the slow checks too", action="store_true")
     parser.plain("--json", "print the report as JSON", action="store_true")
 
@@ -143,6 +154,11 @@ def read_options(cls: type, words: Sequence[str]) -> dict[str, Any]:
 
 
 COMMAND = Command(
-    "check", "the conformance suite on a mixer or FFN of your own", add_arguments, run, order=50, builds=True,
+    "check",
+    "the conformance suite on a mixer or FFN of your own",
+    add_arguments,
+    run,
+    order=50,
+    builds=True,
     example="blockyard check my_package.mixers:MyMixer --with window=64",
-)  # fmt: skip
+)

@@ -10,15 +10,30 @@ from blockyard.cli.parser import Parser
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.plain("claims", "names, or beginnings of names, as in `vein` or `vein.block`; all when none is given",
-                 nargs="*", metavar="NAME")  # fmt: skip
-    parser.plain("--document", "only the claims of one document: vein-flow, price-transformer, spectre-nlp, "
-                 "complex-block, basics", metavar="NAME")  # fmt: skip
-    parser.plain("--upto", "leave out what costs more: instant (counting), seconds (timing), minutes (training)",
-                 metavar="COST", default="minutes")  # fmt: skip
+    parser.plain(
+        "claims",
+        "names, or beginnings of names, as in `vein` or `vein.block`; all when none is given",
+        nargs="*",
+        metavar="NAME",
+    )
+    parser.plain(
+        "--document",
+        "only the claims of one document: vein-flow, price-transformer, spectre-nlp, complex-block, basics",
+        metavar="NAME",
+    )
+    parser.plain(
+        "--upto",
+        "leave out what costs more: instant (counting), seconds (timing), minutes (training)",
+        metavar="COST",
+        default="minutes",
+    )
     parser.plain("--list", "only list the claims, measure nothing", action="store_true")
-    parser.plain("--resume", "keep every measurement in this file as soon as it is made, and take those it has: an "
-                 "interrupted command goes on", metavar="FILE")  # fmt: skip
+    parser.plain(
+        "--resume",
+        "keep every measurement in this file as soon as it is made, and take those it has: an "
+        "interrupted command goes on",
+        metavar="FILE",
+    )
     parser.plain("--json", "print everything as JSON", action="store_true")
     parser.plain("--page", "also write the outcome as a page of Markdown", metavar="FILE")
 
@@ -60,6 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "claims", "measure again what the source documents claim", add_arguments, run, order=35,
+    "claims",
+    "measure again what the source documents claim",
+    add_arguments,
+    run,
+    order=35,
     example="blockyard claims vein --upto instant",
-)  # fmt: skip
+)

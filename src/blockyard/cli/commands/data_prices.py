@@ -13,8 +13,9 @@ def add_arguments(parser: Parser) -> None:
     from blockyard.cli.settings import add_groups
 
     parser.usage = "%(prog)s [FILE ...] [options]"
-    parser.plain("files", "CSV, Excel or parquet files of prices; the S&P 500 when not given", metavar="FILE",
-                 nargs="*")  # fmt: skip
+    parser.plain(
+        "files", "CSV, Excel or parquet files of prices; the S&P 500 when not given", metavar="FILE", nargs="*"
+    )
     parser.plain("--json", "print it as JSON", action="store_true")
     add_groups(parser, groups())
 
@@ -37,6 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "data prices", "what is understood of files of prices: columns, clock, step, sessions, holes", add_arguments, run,
-    order=21, example="blockyard data prices prices.csv",
-)  # fmt: skip
+    "data prices",
+    "what is understood of files of prices: columns, clock, step, sessions, holes",
+    add_arguments,
+    run,
+    order=21,
+    example="blockyard data prices prices.csv",
+)

@@ -39,6 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "data signal", "what a recording is understood as: type, rate, stretches, level, band, annotations", add_arguments,
-    run, order=23, example="blockyard data signal recording.sigmf-meta",
-)  # fmt: skip
+    "data signal",
+    "what a recording is understood as: type, rate, stretches, level, band, annotations",
+    add_arguments,
+    run,
+    order=23,
+    example="blockyard data signal recording.sigmf-meta",
+)

@@ -48,6 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "data text", "what a text is understood as: files, documents, encodings, what is left out", add_arguments, run,
-    order=14, example="blockyard data text my_texts/",
-)  # fmt: skip
+    "data text",
+    "what a text is understood as: files, documents, encodings, what is left out",
+    add_arguments,
+    run,
+    order=14,
+    example="blockyard data text my_texts/",
+)

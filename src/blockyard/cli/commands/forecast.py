@@ -17,8 +17,9 @@ def add_arguments(parser: Parser) -> None:
     from blockyard.cli.price_files import add_files
 
     parser.plain("--out", "the table: .csv or .parquet", metavar="FILE", default="forecast.csv")
-    parser.plain("--at", "forecast from this date on, and look at no later row; by default from the last one",
-                 metavar="DATE")  # fmt: skip
+    parser.plain(
+        "--at", "forecast from this date on, and look at no later row; by default from the last one", metavar="DATE"
+    )
     parser.plain(
         "--plot",
         "picture of the fans (.png, .svg, .pdf); by default beside the table; none draws nothing",
@@ -71,6 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "forecast", "quantile forecasts of prices, as a table and a plot", add_arguments, run, order=22, builds=True,
+    "forecast",
+    "quantile forecasts of prices, as a table and a plot",
+    add_arguments,
+    run,
+    order=22,
+    builds=True,
     example="blockyard forecast runs/prices prices.csv --out forecast.csv",
-)  # fmt: skip
+)

@@ -76,14 +76,25 @@ def add_arguments(parser: Parser) -> None:
 
     parser.usage = "%(prog)s DIR [options]"
     parser.plain("run", "folder of a trained run", metavar="DIR", nargs="?")
-    parser.plain("--prompt", 'the text to continue (a line break by default); "-" reads it from standard input; may be '
-                 "repeated", metavar="TEXT", action="append", default=[])  # fmt: skip
-    parser.plain("--prompt_file", "a file of prompts: one on each line, or in each line's \"prompt\" of a .jsonl file; "
-                 "may be repeated", metavar="FILE", action="append", default=[])  # fmt: skip
+    parser.plain(
+        "--prompt",
+        'the text to continue (a line break by default); "-" reads it from standard input; may be repeated',
+        metavar="TEXT",
+        action="append",
+        default=[],
+    )
+    parser.plain(
+        "--prompt_file",
+        'a file of prompts: one on each line, or in each line\'s "prompt" of a .jsonl file; may be repeated',
+        metavar="FILE",
+        action="append",
+        default=[],
+    )
     add_trust(parser, "the run or the draft")
     add_flat(parser, "what to write", options_of(GenerateOptions))
-    parser.plain("--stop", "end at this text, which is not printed; may be repeated",
-                 metavar="TEXT", action="append", default=[])  # fmt: skip
+    parser.plain(
+        "--stop", "end at this text, which is not printed; may be repeated", metavar="TEXT", action="append", default=[]
+    )
     add_flat(parser, "how each token is drawn", options_of(SamplingConfig))
     add_flat(parser, "beam search", options_of(BeamOptions))
     add_flat(parser, "a draft", options_of(DraftOptions))
@@ -213,18 +224,32 @@ def load_draft(folder: Path, tokenizer: Any, trust: bool) -> Any:
 
 
 def make_batch(
-    model: Any, tokenizer: Any, prompts: Sequence[str], options: GenerateOptions, sampling: Any, stop: list[str],
-    helper: Any, draft: DraftOptions,
-) -> Any:  # fmt: skip
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    options: GenerateOptions,
+    sampling: Any,
+    stop: list[str],
+    helper: Any,
+    draft: DraftOptions,
+) -> Any:
     """Return the texts as rows of one batch, which is read and written together."""
     from blockyard.generation import Batch, end_of_text, prompt_tokens
 
     return Batch(
-        model, [prompt_tokens(tokenizer, prompt) for prompt in prompts], max_new_tokens=options.tokens,
-        sampling=sampling, stop=stop, tokenizer=tokenizer, end_tokens=end_of_text(tokenizer),
-        past_context=options.past_context, prefill_chunk=options.prefill_chunk, draft=helper,
-        draft_tokens=draft.draft_tokens, on_note=note,
-    )  # fmt: skip
+        model,
+        [prompt_tokens(tokenizer, prompt) for prompt in prompts],
+        max_new_tokens=options.tokens,
+        sampling=sampling,
+        stop=stop,
+        tokenizer=tokenizer,
+        end_tokens=end_of_text(tokenizer),
+        past_context=options.past_context,
+        prefill_chunk=options.prefill_chunk,
+        draft=helper,
+        draft_tokens=draft.draft_tokens,
+        on_note=note,
+    )
 
 
 def write_batch(
@@ -272,10 +297,15 @@ def write_beams(model: Any, tokenizer: Any, prompts: list[str], options: Generat
     for start in range(0, len(prompts), options.batch_size):
         some = prompts[start : start + options.batch_size]
         found = beam_search(
-            model, [prompt_tokens(tokenizer, prompt) for prompt in some], max_new_tokens=options.tokens,
-            beams=beams.beams or 1, n_best=options.num_samples, length_penalty=beams.length_penalty,
-            end_tokens=end_of_text(tokenizer), prefill_chunk=options.prefill_chunk,
-        )  # fmt: skip
+            model,
+            [prompt_tokens(tokenizer, prompt) for prompt in some],
+            max_new_tokens=options.tokens,
+            beams=beams.beams or 1,
+            n_best=options.num_samples,
+            length_penalty=beams.length_penalty,
+            end_tokens=end_of_text(tokenizer),
+            prefill_chunk=options.prefill_chunk,
+        )
         for prompt, best in zip(some, found):
             for hypothesis in best:
                 number += 1
@@ -297,6 +327,11 @@ def fresh_seed() -> int:
 
 
 COMMAND = Command(
-    "generate", "text from a trained language model, streaming", add_arguments, run, order=20, builds=True,
+    "generate",
+    "text from a trained language model, streaming",
+    add_arguments,
+    run,
+    order=20,
+    builds=True,
     example='blockyard generate runs/lm-001 --prompt "def main(" --tokens 200 --temperature 0.8',
-)  # fmt: skip
+)

@@ -156,6 +156,10 @@ def options_lines(description: dict[str, Any]) -> list[str]:
 
 
 COMMAND = Command(
-    "info", "one block in full: traits, options, costs, source", add_arguments, run, order=41,
+    "info",
+    "one block in full: traits, options, costs, source",
+    add_arguments,
+    run,
+    order=41,
     example="blockyard info tva",
-)  # fmt: skip
+)

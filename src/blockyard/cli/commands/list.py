@@ -77,6 +77,10 @@ def option_names(entry: Entry) -> str:
 
 
 COMMAND = Command(
-    "list", "the registered mixers and FFNs with their traits", add_arguments, run, order=40,
+    "list",
+    "the registered mixers and FFNs with their traits",
+    add_arguments,
+    run,
+    order=40,
     example="blockyard list --json",
-)  # fmt: skip
+)

@@ -14,10 +14,21 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     parser.usage = "%(prog)s [NAME] [options]"
-    parser.plain("target", "a complex mixer or FFN: a registered name, or pkg.module:Class of your own; every option "
-                 "of the library's when not given", metavar="NAME", nargs="?")  # fmt: skip
-    parser.plain("--with", "an option of its constructor, such as score=phase; may be repeated", dest="options",
-                 metavar="KEY=VALUE", action="append", default=[])  # fmt: skip
+    parser.plain(
+        "target",
+        "a complex mixer or FFN: a registered name, or pkg.module:Class of your own; every option "
+        "of the library's when not given",
+        metavar="NAME",
+        nargs="?",
+    )
+    parser.plain(
+        "--with",
+        "an option of its constructor, such as score=phase; may be repeated",
+        dest="options",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+    )
     parser.plain("--json", "print it as JSON", action="store_true")
 
 
@@ -79,6 +90,11 @@ def own(target: str, words: list[str]) -> list[SymmetryRow]:
 
 
 COMMAND = Command(
-    "symmetry", "which options of the complex blocks keep the phase symmetry", add_arguments, run, order=52,
-    builds=True, example="blockyard symmetry complex --with score=phase",
-)  # fmt: skip
+    "symmetry",
+    "which options of the complex blocks keep the phase symmetry",
+    add_arguments,
+    run,
+    order=52,
+    builds=True,
+    example="blockyard symmetry complex --with score=phase",
+)

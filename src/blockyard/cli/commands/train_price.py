@@ -16,10 +16,17 @@ BASE = train_command("price", "")
 def add_arguments(parser: Parser) -> None:
     parser.usage = "%(prog)s [FILE ...] [options]"
     parser.plain("files", "CSV, Excel or parquet files of prices (data.path)", metavar="FILE", nargs="*")
-    parser.plain("--preset", "the price document's layout in one of its sizes: tiny, small, base, large; given "
-                 "options win", choices=PRESETS)  # fmt: skip
-    parser.plain("--calibrate", "shift quantiles by what validation shows: auto (where that helps), on, off",
-                 choices=("auto", "on", "off"), default="auto")  # fmt: skip
+    parser.plain(
+        "--preset",
+        "the price document's layout in one of its sizes: tiny, small, base, large; given options win",
+        choices=PRESETS,
+    )
+    parser.plain(
+        "--calibrate",
+        "shift quantiles by what validation shows: auto (where that helps), on, off",
+        choices=("auto", "on", "off"),
+        default="auto",
+    )
     BASE.add_arguments(parser)
 
 
@@ -52,6 +59,12 @@ def _tell_time(task: Any) -> None:
 
 
 COMMAND = Command(
-    "train price", "train a price forecaster on files of prices", add_arguments, run, prepare=prepare, order=12,
-    builds=True, example="blockyard train price prices.csv --out runs/prices --attn.impl mla",
-)  # fmt: skip
+    "train price",
+    "train a price forecaster on files of prices",
+    add_arguments,
+    run,
+    prepare=prepare,
+    order=12,
+    builds=True,
+    example="blockyard train price prices.csv --out runs/prices --attn.impl mla",
+)

@@ -37,8 +37,9 @@ def _reach(report: Report, found: dict[int, list[dict[str, Any]]]) -> Chart:
             for entry in layers:
                 heads = entry["distance"]
                 x = entry["layer"] + 1 + shift
-                axes.scatter([x] * len(heads), heads, s=20, marker=look.marker, color=look.colour, alpha=0.85,
-                             linewidths=0)  # fmt: skip
+                axes.scatter(
+                    [x] * len(heads), heads, s=20, marker=look.marker, color=look.colour, alpha=0.85, linewidths=0
+                )
                 mean = sum(heads) / len(heads)
                 axes.plot([x - 0.4 * width, x + 0.4 * width], [mean, mean], color=look.colour, linewidth=1.6)
         if context:
@@ -87,8 +88,15 @@ def _maps(index: int, name: str, layers: list[dict[str, Any]]) -> Chart:
         "the right, the stronger the colour the more (square root of the weight)."
     )
     height = 0.6 + (WIDTH - 0.7) * len(layers) / columns
-    return Chart(f"attention-{index}", f"Attention of {name}", caption, draw, height=min(height, 6.0), legend=False,
-                 group="attention")  # fmt: skip
+    return Chart(
+        f"attention-{index}",
+        f"Attention of {name}",
+        caption,
+        draw,
+        height=min(height, 6.0),
+        legend=False,
+        group="attention",
+    )
 
 
 def maps_of(entry: dict[str, Any]) -> Tensor:

@@ -116,8 +116,15 @@ def save_summary_plots(summary: Mapping[str, Any], main: str, folder: Path) -> l
     curves = summary["curves"]
     shown = [name for name in curves if name == main or name in ("EWMA(0.94)", "GARCH-t", "HistVol20")]
     shown.sort(key=lambda name: name != main)
-    looks = {name: {"color": LIGHT.style(i).colour, "dashes": LIGHT.style(i).dashes or (None, None), "label": name,
-                    "linewidth": 2.0 if name == main else 1.3} for i, name in enumerate(shown)}  # fmt: skip
+    looks = {
+        name: {
+            "color": LIGHT.style(i).colour,
+            "dashes": LIGHT.style(i).dashes or (None, None),
+            "label": name,
+            "linewidth": 2.0 if name == main else 1.3,
+        }
+        for i, name in enumerate(shown)
+    }
     files = []
     if main in summary["fans"]:
         figure, axes = _figure(1)
@@ -140,8 +147,11 @@ def save_summary_plots(summary: Mapping[str, Any], main: str, folder: Path) -> l
             place.set_title(f"h = {h}")
         axes[0].legend(frameon=False, fontsize=8)
         files.append(_save(figure, folder / "skill.png"))
-        pit = {h: summary.get("pit", {}).get(main, {})[summary["horizons"].index(int(h))] for h in horizons
-               if summary.get("pit", {}).get(main)}  # fmt: skip
+        pit = {
+            h: summary.get("pit", {}).get(main, {})[summary["horizons"].index(int(h))]
+            for h in horizons
+            if summary.get("pit", {}).get(main)
+        }
         if pit and None not in pit.values():
             figure, axes = _figure(len(pit))
             for place, (h, shares) in zip(axes, pit.items()):

@@ -115,13 +115,15 @@ def drawdowns(course: Course, curve: np.ndarray) -> list[dict[str, Any]]:
     for first, after in zip(edges[::2], edges[1::2]):
         low = first + int(np.argmin(whole[first:after]))
         ended = after < len(whole)
-        found.append({
-            "start": dates[first - 1],
-            "trough": dates[low],
-            "recovery": dates[after] if ended else None,
-            "depth": float(np.expm1(whole[low] - peak[first])),
-            "length": int(after - (first - 1)) if ended else int(len(whole) - 1 - (first - 1)),
-        })  # fmt: skip
+        found.append(
+            {
+                "start": dates[first - 1],
+                "trough": dates[low],
+                "recovery": dates[after] if ended else None,
+                "depth": float(np.expm1(whole[low] - peak[first])),
+                "length": int(after - (first - 1)) if ended else int(len(whole) - 1 - (first - 1)),
+            }
+        )
     return found
 
 

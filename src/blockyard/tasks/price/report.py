@@ -21,8 +21,14 @@ from blockyard.tasks.price.summary import PAIRS, paired_cell
 
 SHOWN = (1, 5, 20, 30)
 DRAWN = ("EWMA(0.94)", "GARCH-t")
-SCORES = (("pinball skill", "skill"), ("CRPS skill", "crps_skill"), ("90 % coverage", "coverage_90%"),
-          ("RMSE ÷ walk", "rmse_ratio"), ("IC", "ic"), ("hit rate − always up", "hit_minus_up"))  # fmt: skip
+SCORES = (
+    ("pinball skill", "skill"),
+    ("CRPS skill", "crps_skill"),
+    ("90 % coverage", "coverage_90%"),
+    ("RMSE ÷ walk", "rmse_ratio"),
+    ("IC", "ic"),
+    ("hit rate − always up", "hit_minus_up"),
+)
 
 
 class PriceParts(Parts):
@@ -129,20 +135,24 @@ def _charts(report: Report, choices: list[Choice], baselines: dict[str, Any]) ->
         seeds = f"n = {seeds_in(report)} seeds"
         charts.append(
             Chart(
-                f"price-skill-{h}", f"Skill over time, h = {h}",
+                f"price-skill-{h}",
+                f"Skill over time, h = {h}",
                 "Pinball skill accumulated over the test dates: a line that rises steadily earned its skill all along, "
                 f"a single step earned it in one episode. The end is the skill. Mean of {seeds}; grey: baselines.",
-                _curve_drawer(choices, index, baselines, h, _draw_skill), group="price",
+                _curve_drawer(choices, index, baselines, h, _draw_skill),
+                group="price",
             )
-        )  # fmt: skip
+        )
         charts.append(
             Chart(
-                f"price-calibration-{h}", f"Calibration, h = {h}",
+                f"price-calibration-{h}",
+                f"Calibration, h = {h}",
                 "How often outcomes fell below each forecast quantile; the dotted diagonal is perfect. Mean of "
                 f"{seeds}; grey: baselines.",
-                _curve_drawer(choices, index, baselines, h, _draw_observed), group="price",
+                _curve_drawer(choices, index, baselines, h, _draw_observed),
+                group="price",
             )
-        )  # fmt: skip
+        )
         pit = _pit_chart(report, choices, index, int(h), baselines["horizons"])
         charts += [pit] if pit is not None else []
     return charts

@@ -230,17 +230,21 @@ def _skill(record: Found, found: Found | None) -> str:
     if "skill" in scores:
         rivals = summary.get("paired", {}).get(name, {})
         rows = [
-            [f"h = {h}", interval(scores["skill"][at], 3),
-             *(f"{interval(pair['skill'][at], 3, '+')} {pair['skill'][at]['word']}" for pair in rivals.values())]
+            [
+                f"h = {h}",
+                interval(scores["skill"][at], 3),
+                *(f"{interval(pair['skill'][at], 3, '+')} {pair['skill'][at]['word']}" for pair in rivals.values()),
+            ]
             for h, at in places.items()
-        ]  # fmt: skip
+        ]
         columns = ["horizon", "pinball skill", *(f"less that of {rival}" for rival in rivals)]
         parts.append(f"{_apart('Skill of the distribution')}\n{cards_table(columns, rows, frozenset())}")
     coverage = {part: scores.get(f"coverage_{part:.0%}") for part in INTERVALS}
     rows = [
         [f"{part:.0%} interval", *(interval(column[at]) for at in places.values())]
-        for part, column in coverage.items() if column is not None and None not in column
-    ]  # fmt: skip
+        for part, column in coverage.items()
+        if column is not None and None not in column
+    ]
     if rows:
         table = cards_table(["", *(f"h = {h}" for h in places)], rows, frozenset())
         parts.append(f"{_apart('Share of outcomes within central intervals')}\n{table}")

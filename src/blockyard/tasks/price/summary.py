@@ -54,10 +54,13 @@ def summarise(
     curved = [h for h in CURVES if h in tables.horizons] or [tables.horizons[0]]
     order = np.argsort(outcome.ds, kind="stable")
     found["curves"] = {
-        name: {str(h): _curve(outcome.ds, outcome.y, forecasts, name, tables.horizons.index(h), levels, order)
-               for h in curved}
-        for name in names if forecasts[name].quantiles is not None
-    }  # fmt: skip
+        name: {
+            str(h): _curve(outcome.ds, outcome.y, forecasts, name, tables.horizons.index(h), levels, order)
+            for h in curved
+        }
+        for name in names
+        if forecasts[name].quantiles is not None
+    }
     found["fans"] = {n: _fan(tables, assets, rows, forecasts[n]) for n in names if forecasts[n].quantiles is not None}
     return found
 

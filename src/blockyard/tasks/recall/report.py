@@ -104,8 +104,14 @@ def _over_sizes(rows: dict[str, dict[int, list[float]]], sizes: list[int], word:
                 continue
             means = [sum(by_size[size]) / len(by_size[size]) for size in known]
             draw_line(axes, known, means, look, markersize=5)
-            axes.fill_between(known, [min(by_size[s]) for s in known], [max(by_size[s]) for s in known],
-                              color=look.colour, alpha=0.18, linewidth=0)  # fmt: skip
+            axes.fill_between(
+                known,
+                [min(by_size[s]) for s in known],
+                [max(by_size[s]) for s in known],
+                color=look.colour,
+                alpha=0.18,
+                linewidth=0,
+            )
         name_powers(axes, sizes)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel(word)

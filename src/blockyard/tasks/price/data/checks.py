@@ -66,9 +66,19 @@ def check_asset(reading: Reading, config: PriceDataConfig, least: int) -> tuple[
     extra = {name: _further(reading, column) for name, column in columns.extra.items()}
     scales = {n: scale for n, values in extra.items() if (scale := scale_of(values, close if raw is None else raw))}
     asset = Asset(
-        reading.name, ds, close, **adjusted, volume=volume, extra=extra, zone=clock.zone, raw=raw, scales=dict(scales),
-        future=future, ahead=ahead, static={name: _static(reading, name) for name in columns.static},
-    )  # fmt: skip
+        reading.name,
+        ds,
+        close,
+        **adjusted,
+        volume=volume,
+        extra=extra,
+        zone=clock.zone,
+        raw=raw,
+        scales=dict(scales),
+        future=future,
+        ahead=ahead,
+        static={name: _static(reading, name) for name in columns.static},
+    )
     return asset, clock, notes
 
 

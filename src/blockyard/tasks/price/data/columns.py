@@ -140,9 +140,19 @@ def find_columns(
     extra, said = _extra(source, frame, {name: name for name in left}, config.extra, marked)
     parts, empty = _bars(frame, found)
     return (
-        Columns(close, found["unique_id"], found["ds"], raw, **parts, time=time, extra=extra, future=future,
-                static=static, said=(*empty, *said)),
-    )  # fmt: skip
+        Columns(
+            close,
+            found["unique_id"],
+            found["ds"],
+            raw,
+            **parts,
+            time=time,
+            extra=extra,
+            future=future,
+            static=static,
+            said=(*empty, *said),
+        ),
+    )
 
 
 def _named_columns(

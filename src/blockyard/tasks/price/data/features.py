@@ -34,10 +34,19 @@ VOLATILITIES = (5, 20, 60)
 NAMES = (
     *(f"return_{k}" for k in RETURNS),
     *(f"volatility_{k}" for k in VOLATILITIES),
-    "rsi", "macd", "drawdown", "weekday", "month",
-    "gap", "body", "range", "close_location", "parkinson",
-    "volume_z", "volume_change",
-)  # fmt: skip
+    "rsi",
+    "macd",
+    "drawdown",
+    "weekday",
+    "month",
+    "gap",
+    "body",
+    "range",
+    "close_location",
+    "parkinson",
+    "volume_z",
+    "volume_change",
+)
 # Features of bars within a day: of a market with daily sessions, of others, and of those that close at all.
 SESSION, OF_DAY, NIGHTS = ("session_sin", "session_cos"), ("day_sin", "day_cos"), ("opens", "overnight")
 WITHIN_DAYS = (*SESSION, *OF_DAY, *NIGHTS)
@@ -129,8 +138,15 @@ def available(asset: Asset, horizons: Sequence[int] = (), *, apart: bool = True)
 
 
 def _built_in(asset: Asset, steps: Steps) -> tuple[str, ...]:
-    needs = {"gap": ("open",), "body": ("open",), "range": ("high", "low"), "close_location": ("high", "low"),
-             "parkinson": ("high", "low"), "volume_z": ("volume",), "volume_change": ("volume",)}  # fmt: skip
+    needs = {
+        "gap": ("open",),
+        "body": ("open",),
+        "range": ("high", "low"),
+        "close_location": ("high", "low"),
+        "parkinson": ("high", "low"),
+        "volume_z": ("volume",),
+        "volume_change": ("volume",),
+    }
     found = [name for name in NAMES if all(getattr(asset, column) is not None for column in needs.get(name, ()))]
     if not asset.dated:
         found = [name for name in found if name not in ("weekday", "month")]

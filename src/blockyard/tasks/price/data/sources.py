@@ -152,9 +152,15 @@ def _read_text(name: str, path: Path) -> SourceTable:
         frame = pandas.DataFrame({place: [] for place in range(len(header.names))}, dtype=str)
     else:
         frame = pandas.read_csv(
-            io.StringIO(dialect.text, newline=""), sep=dialect.separator, header=None, skiprows=header.above,
-            names=range(len(header.names)), dtype=str, keep_default_na=False, na_values=[""],
-        )  # fmt: skip
+            io.StringIO(dialect.text, newline=""),
+            sep=dialect.separator,
+            header=None,
+            skiprows=header.above,
+            names=range(len(header.names)),
+            dtype=str,
+            keep_default_na=False,
+            na_values=[""],
+        )
     frame.columns = list(header.names)
     levels = {} if header.levels is None else {n: two for n, two in zip(header.names, header.levels) if two is not None}
     frame = frame.drop(columns=[header.names[place] for place in header.drop])

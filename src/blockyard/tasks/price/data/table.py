@@ -147,14 +147,16 @@ class Prices:
         assets = []
         for asset in self.assets:
             rhythm = find_rhythm(asset.ds)
-            assets.append({
-                "unique_id": asset.unique_id,
-                "rows": len(asset),
-                "first": show_ds(asset.ds[0]),
-                "last": show_ds(asset.ds[-1]),
-                "columns": list(asset.columns),
-                "step": None if rhythm is None else show_rhythm(rhythm),
-            })  # fmt: skip
+            assets.append(
+                {
+                    "unique_id": asset.unique_id,
+                    "rows": len(asset),
+                    "first": show_ds(asset.ds[0]),
+                    "last": show_ds(asset.ds[-1]),
+                    "columns": list(asset.columns),
+                    "step": None if rhythm is None else show_rhythm(rhythm),
+                }
+            )
         found = {"source": self.source, "understood": list(self.understood), "assets": assets}
         return {**found, "notes": list(self.notes)}
 

@@ -257,9 +257,14 @@ class PriceData(PriceTables):
         possible = known_names(self.prices.assets[0], self.horizons)
         known = tuple(name for name in self.features if name in possible)
         return PriceAssets(
-            self.features, str(ends["train_end"]), str(ends["val_end"]), names, self.prices.source, known,
+            self.features,
+            str(ends["train_end"]),
+            str(ends["val_end"]),
+            names,
+            self.prices.source,
+            known,
             self.prices.apart,
-        )  # fmt: skip
+        )
 
     def origins(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Return asset numbers and row numbers of a part's origins, asset after asset."""
