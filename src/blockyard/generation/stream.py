@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -23,6 +23,27 @@ class Coder(TextDecoder, Protocol):
     """What text generation asks of a tokenizer; `separator_id`, the id between two documents, is used if it has one."""
 
     def encode(self, text: str) -> list[int]: ...
+
+
+class WritingOptions(TypedDict, total=False):
+    """Options that every way of writing hands on to `Batch`, which describes them and has their defaults."""
+
+    max_new_tokens: Required[int]
+    sampling: SamplingConfig | None
+    stop: str | Sequence[str]
+    past_context: PastContext
+    use_cache: bool
+    prefill_chunk: int | None
+    draft: TransformerLM | None
+    draft_tokens: int
+    on_note: Callable[[str], None] | None
+
+
+class BatchOptions(WritingOptions, total=False):
+    """The same, and what follows from the tokenizer where text is written."""
+
+    tokenizer: TextDecoder | None
+    end_tokens: Sequence[int]
 
 
 class Batch:
@@ -152,18 +173,7 @@ class Batch:
 def generate(
     model: TransformerLM,
     prompt_ids: Sequence[int] | Tensor,
-    *,
-    max_new_tokens: int,
-    sampling: SamplingConfig | None = None,
-    stop: str | Sequence[str] = (),
-    tokenizer: TextDecoder | None = None,
-    end_tokens: Sequence[int] = (),
-    past_context: PastContext = "slide",
-    use_cache: bool = True,
-    prefill_chunk: int | None = PREFILL_CHUNK,
-    draft: TransformerLM | None = None,
-    draft_tokens: int = 4,
-    on_note: Callable[[str], None] | None = None,
+    **options: Unpack[BatchOptions],
 ) -> Iterator[int]:
     """Return tokens that continue one prompt, each as soon as it is certain.
 
@@ -173,8 +183,7 @@ def generate(
     Args:
         model: a language model of this library; it is not left in another mode, and no gradient is kept.
         prompt_ids: token ids [T], at least one.
-        max_new_tokens, sampling, stop, tokenizer, end_tokens, past_context, use_cache, prefill_chunk, draft,
-            draft_tokens, on_note: see `Batch`.
+        options: of `Batch`, by name; `max_new_tokens` must be given.
 
     Raises:
         InputError: for a bad prompt or option, at the call and not at the first token.
@@ -182,55 +191,20 @@ def generate(
     ids = prompt_ids.tolist() if isinstance(prompt_ids, Tensor) else list(prompt_ids)
     if ids and not isinstance(ids[0], int):
         raise InputError("prompt_ids is one prompt, token ids [T]; use generate_batch for several")
-    batch = Batch(
-        model,
-        [ids],
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        stop=stop,
-        tokenizer=tokenizer,
-        end_tokens=end_tokens,
-        past_context=past_context,
-        use_cache=use_cache,
-        prefill_chunk=prefill_chunk,
-        draft=draft,
-        draft_tokens=draft_tokens,
-        on_note=on_note,
-    )
+    batch = Batch(model, [ids], **options)
     return (token for ((tokens, _text),) in batch for token in tokens)
 
 
 def generate_batch(
     model: TransformerLM,
     prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    sampling: SamplingConfig | None = None,
-    stop: str | Sequence[str] = (),
-    tokenizer: TextDecoder | None = None,
-    end_tokens: Sequence[int] = (),
-    past_context: PastContext = "slide",
-    use_cache: bool = True,
-    prefill_chunk: int | None = PREFILL_CHUNK,
-    on_note: Callable[[str], None] | None = None,
+    **options: Unpack[BatchOptions],
 ) -> list[list[int]]:
     """Return the new tokens of several prompts at once (padded on the left); each row is what it would be alone.
 
     Row i draws with seed + i. Arguments and errors as for `Batch`.
     """
-    batch = Batch(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        stop=stop,
-        tokenizer=tokenizer,
-        end_tokens=end_tokens,
-        past_context=past_context,
-        use_cache=use_cache,
-        prefill_chunk=prefill_chunk,
-        on_note=on_note,
-    )
+    batch = Batch(model, prompts, **options)
     rows: list[list[int]] = [[] for _ in prompts]
     for step in batch:
         for row, (tokens, _text) in zip(rows, step):
@@ -243,16 +217,8 @@ def generate_text(
     tokenizer: Coder,
     prompt: str,
     *,
-    max_new_tokens: int,
-    sampling: SamplingConfig | None = None,
-    stop: str | Sequence[str] = (),
     end_tokens: Sequence[int] | None = None,
-    past_context: PastContext = "slide",
-    use_cache: bool = True,
-    prefill_chunk: int | None = PREFILL_CHUNK,
-    draft: TransformerLM | None = None,
-    draft_tokens: int = 4,
-    on_note: Callable[[str], None] | None = None,
+    **options: Unpack[WritingOptions],
 ) -> Iterator[str]:
     """Return text that continues the prompt, piece by piece; never half a character, never any of a stop string.
 
@@ -263,29 +229,14 @@ def generate_text(
         tokenizer: the tokenizer that it was trained with.
         prompt: text to continue; empty begins a new document, when the tokenizer has a `separator_id`.
         end_tokens: tokens that end the text; None = the tokenizer's `separator_id`, the end of the document.
-        max_new_tokens, sampling, stop, past_context, use_cache, prefill_chunk, draft, draft_tokens, on_note: see
-            `Batch`.
+        options: further ones of `Batch`, by name; `max_new_tokens` must be given.
 
     Raises:
         InputError: for an empty prompt without a `separator_id`, or as `Batch` says; at the call.
     """
     ids = prompt_tokens(tokenizer, prompt)
     end_tokens = end_of_text(tokenizer) if end_tokens is None else end_tokens
-    batch = Batch(
-        model,
-        [ids],
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        stop=stop,
-        tokenizer=tokenizer,
-        end_tokens=end_tokens,
-        past_context=past_context,
-        use_cache=use_cache,
-        prefill_chunk=prefill_chunk,
-        draft=draft,
-        draft_tokens=draft_tokens,
-        on_note=on_note,
-    )
+    batch = Batch(model, [ids], tokenizer=tokenizer, end_tokens=end_tokens, **options)
     return (text for ((_tokens, text),) in batch if text)
 
 
