@@ -128,7 +128,7 @@ def _memory(
     plugins: tuple[str, ...],
     say: Callable[[str], None],
 ) -> tuple[dict[tuple[str, int, int], int], list[str]]:
-    """Return peak bytes per layer by (choice, length, batch), and what could not be measured."""
+    """Return the peak bytes per layer by (choice, length, batch), and what could not be measured."""
     found, notes = {}, []
     sizes = sorted((length * batch, length, batch) for length in lengths for batch in batches)
     for name, subject in subjects.items():

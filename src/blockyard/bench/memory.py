@@ -14,7 +14,7 @@ STEPS = 2
 
 
 def peak_bytes(request: dict[str, Any]) -> tuple[list[int], str]:
-    """Return peak bytes at each of `request["sizes"]`, and why there are none, or "".
+    """Return the peak bytes at each of `request["sizes"]`, and why there are none, or "".
 
     Args:
         request: name, part, d_model, n_heads, dtype, device, seed, plugins, threads, and sizes [[length, batch], …].

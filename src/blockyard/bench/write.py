@@ -47,7 +47,7 @@ _LONG_FACTS = ("cache_bytes_allocated", "cache_bytes_per_token_formula_fp32")
 
 
 def table(bench: Bench, *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Return column heads and rows of text, one row for each choice and size; a brief one fits a terminal."""
+    """Return the column heads and rows of text, one row for each choice and size; a brief one fits a terminal."""
     timed = list(dict.fromkeys(kind for row in bench["rows"] for kind in row["times"]))
     columns = ["choice", "tokens", "batch"]
     for name in timed:

@@ -125,7 +125,7 @@ def init_embedding() -> Finding:
 
 
 def _gradients(position: Literal["pre", "post"], depth: int, width: int = 64) -> list[float]:
-    """Return norm of the loss's gradient at the input of each block, first to last, random parameters."""
+    """Return the norm of the loss's gradient at the input of each block, first to last, random parameters."""
     torch.manual_seed(0)
     blocks = []
     for _ in range(depth):

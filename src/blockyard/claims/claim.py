@@ -124,5 +124,5 @@ def judge_number(measured: float, claimed: float, *, tolerance: float = 0.1) -> 
 
 
 def judge_all(*held: bool) -> Verdict:
-    """Return holds when every part of a claim does, in part when some do."""
+    """Judge a claim by its parts: it holds when every part of a claim does, in part when some do."""
     return "holds" if all(held) else "partly" if any(held) else "false"

@@ -15,7 +15,7 @@ D, HEADS, RANK, DAYS = 512, 8, 256, 180
 
 
 def _growth(tokens: int) -> float:
-    """Return exponent of the FLOPs of latent attention in the length, between `tokens` and twice as many."""
+    """Return the exponent of the FLOPs of latent attention in the length, between `tokens` and twice as many."""
     mixer = LatentAttention(D, HEADS, kv_rank=RANK)
     return math.log2(mixer.cost(2 * tokens).flops / mixer.cost(tokens).flops)
 

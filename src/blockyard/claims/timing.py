@@ -22,7 +22,7 @@ ROUNDS, ROUND_SECONDS = 7, 0.05
 
 
 def seconds(work: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Return median CPU seconds of each piece of work, taken in turns on one thread."""
+    """Return the median CPU seconds of each piece of work, taken in turns on one thread."""
     torch.set_num_threads(1)  # put back by whoever collects the claims
 
     def repeated(call: Callable[[], object], times: int) -> None:

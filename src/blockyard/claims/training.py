@@ -211,7 +211,8 @@ def prenorm() -> Finding:
 
 
 def _inside_and_outside(found: tuple[float, LMTask]) -> dict[str, float]:
-    """Return loss by position on rows four times as long, and what the best veins miss of the second layer's input."""
+    """Return the loss by position on rows four times as long, and what the best veins miss of the second layer's
+    input."""
     model: Any = found[1].model
     longer = next(iter(_text(256).val_batches(32, 256, 1)))
     states: list[Tensor] = []

@@ -211,7 +211,7 @@ def _measurements(
 def _scaling(
     config: CompareConfig, base: Run[Any, Any], plan: list[Planned], state: State, board: Board, killed: set[str]
 ) -> list[schema.Scaling]:
-    """Return training speed and memory over length of every choice, if asked for; measured together, so again for
+    """Return the training speed and memory over length of every choice, if asked for; measured together, so again for
     all."""
     if config.lengths is None:
         return []

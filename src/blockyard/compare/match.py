@@ -51,7 +51,8 @@ class Matched:
 
 
 def size_of(config: BlocksConfig) -> Size:
-    """Return size of the blocks and the last norm of a model, by building each distinct layer once on the meta device.
+    """Return the size of the blocks and the last norm of a model, by building each distinct layer once on the meta
+    device.
 
     Raises:
         InputError: when the model cannot be built.
@@ -147,7 +148,7 @@ class _Search:
         return best
 
     def miss(self, config: BlocksConfig) -> float:
-        """Return relative distance from the target; infinite for what cannot be built."""
+        """Return the relative distance from the target; infinite for what cannot be built."""
         size = self.size(config)
         return float("inf") if size is None else abs(size - self.target) / self.target
 

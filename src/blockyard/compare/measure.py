@@ -127,7 +127,8 @@ def length_scaling(
     memory: bool = False,
     failed: dict[str, str] | None = None,
 ) -> dict[str, dict[str, list[Any]]]:
-    """Return training speed and memory over the length of a row, eager, with as many tokens in a batch at every length.
+    """Return the training speed and memory over the length of a row, eager, with as many tokens in a batch at every
+    length.
 
     Args:
         runs: the runs to imitate, by choice, of a task that has `at_length`.
@@ -257,7 +258,7 @@ def _decode(model: Any, context: int) -> tuple[float, float]:
 
 
 def peak_memory(runs: Mapping[str, Run[Any, Any]]) -> dict[str, schema.Memory]:
-    """Return peak memory of training, each choice in a fresh process (see peak_memory.py)."""
+    """Return the peak memory of training, each choice in a fresh process (see peak_memory.py)."""
     return {name: _peak_memory(run) for name, run in runs.items()}
 
 

@@ -100,7 +100,7 @@ def make_plan(
     known: Mapping[str, Any],
     seconds_per_step: Callable[[dict[str, BlocksConfig]], dict[str, float]],
 ) -> list[Planned]:
-    """Return size every choice and count its steps.
+    """Size every choice and count its steps.
 
     Args:
         config: the terms.

@@ -211,7 +211,7 @@ class DualStreamBlock(nn.Module):
         return ModelCache([mixer.new_cache(batch, max_len, dtype, device) for mixer in mixers])
 
     def cost(self, tokens: int) -> Cost:
-        """Return cost of both streams with `tokens` positions each."""
+        """Return the cost of both streams with `tokens` positions each."""
         # Counted once each: shared streams would be added up twice.
         parameters = sum(p.numel() for p in self.parameters())
         streams = [self.streams[0], self.streams[-1]]

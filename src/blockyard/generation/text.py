@@ -96,7 +96,7 @@ class StopMatcher:
         return self._release(len(self._held))
 
     def _possible_start(self) -> int:
-        """Return length of the longest end of the held text that begins a stop string."""
+        """Return the length of the longest end of the held text that begins a stop string."""
         for length in range(min(len(self._held), max(map(len, self.stops), default=1) - 1), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self.stops):
                 return length

@@ -8,7 +8,7 @@ from blockyard.errors import InputError
 
 
 def world_size() -> int:
-    """Return number of processes of the run.
+    """Return the number of processes of the run.
 
     Raises:
         InputError: when WORLD_SIZE is no number of at least 1.
@@ -17,7 +17,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return number of this process among them; 0 for one that runs alone, whatever RANK says.
+    """Return the number of this process among them; 0 for one that runs alone, whatever RANK says.
 
     Raises:
         InputError: when RANK is no number below WORLD_SIZE.
@@ -31,7 +31,7 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """Return number of this process on its machine, by which it takes its device.
+    """Return the number of this process on its machine, by which it takes its device.
 
     Raises:
         InputError: when LOCAL_RANK is no number.

@@ -169,7 +169,7 @@ def z_loss(logits: Tensor, counted: Tensor | None) -> Tensor:
 
 
 def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
-    """Return mean over the tokens that count; 0 when none does."""
+    """Return the mean over the tokens that count; 0 when none does."""
     if counted is None:
         return values.mean(0)
     weight = counted.to(values)

@@ -30,7 +30,7 @@ class Role:
 
 
 def roles(model: nn.Module) -> dict[str, Role]:
-    """Return role of every parameter by its full name; a tied parameter is listed once, under its first name.
+    """Return the role of every parameter by its full name; a tied parameter is listed once, under its first name.
 
     A module declares the roles of its direct parameters in `parameter_roles()`. The rest follow from their
     shape: fewer than two axes make a vector, two or more a (stack of) matrices.

@@ -139,7 +139,7 @@ class ResidualBlock(nn.Module):
             self.ffn.after_step(stats)
 
     def cost(self, tokens: int) -> Cost:
-        """Return cost of the mixer, the FFN and the two norms."""
+        """Return the cost of the mixer, the FFN and the two norms."""
         norms = sum(p.numel() for norm in (self.ln1, self.ln2) for p in norm.parameters())
         return cost_of(self.attn, tokens, self.d_model) + cost_of(self.ffn, tokens, self.d_model) + Cost(norms)
 

@@ -225,8 +225,8 @@ def _entry_points(kind: Kind) -> list[metadata.EntryPoint]:
 
 @cache
 def _installed(group: str, path: tuple[str, ...]) -> tuple[metadata.EntryPoint, ...]:
-    """Return looking through the installed packages takes 10 ms, and names are asked for a hundred times in building a
-    run."""
+    """List what installed packages offer: looking through them takes 10 ms, and names are asked for a hundred times
+    in building a run."""
     return tuple(metadata.entry_points(group=group))
 
 

@@ -56,7 +56,7 @@ def rank(report: Report, last: Collection[str] = ()) -> list[Ranked]:
 
 
 def _sign(report: Report) -> int:
-    """Return multiplied by it, a quality is the better the lower it is."""
+    """Return the sign with which a quality is the better the lower it is."""
     return -1 if higher_is_better(report) else 1
 
 

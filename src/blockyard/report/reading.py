@@ -76,7 +76,7 @@ def facts(report: Report, parts: Parts) -> list[tuple[str, str]]:
 
 
 def ranking_rows(report: Report) -> tuple[list[str], list[Row]]:
-    """Return column names and rows of the ranking."""
+    """Return the column names and rows of the ranking."""
     choices = {choice["name"]: choice for choice in report["choices"]}
     reference = choices[report["reference"]]
     unit, per_byte, word = input_unit(report), bytes_per_token(report), quality_word(report)

@@ -113,7 +113,7 @@ class Family:
         self.sizes = tuple(sorted(len(values) for values in known.values()))
 
     def difference(self, a: str, b: str) -> Difference:
-        """Return mean of a less mean of b, with the half width of its interval."""
+        """Return the mean of a less mean of b, with the half width of its interval."""
         first, second = self.samples[a], self.samples[b]
         if not first or not second:
             return Difference(None, None)
@@ -224,7 +224,7 @@ def speed_word(speedups: Sequence[float]) -> Word:
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Return median and quartiles of repeated measurements, as stored in report.json."""
+    """Return the median and quartiles of repeated measurements, as stored in report.json."""
     if len(values) == 1:
         low = middle = high = values[0]
     else:

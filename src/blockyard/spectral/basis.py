@@ -85,7 +85,7 @@ def anchor_matrix(bins: int, buckets: int, interpolation: Interpolation, spacing
 
 
 def _growth(bins: int, buckets: int) -> float:
-    """Return exponent a of (e^(au) − 1) / (e^a − 1) such that the first of the steps is one bin wide; 0 = equal
+    """Return the exponent a of (e^(au) − 1) / (e^a − 1) such that the first of the steps is one bin wide; 0 = equal
     steps."""
     steps, wanted = buckets - 1, 1 / max(1, bins - 1)
     if wanted >= 1 / steps:

@@ -103,7 +103,7 @@ class CausalMixing(nn.Module):
         cache: RingCache,
         seen: int,
     ) -> Tensor:
-        """Return rows at different places in their chunk are worked on one place at a time."""
+        """Work on rows at different places in their chunk, one place at a time."""
         real = torch.full_like(cache.counts, v.shape[2]) if new is None else new
         total, old = cache.state["sum"], cache.state.get("anchors")
         out, anchors = torch.zeros_like(v), None

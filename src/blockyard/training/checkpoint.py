@@ -147,7 +147,7 @@ def _digest(path: Path) -> str:
 
 
 def state_digest(content: Mapping[str, Any]) -> str:
-    """Return checksum of what state.json says, whatever its spaces and the order of its keys."""
+    """Return the checksum of what state.json says, whatever its spaces and the order of its keys."""
     # By way of JSON, so that what is about to be written and what was read are the same: keys are text, tuples lists.
     plain = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

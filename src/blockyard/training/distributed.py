@@ -73,7 +73,7 @@ class Ranks:
         return box[0]
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """Return mean over ranks."""
+        """Return the mean over ranks."""
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
             tensor /= self.size

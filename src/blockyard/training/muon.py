@@ -202,7 +202,7 @@ class Muon(Optimizer):
         return made.reshape(moved.shape), UPDATE_RMS * max(matrices.shape[-2:]) ** 0.5
 
     def _stacked(self, parameters: list[nn.Parameter], momentum: float) -> Tensor:
-        """Return nesterov's look-ahead average of the gradients, [n, ...], and the running average moved on."""
+        """Return Nesterov's look-ahead average of the gradients, [n, ...], and the running average moved on."""
         gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
         average = self._average(parameters)
         average.lerp_(gradients, 1 - momentum)

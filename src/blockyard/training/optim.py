@@ -199,5 +199,5 @@ def lr_factor(step: int, config: TrainConfig) -> float:
 
 
 def _progress(step: int, start: int, end: int) -> float:
-    """Return part of the way from `start` to the last step before `end`, within [0, 1]."""
+    """Return the part of the way from `start` to the last step before `end`, within [0, 1]."""
     return min(max((step - start) / max(end - 1 - start, 1), 0.0), 1.0)

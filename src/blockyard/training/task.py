@@ -32,7 +32,7 @@ class Task(Protocol):
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return mean loss over the rows (a scalar to differentiate) and statistics, detached.
+        """Return the mean loss over the rows (a scalar to differentiate) and statistics, detached.
 
         Scalars are logged as the last pass gave them. Vectors are counts: they are summed over the passes and ranks of
         a step, and `MODULE/NAME` of a module that has `after_step` is handed to it once the step is made.

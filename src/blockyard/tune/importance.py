@@ -56,7 +56,7 @@ def _groups(trials: Sequence[Trial], dimension: Dimension) -> list[Any]:
 
 
 def explained(ranks: Sequence[float], groups: Sequence[Any]) -> float:
-    """Return adjusted share of the variance of `ranks` that lies between the groups, 0 at least."""
+    """Return the adjusted share of the variance of `ranks` that lies between the groups, 0 at least."""
     kinds = sorted(set(groups), key=str)
     n, k = len(ranks), len(kinds)
     mean = sum(ranks) / n

@@ -22,7 +22,7 @@ OTHER_SIZE = 1.05
 
 
 def sign_of(better: str) -> int:
-    """Return multiplied by it, a figure is the better the lower it is."""
+    """Return the sign with which a figure is the better the lower it is."""
     return -1 if better == "higher" else 1
 
 

@@ -196,7 +196,7 @@ class VeinProjector(nn.Module):
         return F.linear(F.linear(x, v), u)
 
     def compute_reconstruction_error(self, x: Tensor, relative: bool = True) -> Tensor:
-        """Return distance of x [..., d_model] from the vein: [...], in at least float32.
+        """Return the distance of x [..., d_model] from the vein: [...], in at least float32.
 
         Args:
             x: the vectors.

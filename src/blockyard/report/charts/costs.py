@@ -45,7 +45,7 @@ def trade_offs(report: Report) -> list[Chart]:
 
 
 def speed_over_length(report: Report) -> Chart | None:
-    """Return training speed over the length of a row, for the choices where it was measured."""
+    """Return the training speed over the length of a row, for the choices where it was measured."""
     found = [(i, choice["scaling"]) for i, choice in enumerate(report["choices"]) if "scaling" in choice]
     if not found or len(found[0][1]["lengths"]) < 2:
         return None
@@ -63,7 +63,7 @@ def speed_over_length(report: Report) -> Chart | None:
 
 
 def memory_over_length(report: Report) -> Chart | None:
-    """Return peak memory of training over the length of a row, for the choices where it was measured."""
+    """Return the peak memory of training over the length of a row, for the choices where it was measured."""
     found = [
         (i, choice["scaling"])
         for i, choice in enumerate(report["choices"])

@@ -56,7 +56,7 @@ class ClassifyTask:
         return self.data.batch(self.config.seed, step, self.config.batch_size, rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return mean nats per document, plus the blocks' own losses."""
+        """Return the mean nats per document, plus the blocks' own losses."""
         output = model(batch["input_ids"], padding_mask=needed(batch["padding_mask"]), targets=batch["targets"])
         return with_auxiliary(output.loss, output.aux, self.config, "class_loss")
 
@@ -72,7 +72,7 @@ class ClassifyTask:
 
 
 def score(model: nn.Module, data: LabelledData, batch_size: int, limit: int | None) -> tuple[float, Tensor]:
-    """Return mean loss over validation documents, and the confusion matrix [truth, found], int64."""
+    """Return the mean loss over validation documents, and the confusion matrix [truth, found], int64."""
     classes = len(data.assets.labels)
     confusion = torch.zeros(classes * classes, dtype=torch.long)
     device = next(model.parameters()).device

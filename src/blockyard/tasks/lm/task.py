@@ -50,7 +50,7 @@ class LMTask:
         return self.data.batch(self.config.seed, step, self.config.batch_size, self.context, rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return mean nats per token, plus the blocks' own losses, weighted; what the blocks report is logged."""
+        """Return the mean nats per token, plus the blocks' own losses, weighted; what the blocks report is logged."""
         output = model(batch["input_ids"], targets=batch["targets"])
         return with_auxiliary(output.loss, output.aux, self.config, "lm_loss")
 
@@ -127,7 +127,7 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
         return replace(model, context=length)
 
     def figures(self, run: Run[LMConfig, TextDataConfig], data: TextData, model: nn.Module) -> dict[str, Any]:
-        """Return loss by the number of tokens read of the row, on the validation rows, in groups that double."""
+        """Return the loss by the number of tokens read of the row, on the validation rows, in groups that double."""
         context = run.model.context
         rows = max(1, min(run.train.batch_size, MOST_LOGITS // (context * run.model.vocab_size)))
         limit = math.ceil(run.train.eval_batches * run.train.batch_size / rows)

@@ -73,7 +73,7 @@ def run_backtest(
     config: BacktestConfig,
     levels: tuple[float, ...],
 ) -> dict[str, Any] | None:
-    """Return earnings of one forecast.
+    """Return the earnings of one forecast.
 
     Args:
         data: the assets.
@@ -101,7 +101,7 @@ def run_backtest(
 
 
 def run_hold(data: PriceTables, assets: np.ndarray, rows: np.ndarray, config: BacktestConfig) -> dict[str, Any]:
-    """Return earnings of equal long positions in all assets, as `describe` says them."""
+    """Return the earnings of equal long positions in all assets, as `describe` says them."""
     return describe(hold(data, assets, rows, config), year_of(data, config), config.cost)
 
 

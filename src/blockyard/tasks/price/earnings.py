@@ -144,8 +144,8 @@ def months(ds: np.ndarray, logs: np.ndarray) -> list[dict[str, Any]]:
 
 
 def ic_over_time(ds: np.ndarray, point: np.ndarray, y: np.ndarray) -> dict[str, Any] | None:
-    """Return correlation of forecasts with what happened, trailing: across assets date by date, or of one asset over
-    time.
+    """Return the correlation of forecasts with what happened, trailing: across assets date by date, or of one asset
+    over time.
 
     Args:
         ds: date of each origin, [N].

@@ -77,7 +77,7 @@ class PatchEmbedding(nn.Module):
 
 
 def patches_in(context: int, patch: int, stride: int) -> int:
-    """Return number of tokens of a window."""
+    """Return the number of tokens of a window."""
     return (context - patch) // stride + 1
 
 

@@ -158,7 +158,7 @@ class _Rows:
         rival: tuple[np.ndarray, np.ndarray | None],
         reference: tuple[np.ndarray, np.ndarray | None],
     ) -> dict[str, dict[str, Any]]:
-        """Return skill less the rival's skill, both on the same resampled dates."""
+        """Return the skill less the rival's skill, both on the same resampled dates."""
         assert forecast[1] is not None and rival[1] is not None and reference[1] is not None
         found: dict[str, dict[str, Any]] = {}
         for key, loss in (("skill", pinball_loss), ("crps_skill", crps)):

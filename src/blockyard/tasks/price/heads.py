@@ -70,7 +70,7 @@ class QuantileHead(nn.Module):
         return self.base[:, self.middle] + widened(raw[..., 0])
 
     def loss(self, quantiles: Tensor, y: Tensor) -> Tensor:
-        """Return mean pinball loss over levels and horizons."""
+        """Return the mean pinball loss over levels and horizons."""
         return pinball(quantiles, y, self.levels)
 
 
@@ -115,7 +115,7 @@ class StudentHead(nn.Module):
         return self.base[:, 0] + widened(raw[..., 0])
 
     def nll(self, raw: Tensor, y: Tensor) -> Tensor:
-        """Return mean negative log likelihood, nats."""
+        """Return the mean negative log likelihood, nats."""
         location, scale, freedom = self.parameters_of(raw)
         z = (y - location) / scale
         half = (freedom + 1) / 2
@@ -153,7 +153,7 @@ def bounded(x: Tensor) -> Tensor:
 
 
 def pinball(quantiles: Tensor, y: Tensor, levels: Sequence[float]) -> Tensor:
-    """Return mean over everything of max(τ d, (τ − 1) d), d = y − q_τ. quantiles [..., H, Q], y [..., H]."""
+    """Return the mean over everything of max(τ d, (τ − 1) d), d = y − q_τ. quantiles [..., H, Q], y [..., H]."""
     d = y[..., None] - quantiles
     tau = torch.tensor(levels, dtype=d.dtype, device=d.device)
     return torch.maximum(tau * d, (tau - 1) * d).mean()
@@ -168,7 +168,7 @@ def direction_loss(point: Tensor, y: Tensor) -> Tensor:
 
 
 def smoothness_loss(point: Tensor) -> Tensor:
-    """Return mean squared second difference over neighbouring horizons; 0 with fewer than three. point [B, H]."""
+    """Return the mean squared second difference over neighbouring horizons; 0 with fewer than three. point [B, H]."""
     return point.diff(n=2, dim=-1).square().mean() if point.shape[-1] > 2 else point.sum() * 0.0
 
 

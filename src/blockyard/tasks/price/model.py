@@ -334,7 +334,7 @@ class PriceForecaster(Trunk):
         return normal, nothing, self._window_volatility(x)
 
     def _window_volatility(self, x: Tensor) -> Tensor:
-        """Return volatility over the window ÷ that over its last 20 steps, [B, 1]: returns come divided by σ60."""
+        """Return the volatility over the window ÷ that over its last 20 steps, [B, 1]: returns come divided by σ60."""
         z, long_sigma, sigma = (x[..., place] for place in self._places)
         # Bounded in front of exponential and root, whose slopes are infinite at their ends: a window may stand still.
         r = z * torch.exp((long_sigma - sigma[:, -1:]).clamp(-20.0, 20.0))

@@ -214,7 +214,7 @@ class Panel:
 
 
 def _usual(width: np.ndarray) -> np.ndarray:
-    """Return median of the widths seen so far, column by column: that of the whole span would look ahead. [dates,
+    """Return the median of the widths seen so far, column by column: that of the whole span would look ahead. [dates,
     assets]."""
     pandas = require("pandas", extra="prices")
     found: np.ndarray = pandas.DataFrame(width).expanding().median().to_numpy()

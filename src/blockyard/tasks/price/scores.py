@@ -18,7 +18,7 @@ INTERVALS = (0.5, 0.8, 0.9, 0.95)
 
 
 def pinball_loss(y: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """Return mean over levels of max(τ d, (τ − 1) d), d = y − q_τ. y [N], quantiles [N, Q] -> [N]."""
+    """Return the mean over levels of max(τ d, (τ − 1) d), d = y − q_τ. y [N], quantiles [N, Q] -> [N]."""
     d = y[:, None] - quantiles
     tau = np.asarray(levels)
     loss: np.ndarray = np.maximum(tau * d, (tau - 1) * d).mean(axis=1)
@@ -26,7 +26,7 @@ def pinball_loss(y: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) 
 
 
 def crps(y: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """Return continuous ranked probability score from quantiles: 2 ∫ pinball dτ by the trapezoid rule. [N].
+    """Return the continuous ranked probability score from quantiles: 2 ∫ pinball dτ by the trapezoid rule. [N].
 
     Beyond the outermost levels the pinball loss is taken to fall to 0 in a straight line. With the usual nine levels
     the result is up to a seventh too small where an outcome is near the median; ratios suffer less.

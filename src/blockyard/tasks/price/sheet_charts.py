@@ -146,7 +146,7 @@ def _trailing_drawer(results: Results, window: int) -> Callable[[Any, Palette], 
 
 
 def trailing(curve: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of the last `window` gains, from the first step that has so many on.
+    """Return the mean and standard deviation of the last `window` gains, from the first step that has so many on.
 
     Args:
         curve: cumulated log return after each step.

@@ -171,7 +171,7 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
             raise InputError(f"{file} is missing or damaged ({error}); the run cannot be used without it") from error
 
     def quality(self, data: PriceData) -> Quality:
-        """Return ranked by validation."""
+        """Return the figure that ranks, by validation."""
         return Quality(metric="validation pinball loss", unit="σ20·√h", facts={"horizons": list(data.horizons)})
 
     def references(self, data: PriceData) -> dict[str, Any]:

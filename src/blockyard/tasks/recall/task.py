@@ -51,7 +51,7 @@ class RecallTask:
         return self.data.batch(self.config.seed, step, self.config.batch_size, rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return mean nats per answer, plus the blocks' own losses."""
+        """Return the mean nats per answer, plus the blocks' own losses."""
         output = model(batch["input_ids"], targets=batch["targets"])
         return with_auxiliary(output.loss, output.aux, self.config, "recall_loss")
 
@@ -143,7 +143,7 @@ class Recall(TaskKind[LMConfig, RecallConfig, RecallData]):
         return Quality("accuracy", "", "val_accuracy", "higher", loss_unit="nats/answer", margin=0.01)
 
     def figures(self, run: Run[LMConfig, RecallConfig], data: RecallData, model: nn.Module) -> dict[str, Any]:
-        """Return accuracy and loss for each size."""
+        """Return the accuracy and loss for each size."""
         sizes = data.config.all_sizes
         found = [score(model, data, size, run.train.batch_size) for size in sizes]
         return {

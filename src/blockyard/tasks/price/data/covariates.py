@@ -137,7 +137,7 @@ def _past(asset: Asset, feature: str) -> np.ndarray | None:
 
 
 def _ahead(values: np.ndarray, rows: int, first: int, last: int) -> np.ndarray:
-    """Return mean of the values `first` to `last` steps after each row, [rows]; NaN where one is not known."""
+    """Return the mean of the values `first` to `last` steps after each row, [rows]; NaN where one is not known."""
     found = np.full(rows, np.nan)
     part = values[first:]
     if len(part) >= last - first + 1:

@@ -185,7 +185,7 @@ def rolling(values: np.ndarray, window: int, function: Callable[..., np.ndarray]
 
 
 def volatility(r: np.ndarray, window: int, counted: np.ndarray | None = None) -> np.ndarray:
-    """Return root mean square of the last `window` returns, floored at a tenth of that of all returns so far.
+    """Return the root mean square of the last `window` returns, floored at a tenth of that of all returns so far.
 
     The mean is taken as 0: a day's drift is a hundredth of its noise. r[0] is no return and is left out. [T].
 
@@ -207,7 +207,8 @@ def volatility(r: np.ndarray, window: int, counted: np.ndarray | None = None) ->
 
 
 def mean_square(r: np.ndarray, window: int, counted: np.ndarray) -> np.ndarray:
-    """Return mean square of the last `window` returns that count, or of those there are; 0 before the first. [T]."""
+    """Return the mean square of the last `window` returns that count, or of those there are; 0 before the first.
+    [T]."""
     square = r[counted] ** 2
     early = np.cumsum(square) / np.maximum(np.arange(1, len(square) + 1), 1)
     full = rolling(square, window, np.mean)
@@ -351,7 +352,7 @@ class _Work:
         return np.cos(2 * np.pi * self._of_day())
 
     def _of_day(self) -> np.ndarray:
-        """Return part of the day that has passed, on the clock of `ds`."""
+        """Return the part of the day that has passed, on the clock of `ds`."""
         seconds: np.ndarray = self.asset.ds.astype("datetime64[s]").astype(np.int64) % DAY
         return seconds / DAY
 

@@ -105,8 +105,8 @@ def _without_holes(table: FeatureTable, rows: np.ndarray, reach: int) -> np.ndar
 
 
 def fit_scaling(tables: Sequence[FeatureTable], borders: Borders) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of every feature over the rows of training alone, all assets together. [F],
-    [F]."""
+    """Return the mean and standard deviation of every feature over the rows of training alone, all assets together.
+    [F], [F]."""
     rows = [t.values[WARM_UP : int(np.searchsorted(t.ds, borders.train_end, "right"))] for t in tables]
     seen = np.concatenate(rows)
     if len(seen) < 2:
@@ -183,7 +183,7 @@ class PriceTables:
         return self._gather([t.unit(self.horizons) for t in self.tables], assets, rows)
 
     def dates(self, assets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return date of each row, [N]."""
+        """Return the date of each row, [N]."""
         return self._gather([t.ds for t in self.tables], assets, rows)
 
     def between(self, after: Any, until: Any = None, *, labelled: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -323,7 +323,7 @@ class PriceData(PriceTables):
         return tuple(notes)
 
     def _size_of_steps(self, part: str) -> float:
-        """Return root mean square of the returns of one step from the first to the last origin of a part."""
+        """Return the root mean square of the returns of one step from the first to the last origin of a part."""
         assets, rows = self.origins(part)
         squares = []
         for number, table in enumerate(self.tables):
