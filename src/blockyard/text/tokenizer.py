@@ -164,7 +164,7 @@ class SpecialSplitter:
 
 
 def number_specials(special_tokens: Sequence[str], first: int) -> dict[str, int]:
-    """Return the number special tokens from `first` on.
+    """Number special tokens from `first` on.
 
     Raises:
         InputError: for an empty or repeated special token.
