@@ -1,7 +1,6 @@
 """From the logits of the next token to a choice of it: every filter is a small pure function on [B, V].
 
-The order is the usual one: repetition penalty on the raw logits, temperature, then top-k, top-p and min-p,
-    each
+The order is the usual one: repetition penalty on the raw logits, temperature, then top-k, top-p and min-p, each
 seeing what the one before it left. Temperature 0 is greedy and needs no random number.
 """
 

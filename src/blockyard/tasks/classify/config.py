@@ -1,4 +1,4 @@
-"""What labelled text to train on."""
+"""Options of labelled text: the files, which of their columns hold text and label, and the tokenizer."""
 
 from __future__ import annotations
 

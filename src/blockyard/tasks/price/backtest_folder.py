@@ -1,4 +1,7 @@
-"""Which backtest a folder holds: settings.json, and the folder that a backtest gets when none is named."""
+"""What a backtest's folder is told by: settings.json, so that an interrupted backtest goes on with its own folds alone.
+
+A second backtest of a run with other settings, or on other prices, gets a folder of its own beside the first.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class BacktestSpec:
     retrain: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Return them as settings.json holds it."""
+        """Return the settings as settings.json holds them."""
         rest = {"data": dict(self.data), "start": self.start, "folds": self.folds, "retrain": self.retrain}
         return {"schema": SCHEMA, "config": asdict(self.config), **rest}
 
