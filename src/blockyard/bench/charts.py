@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockyard.bench.schema import Bench, Row
 from blockyard.report import units
 from blockyard.report.chart import Chart
 from blockyard.report.drawing import name_powers
 from blockyard.report.palette import Palette
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Value = Callable[[Row], tuple[float, float, float] | None]
 
@@ -108,10 +111,10 @@ def _lines(
     *,
     one: bool = False,
     scale: Callable[[float], tuple[str, float]] | None = None,
-) -> Callable[[Any, Palette], None]:
+) -> Callable[[Axes, Palette], None]:
     """Return a function that draws a line for each choice over the length, with whiskers from quartile to quartile."""
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         rows = [row for row in bench["rows"] if row["batch"] == batch]
         highest = max((point[2] for row in rows if (point := value(row))), default=1.0)
         unit, factor = scale(highest) if scale else ("", 1.0)
@@ -148,7 +151,7 @@ def _lines(
     return draw
 
 
-def _plain_ticks(axes: Any) -> None:
+def _plain_ticks(axes: Axes) -> None:
     """Put ticks at 1, 2, 5 of each decade, written as numbers and not as powers."""
     from blockyard.errors import require
 

@@ -380,11 +380,9 @@ class LatentAttention(Mixer):
 
 
 def _isometries(heads: int, width: int, rank: int) -> Tensor:
-    """Return random matrices [heads, width, rank], evenly distributed, whose rows (or columns, if those are shorter)
-    are orthogonal; W c has the mean square of c."""
+    """Return random [heads, width, rank] of orthogonal rows (or columns, if fewer); W c has the mean square of c."""
     # In float32: half precision has no QR.
-    drawn = torch.randn(heads, max(width, rank), min(width, rank), dtype=torch.float32)
-    q, r = torch.linalg.qr(drawn)
+    q, r = torch.linalg.qr(torch.randn(heads, max(width, rank), min(width, rank), dtype=torch.float32))
     # QR alone would prefer some signs.
     q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     return q * (width / rank) ** 0.5 if width > rank else q.mT

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from blockyard.report.palette import Palette
 from blockyard.report.schema import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WIDTH, HEIGHT = 5.0, 3.5  # inches: 360 x 252 points
 
@@ -19,7 +22,7 @@ class Chart:
     name: str
     title: str
     caption: str
-    draw: Callable[[Any, Palette], None]
+    draw: Callable[[Axes, Palette], None]
     height: float = HEIGHT
     legend: bool = True
     # The section it belongs to: answer, curves, rates, costs, attention, kernels, experts, or a task's own.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockyard.report.palette import Style
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def draw_line(axes: Any, xs: Sequence[float], ys: Sequence[float], look: Style, *, markersize: float = 4.5) -> None:
+
+def draw_line(axes: Axes, xs: Sequence[float], ys: Sequence[float], look: Style, *, markersize: float = 4.5) -> None:
     """Draw one choice's line with its marks."""
     axes.plot(
         xs,
@@ -22,7 +25,7 @@ def draw_line(axes: Any, xs: Sequence[float], ys: Sequence[float], look: Style, 
 
 
 def draw_runs(
-    axes: Any,
+    axes: Axes,
     row: int,
     values: Sequence[float],
     mean: float | None,
@@ -42,20 +45,20 @@ def draw_runs(
         paper: colour of the marks' edges.
     """
     colour, marker = look
-    if half is not None:
+    if half is not None and mean is not None:
         axes.errorbar(mean, row, xerr=half, color=colour, linewidth=9, alpha=0.28, zorder=2)
     heights = [row + 0.09 * ((i % 3) - 1) for i in range(len(values))]
     axes.scatter(values, heights, s=28, marker=marker, color=colour, edgecolors=paper, linewidths=0.6, zorder=3)
 
 
-def name_rows(axes: Any, names: Sequence[str]) -> None:
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
     """Name rows along the vertical axis, the first at the top."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.grid(False, axis="y")
 
 
-def name_powers(axes: Any, ticks: Sequence[float], written: Callable[[Any], str] = str) -> None:
+def name_powers(axes: Axes, ticks: Sequence[float], written: Callable[[Any], str] = str) -> None:
     """Make the horizontal axis logarithmic, with ticks at these values alone."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [written(tick) for tick in ticks])

@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockyard.errors import require
 from blockyard.report.chart import WIDTH, Chart
@@ -26,6 +26,9 @@ from blockyard.report.charts.rates import figures_over_rate
 from blockyard.report.palette import CSS_OF, LIGHT, PLACEHOLDER, Palette
 from blockyard.report.parts import Parts
 from blockyard.report.schema import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _RC = {
     "font.size": 9.5,
@@ -137,7 +140,7 @@ def _figure(chart: Chart, names: Sequence[str], palette: Palette, *, legend: boo
     return figure
 
 
-def dress(axes: Any, palette: Palette) -> None:
+def dress(axes: Axes, palette: Palette) -> None:
     """Draw frame, ticks and grid in the palette's colours."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockyard.errors import require
 from blockyard.report.chart import Chart
@@ -20,6 +20,9 @@ from blockyard.report.units import word
 from blockyard.tune.dimension import Dimension
 from blockyard.tune.schema import Trial, Tuning
 from blockyard.tune.verdict import sign_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FINISHED, BEST, DEFAULT, STOPPED = 0, 1, 2, 5
 MARKS = {FINISHED: "o", BEST: "D", DEFAULT: "s", STOPPED: "v"}
@@ -78,7 +81,7 @@ def _fresh(record: Tuning) -> Chart | None:
         return None
     n = len(record["seeds"])
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         for y, row in enumerate(rows):
             which = DEFAULT if row["trial"] is None else BEST if _is_best(record, row["name"]) else FINISHED
             values = [run["value"] for run in row["runs"] if run["value"] is not None]
@@ -108,7 +111,7 @@ def _history(record: Tuning) -> Chart | None:
     sign, best_number = sign_of(record["quality"]["better"]), _best_number(record)
     default = next((row["mean"] for row in record["finals"] if row["trial"] is None), None)
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         low, high = _limits([t["value"] or 0.0 for t in trials], record["quality"]["better"])
         _points(axes, palette, trials, [t["number"] for t in trials], (low, high), best_number)
         steps: list[tuple[int, float]] = []
@@ -135,7 +138,7 @@ def _history(record: Tuning) -> Chart | None:
         axes.set_ylim(low, high)
         axes.set_xlabel("trial")
         axes.set_ylabel(_label(record))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
 
     caption = "Discs: finished trials; triangles: stopped early; diamond: the best; line: the best so far."
     if default is not None:
@@ -150,7 +153,7 @@ def _edge_words(trials: Sequence[Trial], record: Tuning) -> str:
 
 
 def _points(
-    axes: Any,
+    axes: Axes,
     palette: Palette,
     trials: Sequence[Trial],
     xs: Sequence[float],
@@ -167,8 +170,10 @@ def _points(
         ]
         if mine:
             size, above = (46, 4) if which == BEST else (26, 3)
+            places, values = zip(*mine)
             axes.scatter(
-                *zip(*mine),
+                places,
+                values,
                 s=size,
                 marker=MARKS[which],
                 color=palette.series[which],
@@ -185,7 +190,7 @@ def _curves(record: Tuning) -> Chart | None:
         return None
     best_number = _best_number(record)
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         ends = [v for t in trials for v in _known(t)[1][-1:]]
         low, high = _limits(ends, record["quality"]["better"])
         for trial in sorted(trials, key=lambda t: t["number"] == best_number):
@@ -231,7 +236,7 @@ def _importance(record: Tuning) -> Chart | None:
     if not rows:
         return None
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         for y, row in enumerate(rows):
             axes.barh(y, 100 * row["share"], height=0.55, color=palette.series[FINISHED], zorder=2)
             axes.annotate(
@@ -266,7 +271,7 @@ def _slice(record: Tuning, dimension: Dimension) -> Chart | None:
         return None
     best_number, default = _best_number(record), _default_of(record, dimension)
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         limits = _limits([t["value"] or 0.0 for t in trials], record["quality"]["better"])
         places = _place_on(axes.xaxis, axes.set_xscale, dimension)
         xs = [places(t["settings"][dimension.name]) for t in trials]
@@ -346,7 +351,7 @@ def _pair(record: Tuning, dimensions: Sequence[Dimension]) -> Chart | None:
     order = sorted(trials, key=lambda t: (t["status"] != "finished", -t["part"], sign * (t["value"] or 0.0)))
     cuts = [0, len(order) // 3, 2 * len(order) // 3, len(order)]
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         across = _place_on(axes.xaxis, axes.set_xscale, by_name[names[0]])
         up = _place_on(axes.yaxis, axes.set_yscale, by_name[names[1]])
         looks = [("o", FINISHED, 44, 1.0), ("o", FINISHED, 22, 0.45), ("x", STOPPED, 20, 0.9)]
@@ -356,7 +361,6 @@ def _pair(record: Tuning, dimensions: Sequence[Dimension]) -> Chart | None:
             ys = [up(t["settings"][names[1]]) for t in mine]
             if not by_name[names[0]].is_range and not by_name[names[1]].is_range:
                 xs = [x + 0.1 * ((i * 2) % 5 - 2) for i, x in enumerate(xs)]
-            edge = {} if marker == "x" else {"edgecolors": palette.paper}
             axes.scatter(
                 xs,
                 ys,
@@ -366,7 +370,8 @@ def _pair(record: Tuning, dimensions: Sequence[Dimension]) -> Chart | None:
                 alpha=alpha,
                 linewidths=0.9,
                 zorder=2,
-                **edge,
+                # A cross is all edge.
+                edgecolors=None if marker == "x" else palette.paper,
             )
         axes.set_xlabel(names[0])
         axes.set_ylabel(names[1])

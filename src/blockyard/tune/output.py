@@ -48,8 +48,8 @@ def best_yaml(record: schema.Tuning, spec: SearchSpec, cache: DataCache) -> str:
     steps = _steps_made(record, best)
     plan = Plan(steps) if steps else make_plan(run, data, spec.config)
     run = planned_run(run, plan, spec.config)
-    quality, spread = record["quality"], best["half_width"]
-    figure = f"{quality['metric']} {best['value']:.6g}" + (f" ± {spread:.2g}" if spread is not None else "")
+    quality, half = record["quality"], best["half_width"]
+    figure = f"{quality['metric']} {best['value']:.6g}" + (f" ± {half:.2g}" if half is not None else "")
     basis = f"over {best['seeds']} fresh seeds" if best["seeds"] else "with the search's own seed"
     # A file's plug-ins run only when they are named beside it.
     plugins = "".join(f" --plugin {name}" for name in run.plugins)

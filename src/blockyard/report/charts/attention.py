@@ -10,6 +10,7 @@ from blockyard.report.palette import Palette
 from blockyard.report.schema import Report
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from torch import Tensor
 
 # Legible on white and on dark paper: a picture's pixels cannot take their colour from the page.
@@ -30,7 +31,7 @@ def _reach(report: Report, found: dict[int, list[dict[str, Any]]]) -> Chart:
     context = report["settings"].get("model", {}).get("context")
     depth = 1 + max(entry["layer"] for layers in found.values() for entry in layers)
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         width = 0.7 / len(found)
         for place, (i, layers) in enumerate(found.items()):
             look, shift = palette.style(i), (place - (len(found) - 1) / 2) * width
@@ -60,7 +61,7 @@ def _maps(index: int, name: str, layers: list[dict[str, Any]]) -> Chart:
     tokens, columns = layers[0]["tokens"], min(MOST_HEADS, max(entry["heads"] for entry in layers))
     cell = tokens + GAP
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         import numpy as np
 
         image = np.zeros((cell * len(layers) - GAP, cell * columns - GAP, 4), dtype=np.float32)

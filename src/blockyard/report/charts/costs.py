@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockyard.errors import require
 from blockyard.report import units
@@ -12,6 +12,9 @@ from blockyard.report.chart import Chart, mean_of_seeds
 from blockyard.report.drawing import draw_line, name_powers
 from blockyard.report.palette import Palette
 from blockyard.report.schema import Choice, Report, higher_is_better, input_unit, quality_word, with_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def trade_offs(report: Report) -> list[Chart]:
@@ -80,11 +83,11 @@ def memory_over_length(report: Report) -> Chart | None:
 
 def _drawer_over_length(
     lines: list[tuple[int, list[int], list[float]]], unit: str, label: str
-) -> Callable[[Any, Palette], None]:
+) -> Callable[[Axes, Palette], None]:
     """Return a function that draws lines of (index of the choice, lengths, values) from zero on, lengths in powers
     of two."""
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         for i, lengths, values in lines:
             draw_line(axes, lengths, values, palette.style(i), markersize=5)
         axes.set_ylim(0, None)
@@ -136,8 +139,8 @@ _COSTS: tuple[tuple[str, str, str, str, Callable[[Choice], float | None]], ...] 
 
 def _point_drawer(
     report: Report, points: list[tuple[int, str, float]], finals: dict[str, Any], label: str, better: str
-) -> Callable[[Any, Palette], None]:
-    def draw(axes: Any, palette: Palette) -> None:
+) -> Callable[[Axes, Palette], None]:
+    def draw(axes: Axes, palette: Palette) -> None:
         sign = -1 if better == "more" else 1
         values = [value for _, _, value in points]
         wide = min(values) > 0 and max(values) / min(values) > 6
@@ -197,7 +200,7 @@ def _point_drawer(
     return draw
 
 
-def _plain_ticks(axes: Any, label: str) -> None:
+def _plain_ticks(axes: Axes, label: str) -> None:
     """Put ticks at round numbers of the unit in which they are written, without exponents."""
     ticker = require("matplotlib.ticker", extra="report")
     in_bytes = "bytes" in label
@@ -216,7 +219,7 @@ def _short(name: str) -> str:
 
 
 def _name_points(
-    axes: Any,
+    axes: Axes,
     points: list[tuple[float, float, str]],
     half_widths: list[float],
     front: list[tuple[float, float]],

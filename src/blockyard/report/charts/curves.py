@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockyard.report import units
 from blockyard.report.chart import Chart, seeds_in
@@ -19,6 +19,9 @@ from blockyard.report.schema import (
     quality_word,
     with_unit,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Share of the horizontal axis whose losses may lie above the vertical one.
 STEEP_PART = 0.2
@@ -81,8 +84,8 @@ def _known(curve: Any) -> list[int]:
     return [i for i, loss in enumerate(curve["loss"]) if loss is not None]
 
 
-def _curve_drawer(report: Report, which: str, key: str) -> Callable[[Any, Palette], None]:
-    def draw(axes: Any, palette: Palette) -> None:
+def _curve_drawer(report: Report, which: str, key: str) -> Callable[[Axes, Palette], None]:
+    def draw(axes: Axes, palette: Palette) -> None:
         label, unit, _ = _AXES[key]
         label = label.format(input_unit(report))
         # A quality of which more is better starts near chance, not far off: nothing of it is cut.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from blockyard.report.answers import margin_in_words
 from blockyard.report.chart import Chart, seeds_in
 from blockyard.report.drawing import name_rows
 from blockyard.report.palette import Palette
 from blockyard.report.schema import Report, higher_is_better, quality_unit, quality_word
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _WORDS = ("worse", "equivalent", "undecided")
 
@@ -22,7 +25,7 @@ def differences_from_the_best(report: Report) -> Chart | None:
     # To the right is worse for losses and accuracies alike.
     sign, margin = -1 if higher_is_better(report) else 1, report["margin"]
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         axes.axvspan(-margin, margin, color=palette.soft, alpha=0.22, linewidth=0)
         axes.axvline(0, color=palette.style(index[rows[0]["against"]]).colour, linewidth=2)
         for y, row in enumerate(rows):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from blockyard.report.chart import Chart, seeds_in
 from blockyard.report.drawing import draw_runs, name_rows
 from blockyard.report.palette import Palette
 from blockyard.report.ranking import finals
 from blockyard.report.schema import Report, higher_is_better, with_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def final_losses(report: Report) -> Chart | None:
@@ -20,7 +23,7 @@ def final_losses(report: Report) -> Chart | None:
     label = with_unit(report, f"final {report['quality']['metric']}")
     side = "right" if higher_is_better(report) else "left"
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         names = list(order)
         for y, name in enumerate(names):
             look, final = palette.style(index[name]), order[name]["final"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockyard.report.chart import Chart
 from blockyard.report.palette import Palette
 from blockyard.report.schema import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def learnt_kernels(report: Report) -> list[Chart]:
@@ -20,7 +23,7 @@ def learnt_kernels(report: Report) -> list[Chart]:
 
 
 def _responses(number: int, name: str, layers: list[dict[str, Any]]) -> Chart:
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         _curves(axes, palette, layers, "lags", "response")
         axes.set_xscale("symlog", linthresh=1)
         axes.set_yscale("log")
@@ -37,7 +40,7 @@ def _responses(number: int, name: str, layers: list[dict[str, Any]]) -> Chart:
 
 
 def _gates(number: int, name: str, layers: list[dict[str, Any]]) -> Chart:
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         _curves(axes, palette, layers, "frequencies", "gate")
         axes.set_xscale("symlog", linthresh=1e-3)
         axes.set_ylim(0, 1.05)
@@ -48,7 +51,7 @@ def _gates(number: int, name: str, layers: list[dict[str, Any]]) -> Chart:
     return Chart(f"gates-{number}", f"Gates of {name}", caption, draw, legend=False, group="kernels")
 
 
-def _curves(axes: Any, palette: Palette, layers: list[dict[str, Any]], x: str, y: str) -> None:
+def _curves(axes: Axes, palette: Palette, layers: list[dict[str, Any]], x: str, y: str) -> None:
     for order, layer in enumerate(layers):
         look = palette.style(order)
         axes.plot(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from blockyard.report.chart import Chart
 from blockyard.report.palette import Palette
 from blockyard.report.schema import Choice, Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def expert_loads(report: Report) -> list[Chart]:
@@ -40,8 +43,8 @@ def _runs(choice: Choice) -> str:
     return f"{n} runs" if n > 1 else "one run"
 
 
-def _drawer(loads: dict[str, list[float]], index: int) -> Callable[[Any, Palette], None]:
-    def draw(axes: Any, palette: Palette) -> None:
+def _drawer(loads: dict[str, list[float]], index: int) -> Callable[[Axes, Palette], None]:
+    def draw(axes: Axes, palette: Palette) -> None:
         look = palette.style(index)
         axes.axhline(1.0, color=palette.soft, linewidth=1, dashes=(4, 2), zorder=1)
         for number, shares in enumerate(loads.values()):
@@ -62,6 +65,6 @@ def _drawer(loads: dict[str, list[float]], index: int) -> Callable[[Any, Palette
         axes.set_ylim(bottom=0)
         axes.set_xlabel("expert")
         axes.set_ylabel("share / equal share")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
 
     return draw

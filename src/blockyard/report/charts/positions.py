@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from blockyard.report.chart import Chart, mean_of_seeds
 from blockyard.report.drawing import draw_line, name_powers
 from blockyard.report.palette import Palette
 from blockyard.report.schema import Choice, Report, with_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def loss_over_position(report: Report) -> Chart | None:
@@ -16,7 +19,7 @@ def loss_over_position(report: Report) -> Chart | None:
     if not found:
         return None
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         ends: set[int] = set()
         for i, means in found.items():
             look = palette.style(i)

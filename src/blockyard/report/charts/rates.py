@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from blockyard.report.chart import Chart
 from blockyard.report.drawing import draw_line, name_powers
 from blockyard.report.palette import Palette
 from blockyard.report.schema import Choice, Report, quality_word, with_unit
 from blockyard.report.units import rate_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def figures_over_rate(report: Report) -> Chart | None:
@@ -17,7 +20,7 @@ def figures_over_rate(report: Report) -> Chart | None:
     if not found:
         return None
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         factors: set[float] = set()
         for i, choice in found:
             look, probes = palette.style(i), ended(choice)

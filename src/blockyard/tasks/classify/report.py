@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from blockyard.report.chart import Chart
 from blockyard.report.palette import Palette
@@ -10,6 +10,9 @@ from blockyard.report.parts import Parts, Section, Table, first_finished
 from blockyard.report.schema import Choice, Report
 from blockyard.report.stats import interval
 from blockyard.report.units import plus_minus
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # A matrix with more classes than this is unreadable at the size of a figure.
 MOST_CLASSES = 24
@@ -56,7 +59,7 @@ def _confusion(choice: Choice, number: int) -> list[Chart]:
     labels, counts = figures["labels"], figures["confusion"]
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         colour = palette.style(number).colour
         for y, row in enumerate(shares):
             for x, share in enumerate(row):

@@ -61,7 +61,7 @@ def account(
 def hold(data: PriceTables, assets: np.ndarray, rows: np.ndarray, config: BacktestConfig) -> Course:
     """Return equal long positions in all assets, from the same origins, at the same lag and cost."""
     panel = Panel.of(data, assets, rows)
-    weights = equal_parts(panel.carry(panel.spread(np.ones(len(rows)))))
+    weights = equal_parts(panel.carry(panel.as_table(np.ones(len(rows)))))
     return account(data, assets, rows, panel.at(weights), lag=config.lag, cost=config.cost)
 
 

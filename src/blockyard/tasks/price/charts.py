@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,11 +12,15 @@ from blockyard.errors import InputError, require
 from blockyard.files import writing
 from blockyard.report.palette import LIGHT, Palette
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
 # Central intervals of a fan and how dark they are.
 BANDS = ((0.025, 0.975, 0.12), (0.05, 0.95, 0.14), (0.1, 0.9, 0.18), (0.25, 0.75, 0.26))
 
 
-def draw_fan(axes: Any, fan: Mapping[str, Any], levels: Sequence[float], palette: Palette, colour: str) -> None:
+def draw_fan(axes: Axes, fan: Mapping[str, Any], levels: Sequence[float], palette: Palette, colour: str) -> None:
     """Draw history, the forecast's intervals, its median, and what came.
 
     Args:
@@ -47,7 +51,7 @@ def draw_fan(axes: Any, fan: Mapping[str, Any], levels: Sequence[float], palette
     axes.set_ylabel(f"price of {fan['unique_id']}")
 
 
-def draw_calibration(axes: Any, palette: Palette) -> None:
+def draw_calibration(axes: Axes, palette: Palette) -> None:
     """Draw the line on which every calibrated forecast lies, and the axes' names."""
     axes.plot([0, 1], [0, 1], color=palette.soft, linewidth=0.9, linestyle=(0, (1, 2)))
     axes.set_xlim(0, 1)
@@ -57,7 +61,7 @@ def draw_calibration(axes: Any, palette: Palette) -> None:
 
 
 def draw_over_time(
-    axes: Any, curves: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]], palette: Palette
+    axes: Axes, curves: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]], palette: Palette
 ) -> None:
     """Draw skill accumulated over the test span.
 
@@ -77,7 +81,7 @@ def draw_over_time(
     axes.set_ylabel("accumulated pinball skill")
 
 
-def draw_tenths(axes: Any, shares: Sequence[Mapping[str, float] | None], palette: Palette, colour: str) -> None:
+def draw_tenths(axes: Axes, shares: Sequence[Mapping[str, float] | None], palette: Palette, colour: str) -> None:
     """Draw a PIT histogram: the share of outcomes in each tenth of the forecast, with intervals, and the line of a
     tenth.
 
@@ -162,7 +166,7 @@ def save_summary_plots(summary: Mapping[str, Any], main: str, folder: Path) -> l
 
 
 def save_fans(
-    frame: Any, histories: Mapping[str, Sequence[float]], levels: Sequence[float], out: Path, most: int = 6
+    frame: pd.DataFrame, histories: Mapping[str, Sequence[float]], levels: Sequence[float], out: Path, most: int = 6
 ) -> Path:
     """Return the fans of a tidy frame of forecasts, one panel per asset (the first `most`).
 

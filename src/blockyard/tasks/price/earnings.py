@@ -65,8 +65,8 @@ def describe(course: Course, year: int, cost: float, beside: Course | None = Non
     drawn = resample(np.stack(columns, axis=1), block=block_length(len(gains), 10))
 
     def sharpe(m: np.ndarray, first: int = 0) -> np.ndarray:
-        spread = np.sqrt(np.maximum(m[..., first + 1] - m[..., first] ** 2, 1e-18))
-        found: np.ndarray = m[..., first] / spread * np.sqrt(year)
+        deviation = np.sqrt(np.maximum(m[..., first + 1] - m[..., first] ** 2, 1e-18))
+        found: np.ndarray = m[..., first] / deviation * np.sqrt(year)
         return found
 
     annual = float(np.expm1(logs.mean() * year))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from blockyard.tasks.price.data.windows import PriceAssets, PriceData, PriceTabl
 from blockyard.tasks.price.future import future_dates
 from blockyard.tasks.price.model import PriceConfig, PriceForecaster
 from blockyard.tasks.run import load_run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROWS = 256
 Calibrate = Literal["auto", "on", "off"]
@@ -210,7 +213,7 @@ def _until(prices: Prices, at: str) -> Prices:
     return replace(prices, assets=tuple(cut))
 
 
-def write_table(frame: Any, out: Path) -> None:
+def write_table(frame: pd.DataFrame, out: Path) -> None:
     """Write a tidy frame as CSV or, by its suffix, parquet.
 
     Raises:

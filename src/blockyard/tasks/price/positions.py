@@ -152,12 +152,12 @@ def decide(
     if needs_width and (forecast.quantiles is None or len(levels) < 2):
         return None
     panel = Panel.of(data, assets, rows)
-    point = panel.spread(forecast.point[:, column])
+    point = panel.as_table(forecast.point[:, column])
     width = np.full(point.shape, np.nan)
     if forecast.quantiles is not None and len(levels) >= 2:
         # No asset is without risk.
         own = np.maximum(forecast.quantiles[:, column, -1] - forecast.quantiles[:, column, 0], 1e-12)
-        width = panel.spread(own)
+        width = panel.as_table(own)
     traded = panel.carry(point)
     if config.rule == "sign":
         weights = equal_parts(np.sign(traded))
@@ -200,7 +200,7 @@ class Panel:
         found: np.ndarray = values[self.place, self.number]
         return found
 
-    def spread(self, values: np.ndarray) -> np.ndarray:
+    def as_table(self, values: np.ndarray) -> np.ndarray:
         """Return one value per origin as [dates, assets]; NaN where there is none."""
         found = np.full((len(self.dates), self.assets), np.nan)
         found[self.place, self.number] = values

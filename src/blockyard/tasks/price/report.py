@@ -6,7 +6,7 @@ Validation chooses, the test part judges: a run's figures are of the test part, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from blockyard.tasks.price.baselines import RIVALS
 from blockyard.tasks.price.charts import draw_calibration, draw_fan, draw_over_time, draw_tenths
 from blockyard.tasks.price.scores import word_of
 from blockyard.tasks.price.summary import PAIRS, paired_cell
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SHOWN = (1, 5, 20, 30)
 DRAWN = ("EWMA(0.94)", "GARCH-t")
@@ -167,7 +170,7 @@ def _pit_chart(
     if found is None:
         return None
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         draw_tenths(axes, found, palette, palette.style(index[leader["name"]]).colour)
 
     caption = (
@@ -187,7 +190,7 @@ def _fan_chart(report: Report, choices: list[Choice], index: Mapping[str, int]) 
     test = _figures(leader)[0]
     fan = next(iter(test["fans"].values()), None)
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         if fan is not None:
             draw_fan(axes, fan, test["levels"], palette, palette.style(index[leader["name"]]).colour)
 
@@ -204,8 +207,8 @@ def _curve_drawer(
     baselines: dict[str, Any],
     h: str,
     draw_all: Callable[[Any, list[dict[str, Any]], list[dict[str, Any]], Palette], None],
-) -> Callable[[Any, Palette], None]:
-    def draw(axes: Any, palette: Palette) -> None:
+) -> Callable[[Axes, Palette], None]:
+    def draw(axes: Axes, palette: Palette) -> None:
         curves, lines = [], []
         for number, name in enumerate(n for n in DRAWN if n in baselines["curves"]):
             curves.append(baselines["curves"][name][h])
@@ -225,11 +228,11 @@ def _curve_drawer(
     return draw
 
 
-def _draw_skill(axes: Any, curves: list[dict[str, Any]], lines: list[dict[str, Any]], palette: Palette) -> None:
+def _draw_skill(axes: Axes, curves: list[dict[str, Any]], lines: list[dict[str, Any]], palette: Palette) -> None:
     draw_over_time(axes, curves, lines, palette)
 
 
-def _draw_observed(axes: Any, curves: list[dict[str, Any]], lines: list[dict[str, Any]], palette: Palette) -> None:
+def _draw_observed(axes: Axes, curves: list[dict[str, Any]], lines: list[dict[str, Any]], palette: Palette) -> None:
     draw_calibration(axes, palette)
     for curve, line in zip(curves, lines):
         axes.plot(curve["levels"], curve["observed"], **line)

@@ -74,8 +74,8 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def correlation(means: np.ndarray) -> np.ndarray:
     """Return pearson's correlation from means of x, y, x², y², xy on the last axis; 0 where one never varies."""
     mx, my, xx, yy, xy = np.moveaxis(means, -1, 0)
-    spread = np.sqrt(np.maximum(xx - mx**2, 0) * np.maximum(yy - my**2, 0))
-    return np.divide(xy - mx * my, spread, out=np.zeros_like(spread), where=spread > 1e-15)
+    scale = np.sqrt(np.maximum(xx - mx**2, 0) * np.maximum(yy - my**2, 0))
+    return np.divide(xy - mx * my, scale, out=np.zeros_like(scale), where=scale > 1e-15)
 
 
 def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:

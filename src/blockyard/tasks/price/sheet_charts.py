@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from blockyard.report.chart import Chart
 from blockyard.report.palette import Palette
 from blockyard.report.render import dress
 from blockyard.tasks.price.charts import draw_tenths
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Points of a line on the page, and steps of the shortest trailing figure.
 POINTS, SHORTEST = 400, 20
@@ -56,7 +59,7 @@ def ic_chart(found: Mapping[str, Any], horizon: int) -> Chart:
         how = f"mean of the last {found['window']} dates of the correlation across assets"
     caption = f"Forecast and outcome, h = {horizon}: {how}. Solid: IC; dashed: RankIC, of ranks. Dotted: 0, no skill."
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         x = _dates(found["ds"])
         axes.axhline(0, color=palette.soft, linewidth=0.9, linestyle=(0, (1, 2)))
         for number, key in enumerate(("ic", "rank_ic")):
@@ -75,20 +78,24 @@ def pit_chart(shares: Sequence[Mapping[str, float]], horizon: int) -> Chart:
         "a calibrated forecast has them all. High at both ends is too narrow, high in the middle too wide."
     )
 
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         draw_tenths(axes, shares, palette, palette.style(0).colour)
 
     return Chart("pit", "Where outcomes lay in the forecast", caption, draw, legend=False)
 
 
-def _equity_drawer(results: Results) -> Callable[[Any, Palette], None]:
-    def draw(axes: Any, palette: Palette) -> None:
+def _equity_drawer(results: Results) -> Callable[[Axes, Palette], None]:
+    def draw(axes: Axes, palette: Palette) -> None:
         below = _panel_below(axes, palette, (2.6, 1))
         axes.axhline(1, color=palette.soft, linewidth=0.9, linestyle=(0, (1, 2)))
         x: Any = np.arange(2)
         for number, found in enumerate(results.values()):
             look = palette.style(number)
-            line = {"color": look.colour, "dashes": look.dashes or (None, None), "linewidth": 1.7 - 0.4 * number}
+            line: dict[str, Any] = {
+                "color": look.colour,
+                "dashes": look.dashes or (None, None),
+                "linewidth": 1.7 - 0.4 * number,
+            }
             curve = np.array(found["curve"])
             depth = np.expm1(curve - np.maximum.accumulate(np.maximum(curve, 0.0)))
             last, deepest = thinned(depth, POINTS)
@@ -105,7 +112,7 @@ def _equity_drawer(results: Results) -> Callable[[Any, Palette], None]:
     return draw
 
 
-def _panel_below(axes: Any, palette: Palette, heights: tuple[float, float]) -> Any:
+def _panel_below(axes: Axes, palette: Palette, heights: tuple[float, float]) -> Any:
     """Return second axes below the given ones, with the same horizontal axis."""
     grid = axes.figure.add_gridspec(2, 1, height_ratios=heights)
     axes.set_subplotspec(grid[0])
@@ -122,21 +129,21 @@ def thinned(depth: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     return edges[1:] - 1, np.minimum.reduceat(depth, edges[:-1])
 
 
-def _trailing_drawer(results: Results, window: int) -> Callable[[Any, Palette], None]:
-    def draw(axes: Any, palette: Palette) -> None:
+def _trailing_drawer(results: Results, window: int) -> Callable[[Axes, Palette], None]:
+    def draw(axes: Axes, palette: Palette) -> None:
         below = _panel_below(axes, palette, (1.6, 1))
         axes.axhline(0, color=palette.soft, linewidth=0.9, linestyle=(0, (1, 2)))
         x: Any = np.arange(2)
         for number, found in enumerate(results.values()):
             look = palette.style(number)
-            mean, spread = trailing(np.array(found["curve"]), window)
+            mean, deviation = trailing(np.array(found["curve"]), window)
             root = np.sqrt(found["steps_per_year"])
-            ratio = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 1e-12) * root
+            ratio = np.divide(mean, deviation, out=np.zeros_like(mean), where=deviation > 1e-12) * root
             some = np.unique(np.linspace(0, len(ratio) - 1, POINTS).astype(int))
             x = _dates([found["ds"][place + window - 1] for place in some])
-            line = {"color": look.colour, "dashes": look.dashes or (None, None), "linewidth": 1.5}
+            line: dict[str, Any] = {"color": look.colour, "dashes": look.dashes or (None, None), "linewidth": 1.5}
             axes.plot(x, ratio[some], **line)
-            below.plot(x, 100 * spread[some] * root, **line)
+            below.plot(x, 100 * deviation[some] * root, **line)
         axes.set_ylabel("Sharpe ratio")
         below.set_ylabel("volatility, %")
         below.set_ylim(bottom=0)
@@ -164,7 +171,7 @@ def _dates(ds: Sequence[str]) -> Any:
     return np.array([str(d).replace(" ", "T") for d in ds], "datetime64[s]")
 
 
-def _date_axis(axes: Any, x: Any) -> None:
+def _date_axis(axes: Axes, x: Any) -> None:
     if x.dtype.kind == "M":
         dates = require("matplotlib.dates", extra="report")
         locator = dates.AutoDateLocator(minticks=3, maxticks=8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockyard.report.chart import Chart
 from blockyard.report.drawing import draw_line, name_powers
@@ -12,6 +12,9 @@ from blockyard.report.parts import Parts, Section, Table
 from blockyard.report.schema import Choice, Report
 from blockyard.report.stats import interval
 from blockyard.report.units import plus_minus
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MEANINGS = {
     "mqar": "key-value pairs, then every key again at a random place: its value is to be given",
@@ -97,7 +100,7 @@ def _floor(report: Report) -> Section:
 
 
 def _over_sizes(rows: dict[str, dict[int, list[float]]], sizes: list[int], word: str) -> Chart:
-    def draw(axes: Any, palette: Palette) -> None:
+    def draw(axes: Axes, palette: Palette) -> None:
         for index, by_size in enumerate(rows.values()):
             look, known = palette.style(index), [size for size in sizes if size in by_size]
             if not known:

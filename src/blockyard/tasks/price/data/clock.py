@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from blockyard.tasks.price.data.kinds import NOTHING, OFFSET
 from blockyard.tasks.price.data.names import says_date
 from blockyard.tasks.price.data.reading import Reading
 from blockyard.tasks.price.data.units import NAMES, UNITS, epoch_unit, excel_days, times_of_day
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _DOTTED = re.compile(r"^\d{1,2}\.\d{1,2}\.\d{4}")
 _SLASHED = re.compile(r"^\s*(\d{1,2})[/-](\d{1,2})[/-]\d{2,4}")
@@ -100,7 +103,7 @@ def _filled(reading: Reading, column: str) -> Any:
     return cells
 
 
-def _since_1970(cells: Any, unit: str) -> np.ndarray:
+def _since_1970(cells: pd.Series, unit: str) -> np.ndarray:
     pandas = require("pandas", extra="prices")
     numbers = cells if cells.dtype.kind in "fiu" else pandas.to_numeric(cells.astype(str).str.strip())
     if numbers.dtype.kind in "iu":
@@ -113,7 +116,7 @@ def _since_1970(cells: Any, unit: str) -> np.ndarray:
     return found
 
 
-def _in_excels_days(reading: Reading, column: str, cells: Any) -> Clock:
+def _in_excels_days(reading: Reading, column: str, cells: pd.Series) -> Clock:
     """Return days as spreadsheets count them, to the second: a cell has not more digits."""
     days = excel_days(cells)
     if not says_date(column) or days is None:
@@ -126,14 +129,14 @@ def _in_excels_days(reading: Reading, column: str, cells: Any) -> Clock:
     return Clock(ds, "days since 1899-12-30, as spreadsheets count them")
 
 
-def _all_digits(cells: Any) -> bool:
+def _all_digits(cells: pd.Series) -> bool:
     if cells.dtype.kind == "M":
         return False
     first = str(cells.iloc[0]).strip().removesuffix(".0")
     return first.isdecimal() and bool(cells.astype(str).str.strip().str.fullmatch(r"\d{1,18}(\.0+)?").all())
 
 
-def _in_digits(reading: Reading, column: str, cells: Any, config: PriceDataConfig) -> Clock:
+def _in_digits(reading: Reading, column: str, cells: pd.Series, config: PriceDataConfig) -> Clock:
     """Return dates in digits, 20240131 or 202401311530, or else row numbers."""
     pandas = require("pandas", extra="prices")
     values = pandas.to_numeric(cells.astype(str) if cells.dtype.kind == "O" else cells)
@@ -158,7 +161,7 @@ def _in_digits(reading: Reading, column: str, cells: Any, config: PriceDataConfi
     return Clock(_with_time(reading, parsed, config).to_numpy("datetime64[ns]"), _naive(reading))
 
 
-def _written(reading: Reading, column: str, cells: Any, config: PriceDataConfig) -> Clock:
+def _written(reading: Reading, column: str, cells: pd.Series, config: PriceDataConfig) -> Clock:
     """Return dates as text, or as pandas' own."""
     pandas = require("pandas", extra="prices")
     if cells.dtype.kind == "O" and OFFSET.fullmatch(str(cells.iloc[0]).strip()):
@@ -176,7 +179,7 @@ def _written(reading: Reading, column: str, cells: Any, config: PriceDataConfig)
     return Clock(ds, _naive(reading), asks=_either_way(cells, config))
 
 
-def _with_offsets(reading: Reading, column: str, cells: Any, config: PriceDataConfig) -> Clock:
+def _with_offsets(reading: Reading, column: str, cells: pd.Series, config: PriceDataConfig) -> Clock:
     """Return text that ends in its distance from UTC."""
     pandas = require("pandas", extra="prices")
     text = cells.astype(str).str.strip()
@@ -225,7 +228,7 @@ def _closes(wall: np.ndarray, steps: np.ndarray) -> bool:
     return longest > 1.5 * float(np.median(steps.astype("timedelta64[m]").astype(np.int64)))
 
 
-def _with_time(reading: Reading, parsed: Any, config: PriceDataConfig) -> Any:
+def _with_time(reading: Reading, parsed: pd.Series, config: PriceDataConfig) -> Any:
     """Return dates with the times of day of a column of their own."""
     column = reading.columns.time
     if column is None or (parsed != parsed.dt.normalize()).any():
@@ -239,14 +242,14 @@ def _naive(reading: Reading) -> str:
     return f"the file's own{time}; it names no time zone"
 
 
-def _refuse_unparsed(reading: Reading, column: str, cells: Any, parsed: Any) -> None:
+def _refuse_unparsed(reading: Reading, column: str, cells: pd.Series, parsed: pd.Series) -> None:
     bad = np.flatnonzero(parsed.isna().to_numpy())
     if bad.size:
         place = int(bad[0])
         reading.wrong(place, column, f"{cells.iloc[place]!r} is not a date like the first, {cells.iloc[0]!r}")
 
 
-def _parsed_either_way(cells: Any, config: PriceDataConfig) -> Any:
+def _parsed_either_way(cells: pd.Series, config: PriceDataConfig) -> Any:
     """Return timestamps; a day beyond the twelfth further down says which number is the day."""
     day_first = config.day_first
     if day_first is None:
@@ -259,7 +262,7 @@ def _parsed_either_way(cells: Any, config: PriceDataConfig) -> Any:
     return parsed
 
 
-def _either_way(cells: Any, config: PriceDataConfig) -> str:
+def _either_way(cells: pd.Series, config: PriceDataConfig) -> str:
     """Return a question about dates of which every one can be read with the month first and with the day first."""
     if config.day_first is not None or cells.dtype.kind != "O" or not _SLASHED.match(str(cells.iloc[0])):
         return ""
@@ -270,7 +273,7 @@ def _either_way(cells: Any, config: PriceDataConfig) -> str:
     return f"every date can be read two ways; {first} is, with the month first: say --data.day_first true or false"
 
 
-def _parsed(cells: Any, day_first: bool) -> Any:
+def _parsed(cells: pd.Series, day_first: bool) -> Any:
     """Return timestamps of a column of dates, NaT where one cannot be read like the first."""
     pandas = require("pandas", extra="prices")
     first = str(cells.iloc[0])

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from blockyard.tasks.price.data.config import PriceDataConfig
 from blockyard.tasks.price.data.kinds import TIME
 from blockyard.tasks.price.data.names import CLOCKS, SPELLINGS, TIMES_OF_DAY, part_of, simple
 from blockyard.tasks.price.data.units import epoch_unit, times_of_day
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BARS = ("open", "high", "low", "volume")
 # What is kept as an index by writers of CSV files and means nothing.
@@ -78,7 +81,7 @@ class Columns:
         return known + (f"; of the asset: {', '.join(self.static)}" if self.static else "")
 
 
-def text_columns(frame: Any, config: PriceDataConfig) -> set[str]:
+def text_columns(frame: pd.DataFrame, config: PriceDataConfig) -> set[str]:
     """Return columns that stay text, by their names: ids, dates, times of day."""
     names = [str(name) for name in frame.columns]
     found = _named(names, config)
@@ -87,7 +90,7 @@ def text_columns(frame: Any, config: PriceDataConfig) -> set[str]:
 
 def find_columns(
     source: str,
-    frame: Any,
+    frame: pd.DataFrame,
     levels: Mapping[str, tuple[str, str]],
     config: PriceDataConfig,
     marked: Collection[str] = (),
@@ -156,7 +159,7 @@ def find_columns(
 
 
 def _named_columns(
-    source: str, frame: Any, option: str, config: PriceDataConfig, taken: Collection[str]
+    source: str, frame: pd.DataFrame, option: str, config: PriceDataConfig, taken: Collection[str]
 ) -> tuple[str, ...]:
     """Return the columns that data.future or data.static names.
 
@@ -208,7 +211,7 @@ def _named(
     return found
 
 
-def _find_dates(frame: Any, names: Sequence[str], found: dict[str, str | None]) -> None:
+def _find_dates(frame: pd.DataFrame, names: Sequence[str], found: dict[str, str | None]) -> None:
     """Find dates under a name of their own, where none is spelled as usual."""
     if found["ds"] is None and names and _NAMELESS.match(names[0]):
         # A frame with nameless dates as its index, as to_csv writes it.
@@ -220,7 +223,7 @@ def _find_dates(frame: Any, names: Sequence[str], found: dict[str, str | None]) 
         found["ds"] = dated[0] if len(dated) == 1 else None
 
 
-def _holds_dates(cells: Any) -> bool:
+def _holds_dates(cells: pd.Series) -> bool:
     """Return whether a column under another name holds text that reads as dates."""
     first = cells.dropna().iloc[:20]
     if not len(first) or first.dtype.kind in "fiub":
@@ -234,7 +237,7 @@ def _holds_dates(cells: Any) -> bool:
     return not parsed.isna().any()
 
 
-def _time_of_day(frame: Any, names: Sequence[str], found: Mapping[str, str | None]) -> str | None:
+def _time_of_day(frame: pd.DataFrame, names: Sequence[str], found: Mapping[str, str | None]) -> str | None:
     """Return a column of times of day that belongs to the dates."""
     if found["ds"] is None:
         return None
@@ -250,14 +253,14 @@ def _time_of_day(frame: Any, names: Sequence[str], found: Mapping[str, str | Non
     return None
 
 
-def _is_wide(frame: Any, found: Mapping[str, str | None], left: Sequence[str], numeric: Sequence[str]) -> bool:
+def _is_wide(frame: pd.DataFrame, found: Mapping[str, str | None], left: Sequence[str], numeric: Sequence[str]) -> bool:
     """Return whether a table is dates and a column per asset: nothing else stands in it."""
     ds = found["ds"]
     alone = not any(found[part] for part in ("unique_id", *BARS)) and list(left) == list(numeric) and len(numeric) > 1
     return alone and ds is not None and (_holds_dates(frame[ds]) or epoch_unit(frame[ds]) is not None)
 
 
-def _below_zero(frame: Any, numeric: Sequence[str]) -> str:
+def _below_zero(frame: pd.DataFrame, numeric: Sequence[str]) -> str:
     """Return where a table is no column per asset, since a value is no price; "" where all could be."""
     for name in numeric:
         bad = np.flatnonzero((frame[name] <= 0).fillna(False).to_numpy(bool))
@@ -284,7 +287,7 @@ def _levels_in(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 def _by_ticker(
     source: str,
-    frame: Any,
+    frame: pd.DataFrame,
     levels: Mapping[str, tuple[str, str]],
     ds: str | None,
     time: str | None,
@@ -323,7 +326,7 @@ def _by_ticker(
     return tuple(series)
 
 
-def _bars(frame: Any, found: Mapping[str, str | None]) -> tuple[dict[str, Any], list[str]]:
+def _bars(frame: pd.DataFrame, found: Mapping[str, str | None]) -> tuple[dict[str, Any], list[str]]:
     """Open, high, low and volume, and a word on columns that are named so and hold nothing."""
     empty = [name for part in BARS if (name := found[part]) is not None and len(frame) and frame[name].isna().all()]
     parts = {part: None if found[part] in empty else found[part] for part in BARS}
@@ -331,7 +334,7 @@ def _bars(frame: Any, found: Mapping[str, str | None]) -> tuple[dict[str, Any], 
 
 
 def _extra(
-    source: str, frame: Any, left: Mapping[str, str], wanted: str, marked: Collection[str]
+    source: str, frame: pd.DataFrame, left: Mapping[str, str], wanted: str, marked: Collection[str]
 ) -> tuple[dict[str, str], list[str]]:
     """Return further columns as asked for, by name, and a word on those that are left out though numbers."""
     if wanted == "none":

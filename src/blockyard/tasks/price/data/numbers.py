@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from blockyard.errors import InputError, require
 from blockyard.tasks.price.data.kinds import MARKS, NOTHING
 from blockyard.tasks.price.data.names import part_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Mark = Literal["point", "comma"]
 # Sure with a decimal comma, sure with a decimal point, and the two that may be either; all without sign.
@@ -76,7 +79,7 @@ class _Column:
 
     plain: Any
     odd: np.ndarray
-    cells: Any
+    cells: pd.Series
     parsed: dict[str, _Cell | None]
 
     def parse(self) -> bool:
@@ -114,13 +117,13 @@ class Numbers:
         said: what was seen.
     """
 
-    frame: Any
+    frame: pd.DataFrame
     marked: frozenset[str]
     said: tuple[str, ...]
 
 
 def read_numbers(
-    frame: Any, names: Collection[str], *, separator: str | None, decimal: Literal["auto", "point", "comma"]
+    frame: pd.DataFrame, names: Collection[str], *, separator: str | None, decimal: Literal["auto", "point", "comma"]
 ) -> Numbers:
     """Replace columns of written numbers by numbers, in a copy of the frame.
 
@@ -163,7 +166,7 @@ def read_numbers(
     return Numbers(frame, frozenset(marked), tuple(said))
 
 
-def _column(cells: Any) -> _Column | None:
+def _column(cells: pd.Series) -> _Column | None:
     """Return a column of text, with what pandas makes of it; None for columns that are numbers, dates or categories."""
     pandas = require("pandas", extra="prices")
     if not (cells.dtype == object or pandas.api.types.is_string_dtype(cells.dtype)):
@@ -216,7 +219,7 @@ def _nothing(text: Any) -> np.ndarray:
     return found
 
 
-def _is_truth(cells: Any) -> bool:
+def _is_truth(cells: pd.Series) -> bool:
     return set(cells.unique()) <= set(_TRUTH)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from blockyard.tasks.price.data.rhythm import find_rhythm
 from blockyard.tasks.price.data.sources import SourceTable, read_table
 from blockyard.tasks.price.data.steps import find_steps
 from blockyard.tasks.price.data.table import Asset, Prices, show_ds
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What programs write for a name that is missing; NA, TRUE and NAN are tickers.
 _NO_NAME = ("", "nan", "NaN", "<NA>", "None", "null", "#N/A")
@@ -145,7 +148,9 @@ def _holes(asset: Asset) -> list[str]:
     return [f"{asset.unique_id}: {where}, where the step is {rhythm.step}; {what}"]
 
 
-def _by_asset(source: str, frame: Any, columns: Columns, notes: list[str]) -> Iterable[tuple[str | None, np.ndarray]]:
+def _by_asset(
+    source: str, frame: pd.DataFrame, columns: Columns, notes: list[str]
+) -> Iterable[tuple[str | None, np.ndarray]]:
     """Return row numbers of each asset, in the order in which assets appear."""
     if columns.asset is not None:
         # Where only other assets have a row, this one's cells are all empty.

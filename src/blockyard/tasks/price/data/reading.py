@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from blockyard.errors import InputError, require
 from blockyard.tasks.price.data.columns import Columns
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
@@ -29,7 +32,7 @@ class Reading:
     """
 
     source: str
-    frame: Any
+    frame: pd.DataFrame
     columns: Columns
     rows: np.ndarray
     unique_id: str | None

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockyard.errors import InputError, require
 from blockyard.files import user_path
@@ -19,6 +19,9 @@ from blockyard.tasks.price.data.names import FIELDS, simple
 from blockyard.tasks.price.data.numbers import read_numbers
 from blockyard.tasks.price.data.workbook import OTHERS, SUFFIXES, read_sheet, typed_column
 from blockyard.text.compressed import open_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Lines of words that may stand below a table.
 LINES_BELOW = 5
@@ -38,7 +41,7 @@ class SourceTable:
     """
 
     name: str
-    frame: Any
+    frame: pd.DataFrame
     levels: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     separator: str | None = None
     marked: frozenset[str] = frozenset()
@@ -87,7 +90,7 @@ def _table(source: Any, number: int) -> SourceTable:
     )
 
 
-def _frame_name(frame: Any, number: int) -> str:
+def _frame_name(frame: pd.DataFrame, number: int) -> str:
     return str(frame.attrs.get("name", f"frame {number + 1}"))
 
 
@@ -190,7 +193,7 @@ def _read_sheet(name: str, path: Path) -> SourceTable:
     return SourceTable(name, frame.iloc[:rest], levels, "\t", said=(*sheet.said, *header.said, *words))
 
 
-def _lines_below(frame: Any) -> int:
+def _lines_below(frame: pd.DataFrame) -> int:
     """Return how many of the last lines are words in the first cell, such as "Downloaded from …", and nothing else."""
     if frame.shape[1] < 2 or not len(frame):
         return 0
@@ -199,7 +202,7 @@ def _lines_below(frame: Any) -> int:
     return int(words.iloc[::-1].cummin().sum())
 
 
-def _of_frame(name: str, frame: Any) -> SourceTable:
+def _of_frame(name: str, frame: pd.DataFrame) -> SourceTable:
     """Return a frame of the user's: its index as columns, its columns under plain names."""
     pandas = require("pandas", extra="prices")
     levels: dict[str, tuple[str, str]] = {}
@@ -236,12 +239,12 @@ def _flat(columns: Any) -> tuple[list[str], dict[str, tuple[str, str]]]:
     return names, {}
 
 
-def _is_plain(cells: Any) -> bool:
+def _is_plain(cells: pd.Series) -> bool:
     pandas = require("pandas", extra="prices")
     return not isinstance(cells.dtype, pandas.ArrowDtype | pandas.CategoricalDtype)
 
 
-def _plain(cells: Any) -> Any:
+def _plain(cells: pd.Series) -> Any:
     """Return a column of Arrow's types or of categories, as pandas' older ones."""
     pandas = require("pandas", extra="prices")
     if isinstance(cells.dtype, pandas.CategoricalDtype):

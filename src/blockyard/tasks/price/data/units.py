@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from blockyard.errors import require
 from blockyard.tasks.price.data.kinds import TIME
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Unit -> nanoseconds in it.
 UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
@@ -20,7 +23,7 @@ DAYS = (20_000.0, 73_051.0)
 LEAP = 6.3e7
 
 
-def epoch_unit(cells: Any) -> str | None:
+def epoch_unit(cells: pd.Series) -> str | None:
     """Return the unit of a column of numbers, or of text that is all numbers, as times since 1970; None when it is no
     such.
 
@@ -69,7 +72,7 @@ def _is_written(values: np.ndarray) -> bool:
     return bool(valid.all())
 
 
-def excel_days(cells: Any) -> np.ndarray | None:
+def excel_days(cells: pd.Series) -> np.ndarray | None:
     """Return a column as days that spreadsheets count from 1899-12-30, with the time as a fraction; None when it is no
     such.
 
@@ -90,7 +93,7 @@ def excel_days(cells: Any) -> np.ndarray | None:
     return values if bool(((values >= DAYS[0]) & (values < DAYS[1])).all()) else None
 
 
-def times_of_day(cells: Any) -> Any:
+def times_of_day(cells: pd.Series) -> Any:
     """Return a column of times of day as time since midnight, or None where a cell is none.
 
     Read are 9:30, 09:30:00.5 and 9:30 PM, and in digits alone 930 and 0930 or, where some have more, 93000 and 093000.
