@@ -102,6 +102,7 @@ class OldPlaces:
         if name in MOVED:
             return ModuleSpec(name, self)  # type: ignore[arg-type]  # it has a loader's methods, without importlib.abc
         if name in PACKAGES:
+            # mypy: as above.
             return ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
         return None
 

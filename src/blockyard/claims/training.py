@@ -287,6 +287,7 @@ def accuracies(task: str, blocks: str, groups: dict[str, dict[str, Any]]) -> tup
         options = {**groups, "model": {**groups["model"], "pattern": blocks}, "train": train}
         run = resolve(options, task)
         name = f"{task} {blocks} {sha256(repr(options).encode()).hexdigest()[:12]} seed {seed}"
+        # mypy: mypy gives a lambda with a default no type.
         found.append(recall(lambda run=run: {"accuracy": _trained(run)}, name)["accuracy"])  # type: ignore[misc]
     return tuple(found)
 

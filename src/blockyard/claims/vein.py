@@ -31,6 +31,7 @@ def seed_block() -> vein_flow.VFTBlock:
 
 
 def _cost(module: object, tokens: int) -> Cost:
+    # mypy: a block of ours, which has a cost; nn.Module does not know of it.
     return module.cost(tokens)  # type: ignore[attr-defined]
 
 

@@ -89,6 +89,7 @@ def tolerant_streams() -> Iterator[None]:
         # What stands in for a stream (a test's capture, a notebook's) may take everything anyway.
         with contextlib.suppress(AttributeError, ValueError, OSError):
             handler = stream.errors or "strict"
+            # mypy: only a text stream that a program replaced has none.
             stream.reconfigure(errors=HANDLER)  # type: ignore[union-attr]
             handlers.append((stream, handler))
             if not stream.encoding.lower().replace("-", "").replace("_", "").startswith("utf"):

@@ -29,6 +29,7 @@ def _declare(section: argparse._ActionsContainer, flag: str, option: Option, hel
         default=argparse.SUPPRESS,
         metavar=option.type_name.replace(" | ", "|").replace(" ", "_"),
         help=help,
+        # mypy: argparse types every keyword apart.
         **({"nargs": "?", "const": "true"} if bool in option.alternatives else {}),  # type: ignore[arg-type]
     )
 

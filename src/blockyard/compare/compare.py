@@ -245,6 +245,7 @@ def _add_rates(report: schema.Report, plan: list[Planned], state: State, base: R
     if found is None:
         return
     spent = sum(run["seconds"] for choice in report["choices"] for run in choice["runs"])
+    # mypy: found as plain data, in the shape of the schema.
     report["rates"] = {**found, "cost": found["seconds"] / spent if spent else None}  # type: ignore[typeddict-item]
     for planned, choice in zip(plan, report["choices"]):
         probes = state.data["rates"][planned.name]

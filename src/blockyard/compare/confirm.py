@@ -103,6 +103,7 @@ def confirm(
             {
                 "name": p.name,
                 "runs": [
+                    # mypy: keys of the schema, though not written out.
                     {key: run[key] for key in kept if key in run}  # type: ignore[literal-required]
                     for (name, _), run in sorted(found.items())
                     if name == p.name

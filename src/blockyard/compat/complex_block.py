@@ -61,6 +61,7 @@ class ComplexLinear(layers.ComplexLinear):
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__(in_features, out_features, bias=bias)
 
+    # mypy: the document hands both parts apart.
     def forward(self, x_r: Tensor, x_i: Tensor) -> Parts:  # type: ignore[override]
         return split(super().forward(join(x_r, x_i)))
 
@@ -93,6 +94,7 @@ class ComplexSwiGLU(ffn.ComplexSwiGLU):
     def __init__(self, feature_dim: int, hidden_dim: int | None = None) -> None:
         super().__init__(feature_dim, d_ff=hidden_dim)
 
+    # mypy: the document hands both parts apart.
     def forward(self, x_r: Tensor, x_i: Tensor) -> Parts:  # type: ignore[override]
         return split(super().forward(join(x_r, x_i)))
 

@@ -177,4 +177,5 @@ def a_cache_of_another_batch_or_dtype_is_refused(subject: Subject) -> None:
 def _tensors(cache: object) -> list[torch.Tensor]:
     """Return the stored tensors of a `LayerCache`; none of another kind of cache, whose insides are its own."""
     slots = getattr(cache, "slots", None)
+    # mypy: slots are named by those caches alone that can be asked for one.
     return [cache[name] for name in slots] if slots else []  # type: ignore[index]

@@ -17,13 +17,14 @@ TOKENS = (1, 7, 40)
 
 
 def _complex_aware(rows_at: int) -> Callable[..., int]:
-    """Return FLOPs of a product whose factors stand at `rows_at` and behind; the counter's own formula takes every
+    """Return a formula of the FLOPs of a product whose factors stand at `rows_at` and behind; the counter's own takes every
     multiplication for a real one, and one of complex numbers is four."""
 
     def formula(*arguments: Any, **_: Any) -> int:
         a, b = arguments[rows_at : rows_at + 2]
         return 2 * a.numel() * b.shape[-1] * (4 if a.is_complex() else 1)
 
+    # mypy: how FlopCounterMode is told to hand over tensors and not shapes.
     formula._get_raw = True  # type: ignore[attr-defined]
     return formula
 

@@ -52,6 +52,7 @@ def a_padding_mask_of_the_wrong_shape_is_refused(subject: Subject) -> None:
     for shape in ((BATCH, LENGTH + 1), (BATCH + 1, LENGTH)):
         mask = torch.ones(shape)
         mask[:, 0] = 0
+        # mypy: mypy gives a lambda with a default no type.
         refused(lambda mask=mask: mixer(subject.x(), padding_mask=mask), f"a padding mask {shape}", REFUSALS)  # type: ignore[misc]
 
 
@@ -85,4 +86,5 @@ def arguments_beyond_the_traits_are_refused_and_not_ignored(subject: Subject) ->
     mixer = subject.build(subject.modes[0])
     for name in tried:
         given = {name: beyond[name][1]}
+        # mypy: mypy gives a lambda with a default no type.
         refused(lambda given=given: mixer(x, **given), f"{name}, which its traits do not claim,", REFUSALS)  # type: ignore[misc]

@@ -104,6 +104,7 @@ class Subject:
     @cached_property
     def arguments(self) -> frozenset[str]:
         """The arguments that `forward` names."""
+        # mypy: a registered class has a forward: the register has refused others.
         return accepted_arguments(self.cls.forward)  # type: ignore[attr-defined]
 
     @property

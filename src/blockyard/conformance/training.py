@@ -106,6 +106,7 @@ def check_second_derivatives(module: torch.nn.Module, call: Callable[[Tensor], T
     try:
         first = gradient(again=True)
         along = sum((reals(g) * reals(d)).sum() for g, d in zip(first, direction) if g is not None)
+        # mypy: torch takes any sequence.
         found = _row(torch.autograd.grad(along, inputs, allow_unused=True), inputs) / size  # type: ignore[arg-type]
     except (RuntimeError, InputError) as refusal:
         skip(f"it refuses second derivatives: {str(refusal).splitlines()[0]}")

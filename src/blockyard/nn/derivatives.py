@@ -95,6 +95,7 @@ class HandWritten(torch.autograd.Function):
         super().__init_subclass__()
         if not cls.differentiable:
             # Guarded here, so that none can be forgotten.
+            # mypy: the one place that wraps a class's backward pass.
             cls.backward = staticmethod(_guarded(cls.plain, cls.backward))  # type: ignore[method-assign]
 
 

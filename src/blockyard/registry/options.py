@@ -205,6 +205,7 @@ def _signature_options(cls: type) -> tuple[Option, ...]:
         parameters = {f.name: signature[f.name] for f in dataclasses.fields(cls) if f.name in signature}
         hints = typing.get_type_hints(cls)
     else:
+        # mypy calls it unsound, since a subclass may have another; it is this class that is read.
         init = cls.__init__  # type: ignore[misc]
         parameters = types.MappingProxyType(
             {n: p for n, p in inspect.signature(init).parameters.items() if n != "self"}
@@ -239,6 +240,7 @@ def argument_texts(cls: type) -> dict[str, str]:
 
     A dataclass also inherits the texts of the fields that it inherits.
     """
+    # mypy: as above.
     init_doc = inspect.getdoc(cls.__init__) or ""  # type: ignore[misc]
     inherits = dataclasses.is_dataclass(cls)
     bases = [base for base in reversed(cls.__mro__[1:]) if inherits and dataclasses.is_dataclass(base)]

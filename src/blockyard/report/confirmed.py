@@ -22,6 +22,7 @@ def confirmed(report: Report) -> list[Answer]:
         told = "This order is of these data alone: --confirm PATH trains the same on a second file or folder."
         return [{"question": QUESTION, "sentences": [told]}]
     # As many looks as at the first text would be a second spending of the error; here there is one.
+    # mypy: the other text's choices have the parts of a choice that a verdict reads.
     there: Report = {**report, "choices": found["choices"]}  # type: ignore[typeddict-item]
     ranking = rank(there)
     rows = compare_with_leader(there, ranking, margin_in(there, ranking))

@@ -65,6 +65,7 @@ def header(title: str, verdict: Mapping[str, object], kind: str, facts: Iterable
         facts: label and value.
     """
     chips = "".join(f"<li>{escape(label)} <b>{escape(value)}</b></li>" for label, value in facts)
+    # mypy: an object, since the verdicts of three schemas come here.
     details: list[str] = list(verdict["details"])  # type: ignore[call-overload]
     return (
         f'<header>\n<h1>{escape(title)}</h1>\n<div class="answer {escape(kind)}">\n'
@@ -170,6 +171,7 @@ def provenance(
     listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in rows)
     last = ""
     if record is not None:
+        # mypy: read for numbers alone.
         found: Mapping[str, float] = record["provenance"]  # type: ignore[assignment]
         spent = units.duration(found.get("seconds_total"))
         told = f"All figures are in {file} beside this file ({record['schema']}), made {record['created']}. "

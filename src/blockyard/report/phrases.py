@@ -41,6 +41,7 @@ def at_equal(report: Report) -> str:
     what = {"tokens": f"{input_unit(report)}s", "seconds": "training time", "flops": "training FLOPs"}
     unit = report["budget"]["unit"]
     had = [
+        # mypy: the units of a budget are keys of a run.
         float(run[unit])  # type: ignore[literal-required]
         for choice in report["choices"]
         for run in choice["runs"]

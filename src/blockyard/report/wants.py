@@ -71,10 +71,12 @@ def figure_of(choice: Choice, figure: str) -> float | None:
     speed, memory = choice["speed"], choice["memory"]
     if figure in ("decode", "train"):
         measured = speed.get(f"{figure}_wall") if speed else None
+        # mypy: a measurement by a key that is not written out.
         return measured["median"] if measured else None  # type: ignore[index]
     if figure == "memory":
         return memory["peak_bytes"] if memory else None
     key = {"cache": "cache_bytes_per_token", "parameters": "parameters", "flops": "flops_per_token"}[figure]
+    # mypy: as above.
     return choice[key]  # type: ignore[literal-required]
 
 

@@ -176,6 +176,7 @@ class TrainConfig(_Everything):
     @property
     def systems(self) -> tuple[TrainingOptions, ...]:
         """The options of each system by themselves."""
+        # mypy: set by __post_init__ on a frozen dataclass, beside its fields.
         return self._systems  # type: ignore[attr-defined]
 
     def scale(self, group: str) -> float:

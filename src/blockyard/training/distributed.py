@@ -169,10 +169,12 @@ def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:
 def last_pass_only(wrapped: nn.Module, last: bool, kind: Literal["none", "ddp", "fsdp2"]) -> Iterator[None]:
     """Exchange gradients only in the last of several accumulated passes."""
     if kind == "ddp" and not last:
+        # mypy: DDP's own.
         with wrapped.no_sync():  # type: ignore[operator]
             yield
         return
     if kind == "fsdp2":
+        # mypy: FSDP2's own.
         wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
     yield
 
@@ -238,11 +240,13 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part, sharing memory with the tensor."""
+    # mypy: a DTensor, as was just asked.
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return the whole tensor, gathered; a collective call, so every rank must make it."""
+    # mypy: a DTensor, as was just asked.
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -257,6 +261,7 @@ def spread(full: Tensor, model: Tensor) -> Tensor:
         return full
     from torch.distributed.tensor import distribute_tensor
 
+    # mypy: a DTensor, as was just asked.
     return distribute_tensor(
         full.contiguous(),
         model.device_mesh,  # type: ignore[attr-defined]
@@ -271,5 +276,6 @@ def like(mine: Tensor, model: Tensor) -> Tensor:
         return mine
     from torch.distributed.tensor import DTensor
 
+    # mypy: a DTensor, as was just asked.
     mesh, placements = model.device_mesh, model.placements  # type: ignore[attr-defined]
     return DTensor.from_local(mine, mesh, placements, shape=model.shape, stride=model.stride())

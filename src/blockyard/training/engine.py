@@ -64,6 +64,7 @@ class Engine:
         if config.checkpoint_activations:
             if not hasattr(self.model, "checkpoint_activations"):
                 raise InputError(f"train.checkpoint_activations: {type(self.model).__name__} does not support it")
+            # mypy: nn.Module types its attributes as tensors and modules.
             self.model.checkpoint_activations = True  # type: ignore[assignment]
         self._hooks = config.hooks(self.model, config.steps)
         for hook in self._hooks:

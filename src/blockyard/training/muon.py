@@ -151,6 +151,7 @@ class Muon(Optimizer):
                     raise ValueError(f"Muon takes matrices; got a parameter of shape {tuple(parameter.shape)}")
 
     @torch.no_grad()
+    # mypy: torch's takes a closure, which would run all passes once more.
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Make one update of every parameter that has a gradient."""
         for group in self.param_groups:

@@ -55,6 +55,7 @@ def open_study(folder: Path, config: TuneConfig, better: str, *, mend: bool = Tr
             mend_journal(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # mypy: our lock has the two methods that Optuna calls.
             backend = JournalFileBackend(str(path), lock_obj=HeldLock(folder / JOURNAL_LOCK))  # type: ignore[arg-type]
             return optuna.create_study(
                 study_name=NAME,

@@ -176,6 +176,7 @@ def _no_automatic(origins: int) -> list[str] | None:
 
 def _past(data: PriceTables, number: int, fit_until: object, levels: Sequence[float], wanted: np.ndarray) -> Past:
     table = data.tables[number]
+    # mypy: numpy types no dates here.
     end = int(np.searchsorted(table.ds, fit_until, "right"))  # type: ignore[call-overload]
     returns = np.diff(table.log_close, prepend=table.log_close[0])
     # As the baselines know it: of all returns, nights among them.

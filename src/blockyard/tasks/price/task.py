@@ -188,6 +188,7 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
         until, levels = data.borders.val_end, run.model.quantiles
         names = (REFERENCE, WALK, *RIVALS)
         beside, _ = run_baselines(data, levels, assets=assets, rows=rows, fit_until=until, names=names)
+        # mypy: without a run folder: what needs one is not asked for.
         forecast = Forecaster(model, None).forecast(data, assets, rows)  # type: ignore[arg-type]
         everyone = {**beside, forecast.name: forecast}
         found = summarise(

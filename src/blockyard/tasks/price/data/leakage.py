@@ -59,6 +59,7 @@ def perturb_future(asset: Asset, row: int, seed: int = 0, jump: float = 0.0) -> 
 def perturb_futures(prices: Prices, after: object, seed: int = 0) -> Prices:
     """Return every asset with another course after a date."""
     changed = [
+        # mypy: numpy types no dates here.
         perturb_future(a, int(np.searchsorted(a.ds, after, "right")) - 1, seed + i)  # type: ignore[call-overload]
         for i, a in enumerate(prices.assets)
     ]
