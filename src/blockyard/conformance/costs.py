@@ -17,8 +17,8 @@ TOKENS = (1, 7, 40)
 
 
 def _complex_aware(rows_at: int) -> Callable[..., int]:
-    """Return a formula of the FLOPs of a product whose factors stand at `rows_at` and behind; the counter's own takes every
-    multiplication for a real one, and one of complex numbers is four."""
+    """Return a formula of the FLOPs of a product whose factors stand at `rows_at` and behind; the counter's own takes
+    every multiplication for a real one, and one of complex numbers is four."""
 
     def formula(*arguments: Any, **_: Any) -> int:
         a, b = arguments[rows_at : rows_at + 2]

@@ -31,6 +31,7 @@ BlockNorm = Literal["rms", "layer", "whiten"]
 def fed_arguments(ffn: Any) -> frozenset[str]:
     """Return what an FFN wants to know beside x: one that cares for padding, or for tokens that come in pieces, names
     it."""
+    # By name, like mixers: a foreign FFN that knows nothing of padding is not to be handed a mask.
     return accepted_arguments(ffn.with_aux if hasattr(ffn, "with_aux") else ffn.forward)
 
 
@@ -127,6 +128,7 @@ class ResidualBlock(nn.Module):
                 arguments["attn_mask"] = future_mask(x, arguments.get("cache"))
         elif self._told:
             arguments[self._told] = self.causal
+        # A foreign mixer may return its output alone, as most modules do.
         out = self.attn(x, **arguments)
         return out[0] if isinstance(out, tuple) else out
 
@@ -140,6 +142,7 @@ class ResidualBlock(nn.Module):
 
     def cost(self, tokens: int) -> Cost:
         """Return the cost of the mixer, the FFN and the two norms."""
+        # FLOPs of norms are left out, as the counter leaves them out: it knows matrix products alone.
         norms = sum(p.numel() for norm in (self.ln1, self.ln2) for p in norm.parameters())
         return cost_of(self.attn, tokens, self.d_model) + cost_of(self.ffn, tokens, self.d_model) + Cost(norms)
 
@@ -162,6 +165,7 @@ def common_domain(*members: nn.Module) -> bool:
     Raises:
         InputError: when some are and others are not: there is no silent way from one to the other.
     """
+    # A complex number has no one real part that an FFN should see, and a real one no phase: neither way is a default.
     domains = {type(m).__name__: bool(getattr(m, "complex_valued", False)) for m in members}
     if len(set(domains.values())) > 1:
         real = ", ".join(name for name, is_complex in domains.items() if not is_complex)
@@ -177,6 +181,7 @@ def told_causality(mixer: nn.Module, accepts: frozenset[str]) -> str | None:
     """Return the argument by which a foreign mixer is told at every call to hide the future, or None: it was
     constructed so, or knows nothing else."""
     how = causal_by(options_of(type(mixer)), accepts)
+    # One that keeps a `causal` of its own was constructed with it, whatever its signature says.
     if how is None or how[0] == "constructor" or hasattr(mixer, "causal"):
         return None
     return how[1]
@@ -185,6 +190,7 @@ def told_causality(mixer: nn.Module, accepts: frozenset[str]) -> str | None:
 def future_mask(x: Tensor, cache: Any = None) -> Tensor:
     """Return what is added to scores so that nothing later is seen: 0 or −inf, [T, past + T]. It is additive because
     foreign classes read True in a boolean mask either way."""
+    # With a cache the columns are the past and the new tokens; row i is token past + i.
     past = 0 if cache is None else cache.length
     blocked = torch.ones(x.shape[1], past + x.shape[1], dtype=torch.bool, device=x.device).triu(past + 1)
     return torch.zeros_like(blocked, dtype=x.dtype).masked_fill(blocked, float("-inf"))
@@ -217,10 +223,12 @@ def build_block(
         "d_model": d_model,
         "n_heads": n_heads,
         "causal": causal,
+        # Both names, since foreign classes have one or the other; `construct` passes what the signature has.
         "is_causal": causal,
         "rope_theta": rope_theta,
         "dropout": dropout,
     }
+    # All three refusals come before anything is built: a model of a gigabyte is not made to be thrown away.
     attn = implementation("attn", spec.attn)
     if attn.traits.complex_valued != complex_valued:
         has, wants = ("complex", "real") if attn.traits.complex_valued else ("real", "complex")
@@ -232,6 +240,7 @@ def build_block(
         )
     if not causal and not attn.traits.bidirectional:
         raise InputError(f"attention {spec.attn!r} is only causal")
+    # Registered for the very pair: the vein block shares one vein between attention and FFN, which two members cannot.
     pair = find_block(spec.attn, spec.ffn)
     if pair is not None:
         extra = {"norm": norm, "norm_position": norm_position}
@@ -244,6 +253,7 @@ def build_block(
 
 def _merge(spec: LayerSpec) -> dict[str, Any]:
     """Return options of both members of a paired block, which shares them."""
+    # Written once or twice, it is one option of one block; two values would be a choice that nobody made.
     for key in spec.attn_options.keys() & spec.ffn_options.keys():
         a, b = spec.attn_options[key], spec.ffn_options[key]
         if a != b:
@@ -255,9 +265,11 @@ def construct(entry: Entry, from_model: Mapping[str, Any], options: Mapping[str,
     """Build an implementation: what the model decides where the constructor names it, and the checked options."""
     known = options_of(entry.cls)
     given = {name: value for name, value in from_model.items() if name in known}
+    # A layer of another width than the stream could not be added to it.
     reserved = [name for name in options if name in MODEL_PARAMETERS]
     if reserved:
         raise InputError(f"{reserved[0]!r} is set by the model (--model.{reserved[0]}), not by {entry.name!r}")
+    # Options last: `norm_position` of a paired block, say, is the model's unless the layer names it.
     every = {**given, **fold_members(options)}
     checked = check_options(known, every, f"{entry.name!r}", owners=lambda k: owners(k, entry.kind))
     return entry.cls(**checked)

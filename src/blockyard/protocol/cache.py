@@ -49,8 +49,10 @@ class LayerCache(Cache[Snapshot]):
         self.slots = dict(slots)
         self.lengthwise = lengthwise
         self._capacity = 0
+        # Made with the first token: a cache that is only counted, or moved to a device, takes no memory.
         self._buffers: dict[str, Tensor] = {}
         # What the layer made of its weights for steps of one token; a new text, or a reset, drops it.
+        # It lives here and not on the module, so that two texts read by one module never share it.
         self.prepared: dict[str, Any] = {}
         if max_len is not None:
             self._allocate(max_len)
@@ -70,20 +72,24 @@ class LayerCache(Cache[Snapshot]):
         if tensors.keys() != self.slots.keys():
             raise InputError(f"cache.append got {sorted(tensors)}; this cache holds {sorted(self.slots)}")
         new = next(iter(tensors.values())).shape[-2]
+        # A new text: weights may have changed since the last one was written.
         if new > 1 and not self.length:
             self.prepared.clear()
         for name, tensor in tensors.items():
             *lead, width = self.slots[name]
+            # One comparison for what is nearly always right; which part is wrong is looked for only then.
             fits = tensor.shape == (self.batch, *lead, new, width) and tensor.dtype == self.dtype
             if not fits or tensor.requires_grad:
                 self._check(name, tensor, new)
         return self._store(tensors, new)
 
     def _store(self, tensors: Mapping[str, Tensor], new: int) -> tuple[Tensor, ...]:
+        # Before the loop, for all slots alike: keys without their values would be worse than an error.
         self.reserve(new)
         end, shown = self.length + new, []
         for name, tensor in tensors.items():
             buffer = self._buffers[name]
+            # A view that is copied into, and one that is shown: no step allocates.
             buffer.narrow(-2, self.length, new).copy_(tensor)
             shown.append(buffer.narrow(-2, 0, end))
         self.length = end
@@ -127,6 +133,7 @@ class LayerCache(Cache[Snapshot]):
     def _allocate(self, capacity: int) -> None:
         made, stored = self._made(self.batch, capacity), self._stored()
         for name, buffer in self._buffers.items():
+            # Room that was never written is not copied.
             made[name][..., stored, :] = buffer[..., stored, :]
         self._buffers, self._capacity = made, capacity
 
@@ -138,6 +145,8 @@ class LayerCache(Cache[Snapshot]):
 
     def _empty(self, batch: int, capacity: int, shape: tuple[int, ...]) -> Tensor:
         *lead, width = shape
+        # Thin heads: a product along the 4 numbers of a token fills no vector register. Lengthwise it runs along
+        # tokens, sixteen at a time.
         last = (width, capacity) if self.lengthwise else (capacity, width)
         buffer = empty(batch, *lead, *last, dtype=self.dtype, device=self.device)
         return buffer.mT if self.lengthwise else buffer
@@ -154,6 +163,7 @@ class LayerCache(Cache[Snapshot]):
 
     def snapshot(self) -> Snapshot:
         """Return a token for `rollback`; costs nothing."""
+        # Older tokens are never written to, so a length is all there is to remember.
         return self._keep(Snapshot(self.length))
 
     def check_rollback(self, snapshot: Snapshot) -> None:
@@ -176,9 +186,11 @@ class LayerCache(Cache[Snapshot]):
         """
         self.check_reorder(index)
         index = index.to(self.device)
+        # Most rows of a beam search stay where they are: their keys, megabytes each, are not copied.
         moved = (index != torch.arange(self.batch, device=self.device)).nonzero().flatten()
         if not moved.numel():
             return
+        # Rows are others now, of which a snapshot knows nothing.
         self._invalidate()
         for name in self._buffers:
             rows = self[name]
@@ -187,6 +199,7 @@ class LayerCache(Cache[Snapshot]):
     def _select(self, index: Tensor) -> None:
         index, stored, made = index.to(self.device), self._stored(), {}
         if self._buffers:
+            # Of the same capacity: a batch that is widened in the middle of a text goes on growing from there.
             made = self._made(index.numel(), self._capacity)
             for name, buffer in self._buffers.items():
                 # Only the stored part is copied, straight to its place.
@@ -199,6 +212,7 @@ class LayerCache(Cache[Snapshot]):
         self.prepared.clear()
 
     def _move(self, device: torch.device, dtype: torch.dtype) -> None:
+        # What was prepared are weights in the old type, in the old place.
         self._buffers = {name: buffer.to(device, dtype) for name, buffer in self._buffers.items()}
         self.prepared.clear()
 
@@ -235,6 +249,7 @@ class ModelCache:
         self.layers = layers
 
     @property
+    # The first layer speaks for all: an operation is done by all of them or by none.
     def length(self) -> int:
         """Tokens seen so far."""
         return self.layers[0].length
@@ -278,6 +293,7 @@ class ModelCache:
 
     def snapshot(self) -> list[Any]:
         """Return a point to roll back to: a snapshot of every layer."""
+        # Nothing refuses a snapshot, so there is nothing to ask beforehand.
         return [layer.snapshot() for layer in self.layers]
 
     def rollback(self, snapshot: list[Any]) -> None:
@@ -307,6 +323,7 @@ class ModelCache:
             if check is not None:
                 check(*given)
             (blind if check is None else sure).append((layer, given))
+        # Those that were not asked first: if one of them refuses, no other has changed yet.
         for layer, given in (*blind, *sure):
             getattr(layer, operation)(*given)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from blockyard.errors import InputError
 
 # Tokens that there is room for at first. Fewer would double before a line is written.
+# 64 tokens of the largest block here (12 heads of 64, float32) are 400 kB.
 FIRST_CAPACITY = 64
 
 
@@ -57,12 +58,14 @@ class Cache(Generic[S]):
         self.device = torch.device(device or "cpu")
         self.length = 0
         # By weak reference: a snapshot that nobody holds any more costs nothing.
+        # A draft takes one every round, so a list would grow with the text.
         self._snapshots: weakref.WeakSet[S] = weakref.WeakSet()
 
     # What would be refused.
 
     def check_reserve(self, new: int) -> None:
         """Raise InputError unless there is or can be made room for `new` more tokens."""
+        # A promise kept to the caller: what was allocated once does not move, and no later token pays for growth.
         if self.max_len is not None and self.length + new > self.max_len:
             raise InputError(f"the cache is full: {self.length} + {new} tokens exceed max_len={self.max_len}")
 
@@ -73,6 +76,7 @@ class Cache(Generic[S]):
 
     def check_rollback(self, snapshot: S) -> None:
         """Raise InputError unless the snapshot is this cache's, and still valid."""
+        # Another cache's snapshot would be a length that means nothing here.
         if snapshot not in self._snapshots or not snapshot.valid:
             raise InputError("this snapshot is no longer valid: the cache was cropped below it, reordered or reset")
 
@@ -80,6 +84,7 @@ class Cache(Generic[S]):
         """Raise InputError unless the index is a LongTensor [n] of sequences, n at least 1."""
         if index.ndim != 1 or index.dtype != torch.int64:
             raise InputError(f"select/reorder index is {index.dtype} {tuple(index.shape)}, expected int64 [n]")
+        # Negative indices would count from the end on a CPU and read foreign memory on an accelerator.
         if not index.numel() or int(index.min()) < 0 or int(index.max()) >= self.batch:
             raise InputError(f"select/reorder index {index.tolist()} is outside a batch of {self.batch}")
 
@@ -99,6 +104,7 @@ class Cache(Generic[S]):
         if dtype is not None and not dtype.is_floating_point:
             raise InputError(f"dtype={dtype}: a cache holds a floating type")
         try:
+            # Asked of torch, which alone knows what this build and machine have.
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device={device}: {str(error).splitlines()[0]}") from error
@@ -109,6 +115,7 @@ class Cache(Generic[S]):
     @staticmethod
     def refuse_gradient(tensor: Tensor) -> None:
         """Raise InputError for a tensor that learns: it is written in place, so its gradient would be lost."""
+        # Under no_grad a parameter may come as it is: nothing is recorded.
         if tensor.requires_grad and torch.is_grad_enabled():
             raise InputError("a cache is for inference; call the model under torch.no_grad() or inference_mode()")
 
@@ -134,6 +141,7 @@ class Cache(Generic[S]):
     def _grown(self, wanted: int) -> int:
         """Return the capacity to allocate for so many tokens: doubling copies each token about once, however long the
         text."""
+        # 1 + 1/2 + 1/4 + … copies for each token that is held in the end: two at most.
         return max(wanted, 2 * self.capacity, FIRST_CAPACITY)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -147,6 +155,7 @@ class Cache(Generic[S]):
         dtype = dtype or self.dtype
         # What is made inside inference_mode could not be written to outside of it.
         with torch.inference_mode(False):
+            # Snapshots go along: they are lengths, or share the tensors that are moved.
             self._move(device, dtype)
         self.device, self.dtype = device, dtype
         return self
@@ -168,6 +177,7 @@ class Cache(Generic[S]):
         When that changes no row, nothing happens.
         """
         self.check_select(index)
+        # Beams that stay as they are then copy nothing, and keep their snapshots.
         if index.tolist() == list(range(self.batch)):
             return
         self._select(index)
@@ -201,4 +211,5 @@ class Cache(Generic[S]):
 
     def _forget_snapshots_beyond(self, length: int) -> None:
         for snapshot in self._snapshots:
+            # What lay beyond is about to be overwritten; a snapshot before it still finds its tokens.
             snapshot.valid &= snapshot.length <= length

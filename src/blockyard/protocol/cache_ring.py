@@ -57,12 +57,14 @@ class RingCache(Cache[RingSnapshot]):
         super().__init__(batch, max_len, dtype, device)
         if (width, window) != (0, 0) and min(width, window) < 1:
             raise InputError(f"width={width} and window={window} should be at least 1, or both 0 for a state alone")
+        # Neither is a state alone: a causal filter that is a recurrence keeps sums and no values.
         self.width, self.window = width, window
         self._clear()
         if max_len is not None:
             self._grow(max_len)
 
     def _clear(self) -> None:
+        # On the CPU whatever the device: they decide slots and branches, and asking an accelerator would wait for it.
         self.counts = torch.zeros(self.batch, dtype=torch.int64)
         self.state: dict[str, Tensor] = {}
         self.ring = torch.zeros(self.batch, self.width, 0, dtype=self.dtype, device=self.device)
@@ -93,6 +95,7 @@ class RingCache(Cache[RingSnapshot]):
                 f"cache.write got shape {tuple(values.shape)}, expected ({self.batch}, {self.width}, new) "
                 "[batch, width, new]"
             )
+        # Gradient first, room next, and only then is anything written.
         self.refuse_gradient(values)
         tokens = values.shape[2]
         # Before anything is stored: a cache that refuses is left as it was.
@@ -127,6 +130,7 @@ class RingCache(Cache[RingSnapshot]):
             with torch.inference_mode(False):
                 self.ring, self._shared = self.ring.clone(), False
         values = values.to(self.dtype)
+        # Rows in step share a slot: one copy for the batch in place of one for each row.
         if new is None and self.uniform:
             self._write_rows(slice(None), values, int(self.counts[0]))
         elif tokens == 1:
@@ -140,9 +144,11 @@ class RingCache(Cache[RingSnapshot]):
         """Write values [rows, width, n] as tokens number `at` and on."""
         capacity = self.capacity
         if values.shape[2] > capacity:
+            # Of more values than there are slots the last ones stay; the others would be overwritten in the same call.
             at += values.shape[2] - capacity
             values = values[..., -capacity:]
         slot = at % capacity
+        # In two parts where the ring's end lies between them.
         fits = min(values.shape[2], capacity - slot)
         self.ring[rows, :, slot : slot + fits] = values[..., :fits]
         self.ring[rows, :, : values.shape[2] - fits] = values[..., fits:]
@@ -170,6 +176,7 @@ class RingCache(Cache[RingSnapshot]):
         """
         counts = self.counts if rows is None else self.counts[rows]
         ring = self.ring if rows is None else self.ring[rows.to(self.device)]
+        # Token numbers and not slots: what lies before a row's first token is told by being negative.
         number = counts[:, None] - columns + torch.arange(columns)
         index = (number % max(1, self.capacity)).to(self.device)[:, None].expand(-1, self.width, -1)
         known = ((number >= 0) & (number >= counts[:, None] - self.window)).to(self.device)[:, None]
@@ -192,6 +199,7 @@ class RingCache(Cache[RingSnapshot]):
 
     def snapshot(self) -> RingSnapshot:
         """Return a token for `rollback`; the ring is copied when it is next written to."""
+        # Copied on writing: a draft that is accepted costs one copy of the ring, one that is not taken none.
         self._shared = True
         return self._keep(RingSnapshot(self.length, self.ring, self.counts, dict(self.state)))
 
@@ -227,6 +235,7 @@ class RingCache(Cache[RingSnapshot]):
         self.check_crop(length)
         if length == self.length:
             return
+        # The state of that moment is not in the ring: it is either kept or gone.
         point = self._point(length)
         if point is not None:
             self.rollback(point)

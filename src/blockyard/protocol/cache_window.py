@@ -16,6 +16,7 @@ from torch import Tensor
 from blockyard.errors import InputError
 from blockyard.protocol.cache import LayerCache
 
+# A draft proposes at most a few dozen tokens, and going back over them is what slack is for.
 SLACK = 64
 
 
@@ -70,6 +71,7 @@ class WindowCache(LayerCache):
     def _store(self, tensors: Mapping[str, Tensor], new: int) -> tuple[Tensor, ...]:
         self.check_reserve(new)
         first, end = self._seen_from(self.length), self.length + new
+        # A prompt longer than the window: most of it would be dropped before anything else is read.
         if new >= self.most:
             shown = self._pass_through(tensors, first, end)
         else:
@@ -78,6 +80,7 @@ class WindowCache(LayerCache):
                 self._buffers[name][..., self.length - self._base : end - self._base, :] = tensor
             shown = tuple(self._buffers[name][..., first - self._base : end - self._base, :] for name in tensors)
         self.length = end
+        # Dropped by moving a number; the tokens themselves go when the buffer is full.
         self._start = max(self._start, end - self.most)
         return shown
 
@@ -87,6 +90,7 @@ class WindowCache(LayerCache):
         past = slice(first - self._base, self.length - self._base)
         shown = dict(tensors)
         if first < self.length:
+            # The one copy of a long piece: its first tokens look back at the past.
             shown = {n: torch.cat([self._buffers[n][..., past, :], t], dim=-2) for n, t in tensors.items()}
         self._start = self._base = self.length = end - self.most
         self.reserve(self.most)
@@ -96,6 +100,7 @@ class WindowCache(LayerCache):
 
     def _make_room(self, new: int) -> None:
         new = min(new, self.most)
+        # Twice what is held: the part still held moves once per `most` tokens, one copy per token.
         end, room = self.length + new, 2 * self.most
         if end - self._base > room:
             self._drop(min(self._seen_from(self.length), end - self.most))
@@ -120,6 +125,8 @@ class WindowCache(LayerCache):
     def check_crop(self, length: int) -> None:
         """Raise InputError unless `crop(length)` can be done: all that the next token sees should still be held."""
         super().check_crop(length)
+        # Refused, not answered with what is left: the next token would attend to fewer tokens than its window has,
+        # silently.
         if length and self._start > self._seen_from(length):
             raise InputError(
                 f"crop({length}): of {self.length} tokens this cache holds the last {self.held} "

@@ -32,6 +32,7 @@ class Cost:
 
 def linear_flops(tokens: int, *shapes: tuple[int, int]) -> int:
     """Return FLOPs of passing `tokens` rows through matrices of the given (in, out) shapes."""
+    # Biases are additions, n per row beside 2 · n · m: the counter leaves them out, and so do formulas.
     return sum(2 * tokens * d_in * d_out for d_in, d_out in shapes)
 
 
@@ -43,6 +44,7 @@ def cost_of(module: Any, tokens: int, d_model: int) -> Cost:
         tokens: length of the sequence.
         d_model: width of its input.
     """
+    # A formula is data that tests check against the counter; measuring takes a pass at full length.
     return module.cost(tokens) if hasattr(module, "cost") else measured_cost(module, tokens, d_model)
 
 
@@ -55,6 +57,7 @@ def measured_cost(module: Any, tokens: int, d_model: int) -> Cost:
     parameters = sum(p.numel() for p in module.parameters())
     first = next(module.parameters(), torch.empty(0))
     dtype = first.dtype.to_complex() if getattr(module, "complex_valued", False) else first.dtype
+    # Zeros: FLOPs of products depend on shapes alone.
     x = torch.zeros(1, tokens, d_model, device=first.device, dtype=dtype)
     counter = FlopCounterMode(display=False)
     # The counter does not know SDPA's CPU kernel; in its plain form every product is seen.

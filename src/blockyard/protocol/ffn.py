@@ -25,6 +25,8 @@ class FFN(nn.Module):
     complex_valued = False
     # Whether forward is made of calls of `Linear` members and of operations on single rows, and all parameters sit in
     # those members: then a mixture of experts computes many of them at once, by layers that hold a matrix per expert.
+    # Claimed by the class that knows it: a bank that took a forward with a branch on the data would compute something
+    # else.
     stackable = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,6 +35,7 @@ class FFN(nn.Module):
 
     def with_aux(self, x: Tensor) -> tuple[Tensor, Aux | None]:
         """Return the output and what else there is to say of it."""
+        # Called, not `forward`: hooks and adapters belong to the call.
         return self(x), None
 
     def cost(self, tokens: int) -> Cost:

@@ -17,6 +17,7 @@ from blockyard.protocol.cache_ring import RingCache
 from blockyard.protocol.costs import Cost, measured_cost
 
 
+# Slots: one is made at every call, of every layer, for every token.
 @dataclass(slots=True)
 class Call:
     """What a call of a mixer asks beside x: the arguments of `Mixer.forward`, as one record for the steps of a mixer.
@@ -36,6 +37,7 @@ class Call:
     cache: Any = None
     return_weights: bool = False
     values: Tensor | None = None
+    # Filled in once, so that no step of a mixer asks the cache again.
     past: int = 0
 
     @property
@@ -94,12 +96,14 @@ class Mixer(nn.Module):
             cache: from `new_cache`; holds past tokens and receives the new ones.
             return_weights: also return the attention weights [B, H, T, S].
         """
+        # Refused before anything is computed or stored: a cache that has taken half a call could not be gone on with.
         call = Call(padding_mask, attn_mask, causal, positions, context, cache, return_weights)
         self.check_call(x, call)
         return self.mix(x, call)
 
     def mix(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
         """Return what `forward` gives of a call that was checked: the part that a built-in mixer defines."""
+        # Not abstract: a mixer may have a forward of its own and only borrow the checks.
         raise NotImplementedError
 
     def new_cache(
@@ -130,6 +134,7 @@ class Mixer(nn.Module):
         Raises:
             InputError: for another name than rms and layer.
         """
+        # A real stream's; a complex mixer overrides it, which is how blocks need not know that complex norms exist.
         return make_norm(kind, d_model)
 
     @staticmethod
@@ -149,17 +154,21 @@ class Mixer(nn.Module):
     def check_call(self, x: Tensor, call: Call) -> None:
         """Refuse what does not fit together, and put into the call what follows from the rest: `causal` and `past`."""
         self.check_input(x, self.d_model)
+        # The argument wins over the constructor, so that one module serves an encoder's and a decoder's half.
         causal = self.causal if call.causal is None else call.causal
         context, cache = call.context, call.cache
         if context is not None:
             self._check_context(context, x, causal, call.positions, cache)
+        # Padding included: positions in the text, which masks are laid over, and not tokens stored.
         past = cache.length if cache is not None else 0
         # Here, and not where values are stored: a state alone stores none.
         if cache is not None and getattr(cache, "batch", x.shape[0]) != x.shape[0]:
             raise InputError(f"the cache is of {cache.batch} sequences, x has shape {tuple(x.shape)}")
+        # A single first token sees itself alone either way, so it may come without causality.
         if cache is not None and not causal and (past or x.shape[1] > 1):
             raise InputError("a cache needs causal attention: earlier positions cannot see later ones any more")
         if call.padding_mask is not None:
+            # A mask says of every key whether it is one: with a cache that is the past, too.
             keys = past + (x if context is None else context).shape[1]
             check_padding_mask(call.padding_mask, x.shape[0], keys)
         call.causal, call.past = causal, past
@@ -175,6 +184,7 @@ class Mixer(nn.Module):
     ) -> tuple[bool, int]:
         """Return the same for a `forward` of one's own: whether the future is hidden, and how many tokens are
         cached."""
+        # attn_mask is not among them: its shape is checked against the scores, which only the mixer knows.
         call = Call(padding_mask, causal=causal, positions=positions, context=context, cache=cache)
         self.check_call(x, call)
         return bool(call.causal), call.past
@@ -183,6 +193,7 @@ class Mixer(nn.Module):
         self.check_input(context, self.context_width or self.d_model)
         if context.shape[0] != x.shape[0]:
             raise InputError(f"context has batch {context.shape[0]}, x has {x.shape[0]}")
+        # On one clock position t of x may see positions up to t of the context: a dual stream decodes that way.
         if causal and self.causal_cross:
             if context.shape[1] != x.shape[1]:
                 raise InputError(
@@ -197,6 +208,7 @@ class Mixer(nn.Module):
 
     def placement(self, dtype: torch.dtype | None, device: torch.device | str | None) -> Placement:
         """Return where and as what a cache is stored: as given, else as the parameters are."""
+        # A mixer without parameters is where its input will be: on the CPU, as far as anybody has said.
         like = next(self.parameters(), torch.empty(0))
         return {"dtype": dtype or like.dtype, "device": torch.device(device or like.device)}
 
@@ -243,6 +255,7 @@ def check_heads(d_model: int, n_heads: int) -> int:
     if d_model < 1 or n_heads < 1:
         raise InputError(f"d_model={d_model} and n_heads={n_heads} should be at least 1")
     if d_model % n_heads:
+        # The smallest divisors are the ones that people mean; all of them would fill a line at d_model = 5040.
         fitting = [n for n in range(1, d_model + 1) if d_model % n == 0][:8]
         raise InputError(f"n_heads={n_heads} does not divide d_model={d_model}; use {', '.join(map(str, fitting))}, …")
     return d_model // n_heads
@@ -257,4 +270,6 @@ def default_positions(padding_mask: Tensor | None, new: int) -> Tensor | None:
     """
     if padding_mask is None:
         return None
+    # So that a row padded on the left is what it would be alone: its first real token stands at 0. Clamped, since
+    # padding in front of it would stand at −1, where no rotation is tabled.
     return (padding_mask.to(torch.bool).long().cumsum(-1) - 1).clamp_(min=0)[:, -new:]

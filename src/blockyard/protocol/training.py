@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+# Methods that do nothing, not None to be asked for: the loop then has one path whether a system takes part or not.
 class TrainingHook:
     """What a system does around every step of a run; this one does nothing."""
 
@@ -34,6 +35,7 @@ class TrainingHook:
         """Act after update number `step`; returns whether parameters were taken from the model."""
         return False
 
+    # Guides and reconstructions are paid for by the run that wants them: a budget in FLOPs has to see them.
     def extra_flops(self, step: int, tokens: int) -> int:
         """Return FLOPs of a step of so many tokens beside those of the model's own formula."""
         return 0
@@ -65,6 +67,7 @@ class TrainingOptions:
         """Return the weight decay of a group, given the usual one."""
         return usual
 
+    # A model whose ranks grew in training is resumed with other shapes than its options say.
     def match(self, model: nn.Module, saved: Mapping[str, Tensor]) -> None:
         """Give a model the parts that a saved state dict has, before that is loaded."""
 
@@ -85,5 +88,6 @@ def check_least(options: Any, name: str, least: int) -> None:
 def check_weight(options: Any, name: str) -> None:
     """Raise InputError unless the option is none or a finite number of at least 0."""
     value = getattr(options, name)
+    # Written so that NaN is refused, too: it is below nothing and above nothing.
     if value is not None and not 0 <= value < float("inf"):
         raise InputError(f"train.{name}={value} must be a number of at least 0")
