@@ -38,6 +38,10 @@ class Linear(nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(d_in, d_out, bias=bias, device=device, dtype=dtype)
+        if not bias:
+            # An attribute of the object's own is found at once; torch searches parameters for it, at every call.
+            del self._parameters["bias"]
+            self.bias = None  # type: ignore[assignment]
 
     def reset_parameters(self) -> None:
         """Truncated normal, variance 2 / (d_in + d_out), cut at three standard deviations."""
@@ -85,14 +89,18 @@ def plain(*modules: nn.Module) -> bool:
 
     One that was replaced (by an adapter such as LoRA), parametrised, pruned, quantised or hooked has to be called.
     """
-    return all(type(m) is Linear and m._parameters.get("bias") is None and untouched(m) for m in modules)
+    return all(type(m) is Linear and m.bias is None and not hooked(m) and _is_dense(m) for m in modules)
 
 
 def untouched(module: nn.Module) -> bool:
     """Return whether this is a linear module whose own weight (and bias) say what calling it would give."""
-    own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and not hooked(module)
-    # By `_parameters`: what is parametrised or pruned is no parameter any more.
-    return own and type(module._parameters.get("weight")) in _DENSE
+    own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return own and not hooked(module) and _is_dense(module)
+
+
+def _is_dense(module: nn.Module) -> bool:
+    # Among the parameters: what is parametrised or pruned is none any more.
+    return type(module._parameters.get("weight")) in _DENSE
 
 
 def hooked(module: nn.Module) -> bool:
@@ -150,7 +158,7 @@ def cut(module: nn.Module, kept: slice, *, inputs: bool) -> None:
         raise InputError(
             f"a {type(module).__name__} cannot be cut; merge adapters and undo changes of its weight first"
         )
-    weight, bias = module.weight, module._parameters.get("bias")
+    weight, bias = module.weight, module.bias
     module.weight = nn.Parameter((weight[:, kept] if inputs else weight[kept]).clone())
     if bias is not None and not inputs:
         module.bias = nn.Parameter(bias[kept].clone())
