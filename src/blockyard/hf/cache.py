@@ -211,7 +211,8 @@ def past_of(cache: Any, model: Any, ids: Tensor) -> Past:
         ours[0].offload()
     past = ours[0].past
     if past is None:
-        past = Past(model.new_cache(ids.shape[0], ours[0].most))
+        # Where the tokens are: weights may lie elsewhere, and be fetched when they are needed.
+        past = Past(model.new_cache(ids.shape[0], ours[0].most, device=ids.device))
         for number, layer in enumerate(ours):
             layer.hold(past, leads=not number)
     if past.cache.batch != ids.shape[0]:

@@ -142,7 +142,9 @@ def _asked(module: nn.Module) -> Tensor:
                 "multiplied with others before any token is; set its dropout to 0, or leave this module out"
             )
     known: Tensor = module.weight  # type: ignore[assignment]
-    units = torch.eye(known.shape[1] + 1, known.shape[1], dtype=known.dtype, device=known.device)
+    # A weight that is nowhere now is fetched for the call, and the input goes where it is fetched to.
+    device = torch.device("cpu") if known.is_meta else known.device
+    units = torch.eye(known.shape[1] + 1, known.shape[1], dtype=known.dtype, device=device)
     images = module(units)
     return (images[:-1] - images[-1:]).mT
 
