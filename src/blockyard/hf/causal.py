@@ -48,6 +48,11 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.model.lm_head = new_embeddings  # type: ignore[assignment]
 
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **others: Any) -> Tensor | None:
+        """The mask itself: `generate` asks for one of pairs where it takes a cache for transformers' own."""
+        return attention_mask
+
     def forward(
         self,
         input_ids: Tensor | None = None,
