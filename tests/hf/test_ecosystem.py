@@ -18,12 +18,11 @@ transformers = pytest.importorskip("transformers")
 ROOT = Path(__file__).parents[2]
 
 
-def adapted(model: Any, dropout: float = 0.0) -> Any:
+def adapted(model: Any, dropout: float = 0.0, **more: Any) -> Any:
     peft = pytest.importorskip("peft")
     torch.manual_seed(2)
-    return peft.get_peft_model(
-        model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, lora_dropout=dropout)
-    )
+    settings = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", "r": 4, "lora_dropout": dropout, **more}
+    return peft.get_peft_model(model, peft.LoraConfig(**settings))
 
 
 def trained(model: Any, steps: int = 3) -> Any:
@@ -199,7 +198,7 @@ metric_list:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", ["hybrid", "tva+vft"])
+@pytest.mark.parametrize("choice", ["standard", "mla", "tva+vft", "spectral", "hybrid", "moe"])
 def test_lm_eval_scores_a_local_task(choice: str, tmp_path: Path):
     pytest.importorskip("lm_eval", reason="lm_eval is not installed")
     import json
