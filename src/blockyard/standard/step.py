@@ -69,6 +69,8 @@ def step_for(attention: ThinHeads, x: Tensor, call: Call) -> Step | None:
             return None
         if not plain(attention.q_proj, attention.k_proj, attention.v_proj):
             return None
+        if any(norm is not None and hooked(norm) for norm in (attention.q_norm, attention.k_norm)):
+            return None
         step = cache.prepared["attention"] = Step(attention)
     return step
 
@@ -114,7 +116,8 @@ class Step:
         for name, module in self.modules:
             if now[name] is not module or hooked(module):
                 return False
-            weights.append(module._parameters["weight"])
+            # None once it is parametrised.
+            weights.append(module._parameters.get("weight"))
         return self.stamp.holds(weights)
 
     def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
