@@ -218,6 +218,8 @@ def _pairs(attention: Latent, module: Any) -> list[tuple[Tensor, Tensor]]:
 
 def _parameters(ours: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]:
     mine, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    if foreign := sorted(set(mine) - set(other)):
+        raise InputError(f"{type(ours).__name__} has {foreign[0]}, which has no counterpart; merge adapters first")
     return [(mine[name], other[name]) for name in mine]
 
 

@@ -118,7 +118,8 @@ class Step:
         for name, module in self.modules:
             if now[name] is not module or hooked(module):
                 return False
-            weights.append(module._parameters["weight"])
+            # None once it is parametrised.
+            weights.append(module._parameters.get("weight"))
         return self.stamp.holds(weights)
 
     def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:

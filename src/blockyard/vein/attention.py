@@ -16,6 +16,7 @@ from torch import nn
 from blockyard.errors import InputError
 from blockyard.nn.attention import Kernel
 from blockyard.nn.dropout import Dropout
+from blockyard.nn.linear import weight_of
 from blockyard.nn.norms import RMSNorm
 from blockyard.nn.rotary import RotaryPositionalEmbedding
 from blockyard.protocol.mixer import check_heads
@@ -130,15 +131,15 @@ class TVAAttention(VeinedAttention):
             # W (V x) = (W V) x: the vein is multiplied into what reads it, and U into what it writes.
             if self.form == "shared":
                 for name in ("q_proj", "k_proj", "v_proj"):
-                    getattr(made, name).weight.copy_(getattr(self, name).weight @ v)
-                made.output_proj.weight.copy_(u @ self.output_proj.weight)
+                    getattr(made, name).weight.copy_(weight_of(getattr(self, name)) @ v)
+                made.output_proj.weight.copy_(u @ weight_of(self.output_proj))
                 return made
             for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
                 # Each head's rows of the projection pass through the one vein.
-                heads = getattr(self, name).weight.unflatten(0, (self.n_heads, -1))  # [H, head_dim, d_model]
+                heads = weight_of(getattr(self, name)).unflatten(0, (self.n_heads, -1))  # [H, head_dim, d_model]
                 getattr(made, name).weight.copy_((into @ heads).flatten(0, 1))
             # U acts on a head's mean, and a linear map of a mean is the mean of the maps.
-            columns = self.output_proj.weight.unflatten(1, (self.n_heads, -1))  # [d_model, H, head_dim]
+            columns = weight_of(self.output_proj).unflatten(1, (self.n_heads, -1))  # [d_model, H, head_dim]
             made.output_proj.weight.copy_((columns @ value_u).flatten(1))
         return made
 
@@ -159,9 +160,9 @@ class TVAAttention(VeinedAttention):
             v, _, value_v, _ = made.veins()
             for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
                 # Vᵀ lifts a head's numbers to its full width, where V of the factored form finds them again.
-                heads = getattr(self, name).weight.unflatten(0, (self.n_heads, -1))  # [H, rank, d_model]
+                heads = weight_of(getattr(self, name)).unflatten(0, (self.n_heads, -1))  # [H, rank, d_model]
                 getattr(made, name).weight.copy_((into.mT @ heads).flatten(0, 1))
-            columns = self.output_proj.weight.unflatten(1, (self.n_heads, -1))  # [d_model, H, v_rank]
+            columns = weight_of(self.output_proj).unflatten(1, (self.n_heads, -1))  # [d_model, H, v_rank]
             made.output_proj.weight.copy_((columns @ value_v).flatten(1))
         return made
 

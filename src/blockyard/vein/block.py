@@ -334,7 +334,9 @@ class VFTBlock(nn.Module):
         # Before torch complains of shapes, and where shapes alone would let a wrong block pass.
         saved = state_dict.get(f"{prefix}saved_as")
         if saved is not None and saved.device.type != "meta":
-            for name, theirs, ours in zip(("version", "rank", "s"), saved.tolist(), self.saved_as.tolist()):
+            # Not with the buffer, which after `to_empty` holds whatever its memory did.
+            mine = (VERSION, self.vein.rank, self.normals.s)
+            for name, theirs, ours in zip(("version", "rank", "s"), saved.tolist(), mine):
                 if theirs != ours:
                     raise InputError(f"the saved vein block has {name}={theirs}, but this one has {name}={ours}")
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.nn.linear import weight_of
 from blockyard.nn.norms import LayerNorm, RMSNorm
 from blockyard.nn.parity import evaluating
 from blockyard.protocol.block import ResidualBlock
@@ -123,8 +124,8 @@ def _heads(attn: StandardAttention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     shared = attn.n_heads // attn.n_kv_heads
     widths = (attn.head_dim, attn.head_dim, attn.v_dim)
     parts = zip((attn.q_proj, attn.k_proj, attn.v_proj), widths)
-    q, k, v = (p.weight.double().unflatten(0, (-1, width)) for p, width in parts)
-    out = attn.output_proj.weight.double().unflatten(1, (-1, attn.v_dim)).movedim(1, 0)
+    q, k, v = (weight_of(p).double().unflatten(0, (-1, width)) for p, width in parts)
+    out = weight_of(attn.output_proj).double().unflatten(1, (-1, attn.v_dim)).movedim(1, 0)
     return q, k.repeat_interleave(shared, 0), v.repeat_interleave(shared, 0), out
 
 

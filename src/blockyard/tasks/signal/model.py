@@ -216,7 +216,7 @@ class RealStem(nn.Module):
             direction = torch.nn.functional.normalize(torch.randn(d_model - along, 2 * patch), dim=-1)
             weight[along:] = direction * (0.5 * MOST_RADIANS * torch.rand(d_model - along, 1))
             self.embed.weight.copy_(weight)
-        nn.init.uniform_(self.embed.bias, -math.pi, math.pi)  # type: ignore[arg-type]
+        nn.init.uniform_(self.embed.bias, -math.pi, math.pi)
 
     def forward(self, patches: Tensor) -> Tensor:
         # Angles reach 30 radians, where numbers of half precision are an eighth apart.
