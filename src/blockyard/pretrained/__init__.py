@@ -11,6 +11,7 @@ Files, in reading order:
     fields.py     a configuration whose every field is read or refused; rotary positions and their scalings
     parts.py      Family, Part, Mixture: names as data, cut and joined
     decoders.py   Llama, Mistral, Qwen 2 and 3, Phi-3, OLMo 2, GPT-2, GPT-NeoX
+    mixtures.py   Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2 and V3
     families.py   all families by `model_type`, and the refused ones
     sources.py    safetensors, GGUF by transformers, a model in memory; nothing is unpickled
     weights.py    keys to state dicts and back; whatever is left over is refused by its name

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from blockyard.pretrained.decoders import DECODERS
+from blockyard.pretrained.mixtures import MIXTURES
 from blockyard.pretrained.parts import Family
 
-FAMILIES: dict[str, Family] = {kind: family for family in DECODERS for kind in family.types}
+FAMILIES: dict[str, Family] = {kind: family for family in (*DECODERS, *MIXTURES) for kind in family.types}
 
 _GEMMA = "its capped scores, norms on both sides of a sublayer and scaled embedding have no counterpart here"
 REFUSED: dict[str, str] = {

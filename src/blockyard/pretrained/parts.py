@@ -28,12 +28,14 @@ class Part:
         ours: modules, or parameters, that it holds.
         form: how several lie in it.
         turned: whether its matrices are stored [in, out].
+        beside: a module that our model has to have for it, or, with "not " in front, must not have.
     """
 
     theirs: str
     ours: tuple[str, ...]
     form: Form = "rows"
     turned: bool = False
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Family:
         read: the configuration in our terms.
         parts: where the weights are; a part that our model has no module for is left out.
         derived: ends of keys that hold what follows from the configuration.
+        more_layers: whether checkpoints hold layers beyond the model's, which predict further tokens in training.
         heads: modules that the output matrix may be: the checkpoint's, and the model's in memory.
     """
 
@@ -76,6 +79,7 @@ class Family:
     parts: Sequence[Part]
     mixtures: Sequence[Mixture] = ()
     derived: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    more_layers: bool = False
     heads: tuple[str, ...] = ("lm_head",)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,11 +23,17 @@ class Keys:
         family: whose.
     """
 
-    def __init__(self, names: frozenset[str], family: Family) -> None:
+    def __init__(self, names: frozenset[str], family: Family, n_layers: int) -> None:
         # A base model's checkpoint has no prefix.
         bare = not any(name.startswith(f"{family.prefix}.") for name in names)
         self.prefix = "" if bare else f"{family.prefix}."
         self.left = {name for name in names if not name.endswith(family.derived)}
+        if family.more_layers:
+            self.left = {name for name in self.left if not self._is_beyond(name, n_layers)}
+
+    def _is_beyond(self, name: str, n_layers: int) -> bool:
+        found = re.match(rf"{re.escape(self.prefix)}layers\.(\d+)\.", name)
+        return found is not None and int(found[1]) >= n_layers
 
     def take(self, name: str) -> str | None:
         """The key of a module or parameter below the prefix; None where there is none."""
@@ -53,11 +60,11 @@ def read_weights(
         InputError: for a key that is missing, has no place here, or has another shape.
     """
     ours = model.state_dict()
-    keys, state = Keys(names, family), dict[str, Tensor]()
+    keys, state = Keys(names, family, len(model.layers)), dict[str, Tensor]()
     heads = model.config.n_heads
     for part, number in _every(family.parts, len(model.layers)):
         modules = [name.format(i=number) for name in part.ours]
-        for suffix in _suffixes(modules[0], ours):
+        for suffix in _suffixes(part, modules[0], number, ours):
             mine = [f"{module}{suffix}" for module in modules]
             key = keys.take(part.theirs.format(i=number) + (suffix or ".weight"))
             if key is None:
@@ -80,8 +87,11 @@ def _every(parts: Any, n_layers: int) -> Iterator[tuple[Part, int]]:
             yield part, number
 
 
-def _suffixes(module: str, ours: Mapping[str, Tensor]) -> list[str]:
-    """What our model has of a module: ".weight", ".bias", or "" for a parameter of that name; nothing where none."""
+def _suffixes(part: Part, module: str, number: int, ours: Mapping[str, Tensor]) -> list[str]:
+    """What our model has of a part: ".weight", ".bias", or "" for a parameter of that name; nothing where none."""
+    beside = part.beside.removeprefix("not ").format(i=number)
+    if beside and (f"{beside}.weight" in ours) == part.beside.startswith("not "):
+        return []
     if module in ours:
         return [""]
     return [suffix for suffix in (".weight", ".bias") if f"{module}{suffix}" in ours]
@@ -172,7 +182,7 @@ def write_weights(family: Family, model: Any) -> dict[str, Tensor]:
     prefix, state, heads = f"{family.prefix}.", dict[str, Tensor](), model.config.n_heads
     for part, number in _every(family.parts, len(model.layers)):
         modules = [name.format(i=number) for name in part.ours]
-        for suffix in _suffixes(modules[0], ours):
+        for suffix in _suffixes(part, modules[0], number, ours):
             key = prefix + part.theirs.format(i=number) + (suffix or ".weight")
             state[key] = joined(part, [ours[f"{module}{suffix}"] for module in modules], heads)
     for mixture in family.mixtures:
