@@ -33,7 +33,7 @@ FLOORS = """
     tasks.run
     tasks.lm tasks.classify tasks.recall tasks.signal tasks.price
     pretrained
-    compat compare
+    compat compare hf
     bench tune
     claims
     cli
