@@ -32,6 +32,7 @@ from blockyard.names import exports
 
 if TYPE_CHECKING:
     from blockyard.pretrained.folder import export_original as export_original
+    from blockyard.pretrained.folder import why_not_original as why_not_original
     from blockyard.pretrained.folder import write_run as write_run
     from blockyard.pretrained.load import Pretrained as Pretrained
     from blockyard.pretrained.load import load_pretrained as load_pretrained
@@ -40,7 +41,7 @@ else:
     __all__ = exports(
         __name__,
         {
-            "folder": "export_original write_run",
+            "folder": "export_original why_not_original write_run",
             "load": "Pretrained load_pretrained",
             "parity": "Parity",
         },

@@ -20,6 +20,7 @@ from blockyard.models.lm import LMConfig
 from blockyard.pretrained.load import Pretrained, read_config
 from blockyard.pretrained.weights import write_weights
 from blockyard.tasks.kind import Run
+from blockyard.tasks.run import ORIGIN, load_run, read_run
 from blockyard.tasks.settings import as_groups
 from blockyard.text.config import TextDataConfig
 from blockyard.text.library import BESIDE, TOKENIZER, LibraryTokenizer
@@ -27,7 +28,6 @@ from blockyard.training.checkpoint import save_checkpoint
 from blockyard.training.config import TrainConfig
 from blockyard.training.folder import RunFolder
 
-ORIGIN = "origin.json"
 # Options of a model's configuration that say how it is trained, not what it computes.
 TRAINED = {"dropout": 0.0, "zero_init_outputs": False, "context": 0}
 
@@ -78,6 +78,12 @@ def write_run(found: Pretrained, out: str | Path) -> Path:
     return path
 
 
+def check_new(target: Path) -> None:
+    """Raise InputError for a folder that holds something, or a file."""
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        raise InputError(f"{target} is there already; name a new folder with --out")
+
+
 def write_origin(folder: Path, origin: Origin) -> None:
     """Write origin.json into a run folder."""
     write_atomically(folder / ORIGIN, json.dumps(plain(vars(origin)), indent=1) + "\n")
@@ -117,21 +123,37 @@ def why_not(origin: Origin | None, config: LMConfig) -> str | None:
     return None
 
 
-def export_original(folder: str | Path, out: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+def why_not_original(folder: str | Path) -> str | None:
+    """Return why a run cannot be written in the architecture that it was imported from; None when it can.
+
+    Raises:
+        InputError: when the folder holds no run, or its origin.json is damaged.
+    """
+    run = read_run(folder)
+    if run.task != "lm":
+        return f"it is a run of `train {run.task}`"
+    origin = read_origin(Path(folder))
+    # A vocabulary's size follows from the tokenizer, and its own says what it was.
+    return why_not(origin, run.kind.fit(run.model, run.kind.load_assets(Path(folder))))
+
+
+def export_original(
+    folder: str | Path, out: str | Path, *, dtype: torch.dtype | None = None, trust: bool = False
+) -> Path:
     """Write an imported run as its original architecture: config.json, model.safetensors, the tokenizer's files.
 
     Args:
         folder: the run.
         out: the folder to write; a new one.
         dtype: type of the weights; None for that of the original.
+        trust: as for `load_run`.
 
     Raises:
         InputError: when its blocks are no longer those of its origin, or the folder is there or cannot be written.
     """
-    from blockyard.tasks.run import load_run
-
     run, target = Path(folder), Path(out)
-    model, tokenizer, _ = load_run(run, tasks=("lm",))
+    check_new(target)
+    model, tokenizer, _ = load_run(run, tasks=("lm",), trust=trust)
     origin = read_origin(run)
     if reason := why_not(origin, model.config):
         raise InputError(f"{run} cannot be written in its original architecture: {reason}")
@@ -142,8 +164,6 @@ def export_original(folder: str | Path, out: str | Path, *, dtype: torch.dtype |
     weights = {name: weight.to(kept) for name, weight in write_weights(family, model).items()}
     config = {**origin.config, "architectures": [family.architecture], "dtype": str(kept).removeprefix("torch.")}
     config.pop("torch_dtype", None)
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-        raise InputError(f"{target} is there already; name a new folder with --out")
     try:
         with writing_folder(target) as temporary:
             safetensors.save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})

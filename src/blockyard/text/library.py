@@ -204,6 +204,36 @@ class LibraryTokenizer:
         return cls(read_files(Path(folder)), vocab_size)
 
 
+class Conversation:
+    """A tokenizer whose every text is a message that wants an answer, written as its model's template has it.
+
+    Args:
+        tokenizer: one with a chat template.
+        system: what is said to the model before the message.
+
+    Raises:
+        InputError: when the tokenizer has no template.
+    """
+
+    # The template writes what stands in front.
+    prefix_ids: tuple[int, ...] = ()
+
+    def __init__(self, tokenizer: Any, system: str | None = None) -> None:
+        if getattr(tokenizer, "chat_template", None) is None:
+            raise InputError(f"the run's tokenizer ({tokenizer.name}) brings no chat template: give the prompt as text")
+        self._tokenizer, self._system = tokenizer, system
+
+    def encode(self, text: str) -> list[int]:
+        """The conversation up to where the answer begins."""
+        before = [] if self._system is None else [{"role": "system", "content": self._system}]
+        written = self._tokenizer.chat([*before, {"role": "user", "content": text}])
+        ids: list[int] = self._tokenizer.encode(written, special=True)
+        return ids
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
 def read_files(folder: Path) -> dict[str, str]:
     """The files of a tokenizer in a folder, by name, as text."""
     found = {}
