@@ -33,6 +33,7 @@ FLOORS = """
     tasks.meaning tasks.sizes
     tasks.run
     tasks.lm tasks.classify tasks.recall tasks.signal tasks.price
+    pretrained
     compat compare hf
     bench tune
     claims

@@ -19,6 +19,10 @@ MIXER_OPTIONS = {
         {"kernel": "sdpa"},
         {"kernel": "sdpa", "window": 3},
         {"kernel": "sdpa", "n_kv_heads": 1},
+        {"bias": "qkv", "rope_dim": 4, "norm_eps": 1e-3},
+        {"qk_norm": "whole", "n_kv_heads": 1, "rope_scaling": "llama3[factor=8,original=64]"},
+        {"rope_scaling": "yarn[factor=4,original=16,magnitude=1.1]", "head_dim": 6},
+        {"rope_scaling": "linear[factor=3]", "rope": "interleaved", "window": 3},
     ],
     "mla": [
         {"kv_rank": 24, "decode": "naive"},
@@ -29,12 +33,13 @@ MIXER_OPTIONS = {
         {"rope": "full"},
         {"rope": "full", "cache": "latent", "kv_rank": 24, "rope_layout": "interleaved"},
         {"rope": "full", "cache": "expanded", "v_dim": 5, "kernel": "sdpa"},
+        {"rope_scaling": "yarn[factor=4,original=64,magnitude=1.1]", "scale": 0.3, "rope_dim": 6},
         {"rope_dim": 6, "nope_dim": 5, "v_dim": 20, "latent_norm": False},
     ],
     "tva": [
         {"rank": 3, "v_rank": 5, "kernel": "sdpa"},
         {"rank": 2, "factored": True, "v_rank": 3},
-        {"qk_norm": True, "rope": "interleaved"},
+        {"qk_norm": True, "rope": "interleaved", "rope_scaling": "linear[factor=2]", "norm_eps": 1e-3},
     ],
     "complex": [
         {"score": "magnitude", "gate": "learned"},
@@ -42,7 +47,7 @@ MIXER_OPTIONS = {
         {"score": "split", "gate": "magnitude"},
         {"rope": "none", "qk_norm": False, "bias": True},
         {"linear": "block", "kernel": "matmul"},
-        {"linear": "gauss"},
+        {"linear": "gauss", "rope_scaling": "linear[factor=2]"},
     ],
     "spectral": [{"bucket_spacing": "log", "interpolation": "cubic", "use_toeplitz": True, "num_groups": 2}],
 }
@@ -58,7 +63,7 @@ SPECTRAL_FORMS = [
     (ENCODER, {"pooling_type": "mean", "wavelet_on_rate": 0.5, "memory_size": 2, "memory_frozen": True}),
 ]
 FFN_OPTIONS = {
-    "standard": [{"activation": "relu"}, {"activation": "silu", "bias": True}],
+    "standard": [{"activation": "relu"}, {"activation": "silu", "bias": True}, {"activation": "gelu_tanh"}],
     "swiglu": [{"d_ff": 24, "bias": True}],
     "complex_swiglu": [{"d_ff": 24, "bias": True, "gate_bias": -1.0}, {"linear": "gauss"}, {"linear": "block"}],
     "moe": [

@@ -14,17 +14,8 @@ from blockyard.report.wants import parse_want
 
 Groups = Mapping[str, Mapping[str, Any]]
 # What a comparison or a search decides for every run by itself: options of the group `train` that neither has.
-DECIDED = (
-    "steps",
-    "eval_every",
-    "save_every",
-    "log_every",
-    "keep",
-    "save_best",
-    "on_non_finite",
-    "progress",
-    "tensorboard",
-)
+DECIDED = ("steps", "init", "eval_every", "save_every", "log_every", "keep", "save_best", "on_non_finite", "progress",
+           "tensorboard")  # fmt: skip
 
 # More processes than any machine trains in; and of what is listed or kept for each, more than anybody asks for.
 MOST_WORKERS = 1024
@@ -53,6 +44,8 @@ class CompareConfig:
             none for 1 % of the best loss, or .01 of an accuracy.
         confirm: a second file or folder of data, as data.path takes it: every choice is trained on it too, with its
             rate and its seeds, and the report says whether the order is the same there.
+        beside: folders of runs, imported models among them, that are evaluated on the same validation data as they are,
+            without training, and shown beside the choices; language models in nats per byte, as tokenizers differ.
         want: conditions of a purpose, such as cache<1KiB,decode>=standard: the report also says which choice is best
             among those that meet them all. Figures: cache, decode, train, memory, parameters, flops.
         seeds: number of runs of each choice, with seeds train.seed, train.seed + 1, …; intervals need two or more.
@@ -77,6 +70,7 @@ class CompareConfig:
     rates: str = "auto"
     margin: float | None = None
     confirm: str | None = None
+    beside: tuple[str, ...] | None = None
     want: tuple[str, ...] | None = None
     seeds: int | Literal["auto"] = 3
     most_seeds: int = 12

@@ -17,6 +17,7 @@ Files, in reading order:
     causal.py      BlockyardForCausalLM
     sequence.py    BlockyardForSequenceClassification
     wrap.py        a model or run of ours as one of these, and back into a run folder
+    pretrained.py  load_pretrained: the other way, from transformers' own families (docs/pretrained.md)
     auto.py        registration with the Auto classes
     steps.py       what mixtures of experts want once per optimizer step, for transformers' Trainer
 
@@ -34,6 +35,7 @@ from blockyard.names import exports
 if TYPE_CHECKING:
     from blockyard.hf.causal import BlockyardForCausalLM as BlockyardForCausalLM
     from blockyard.hf.config import BlockyardConfig as BlockyardConfig
+    from blockyard.hf.pretrained import load_pretrained as load_pretrained
     from blockyard.hf.sequence import BlockyardForSequenceClassification as BlockyardForSequenceClassification
     from blockyard.hf.steps import StepHooks as StepHooks
     from blockyard.hf.wrap import from_run as from_run
@@ -45,6 +47,7 @@ else:
         {
             "causal": "BlockyardForCausalLM",
             "config": "BlockyardConfig",
+            "pretrained": "load_pretrained",
             "sequence": "BlockyardForSequenceClassification",
             "steps": "StepHooks",
             "wrap": "from_run to_run wrap",

@@ -22,7 +22,7 @@ from blockyard.training.checkpoint import save_checkpoint
 from blockyard.training.folder import CHECKPOINTS, check_run_folder
 
 # What stands in a run folder beside its settings and weights: how texts become tokens, and what classes are called.
-_ASSETS = ("config.yaml", "tokenizer", "labels.json", "environment.json")
+_ASSETS = ("config.yaml", "tokenizer", "labels.json", "environment.json", "origin.json")
 
 
 def wrap(model: TransformerLM | TextClassifier, *, labels: Sequence[str] = (), **settings: Any) -> Any:

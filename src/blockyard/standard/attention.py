@@ -50,14 +50,20 @@ class StandardAttention(Mixer):
         causal: hide the future; the forward argument overrides it.
         rope: pairing of the rotary embedding: half (Llama's), interleaved (the basics document's), or none.
         rope_theta: base of the rotary wavelengths.
-        qk_norm: RMS-normalise queries and keys per head, with a gain, before they are rotated.
+        rope_dim: numbers of each head that are rotated, its first ones, even; None = all.
+        rope_scaling: of the rotary frequencies for longer texts (`llama3[factor=8,original=8192]`), see
+            `nn/rotary_scaling.py`.
+        qk_norm: RMS-normalise queries and keys, with a gain, before they are rotated: per head, or over all heads of a
+            token at once (whole, OLMo 2's).
+        norm_eps: added to the mean square there.
         window: see only keys less than this many positions away; None = all.
-        bias: biases in the four projections.
+        bias: biases in the four projections, or in the three that make queries, keys and values (qkv, Qwen2's).
         dropout: probability of dropping an attention weight in training.
         kernel: auto, matmul or sdpa; auto decides by length and device.
 
     Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S].
-    Raises: InputError when heads do not divide, head_dim is odd with rope, or a width or window is below 1.
+    Raises: InputError when heads do not divide, head_dim is odd with rope, rope_dim is odd or above it, or a width or
+        window is below 1.
     """
 
     # Whether the projections' weights are all that stands between x and the heads, so that steps may read them alone.
@@ -74,9 +80,12 @@ class StandardAttention(Mixer):
         causal: bool = False,
         rope: Literal["half", "interleaved", "none"] = "half",
         rope_theta: float = 10_000.0,
-        qk_norm: bool = True,
+        rope_dim: int | None = None,
+        rope_scaling: str | None = None,
+        qk_norm: bool | Literal["whole"] = True,
+        norm_eps: float = 1e-5,
         window: int | None = None,
-        bias: bool = False,
+        bias: bool | Literal["qkv"] = False,
         dropout: float = 0.0,
         kernel: Kernel = "auto",
     ) -> None:
@@ -95,14 +104,17 @@ class StandardAttention(Mixer):
         if window is not None and window < 1:
             raise InputError(f"window={window} should be at least 1, or none")
         self.window, self.kernel = window, kernel
-        self.q_proj = Linear(d_model, n_heads * self.head_dim, bias=bias)
-        self.k_proj = Linear(d_model, self.n_kv_heads * self.head_dim, bias=bias)
-        self.v_proj = Linear(d_model, self.n_kv_heads * self.v_dim, bias=bias)
-        self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias)
+        heads, key_heads = n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        self.q_proj = Linear(d_model, heads, bias=bool(bias))
+        self.k_proj = Linear(d_model, key_heads, bias=bool(bias))
+        self.v_proj = Linear(d_model, self.n_kv_heads * self.v_dim, bias=bool(bias))
+        self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias is True)
         # Scores are then bounded by √head_dim times the gains, so softmax does not saturate early (arXiv 2010.04245).
-        self.q_norm: nn.Module | None = RMSNorm(self.head_dim) if qk_norm else None
-        self.k_norm: nn.Module | None = RMSNorm(self.head_dim) if qk_norm else None
-        self.rope = None if rope == "none" else RotaryPositionalEmbedding(rope_theta, self.head_dim, layout=rope)
+        whole = qk_norm == "whole"
+        self.q_norm: nn.Module | None = RMSNorm(heads if whole else self.head_dim, norm_eps) if qk_norm else None
+        self.k_norm: nn.Module | None = RMSNorm(key_heads if whole else self.head_dim, norm_eps) if qk_norm else None
+        self.norms_whole = whole
+        self.rope = _rope(rope, rope_theta, self.head_dim, rope_dim, rope_scaling)
         self.attn_dropout = Dropout(dropout)
 
     def widen_context(self, key_width: int, value_width: int) -> None:
@@ -234,9 +246,19 @@ class StandardAttention(Mixer):
 
     def _normed(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Two sequences share no positions, so nothing is turned."""
-        if self.q_norm is not None and self.k_norm is not None:
+        if self.norms_whole:
+            # Heads side by side again: one mean square for all of a token's.
+            q = self._whole(q.transpose(1, 2), self.q_norm).transpose(1, 2)
+            k = self._whole(k.transpose(1, 2), self.k_norm).transpose(1, 2)
+        elif self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
+
+    @staticmethod
+    def _whole(heads: Tensor, norm: nn.Module | None) -> Tensor:
+        """Heads [B, T, H, head_dim] normalised over all of them."""
+        assert norm is not None
+        return norm(heads.flatten(-2)).view(heads.shape)
 
     def _split(self, stacked: Tensor) -> tuple[Tensor, Tensor]:
         """Stacked projections [B, T, ...] -> queries and keys [B, T, H + H_kv, ...], values [B, T, H_kv, ...]."""
@@ -246,8 +268,11 @@ class StandardAttention(Mixer):
 
     def _turned(self, qk: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys [B, T, H + H_kv, head_dim], normalised and turned by their positions; heads in front."""
+        if self.norms_whole:
+            q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
+            qk = torch.cat([self._whole(q, self.q_norm), self._whole(k, self.k_norm)], dim=2)
         # Both in one call: half as many passes as one after the other.
-        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+        elif isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
             if hooked(self.q_norm) or hooked(self.k_norm):
                 q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
                 qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
@@ -263,7 +288,7 @@ class StandardAttention(Mixer):
             # 16).
             width, layout = self.rope.d_k, self.rope.layout
             turned = rotate(qk if width == self.head_dim else qk[..., :width], cos, sin, layout)
-            # Rotation turns pairs: of an odd width (a vein's) the last number stays as it is.
+            # What is not rotated stays as it is, such as the last number of an odd width (a vein's).
             qk = turned if width == self.head_dim else torch.cat([turned, qk[..., width:]], dim=-1)
         q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -314,8 +339,9 @@ class StandardAttention(Mixer):
 
     def cost(self, tokens: int) -> Cost:
         shapes = [(p.weight.shape[1], p.weight.shape[0]) for p in (*self._projections(), self.output_proj)]
-        biases = sum(shape[1] for shape in shapes) if self.q_proj.bias is not None else 0
-        gains = 2 * self.head_dim if isinstance(self.q_norm, RMSNorm) else 0
+        projections = (*self._projections(), self.output_proj)
+        biases = sum(p.weight.shape[0] for p in projections if p.bias is not None)
+        gains = sum(norm.weight.numel() for norm in (self.q_norm, self.k_norm) if isinstance(norm, RMSNorm))
         return Cost(
             parameters=sum(a * b for a, b in shapes) + biases + gains,
             flops=linear_flops(tokens, *shapes) + self.score_flops(tokens),
@@ -337,6 +363,18 @@ class StandardAttention(Mixer):
     def extra_repr(self) -> str:
         widths = f"head_dim={self.head_dim}" + (f", v_dim={self.v_dim}" if self.v_dim != self.head_dim else "")
         return f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}, {widths}, causal={self.causal}"
+
+
+def _rope(
+    layout: Literal["half", "interleaved", "none"], theta: float, head_dim: int, width: int | None, scaling: str | None
+) -> RotaryPositionalEmbedding | None:
+    if layout == "none":
+        if width is not None:
+            raise InputError(f"rope_dim={width} with rope='none': nothing is rotated; leave it out")
+        return None
+    if width is not None and not 2 <= width <= head_dim:
+        raise InputError(f"rope_dim={width} should be at least 2 and at most head_dim={head_dim}")
+    return RotaryPositionalEmbedding(theta, head_dim if width is None else width, layout=layout, scaling=scaling)
 
 
 def side_by_side(mixed: Tensor) -> Tensor:

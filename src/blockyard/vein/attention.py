@@ -40,7 +40,9 @@ class TVAAttention(VeinedAttention):
         causal: hide the future; the forward argument overrides it.
         rope: pairing of the rotary embedding within the vein, half or interleaved, or none (the document's).
         rope_theta: base of the rotary wavelengths.
+        rope_scaling: of the rotary frequencies, as in standard attention.
         qk_norm: RMS-normalise queries and keys per head before they are rotated.
+        norm_eps: added to the mean square there.
         dropout: probability of dropping an attention weight in training, unless attn_dropout is given.
         attn_dropout: the same by the document's name.
         proj_dropout: probability of dropping an element of the output in training.
@@ -63,7 +65,9 @@ class TVAAttention(VeinedAttention):
         causal: bool = False,
         rope: Literal["half", "interleaved", "none"] = "half",
         rope_theta: float = 10_000.0,
+        rope_scaling: str | None = None,
         qk_norm: bool = False,
+        norm_eps: float = 1e-5,
         dropout: float = 0.0,
         attn_dropout: float | None = None,
         proj_dropout: float = 0.0,
@@ -106,10 +110,12 @@ class TVAAttention(VeinedAttention):
             split = v_rank != rank
             self.vein = vein_projector or VeinProjector(head_dim, rank, tied=split)
             self.value_vein = VeinProjector(head_dim, v_rank) if split else None
-        self.q_norm = RMSNorm(rank) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(rank) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(rank, norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(rank, norm_eps) if qk_norm else nn.Identity()
         # Rotation turns pairs: of an odd rank the last direction stays as it is.
-        self.rope = None if rope == "none" else RotaryPositionalEmbedding(rope_theta, rank - rank % 2, layout=rope)
+        self.rope = None
+        if rope != "none":
+            self.rope = RotaryPositionalEmbedding(rope_theta, rank - rank % 2, layout=rope, scaling=rope_scaling)
         self.proj_dropout = Dropout(proj_dropout)
 
     def fold(self) -> TVAAttention:
@@ -171,7 +177,9 @@ class TVAAttention(VeinedAttention):
             causal=self.causal,
             rope="none" if self.rope is None else self.rope.layout,
             rope_theta=10_000.0 if self.rope is None else self.rope.theta,
+            rope_scaling=None if self.rope is None else self.rope.scaled,
             qk_norm=isinstance(self.q_norm, RMSNorm),
+            norm_eps=self.q_norm.eps if isinstance(self.q_norm, RMSNorm) else 1e-5,
             attn_dropout=self.attn_dropout.p,
             proj_dropout=self.proj_dropout.p,
             kernel=self.kernel,

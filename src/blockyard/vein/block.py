@@ -68,6 +68,7 @@ class VFTBlock(nn.Module):
         causal: hide the future.
         rope: rotary positions within the vein: half (fast), interleaved or none (seed).
         rope_theta: base of the rotary wavelengths.
+        rope_scaling: of the rotary frequencies, as in standard attention.
         qk_norm: RMS-normalise queries and keys per head; None = in fast.
         dropout: probability for attn_dropout and ffn_dropout where these are not given.
         attn_dropout: probability of dropping an attention weight in training.
@@ -76,6 +77,7 @@ class VFTBlock(nn.Module):
         kernel: auto, matmul or sdpa.
         norm: rms or layer; None = layer.
         norm_position: pre or post.
+        norm_eps: added to the mean square or variance in the norms.
         metrics: report the reconstruction error in the aux of every forward.
 
     Shapes: x [B, T, d_model] -> (the same, aux | None).
@@ -110,6 +112,7 @@ class VFTBlock(nn.Module):
         causal: bool = False,
         rope: Literal["half", "interleaved", "none"] | None = None,
         rope_theta: float = 10_000.0,
+        rope_scaling: str | None = None,
         qk_norm: bool | None = None,
         dropout: float = 0.0,
         attn_dropout: float | None = None,
@@ -118,6 +121,7 @@ class VFTBlock(nn.Module):
         kernel: Kernel = "auto",
         norm: Literal["rms", "layer"] | None = None,
         norm_position: Literal["pre", "post"] = "pre",
+        norm_eps: float = 1e-5,
         metrics: bool = False,
     ) -> None:
         super().__init__()
@@ -128,7 +132,7 @@ class VFTBlock(nn.Module):
         # where the document's thresholds correct every token.
         self.eps = eps if eps is not None else default.eps
         check_choice("eps", self.eps, ("relative", "absolute"))
-        self.ln1 = make_norm(norm or default.norm, d_model)
+        self.ln1 = make_norm(norm or default.norm, d_model, norm_eps)
         self.attn = TVAAttention(
             d_model,
             n_heads,
@@ -138,12 +142,14 @@ class VFTBlock(nn.Module):
             causal=causal,
             rope=rope if rope is not None else default.rope,
             rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            norm_eps=norm_eps,
             qk_norm=default.qk_norm if qk_norm is None else qk_norm,
             attn_dropout=dropout if attn_dropout is None else attn_dropout,
             proj_dropout=proj_dropout,
             kernel=kernel,
         )
-        self.ln2 = make_norm(norm or default.norm, d_model)
+        self.ln2 = make_norm(norm or default.norm, d_model, norm_eps)
         ffn_rank = ffn_rank if ffn_rank is not None else rank
         if default.wide and ffn_rank is None:
             ffn_rank, r_hidden = max(1, d_model // 2), d_model if r_hidden is None else r_hidden

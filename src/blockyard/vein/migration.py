@@ -38,7 +38,7 @@ def from_standard(
     """A vein block that starts close to a standard one.
 
     Args:
-        block: standard attention (any rotary layout or none, no window, no biases) and any FFN.
+        block: standard attention (any rotary layout or none over whole heads, no window, no biases) and any FFN.
         rank: directions per head; None = the fewest that keep `energy` of the attention's value paths.
         calibration_x: [B, T, d_model], inputs of the block that are typical of its use.
         energy: share of squared singular values to keep when the rank is chosen.
@@ -54,6 +54,8 @@ def from_standard(
     """
     attn = block.attn
     _check(attn)
+    if block.parallel or block.norm_position == "branch":
+        raise InputError("from_standard copies pre- and post-norm blocks, whose FFN reads what the mixer has added to")
     check_input(calibration_x, attn.d_model)
     x = calibration_x.to(attn.q_proj.weight.dtype)
     read = block.ln1(x) if block.pre else x
@@ -99,6 +101,12 @@ def _check(attn: nn.Module) -> None:
         raise InputError(f"from_standard copies standard attention, not {type(attn).__name__}")
     if attn.window is not None or attn.q_proj.bias is not None:
         raise InputError("from_standard cannot copy a window or biases: a vein attention has neither")
+    if attn.norms_whole or (
+        attn.rope is not None and (attn.rope.d_k != attn.head_dim or attn.rope.scaling is not None)
+    ):
+        raise InputError(
+            "from_standard cannot copy qk_norm=whole, rope_dim or rope_scaling: a rank-wide rotation has other angles"
+        )
 
 
 def _check_rank(attn: StandardAttention, rank: int) -> None:
