@@ -12,6 +12,8 @@ MIXER_OPTIONS = {
     "standard": [
         {"n_kv_heads": 1},
         {"window": 3},
+        {"window": 3, "sinks": 2},
+        {"window": 2, "sinks": 1, "n_kv_heads": 1, "kernel": "sdpa"},
         {"rope": "interleaved"},
         {"rope": "none", "qk_norm": False},
         {"bias": True},

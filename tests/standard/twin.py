@@ -6,7 +6,8 @@
 
 Vaswani et al. 2017 (arXiv 1706.03762); rotary positions: Su et al. 2021 (arXiv 2104.09864); key heads that several
 query heads share: Ainslie et al. 2023 (arXiv 2305.13245). Which s are seen: not the future if causal, no padding, none
-that is `window` or more tokens away, what the mask allows. A query that may see nothing gets 0.
+that is `window` or more tokens away (but the first `sinks` kept ones from everywhere), what the mask allows. A query
+that may see nothing gets 0.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def standard_attention(
             scores = {}
             for s in range(len(source)):
                 far = context is None and attention.window is not None and abs(t - s) >= attention.window
+                far = far and not positions[s] < attention.sinks
                 if (causal and s > t) or far or not keep[s]:
                     continue
                 bias = 0.0

@@ -1,7 +1,7 @@
 """Standard attention: every position looks at the others and takes a weighted mean of their values.
 
 Vaswani et al. 2017 (arXiv 1706.03762), with today's parts: rotary positions, grouped key heads (arXiv 2305.13245),
-QK-norm (arXiv 2010.04245), a sliding window (arXiv 2004.05150).
+QK-norm (arXiv 2010.04245), a sliding window (arXiv 2004.05150) and attention sinks beside it (arXiv 2309.17453).
 
 Definition in loops and float64: tests/standard/twin.py.
 """
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from blockyard.errors import InputError
 from blockyard.nn.attention import HALF, Kernel, attend, windowed_pairs
 from blockyard.nn.attention_masks import check_attn_mask
+from blockyard.nn.attention_sinks import NOT_YET, Sinks
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.fused import add_linear, norm_linear
 from blockyard.nn.linear import Linear, hooked, plain
 from blockyard.nn.norms import RMSNorm, rms_norm
 from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
 from blockyard.protocol.cache import LayerCache
+from blockyard.protocol.cache_sinks import SinkCache
 from blockyard.protocol.cache_window import WindowCache
 from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, default_positions
@@ -52,6 +54,8 @@ class StandardAttention(Mixer):
         rope_theta: base of the rotary wavelengths.
         qk_norm: RMS-normalise queries and keys per head, with a gain, before they are rotated.
         window: see only keys less than this many positions away; None = all.
+        sinks: beside the window, see the first so many tokens of the sequence from everywhere (the first kept ones of a
+            padded row).
         bias: biases in the four projections.
         dropout: probability of dropping an attention weight in training.
         kernel: auto, matmul or sdpa; auto decides by length and device.
@@ -76,6 +80,7 @@ class StandardAttention(Mixer):
         rope_theta: float = 10_000.0,
         qk_norm: bool = True,
         window: int | None = None,
+        sinks: int = 0,
         bias: bool = False,
         dropout: float = 0.0,
         kernel: Kernel = "auto",
@@ -94,7 +99,10 @@ class StandardAttention(Mixer):
             raise InputError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
         if window is not None and window < 1:
             raise InputError(f"window={window} should be at least 1, or none")
-        self.window, self.kernel = window, kernel
+        if sinks < 0 or (sinks and window is None):
+            what = "should be 0 or more" if sinks < 0 else "stand beside a window: give one, or leave them out"
+            raise InputError(f"sinks={sinks} {what}")
+        self.window, self.sinks, self.kernel = window, sinks, kernel
         self.q_proj = Linear(d_model, n_heads * self.head_dim, bias=bias)
         self.k_proj = Linear(d_model, self.n_kv_heads * self.head_dim, bias=bias)
         self.v_proj = Linear(d_model, self.n_kv_heads * self.v_dim, bias=bias)
@@ -266,19 +274,23 @@ class StandardAttention(Mixer):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
         """Attention of the new tokens to the cache and themselves: [B, H, T, v_dim], and weights if asked for."""
-        padding_mask, attn_mask, hidden = call.padding_mask, call.attn_mask, 0
+        padding_mask, attn_mask, hidden, beside = call.padding_mask, call.attn_mask, 0, None
         if call.cache is not None:
             # Keys are kept as the cache keeps them, and queries meet them in that type.
             dtype = call.cache.dtype
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-            shown = call.cache.append(k=k, v=v)
+            keeps_first = isinstance(call.cache, SinkCache)
+            shown = call.cache.append(k=k, v=v, **({"padding_mask": padding_mask} if keeps_first else {}))
             # A prompt meets itself as it was made: SDPA would bring what lies lengthwise back into tokens.
             if call.past or not call.cache.lengthwise:
                 k, v = shown
             # A windowed cache shows no more than the new tokens can see; the caller's masks cover all tokens.
             hidden = call.past + q.shape[2] - k.shape[2]
-            if hidden:
-                padding_mask, attn_mask = _visible(hidden, padding_mask, attn_mask, (*q.shape[:3], hidden + k.shape[2]))
+            if keeps_first:
+                beside = _sinks_beside(call.cache, hidden)
+            if hidden or beside is not None:
+                shape = (*q.shape[:3], hidden + k.shape[2])
+                padding_mask, attn_mask = _visible(hidden, padding_mask, attn_mask, shape, beside)
         mixed, weights = attend(
             q,
             k,
@@ -288,12 +300,17 @@ class StandardAttention(Mixer):
             attn_mask=attn_mask,
             # A context is not a neighbourhood: its positions have no distance from x.
             window=self.window if call.context is None else None,
+            # A cache has kept the first tokens, and shows them where a window has left them.
+            sinks=self.sinks if call.cache is None else 0,
+            beside=beside,
             kernel=self.kernel,
             dropout=self.attn_dropout.p if self.training else 0.0,
             dropout_keys=self.attn_dropout.keys,
             return_weights=call.return_weights,
         )
-        return mixed, F.pad(weights, (hidden, 0)) if hidden and weights is not None else weights
+        if weights is None or not (hidden or beside is not None):
+            return mixed, weights
+        return mixed, _over_all(weights, hidden, beside)
 
     def _output(self, mixed: Tensor) -> Tensor:
         """Mixed values, heads side by side [B, T, H · v_dim] -> [B, T, d_model]."""
@@ -301,6 +318,8 @@ class StandardAttention(Mixer):
 
     def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> LayerCache:
         slots = {"k": (self.n_kv_heads, self.head_dim), "v": (self.n_kv_heads, self.v_dim)}
+        if self.window is not None and self.sinks:
+            return SinkCache(batch, slots, window=self.window, sinks=self.sinks, max_len=max_len, **placement)
         if self.window is not None:
             return WindowCache(batch, slots, window=self.window, max_len=max_len, **placement)
         # Half precision reads tokens whole (`nn.attention`), as an accelerator's kernels do: measured is a CPU alone.
@@ -325,7 +344,7 @@ class StandardAttention(Mixer):
     def _pairs(self, tokens: int) -> int:
         """Query-key pairs that are scored."""
         # A dense count, as the counter has it: causality earns no credit.
-        return tokens * tokens if self.window is None else windowed_pairs(tokens, self.window, self.causal)
+        return tokens * tokens if self.window is None else windowed_pairs(tokens, self.window, self.causal, self.sinks)
 
     def zero_init_output(self) -> None:
         nn.init.zeros_(self.output_proj.weight)
@@ -340,14 +359,60 @@ def side_by_side(mixed: Tensor) -> Tensor:
     return mixed.transpose(1, 2).flatten(2)
 
 
+def _sinks_beside(cache: SinkCache, hidden: int) -> Sinks | None:
+    """What the new tokens see of the first ones beside what a cache shows of the window, `hidden` tokens on."""
+    found = cache.first()
+    if found is None:
+        return None
+    tensors, places = found
+    # A token that has not come stays where nobody sees it. Rows that agree are shown no more than the last token sees.
+    moved = torch.where(places < NOT_YET, places - hidden, NOT_YET)
+    return Sinks(tensors["k"], tensors["v"], moved, all_seen=cache.rows_agree)
+
+
 def _visible(
-    hidden: int, padding_mask: Tensor | None, attn_mask: Tensor | None, shape: tuple[int, int, int, int]
+    hidden: int,
+    padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    shape: tuple[int, int, int, int],
+    beside: Sinks | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Masks of scores of that shape [B, H, T, S] without the `hidden` oldest tokens, which the cache does not show."""
+    """Masks of scores of that shape [B, H, T, S] without the `hidden` oldest tokens, which the cache does not show.
+
+    Of the first tokens, kept beside them, the caller's mask has columns in front.
+    """
     if padding_mask is not None:
         padding_mask = padding_mask[:, hidden:]
     if attn_mask is not None:
         check_attn_mask(attn_mask, shape)
         if attn_mask.ndim and attn_mask.shape[-1] > 1:
-            attn_mask = attn_mask[..., hidden:]
+            shown = attn_mask[..., hidden:]
+            if beside is not None:
+                first = _at(attn_mask, _over_text(beside, hidden, shape[3]))
+                shown = torch.cat([first, shown.expand(*first.shape[:-1], -1)], -1)
+            attn_mask = shown
     return padding_mask, attn_mask
+
+
+def _over_text(beside: Sinks, hidden: int, length: int) -> Tensor:
+    """Places of the sinks in the whole text [B or 1, n]; of one that has not come the last token's, as unseen."""
+    return (beside.places + hidden).clamp(max=length - 1)
+
+
+def _at(mask: Tensor, places: Tensor) -> Tensor:
+    """The columns of a mask [..., S] at places [B or 1, n]: [..., n], for each row of the batch where rows differ."""
+    if len(places) == 1:
+        return mask[..., places[0]]
+    mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape).expand(len(places), -1, -1, -1)
+    return mask.gather(-1, places[:, None, None].expand(-1, *mask.shape[1:3], -1))
+
+
+def _over_all(weights: Tensor, hidden: int, beside: Sinks | None) -> Tensor:
+    """Weights of sinks and shown keys [B, H, T, n + S] as weights over the whole text [B, H, T, hidden + S]."""
+    if beside is None:
+        return F.pad(weights, (hidden, 0))
+    count = beside.places.shape[1]
+    first, weights = weights[..., :count], F.pad(weights[..., count:], (hidden, 0))
+    places = _over_text(beside, hidden, weights.shape[-1])[:, None, None]
+    # Added: where a window still holds the token its own column counts, and this one is 0.
+    return weights.scatter_add(-1, places.expand(*weights.shape[:3], -1), first)
