@@ -15,12 +15,18 @@ MIXER_OPTIONS = {
         {"window": 3, "sinks": 2},
         {"window": 2, "sinks": 1, "n_kv_heads": 1, "kernel": "sdpa"},
         {"rope": "interleaved"},
+        {"head_dim": 6, "n_kv_heads": 1, "v_dim": 5, "rope_scaling": "given[pairs=0.3 0.02 0.3]", "qk_norm": False},
+        {"head_dim": 4, "rope_scaling": "given[pairs=1 0.1 0.5 0.2]", "n_kv_heads": 2, "rope": "interleaved"},
         {"rope": "none", "qk_norm": False},
         {"bias": True},
         {"head_dim": 6},
         {"kernel": "sdpa"},
         {"kernel": "sdpa", "window": 3},
         {"kernel": "sdpa", "n_kv_heads": 1},
+        {"bias": "qkv", "rope_dim": 4, "norm_eps": 1e-3},
+        {"qk_norm": "whole", "n_kv_heads": 1, "rope_scaling": "llama3[factor=8,original=64]"},
+        {"rope_scaling": "yarn[factor=4,original=16,magnitude=1.1]", "head_dim": 6},
+        {"rope_scaling": "linear[factor=3]", "rope": "interleaved", "window": 3},
     ],
     "mla": [
         {"kv_rank": 24, "decode": "naive"},
@@ -31,12 +37,15 @@ MIXER_OPTIONS = {
         {"rope": "full"},
         {"rope": "full", "cache": "latent", "kv_rank": 24, "rope_layout": "interleaved"},
         {"rope": "full", "cache": "expanded", "v_dim": 5, "kernel": "sdpa"},
+        {"rope_scaling": "yarn[factor=4,original=64,magnitude=1.1]", "scale": 0.3, "rope_dim": 6},
         {"rope_dim": 6, "nope_dim": 5, "v_dim": 20, "latent_norm": False},
     ],
     "tva": [
         {"rank": 3, "v_rank": 5, "kernel": "sdpa"},
         {"rank": 2, "factored": True, "v_rank": 3},
-        {"qk_norm": True, "rope": "interleaved"},
+        {"rank": 2, "v_rank": 3, "n_kv_heads": 1},
+        {"rank": 2, "factored": True, "n_kv_heads": 1},
+        {"qk_norm": True, "rope": "interleaved", "rope_scaling": "linear[factor=2]", "norm_eps": 1e-3},
     ],
     "complex": [
         {"score": "magnitude", "gate": "learned"},
@@ -44,7 +53,7 @@ MIXER_OPTIONS = {
         {"score": "split", "gate": "magnitude"},
         {"rope": "none", "qk_norm": False, "bias": True},
         {"linear": "block", "kernel": "matmul"},
-        {"linear": "gauss"},
+        {"linear": "gauss", "rope_scaling": "linear[factor=2]"},
     ],
     "spectral": [{"bucket_spacing": "log", "interpolation": "cubic", "use_toeplitz": True, "num_groups": 2}],
 }
@@ -60,7 +69,7 @@ SPECTRAL_FORMS = [
     (ENCODER, {"pooling_type": "mean", "wavelet_on_rate": 0.5, "memory_size": 2, "memory_frozen": True}),
 ]
 FFN_OPTIONS = {
-    "standard": [{"activation": "relu"}, {"activation": "silu", "bias": True}],
+    "standard": [{"activation": "relu"}, {"activation": "silu", "bias": True}, {"activation": "gelu_tanh"}],
     "swiglu": [{"d_ff": 24, "bias": True}],
     "complex_swiglu": [{"d_ff": 24, "bias": True, "gate_bias": -1.0}, {"linear": "gauss"}, {"linear": "block"}],
     "moe": [

@@ -49,7 +49,8 @@ def latent_attention(
     def turned(vector, position):
         if context is not None or len(vector) == 0:
             return vector
-        return rotate(vector, position, attention.rope.theta, attention.rope.layout)
+        rope = attention.rope
+        return rotate(vector, position, rope.theta, rope.layout, rope.scaling, max(positions) + 1)
 
     def query(head, t):
         row = x[t]
@@ -89,7 +90,7 @@ def latent_attention(
                 elif mask is not None:
                     bias = float(mask[t, s])
                 if bias > -math.inf:
-                    scores[s] = float(q @ keys[s]) / math.sqrt(nope + rope) + bias
+                    scores[s] = float(q @ keys[s]) * attention.scale + bias
             total = sum(math.exp(score - max(scores.values())) for score in scores.values())
             for s, score in scores.items():
                 weights[h, t, s] = math.exp(score - max(scores.values())) / total

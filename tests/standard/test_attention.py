@@ -30,6 +30,17 @@ OPTIONS = [
     {"window": 2, "sinks": 1},
     {"window": 2, "sinks": 3, "n_kv_heads": 2},
     {"window": 1, "sinks": 20, "kernel": "sdpa"},
+    {"bias": "qkv", "n_kv_heads": 2},
+    {"rope_dim": 2, "norm_eps": 1e-2},
+    {"qk_norm": "whole", "n_kv_heads": 2, "norm_eps": 0.1},
+    {"rope_scaling": "linear[factor=3]"},
+    {"rope_scaling": "given[pairs=0.7 0.01 0.7]", "head_dim": 6, "n_kv_heads": 1},
+    {"rope_scaling": "given[pairs=0.7 0.01 0.2 0.3]", "n_kv_heads": 2},
+    {"rope_scaling": "given[pairs=0.7 0.01 0.2 0.3]", "n_kv_heads": 2, "rope": "interleaved", "qk_norm": False},
+    {"rope_scaling": "dynamic[factor=2,original=5]", "rope": "interleaved"},
+    {"rope_scaling": "yarn[factor=4,original=8,beta_fast=2,magnitude=1.2]", "head_dim": 8},
+    {"rope_scaling": "llama3[factor=8,original=16]", "rope_theta": 20.0, "head_dim": 8},
+    {"rope_scaling": "longrope[original=6,short=1 1.5,long=2 3,magnitude=1.1]"},
 ]
 
 

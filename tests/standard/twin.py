@@ -25,14 +25,49 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float = 1e-5) -> Tensor:
     return x / math.sqrt(sum(float(v) ** 2 for v in x) / len(x) + eps) * gain
 
 
-def rotate(x: Tensor, position: int, theta: float, layout: str) -> Tensor:
-    """Turn each pair of features as a complex number by position · theta^(−2i/d)."""
+def rotate(x: Tensor, position: int, theta: float, layout: str, scaling=None, length: int = 0) -> Tensor:
+    """Turn each pair of features as a complex number by position · its frequency, theta^(−2i/d) unless scaled."""
     width, out = len(x), x.clone()
     for i in range(width // 2):
         a, b = (2 * i, 2 * i + 1) if layout == "interleaved" else (i, i + width // 2)
-        turned = complex(x[a], x[b]) * complex(math.cos(angle := position * theta ** (-2 * i / width)), math.sin(angle))
+        angle = position * frequency(i, width, theta, scaling, length)
+        turned = complex(x[a], x[b]) * complex(math.cos(angle), math.sin(angle))
+        turned *= 1.0 if scaling is None else scaling.magnitude
         out[a], out[b] = turned.real, turned.imag
     return out
+
+
+def frequency(i: int, width: int, theta: float, scaling, length: int) -> float:
+    """Angle per position of pair i, as the papers of the scalings have it (see nn/rotary_scaling.py)."""
+    plain = theta ** (-2 * i / width)
+    kind = type(scaling).__name__
+    if kind == "NoneType":
+        return plain
+    if kind == "Given":
+        return scaling.pairs[i]
+    if kind == "Linear":
+        return plain / scaling.factor
+    if kind == "Dynamic":
+        stretch = scaling.factor * max(length, scaling.original) / scaling.original - scaling.factor + 1
+        return (theta * stretch ** (width / (width - 2))) ** (-2 * i / width)
+    if kind == "LongRope":
+        return plain / (scaling.long if length > scaling.original else scaling.short)[i]
+    if kind == "Llama3":
+        wavelength = 2 * math.pi / plain
+        if wavelength > scaling.original / scaling.low:
+            return plain / scaling.factor
+        if wavelength < scaling.original / scaling.high:
+            return plain
+        smooth = (scaling.original / wavelength - scaling.low) / (scaling.high - scaling.low)
+        return (1 - smooth) * plain / scaling.factor + smooth * plain
+    assert kind == "Yarn"
+
+    def pair(turns: float) -> float:
+        return width * math.log(scaling.original / (2 * math.pi * turns)) / (2 * math.log(theta))
+
+    low, high = max(math.floor(pair(scaling.beta_fast)), 0), min(math.ceil(pair(scaling.beta_slow)), width - 1)
+    ramp = min(max((i - low) / (high - low if high != low else 0.001), 0.0), 1.0)
+    return plain / scaling.factor * ramp + plain * (1 - ramp)
 
 
 def standard_attention(
@@ -57,15 +92,26 @@ def standard_attention(
     heads, width = attention.n_heads, attention.head_dim
     keep = torch.ones(len(source)) if keep is None else keep
     positions = [max(0, int(keep[: t + 1].sum()) - 1) for t in range(len(source))]
+    length = max(positions) + 1
 
     def head(projection, row, number, norm=None, position=None):
         vector = projection.weight @ row + (0 if projection.bias is None else projection.bias)
         wide = attention.v_dim if projection is attention.v_proj else width
+        normed = isinstance(norm, torch.nn.Module) and not isinstance(norm, torch.nn.Identity)
+        if normed and attention.norms_whole:
+            vector = rms_norm(vector, norm.weight, norm.eps)
         vector = vector[number * wide : (number + 1) * wide]
-        if isinstance(norm, torch.nn.Module) and not isinstance(norm, torch.nn.Identity):
-            vector = rms_norm(vector, norm.weight)
+        if normed and not attention.norms_whole:
+            vector = rms_norm(vector, norm.weight, norm.eps)
         if position is not None and attention.rope is not None and context is None:
-            vector = rotate(vector, position, attention.rope.theta, attention.rope.layout)
+            rope, turns, scaling = attention.rope, attention.rope.d_k, attention.rope.scaling
+            if attention.rope_heads > 1:
+                # Each key head, and the query heads that share it, have frequencies of their own.
+                own = number if projection is attention.k_proj else number // (heads // attention.n_kv_heads)
+                turns = turns // attention.n_kv_heads
+                scaling = type(scaling)(scaling.pairs[own * turns // 2 : (own + 1) * turns // 2])
+            turned = rotate(vector[:turns], position, rope.theta, rope.layout, scaling, length)
+            vector = torch.cat([turned, vector[turns:]])
         return vector
 
     v_dim = attention.v_dim

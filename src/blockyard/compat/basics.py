@@ -10,14 +10,17 @@ plain form lose all positions, as the document says; it gives e^{i(m−n)θ}, wh
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from blockyard.nn import linear, norms, rotary
 from blockyard.standard import gated
 
 
-class Linear(linear.Linear):
+class Linear(nn.Module):
     """y = W x without bias; W [out_features, in_features] from a truncated normal.
+
+    On `nn.Module` itself, as the document asks; the start is that of `blockyard.nn.Linear`.
 
     Args:
         in_features: width of the input.
@@ -33,12 +36,21 @@ class Linear(linear.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, device=device, dtype=dtype)
+        super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        self.weight = linear.Linear(in_features, out_features, device=device, dtype=dtype).weight
+        self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        return F.linear(x, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} -> {self.out_features}"
 
 
-class Embedding(linear.Embedding):
-    """A table of vectors looked up by token id.
+class Embedding(nn.Module):
+    """A table of vectors looked up by token id; on `nn.Module` itself, as the document asks.
 
     Args:
         num_embeddings: number of tokens.
@@ -54,12 +66,16 @@ class Embedding(linear.Embedding):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_embeddings, embedding_dim, device=device, dtype=dtype)
+        super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.weight = linear.Embedding(num_embeddings, embedding_dim, device=device, dtype=dtype).weight
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """LongTensor [...] -> [..., embedding_dim]."""
-        return super().forward(token_ids)
+        return F.embedding(token_ids, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings} x {self.embedding_dim}"
 
 
 class RMSNorm(norms.RMSNorm):

@@ -40,8 +40,6 @@ from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, check_
 from blockyard.registry.register import ATTENTION, register_attn
 
 GATES = ("none", "learned", "magnitude")
-# Added to the mean square of queries and keys where they are normalised.
-QK_EPS = 1e-5
 
 
 @register_attn("complex", group="complex", traits=replace(ATTENTION, dtypes=("complex64", "complex128", "bfloat16")))
@@ -59,7 +57,9 @@ class ComplexAttention(ComplexModule, Mixer):
             magnitude (σ(|W x| + b), real, from the input).
         rope: rotary positions (complex), or none.
         rope_theta: base of the rotary wavelengths.
+        rope_scaling: of the rotary frequencies, as in standard attention.
         qk_norm: RMS-normalise queries and keys per head, with a real gain, before they are rotated.
+        norm_eps: added to the mean square there.
         bias: complex biases in the four projections; they break the phase symmetry.
         linear: how complex products are computed: native, block, gauss, or auto (native, but block where the products
             are bfloat16).
@@ -83,7 +83,9 @@ class ComplexAttention(ComplexModule, Mixer):
         gate: Literal["none", "learned", "magnitude"] = "none",
         rope: Literal["complex", "none"] = "complex",
         rope_theta: float = 10_000.0,
+        rope_scaling: str | None = None,
         qk_norm: bool = True,
+        norm_eps: float = 1e-5,
         bias: bool = False,
         linear: LinearMode = "auto",
         dropout: float = 0.0,
@@ -97,7 +99,7 @@ class ComplexAttention(ComplexModule, Mixer):
             raise InputError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
         one_of(SCORES, score=score)
         one_of(GATES, gate=gate)
-        self.score, self.gate, self.kernel = score, gate, kernel
+        self.score, self.gate, self.kernel, self.qk_eps = score, gate, kernel, norm_eps
         # Widths are in complex numbers: a head has twice as many reals.
         kv_width = self.n_kv_heads * self.head_dim
         self.q_proj = ComplexLinear(d_model, d_model, bias=bias, mode=linear)
@@ -116,7 +118,8 @@ class ComplexAttention(ComplexModule, Mixer):
             self.gate_proj = ComplexLinear(d_model, d_model, mode=linear)
             self.gate_bias = nn.Parameter(torch.zeros(d_model))
         # Pairs of neighbouring reals are complex numbers: the interleaved layout multiplies each by e^{i m θ}.
-        self.rope = RotaryPositionalEmbedding(rope_theta, 2 * self.head_dim) if rope == "complex" else None
+        turns = rope == "complex"
+        self.rope = RotaryPositionalEmbedding(rope_theta, 2 * self.head_dim, scaling=rope_scaling) if turns else None
         self.attn_dropout = Dropout(dropout)
 
     def parameter_roles(self) -> dict[str, Role]:
@@ -201,13 +204,13 @@ class ComplexAttention(ComplexModule, Mixer):
                 factor = None if cos is None or sin is None else torch.complex(cos, sin)
                 # Norm, gain and turn of queries and keys in one hand-written pass.
                 return turned_heads(
-                    stacked, (self.q_gain, self.k_gain), factor, (self.n_heads, self.n_kv_heads), QK_EPS
+                    stacked, (self.q_gain, self.k_gain), factor, (self.n_heads, self.n_kv_heads), self.qk_eps
                 )
             q, k, v = stacked.split([2 * p.d_out for p in projections], dim=-1)
         q, k = self._add(q, pe, "pe"), self._add(k, pe if context is None else context_pe, "context_pe")
         q, k, v = (part.unflatten(-1, (-1, 2 * self.head_dim)) for part in (q, k, v))
         if self.q_gain is not None and self.k_gain is not None:
-            q, k = rms_norm_pairs(q, self.q_gain, QK_EPS), rms_norm_pairs(k, self.k_gain, QK_EPS)
+            q, k = rms_norm_pairs(q, self.q_gain, self.qk_eps), rms_norm_pairs(k, self.k_gain, self.qk_eps)
         if cos is not None and sin is not None:
             q, k = rotate(q, cos, sin, "interleaved"), rotate(k, cos, sin, "interleaved")
         return q, k, v

@@ -131,14 +131,14 @@ COMPLEX_NORMS: dict[str, type[_ComplexNorm]] = {
 }
 
 
-def make_complex_norm(kind: str, d_model: int, *, groups: int = 1) -> nn.Module:
+def make_complex_norm(kind: str, d_model: int, eps: float = 1e-5, *, groups: int = 1) -> nn.Module:
     """The complex norm of a name: `rms`, `layer` or `whiten`.
 
     Raises:
         InputError: for another name.
     """
     one_of(COMPLEX_NORMS, norm=kind)
-    return COMPLEX_NORMS[kind](d_model, groups=groups)
+    return COMPLEX_NORMS[kind](d_model, eps, groups=groups)
 
 
 class ModReLU(ComplexModule):

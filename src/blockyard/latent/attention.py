@@ -53,6 +53,8 @@ class LatentAttention(Mixer):
         causal: hide the future; the forward argument overrides it.
         rope_layout: pairing of the rotation: half (Llama's) or interleaved (DeepSeek's and the price document's).
         rope_theta: base of the rotary wavelengths.
+        rope_scaling: of the rotary frequencies, as in standard attention.
+        scale: factor of the scores; None = (nope_dim + rope_dim)^(-1/2).
         latent_norm: RMS-normalise the latents, with a gain.
         bias: biases in the maps into latents and in the output (DeepSeek's attention_bias).
         dropout: probability of dropping an attention weight in training.
@@ -81,6 +83,8 @@ class LatentAttention(Mixer):
         causal: bool = False,
         rope_layout: Layout = "half",
         rope_theta: float = 10_000.0,
+        rope_scaling: str | None = None,
+        scale: float | None = None,
         latent_norm: bool = True,
         bias: bool = False,
         dropout: float = 0.0,
@@ -113,7 +117,13 @@ class LatentAttention(Mixer):
         self.k_up = nn.Parameter(torch.empty(n_heads, self.nope_dim, self.kv_rank))
         self.v_up = nn.Parameter(torch.empty(n_heads, self.v_dim, self.kv_rank))
         self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias)
-        self.rope = RotaryPositionalEmbedding(rope_theta, self.rope_dim or self.nope_dim, layout=rope_layout)
+        self.rope = RotaryPositionalEmbedding(
+            rope_theta, self.rope_dim or self.nope_dim, layout=rope_layout, scaling=rope_scaling
+        )
+        if scale is not None and not 0 < scale < float("inf"):
+            raise InputError(f"scale={scale} should be above 0, or none")
+        # Of the keys' own width, also where queries meet latents, which are wider.
+        self.scale = (self.nope_dim + self.rope_dim) ** -0.5 if scale is None else scale
         self.attn_dropout = Dropout(dropout)
         self.reset_parameters()
 
@@ -220,8 +230,7 @@ class LatentAttention(Mixer):
             causal=bool(call.causal),
             padding_mask=call.padding_mask,
             attn_mask=call.attn_mask,
-            # Of the keys' own width, also where queries meet latents, which are wider.
-            scale=(self.nope_dim + self.rope_dim) ** -0.5,
+            scale=self.scale,
             kernel=self.kernel,
             dropout=self.attn_dropout.p if self.training else 0.0,
             dropout_keys=self.attn_dropout.keys,

@@ -160,6 +160,11 @@ def to_deepseek(attention: Latent) -> DeepseekV3Attention:
     """See `LatentAttention.to_hf`."""
     if not attention.decoupled:
         raise InputError("rope='full' has no DeepseekV3Attention: that rotates a key of its own beside the latent")
+    usual = (attention.nope_dim + attention.rope_dim) ** -0.5
+    if attention.rope.scaled is not None or not math.isclose(attention.scale, usual, rel_tol=1e-6):
+        raise InputError(
+            "rope_scaling and scale are settings of a whole model in transformers: a layer by itself has neither"
+        )
     if attention.kv_norm is None:
         raise InputError("latent_norm=False has no DeepseekV3Attention: that always normalises its latents")
     deepseek = require("transformers.models.deepseek_v3.modeling_deepseek_v3", extra="hf")
@@ -213,6 +218,8 @@ def _pairs(attention: Latent, module: Any) -> list[tuple[Tensor, Tensor]]:
 
 def _parameters(ours: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]:
     mine, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    if foreign := sorted(set(mine) - set(other)):
+        raise InputError(f"{type(ours).__name__} has {foreign[0]}, which has no counterpart; merge adapters first")
     return [(mine[name], other[name]) for name in mine]
 
 

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from blockyard.errors import InputError, at_least
-from blockyard.protocol.block import build_block
-from blockyard.protocol.mixer import norm_of
+from blockyard.nn.rotary_scaling import scaling_of
+from blockyard.protocol.block import build_block, check_parallel
+from blockyard.protocol.mixer import NORM_EPS, make_norm_of
 from blockyard.registry.pattern import LayerSpec, check_layer, format_choice, parse_choice, repeat_to_depth
 
 
@@ -25,9 +26,14 @@ class BlocksConfig:
         n_layers: number of blocks.
         n_heads: number of attention heads, dividing d_model.
         norm: rms or layer.
-        norm_position: pre (norm before each sublayer, and a last one) or post (after each addition).
+        norm_position: pre (norm before each sublayer, and a last one), post (after each addition) or branch (on what
+            each sublayer adds, and a last one).
+        norm_eps: added to the mean square or variance in the norms, those of queries and keys among them.
+        parallel: let mixer and FFN of a block read the same input, rather than the FFN what the mixer has added to.
         dropout: probability of dropping, for the embedding and for every mixer and FFN that has dropout.
         rope_theta: base of the rotary wavelengths; larger for longer contexts.
+        rope_scaling: of the rotary frequencies, for texts longer than those trained on: linear, dynamic, yarn, llama3
+            or longrope with options, `llama3[factor=8,original=8192]`; none leaves them.
         zero_init_outputs: start every block as the identity and every output at 0.
     """
 
@@ -41,9 +47,12 @@ class BlocksConfig:
     n_layers: int = 4
     n_heads: int = 4
     norm: Literal["rms", "layer"] = "rms"
-    norm_position: Literal["pre", "post"] = "pre"
+    norm_position: Literal["pre", "post", "branch"] = "pre"
+    norm_eps: float = NORM_EPS
+    parallel: bool = False
     dropout: float = 0.0
     rope_theta: float = 10_000.0
+    rope_scaling: str | None = None
     zero_init_outputs: bool = True
 
     def __post_init__(self) -> None:
@@ -58,6 +67,11 @@ class BlocksConfig:
         # Written so that NaN and infinity are refused, too.
         if not 0 < self.rope_theta < float("inf"):
             raise InputError(f"rope_theta={self.rope_theta} should be positive")
+        if not 0 < self.norm_eps < 1:
+            raise InputError(f"norm_eps={self.norm_eps} should be above 0 and below 1")
+        if self.rope_scaling is not None:
+            scaling_of(self.rope_scaling)
+        check_parallel(self.parallel, self.norm_position)
 
     def check_at_least_one(self, *names: str) -> None:
         """Refuse sizes below 1."""
@@ -120,7 +134,10 @@ class BlocksConfig:
             causal=self.is_causal,
             norm=self.norm,
             norm_position=self.norm_position,
+            norm_eps=self.norm_eps,
+            parallel=self.parallel,
             rope_theta=self.rope_theta,
+            rope_scaling=self.rope_scaling,
             dropout=self.dropout,
             complex_valued=self.is_complex,
         )
@@ -129,4 +146,4 @@ class BlocksConfig:
         """The norm after the last block, as that block's mixer has it; post-norm blocks end in one of their own."""
         if self.norm_position == "post":
             return nn.Identity()
-        return norm_of(getattr(last, "attn", last))(self.norm, self.d_model)
+        return make_norm_of(getattr(last, "attn", last), self.norm, self.d_model, self.norm_eps)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError, at_least
 from blockyard.nn.finite import check_finite
-from blockyard.nn.linear import Linear
+from blockyard.nn.linear import Linear, weight_of
 from blockyard.protocol.costs import Cost, linear_flops
 
 Scoring = Literal["softmax", "sigmoid"]
@@ -109,7 +109,7 @@ class Router(nn.Module):
         x = x.abs() if x.is_complex() else x
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(wide), self.linear.weight.to(wide))
+            return F.linear(x.to(wide), weight_of(self.linear).to(wide))
 
     @torch.no_grad()
     def choose(self, scores: Tensor, k: int) -> Tensor:

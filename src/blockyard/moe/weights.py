@@ -24,6 +24,7 @@ from blockyard.moe.experts import StackedExperts
 from blockyard.moe.mixture import MoE
 from blockyard.moe.router import Scoring
 from blockyard.moe.settings import ask, options_said
+from blockyard.nn.linear import weight_of
 from blockyard.nn.parity import deviation, evaluating
 from blockyard.registry.register import create
 
@@ -158,7 +159,7 @@ def to_hf(moe: MoE, model: str | None = None) -> dict[str, Tensor]:
         raise InputError("expert.bias=True: the experts of transformers' mixtures have no biases")
     family = _family(moe, model)
     state = {
-        family.router: moe.router.linear.weight,
+        family.router: weight_of(moe.router.linear),
         # transformers stacks gate and value in one matrix [E, 2·d_ff, d].
         "experts.gate_up_proj": torch.cat([body.w1.weight, body.w3.weight], dim=1),
         "experts.down_proj": body.w2.weight,
@@ -177,7 +178,7 @@ def to_hf(moe: MoE, model: str | None = None) -> dict[str, Tensor]:
         for name, theirs in NAMES.items():
             one = getattr(body, name).weight[0]
             axis = 1 if name == "w2" else 0
-            parts = [getattr(member, name).weight for member in members] or [one.narrow(axis, 0, 0)]
+            parts = [weight_of(getattr(member, name)) for member in members] or [one.narrow(axis, 0, 0)]
             state[f"{family.shared}.{theirs}.weight"] = torch.cat(parts, dim=axis)
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 

@@ -1,19 +1,23 @@
-"""Linear maps and token embeddings with the initialisation of the basics document (section 3.4)."""
+"""Linear maps and token embeddings with the initialisation of the basics document (section 3.4).
+
+They are torch's own classes with another start, so that whatever selects `nn.Linear` or `nn.Embedding` (adapters,
+quantisers, pruning, parametrisations) finds them. Who computes with a weight elsewhere than in `forward` asks `plain`
+whether the weight alone says what a call gives, or `weight_of` for the matrix that a call multiplies by.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from blockyard.errors import InputError
 from blockyard.nn.roles import Role
 
 
-class Linear(nn.Module):
+class Linear(nn.Linear):
     """y = x Wᵀ (+ b), with W stored as [d_out, d_in].
 
     Args:
@@ -33,11 +37,11 @@ class Linear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(d_out, d_in, **factory))
-        self.bias = nn.Parameter(torch.zeros(d_out, **factory)) if bias else None
-        self.reset_parameters()
+        super().__init__(d_in, d_out, bias=bias, device=device, dtype=dtype)
+        if not bias:
+            # An attribute of the object's own is found at once; torch searches parameters for it, at every call.
+            del self._parameters["bias"]
+            self.bias = None  # type: ignore[assignment]
 
     def reset_parameters(self) -> None:
         """Truncated normal, variance 2 / (d_in + d_out), cut at three standard deviations."""
@@ -47,9 +51,6 @@ class Linear(nn.Module):
         nn.init.trunc_normal_(self.weight, std=std, a=-3 * std, b=3 * std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         d_out, d_in = self.weight.shape
@@ -78,21 +79,93 @@ class StackedLinear(Linear):
         return {"weight": Role("matrix", parts=self.d_outs)}
 
 
+# What a weight is when nobody put something of their own in its place (torchao a quantised tensor, FSDP a sharded one).
+_DENSE = (nn.Parameter, Tensor)
+
+
 def plain(*modules: nn.Module) -> bool:
     """Return whether these are bare `Linear`s without bias, so that their weights alone say what calling them would
     give.
 
-    One that was replaced (by an adapter such as LoRA), parametrised or hooked has to be called.
+    One that was replaced (by an adapter such as LoRA), parametrised, pruned, quantised or hooked has to be called.
     """
-    return all(type(m) is Linear and m.bias is None and not hooked(m) for m in modules)
+    return all(type(m) is Linear and m.bias is None and not hooked(m) and _is_dense(m) for m in modules)
+
+
+def untouched(module: nn.Module) -> bool:
+    """Return whether this is a linear module whose own weight (and bias) say what calling it would give."""
+    own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return own and not hooked(module) and _is_dense(module)
+
+
+def _is_dense(module: nn.Module) -> bool:
+    # Among the parameters: what is parametrised or pruned is none any more.
+    return type(module._parameters.get("weight")) in _DENSE
 
 
 def hooked(module: nn.Module) -> bool:
-    """Return whether someone listens to calls of this module, so that it has to be called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    """Return whether someone listens to calls of this module, or answers them in its place, so that it has to be
+    called."""
+    listens = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return bool(listens) or "forward" in module.__dict__
 
 
-class Embedding(nn.Module):
+def weight_of(module: nn.Module) -> Tensor:
+    """The matrix [d_out, d_in] that a call of this linear module multiplies by, with its gradients.
+
+    Parametrised, pruned and quantised modules give what they compute with; others (adapters such as LoRA, hooks) are
+    asked for the images of the unit vectors, d_in rows more.
+
+    Raises:
+        InputError: for a module that drops elements in training: its matrix is another one for every token.
+    """
+    if untouched(module):
+        return module.weight  # type: ignore[return-value]
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            # The pruned weight is made anew before every call, and this is one.
+            hook(module, ())
+    pruned = all(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values())
+    listens = module._forward_hooks or module._backward_hooks or "forward" in module.__dict__
+    if type(module).forward is nn.Linear.forward and pruned and not listens:
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        return weight if type(weight) in _DENSE else weight.dequantize()
+    return _asked(module)
+
+
+def _asked(module: nn.Module) -> Tensor:
+    """What the module makes of the unit vectors, as a matrix [d_out, d_in]; a bias is what it makes of 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout) and part.training and part.p > 0:
+            raise InputError(
+                f"{type(module).__name__} drops elements with probability {part.p} in training, but its matrix is "
+                "multiplied with others before any token is; set its dropout to 0, or leave this module out"
+            )
+    known: Tensor = module.weight  # type: ignore[assignment]
+    units = torch.eye(known.shape[1] + 1, known.shape[1], dtype=known.dtype, device=known.device)
+    images = module(units)
+    return (images[:-1] - images[-1:]).mT
+
+
+@torch.no_grad()
+def cut(module: nn.Module, kept: slice, *, inputs: bool) -> None:
+    """Cut a linear module in place to some of what it reads, or of what it gives.
+
+    Raises:
+        InputError: for one that is more than its own weight.
+    """
+    if not isinstance(module, nn.Linear) or not untouched(module):
+        raise InputError(
+            f"a {type(module).__name__} cannot be cut; merge adapters and undo changes of its weight first"
+        )
+    weight, bias = module.weight, module.bias
+    module.weight = nn.Parameter((weight[:, kept] if inputs else weight[kept]).clone())
+    if bias is not None and not inputs:
+        module.bias = nn.Parameter(bias[kept].clone())
+    module.out_features, module.in_features = module.weight.shape
+
+
+class Embedding(nn.Embedding):
     """A table of token vectors, looked up by id; N(0, 1) cut at ±3 at the start.
 
     Args:
@@ -110,18 +183,13 @@ class Embedding(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, d_model, device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__(vocab_size, d_model, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.weight, std=1.0, a=-3.0, b=3.0)
 
     def parameter_roles(self) -> dict[str, Role]:
         return {"weight": Role("embedding")}
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]} x {self.weight.shape[1]}"

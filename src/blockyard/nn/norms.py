@@ -138,12 +138,17 @@ class LayerNorm(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
-def make_norm(kind: str, d_model: int) -> nn.Module:
+def make_norm(kind: str, d_model: int, eps: float = 1e-5) -> nn.Module:
     """The norm of a name: `rms` or `layer`.
+
+    Args:
+        kind: its name.
+        d_model: width of the last axis.
+        eps: added to the mean square or the variance.
 
     Raises:
         InputError: for another name.
     """
-    kinds: dict[str, type[nn.Module]] = {"rms": RMSNorm, "layer": LayerNorm}
+    kinds: dict[str, type[RMSNorm | LayerNorm]] = {"rms": RMSNorm, "layer": LayerNorm}
     one_of(kinds, norm=kind)
-    return kinds[kind](d_model)
+    return kinds[kind](d_model, eps)

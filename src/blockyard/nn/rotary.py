@@ -5,6 +5,8 @@ as the basics document does; `half` pairs feature i with i + d/2, as Llama check
 
 The basics document says to rotate keys by the conjugate. With a real dot product that makes scores depend on
 m + n: conjugate in the score or in the rotation, not both. Here both are turned the same way.
+
+Frequencies are θ^(−2i/d), or those scaled for longer texts (`nn/rotary_scaling.py`).
 """
 
 from __future__ import annotations
@@ -17,42 +19,75 @@ from torch import Tensor, nn
 from blockyard.errors import InputError
 from blockyard.machine.memory import refuse_beyond_memory
 from blockyard.nn.derivatives import HandWritten, hand_written, must_read, outlasting, transformed
+from blockyard.nn.rotary_scaling import Scaling, plain_frequencies, scaling_of
 
 Layout = Literal["interleaved", "half"]
 
-# cos and sin by (theta, d, device, dtype), shared by all layers, grown on demand. Tables are plain tensors, not
-# buffers: a buffer would be rounded by `model.to(torch.bfloat16)`, and copied for every layer.
-_tables: dict[tuple[float, int, str, torch.dtype], tuple[Tensor, Tensor]] = {}
+# cos and sin by (theta, d, device, dtype, scaling, which of its frequencies), shared by all layers, grown on demand.
+# Tables are plain tensors, not buffers: a buffer would be rounded by `model.to(torch.bfloat16)`, and copied for every
+# layer.
+_tables: dict[tuple[float, int, str, torch.dtype, Scaling | None, int], tuple[Tensor, Tensor]] = {}
 
 
-def rotary_tables(length: int, d: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · theta^(−2i/d), each [at least `length`, d/2], from the shared cache."""
-    key = (theta, d, str(device), dtype)
+def rotary_tables(
+    length: int,
+    d: int,
+    theta: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    scaling: Scaling | None = None,
+    row: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of position · frequency, each [at least `length`, d/2], from the shared cache.
+
+    Args:
+        length: number of positions.
+        d: width that is rotated.
+        theta: base of the wavelengths.
+        device: where.
+        dtype: their type.
+        scaling: of the frequencies θ^(−2i/d).
+        row: positions of the whole row where the scaling goes by it; 0 for any that the scaling leaves as short.
+    """
+    key = (theta, d, str(device), dtype, scaling, row)
     table = _tables.get(key)
     if table is None or table[0].shape[0] < length:
-        table = _compute(max(length, 2 * table[0].shape[0] if table else _READY), d, theta, device, dtype)
-        # Inside a compiled graph the table is a temporary; only eager code fills the cache.
-        if not torch.compiler.is_compiling():
+        grown = max(length, 2 * table[0].shape[0] if table else _READY)
+        table = _compute(grown, d, theta, device, dtype, scaling, row)
+        # Inside a compiled graph the table is a temporary; only eager code fills the cache. Rows of every length have a
+        # table of their own under some scalings, which none but they would ask for again.
+        if not torch.compiler.is_compiling() and not row:
             _tables[key] = table
     return table
 
 
-def _compute(length: int, d: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _compute(
+    length: int, d: int, theta: float, device: torch.device, dtype: torch.dtype, scaling: Scaling | None, row: int
+) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():
-        return _angles(torch.arange(length, device=device), d, theta, dtype)
+        return _angles(torch.arange(length, device=device), d, theta, dtype, scaling, row)
     if length > _MANY:
         # A length may come from a file: angles and their cosines in float64, and both tables.
         what = f"rotary tables of {length:,} positions take at least {{}}"
         refuse_beyond_memory(length * (d // 2) * 24, what, device)
     with outlasting():
-        return _angles(torch.arange(length, device=device), d, theta, dtype)
+        return _angles(torch.arange(length, device=device), d, theta, dtype, scaling, row)
 
 
-def _angles(positions: Tensor, d: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    # Angles in float64: at position 100,000 a float32 angle is already off by 0.004 rad.
-    frequencies = theta ** (-torch.arange(0, d, 2, device=positions.device, dtype=torch.float64) / d)
-    angles = positions.to(torch.float64).unsqueeze(-1) * frequencies
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+def _angles(
+    positions: Tensor, d: int, theta: float, dtype: torch.dtype, scaling: Scaling | None, row: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of positions [...], in rows of `row` positions, a number or [..., 1] to go with them."""
+    # In float64: at position 100,000 a float32 angle is already off by 0.004 rad.
+    if scaling is None:
+        angles = positions.to(torch.float64).unsqueeze(-1) * plain_frequencies(d, theta, positions.device)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+    if isinstance(row, Tensor):
+        row = row.unsqueeze(-1)
+    angles = positions.to(torch.float64).unsqueeze(-1) * scaling.frequencies(d, theta, row, positions.device)
+    if scaling.magnitude == 1.0:
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+    return (angles.cos() * scaling.magnitude).to(dtype), (angles.sin() * scaling.magnitude).to(dtype)
 
 
 # Positions every table holds from the start, and those from which on it is asked whether they fit into memory.
@@ -67,13 +102,20 @@ class RotaryPositionalEmbedding(nn.Module):
         d_k: width that is rotated, even.
         max_seq_len: positions at or beyond it are an error; None lets the tables grow on demand.
         layout: "interleaved" or "half", see the module's text.
+        scaling: of the frequencies, as `nn/rotary_scaling.py` writes it: `llama3[factor=8,original=8192]`.
 
     Shapes: x [..., T, d_k], positions None (0…T−1 plus `offset`), [T], or [B, T] for x [B, ..., T, d_k].
-    Raises: InputError for an odd d_k, or a position beyond `max_seq_len`.
+    Raises: InputError for an odd d_k, a position beyond `max_seq_len`, or a scaling that is none.
     """
 
     def __init__(
-        self, theta: float, d_k: int, max_seq_len: int | None = None, *, layout: Layout = "interleaved"
+        self,
+        theta: float,
+        d_k: int,
+        max_seq_len: int | None = None,
+        *,
+        layout: Layout = "interleaved",
+        scaling: str | None = None,
     ) -> None:
         super().__init__()
         if d_k < 2 or d_k % 2:
@@ -84,6 +126,11 @@ class RotaryPositionalEmbedding(nn.Module):
         self.d_k = d_k
         self.max_seq_len = max_seq_len
         self.layout = layout
+        self.scaling = None if scaling is None else scaling_of(scaling)
+        self.scaled = scaling
+        if self.scaling is not None:
+            # What does not go with this width is said here, and not by the first text.
+            self.scaling.frequencies(d_k, self.theta, 1, torch.device("cpu"))
         # A compiled graph can only look a table up, not fill the cache, so a usual length is made ready here.
         self.prepare(_READY)
 
@@ -95,7 +142,14 @@ class RotaryPositionalEmbedding(nn.Module):
         """
         if torch.get_default_device().type == "meta":
             return  # a model that is only counted turns nothing, and tables are real
-        rotary_tables(length, self.d_k, self.theta, torch.device(device), torch.float32)
+        if self.scaling is not None and self.scaling.by_length:
+            length = min(length, self.scaling.original)
+        rotary_tables(length, self.d_k, self.theta, torch.device(device), torch.float32, self.scaling)
+
+    @property
+    def steps(self) -> bool:
+        """Whether a position is turned the same in rows of any length, so that one table serves every step."""
+        return self.scaling is None or not self.scaling.by_length
 
     def forward(self, x: Tensor, positions: Tensor | None = None, *, offset: int = 0) -> Tensor:
         cos, sin = self.tables(x.shape[-2], x, positions, offset=offset)
@@ -114,7 +168,7 @@ class RotaryPositionalEmbedding(nn.Module):
         """
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if positions is None:
-            cos, sin = self._table(offset + length, x.device, dtype)
+            cos, sin = self._table(offset + length, x.device, dtype, offset)
             return cos[offset : offset + length], sin[offset : offset + length]
         # Given positions are turned into angles directly: looking them up would need the largest one first, which
         # stalls a GPU and breaks a compiled graph. So only a limit that must be enforced reads it.
@@ -122,15 +176,36 @@ class RotaryPositionalEmbedding(nn.Module):
             must_read(positions, f"max_seq_len={self.max_seq_len} bounds positions by their values")
             if int(positions.max()) >= self.max_seq_len:
                 raise InputError(f"position {int(positions.max())} is beyond max_seq_len={self.max_seq_len}")
-        return _angles(positions, self.d_k, self.theta, dtype)
+        rows: int | Tensor = 0
+        if self.scaling is not None and self.scaling.by_length:
+            rows = positions.amax(-1, keepdim=True) + 1
+            if offset:
+                must_read(positions, "the length of a row decides how the rotary scaling turns it")
+                self._check_past(int(rows.max()))
+        return _angles(positions, self.d_k, self.theta, dtype, self.scaling, rows)
 
-    def _table(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _table(self, length: int, device: torch.device, dtype: torch.dtype, past: int = 0) -> tuple[Tensor, Tensor]:
         if self.max_seq_len is not None and length > self.max_seq_len:
             raise InputError(f"position {length - 1} is beyond max_seq_len={self.max_seq_len}")
-        return rotary_tables(length, self.d_k, self.theta, device, dtype)
+        row = 0
+        if self.scaling is not None and self.scaling.by_length and length > self.scaling.original:
+            row = length
+            if past:
+                self._check_past(length)
+        return rotary_tables(length, self.d_k, self.theta, device, dtype, self.scaling, row)
+
+    def _check_past(self, length: int) -> None:
+        """Refuse rows whose first tokens, in a cache, were turned as those of a shorter row are."""
+        assert self.scaling is not None
+        if length > self.scaling.original:
+            raise InputError(
+                f"{length} positions are more than the {self.scaling.original} up to which {self.scaled} turns alike, "
+                "and the cache holds keys turned for a shorter row: read the row again as a whole, or keep it shorter"
+            )
 
     def extra_repr(self) -> str:
-        return f"theta={self.theta:g}, d_k={self.d_k}, layout={self.layout}"
+        scaled = "" if self.scaled is None else f", scaling={self.scaled}"
+        return f"theta={self.theta:g}, d_k={self.d_k}, layout={self.layout}{scaled}"
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
@@ -193,8 +268,8 @@ def _rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Ten
     return out.to(x.dtype)
 
 
-# Tables for whole tokens, by (theta, d, layout, device, dtype).
-_token_tables: dict[tuple[float, int, str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+# Tables for whole tokens, by (theta, d, layout, device, dtype, scaling).
+_token_tables: dict[tuple[float, int, str, torch.device, torch.dtype, Scaling | None], tuple[Tensor, Tensor]] = {}
 
 
 def turn_token(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
@@ -219,13 +294,13 @@ def turn_token(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
 def token_tables(rope: RotaryPositionalEmbedding, position: int, x: Tensor) -> tuple[Tensor, Tensor]:
     """For each position up to this one and some more: cos for both features of a pair, and -sin and sin, [T, d].
 
-    x gives device and precision.
+    x gives device and precision. The frequencies are those of any row (`rope.steps`).
     """
-    key = (rope.theta, rope.d_k, rope.layout, x.device, x.dtype)
+    key = (rope.theta, rope.d_k, rope.layout, x.device, x.dtype, rope.scaling)
     table = _token_tables.get(key)
     if table is None or len(table[0]) <= position:
         with outlasting():
-            cos, sin = rotary_tables(position + 1, rope.d_k, rope.theta, x.device, x.dtype)
+            cos, sin = rotary_tables(position + 1, rope.d_k, rope.theta, x.device, x.dtype, rope.scaling)
             if rope.layout == "half":
                 table = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
             else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.protocol.costs import Cost, cost_of
-from blockyard.protocol.mixer import Mixer, norm_of
+from blockyard.protocol.mixer import NORM_EPS, Mixer, make_norm_of
 from blockyard.registry.options import check_options, options_of
 from blockyard.registry.pattern import LayerSpec
 from blockyard.registry.register import (
@@ -26,6 +26,8 @@ from blockyard.registry.register import (
 
 Aux = dict[str, Any]
 BlockNorm = Literal["rms", "layer", "whiten"]
+# Where the norms of a block stand: before each sublayer, after each addition, or on what a sublayer adds (OLMo 2's).
+NormPosition = Literal["pre", "post", "branch"]
 
 
 def fed_arguments(ffn: Any) -> frozenset[str]:
@@ -42,22 +44,26 @@ def feed(ffn: Any, x: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Aux | N
 
 
 class ResidualBlock(nn.Module):
-    """x + attn(ln1(x)), then x + ffn(ln2(x)) (pre-norm), or the norms after the additions (post-norm).
+    """x + attn(ln1(x)), then x + ffn(ln2(x)) (pre-norm), or the norms in other places.
 
     Pre-norm leaves a path from the embedding to the last norm that nothing normalises, which is what makes deep
-    models train stably (arXiv 2002.04745). Post-norm is the 2017 original: ln1(x + attn(x)).
+    models train stably (arXiv 2002.04745). Post-norm is the 2017 original: ln1(x + attn(x)). On the branch a norm
+    stands behind its sublayer, x + ln1(attn(x)), which keeps that path, too (OLMo 2, arXiv 2501.00656). In parallel
+    both sublayers read the same x: x + attn(ln1(x)) + ffn(ln2(x)) (GPT-J, GPT-NeoX: arXiv 2204.06745).
 
     Args:
         attn: a mixer, ours or foreign; a foreign one is passed only the arguments that its `forward` names.
         ffn: an FFN, ours or foreign.
         d_model: width of the residual stream.
         norm: rms or layer, or another that the mixer's `norm` knows (whiten, of a complex one).
-        norm_position: pre or post.
+        norm_position: pre, post or branch.
+        norm_eps: added to the mean square or variance in the norms.
+        parallel: let both sublayers read the block's input; only pre-norm.
         causal: whether to hide the future where a foreign mixer has to be told so at every call: its `forward` names
             `causal`, `is_causal` or `attn_mask`, and its constructor none of the first two.
 
     Shapes: x [B, T, d_model] -> (the same, aux | None).
-    Raises: InputError when one of mixer and FFN is complex and the other real.
+    Raises: InputError when one of mixer and FFN is complex and the other real, or parallel does not go with the norms.
     """
 
     def __init__(
@@ -67,18 +73,20 @@ class ResidualBlock(nn.Module):
         d_model: int,
         *,
         norm: BlockNorm = "rms",
-        norm_position: Literal["pre", "post"] = "pre",
+        norm_position: NormPosition = "pre",
+        norm_eps: float = NORM_EPS,
+        parallel: bool = False,
         causal: bool = True,
     ) -> None:
         super().__init__()
+        check_parallel(parallel, norm_position)
         self.d_model, self.causal = d_model, causal
         self.complex_valued = common_domain(attn, ffn)
-        make = norm_of(attn)
-        self.ln1, self.ln2 = make(norm, d_model), make(norm, d_model)
+        self.ln1, self.ln2 = (make_norm_of(attn, norm, d_model, norm_eps) for _ in range(2))
         # Any: a foreign module has no declared interface beyond being called.
         self.attn: Any = attn
         self.ffn: Any = ffn
-        self.pre = norm_position == "pre"
+        self.norm_position, self.parallel = norm_position, parallel
         self._accepts, self._feeds = accepted_arguments(attn.forward), fed_arguments(ffn)
         self._told = told_causality(attn, self._accepts)
 
@@ -91,13 +99,25 @@ class ResidualBlock(nn.Module):
         cache: Any = None,
     ) -> tuple[Tensor, Aux | None]:
         given = {"padding_mask": padding_mask, "positions": positions, "cache": cache}
+        if self.parallel:
+            change, aux = self._feed(self.ln2(x), given)
+            return self._with_mixed(x, given) + change, aux
         if self.pre:
             x = self._with_mixed(x, given)
             change, aux = self._feed(self.ln2(x), given)
             return x + change, aux
+        if self.norm_position == "branch":
+            x = x + self.ln1(self.mix(x, given))
+            change, aux = self._feed(x, given)
+            return x + self.ln2(change), aux
         x = self.ln1(x + self.mix(x, given))
         change, aux = self._feed(x, given)
         return self.ln2(x + change), aux
+
+    @property
+    def pre(self) -> bool:
+        """Whether the sublayers read what the norms give."""
+        return self.norm_position == "pre"
 
     def _with_mixed(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
         """x + attn(ln1(x)); a mixer of ours with norm and addition inside its products (`add_to`) does it itself."""
@@ -154,6 +174,12 @@ class ResidualBlock(nn.Module):
         return self.attn.new_cache(*arguments)
 
 
+def check_parallel(parallel: bool, norm_position: str) -> None:
+    """Raise InputError for norms that parallel sublayers have no place for."""
+    if parallel and norm_position != "pre":
+        raise InputError(f"parallel=True with norm_position={norm_position!r}: both sublayers read norms of x; use pre")
+
+
 def common_domain(*members: nn.Module) -> bool:
     """Whether the members are complex-valued.
 
@@ -195,8 +221,11 @@ def build_block(
     n_heads: int,
     causal: bool,
     norm: BlockNorm = "rms",
-    norm_position: Literal["pre", "post"] = "pre",
+    norm_position: NormPosition = "pre",
+    norm_eps: float = NORM_EPS,
+    parallel: bool = False,
     rope_theta: float = 10_000.0,
+    rope_scaling: str | None = None,
     dropout: float = 0.0,
     complex_valued: bool = False,
 ) -> nn.Module:
@@ -217,6 +246,8 @@ def build_block(
         "causal": causal,
         "is_causal": causal,
         "rope_theta": rope_theta,
+        "rope_scaling": rope_scaling,
+        "norm_eps": norm_eps,
         "dropout": dropout,
     }
     attn = implementation("attn", spec.attn)
@@ -231,13 +262,32 @@ def build_block(
     if not causal and not attn.traits.bidirectional:
         raise InputError(f"attention {spec.attn!r} is only causal")
     pair = find_block(spec.attn, spec.ffn)
+    _check_scaling(pair or attn, rope_scaling)
     if pair is not None:
+        if parallel:
+            raise InputError(f"parallel=True: {spec.attn}+{spec.ffn} is one block, whose FFN reads what it has mixed")
         extra = {"norm": norm, "norm_position": norm_position}
         options = _merge(spec)
         return construct(pair, {**from_model, **extra}, options)
     mixer = construct(attn, from_model, spec.attn_options)
     ffn = construct(implementation("ffn", spec.ffn), from_model, spec.ffn_options)
-    return ResidualBlock(mixer, ffn, d_model, norm=norm, norm_position=norm_position, causal=causal)
+    return ResidualBlock(
+        mixer,
+        ffn,
+        d_model,
+        norm=norm,
+        norm_position=norm_position,
+        norm_eps=norm_eps,
+        parallel=parallel,
+        causal=causal,
+    )
+
+
+def _check_scaling(entry: Entry, rope_scaling: str | None) -> None:
+    """Refuse a scaling that a mixer with rotary positions would not hear of; one that rotates nothing needs none."""
+    known = options_of(entry.cls)
+    if rope_scaling is not None and "rope_theta" in known and "rope_scaling" not in known:
+        raise InputError(f"rope_scaling={rope_scaling!r}: {entry.name!r} takes rope_theta and no rope_scaling")
 
 
 def _merge(spec: LayerSpec) -> dict[str, Any]:

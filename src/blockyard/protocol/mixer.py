@@ -15,6 +15,10 @@ from blockyard.nn.norms import make_norm
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_ring import RingCache
 from blockyard.protocol.costs import Cost, measured_cost
+from blockyard.registry.register import accepted_arguments
+
+# What norms of the stream add to a mean square unless a model says otherwise.
+NORM_EPS = 1e-5
 
 
 @dataclass(slots=True)
@@ -124,13 +128,13 @@ class Mixer(nn.Module):
         raise InputError(f"{type(self).__name__} has no cache")
 
     @staticmethod
-    def norm(kind: str, d_model: int) -> nn.Module:
+    def norm(kind: str, d_model: int, eps: float = NORM_EPS) -> nn.Module:
         """The norm, by its name, of the stream that the mixer reads and writes.
 
         Raises:
             InputError: for another name than rms and layer.
         """
-        return make_norm(kind, d_model)
+        return make_norm(kind, d_model, eps)
 
     @staticmethod
     def check_input(x: Tensor, width: int) -> None:
@@ -203,7 +207,21 @@ class Mixer(nn.Module):
     _check, _placement = check, placement
 
 
-def norm_of(module: Any) -> Callable[[str, int], nn.Module]:
+def make_norm_of(module: Any, kind: str, d_model: int, eps: float = NORM_EPS) -> nn.Module:
+    """A norm of the stream that a mixer reads and writes (`norm_of`).
+
+    Raises:
+        InputError: for another kind than its stream has, or an eps where the mixer's norms have one of their own.
+    """
+    make = norm_of(module)
+    if "eps" in accepted_arguments(make):
+        return make(kind, d_model, eps=eps)
+    if eps != NORM_EPS:
+        raise InputError(f"norm_eps={eps}: the norms of {type(module).__name__} have an eps of their own; leave it out")
+    return make(kind, d_model)
+
+
+def norm_of(module: Any) -> Callable[..., nn.Module]:
     """How the stream that a mixer reads and writes is normalised: `norm(kind, d_model)` of its class, or a real norm.
 
     Raises:

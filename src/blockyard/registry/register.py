@@ -25,7 +25,7 @@ KIND_WORDS: dict[str, str] = {"attn": "attention", "ffn": "FFN", "block": "block
 ENTRY_POINT_GROUPS: dict[str, Kind] = {"blockyard.attention": "attn", "blockyard.ffn": "ffn"}
 
 # What the model decides, never an option group: passed to a constructor that names it.
-MODEL_PARAMETERS = ("d_model", "n_heads", "causal", "is_causal", "rope_theta", "dropout")
+MODEL_PARAMETERS = ("d_model", "n_heads", "causal", "is_causal", "rope_theta", "rope_scaling", "norm_eps", "dropout")
 # What constructors and `forward`s call hiding the future.
 CAUSAL_WORDS = ("causal", "is_causal")
 

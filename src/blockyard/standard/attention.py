@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.nn.attention import HALF, Kernel, attend, windowed_pairs
-from blockyard.nn.attention_masks import check_attn_mask
-from blockyard.nn.attention_sinks import NOT_YET, Sinks
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.fused import add_linear, norm_linear
 from blockyard.nn.linear import Linear, hooked, plain
 from blockyard.nn.norms import RMSNorm, rms_norm
 from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
+from blockyard.nn.rotary_scaling import Given, scaling_of
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_sinks import SinkCache
 from blockyard.protocol.cache_window import WindowCache
@@ -30,6 +29,7 @@ from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, default_positions
 from blockyard.registry.register import ATTENTION, register_attn
 from blockyard.standard.step import step_for
+from blockyard.standard.windows import over_all, sinks_beside, visible
 
 # From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
 _STACK_FROM = 64
@@ -52,16 +52,22 @@ class StandardAttention(Mixer):
         causal: hide the future; the forward argument overrides it.
         rope: pairing of the rotary embedding: half (Llama's), interleaved (the basics document's), or none.
         rope_theta: base of the rotary wavelengths.
-        qk_norm: RMS-normalise queries and keys per head, with a gain, before they are rotated.
+        rope_dim: numbers of each head that are rotated, its first ones, even; None = all.
+        rope_scaling: of the rotary frequencies for longer texts (`llama3[factor=8,original=8192]`), or other ones
+            (`given[pairs=1 0.1]`), which may be of each key head in turn; see `nn/rotary_scaling.py`.
+        qk_norm: RMS-normalise queries and keys, with a gain, before they are rotated: per head, or over all heads of a
+            token at once (whole, OLMo 2's).
+        norm_eps: added to the mean square there.
         window: see only keys less than this many positions away; None = all.
         sinks: beside the window, see the first so many tokens of the sequence from everywhere (the first kept ones of a
             padded row).
-        bias: biases in the four projections.
+        bias: biases in the four projections, or in the three that make queries, keys and values (qkv, Qwen2's).
         dropout: probability of dropping an attention weight in training.
         kernel: auto, matmul or sdpa; auto decides by length and device.
 
     Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S].
-    Raises: InputError when heads do not divide, head_dim is odd with rope, or a width or window is below 1.
+    Raises: InputError when heads do not divide, head_dim is odd with rope, rope_dim is odd or above it, or a width or
+        window is below 1.
     """
 
     # Whether the projections' weights are all that stands between x and the heads, so that steps may read them alone.
@@ -78,10 +84,13 @@ class StandardAttention(Mixer):
         causal: bool = False,
         rope: Literal["half", "interleaved", "none"] = "half",
         rope_theta: float = 10_000.0,
-        qk_norm: bool = True,
+        rope_dim: int | None = None,
+        rope_scaling: str | None = None,
+        qk_norm: bool | Literal["whole"] = True,
+        norm_eps: float = 1e-5,
         window: int | None = None,
         sinks: int = 0,
-        bias: bool = False,
+        bias: bool | Literal["qkv"] = False,
         dropout: float = 0.0,
         kernel: Kernel = "auto",
     ) -> None:
@@ -103,14 +112,19 @@ class StandardAttention(Mixer):
             what = "should be 0 or more" if sinks < 0 else "stand beside a window: give one, or leave them out"
             raise InputError(f"sinks={sinks} {what}")
         self.window, self.sinks, self.kernel = window, sinks, kernel
-        self.q_proj = Linear(d_model, n_heads * self.head_dim, bias=bias)
-        self.k_proj = Linear(d_model, self.n_kv_heads * self.head_dim, bias=bias)
-        self.v_proj = Linear(d_model, self.n_kv_heads * self.v_dim, bias=bias)
-        self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias)
+        heads, key_heads = n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        self.q_proj = Linear(d_model, heads, bias=bool(bias))
+        self.k_proj = Linear(d_model, key_heads, bias=bool(bias))
+        self.v_proj = Linear(d_model, self.n_kv_heads * self.v_dim, bias=bool(bias))
+        self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias is True)
         # Scores are then bounded by √head_dim times the gains, so softmax does not saturate early (arXiv 2010.04245).
-        self.q_norm: nn.Module | None = RMSNorm(self.head_dim) if qk_norm else None
-        self.k_norm: nn.Module | None = RMSNorm(self.head_dim) if qk_norm else None
-        self.rope = None if rope == "none" else RotaryPositionalEmbedding(rope_theta, self.head_dim, layout=rope)
+        whole = qk_norm == "whole"
+        self.q_norm: nn.Module | None = RMSNorm(heads if whole else self.head_dim, norm_eps) if qk_norm else None
+        self.k_norm: nn.Module | None = RMSNorm(key_heads if whole else self.head_dim, norm_eps) if qk_norm else None
+        self.norms_whole = whole
+        self.rope, self.rope_heads = _rope(rope, rope_theta, self.head_dim, rope_dim, rope_scaling, self.n_kv_heads)
+        if self.rope_heads > 1:
+            self.short_steps = False
         self.attn_dropout = Dropout(dropout)
 
     def widen_context(self, key_width: int, value_width: int) -> None:
@@ -242,9 +256,19 @@ class StandardAttention(Mixer):
 
     def _normed(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Two sequences share no positions, so nothing is turned."""
-        if self.q_norm is not None and self.k_norm is not None:
+        if self.norms_whole:
+            # Heads side by side again: one mean square for all of a token's.
+            q = self._whole(q.transpose(1, 2), self.q_norm).transpose(1, 2)
+            k = self._whole(k.transpose(1, 2), self.k_norm).transpose(1, 2)
+        elif self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
+
+    @staticmethod
+    def _whole(heads: Tensor, norm: nn.Module | None) -> Tensor:
+        """Heads [B, T, H, head_dim] normalised over all of them."""
+        assert norm is not None
+        return norm(heads.flatten(-2)).view(heads.shape)
 
     def _split(self, stacked: Tensor) -> tuple[Tensor, Tensor]:
         """Stacked projections [B, T, ...] -> queries and keys [B, T, H + H_kv, ...], values [B, T, H_kv, ...]."""
@@ -254,23 +278,33 @@ class StandardAttention(Mixer):
 
     def _turned(self, qk: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys [B, T, H + H_kv, head_dim], normalised and turned by their positions; heads in front."""
+        if self.norms_whole:
+            q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
+            qk = torch.cat([self._whole(q, self.q_norm), self._whole(k, self.k_norm)], dim=2)
         # Both in one call: half as many passes as one after the other.
-        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+        elif isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
             gains = [self.q_norm.weight.expand(self.n_heads, -1), self.k_norm.weight.expand(self.n_kv_heads, -1)]
             qk = rms_norm(qk, torch.cat(gains), self.q_norm.eps)
         if self.rope is not None:
             length, positions = qk.shape[1], call.positions
             if positions is None and call.padding_mask is not None:
                 positions = default_positions(call.padding_mask, length)
-            cos, sin = (t.unsqueeze(-2) for t in self.rope.tables(length, qk, positions, offset=call.past))
+            tables = self.rope.tables(length, qk, positions, offset=call.past)
+            cos, sin = (t.unsqueeze(-2) for t in tables) if self.rope_heads == 1 else map(self._by_head, tables)
             # Scores then depend on distances alone: q_m · k_n turned by θ(m − n) (RoFormer, arXiv 2104.09864, eq.
             # 16).
-            width, layout = self.rope.d_k, self.rope.layout
+            width, layout = self.rope.d_k // self.rope_heads, self.rope.layout
             turned = rotate(qk if width == self.head_dim else qk[..., :width], cos, sin, layout)
-            # Rotation turns pairs: of an odd width (a vein's) the last number stays as it is.
+            # What is not rotated stays as it is, such as the last number of an odd width (a vein's).
             qk = turned if width == self.head_dim else torch.cat([turned, qk[..., width:]], dim=-1)
         q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _by_head(self, table: Tensor) -> Tensor:
+        """A table of every key head's own angles [..., T, H_kv · w] as that of all heads [..., T, H + H_kv, w]."""
+        own = table.unflatten(-1, (self.n_kv_heads, -1))
+        # Queries are turned as the key head that they meet.
+        return torch.cat([own.repeat_interleave(self.n_heads // self.n_kv_heads, -2), own], -2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
         """Attention of the new tokens to the cache and themselves: [B, H, T, v_dim], and weights if asked for."""
@@ -287,10 +321,10 @@ class StandardAttention(Mixer):
             # A windowed cache shows no more than the new tokens can see; the caller's masks cover all tokens.
             hidden = call.past + q.shape[2] - k.shape[2]
             if keeps_first:
-                beside = _sinks_beside(call.cache, hidden)
+                beside = sinks_beside(call.cache, hidden)
             if hidden or beside is not None:
                 shape = (*q.shape[:3], hidden + k.shape[2])
-                padding_mask, attn_mask = _visible(hidden, padding_mask, attn_mask, shape, beside)
+                padding_mask, attn_mask = visible(hidden, padding_mask, attn_mask, shape, beside)
         mixed, weights = attend(
             q,
             k,
@@ -310,7 +344,7 @@ class StandardAttention(Mixer):
         )
         if weights is None or not (hidden or beside is not None):
             return mixed, weights
-        return mixed, _over_all(weights, hidden, beside)
+        return mixed, over_all(weights, hidden, beside)
 
     def _output(self, mixed: Tensor) -> Tensor:
         """Mixed values, heads side by side [B, T, H · v_dim] -> [B, T, d_model]."""
@@ -329,8 +363,9 @@ class StandardAttention(Mixer):
 
     def cost(self, tokens: int) -> Cost:
         shapes = [(p.weight.shape[1], p.weight.shape[0]) for p in (*self._projections(), self.output_proj)]
-        biases = sum(shape[1] for shape in shapes) if self.q_proj.bias is not None else 0
-        gains = 2 * self.head_dim if isinstance(self.q_norm, RMSNorm) else 0
+        projections = (*self._projections(), self.output_proj)
+        biases = sum(p.weight.shape[0] for p in projections if p.bias is not None)
+        gains = sum(norm.weight.numel() for norm in (self.q_norm, self.k_norm) if isinstance(norm, RMSNorm))
         return Cost(
             parameters=sum(a * b for a, b in shapes) + biases + gains,
             flops=linear_flops(tokens, *shapes) + self.score_flops(tokens),
@@ -354,65 +389,27 @@ class StandardAttention(Mixer):
         return f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}, {widths}, causal={self.causal}"
 
 
+def _rope(
+    layout: Literal["half", "interleaved", "none"],
+    theta: float,
+    head_dim: int,
+    width: int | None,
+    scaling: str | None,
+    key_heads: int,
+) -> tuple[RotaryPositionalEmbedding | None, int]:
+    """The rotation, and how many heads have angles of their own in it: 1 where they share them."""
+    if layout == "none":
+        if width is not None:
+            raise InputError(f"rope_dim={width} with rope='none': nothing is rotated; leave it out")
+        return None, 1
+    if width is not None and not 2 <= width <= head_dim:
+        raise InputError(f"rope_dim={width} should be at least 2 and at most head_dim={head_dim}")
+    width = head_dim if width is None else width
+    kind = None if scaling is None else scaling_of(scaling)
+    heads = key_heads if isinstance(kind, Given) and 2 * len(kind.pairs) == key_heads * width else 1
+    return RotaryPositionalEmbedding(theta, heads * width, layout=layout, scaling=scaling), heads
+
+
 def side_by_side(mixed: Tensor) -> Tensor:
     """[B, H, T, v_dim] -> [B, T, H · v_dim]."""
     return mixed.transpose(1, 2).flatten(2)
-
-
-def _sinks_beside(cache: SinkCache, hidden: int) -> Sinks | None:
-    """What the new tokens see of the first ones beside what a cache shows of the window, `hidden` tokens on."""
-    found = cache.first()
-    if found is None:
-        return None
-    tensors, places = found
-    # A token that has not come stays where nobody sees it. Rows that agree are shown no more than the last token sees.
-    moved = torch.where(places < NOT_YET, places - hidden, NOT_YET)
-    return Sinks(tensors["k"], tensors["v"], moved, all_seen=cache.rows_agree)
-
-
-def _visible(
-    hidden: int,
-    padding_mask: Tensor | None,
-    attn_mask: Tensor | None,
-    shape: tuple[int, int, int, int],
-    beside: Sinks | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Masks of scores of that shape [B, H, T, S] without the `hidden` oldest tokens, which the cache does not show.
-
-    Of the first tokens, kept beside them, the caller's mask has columns in front.
-    """
-    if padding_mask is not None:
-        padding_mask = padding_mask[:, hidden:]
-    if attn_mask is not None:
-        check_attn_mask(attn_mask, shape)
-        if attn_mask.ndim and attn_mask.shape[-1] > 1:
-            shown = attn_mask[..., hidden:]
-            if beside is not None:
-                first = _at(attn_mask, _over_text(beside, hidden, shape[3]))
-                shown = torch.cat([first, shown.expand(*first.shape[:-1], -1)], -1)
-            attn_mask = shown
-    return padding_mask, attn_mask
-
-
-def _over_text(beside: Sinks, hidden: int, length: int) -> Tensor:
-    """Places of the sinks in the whole text [B or 1, n]; of one that has not come the last token's, as unseen."""
-    return (beside.places + hidden).clamp(max=length - 1)
-
-
-def _at(mask: Tensor, places: Tensor) -> Tensor:
-    """The columns of a mask [..., S] at places [B or 1, n]: [..., n], for each row of the batch where rows differ."""
-    if len(places) == 1:
-        return mask[..., places[0]]
-    mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape).expand(len(places), -1, -1, -1)
-    return mask.gather(-1, places[:, None, None].expand(-1, *mask.shape[1:3], -1))
-
-
-def _over_all(weights: Tensor, hidden: int, beside: Sinks | None) -> Tensor:
-    """Weights of sinks and shown keys [B, H, T, n + S] as weights over the whole text [B, H, T, hidden + S]."""
-    if beside is None:
-        return F.pad(weights, (hidden, 0))
-    count = beside.places.shape[1]
-    first, weights = weights[..., :count], F.pad(weights[..., count:], (hidden, 0))
-    places = _over_text(beside, hidden, weights.shape[-1])[:, None, None]
-    # Added: where a window still holds the token its own column counts, and this one is 0.
-    return weights.scatter_add(-1, places.expand(*weights.shape[:3], -1), first)

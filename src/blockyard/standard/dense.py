@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
@@ -14,7 +15,9 @@ from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.ffn import FFN, hidden_width
 from blockyard.registry.register import register_ffn
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "relu": F.relu, "silu": F.silu,
+}  # fmt: skip
 
 
 class _TwoMatrixFFN(FFN):
@@ -56,7 +59,7 @@ class StandardFFN(_TwoMatrixFFN):
     Args:
         d_model: width of the residual stream.
         d_ff: hidden width; None = 4 · d_model.
-        activation: gelu, relu or silu.
+        activation: gelu, gelu_tanh (its approximation by a tanh, GPT-2's), relu or silu.
         bias: biases in both matrices.
         dropout: probability of dropping a hidden element in training.
 
@@ -68,7 +71,7 @@ class StandardFFN(_TwoMatrixFFN):
         d_model: int,
         *,
         d_ff: int | None = None,
-        activation: Literal["gelu", "relu", "silu"] = "gelu",
+        activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu",
         bias: bool = False,
         dropout: float = 0.0,
     ) -> None:

@@ -36,6 +36,8 @@ class ThinHeads(Protocol):
     kernel: Kernel
     # Whether the three projections are all that stands between x and the heads.
     short_steps: bool
+    # Whether queries and keys are normalised over all heads at once.
+    norms_whole: bool
     q_proj: Linear
     k_proj: Linear
     v_proj: Linear
@@ -64,7 +66,10 @@ def step_for(attention: ThinHeads, x: Tensor, call: Call) -> Step | None:
     step = cache.prepared.get("attention")
     if not isinstance(step, Step) or not step.fits(attention):
         # One token behind a cache sees all of it: exactly then causality needs no mask.
-        if not attention.causal or attention.kernel != "auto" or not attention.short_steps:
+        if not attention.causal or attention.kernel != "auto" or not attention.short_steps or attention.norms_whole:
+            return None
+        # A table of turns by position serves where the length of the row does not matter.
+        if attention.rope is not None and not attention.rope.steps:
             return None
         if not plain(attention.q_proj, attention.k_proj, attention.v_proj):
             return None
@@ -113,7 +118,8 @@ class Step:
         for name, module in self.modules:
             if now[name] is not module or hooked(module):
                 return False
-            weights.append(module._parameters["weight"])
+            # None once it is parametrised.
+            weights.append(module._parameters.get("weight"))
         return self.stamp.holds(weights)
 
     def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:

@@ -16,6 +16,7 @@ from torch import nn
 from blockyard.errors import InputError
 from blockyard.nn.attention import Kernel
 from blockyard.nn.dropout import Dropout
+from blockyard.nn.linear import weight_of
 from blockyard.nn.norms import RMSNorm
 from blockyard.nn.rotary import RotaryPositionalEmbedding
 from blockyard.protocol.mixer import check_heads
@@ -32,6 +33,7 @@ class TVAAttention(VeinedAttention):
         d_model: width of the residual stream.
         n_heads: number of heads; folded, it need not divide d_model.
         rank: width of queries and keys per head; None = half of d_model / n_heads, at least 2.
+        n_kv_heads: number of key-value heads, dividing n_heads; None = n_heads.
         v_rank: width of values per head; None = rank.
         factored: keep the document's square projections and the vein apart, instead of folded into one matrix.
         vein_projector: a vein to share: as wide as a head (then the form is factored), or as wide as d_model (then
@@ -39,15 +41,17 @@ class TVAAttention(VeinedAttention):
         causal: hide the future; the forward argument overrides it.
         rope: pairing of the rotary embedding within the vein, half or interleaved, or none (the document's).
         rope_theta: base of the rotary wavelengths.
+        rope_scaling: of the rotary frequencies, as in standard attention.
         qk_norm: RMS-normalise queries and keys per head before they are rotated.
+        norm_eps: added to the mean square there.
         dropout: probability of dropping an attention weight in training, unless attn_dropout is given.
         attn_dropout: the same by the document's name.
         proj_dropout: probability of dropping an element of the output in training.
         kernel: auto, matmul or sdpa; auto decides by length and device.
 
-    Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S]; cache [B, n_heads, T, rank and v_rank].
-    Raises: InputError for a rank below 1 or (factored) not below the head's width, for a shared vein of another
-        rank or width, and for rank 1 with rotary positions, which turn pairs.
+    Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S]; cache [B, n_kv_heads, T, rank and v_rank].
+    Raises: InputError for key heads that do not divide the heads, a rank below 1 or (factored) not below the head's
+        width, for a shared vein of another rank or width, and for rank 1 with rotary positions, which turn pairs.
     """
 
     def __init__(
@@ -56,13 +60,16 @@ class TVAAttention(VeinedAttention):
         n_heads: int,
         rank: int | None = None,
         *,
+        n_kv_heads: int | None = None,
         v_rank: int | None = None,
         factored: bool = False,
         vein_projector: VeinProjector | None = None,
         causal: bool = False,
         rope: Literal["half", "interleaved", "none"] = "half",
         rope_theta: float = 10_000.0,
+        rope_scaling: str | None = None,
         qk_norm: bool = False,
+        norm_eps: float = 1e-5,
         dropout: float = 0.0,
         attn_dropout: float | None = None,
         proj_dropout: float = 0.0,
@@ -87,6 +94,7 @@ class TVAAttention(VeinedAttention):
         super().__init__(
             inner,
             n_heads,
+            n_kv_heads=n_kv_heads,
             head_dim=widths[0],
             v_dim=widths[1],
             causal=causal,
@@ -105,10 +113,12 @@ class TVAAttention(VeinedAttention):
             split = v_rank != rank
             self.vein = vein_projector or VeinProjector(head_dim, rank, tied=split)
             self.value_vein = VeinProjector(head_dim, v_rank) if split else None
-        self.q_norm = RMSNorm(rank) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(rank) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(rank, norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(rank, norm_eps) if qk_norm else nn.Identity()
         # Rotation turns pairs: of an odd rank the last direction stays as it is.
-        self.rope = None if rope == "none" else RotaryPositionalEmbedding(rope_theta, rank - rank % 2, layout=rope)
+        self.rope = None
+        if rope != "none":
+            self.rope = RotaryPositionalEmbedding(rope_theta, rank - rank % 2, layout=rope, scaling=rope_scaling)
         self.proj_dropout = Dropout(proj_dropout)
 
     def fold(self) -> TVAAttention:
@@ -124,15 +134,17 @@ class TVAAttention(VeinedAttention):
             # W (V x) = (W V) x: the vein is multiplied into what reads it, and U into what it writes.
             if self.form == "shared":
                 for name in ("q_proj", "k_proj", "v_proj"):
-                    getattr(made, name).weight.copy_(getattr(self, name).weight @ v)
-                made.output_proj.weight.copy_(u @ self.output_proj.weight)
+                    getattr(made, name).weight.copy_(weight_of(getattr(self, name)) @ v)
+                made.output_proj.weight.copy_(u @ weight_of(self.output_proj))
                 return made
             for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
                 # Each head's rows of the projection pass through the one vein.
-                heads = getattr(self, name).weight.unflatten(0, (self.n_heads, -1))  # [H, head_dim, d_model]
+                heads = weight_of(getattr(self, name)).unflatten(
+                    0, (-1, into.shape[1])
+                )  # [H or H_kv, head_dim, d_model]
                 getattr(made, name).weight.copy_((into @ heads).flatten(0, 1))
             # U acts on a head's mean, and a linear map of a mean is the mean of the maps.
-            columns = self.output_proj.weight.unflatten(1, (self.n_heads, -1))  # [d_model, H, head_dim]
+            columns = weight_of(self.output_proj).unflatten(1, (self.n_heads, -1))  # [d_model, H, head_dim]
             made.output_proj.weight.copy_((columns @ value_u).flatten(1))
         return made
 
@@ -153,9 +165,9 @@ class TVAAttention(VeinedAttention):
             v, _, value_v, _ = made.veins()
             for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
                 # Vᵀ lifts a head's numbers to its full width, where V of the factored form finds them again.
-                heads = getattr(self, name).weight.unflatten(0, (self.n_heads, -1))  # [H, rank, d_model]
+                heads = weight_of(getattr(self, name)).unflatten(0, (-1, into.shape[0]))  # [heads, rank, d_model]
                 getattr(made, name).weight.copy_((into.mT @ heads).flatten(0, 1))
-            columns = self.output_proj.weight.unflatten(1, (self.n_heads, -1))  # [d_model, H, v_rank]
+            columns = weight_of(self.output_proj).unflatten(1, (self.n_heads, -1))  # [d_model, H, v_rank]
             made.output_proj.weight.copy_((columns @ value_v).flatten(1))
         return made
 
@@ -165,12 +177,15 @@ class TVAAttention(VeinedAttention):
             self.d_model,
             self.n_heads,
             self.rank,
+            n_kv_heads=self.n_kv_heads,
             v_rank=self.v_rank,
             factored=form == "factored",
             causal=self.causal,
             rope="none" if self.rope is None else self.rope.layout,
             rope_theta=10_000.0 if self.rope is None else self.rope.theta,
+            rope_scaling=None if self.rope is None else self.rope.scaled,
             qk_norm=isinstance(self.q_norm, RMSNorm),
+            norm_eps=self.q_norm.eps if isinstance(self.q_norm, RMSNorm) else 1e-5,
             attn_dropout=self.attn_dropout.p,
             proj_dropout=self.proj_dropout.p,
             kernel=self.kernel,

@@ -47,6 +47,7 @@ class VFTBlock(nn.Module):
         rank: directions per attention head and of the FFN's vein; None = half a head's width, and d_model / 2 (seed:
             d_model / 4).
         preset: fast, or seed (the document's mathematics).
+        n_kv_heads: number of key-value heads of the attention; None = n_heads.
         v_rank: width of values per head; None = the attention's rank.
         ffn_rank: directions of the FFN's vein when they should differ from rank.
         r_hidden: hidden width of the FFN inside the vein; None = 4 · its rank, or d_model if no rank is named.
@@ -68,6 +69,7 @@ class VFTBlock(nn.Module):
         causal: hide the future.
         rope: rotary positions within the vein: half (fast), interleaved or none (seed).
         rope_theta: base of the rotary wavelengths.
+        rope_scaling: of the rotary frequencies, as in standard attention.
         qk_norm: RMS-normalise queries and keys per head; None = in fast.
         dropout: probability for attn_dropout and ffn_dropout where these are not given.
         attn_dropout: probability of dropping an attention weight in training.
@@ -76,6 +78,7 @@ class VFTBlock(nn.Module):
         kernel: auto, matmul or sdpa.
         norm: rms or layer; None = layer.
         norm_position: pre or post.
+        norm_eps: added to the mean square or variance in the norms.
         metrics: report the reconstruction error in the aux of every forward.
 
     Shapes: x [B, T, d_model] -> (the same, aux | None).
@@ -89,6 +92,7 @@ class VFTBlock(nn.Module):
         rank: int | None = None,
         *,
         preset: Literal["fast", "seed"] = "fast",
+        n_kv_heads: int | None = None,
         v_rank: int | None = None,
         ffn_rank: int | None = None,
         r_hidden: int | None = None,
@@ -110,6 +114,7 @@ class VFTBlock(nn.Module):
         causal: bool = False,
         rope: Literal["half", "interleaved", "none"] | None = None,
         rope_theta: float = 10_000.0,
+        rope_scaling: str | None = None,
         qk_norm: bool | None = None,
         dropout: float = 0.0,
         attn_dropout: float | None = None,
@@ -118,6 +123,7 @@ class VFTBlock(nn.Module):
         kernel: Kernel = "auto",
         norm: Literal["rms", "layer"] | None = None,
         norm_position: Literal["pre", "post"] = "pre",
+        norm_eps: float = 1e-5,
         metrics: bool = False,
     ) -> None:
         super().__init__()
@@ -128,22 +134,25 @@ class VFTBlock(nn.Module):
         # where the document's thresholds correct every token.
         self.eps = eps if eps is not None else default.eps
         check_choice("eps", self.eps, ("relative", "absolute"))
-        self.ln1 = make_norm(norm or default.norm, d_model)
+        self.ln1 = make_norm(norm or default.norm, d_model, norm_eps)
         self.attn = TVAAttention(
             d_model,
             n_heads,
             rank,
+            n_kv_heads=n_kv_heads,
             v_rank=v_rank,
             factored=default.factored if factored is None else factored,
             causal=causal,
             rope=rope if rope is not None else default.rope,
             rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            norm_eps=norm_eps,
             qk_norm=default.qk_norm if qk_norm is None else qk_norm,
             attn_dropout=dropout if attn_dropout is None else attn_dropout,
             proj_dropout=proj_dropout,
             kernel=kernel,
         )
-        self.ln2 = make_norm(norm or default.norm, d_model)
+        self.ln2 = make_norm(norm or default.norm, d_model, norm_eps)
         ffn_rank = ffn_rank if ffn_rank is not None else rank
         if default.wide and ffn_rank is None:
             ffn_rank, r_hidden = max(1, d_model // 2), d_model if r_hidden is None else r_hidden
@@ -328,7 +337,9 @@ class VFTBlock(nn.Module):
         # Before torch complains of shapes, and where shapes alone would let a wrong block pass.
         saved = state_dict.get(f"{prefix}saved_as")
         if saved is not None and saved.device.type != "meta":
-            for name, theirs, ours in zip(("version", "rank", "s"), saved.tolist(), self.saved_as.tolist()):
+            # Not with the buffer, which after `to_empty` holds whatever its memory did.
+            mine = (VERSION, self.vein.rank, self.normals.s)
+            for name, theirs, ours in zip(("version", "rank", "s"), saved.tolist(), mine):
                 if theirs != ours:
                     raise InputError(f"the saved vein block has {name}={theirs}, but this one has {name}={ours}")
         super()._load_from_state_dict(state_dict, prefix, *rest)

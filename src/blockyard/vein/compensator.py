@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.nn.derivatives import hidden
-from blockyard.nn.linear import Linear, check_width
+from blockyard.nn.linear import Linear, check_width, untouched
 from blockyard.nn.norms import LayerNorm
 from blockyard.nn.roles import Role
 from blockyard.protocol.costs import Cost, linear_flops
@@ -98,12 +98,12 @@ class NormalCompensator(nn.Module):
 
     def _strengths(self, x: Tensor) -> Tensor:
         """alpha_scale · σ(gate_j(x)) · v_jᵀ x for each direction: [rows, s]."""
-        if self.gate_norm is None:
+        if self.gate_norm is None and untouched(self.gate):
             # v_jᵀ x and the gates' logits from one product, d_model -> 2 s.
             along, logits = F.linear(x, torch.cat([self.V, self.gate.weight])).split(self.s, dim=-1)
             logits = logits + self.gate.bias
         else:
-            along, logits = F.linear(x, self.V), self.gate(self.gate_norm(x))
+            along, logits = F.linear(x, self.V), self.gate(x if self.gate_norm is None else self.gate_norm(x))
         return self.alpha_scale * torch.sigmoid(logits) * along
 
     def _gathers(self, over: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from blockyard.errors import InputError
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.fused import add_linear
-from blockyard.nn.linear import Linear, check_width, plain
+from blockyard.nn.linear import Linear, check_width, cut, plain, weight_of
 from blockyard.nn.norms import LayerNorm
 from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.ffn import FFN, Shared
@@ -96,9 +96,9 @@ class Guide(nn.Module):
         with torch.no_grad():
             v, u = ffn.vein.matrices()
             # The products themselves, so that leader and led start as one function.
-            self.up = nn.Parameter(ffn.w1.weight @ v)
-            self.gate = nn.Parameter(ffn.w3.weight @ v) if ffn.w3 is not None else None
-            self.down = nn.Parameter(u @ ffn.w2.weight)
+            self.up = nn.Parameter(weight_of(ffn.w1) @ v)
+            self.gate = nn.Parameter(weight_of(ffn.w3) @ v) if ffn.w3 is not None else None
+            self.down = nn.Parameter(u @ weight_of(ffn.w2))
         # A buffer: saved with the weights, and changed by the schedule without recompiling.
         self.share: Tensor
         self.register_buffer("share", torch.ones((), dtype=self.up.dtype, device=self.up.device))
@@ -300,11 +300,9 @@ class VFTFeedForward(FFN):
         for linear in (self.w1, self.w3):
             if linear is not None:
                 # Directions that are not in use are zeros in z: what their columns hold never mattered.
-                linear.weight = nn.Parameter(linear.weight[:, kept].clone())
+                cut(linear, kept, inputs=True)
         # The same for rows of w2, which meet columns of U that are 0.
-        self.w2.weight = nn.Parameter(self.w2.weight[kept].clone())
-        assert self.w2.bias is not None
-        self.w2.bias = nn.Parameter(self.w2.bias[kept].clone())
+        cut(self.w2, kept, inputs=False)
 
     def core_cost(self, tokens: int) -> Cost:
         """Parameters and FLOPs of `core`."""

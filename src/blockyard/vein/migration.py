@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.nn.linear import weight_of
 from blockyard.nn.norms import LayerNorm, RMSNorm
 from blockyard.nn.parity import evaluating
 from blockyard.protocol.block import ResidualBlock
@@ -37,7 +38,7 @@ def from_standard(
     """A vein block that starts close to a standard one.
 
     Args:
-        block: standard attention (any rotary layout or none, no window, no biases) and any FFN.
+        block: standard attention (any rotary layout or none over whole heads, no window, no biases) and any FFN.
         rank: directions per head; None = the fewest that keep `energy` of the attention's value paths.
         calibration_x: [B, T, d_model], inputs of the block that are typical of its use.
         energy: share of squared singular values to keep when the rank is chosen.
@@ -53,6 +54,8 @@ def from_standard(
     """
     attn = block.attn
     _check(attn)
+    if block.parallel or block.norm_position == "branch":
+        raise InputError("from_standard copies pre- and post-norm blocks, whose FFN reads what the mixer has added to")
     check_input(calibration_x, attn.d_model)
     x = calibration_x.to(attn.q_proj.weight.dtype)
     read = block.ln1(x) if block.pre else x
@@ -98,6 +101,12 @@ def _check(attn: nn.Module) -> None:
         raise InputError(f"from_standard copies standard attention, not {type(attn).__name__}")
     if attn.window is not None or attn.q_proj.bias is not None:
         raise InputError("from_standard cannot copy a window or biases: a vein attention has neither")
+    if attn.norms_whole or (
+        attn.rope is not None and (attn.rope.d_k != attn.head_dim or attn.rope.scaling is not None)
+    ):
+        raise InputError(
+            "from_standard cannot copy qk_norm=whole, rope_dim or rope_scaling: a rank-wide rotation has other angles"
+        )
 
 
 def _check_rank(attn: StandardAttention, rank: int) -> None:
@@ -115,8 +124,8 @@ def _heads(attn: StandardAttention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     shared = attn.n_heads // attn.n_kv_heads
     widths = (attn.head_dim, attn.head_dim, attn.v_dim)
     parts = zip((attn.q_proj, attn.k_proj, attn.v_proj), widths)
-    q, k, v = (p.weight.double().unflatten(0, (-1, width)) for p, width in parts)
-    out = attn.output_proj.weight.double().unflatten(1, (-1, attn.v_dim)).movedim(1, 0)
+    q, k, v = (weight_of(p).double().unflatten(0, (-1, width)) for p, width in parts)
+    out = weight_of(attn.output_proj).double().unflatten(1, (-1, attn.v_dim)).movedim(1, 0)
     return q, k.repeat_interleave(shared, 0), v.repeat_interleave(shared, 0), out
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.nn.derivatives import HandWritten, hand_written, keep, outlasting, transformed
-from blockyard.nn.linear import Linear, check_width
+from blockyard.nn.linear import Linear, check_width, cut, weight_of
 from blockyard.nn.norms import widened
 from blockyard.nn.roles import Role
 from blockyard.protocol.costs import Cost, linear_flops
@@ -110,7 +110,7 @@ class VeinProjector(nn.Module):
     def stored(self) -> list[Tensor]:
         """The parameters behind `matrices()`: V as it is stored, and U unless it is tied."""
         parts = [self.V] if self.U is None else [self.V, self.U]
-        return [part.weight if isinstance(part, Linear) else part for part in parts]
+        return [weight_of(part) if isinstance(part, nn.Module) else part for part in parts]
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """V [rank, d_model] and U [d_model, rank]. Ask once per forward: tied, they are made orthonormal here.
@@ -170,13 +170,13 @@ class VeinProjector(nn.Module):
         """Drop the directions that are not in use; returns which of them stayed."""
         # Gram-Schmidt makes a row from those before it: the first rows alone still give the same directions.
         kept = slice(0, int(self.rank_in_use))
-        self.rank, self._made, self.active = kept.stop, None, None
-        for name, rows in (("V", True), ("U", False)):
+        for name in ("V", "U"):
             part = getattr(self, name)
-            if isinstance(part, Linear):
-                part.weight = nn.Parameter((part.weight[kept] if rows else part.weight[:, kept]).clone())
+            if isinstance(part, nn.Module):
+                cut(part, kept, inputs=name == "U")
             elif part is not None:
-                setattr(self, name, nn.Parameter((part[kept] if rows else part[:, kept]).clone()))
+                setattr(self, name, nn.Parameter((part[kept] if name == "V" else part[:, kept]).clone()))
+        self.rank, self._made, self.active = kept.stop, None, None
         return kept
 
     def project(self, x: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ class SignalConfig(BlocksConfig):
         readout: what the head sees of a complex stream: magnitude (blind to a rotation of the frame), parts (real and
             imaginary ones; symbols need it), or auto, as the target needs it.
         norm: rms, layer, or for complex layers whiten.
-        norm_position: pre (norm before each sublayer, and a last one) or post (after each addition).
+        norm_position: pre (norm before each sublayer, and a last one), post (after each addition) or branch (on what
+            each sublayer adds, and a last one).
         dropout: probability of dropping, for the embedding and for every mixer and FFN that has dropout.
         rope_theta: base of the rotary wavelengths.
         zero_init_outputs: start every block as the identity and every output at 0.
@@ -149,7 +150,10 @@ class SignalConfig(BlocksConfig):
             causal=self.is_causal,
             norm=self.norm,
             norm_position=self.norm_position,
+            norm_eps=self.norm_eps,
+            parallel=self.parallel,
             rope_theta=self.rope_theta,
+            rope_scaling=self.rope_scaling,
             dropout=self.dropout,
             complex_valued=own,
         )
@@ -212,7 +216,7 @@ class RealStem(nn.Module):
             direction = torch.nn.functional.normalize(torch.randn(d_model - along, 2 * patch), dim=-1)
             weight[along:] = direction * (0.5 * MOST_RADIANS * torch.rand(d_model - along, 1))
             self.embed.weight.copy_(weight)
-        nn.init.uniform_(self.embed.bias, -math.pi, math.pi)  # type: ignore[arg-type]
+        nn.init.uniform_(self.embed.bias, -math.pi, math.pi)
 
     def forward(self, patches: Tensor) -> Tensor:
         # Angles reach 30 radians, where numbers of half precision are an eighth apart.
