@@ -267,6 +267,11 @@ def scaling_text(kind: str, **options: float | bool | Sequence[float]) -> str:
     return f"{kind}[{','.join(words)}]"
 
 
+def given(frequencies: Sequence[float]) -> str:
+    """These frequencies, radians per position of each pair, as a scaling."""
+    return scaling_text("given", pairs=[float(each) for each in frequencies])
+
+
 def _value(kind: str, text: str, where: str) -> int | float | bool | tuple[float, ...]:
     try:
         if kind == "bool":

@@ -21,7 +21,7 @@ from blockyard.nn.fused import add_linear, norm_linear
 from blockyard.nn.linear import Linear, hooked, plain
 from blockyard.nn.norms import RMSNorm, rms_norm
 from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
-from blockyard.nn.rotary_scaling import Given, scaling_of
+from blockyard.nn.rotary_scaling import given
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_sinks import SinkCache
 from blockyard.protocol.cache_window import WindowCache
@@ -53,8 +53,10 @@ class StandardAttention(Mixer):
         rope: pairing of the rotary embedding: half (Llama's), interleaved (the basics document's), or none.
         rope_theta: base of the rotary wavelengths.
         rope_dim: numbers of each head that are rotated, its first ones, even; None = all.
-        rope_scaling: of the rotary frequencies for longer texts (`llama3[factor=8,original=8192]`), or other ones
-            (`given[pairs=1 0.1]`), which may be of each key head in turn; see `nn/rotary_scaling.py`.
+        rope_scaling: of the rotary frequencies for longer texts (`llama3[factor=8,original=8192]`), see
+            `nn/rotary_scaling.py`.
+        rope_frequencies: radians per position of each rotated pair, in place of those of base and scaling; or of the
+            pairs of each key head in turn, whose queries turn with it.
         qk_norm: RMS-normalise queries and keys, with a gain, before they are rotated: per head, or over all heads of a
             token at once (whole, OLMo 2's).
         norm_eps: added to the mean square there.
@@ -86,6 +88,7 @@ class StandardAttention(Mixer):
         rope_theta: float = 10_000.0,
         rope_dim: int | None = None,
         rope_scaling: str | None = None,
+        rope_frequencies: tuple[float, ...] | None = None,
         qk_norm: bool | Literal["whole"] = True,
         norm_eps: float = 1e-5,
         window: int | None = None,
@@ -122,7 +125,12 @@ class StandardAttention(Mixer):
         self.q_norm: nn.Module | None = RMSNorm(heads if whole else self.head_dim, norm_eps) if qk_norm else None
         self.k_norm: nn.Module | None = RMSNorm(key_heads if whole else self.head_dim, norm_eps) if qk_norm else None
         self.norms_whole = whole
-        self.rope, self.rope_heads = _rope(rope, rope_theta, self.head_dim, rope_dim, rope_scaling, self.n_kv_heads)
+        width, self.rope_heads = self.head_dim if rope_dim is None else rope_dim, 1
+        if rope_frequencies is not None:
+            rope_scaling = given(rope_frequencies)
+            # Heads of their own frequencies have their angles side by side in one table.
+            self.rope_heads = self.n_kv_heads if 2 * len(rope_frequencies) == self.n_kv_heads * width else 1
+        self.rope = _rope(rope, rope_theta, self.head_dim, rope_dim, rope_scaling, self.rope_heads)
         if self.rope_heads > 1:
             self.short_steps = False
         self.attn_dropout = Dropout(dropout)
@@ -395,19 +403,17 @@ def _rope(
     head_dim: int,
     width: int | None,
     scaling: str | None,
-    key_heads: int,
-) -> tuple[RotaryPositionalEmbedding | None, int]:
-    """The rotation, and how many heads have angles of their own in it: 1 where they share them."""
+    heads: int,
+) -> RotaryPositionalEmbedding | None:
+    """The rotation; of `heads` with angles of their own, side by side."""
     if layout == "none":
         if width is not None:
             raise InputError(f"rope_dim={width} with rope='none': nothing is rotated; leave it out")
-        return None, 1
+        return None
     if width is not None and not 2 <= width <= head_dim:
         raise InputError(f"rope_dim={width} should be at least 2 and at most head_dim={head_dim}")
     width = head_dim if width is None else width
-    kind = None if scaling is None else scaling_of(scaling)
-    heads = key_heads if isinstance(kind, Given) and 2 * len(kind.pairs) == key_heads * width else 1
-    return RotaryPositionalEmbedding(theta, heads * width, layout=layout, scaling=scaling), heads
+    return RotaryPositionalEmbedding(theta, heads * width, layout=layout, scaling=scaling)
 
 
 def side_by_side(mixed: Tensor) -> Tensor:
