@@ -32,7 +32,8 @@ FLOORS = """
     tasks.meaning tasks.sizes
     tasks.run
     tasks.lm tasks.classify tasks.recall tasks.signal tasks.price
-    compat compare
+    pretrained
+    compat compare hf
     bench tune transplant
     claims
     cli

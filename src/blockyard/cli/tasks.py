@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 FOLDER = "comparison"
 BUDGET = "budget_"
+# Of a training that begins with a trained model: rates for random weights would undo it.
+TUNED = {"optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01}
 # Terms of a comparison that only models have that write.
 WRITING = ("prompt", "sample_tokens", "temperature")
 
@@ -51,6 +53,8 @@ def train_command(task: str, summary: str, *, order: int = 12, example: str = ""
 
         parser.plain("--out", f"folder of the run; the next free runs/{task}-NNN when not given", metavar="DIR")
         add_config(parser)
+        parser.plain("--init", "begin with the model, tokenizer and weights of this run, and with fine-tuning's rates "
+                     "(AdamW, 5e-5) unless others are given", metavar="DIR")  # fmt: skip
         parser.plain("--resume", "go on from the last checkpoint in --out, with that run's settings",
                      action="store_true")  # fmt: skip
         add_groups(parser, train_groups(task))
@@ -92,10 +96,31 @@ def train_as_told(
         raise InputError("--resume needs the run to go on with: --out DIR")
     files = settings_files(arguments.config, arguments.out, arguments.resume)
     groups = train_groups(task)
+    if arguments.init is not None:
+        if arguments.resume:
+            raise InputError("--init does not go with --resume: a run that goes on has its own weights")
+        below = [*below, *begun_with(Path(arguments.init), groups)]
     given, plugins = given_settings(arguments, files, groups, task)
     settings = resolve(groups, [*below, *given, *above])
     out = Path(arguments.out) if arguments.out is not None else next_folder(task)
     return train({**settings, PLUGINS: plugins}, out, arguments.resume, task=task, before=before)
+
+
+def begun_with(folder: Path, groups: Mapping[str, Group]) -> list[Setting]:
+    """The settings of a run that begins with another one's weights: its model and tokenizer, and rates that change a
+    trained model rather than make a new one."""
+    from blockyard.cli.settings import Setting
+    from blockyard.cli.sources import given_in
+    from blockyard.training.folder import CONFIG, read_config
+
+    written = read_config(folder)
+    architecture = {name: value for name, value in written.items() if name not in ("task", "train", "data", "plugins")}
+    # Below every file and word that the user gives.
+    found = given_in(folder / CONFIG, architecture, groups, layer=-1)
+    own = [("train", name, value) for name, value in {**TUNED, "init": str(folder)}.items()]
+    if (folder / "tokenizer").is_dir():
+        own.append(("data", "tokenizer", str(folder / "tokenizer")))
+    return found + [Setting(group, key, value, "--init", layer=-1) for group, key, value in own]
 
 
 def next_folder(task: str) -> Path:

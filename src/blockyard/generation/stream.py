@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 class Coder(TextDecoder, Protocol):
-    """What text generation asks of a tokenizer; `separator_id`, the id between two documents, is used if it has one."""
+    """What text generation asks of a tokenizer; `separator_id`, the id between two documents, is used if it has one,
+    and so are `end_ids`, which end a text, and `prefix_ids`, which stand before every one."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -259,16 +260,19 @@ def generate_text(
 
 
 def end_of_text(tokenizer: Coder) -> tuple[int, ...]:
-    """The tokens that end a text unless told otherwise: the separator between documents, if the tokenizer has one."""
+    """The tokens that end a text unless told otherwise: the separator between documents and the tokenizer's own ends,
+    as far as it has any."""
     separator = getattr(tokenizer, "separator_id", None)
-    return () if separator is None else (separator,)
+    ends = tuple(getattr(tokenizer, "end_ids", ()))
+    return ends if separator is None or separator in ends else (separator, *ends)
 
 
 def prompt_tokens(tokenizer: Coder, prompt: str) -> list[int]:
     """The prompt's tokens; for an empty one the separator that stands before a document (InputError if none does)."""
     ids = list(tokenizer.encode(prompt))
-    if ids:
-        return ids
+    prefix = list(getattr(tokenizer, "prefix_ids", ()))
+    if ids or prefix:
+        return prefix + ids
     separator = getattr(tokenizer, "separator_id", None)
     if separator is None:
         raise InputError(

@@ -38,7 +38,9 @@ class BlocksConfig:
     """
 
     # Options that run folders from before they existed do not name, with the values that their models have.
-    older: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    older: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"norm_eps": NORM_EPS, "parallel": False, "rope_scaling": None}
+    )
     # Whether the model can give positions to mixers that know none (`positions=learned`).
     can_learn_positions: ClassVar[bool] = False
 

@@ -39,7 +39,7 @@ class LMConfig(BlocksConfig):
         zero_init_outputs: start every block as the identity and every logit at 0.
     """
 
-    older: ClassVar[Mapping[str, Any]] = MappingProxyType({"positions": "none"})
+    older: ClassVar[Mapping[str, Any]] = MappingProxyType({**BlocksConfig.older, "positions": "none"})
     can_learn_positions: ClassVar[bool] = True
 
     vocab_size: int

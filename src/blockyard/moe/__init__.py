@@ -13,6 +13,7 @@ Files, in reading order:
     experts.py    a bank of experts: stacked matrices, or modules of their own
     grouped.py    many linear maps at once, by segments, grouped or padded products
     weights.py    from_hf and to_hf: the weights of transformers' mixtures, there and back
+    states.py     the same for the mixtures of a whole model, whose options its configuration tells
     settings.py   what those modules say of themselves beside their weights: read, or refused by name
 
 The definition in loops and float64, which every kernel is compared with: tests/moe/twin.py.

@@ -127,7 +127,7 @@ def from_hf(block: nn.Module | Mapping[str, Tensor], *, k: int | None = None, **
         if name in said and said[name] != value:
             raise InputError(f"{name}={value!r}: the {type(block).__name__} has {said[name]!r}; leave it out")
     settings = {**said, **given}
-    weights = _read(block.state_dict() if isinstance(block, nn.Module) else block)
+    weights = read_weights(block.state_dict() if isinstance(block, nn.Module) else block)
     _check_told(settings, module)
     if module is None:
         moe = _built(weights, settings)
@@ -202,7 +202,7 @@ def _body(moe: MoE) -> Any:
 
 
 @dataclass(frozen=True)
-class _Weights:
+class Weights:
     """A mixture's tensors, the experts' and shared experts' under our names, stacked."""
 
     router: Tensor
@@ -256,7 +256,12 @@ class _Keys:
         return {ours: self.need(*either) for ours, either in names.items()}
 
 
-def _read(state: Mapping[str, Tensor]) -> _Weights:
+def read_weights(state: Mapping[str, Tensor]) -> Weights:
+    """A mixture's tensors out of a state dict with names relative to it.
+
+    Raises:
+        InputError: for a key without a place here, or tensors that do not go together.
+    """
     keys = _Keys(state)
     router = keys.need(*ROUTERS)
     if router.ndim != 2:
@@ -273,7 +278,7 @@ def _read(state: Mapping[str, Tensor]) -> _Weights:
         raise InputError(f"{gate[0]} has shape {tuple(gate[1].shape)}; only one gate over shared experts is known here")
     if keys.left:
         raise InputError(f"no place here for {', '.join(list(keys.left)[:4])}: a mixture of swiglu has no such weights")
-    return _Weights(router, experts, bias, shared, None if gate is None else gate[1])
+    return Weights(router, experts, bias, shared, None if gate is None else gate[1])
 
 
 def _experts(keys: _Keys, n_experts: int, d_model: int) -> dict[str, Tensor]:
@@ -325,7 +330,7 @@ def _check_told(settings: dict[str, Any], module: nn.Module | None) -> None:
         raise InputError(f"the {type(module).__name__} has no top_k: give k")
 
 
-def _built(weights: _Weights, settings: dict[str, Any]) -> MoE:
+def _built(weights: Weights, settings: dict[str, Any]) -> MoE:
     n_experts, d_ff, d_model = weights.experts["w1"].shape
     if settings.get("expert", "swiglu") != "swiglu":
         raise InputError(f"expert={settings['expert']!r}: only swiglu is read here")

@@ -8,6 +8,7 @@ Files, in reading order:
     linear.py           Linear, StackedLinear, Embedding: the maps and their initialisation
     norms.py            RMSNorm, LayerNorm, with hand-written passes in eager mode
     rotary.py           rotary positions in both pairings; convert_layout turns weights of one into the other
+    rotary_scaling.py   their frequencies scaled for longer texts: linear, dynamic, yarn, llama3, longrope
     attention.py        attend: SDPA, plain products, sliding windows; scores in float32 at least
     attention_masks.py  causality, padding, windows and the caller's own mask as one
     attention_sinks.py  the first tokens of a sequence, seen beside a window

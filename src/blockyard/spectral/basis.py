@@ -45,7 +45,8 @@ def default_buckets(bins: int) -> int:
 
 def anchor_bins(bins: int, buckets: int, spacing: Spacing) -> Tensor:
     """Return where the anchors lie on the axis of bins: float64 [buckets], from 0 to bins − 1, rising."""
-    u = torch.linspace(0, 1, buckets, dtype=torch.float64)
+    # Where they lie is asked while models are made whose weights are elsewhere, or nowhere yet.
+    u = torch.linspace(0, 1, buckets, dtype=torch.float64, device="cpu")
     growth = _growth(bins, buckets) if spacing == "log" else 0.0
     warped = u if growth == 0 else torch.expm1(growth * u) / math.expm1(growth)
     return warped * (bins - 1)
@@ -60,7 +61,7 @@ def anchor_matrix(bins: int, buckets: int, interpolation: Interpolation, spacing
         interpolation: between neighbouring anchors: linear, or cubic (Catmull-Rom).
         spacing: of the anchors: linear, or log, whose first step is one bin and whose steps grow geometrically.
     """
-    f = torch.arange(bins, dtype=torch.float64) / max(1, bins - 1)
+    f = torch.arange(bins, dtype=torch.float64, device="cpu") / max(1, bins - 1)
     growth = _growth(bins, buckets) if spacing == "log" else 0.0
     place = (f if growth == 0 else torch.log1p(f * math.expm1(growth)) / growth) * (buckets - 1)
     left = place.floor().clamp(max=max(0, buckets - 2))
@@ -76,7 +77,7 @@ def anchor_matrix(bins: int, buckets: int, interpolation: Interpolation, spacing
             1: (t + 4 * t**2 - 3 * t**3) / 2,
             2: (t**3 - t**2) / 2,
         }
-    matrix = torch.zeros(buckets, bins, dtype=torch.float64)
+    matrix = torch.zeros(buckets, bins, dtype=torch.float64, device="cpu")
     for offset, weight in weights.items():
         # Beyond the ends the outermost anchors repeat.
         row = (left.long() + offset).clamp(0, buckets - 1)

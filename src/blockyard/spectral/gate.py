@@ -88,9 +88,8 @@ class SpectralGate(nn.Module):
         for weight in (self.hidden_weight, self.out_weight):
             # Glorot's variance, 2 / (in + out), as `Linear` has it.
             nn.init.trunc_normal_(weight, std=(std := math.sqrt(2 / sum(weight.shape))), a=-3 * std, b=3 * std)
-        self.base = nn.Parameter(
-            starting_gates(n_heads * groups, frequencies, reach, causal).unflatten(0, (n_heads, -1))
-        )
+        base = starting_gates(n_heads * groups, frequencies, reach, causal).unflatten(0, (n_heads, -1))
+        self.base = nn.Parameter(base.to(self.hidden_weight.device))
         # 0: modReLU starts as the identity.
         self.mod_bias = nn.Parameter(torch.zeros(n_heads, groups, buckets))
         self.taps = nn.Parameter(torch.zeros(2, 2 * TAPS + 1)) if toeplitz else None
@@ -153,11 +152,13 @@ def starting_gates(kernels: int, frequencies: Tensor, reach: float, causal: bool
 
     Args:
         kernels: how many; their time constants rise geometrically from 1/4 of a position to `reach`.
-        frequencies: radians per position at which they are taken, [buckets].
+        frequencies: radians per position at which they are taken, [buckets], on the CPU.
         reach: the longest time constant, in positions.
         causal: a^l for lags l ≥ 0, else a^|l|.
     """
-    constants = torch.logspace(math.log10(0.25), math.log10(max(reach, 0.25)), kernels, dtype=torch.float64)
+    constants = torch.logspace(
+        math.log10(0.25), math.log10(max(reach, 0.25)), kernels, dtype=torch.float64, device="cpu"
+    )
     # a^l has fallen to 1/e after that many positions.
     a = torch.exp(-1 / constants)[:, None]
     turn = torch.polar(torch.ones_like(frequencies), -frequencies)[None]

@@ -47,13 +47,13 @@ class RunMeaning(Meaning):
 
 
 def older_options(kind: TaskKind[Any, Any, Any], data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Options of `model` and `data` that an older version could not write, at the values that its runs had.
+    """Options of `model`, `data` and `train` that an older version could not write, at the values that its runs had.
 
     Args:
         kind: the task.
         data: the data's options that a run folder holds.
     """
-    return {"model": kind.model_config.older, "data": kind.older_data(data)}
+    return {"model": kind.model_config.older, "data": kind.older_data(data), "train": {"init": None}}
 
 
 def with_older(resolved: Mapping[str, Any]) -> dict[str, Any]:

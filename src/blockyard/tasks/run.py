@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from blockyard.errors import InputError, at_least
+from blockyard.files import write_atomically
 from blockyard.machine.launch import is_first
 from blockyard.machine.memory import forcing
 from blockyard.models.config import BlocksConfig
@@ -24,6 +25,8 @@ from blockyard.training.folder import CHECKPOINTS, CONFIG, check_run_folder, rea
 from blockyard.training.task import Task, check_task
 from blockyard.training.trainer import Trainer
 
+# What says of a run that its weights came from a foreign model (`pretrained/folder.py`).
+ORIGIN = "origin.json"
 # Run folders whose gaps have been told.
 _told: set[Path] = set()
 
@@ -74,10 +77,14 @@ def train(
     if is_first():
         # Before the data are read; asked again with the folder in hand.
         check_run_folder(Path(out), resume=resume)
+    # A run that goes on has its weights in its checkpoint; where it began need not be there any more.
+    begins = not (resume and list_checkpoints(Path(out) / CHECKPOINTS))
     with forcing(force):
-        made = make_task(run)
+        made = make_task(run, begins=begins)
     trainer = open_trainer(run, made, out, resume=resume)
     try:
+        if begins and run.train.init is not None and is_first():
+            _keep_origin(Path(run.train.init), Path(out))
         if before is not None and not resume and is_first():
             before(made)
         return trainer.run()
@@ -95,8 +102,12 @@ def train_lm(groups: Mapping[str, Any], out: Path | str, resume: bool = False) -
     return train(groups, out, resume, task="lm")
 
 
-def make_task(run: Run[Any, Any]) -> Task:
+def make_task(run: Run[Any, Any], *, begins: bool = True) -> Task:
     """Load the data and build the model.
+
+    Args:
+        run: the run.
+        begins: give the model the weights that `train.init` names, if it names a run.
 
     Raises:
         InputError: also for what does not fit into memory, before it is read or built.
@@ -107,7 +118,45 @@ def make_task(run: Run[Any, Any]) -> Task:
             print(f"note: {note}", file=sys.stderr)
     task = run.kind.make_task(fitted, data)
     check_task(task)
+    if begins and run.train.init is not None:
+        begin_with(task, run, data.assets)
     return task
+
+
+def begin_with(task: Any, run: Run[Any, Any], assets: Any) -> None:
+    """Give a task's model the last weights of the run that `train.init` names.
+
+    Args:
+        task: the task, its model built.
+        run: its run.
+        assets: what goes with its data: a tokenizer must be the one that the weights were trained with.
+
+    Raises:
+        InputError: for no run or one of another task, another tokenizer, or weights that do not fit the model.
+    """
+    folder = Path(str(run.train.init))
+    groups = read_config(folder)
+    if groups.get("task", run.task) != run.task:
+        raise InputError(f"train.init={str(folder)!r} is a run of `train {groups['task']}`, not of `train {run.task}`")
+    found = list_checkpoints(folder / CHECKPOINTS)
+    if not found:
+        raise InputError(f"train.init={str(folder)!r} holds no checkpoint yet; let its training reach one")
+    theirs = run.kind.load_assets(folder)
+    if hasattr(theirs, "fingerprint") and theirs.fingerprint() != assets.fingerprint():
+        own = folder / "tokenizer"
+        raise InputError(f"train.init={str(folder)!r} was trained with another tokenizer: give --data.tokenizer {own}")
+    saved = load_checkpoint(found[-1][1], with_optimizer=False)
+    run.train.match(task.model, saved.model)
+    try:
+        load_whole_state(task.model, saved.model)
+    except InputError as error:
+        raise InputError(f"train.init={str(folder)!r}: {error}; leave the model's shape as that run has it") from None
+
+
+def _keep_origin(begun: Path, out: Path) -> None:
+    """Copy what says which foreign model the weights once were, so that they can go back to its architecture."""
+    if (begun / ORIGIN).is_file():
+        write_atomically(out / ORIGIN, (begun / ORIGIN).read_bytes())
 
 
 class DataCache:

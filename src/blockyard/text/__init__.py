@@ -14,6 +14,7 @@ Files, in reading order:
     tokenizer.py      what every tokenizer does; bytes as tokens
     bpe.py            byte-level BPE; pretokens.py cuts its words, bpe_training.py learns merges, bpe_files.py reads and
                       writes GPT-2's format
+    library.py        a foreign tokenizer by its tokenizer.json, and how its model's conversations are written
     saved.py          a tokenizer from the folder it was saved into
     tokens.py         encoded text on disk
     load.py           load_text: from a configuration to tokens; understanding.py: what a text is taken for;
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from blockyard.text.batches import TextData as TextData
     from blockyard.text.bpe import BPETokenizer as BPETokenizer
     from blockyard.text.config import TextDataConfig as TextDataConfig
+    from blockyard.text.library import LibraryTokenizer as LibraryTokenizer
     from blockyard.text.load import load_text as load_text
     from blockyard.text.saved import load_tokenizer as load_tokenizer
     from blockyard.text.tokenizer import ByteTokenizer as ByteTokenizer
@@ -46,6 +48,7 @@ else:
             "batches": "TextData",
             "bpe": "BPETokenizer",
             "config": "TextDataConfig",
+            "library": "LibraryTokenizer",
             "load": "load_text",
             "saved": "load_tokenizer",
             "tokenizer": "ByteTokenizer Tokenizer",

@@ -50,6 +50,7 @@ class LoopConfig:
         compile: `on` (block by block), `model` (the model whole: slower to compile, faster to run), `off`, or
             `auto`: what the predicted times say takes least over the run, compiling included.
         checkpoint_activations: recompute each block's activations in the backward pass, to save memory.
+        init: folder of a run whose last weights training begins with; none draws them.
         seed: seed of initial weights, batches and dropout.
         eval_every: steps between evaluations; 0 evaluates only at the end.
         eval_batches: validation batches per evaluation.
@@ -86,6 +87,7 @@ class LoopConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "model", "off"] = "auto"
     checkpoint_activations: bool = False
+    init: str | None = None
     seed: int = 0
     eval_every: int = 250
     eval_batches: int = 20

@@ -276,6 +276,11 @@ def resumption(
     latest = folder.latest()
     loaded = load_checkpoint(latest) if latest else None
     state = loaded.state if loaded is not None else {}
+    if "imported" in state:
+        raise InputError(
+            f"{folder.path} is an imported model, which no training of ours began: train it into a folder of its own "
+            f"with --init {folder.path}"
+        )
     if isinstance(state.get("config"), dict):
         # A config.yaml that was edited agrees with itself, so the checkpoint has the last word. Not on the data's
         # options: files may have moved, and their content is compared.

@@ -31,6 +31,9 @@ class GenerateOptions:
         num_samples: how many continuations of each prompt; the next one's seed is one higher. With beams, the best.
         batch_size: how many texts are written at a time.
         echo: print the prompt before its continuation.
+        chat: take every prompt for a message, and write the answer as the model's chat template has it; nothing is
+            echoed.
+        system: with chat, what is said to the model before the message.
         prefill_chunk: prompt tokens read at a time, which bounds the memory of long prompts; none reads all at once.
     """
 
@@ -39,6 +42,8 @@ class GenerateOptions:
     num_samples: int = 1
     batch_size: int = 16
     echo: bool = True
+    chat: bool = False
+    system: str | None = None
     prefill_chunk: int | None = 2048
 
 
@@ -110,8 +115,14 @@ def run(arguments: argparse.Namespace) -> int:
     drawn_only = [*drawing, *helping, *(["stop"] if arguments.stop else [])]
     drawn_only += ["past_context"] if "--past_context" in vars(arguments) else []
     check_together(options, beams, draft, drawn_only, [*searching], [*helping])
+    if options.system is not None and not options.chat:
+        raise InputError("--system belongs to a conversation: give --chat too")
     trust = trusted(arguments)
     model, tokenizer, _ = load_run(Path(arguments.run), tasks=("lm",), trust=trust)
+    if options.chat:
+        from blockyard.text.library import Conversation
+
+        tokenizer, options = Conversation(tokenizer, options.system), dataclasses.replace(options, echo=False)
     # Text number n draws with seed + n, whichever texts are written beside it.
     texts = [prompt for prompt in prompts for _ in range(options.num_samples)]
     at_a_time = 1 if draft.draft is not None else options.batch_size

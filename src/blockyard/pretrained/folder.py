@@ -1,0 +1,177 @@
+"""An imported model as an ordinary run folder, and a run written as the model that it was imported from.
+
+What came with the model and is no option of ours, its configuration above all, is kept in origin.json: with it a run
+whose blocks still fit goes back to the original architecture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blockyard.errors import InputError, require
+from blockyard.files import parse_json, plain, write_atomically, writing_folder
+from blockyard.models.lm import LMConfig
+from blockyard.pretrained.load import Pretrained, read_config
+from blockyard.pretrained.weights import write_weights
+from blockyard.tasks.kind import Run
+from blockyard.tasks.run import ORIGIN, load_run, read_run
+from blockyard.tasks.settings import as_groups
+from blockyard.text.config import TextDataConfig
+from blockyard.text.library import BESIDE, TOKENIZER, LibraryTokenizer
+from blockyard.training.checkpoint import save_checkpoint
+from blockyard.training.config import TrainConfig
+from blockyard.training.folder import RunFolder
+
+# Options of a model's configuration that say how it is trained, not what it computes.
+TRAINED = {"dropout": 0.0, "zero_init_outputs": False, "context": 0}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was imported from.
+
+    Args:
+        family: the family that it was read as.
+        config: its configuration as it came.
+        dtype: the type that its weights had, by its name in torch.
+        where: the folder, file or class.
+    """
+
+    family: str
+    config: Mapping[str, Any]
+    dtype: str
+    where: str
+
+
+def write_run(found: Pretrained, out: str | Path) -> Path:
+    """Write an imported model as a run: config.yaml, a checkpoint of step 0, its tokenizer, and origin.json.
+
+    Args:
+        found: the model with its tokenizer.
+        out: the run folder.
+
+    Raises:
+        InputError: when there is no tokenizer, or the folder holds a run or cannot be written.
+    """
+    if found.tokenizer is None:
+        raise InputError(f"{found.where} brings no {TOKENIZER}; name a folder that has one with --tokenizer FOLDER")
+    path = Path(out)
+    folder = RunFolder(path, resume=False)
+    try:
+        data = TextDataConfig(tokenizer=str((path / "tokenizer").absolute()))
+        groups = as_groups(Run(found.model.config, data, TrainConfig()))
+        found.tokenizer.save(path / "tokenizer")
+        write_origin(path, Origin(found.family, found.config, found.dtype, found.where))
+        parity = None if found.parity is None else {"largest": found.parity.largest, "size": found.parity.size}
+        state = {"step": 0, "best": None, "config": groups, "imported": {"from": found.where, "parity": parity}}
+        save_checkpoint(folder.checkpoints, 0, model=found.model.state_dict(), optimizer={}, state=plain(state))
+        # Last, as it makes the folder a run.
+        folder.write_config(groups)
+    finally:
+        folder.close()
+    return path
+
+
+def check_new(target: Path) -> None:
+    """Raise InputError for a folder that holds something, or a file."""
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        raise InputError(f"{target} is there already; name a new folder with --out")
+
+
+def write_origin(folder: Path, origin: Origin) -> None:
+    """Write origin.json into a run folder."""
+    write_atomically(folder / ORIGIN, json.dumps(plain(vars(origin)), indent=1) + "\n")
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """What a run was imported from; None for one that was not.
+
+    Raises:
+        InputError: when its origin.json is damaged.
+    """
+    path = folder / ORIGIN
+    if not path.is_file():
+        return None
+    try:
+        said = parse_json(path.read_text(encoding="utf-8"))
+        origin = Origin(*(said[name] for name in ("family", "config", "dtype", "where")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if not isinstance(origin.config, dict):
+        raise InputError(f"{path} is damaged: its config is no object")
+    return origin
+
+
+def why_not(origin: Origin | None, config: LMConfig) -> str | None:
+    """Return why a model cannot be written in the architecture that it was imported from; None when it can."""
+    if origin is None:
+        return "it was not imported"
+    family, original = read_config(origin.config, f"its {ORIGIN}")
+    for name, value in vars(config).items():
+        before = getattr(original, name)
+        if name == "blocks":
+            value, before = config.layers, original.layers
+        if name not in TRAINED and value != before:
+            said = config.choice if name == "blocks" else value
+            return f"its {name} is no {family.name}'s of its configuration any more: {said}"
+    return None
+
+
+def why_not_original(folder: str | Path) -> str | None:
+    """Return why a run cannot be written in the architecture that it was imported from; None when it can.
+
+    Raises:
+        InputError: when the folder holds no run, or its origin.json is damaged.
+    """
+    run = read_run(folder)
+    if run.task != "lm":
+        return f"it is a run of `train {run.task}`"
+    origin = read_origin(Path(folder))
+    # A vocabulary's size follows from the tokenizer, and its own says what it was.
+    return why_not(origin, run.kind.fit(run.model, run.kind.load_assets(Path(folder))))
+
+
+def export_original(
+    folder: str | Path, out: str | Path, *, dtype: torch.dtype | None = None, trust: bool = False
+) -> Path:
+    """Write an imported run as its original architecture: config.json, model.safetensors, the tokenizer's files.
+
+    Args:
+        folder: the run.
+        out: the folder to write; a new one.
+        dtype: type of the weights; None for that of the original.
+        trust: as for `load_run`.
+
+    Raises:
+        InputError: when its blocks are no longer those of its origin, or the folder is there or cannot be written.
+    """
+    run, target = Path(folder), Path(out)
+    check_new(target)
+    model, tokenizer, _ = load_run(run, tasks=("lm",), trust=trust)
+    origin = read_origin(run)
+    if reason := why_not(origin, model.config):
+        raise InputError(f"{run} cannot be written in its original architecture: {reason}")
+    assert origin is not None
+    family, _ = read_config(origin.config, f"its {ORIGIN}")
+    kept = dtype or getattr(torch, origin.dtype)
+    safetensors = require("safetensors.torch", extra="train")
+    weights = {name: weight.to(kept) for name, weight in write_weights(family, model).items()}
+    config = {**origin.config, "architectures": [family.architecture], "dtype": str(kept).removeprefix("torch.")}
+    config.pop("torch_dtype", None)
+    try:
+        with writing_folder(target) as temporary:
+            safetensors.save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+            (temporary / "config.json").write_text(json.dumps(plain(config), indent=2) + "\n", encoding="utf-8")
+            if isinstance(tokenizer, LibraryTokenizer):
+                for name in (TOKENIZER, *BESIDE):
+                    if name in tokenizer.files:
+                        (temporary / name).write_text(tokenizer.files[name], encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}") from error
+    return target

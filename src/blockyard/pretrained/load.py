@@ -1,0 +1,140 @@
+"""A foreign language model as one of ours: its configuration read, its weights in their places, its logits compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from blockyard.errors import InputError, suggest
+from blockyard.machine.memory import refuse_beyond_memory
+from blockyard.models.estimate import count_model, on_meta
+from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.nn.rotary import RotaryPositionalEmbedding
+from blockyard.pretrained.families import FAMILIES, REFUSED
+from blockyard.pretrained.fields import Fields
+from blockyard.pretrained.parity import Parity, compare_with
+from blockyard.pretrained.parts import Family
+from blockyard.pretrained.sources import Source, open_source
+from blockyard.pretrained.weights import read_weights
+from blockyard.text.library import TOKENIZER, LibraryTokenizer, read_files
+
+if TYPE_CHECKING:
+    from blockyard.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A foreign model, read.
+
+    Args:
+        model: ours, in eval mode.
+        tokenizer: the one that came with it; None where none did.
+        family: what it was read as.
+        config: its configuration as it came.
+        where: where it came from.
+        dtype: the type that its weights had, by its name in torch.
+        parity: how far its logits are from the original's; None where that was not asked.
+    """
+
+    model: TransformerLM
+    tokenizer: Tokenizer | None
+    family: str
+    config: Mapping[str, Any]
+    where: str
+    dtype: str
+    parity: Parity | None
+
+
+def load_pretrained(
+    model: str | Path | nn.Module,
+    *,
+    tokenizer: str | Path | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    check: bool = True,
+) -> Pretrained:
+    """Read a foreign language model: Llama, Mistral, Qwen, Phi-3, OLMo 2, GPT-2, GPT-NeoX, Mixtral, DeepSeek, …
+
+    Args:
+        model: a folder with config.json and safetensors, a .gguf file (by transformers), or a model of transformers.
+        tokenizer: a folder with a tokenizer.json, where the model's own has none.
+        dtype: type of the weights; None keeps theirs.
+        check: compare the logits of random ids with transformers', where that is installed.
+
+    Raises:
+        InputError: for a family, a field of the configuration or a key of the weights that is not understood, a damaged
+            file, or other logits than transformers'.
+    """
+    source = open_source(model)
+    family, config = read_config(source.config, source.where)
+    count = count_model(config, TransformerLM, f"the model of {source.where}")
+    refuse_beyond_memory(
+        count.bytes, f"the model of {source.where} takes at least {{}} ({count.parameters:,} parameters)"
+    )
+    ours = filled(family, config, source, dtype)
+    parity = compare_with(source, ours) if check else None
+    theirs = str(source.get(min(source.names)).dtype).removeprefix("torch.")
+    coder = _tokenizer(source, config, tokenizer)
+    return Pretrained(ours, coder, family.name, dict(source.config), source.where, theirs, parity)
+
+
+def read_config(said: Mapping[str, Any], where: str) -> tuple[Family, LMConfig]:
+    """The family of a configuration, and the configuration in our terms.
+
+    Raises:
+        InputError: for a family that is not read, or a field that is not understood.
+    """
+    kind = said.get("model_type")
+    if kind in REFUSED:
+        raise InputError(f"{where}: model_type {kind!r} is not read: {REFUSED[str(kind)]}")
+    if kind not in FAMILIES:
+        near = suggest(str(kind), FAMILIES) or f"; read are {', '.join(FAMILIES)}"
+        raise InputError(f"{where}: model_type {kind!r} is not read{near}")
+    family, fields = FAMILIES[str(kind)], Fields(said, where)
+    fields.left.discard("model_type")
+    try:
+        config = family.read(fields)
+    except InputError as error:
+        # What our own options refuse says nothing of the file.
+        raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from None
+    fields.finish()
+    return family, config
+
+
+def filled(family: Family, config: LMConfig, source: Source, dtype: torch.dtype | None) -> TransformerLM:
+    """Our model with the source's weights; no weight is drawn at random first."""
+    try:
+        model = on_meta(lambda: TransformerLM(config))
+    except InputError as error:
+        raise InputError(f"{source.where}: {error}") from None
+    state = read_weights(family, source.names, source.get, model, source.where)
+    # Copies: nothing of a model in memory is shared, and files may change.
+    state = {name: weight.to(dtype or weight.dtype, copy=True) for name, weight in state.items()}
+    if config.tied:
+        state["lm_head.weight"] = state["token_embeddings.weight"]
+    model.load_state_dict(state, assign=True)
+    if config.tied:
+        model.lm_head.weight = model.token_embeddings.weight
+    for module in model.modules():
+        # On the meta device there are no tables to make ready.
+        if isinstance(module, RotaryPositionalEmbedding):
+            module.prepare(min(config.context, READY))
+    return model.eval()
+
+
+# Rotary tables that are made at once; longer ones grow when a text needs them.
+READY = 8192
+
+
+def _tokenizer(source: Source, config: LMConfig, folder: str | Path | None) -> Tokenizer | None:
+    if folder is not None:
+        return LibraryTokenizer(read_files(Path(folder)), config.vocab_size)
+    if source.files:
+        return LibraryTokenizer(source.files, config.vocab_size)
+    if source.folder is not None and (source.folder / TOKENIZER).is_file():
+        return LibraryTokenizer(read_files(source.folder), config.vocab_size)
+    return None

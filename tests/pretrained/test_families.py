@@ -1,0 +1,147 @@
+"""Every family that is read: logits as transformers', padded and cached too; through files; and back bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+
+from blockyard.conformance.subject import own_random
+from blockyard.errors import InputError
+from blockyard.pretrained import load_pretrained
+from blockyard.pretrained.families import FAMILIES
+from blockyard.pretrained.weights import write_weights
+
+pytest.importorskip("transformers")
+
+from tests.fixtures.pretrained import MODELS, tiny
+
+# Float32 sums in two orders, through three layers, in parts of the largest logit.
+ROUNDING = 1e-5
+every = pytest.mark.parametrize("name", MODELS)
+
+
+def ids_of(rows, length, seed=0):
+    with own_random(seed):
+        return torch.randint(3, 96, (rows, length))
+
+
+def assert_close(actual, expected):
+    assert (actual - expected).abs().max() <= ROUNDING * expected.abs().max()
+
+
+@every
+@torch.no_grad()
+def test_logits_are_those_of_transformers(name):
+    original, ours = tiny(name), load_pretrained(tiny(name)).model
+    ids = ids_of(2, 33)
+    assert_close(ours(ids).logits, original(ids).logits)
+
+
+@every
+@torch.no_grad()
+def test_left_padded_and_cached_logits_are_those_of_transformers(name):
+    original, ours = tiny(name), load_pretrained(tiny(name), check=False).model
+    ids, keep = ids_of(2, 22), torch.ones(2, 22, dtype=torch.long)
+    keep[0, :5] = 0
+    places = (keep.cumsum(-1) - 1).clamp(min=0)
+    expected = original(ids, attention_mask=keep, position_ids=places).logits
+    cache = ours.new_cache(2)
+    pieces = []
+    for start, end in ((0, 9), (9, 20), (20, 21), (21, 22)):
+        pieces.append(ours(ids[:, start:end], padding_mask=keep[:, :end], cache=cache).logits)
+    actual = torch.cat(pieces, dim=1)
+    assert_close(actual[keep.bool()], expected[keep.bool()])
+
+
+@every
+def test_a_saved_model_is_read_as_the_one_in_memory_and_goes_back_bit_for_bit(name, tmp_path):
+    from safetensors.torch import load_file
+
+    original = tiny(name)
+    original.save_pretrained(tmp_path, max_shard_size="40KB")
+    found = load_pretrained(tmp_path, check=False)
+    in_memory = load_pretrained(original, check=False).model.state_dict()
+    for key, weight in found.model.state_dict().items():
+        assert torch.equal(weight, in_memory[key]), key
+    kept = {}
+    for file in tmp_path.glob("*.safetensors"):
+        kept |= load_file(file)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    written = write_weights(FAMILIES[found.config["model_type"]], found.model)
+    assert written.keys() == kept.keys()
+    for key, weight in written.items():
+        assert torch.equal(weight, kept[key]), key
+
+
+def test_bfloat16_weights_are_read_exactly(tmp_path):
+    half = copy.deepcopy(tiny("llama")).to(torch.bfloat16)
+    half.save_pretrained(tmp_path)
+    found = load_pretrained(tmp_path)
+    assert found.dtype == "bfloat16" and found.parity is not None
+    assert found.model.layers[0].attn.q_proj.weight.dtype == torch.float32
+    assert torch.equal(found.model.layers[0].attn.q_proj.weight, half.model.layers[0].self_attn.q_proj.weight.float())
+    kept = load_pretrained(tmp_path, dtype=None, check=False).model
+    assert next(kept.parameters()).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_longrope_turns_long_rows_by_its_long_factors_as_transformers_does():
+    original, ours = tiny("phi3-longrope"), load_pretrained(tiny("phi3-longrope"), check=False).model
+    ids = ids_of(1, 64)
+    assert_close(ours(ids).logits, original(ids).logits)
+    cache = ours.new_cache(1)
+    ours(ids[:, :40], cache=cache)
+    with pytest.raises(InputError, match="read the row again as a whole"):
+        ours(ids[:, 40:41], cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not understood"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"hidden_size": "32"}, "hidden_size is '32'"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"num_key_value_heads": 3}, "n_kv_heads=3 does not divide"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"rope_parameters": {"rope_type": "mrope", "rope_theta": 1e4}}, "rope_type is 'mrope'"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "twist": 2}}, "twist=2 is not understood"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "one set for all layers"),
+        ({"model_type": "gemma2"}, "model_type 'gemma2' is not read: its capped scores"),
+        ({"model_type": "lama"}, "did you mean 'llama'"),
+        ({"tie_word_embeddings": True}, "is tied to the embedding by the configuration, and holds other numbers"),
+        ({"num_hidden_layers": 2}, "no place for model.layers.2"),
+        ({"num_hidden_layers": 4}, "has no model.layers.3"),
+        ({"intermediate_size": 64}, "has shape"),
+        ({"attention_bias": True}, "has no model.layers.0.self_attn.q_proj.bias"),
+    ],
+    ids=str,
+)
+def test_what_is_not_understood_is_refused_by_its_name(change, named, tmp_path):
+    tiny("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(InputError) as refused:
+        load_pretrained(tmp_path, check=False)
+    assert named in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_another_function_of_the_same_weights_is_refused(tmp_path, monkeypatch):
+    """The configuration says what the weights do not: here an eps that nobody would see."""
+    original = tiny("llama")
+    monkeypatch.setattr(original.config, "rms_norm_eps", 0.05)
+    with pytest.raises(InputError, match="computes another function than what was read of it"):
+        load_pretrained(original)
+
+
+def test_a_key_without_a_place_is_refused_by_its_name(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tiny("llama").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, "model.layers.0.self_attn.sinks": torch.zeros(4)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"no place for model\.layers\.0\.self_attn\.sinks"):
+        load_pretrained(tmp_path, check=False)
