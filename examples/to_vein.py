@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from blockyard import LMConfig, TransformerLM
-from blockyard.vein import distill, from_standard
+from blockyard.transplant import distill, from_standard
 
 CONTEXT = 48
 

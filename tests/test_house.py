@@ -35,7 +35,7 @@ FLOORS = """
     tasks.lm tasks.classify tasks.recall tasks.signal tasks.price
     pretrained
     compat compare hf
-    bench tune
+    bench tune transplant
     claims
     cli
 """
@@ -46,8 +46,8 @@ WINGS = {place.split(".")[1] for table in BUILTIN.values() for place in table.va
 # What knows neither a wing nor a task, in whatever way.
 CORE = ("registry", "nn", "protocol", "models", "training")
 # (importer, imported): said aloud in docs/architecture.md. A tri-vein attention *is* multi-head attention with narrow
-# heads, so it is computed by that, and what starts one from a trained standard attention knows it.
-ALLOWED = {(f"vein.{file}", "standard.attention") for file in ("factored", "migration")}
+# heads, so it is computed by that.
+ALLOWED = {("vein.factored", "standard.attention")}
 # Files that import by a string, with the reason.
 BY_STRING = {
     "errors": "optional dependencies, with an error that names the extra",

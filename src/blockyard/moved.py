@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -40,13 +40,18 @@ MOVED: dict[str, tuple[str, str]] = {
     "blockyard.training.kinds": ("blockyard.tasks", "kind"),
     "blockyard.training.price": ("blockyard.tasks.price", "task"),
     "blockyard.training.run": ("blockyard.tasks", "run"),
-    "blockyard.vein_migration": ("blockyard.vein", "migration"),
+    "blockyard.vein_migration": ("blockyard.transplant", "migration"),
     "blockyard.vein_training": ("blockyard.vein", "training"),
     "blockyard.workbench.bench.schema": ("blockyard.bench", "schema"),
     "blockyard.workbench.bench.write": ("blockyard.bench", "write"),
     "blockyard.workbench.report.parts": ("blockyard.report", "parts"),
     "blockyard.workbench.report.write": ("blockyard.compare", "output"),
     "blockyard.workbench.schema": ("blockyard.report", "schema"),
+}
+# Names that a package offered and another one offers now.
+MOVED_NAMES = {
+    ("blockyard.vein", "distill"): "blockyard.transplant",
+    ("blockyard.vein", "from_standard"): "blockyard.transplant",
 }
 # Old packages that had names of their own -> the package that now offers them.
 MOVED_PACKAGES = {"blockyard.data": "blockyard.text"}
@@ -74,6 +79,19 @@ def attribute(name: str) -> ModuleType:
     package, file = MOVED[full]
     _warn(full, package, stacklevel=3)  # the caller of the package's own __getattr__
     return importlib.import_module(f"{package}.{file}")
+
+
+def name_of(package: str) -> Callable[[str], Any]:
+    """What gives names that a package offered before (`exports(…, otherwise=…)`), with a warning."""
+
+    def found(name: str) -> Any:
+        new = MOVED_NAMES.get((package, name))
+        if new is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        _warn(f"{package}.{name}", new, stacklevel=3)
+        return getattr(importlib.import_module(new), name)
+
+    return found
 
 
 def _warn(old: str, new: str, stacklevel: int) -> None:

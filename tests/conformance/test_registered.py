@@ -12,7 +12,11 @@ MIXER_OPTIONS = {
     "standard": [
         {"n_kv_heads": 1},
         {"window": 3},
+        {"window": 3, "sinks": 2},
+        {"window": 2, "sinks": 1, "n_kv_heads": 1, "kernel": "sdpa"},
         {"rope": "interleaved"},
+        {"head_dim": 6, "n_kv_heads": 1, "v_dim": 5, "rope_frequencies": (0.3, 0.02, 0.3), "qk_norm": False},
+        {"head_dim": 4, "rope_frequencies": (1.0, 0.1, 0.5, 0.2), "n_kv_heads": 2, "rope": "interleaved"},
         {"rope": "none", "qk_norm": False},
         {"bias": True},
         {"head_dim": 6},
@@ -34,11 +38,14 @@ MIXER_OPTIONS = {
         {"rope": "full", "cache": "latent", "kv_rank": 24, "rope_layout": "interleaved"},
         {"rope": "full", "cache": "expanded", "v_dim": 5, "kernel": "sdpa"},
         {"rope_scaling": "yarn[factor=4,original=64,magnitude=1.1]", "scale": 0.3, "rope_dim": 6},
+        {"rope_dim": 4, "rope_frequencies": (0.3, 0.02), "latent_norm": False},
         {"rope_dim": 6, "nope_dim": 5, "v_dim": 20, "latent_norm": False},
     ],
     "tva": [
         {"rank": 3, "v_rank": 5, "kernel": "sdpa"},
         {"rank": 2, "factored": True, "v_rank": 3},
+        {"rank": 2, "v_rank": 3, "n_kv_heads": 1},
+        {"rank": 2, "factored": True, "n_kv_heads": 1},
         {"qk_norm": True, "rope": "interleaved", "rope_scaling": "linear[factor=2]", "norm_eps": 1e-3},
     ],
     "complex": [

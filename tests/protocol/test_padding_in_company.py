@@ -16,6 +16,8 @@ NAMED = [
     "standard",
     "standard[n_kv_heads=1]",
     "standard[window=6]",
+    "standard[window=2,sinks=2]",
+    "standard[window=4,sinks=5]",
     "mla",
     "mla[rope=full]",
     "tva",

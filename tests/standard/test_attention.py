@@ -27,10 +27,17 @@ OPTIONS = [
     {"window": 3},
     {"window": 3, "kernel": "sdpa"},
     {"window": 4, "n_kv_heads": 2},
+    {"window": 2, "sinks": 1},
+    {"window": 2, "sinks": 3, "n_kv_heads": 2},
+    {"window": 1, "sinks": 20, "kernel": "sdpa"},
     {"bias": "qkv", "n_kv_heads": 2},
     {"rope_dim": 2, "norm_eps": 1e-2},
     {"qk_norm": "whole", "n_kv_heads": 2, "norm_eps": 0.1},
     {"rope_scaling": "linear[factor=3]"},
+    {"rope_scaling": "given[pairs=0.5 0.1]"},
+    {"rope_frequencies": (0.7, 0.01, 0.7), "head_dim": 6, "n_kv_heads": 1},
+    {"rope_frequencies": (0.7, 0.01, 0.2, 0.3), "n_kv_heads": 2},
+    {"rope_frequencies": (0.7, 0.01, 0.2, 0.3), "n_kv_heads": 2, "rope": "interleaved", "qk_norm": False},
     {"rope_scaling": "dynamic[factor=2,original=5]", "rope": "interleaved"},
     {"rope_scaling": "yarn[factor=4,original=8,beta_fast=2,magnitude=1.2]", "head_dim": 8},
     {"rope_scaling": "llama3[factor=8,original=16]", "rope_theta": 20.0, "head_dim": 8},
@@ -75,11 +82,13 @@ def test_padded_and_masked_attention_equals_its_definition(options, causal):
 
 @settings(max_examples=25, deadline=None)
 @given(length=st.integers(1, 11), window=st.none() | st.integers(1, 12), causal=st.booleans(), data=st.data())
-def test_any_length_window_and_padding_equals_the_definition(length, window, causal, data):
+def test_any_length_window_sinks_and_padding_equals_the_definition(length, window, causal, data):
     pads = data.draw(st.lists(st.integers(0, length - 1), min_size=2, max_size=2))
     keep = torch.stack([(torch.arange(length) >= pad).long() for pad in pads])
     kernel = data.draw(st.sampled_from(["auto", "matmul", "sdpa"]))
-    assert_equal_to_twin(build(window=window, kernel=kernel), random(2, length, 16), keep, causal=causal)
+    sinks = 0 if window is None else data.draw(st.integers(0, 12))
+    attention = build(window=window, sinks=sinks, kernel=kernel)
+    assert_equal_to_twin(attention, random(2, length, 16), keep, causal=causal)
 
 
 @settings(max_examples=40, deadline=None)
@@ -90,8 +99,9 @@ def test_any_length_window_and_padding_equals_the_definition(length, window, cau
     causal=st.booleans(),
     kernel=st.sampled_from(["matmul", "sdpa"]),
     padded=st.booleans(),
+    sinks=st.sampled_from([0, 0, 1, 4, 100]),
 )
-def test_a_window_in_blocks_equals_a_window_as_a_mask(length, window, past, causal, kernel, padded):
+def test_a_window_in_blocks_equals_a_window_as_a_mask(length, window, past, causal, kernel, padded, sinks):
     past = past if causal else 0
     q, k, v = random(2, 4, length, 6), random(2, 2, past + length, 6, seed=2), random(2, 2, past + length, 5, seed=3)
     keep = None
@@ -100,9 +110,10 @@ def test_a_window_in_blocks_equals_a_window_as_a_mask(length, window, past, caus
         keep[0, : (past + length) // 2] = 0
     q, k, v = (t.requires_grad_() for t in (q, k, v))
     rows = torch.arange(past, past + length)[:, None] - torch.arange(past + length)
-    mask = ((rows >= 0) if causal else True) & (rows.abs() < window)
+    rank = torch.arange(past + length) if keep is None else (keep.cumsum(-1) - 1)[:, None, None]
+    mask = ((rows >= 0) if causal else True) & ((rows.abs() < window) | (rank < sinks))
     outs = [
-        attend(q, k, v, causal=causal, window=window, padding_mask=keep, kernel=kernel)[0],
+        attend(q, k, v, causal=causal, window=window, sinks=sinks, padding_mask=keep, kernel=kernel)[0],
         attend(q, k, v, attn_mask=mask, padding_mask=keep, kernel=kernel)[0],
     ]
     torch.testing.assert_close(*outs)
@@ -119,8 +130,9 @@ def test_cross_attention_equals_its_definition():
         torch.testing.assert_close(found[0], weights)
 
 
-def test_a_windowed_cache_honours_masks_over_the_whole_text_and_returns_weights_over_it():
-    attention, x = build(window=3), random(2, 90, 16)
+@pytest.mark.parametrize("sinks", [0, 2, 30])
+def test_a_windowed_cache_honours_masks_over_the_whole_text_and_returns_weights_over_it(sinks):
+    attention, x = build(window=3, sinks=sinks), random(2, 90, 16)
     keep = torch.ones(2, 90)
     keep[0, :20] = 0
     mask = (random(90, 90, seed=3) > -0.5) | torch.eye(90, dtype=torch.bool)

@@ -6,7 +6,8 @@
 
 Vaswani et al. 2017 (arXiv 1706.03762); rotary positions: Su et al. 2021 (arXiv 2104.09864); key heads that several
 query heads share: Ainslie et al. 2023 (arXiv 2305.13245). Which s are seen: not the future if causal, no padding, none
-that is `window` or more tokens away, what the mask allows. A query that may see nothing gets 0.
+that is `window` or more tokens away (but the first `sinks` kept ones from everywhere), what the mask allows. A query
+that may see nothing gets 0.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def frequency(i: int, width: int, theta: float, scaling, length: int) -> float:
     kind = type(scaling).__name__
     if kind == "NoneType":
         return plain
+    if kind == "Given":
+        return scaling.pairs[i]
     if kind == "Linear":
         return plain / scaling.factor
     if kind == "Dynamic":
@@ -101,8 +104,13 @@ def standard_attention(
         if normed and not attention.norms_whole:
             vector = rms_norm(vector, norm.weight, norm.eps)
         if position is not None and attention.rope is not None and context is None:
-            rope, turns = attention.rope, attention.rope.d_k
-            turned = rotate(vector[:turns], position, rope.theta, rope.layout, rope.scaling, length)
+            rope, turns, scaling = attention.rope, attention.rope.d_k, attention.rope.scaling
+            if attention.rope_heads > 1:
+                # Each key head, and the query heads that share it, have frequencies of their own.
+                own = number if projection is attention.k_proj else number // (heads // attention.n_kv_heads)
+                turns = turns // attention.n_kv_heads
+                scaling = type(scaling)(scaling.pairs[own * turns // 2 : (own + 1) * turns // 2])
+            turned = rotate(vector[:turns], position, rope.theta, rope.layout, scaling, length)
             vector = torch.cat([turned, vector[turns:]])
         return vector
 
@@ -118,6 +126,7 @@ def standard_attention(
             scores = {}
             for s in range(len(source)):
                 far = context is None and attention.window is not None and abs(t - s) >= attention.window
+                far = far and not positions[s] < attention.sinks
                 if (causal and s > t) or far or not keep[s]:
                     continue
                 bias = 0.0

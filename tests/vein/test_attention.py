@@ -35,9 +35,11 @@ FORMS = {
     "model-wide": {"vein_projector": VeinProjector(D, R)},
     "model-wide-tied": {"vein_projector": VeinProjector(D, R, tied=True, implementation="parameter"), "v_rank": 6},
     "qk-norm": {"qk_norm": True},
+    "grouped": {"n_kv_heads": 1, "v_rank": 6},
+    "factored-grouped": {"factored": True, "n_kv_heads": 1},
     "odd-rank-values": {"rope": "interleaved", "v_rank": 5},
 }
-FACTORED = [name for name in FORMS if name not in ("folded", "folded-v-rank", "qk-norm", "odd-rank-values")]
+FACTORED = [name for name in FORMS if name not in ("folded", "folded-v-rank", "grouped", "qk-norm", "odd-rank-values")]
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -80,13 +82,14 @@ def test_contexts_of_other_widths_are_for_the_folded_form(name):
     attn.widen_context(5, 7)
     wide, values = torch.randn(2, 4, 5, dtype=torch.float64), torch.randn(2, 4, 7, dtype=torch.float64)
     out = attn(sample(), context=wide, values=values)[0]
-    standard = StandardAttention(D, H, head_dim=R, v_dim=attn.v_rank, qk_norm=name == "qk-norm").double()
+    shape = {"head_dim": R, "v_dim": attn.v_rank, "n_kv_heads": attn.n_kv_heads}
+    standard = StandardAttention(D, H, **shape, qk_norm=name == "qk-norm").double()
     standard.widen_context(5, 7)
     standard.load_state_dict(attn.state_dict())
     torch.testing.assert_close(out, standard(sample(), context=wide, values=values)[0], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["folded", "folded-v-rank", "qk-norm"])
+@pytest.mark.parametrize("name", ["folded", "folded-v-rank", "grouped", "qk-norm"])
 def test_unfolding_changes_nothing(name):
     attn, x = make(**FORMS[name]), sample()
     factored = attn.unfold()

@@ -23,6 +23,7 @@ from blockyard.nn.linear import Linear, StackedLinear
 from blockyard.nn.norms import RMSNorm
 from blockyard.nn.roles import Role
 from blockyard.nn.rotary import Layout, RotaryPositionalEmbedding, rotate
+from blockyard.nn.rotary_scaling import given
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, default_positions
@@ -54,6 +55,7 @@ class LatentAttention(Mixer):
         rope_layout: pairing of the rotation: half (Llama's) or interleaved (DeepSeek's and the price document's).
         rope_theta: base of the rotary wavelengths.
         rope_scaling: of the rotary frequencies, as in standard attention.
+        rope_frequencies: radians per position of each rotated pair, in place of those of base and scaling.
         scale: factor of the scores; None = (nope_dim + rope_dim)^(-1/2).
         latent_norm: RMS-normalise the latents, with a gain.
         bias: biases in the maps into latents and in the output (DeepSeek's attention_bias).
@@ -84,6 +86,7 @@ class LatentAttention(Mixer):
         rope_layout: Layout = "half",
         rope_theta: float = 10_000.0,
         rope_scaling: str | None = None,
+        rope_frequencies: tuple[float, ...] | None = None,
         scale: float | None = None,
         latent_norm: bool = True,
         bias: bool = False,
@@ -117,9 +120,9 @@ class LatentAttention(Mixer):
         self.k_up = nn.Parameter(torch.empty(n_heads, self.nope_dim, self.kv_rank))
         self.v_up = nn.Parameter(torch.empty(n_heads, self.v_dim, self.kv_rank))
         self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias)
-        self.rope = RotaryPositionalEmbedding(
-            rope_theta, self.rope_dim or self.nope_dim, layout=rope_layout, scaling=rope_scaling
-        )
+        scaling = rope_scaling if rope_frequencies is None else given(rope_frequencies)
+        width = self.rope_dim or self.nope_dim
+        self.rope = RotaryPositionalEmbedding(rope_theta, width, layout=rope_layout, scaling=scaling)
         if scale is not None and not 0 < scale < float("inf"):
             raise InputError(f"scale={scale} should be above 0, or none")
         # Of the keys' own width, also where queries meet latents, which are wider.

@@ -11,6 +11,7 @@ Files, in reading order:
     rotary_scaling.py   their frequencies scaled for longer texts: linear, dynamic, yarn, llama3, longrope
     attention.py        attend: SDPA, plain products, sliding windows; scores in float32 at least
     attention_masks.py  causality, padding, windows and the caller's own mask as one
+    attention_sinks.py  the first tokens of a sequence, seen beside a window
     thin_attention.py   causal attention of heads a few numbers wide, on a CPU
     fused.py            thin products that read the residual stream and add to it; Stamp, whether tensors changed
     dropout.py          dropout whose mask is a function of (seed, step, sample)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blockyard.nn import thin_attention
 from blockyard.nn.attention_masks import as_bias, check_padding_mask, combine_masks, open_blind_rows
+from blockyard.nn.attention_sinks import Sinks, seen_beside, sinks_of
 from blockyard.nn.derivatives import HandWritten, fused_or_plain, hand_written, transformed
 from blockyard.nn.dropout import dropout as drop
 from blockyard.nn.norms import widened
@@ -51,6 +52,8 @@ def attend(
     padding_mask: Tensor | None = None,
     attn_mask: Tensor | None = None,
     window: int | None = None,
+    sinks: int = 0,
+    beside: Sinks | None = None,
     scale: float | None = None,
     kernel: Kernel = "auto",
     dropout: float = 0.0,
@@ -67,6 +70,9 @@ def attend(
         padding_mask: [B, S], nonzero = keep.
         attn_mask: broadcastable to [B, H, T, S]; bool (True = attend) or additive, combined with the others.
         window: position i sees only keys less than `window` away.
+        sinks: with a window, the first so many kept keys are seen from everywhere; k then holds the whole sequence.
+        beside: those keys where k no longer begins with the sequence's first one. Masks and weights then have their
+            columns in front of those of k; a padding mask is of k alone.
         scale: factor of the scores, 1/sqrt(d) by default.
         kernel: "auto" decides by length and device.
         dropout: probability of dropping a weight.
@@ -79,13 +85,30 @@ def attend(
         check_padding_mask(padding_mask, q.shape[0], keys)
     if window is not None:
         plain = attn_mask is None and not return_weights and not dropout
+        if plain and beside is None and sinks and keys > min(queries + window - 1, window_span(window, causal)):
+            beside = sinks_of(k, v, padding_mask, sinks)
         if plain and causal and keys > queries + window - 1:
             # The oldest keys, which no query sees.
-            keys = queries + window - 1
+            dropped, keys = keys - (queries + window - 1), queries + window - 1
             k, v = k[:, :, -keys:], v[:, :, -keys:]
             padding_mask = None if padding_mask is None else padding_mask[:, -keys:]
+            beside = None if beside is None else Sinks(beside.k, beside.v, beside.places - dropped)
         if plain and (causal or queries == keys) and keys > window_span(window, causal):
-            return _windowed(q, k, v, causal, padding_mask, window, scale, kernel), None
+            return _windowed(q, k, v, causal, padding_mask, window, scale, kernel, beside), None
+        if beside is not None:
+            mask = _mask_with_sinks(q, k, beside, causal, padding_mask, window, attn_mask)
+            k, v = torch.cat([beside.k, k], 2), torch.cat([beside.v, v], 2)
+            return attend(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                scale=scale,
+                kernel=kernel,
+                dropout=dropout,
+                dropout_keys=dropout_keys,
+                return_weights=return_weights,
+            )
         # The one query of a decoding step is the last position and sees what is left.
         if window >= keys:
             window = None
@@ -100,7 +123,7 @@ def attend(
     # SDPA's CPU kernel takes a mask in float32, too; another's has to be as the queries are.
     dtype = torch.float32 if q.dtype in HALF and (matmul or q.device.type == "cpu") else q.dtype
     mask = combine_masks(
-        q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=window, dtype=dtype
+        q, k, causal=causal, padding_mask=padding_mask, attn_mask=attn_mask, window=window, sinks=sinks, dtype=dtype
     )
     if matmul:
         return _matmul_attention(q, k, v, mask, scale, guard, dropout, dropout_keys, return_weights)
@@ -317,10 +340,38 @@ def window_span(window: int, causal: bool) -> int:
     return window_block(window) + window * (1 if causal else 2)
 
 
-def windowed_pairs(tokens: int, window: int, causal: bool) -> int:
-    """Return query-key pairs that a sliding window scores over a whole sequence."""
+def windowed_pairs(tokens: int, window: int, causal: bool, sinks: int = 0) -> int:
+    """Return query-key pairs that a sliding window, and sinks beside it, score over a whole sequence."""
     block, span = window_block(window), window_span(window, causal)
-    return tokens * tokens if tokens <= span else block * -(-tokens // block) * span
+    return tokens * tokens if tokens <= span else block * -(-tokens // block) * (span + min(sinks, tokens))
+
+
+def _mask_with_sinks(
+    q: Tensor,
+    k: Tensor,
+    beside: Sinks,
+    causal: bool,
+    padding_mask: Tensor | None,
+    window: int,
+    attn_mask: Tensor | None,
+) -> Tensor | None:
+    """The mask of sinks and of the keys behind them, [B or 1, 1, T, n + S] or as the caller's broadcasts; None if one
+    query sees all."""
+    queries, keys, count = q.shape[2], k.shape[2], beside.places.shape[1]
+    if queries == 1 and causal and padding_mask is None and attn_mask is None and beside.all_seen:
+        return None
+    rows = torch.arange(keys - queries, keys, device=q.device)
+    sinks = seen_beside(beside.places, rows, window, causal).unsqueeze(1)  # [B or 1, 1, T, n]
+    near = combine_masks(q, k, causal=causal, padding_mask=padding_mask, attn_mask=None, window=window)
+    assert near is not None  # a window is a mask
+    near = near.view(*(1,) * (4 - near.ndim), *near.shape)
+    batch = max(len(sinks), len(near))
+    mask = torch.cat([part.expand(batch, -1, queries, -1) for part in (sinks, near)], -1)
+    if attn_mask is None:
+        return mask
+    if attn_mask.dtype == torch.bool:
+        return attn_mask & mask
+    return attn_mask.expand(*attn_mask.shape[:-1], count + keys).masked_fill(~mask, float("-inf"))
 
 
 def _windowed(
@@ -332,10 +383,11 @@ def _windowed(
     window: int,
     scale: float,
     kernel: Kernel,
+    beside: Sinks | None = None,
 ) -> Tensor:
     """Return blocks of queries, each against its own keys and a window before (and after) them: O(T · window).
 
-    With a cache there are up to window − 1 keys in front of the queries.
+    With a cache there are up to window − 1 keys in front of the queries. Sinks stand in front of every block's keys.
     """
     batch, _, queries, _ = q.shape
     block, span = window_block(window), window_span(window, causal)
@@ -359,6 +411,15 @@ def _windowed(
     else:
         padded = F.pad(padding_mask.to(torch.bool), (before, extra + after)).unfold(1, span, block)
         mask = (padded[:, :, None, None, :] & near).flatten(0, 1)  # [B · blocks, 1, block, span]
+    if beside is not None:
+        rows = starts[:, None] * block + torch.arange(block, device=q.device) - before + window  # places among the keys
+        seen = seen_beside(beside.places, rows, window, causal)  # [B or 1, blocks, block, n]
+        if padding_mask is None and len(seen) > 1:
+            raise AssertionError("rows have sinks of their own only where they are padded")
+        seen = seen.expand(1 if padding_mask is None else batch, -1, -1, -1).flatten(0, 1).unsqueeze(1)
+        mask = torch.cat([seen, mask], -1)
+        first = (t.unsqueeze(2).expand(-1, -1, blocks, -1, -1) for t in (beside.k, beside.v))
+        k, v = (torch.cat([_fold(t, padding_mask), held], -2) for t, held in zip(first, (k, v)))
     if _use_matmul(q, k, v, kernel):
         out, _ = _matmul_attention(q, k, v, mask, scale, guard, 0.0, None, False)
     else:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
+from blockyard.nn.attention_sinks import first_kept
 
 
 def combine_masks(
@@ -16,11 +17,13 @@ def combine_masks(
     padding_mask: Tensor | None,
     attn_mask: Tensor | None,
     window: int | None,
+    sinks: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Tensor | None:
     """Return one mask that broadcasts to [B, H, T, S]: bool, or additive when `attn_mask` is; None if all see all.
 
-    An additive one is of `dtype`, that of the queries by default.
+    An additive one is of `dtype`, that of the queries by default. With `sinks` the keys are all that there are, and the
+    first so many kept ones are seen from beyond the window.
     """
     queries, keys = q.shape[-2], k.shape[-2]
     mask: Tensor | None = None
@@ -29,6 +32,10 @@ def combine_masks(
         mask = distance >= 0 if causal else None
         if window is not None:
             near = distance < window if causal else distance.abs() < window
+            if sinks and padding_mask is None:
+                near = near | (torch.arange(keys, device=q.device) < sinks)
+            elif sinks and padding_mask is not None:
+                near = near | first_kept(padding_mask, sinks)[:, None, None, :]
             mask = near if mask is None else mask & near
     if padding_mask is not None:
         check_padding_mask(padding_mask, q.shape[0], keys)

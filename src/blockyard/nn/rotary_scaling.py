@@ -9,6 +9,7 @@ frequencies θ^(−2i/d) of `nn/rotary.py`:
     llama3    the same idea by wavelength: above original/low ÷ factor, below original/high as they are
     longrope  a factor for every pair: `short` ones up to `original` positions, `long` ones for longer rows
               (arXiv 2402.13753); cos and sin × magnitude
+    given     other frequencies altogether, in radians per position: those of chosen pairs of a trained model
 """
 
 from __future__ import annotations
@@ -200,8 +201,29 @@ class LongRope(Scaling):
         return long if length > self.original else short
 
 
+@dataclass(frozen=True)
+class Given(Scaling):
+    """Frequencies of one's own, whatever the base.
+
+    Args:
+        pairs: radians per position of each pair.
+    """
+
+    pairs: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(abs(each) < float("inf") for each in self.pairs):
+            raise InputError("rope_scaling=given: pairs should be numbers, radians per position")
+
+    def frequencies(self, d: int, theta: float, length: int | Tensor, device: torch.device) -> Tensor:
+        if len(self.pairs) != d // 2:
+            raise InputError(f"rope_scaling=given: it has {len(self.pairs)} frequencies for {d // 2} pairs")
+        return torch.tensor(self.pairs, dtype=torch.float64, device=device)
+
+
 KINDS: dict[str, type[Scaling]] = {
-    "linear": Linear, "dynamic": Dynamic, "yarn": Yarn, "llama3": Llama3, "longrope": LongRope,
+    "linear": Linear, "dynamic": Dynamic, "yarn": Yarn, "llama3": Llama3, "longrope": LongRope, "given": Given,
 }  # fmt: skip
 
 
@@ -243,6 +265,11 @@ def scaling_text(kind: str, **options: float | bool | Sequence[float]) -> str:
         else:
             words.append(f"{name}={' '.join(map(repr, value))}")
     return f"{kind}[{','.join(words)}]"
+
+
+def given(frequencies: Sequence[float]) -> str:
+    """These frequencies, radians per position of each pair, as a scaling."""
+    return scaling_text("given", pairs=[float(each) for each in frequencies])
 
 
 def _value(kind: str, text: str, where: str) -> int | float | bool | tuple[float, ...]:

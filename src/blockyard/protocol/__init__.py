@@ -17,6 +17,7 @@ Files, in reading order:
     cache_base.py     what all caches share: rows, limits, snapshots, saying beforehand what they refuse
     cache.py          LayerCache (grows by doubling, or static) and ModelCache, all layers or none
     cache_window.py   WindowCache: a sliding window's, which forgets
+    cache_sinks.py    SinkCache: the same with the first tokens of every row, which are never forgotten
     cache_ring.py     RingCache: the last values and a small state, which goes back to snapshots alone
     costs.py          Cost: parameters, FLOPs and cache bytes by formula
     training.py       what a system may ask of the training loop: options, rates, hooks
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from blockyard.protocol.cache_base import Cache as Cache
     from blockyard.protocol.cache_base import Snapshot as Snapshot
     from blockyard.protocol.cache_ring import RingCache as RingCache
+    from blockyard.protocol.cache_sinks import SinkCache as SinkCache
     from blockyard.protocol.cache_window import WindowCache as WindowCache
     from blockyard.protocol.costs import Cost as Cost
     from blockyard.protocol.costs import cost_of as cost_of
@@ -57,6 +59,7 @@ else:
             "cache": "LayerCache ModelCache",
             "cache_base": "Cache Snapshot",
             "cache_ring": "RingCache",
+            "cache_sinks": "SinkCache",
             "cache_window": "WindowCache",
             "costs": "Cost cost_of linear_flops",
             "ffn": "FFN",

@@ -69,6 +69,10 @@ class LayerCache(Cache[Snapshot]):
             InputError: for wrong names, shapes, dtype or device, an overflow of `max_len`, or a tensor that
                 requires grad (the buffers are written in place, so a gradient would be lost).
         """
+        return self._store(tensors, self._accept(tensors))
+
+    def _accept(self, tensors: Mapping[str, Tensor]) -> int:
+        """How many new tokens these are, or InputError where they do not fit."""
         if tensors.keys() != self.slots.keys():
             raise InputError(f"cache.append got {sorted(tensors)}; this cache holds {sorted(self.slots)}")
         new = next(iter(tensors.values())).shape[-2]
@@ -81,7 +85,7 @@ class LayerCache(Cache[Snapshot]):
             fits = tensor.shape == (self.batch, *lead, new, width) and tensor.dtype == self.dtype
             if not fits or tensor.requires_grad:
                 self._check(name, tensor, new)
-        return self._store(tensors, new)
+        return new
 
     def _store(self, tensors: Mapping[str, Tensor], new: int) -> tuple[Tensor, ...]:
         # Before the loop, for all slots alike: keys without their values would be worse than an error.

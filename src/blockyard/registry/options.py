@@ -175,7 +175,9 @@ def _parse(annotation: Any, text: str) -> tuple[bool, Any]:
         return False, None
     if origin in (list, tuple):
         member = typing.get_args(annotation)[0]
-        parsed = [_parse(member, part.strip()) for part in text.split(",")]
+        # In the brackets of a choice numbers stand side by side: a comma there begins the next option.
+        words = text.split(",") if member is str else re.split(r"[,\s]+", text.strip())
+        parsed = [_parse(member, part.strip()) for part in words]
         return all(ok for ok, _ in parsed), origin(v for _, v in parsed)
     if annotation is Any:
         for kind in (type(None), bool, int, float):

@@ -44,6 +44,9 @@ def _format_part(name: str, options: Mapping[str, Any]) -> str:
 def _format_value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple | list):
+        # A comma would begin the next option.
+        return " ".join(map(_format_value, value))
     return str(value)
 
 

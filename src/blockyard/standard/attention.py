@@ -1,7 +1,7 @@
 """Standard attention: every position looks at the others and takes a weighted mean of their values.
 
 Vaswani et al. 2017 (arXiv 1706.03762), with today's parts: rotary positions, grouped key heads (arXiv 2305.13245),
-QK-norm (arXiv 2010.04245), a sliding window (arXiv 2004.05150).
+QK-norm (arXiv 2010.04245), a sliding window (arXiv 2004.05150) and attention sinks beside it (arXiv 2309.17453).
 
 Definition in loops and float64: tests/standard/twin.py.
 """
@@ -16,18 +16,20 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.nn.attention import HALF, Kernel, attend, windowed_pairs
-from blockyard.nn.attention_masks import check_attn_mask
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.fused import add_linear, norm_linear
 from blockyard.nn.linear import Linear, hooked, plain
 from blockyard.nn.norms import RMSNorm, rms_norm
 from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
+from blockyard.nn.rotary_scaling import given
 from blockyard.protocol.cache import LayerCache
+from blockyard.protocol.cache_sinks import SinkCache
 from blockyard.protocol.cache_window import WindowCache
 from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, default_positions
 from blockyard.registry.register import ATTENTION, register_attn
 from blockyard.standard.step import step_for
+from blockyard.standard.windows import over_all, sinks_beside, visible
 
 # From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
 _STACK_FROM = 64
@@ -53,10 +55,14 @@ class StandardAttention(Mixer):
         rope_dim: numbers of each head that are rotated, its first ones, even; None = all.
         rope_scaling: of the rotary frequencies for longer texts (`llama3[factor=8,original=8192]`), see
             `nn/rotary_scaling.py`.
+        rope_frequencies: radians per position of each rotated pair, in place of those of base and scaling; or of the
+            pairs of each key head in turn, whose queries turn with it.
         qk_norm: RMS-normalise queries and keys, with a gain, before they are rotated: per head, or over all heads of a
             token at once (whole, OLMo 2's).
         norm_eps: added to the mean square there.
         window: see only keys less than this many positions away; None = all.
+        sinks: beside the window, see the first so many tokens of the sequence from everywhere (the first kept ones of a
+            padded row).
         bias: biases in the four projections, or in the three that make queries, keys and values (qkv, Qwen2's).
         dropout: probability of dropping an attention weight in training.
         kernel: auto, matmul or sdpa; auto decides by length and device.
@@ -82,9 +88,11 @@ class StandardAttention(Mixer):
         rope_theta: float = 10_000.0,
         rope_dim: int | None = None,
         rope_scaling: str | None = None,
+        rope_frequencies: tuple[float, ...] | None = None,
         qk_norm: bool | Literal["whole"] = True,
         norm_eps: float = 1e-5,
         window: int | None = None,
+        sinks: int = 0,
         bias: bool | Literal["qkv"] = False,
         dropout: float = 0.0,
         kernel: Kernel = "auto",
@@ -103,7 +111,10 @@ class StandardAttention(Mixer):
             raise InputError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
         if window is not None and window < 1:
             raise InputError(f"window={window} should be at least 1, or none")
-        self.window, self.kernel = window, kernel
+        if sinks < 0 or (sinks and window is None):
+            what = "should be 0 or more" if sinks < 0 else "stand beside a window: give one, or leave them out"
+            raise InputError(f"sinks={sinks} {what}")
+        self.window, self.sinks, self.kernel = window, sinks, kernel
         heads, key_heads = n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         self.q_proj = Linear(d_model, heads, bias=bool(bias))
         self.k_proj = Linear(d_model, key_heads, bias=bool(bias))
@@ -114,7 +125,14 @@ class StandardAttention(Mixer):
         self.q_norm: nn.Module | None = RMSNorm(heads if whole else self.head_dim, norm_eps) if qk_norm else None
         self.k_norm: nn.Module | None = RMSNorm(key_heads if whole else self.head_dim, norm_eps) if qk_norm else None
         self.norms_whole = whole
-        self.rope = _rope(rope, rope_theta, self.head_dim, rope_dim, rope_scaling)
+        width, self.rope_heads = self.head_dim if rope_dim is None else rope_dim, 1
+        if rope_frequencies is not None:
+            rope_scaling = given(rope_frequencies)
+            # Heads of their own frequencies have their angles side by side in one table.
+            self.rope_heads = self.n_kv_heads if 2 * len(rope_frequencies) == self.n_kv_heads * width else 1
+        self.rope = _rope(rope, rope_theta, self.head_dim, rope_dim, rope_scaling, self.rope_heads)
+        if self.rope_heads > 1:
+            self.short_steps = False
         self.attn_dropout = Dropout(dropout)
 
     def widen_context(self, key_width: int, value_width: int) -> None:
@@ -283,31 +301,42 @@ class StandardAttention(Mixer):
             length, positions = qk.shape[1], call.positions
             if positions is None and call.padding_mask is not None:
                 positions = default_positions(call.padding_mask, length)
-            cos, sin = (t.unsqueeze(-2) for t in self.rope.tables(length, qk, positions, offset=call.past))
+            tables = self.rope.tables(length, qk, positions, offset=call.past)
+            cos, sin = (t.unsqueeze(-2) for t in tables) if self.rope_heads == 1 else map(self._by_head, tables)
             # Scores then depend on distances alone: q_m · k_n turned by θ(m − n) (RoFormer, arXiv 2104.09864, eq.
             # 16).
-            width, layout = self.rope.d_k, self.rope.layout
+            width, layout = self.rope.d_k // self.rope_heads, self.rope.layout
             turned = rotate(qk if width == self.head_dim else qk[..., :width], cos, sin, layout)
             # What is not rotated stays as it is, such as the last number of an odd width (a vein's).
             qk = turned if width == self.head_dim else torch.cat([turned, qk[..., width:]], dim=-1)
         q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
+    def _by_head(self, table: Tensor) -> Tensor:
+        """A table of every key head's own angles [..., T, H_kv · w] as that of all heads [..., T, H + H_kv, w]."""
+        own = table.unflatten(-1, (self.n_kv_heads, -1))
+        # Queries are turned as the key head that they meet.
+        return torch.cat([own.repeat_interleave(self.n_heads // self.n_kv_heads, -2), own], -2)
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
         """Attention of the new tokens to the cache and themselves: [B, H, T, v_dim], and weights if asked for."""
-        padding_mask, attn_mask, hidden = call.padding_mask, call.attn_mask, 0
+        padding_mask, attn_mask, hidden, beside = call.padding_mask, call.attn_mask, 0, None
         if call.cache is not None:
             # Keys are kept as the cache keeps them, and queries meet them in that type.
             dtype = call.cache.dtype
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-            shown = call.cache.append(k=k, v=v)
+            keeps_first = isinstance(call.cache, SinkCache)
+            shown = call.cache.append(k=k, v=v, **({"padding_mask": padding_mask} if keeps_first else {}))
             # A prompt meets itself as it was made: SDPA would bring what lies lengthwise back into tokens.
             if call.past or not call.cache.lengthwise:
                 k, v = shown
             # A windowed cache shows no more than the new tokens can see; the caller's masks cover all tokens.
             hidden = call.past + q.shape[2] - k.shape[2]
-            if hidden:
-                padding_mask, attn_mask = _visible(hidden, padding_mask, attn_mask, (*q.shape[:3], hidden + k.shape[2]))
+            if keeps_first:
+                beside = sinks_beside(call.cache, hidden)
+            if hidden or beside is not None:
+                shape = (*q.shape[:3], hidden + k.shape[2])
+                padding_mask, attn_mask = visible(hidden, padding_mask, attn_mask, shape, beside)
         mixed, weights = attend(
             q,
             k,
@@ -317,12 +346,17 @@ class StandardAttention(Mixer):
             attn_mask=attn_mask,
             # A context is not a neighbourhood: its positions have no distance from x.
             window=self.window if call.context is None else None,
+            # A cache has kept the first tokens, and shows them where a window has left them.
+            sinks=self.sinks if call.cache is None else 0,
+            beside=beside,
             kernel=self.kernel,
             dropout=self.attn_dropout.p if self.training else 0.0,
             dropout_keys=self.attn_dropout.keys,
             return_weights=call.return_weights,
         )
-        return mixed, F.pad(weights, (hidden, 0)) if hidden and weights is not None else weights
+        if weights is None or not (hidden or beside is not None):
+            return mixed, weights
+        return mixed, over_all(weights, hidden, beside)
 
     def _output(self, mixed: Tensor) -> Tensor:
         """Mixed values, heads side by side [B, T, H · v_dim] -> [B, T, d_model]."""
@@ -330,6 +364,8 @@ class StandardAttention(Mixer):
 
     def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> LayerCache:
         slots = {"k": (self.n_kv_heads, self.head_dim), "v": (self.n_kv_heads, self.v_dim)}
+        if self.window is not None and self.sinks:
+            return SinkCache(batch, slots, window=self.window, sinks=self.sinks, max_len=max_len, **placement)
         if self.window is not None:
             return WindowCache(batch, slots, window=self.window, max_len=max_len, **placement)
         # Half precision reads tokens whole (`nn.attention`), as an accelerator's kernels do: measured is a CPU alone.
@@ -355,7 +391,7 @@ class StandardAttention(Mixer):
     def _pairs(self, tokens: int) -> int:
         """Query-key pairs that are scored."""
         # A dense count, as the counter has it: causality earns no credit.
-        return tokens * tokens if self.window is None else windowed_pairs(tokens, self.window, self.causal)
+        return tokens * tokens if self.window is None else windowed_pairs(tokens, self.window, self.causal, self.sinks)
 
     def zero_init_output(self) -> None:
         nn.init.zeros_(self.output_proj.weight)
@@ -366,30 +402,24 @@ class StandardAttention(Mixer):
 
 
 def _rope(
-    layout: Literal["half", "interleaved", "none"], theta: float, head_dim: int, width: int | None, scaling: str | None
+    layout: Literal["half", "interleaved", "none"],
+    theta: float,
+    head_dim: int,
+    width: int | None,
+    scaling: str | None,
+    heads: int,
 ) -> RotaryPositionalEmbedding | None:
+    """The rotation; of `heads` with angles of their own, side by side."""
     if layout == "none":
         if width is not None:
             raise InputError(f"rope_dim={width} with rope='none': nothing is rotated; leave it out")
         return None
     if width is not None and not 2 <= width <= head_dim:
         raise InputError(f"rope_dim={width} should be at least 2 and at most head_dim={head_dim}")
-    return RotaryPositionalEmbedding(theta, head_dim if width is None else width, layout=layout, scaling=scaling)
+    width = head_dim if width is None else width
+    return RotaryPositionalEmbedding(theta, heads * width, layout=layout, scaling=scaling)
 
 
 def side_by_side(mixed: Tensor) -> Tensor:
     """[B, H, T, v_dim] -> [B, T, H · v_dim]."""
     return mixed.transpose(1, 2).flatten(2)
-
-
-def _visible(
-    hidden: int, padding_mask: Tensor | None, attn_mask: Tensor | None, shape: tuple[int, int, int, int]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Masks of scores of that shape [B, H, T, S] without the `hidden` oldest tokens, which the cache does not show."""
-    if padding_mask is not None:
-        padding_mask = padding_mask[:, hidden:]
-    if attn_mask is not None:
-        check_attn_mask(attn_mask, shape)
-        if attn_mask.ndim and attn_mask.shape[-1] > 1:
-            attn_mask = attn_mask[..., hidden:]
-    return padding_mask, attn_mask

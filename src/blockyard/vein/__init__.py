@@ -20,12 +20,13 @@ Files, in reading order:
                      document's mathematics parameter for parameter); metrics.py: what it reports of its tokens
     training.py      schedules of threshold and rank, calibration, optimizer groups, metrics of every block
     options.py       the options of a training run that concern veins; hook.py: what is done around its steps
-    migration.py     from a trained standard block: SVD on activations, then distillation
 
 The definitions in loops and float64, which every fast form is compared with: tests/vein/twin.py.
 
 Use it where a thin head is good: small caches, long decodes, tight memory. Do not count on better quality at equal size
 or time, and do not expect ranks of 4 to do: every head passes at most r numbers.
+
+From a trained standard block to a vein block: blockyard.transplant.
 
 Definitions, the search for the best form, costs and figures: docs/vein.md.
 """
@@ -34,6 +35,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from blockyard.moved import name_of
 from blockyard.names import exports
 
 if TYPE_CHECKING:
@@ -44,8 +46,6 @@ if TYPE_CHECKING:
     from blockyard.vein.guide import attach_guides as attach_guides
     from blockyard.vein.guide import drop_guides as drop_guides
     from blockyard.vein.guide import set_guide_share as set_guide_share
-    from blockyard.vein.migration import distill as distill
-    from blockyard.vein.migration import from_standard as from_standard
     from blockyard.vein.projector import VeinProjector as VeinProjector
     from blockyard.vein.projector import recommend_rank as recommend_rank
     from blockyard.vein.training import VeinSchedule as VeinSchedule
@@ -66,11 +66,11 @@ else:
             "compensator": "NormalCompensator",
             "ffn": "VFTFeedForward",
             "guide": "attach_guides drop_guides set_guide_share",
-            "migration": "distill from_standard",
             "projector": "VeinProjector recommend_rank",
             "training": (
                 "VeinSchedule calibrate_tau freeze_veins log_vein_metrics "
                 "param_groups set_tau trim_veins use_rank vein_metrics"
             ),
         },
+        otherwise=name_of(__name__),
     )

@@ -33,6 +33,7 @@ class TVAAttention(VeinedAttention):
         d_model: width of the residual stream.
         n_heads: number of heads; folded, it need not divide d_model.
         rank: width of queries and keys per head; None = half of d_model / n_heads, at least 2.
+        n_kv_heads: number of key-value heads, dividing n_heads; None = n_heads.
         v_rank: width of values per head; None = rank.
         factored: keep the document's square projections and the vein apart, instead of folded into one matrix.
         vein_projector: a vein to share: as wide as a head (then the form is factored), or as wide as d_model (then
@@ -48,9 +49,9 @@ class TVAAttention(VeinedAttention):
         proj_dropout: probability of dropping an element of the output in training.
         kernel: auto, matmul or sdpa; auto decides by length and device.
 
-    Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S]; cache [B, n_heads, T, rank and v_rank].
-    Raises: InputError for a rank below 1 or (factored) not below the head's width, for a shared vein of another
-        rank or width, and for rank 1 with rotary positions, which turn pairs.
+    Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S]; cache [B, n_kv_heads, T, rank and v_rank].
+    Raises: InputError for key heads that do not divide the heads, a rank below 1 or (factored) not below the head's
+        width, for a shared vein of another rank or width, and for rank 1 with rotary positions, which turn pairs.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class TVAAttention(VeinedAttention):
         n_heads: int,
         rank: int | None = None,
         *,
+        n_kv_heads: int | None = None,
         v_rank: int | None = None,
         factored: bool = False,
         vein_projector: VeinProjector | None = None,
@@ -92,6 +94,7 @@ class TVAAttention(VeinedAttention):
         super().__init__(
             inner,
             n_heads,
+            n_kv_heads=n_kv_heads,
             head_dim=widths[0],
             v_dim=widths[1],
             causal=causal,
@@ -136,7 +139,9 @@ class TVAAttention(VeinedAttention):
                 return made
             for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
                 # Each head's rows of the projection pass through the one vein.
-                heads = weight_of(getattr(self, name)).unflatten(0, (self.n_heads, -1))  # [H, head_dim, d_model]
+                heads = weight_of(getattr(self, name)).unflatten(
+                    0, (-1, into.shape[1])
+                )  # [H or H_kv, head_dim, d_model]
                 getattr(made, name).weight.copy_((into @ heads).flatten(0, 1))
             # U acts on a head's mean, and a linear map of a mean is the mean of the maps.
             columns = weight_of(self.output_proj).unflatten(1, (self.n_heads, -1))  # [d_model, H, head_dim]
@@ -160,7 +165,7 @@ class TVAAttention(VeinedAttention):
             v, _, value_v, _ = made.veins()
             for name, into in (("q_proj", v), ("k_proj", v), ("v_proj", value_v)):
                 # Vᵀ lifts a head's numbers to its full width, where V of the factored form finds them again.
-                heads = weight_of(getattr(self, name)).unflatten(0, (self.n_heads, -1))  # [H, rank, d_model]
+                heads = weight_of(getattr(self, name)).unflatten(0, (-1, into.shape[0]))  # [heads, rank, d_model]
                 getattr(made, name).weight.copy_((into.mT @ heads).flatten(0, 1))
             columns = weight_of(self.output_proj).unflatten(1, (self.n_heads, -1))  # [d_model, H, v_rank]
             made.output_proj.weight.copy_((columns @ value_v).flatten(1))
@@ -172,6 +177,7 @@ class TVAAttention(VeinedAttention):
             self.d_model,
             self.n_heads,
             self.rank,
+            n_kv_heads=self.n_kv_heads,
             v_rank=self.v_rank,
             factored=form == "factored",
             causal=self.causal,

@@ -47,6 +47,7 @@ class VFTBlock(nn.Module):
         rank: directions per attention head and of the FFN's vein; None = half a head's width, and d_model / 2 (seed:
             d_model / 4).
         preset: fast, or seed (the document's mathematics).
+        n_kv_heads: number of key-value heads of the attention; None = n_heads.
         v_rank: width of values per head; None = the attention's rank.
         ffn_rank: directions of the FFN's vein when they should differ from rank.
         r_hidden: hidden width of the FFN inside the vein; None = 4 · its rank, or d_model if no rank is named.
@@ -91,6 +92,7 @@ class VFTBlock(nn.Module):
         rank: int | None = None,
         *,
         preset: Literal["fast", "seed"] = "fast",
+        n_kv_heads: int | None = None,
         v_rank: int | None = None,
         ffn_rank: int | None = None,
         r_hidden: int | None = None,
@@ -137,6 +139,7 @@ class VFTBlock(nn.Module):
             d_model,
             n_heads,
             rank,
+            n_kv_heads=n_kv_heads,
             v_rank=v_rank,
             factored=default.factored if factored is None else factored,
             causal=causal,

@@ -107,6 +107,7 @@ class VeinedAttention(StandardAttention):
         width = self.vein.d_model
         if self.form == "shared":
             return total + Cost(0, linear_flops(tokens, (width, self.head_dim), (self.head_dim, width)))
-        # Every token of every head passes V three times (q, k, v) and U once.
+        # Every token passes V for each head's query, for each key head's key and value, and U for each head's mean.
         into, values_into = (width, self.head_dim), (width, self.v_dim)
-        return total + Cost(0, linear_flops(tokens * self.n_heads, into, into, values_into, values_into[::-1]))
+        flops = linear_flops(tokens * self.n_heads, into, values_into[::-1])
+        return total + Cost(0, flops + linear_flops(tokens * self.n_kv_heads, into, values_into))

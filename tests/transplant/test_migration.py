@@ -7,8 +7,8 @@ from blockyard.errors import InputError
 from blockyard.protocol.block import ResidualBlock
 from blockyard.standard.attention import StandardAttention
 from blockyard.standard.dense import StandardFFN
+from blockyard.transplant.migration import distill, from_standard
 from blockyard.vein.attention import TVAAttention
-from blockyard.vein.migration import distill, from_standard
 
 D, H = 32, 2
 # Matrices this small are slower on several threads.

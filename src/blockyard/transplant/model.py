@@ -1,0 +1,141 @@
+"""Other blocks in a trained model: a copy whose chosen layers have another mixer, with weights from the old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from blockyard.errors import InputError
+from blockyard.models.lm import TransformerLM, build_lm
+from blockyard.registry.pattern import LayerSpec, check_layer, parse_choice, split_outside
+from blockyard.standard.attention import StandardAttention
+from blockyard.transplant.grouped import fit_grouped
+from blockyard.transplant.latents import fit_latent
+from blockyard.transplant.moments import Moments
+from blockyard.transplant.source import read_source
+
+# What may be asked of the new mixer; all else is decided by the weights that it is made of.
+SHAPE = ("n_kv_heads", "head_dim", "v_dim")
+STANDARD = (*SHAPE, "window", "sinks", "kernel", "dropout")
+LATENT = ("kv_rank", "rope_dim", "decode", "cache", "kernel", "dropout")
+
+Fitted = tuple[dict[str, Any], dict[str, Tensor] | None]
+
+
+@torch.no_grad()
+def transplant(
+    model: TransformerLM,
+    blocks: str,
+    *,
+    layers: Iterable[int] | Literal["all"] = "all",
+    moments: Moments | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TransformerLM:
+    """Put another mixer into some layers of a trained model, fitted to what stands there.
+
+    `standard[window=256,sinks=4]` changes no weight; `standard[n_kv_heads=1,head_dim=144,v_dim=192]` is rotary PCA,
+    `standard[head_dim=48]` thin heads, `mla[kv_rank=192,rope_dim=64]` latent attention. Options that are not named stay
+    those of the layer.
+
+    Args:
+        model: trained, with causal standard attention in these layers; it is left as it is.
+        blocks: the mixer, as one layer of a choice without an FFN, which stays.
+        layers: which, from 0 on.
+        moments: from `gather_moments`; needed unless only the window changes.
+        progress: called with the layers done and their number.
+
+    Returns: a new model on the same device, in the same type and mode.
+
+    Raises:
+        InputError: for a mixer or option that is not fitted, layers that are not there or hold what is not read (by its
+            name), moments that are missing, or widths beyond those of the layer.
+    """
+    target = _target(blocks)
+    chosen = _chosen(layers, len(model.layers))
+    specs, states = list(model.config.layers), {}
+    for done, i in enumerate(chosen):
+        options, states[i] = _fit(model.layers[i], target, specs[i], i, moments)
+        specs[i] = check_layer(replace(specs[i], attn=target.attn, attn_options=options))
+        if progress is not None:
+            progress(done + 1, len(chosen))
+    made = build_lm(replace(model.config, blocks=tuple(specs)), 0)
+    first = next(model.parameters())
+    made = made.to(first.device, first.dtype)
+    _load(made, model, states)
+    return made.train(model.training)
+
+
+def needs_moments(blocks: str) -> bool:
+    """Whether the fit of a choice reads moments: one that changes a window alone does not; raises as `transplant`."""
+    target = _target(blocks)
+    return target.attn != "standard" or any(name in target.attn_options for name in SHAPE)
+
+
+def _target(blocks: str) -> LayerSpec:
+    specs = parse_choice(blocks)
+    if len(specs) != 1 or len(split_outside(blocks, "+")) > 1:
+        raise InputError(
+            f"blocks={blocks!r} should be one mixer; FFNs stay as they are, and layers are chosen by number"
+        )
+    target = specs[0]
+    known = {"standard": STANDARD, "mla": LATENT}.get(target.attn)
+    if known is None:
+        hint = "; standard[head_dim=…,v_dim=…] is the same attention" if target.attn == "tva" else ""
+        raise InputError(f"{target.attn!r} cannot be fitted to trained attention: use standard or mla{hint}")
+    odd = [name for name in target.attn_options if name not in known]
+    if odd:
+        raise InputError(
+            f"{odd[0]}={target.attn_options[odd[0]]} is decided by the trained weights; {target.attn} may have "
+            f"{', '.join(known)}"
+        )
+    if target.attn == "mla" and not {"kv_rank", "rope_dim"} <= target.attn_options.keys():
+        raise InputError("mla needs kv_rank and rope_dim here: write mla[kv_rank=192,rope_dim=64]")
+    if target.attn == "standard" and not target.attn_options:
+        raise InputError("standard without options changes nothing: name a window, or other heads")
+    return target
+
+
+def _chosen(layers: Iterable[int] | Literal["all"], depth: int) -> list[int]:
+    if layers == "all":
+        return list(range(depth))
+    chosen = sorted(set(layers))
+    wrong = [i for i in chosen if not 0 <= i < depth]
+    if wrong or not chosen:
+        raise InputError(f"layers={','.join(map(str, chosen)) or 'none'}: name some of 0 to {depth - 1}")
+    return chosen
+
+
+def _fit(block: Any, target: LayerSpec, old: LayerSpec, layer: int, moments: Moments | None) -> Fitted:
+    """Options of the layer's new mixer, and its weights; None for the old ones."""
+    attention, asked = getattr(block, "attn", None), dict(target.attn_options)
+    if not isinstance(attention, StandardAttention) or old.attn != "standard":
+        raise InputError(f"layer {layer} has {old.attn}; what is fitted starts from standard attention")
+    if target.attn == "standard" and not any(name in asked for name in SHAPE):
+        return {**old.attn_options, **asked}, None
+    source = read_source(attention, layer)
+    if moments is None:
+        raise InputError(f"{target} is fitted to a text: give moments, from gather_moments(model, ids)")
+    found = moments.of(layer)
+    if target.attn == "mla":
+        widths = {name: asked.pop(name) for name in ("kv_rank", "rope_dim")}
+        options, state = fit_latent(source, found, **widths)
+        return {**options, **asked}, state
+    usual = {"n_kv_heads": source.key_heads, "head_dim": source.head_dim, "v_dim": source.v_dim}
+    widths = {name: usual[name] if asked.get(name) is None else asked[name] for name in SHAPE}
+    options, state = fit_grouped(source, found, **widths)
+    return {**old.attn_options, **{n: v for n, v in asked.items() if n not in SHAPE}, **options}, state
+
+
+def _load(made: TransformerLM, model: TransformerLM, states: Mapping[int, dict[str, Tensor] | None]) -> None:
+    fitted = {f"layers.{i}.attn.": state for i, state in states.items() if state is not None}
+    new = {}
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(tuple(fitted)) or not fitted:
+            new[name] = tensor
+    for prefix, state in fitted.items():
+        new.update({prefix + name: tensor.to(torch.float32) for name, tensor in state.items()})
+    made.load_state_dict(new)

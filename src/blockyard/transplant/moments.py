@@ -1,0 +1,234 @@
+"""Second moments of what a model's attentions read: all that the fits need of a text, since keys, values and queries
+are linear maps of it.
+
+Of each layer, over tokens t, heads h and the weights p_hts that a query gives:
+
+    uniform    C = E[x xᵀ]
+    received   R = E[Σ_s p_ts x_s x_sᵀ]: a token counts by the attention it receives, and the first one most of all
+    mixed      X = E[x̄ x̄ᵀ], x̄_t = Σ_s p_ts x_s: what values become once they are mixed
+    distances  how far away heads look: E[Σ_s p_ts 1(t − s = Δ)] for every head and Δ
+
+They are sums over pieces of text, so they can be kept after every few pieces and gone on with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockyard.errors import InputError, require
+from blockyard.files import writing
+from blockyard.machine.memory import refuse_beyond_memory
+from blockyard.models.lm import TransformerLM, check_ids
+from blockyard.nn.parity import evaluating
+from blockyard.standard.attention import StandardAttention
+
+FORMAT = "1"
+# Pieces after which a file is written anew.
+EVERY = 4
+# Share of C in the others: a direction that no attended token has should not count as nothing.
+SHRINK = 0.02
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """Moments of one attention's inputs, in float64.
+
+    Attributes:
+        uniform: C [d, d].
+        received: R [d, d].
+        mixed: X [d, d].
+        distances: [n_heads, context]; each row sums to 1.
+    """
+
+    uniform: Tensor
+    received: Tensor
+    mixed: Tensor
+    distances: Tensor
+
+    @property
+    def of_values(self) -> Tensor:
+        """What values are fitted under: X, and a little of C."""
+        return self.mixed + SHRINK * self.uniform
+
+    @property
+    def of_keys(self) -> Tensor:
+        """What keys are fitted under: R."""
+        return self.received
+
+    @property
+    def of_both(self) -> Tensor:
+        """What latents of keys and values together are fitted under: the mean of R and C."""
+        return (self.received + self.uniform) / 2
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of a model's layers.
+
+    Attributes:
+        layers: by layer, of those whose mixer is standard attention.
+        tokens: how many they are means over.
+    """
+
+    layers: dict[int, LayerMoments]
+    tokens: int
+
+    def of(self, layer: int) -> LayerMoments:
+        """Those of one layer; InputError for one that has none."""
+        if layer not in self.layers:
+            raise InputError(f"layer {layer} has no moments: gathered are those of {sorted(self.layers)}")
+        return self.layers[layer]
+
+
+@torch.no_grad()
+def gather_moments(
+    model: TransformerLM,
+    ids: Tensor,
+    *,
+    path: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Moments:
+    """Read pieces of text and take the moments of every standard attention's inputs.
+
+    A piece is read whole, from position 0, so its length should be the context of use: how far heads look, and what
+    the first token receives, depend on it.
+
+    Args:
+        model: a causal language model.
+        ids: token ids [pieces, length], on the model's device.
+        path: a file (safetensors) to keep the sums in; one that is there and belongs to this model and text is gone on
+            with, so that a run that was ended loses a few pieces at most.
+        progress: called with the pieces read and their number.
+
+    Raises:
+        InputError: for ids that are none of the model's, a model without standard attention, a file that belongs to
+            another model or text, or moments beyond the memory.
+    """
+    check_ids(ids, model.config.vocab_size)
+    watched = {i: block.attn for i, block in enumerate(model.layers) if _watchable(block)}
+    if not watched:
+        raise InputError("no layer of this model has standard attention: there are no moments to take")
+    width, heads, length = model.config.d_model, model.config.n_heads, ids.shape[1]
+    refuse_beyond_memory(8 * len(watched) * (3 * width**2 + heads * length), "moments of all layers take {}")
+    sums = _Sums.empty(watched, width, heads, length)
+    stamp = _stamp(model, ids) if path is not None else ""
+    done = sums.load(path, stamp) if path is not None and path.exists() else 0
+    with evaluating(model), _watching(watched, sums):
+        for piece in range(done, len(ids)):
+            model(ids[piece : piece + 1], last=1)
+            if progress is not None:
+                progress(piece + 1, len(ids))
+            if path is not None and ((piece + 1) % EVERY == 0 or piece + 1 == len(ids)):
+                sums.save(path, stamp, piece + 1)
+    return sums.means(ids.numel())
+
+
+def _watchable(block: Any) -> bool:
+    attn = getattr(block, "attn", None)
+    return isinstance(attn, StandardAttention) and attn.causal
+
+
+class _Sums:
+    """Sums over pieces, by layer and name."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    @classmethod
+    def empty(cls, layers: dict[int, Any], width: int, heads: int, length: int) -> _Sums:
+        made = {}
+        for i in layers:
+            for name in ("uniform", "received", "mixed"):
+                made[f"{i}.{name}"] = torch.zeros(width, width, dtype=torch.float64)
+            made[f"{i}.distances"] = torch.zeros(heads, length, dtype=torch.float64)
+        return cls(made)
+
+    def add(self, layer: int, x: Tensor, weights: Tensor) -> None:
+        """Take in a piece: x [T, d], and the weights [H, T, T] of its attention."""
+        heads, length = weights.shape[0], len(x)
+        # Products in float32 over one piece, sums over pieces in float64.
+        x = x.float()
+        weights = weights.float()
+        mixed = (weights @ x).flatten(0, 1)
+        received = weights.sum((0, 1)).unsqueeze(1) / heads
+        steps = torch.arange(length, device=x.device)
+        away = (steps[:, None] - steps).clamp(min=0).flatten()
+        distances = weights.new_zeros(heads, length).index_add_(1, away, weights.flatten(1))
+        found = {
+            "uniform": x.mT @ x,
+            "received": x.mT @ (x * received),
+            "mixed": mixed.mT @ mixed / heads,
+            "distances": distances,
+        }
+        for name, value in found.items():
+            self.tensors[f"{layer}.{name}"] += value.to("cpu", torch.float64)
+
+    def means(self, tokens: int) -> Moments:
+        layers = sorted({int(name.partition(".")[0]) for name in self.tensors})
+        names = ("uniform", "received", "mixed", "distances")
+        return Moments({i: LayerMoments(*(self.tensors[f"{i}.{n}"] / tokens for n in names)) for i in layers}, tokens)
+
+    def save(self, path: Path, stamp: str, pieces: int) -> None:
+        safetensors = require("safetensors.torch", extra="train")
+        with writing(path) as file:
+            about = {"format": FORMAT, "stamp": stamp, "pieces": str(pieces)}
+            file.write(safetensors.save(self.tensors, metadata=about))
+
+    def load(self, path: Path, stamp: str) -> int:
+        """Go on with a file's sums; returns how many pieces they hold."""
+        safe_open = require("safetensors", extra="train").safe_open
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                if about.get("format") != FORMAT or about.get("stamp") != stamp:
+                    raise InputError(
+                        f"{path} holds moments of another model or text, or none: remove it, or name another file"
+                    )
+                if set(file.keys()) != set(self.tensors):
+                    raise InputError(f"{path} holds moments of other layers: remove it, or name another file")
+                for name, tensor in self.tensors.items():
+                    tensor.copy_(file.get_tensor(name))
+                return int(about["pieces"])
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise InputError(f"{path} cannot be read as moments: {str(error).splitlines()[0]}") from error
+        except require("safetensors", extra="train").SafetensorError as error:
+            raise InputError(f"{path} is damaged ({error}): remove it") from error
+
+
+@contextmanager
+def _watching(attentions: dict[int, nn.Module], sums: _Sums) -> Iterator[None]:
+    """Within it, every call of these attentions adds to the sums."""
+
+    def ask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "return_weights": True}
+
+    def watch(layer: int) -> Callable[..., None]:
+        def note(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+            sums.add(layer, args[0][0], output[1][0])
+
+        return note
+
+    with ExitStack() as stack:
+        for layer, attention in attentions.items():
+            stack.callback(attention.register_forward_pre_hook(ask, with_kwargs=True).remove)
+            stack.callback(attention.register_forward_hook(watch(layer)).remove)
+        yield
+
+
+def _stamp(model: TransformerLM, ids: Tensor) -> str:
+    """What tells this model and text from others."""
+    digest = hashlib.sha256(f"{model.config.choice} {tuple(ids.shape)}".encode())
+    digest.update(ids.cpu().contiguous().numpy().tobytes())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        # As bytes: numpy knows no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

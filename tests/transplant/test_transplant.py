@@ -1,0 +1,209 @@
+"""Transplants on tiny Llama-like models: exact where nothing is lost, close where little is, refused where unread."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from blockyard.errors import InputError
+from blockyard.latent.attention import LatentAttention
+from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.models.trunk import seeded
+from blockyard.transplant import gather_moments, needs_moments, pieces_of, token_losses, transplant
+from blockyard.transplant.latents import mean_turns
+from blockyard.transplant.source import components_of, read_source
+
+LENGTH, VOCABULARY = 40, 61
+# Keys that heads share, in groups of two and of one, and in the other pairing.
+FORMS = {
+    "grouped": "standard[n_kv_heads=2,qk_norm=false]",
+    "multi-head": "standard[qk_norm=false]",
+    "interleaved": "standard[n_kv_heads=2,qk_norm=false,rope=interleaved]",
+    "other frequencies": "standard[n_kv_heads=2,qk_norm=false,rope_frequencies=1 0.4 0.1 0.02]",
+}
+
+
+def build(blocks: str = FORMS["grouped"], **options) -> TransformerLM:
+    config = {"vocab_size": VOCABULARY, "d_model": 32, "n_heads": 4, "n_layers": 2, "rope_theta": 100.0} | options
+    with seeded(5):
+        model = TransformerLM(LMConfig(blocks=blocks, zero_init_outputs=False, tied=True, context=64, **config))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                # Larger than at the start of training, so that attention looks somewhere.
+                parameter.mul_(2.5 if "attn" in name else 1.0)
+    return model.eval().requires_grad_(False)
+
+
+def text(pieces: int = 6, length: int = LENGTH) -> torch.Tensor:
+    return torch.randint(VOCABULARY, (pieces, length), generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def far(new, old, ids) -> float:
+    return float((new(ids).logits - old(ids).logits).abs().max())
+
+
+def exact(form: str) -> list[str]:
+    heads = 4 if form == "multi-head" else 2
+    return [
+        f"standard[window={LENGTH + 9},sinks=2]",
+        "standard[head_dim=8,v_dim=8]",
+        f"standard[n_kv_heads=1,head_dim={8 * heads},v_dim={8 * heads}]",
+        f"mla[kv_rank={8 * heads},rope_dim={8 * heads}]",
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("which", range(4), ids=["a long window", "whole heads", "all components", "all latents"])
+def test_nothing_is_lost_where_there_is_room_for_all(form, which):
+    model, ids = build(FORMS[form]), text()
+    new = transplant(model, exact(form)[which], moments=gather_moments(model, ids))
+    # Float32 sums in another order, of logits of some ten units; the fits themselves are float64.
+    assert far(new, model, text(2, 55)) < 1e-3 if which else far(new, model, text(2, 45)) < 1e-3
+
+
+def test_two_key_heads_of_four_hold_their_pairs():
+    model, ids = build(FORMS["multi-head"]), text()
+    new = transplant(model, "standard[n_kv_heads=2,head_dim=16,v_dim=16]", moments=gather_moments(model, ids))
+    attention = new.layers[0].attn
+    assert attention.n_kv_heads == 2 and attention.rope_heads == 1
+    assert far(new, model, ids) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    ["standard[n_kv_heads=1,head_dim={},v_dim={}]", "standard[head_dim={},v_dim={}]", "mla[kv_rank={1},rope_dim={0}]"],
+    ids=["rotary PCA", "thin", "mla"],
+)
+def test_more_room_loses_less_and_the_cache_is_as_asked_for(blocks):
+    model, ids = build(), text(8)
+    moments = gather_moments(model, ids)
+    widths = [(4, 4), (6, 6), (8, 8)] if blocks.startswith("standard[head") else [(4, 4), (10, 10), (16, 16)]
+    # By the output of the first layer, whose inputs are the same: what follows is no longer a least-squares matter.
+    x = model.layers[0].ln1(model.token_embeddings(ids))
+    wanted, errors = model.layers[0].attn(x)[0], []
+    for pair in widths:
+        new = transplant(model, blocks.format(*pair), layers=[0], moments=moments)
+        with torch.no_grad():
+            errors.append(float((new.layers[0].attn(x)[0] - wanted).square().mean() / wanted.square().mean()))
+        assert new.config.layers[1] == model.config.layers[1]
+        assert far(new, transplant(model, blocks.format(*pair), layers=[0], moments=moments), ids) == 0
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-6, errors
+
+
+def test_decoding_with_a_cache_gives_what_the_whole_text_gives():
+    model, ids = build(), text(2)
+    moments = gather_moments(model, ids)
+    new = transplant(model, "standard[n_kv_heads=1,head_dim=12,v_dim=10,window=9,sinks=2]", layers=[0], moments=moments)
+    new = transplant(new, "mla[kv_rank=12,rope_dim=6]", layers=[1], moments=moments)
+    cache, parts = new.new_cache(2), []
+    with torch.no_grad():
+        for start, end in ((0, 13), (13, 14), (14, 30), (30, LENGTH)):
+            parts.append(new(ids[:, start:end], cache=cache).logits)
+        torch.testing.assert_close(torch.cat(parts, 1), new(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_window_changes_no_weight_and_needs_no_text():
+    model = build()
+    new = transplant(model, "standard[window=8,sinks=2]", layers=[1])
+    assert (new.layers[1].attn.window, new.layers[1].attn.sinks, new.layers[0].attn.window) == (8, 2, None)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, new.state_dict()[name])
+    assert not needs_moments("standard[window=8]") and needs_moments("mla[kv_rank=8,rope_dim=4]")
+    assert far(new, model, text()) > 0
+
+
+def test_the_model_is_left_as_it_is_and_its_type_and_mode_are_kept():
+    model = build().to(torch.bfloat16).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    new = transplant(model, "mla[kv_rank=8,rope_dim=4]", moments=gather_moments(model, text()))
+    assert new.training and model.training and next(new.parameters()).dtype == torch.bfloat16
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert isinstance(new.layers[0].attn, LatentAttention)
+    assert new.lm_head.weight is new.token_embeddings.weight, "tied matrices stay tied"
+
+
+def test_all_components_together_are_the_keys():
+    model = build()
+    source = read_source(model.layers[0].attn)
+    moments = gather_moments(model, text()).of(0)
+    parts = components_of(source, range(2), moments.of_keys, moments.uniform)
+    assert (parts.strength.diff(dim=1) <= 0).all()
+    for g in range(2):
+        back = torch.einsum("jc,jcd->jd", parts.mix[:, g], parts.key_rows) / parts.size[g].unsqueeze(-1)
+        torch.testing.assert_close(back, source.keys[g], rtol=1e-9, atol=1e-9)
+
+
+def test_mean_turns_of_a_head_that_looks_at_one_distance_are_that_turn():
+    distances = torch.zeros(2, 9, dtype=torch.float64)
+    distances[0, 0] = distances[1, 4] = 1
+    turns = mean_turns(distances, torch.tensor([0.3, 0.01], dtype=torch.float64))
+    torch.testing.assert_close(turns[0], torch.ones(2, dtype=torch.complex128))
+    torch.testing.assert_close(turns[1].angle(), torch.tensor([-1.2, -0.04], dtype=torch.float64))
+
+
+REFUSED = {
+    "too wide a key": ("standard[n_kv_heads=1,head_dim=18]", "head_dim=18 should be even and at most 16"),
+    "too wide a value": ("standard[v_dim=9]", "v_dim=9 should be at most 8"),
+    "key heads that do not divide": ("standard[n_kv_heads=3]", "should divide the 2 key heads there are: 1, 2"),
+    "an odd rotary key": ("mla[kv_rank=8,rope_dim=5]", "rope_dim=5 should be even"),
+    "a rank above what there is": ("mla[kv_rank=30,rope_dim=4]", "kv_rank=30 should be at most 28"),
+    "mla without widths": ("mla[kv_rank=8]", "mla needs kv_rank and rope_dim"),
+    "what the weights decide": ("standard[qk_norm=true]", "qk_norm=True is decided by the trained weights"),
+    "another mixer": ("spectral", "'spectral' cannot be fitted to trained attention: use standard or mla"),
+    "veins": ("tva[rank=4]", r"standard\[head_dim=…,v_dim=…\] is the same attention"),
+    "an FFN": ("standard[window=4]+moe", "should be one mixer"),
+    "nothing": ("standard", "changes nothing"),
+    "an unknown option": ("standard[windw=4]", "did you mean 'window'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_fitted_is_refused_in_one_line(case):
+    blocks, words = REFUSED[case]
+    model = build()
+    with pytest.raises(InputError, match=words) as error:
+        transplant(model, blocks, moments=gather_moments(model, text(1)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        ("standard", "normalised queries and keys"),
+        ("standard[qk_norm=false,bias=true]", "biases"),
+        ("standard[qk_norm=false,window=5]", "a window"),
+        ("standard[qk_norm=false,rope=none]", "no rotation of whole heads"),
+        ("standard[qk_norm=false,rope_dim=4]", "no rotation of whole heads"),
+    ],
+)
+def test_attention_that_is_not_read_is_refused_by_name(blocks, words):
+    model = build(blocks)
+    with pytest.raises(InputError, match=f"layer 0 has {words}"):
+        transplant(model, "mla[kv_rank=8,rope_dim=4]", moments=gather_moments(model, text(1)))
+
+
+def test_frequencies_that_go_by_the_length_of_a_text_are_refused():
+    model = build(rope_scaling="dynamic[factor=2,original=8]")
+    with pytest.raises(InputError, match="layer 0 has rope_scaling=dynamic.*, which goes by the text's length"):
+        transplant(model, "mla[kv_rank=8,rope_dim=4]", moments=gather_moments(model, text(1)))
+
+
+def test_layers_that_are_not_there_and_missing_moments_are_refused():
+    model = build()
+    with pytest.raises(InputError, match="layers=1,7: name some of 0 to 1"):
+        transplant(model, "standard[window=4]", layers=[7, 1])
+    with pytest.raises(InputError, match="give moments, from gather_moments"):
+        transplant(model, "standard[head_dim=4]")
+    with pytest.raises(InputError, match="layer 0 has mla; what is fitted starts from standard attention"):
+        transplant(build("mla/standard"), "standard[window=4]")
+
+
+def test_losses_are_paired_and_a_short_text_is_refused():
+    model, ids = build(), pieces_of(torch.arange(200) % VOCABULARY, 30)
+    assert ids.shape == (6, 30)
+    losses = token_losses(model, ids)
+    expected = model(ids[:, :-1], targets=ids[:, 1:]).loss
+    torch.testing.assert_close(losses.mean(), expected)
+    with pytest.raises(InputError, match="the text has 20 tokens; 1 pieces of 30 take 30"):
+        pieces_of(torch.arange(20), 30)
