@@ -258,11 +258,13 @@ class SignalOutput:
         logits: [B, n_classes], or [B, symbols, n_classes].
         loss: mean cross-entropy in nats, when targets were given.
         aux: what the blocks have to say, as `Trunk.through_blocks` gives it.
+        features: [B, width], what the head reads of whole frames; None for symbols.
     """
 
     logits: Tensor
     loss: Tensor | None = None
     aux: dict[str, Any] | None = None
+    features: Tensor | None = None
 
 
 class SignalTransformer(Trunk, ComplexModule):
@@ -332,7 +334,7 @@ class SignalTransformer(Trunk, ComplexModule):
         loss = None
         if targets is not None:
             loss = F.cross_entropy(widened(logits).flatten(0, -2), targets.flatten())
-        return SignalOutput(logits, loss, aux)
+        return SignalOutput(logits, loss, aux, None if config.symbols else x)
 
     def cost(self, length: int) -> Cost:
         """Parameters and forward FLOPs for one frame of `length` positions."""

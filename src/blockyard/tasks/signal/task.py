@@ -18,6 +18,8 @@ from blockyard.files import parse_json, write_atomically
 from blockyard.models.trunk import seeded
 from blockyard.tasks.kind import ClassifyOptions, Quality, Run, TaskKind, register_task
 from blockyard.tasks.signal.bound import maximum_likelihood_bound
+from blockyard.tasks.signal.calibration import Calibration
+from blockyard.tasks.signal.familiar import Familiar
 from blockyard.tasks.signal.generator import Frames, GeneratedSignals, SignalDataConfig
 from blockyard.tasks.signal.model import SignalConfig, SignalTransformer, predict
 from blockyard.tasks.signal.modulations import constellation
@@ -45,6 +47,8 @@ class SignalAssets:
         power: mean power of the frames it was trained on, lowest and highest, on the scale of the samples.
         ordered: whether the order of a frame's samples tells anything.
         snr: lowest and highest SNR that it was trained on, dB.
+        calibration: what turns logits into probabilities, unknown among the answers; None for runs without.
+        familiar: what the training's frames look like; None for runs that do not say.
     """
 
     classes: tuple[str, ...]
@@ -53,6 +57,8 @@ class SignalAssets:
     power: tuple[float, float] | None = None
     ordered: bool = True
     snr: tuple[float, float] | None = None
+    calibration: Calibration | None = None
+    familiar: Familiar | None = None
 
 
 class SignalData:
@@ -146,7 +152,8 @@ class SignalTask:
 
     def save_assets(self, folder: Path) -> None:
         """Class names and the frame's length."""
-        write_atomically(folder / ASSETS, json.dumps(asdict(self.data.assets), indent=2) + "\n")
+        stored = {k: v for k, v in asdict(self.data.assets).items() if k not in ("calibration", "familiar")}
+        write_atomically(folder / ASSETS, json.dumps(stored, indent=2) + "\n")
 
 
 @register_task
@@ -215,13 +222,16 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
         try:
             stored = parse_json(path.read_text(encoding="utf-8"))
             power, snr = stored["power"], stored.get("snr")
+            classes = tuple(stored["classes"])
             return SignalAssets(
-                tuple(stored["classes"]),
+                classes,
                 int(stored["length"]),
                 int(stored["symbols"]),
                 tuple(power) if power else None,
                 bool(stored.get("ordered", True)),
                 tuple(snr) if snr else None,
+                Calibration.load(folder, classes),
+                Familiar.load(folder),
             )
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{path} is missing or damaged: {error}") from error
