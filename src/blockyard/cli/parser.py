@@ -68,8 +68,11 @@ class Parser(WholeValues):
         return namespace
 
     def _joined(self, words: Sequence[str]) -> list[str]:
-        """Write `--lr -1e-3` as `--lr=-1e-3`: argparse would take such a value for another option; and `--detect FILE` as
-        `--detect=true FILE` where the command takes a FILE: then a switch takes no word but a truth value."""
+        """Write `--lr -1e-3` as `--lr=-1e-3`: argparse would take such a value for another option.
+
+        Where the command takes a FILE, `--detect FILE` is `--detect=true FILE`: a switch takes no word but a truth
+        value there.
+        """
         has_arguments = any(not action.option_strings for action in self._actions)
         joined: list[str] = []
         takes_value, is_switch = False, False

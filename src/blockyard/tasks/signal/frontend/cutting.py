@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockyard.tasks.signal.receiver.detection import BINS, ROW, Burst, Detector
-from blockyard.tasks.signal.receiver.regions import GAP_ROWS
-from blockyard.tasks.signal.receiver.resampling import MOST, Resampler, simple
+from blockyard.tasks.signal.frontend.detection import BINS, ROW, Burst, Detector
+from blockyard.tasks.signal.frontend.regions import GAP_ROWS
+from blockyard.tasks.signal.frontend.resampling import MOST, Resampler, simple
 from blockyard.tasks.signal.recordings.recording import Recording
 
 # Band that a burst is given after resampling where the training says nothing, as a share of the new rate: five samples
@@ -46,7 +46,7 @@ class Wanted:
     per_symbol: tuple[float, float] | None = None
 
     def ratio(self, burst: Burst) -> Fraction | None:
-        """The resampling of a burst; None if it is too short for a frame at the least bandwidth that the model knows."""
+        """The resampling of a burst; None if it is too short for a frame of any bandwidth that the model knows."""
         if self.per_symbol is not None:
             wanted = self.per_symbol[1] / self.per_symbol[0]
             ratio = simple(wanted, wanted, wanted)
@@ -150,7 +150,8 @@ def bursts_of(
         if start in begins and held:
             yield from parts(detector.finish())
             taken, detector, held = taken + detector.count, Detector(), []
-            cuts.clear(), needed.clear()
+            cuts.clear()
+            needed.clear()
         if seen is not None:
             seen(start, block)
         held.append((start, block))

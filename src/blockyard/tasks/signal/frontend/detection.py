@@ -1,4 +1,4 @@
-"""What stands above the noise, in time and frequency: bursts with their first and last sample and the edges of their band.
+"""What stands above the noise, in time and frequency: bursts, their first and last sample, the edges of their band.
 
 A row of the spectrogram is 2048 samples: Welch's spectrum of 512 bins, then a mean over three bins beside one another,
 which makes a cell of noise vary as the mean of about eight exponential numbers does. The noise floor of a bin is its
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import require
-from blockyard.tasks.signal.receiver.regions import Region, Regions
-from blockyard.tasks.signal.receiver.spectra import averaged, windows_of
+from blockyard.tasks.signal.frontend.regions import Region, Regions
+from blockyard.tasks.signal.frontend.spectra import averaged, windows_of
 
 BINS = 512
 ROW = 2048
@@ -110,10 +110,9 @@ class Detector:
         if not rows:
             return []
         np = self._np
-        spectra = averaged(samples[: rows * ROW].view(rows, ROW), BINS)
-        spectra = torch.nn.functional.avg_pool1d(
-            torch.nn.functional.pad(spectra[:, None], (1, 1), mode="circular"), 3, stride=1
-        )[:, 0].numpy()
+        raw = averaged(samples[: rows * ROW].view(rows, ROW), BINS)
+        around = torch.nn.functional.pad(raw[:, None], (1, 1), mode="circular")
+        spectra = torch.nn.functional.avg_pool1d(around, 3, stride=1)[:, 0].numpy()
         self._seen = np.concatenate([self._seen, spectra])[-MOST_ROWS:]
         self.floor = self._floor(self._seen)
         self._starts.append((self._rows, start))

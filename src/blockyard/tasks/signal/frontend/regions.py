@@ -1,7 +1,7 @@
 """Connected cells of a spectrogram, in a stream of its rows: where something stands above the noise for a while.
 
-A cell belongs to a region when it stands above a low threshold and is connected, over time and frequency, to cells above
-a high one (hysteresis). A region may last for hours: of each only its sums are kept.
+A cell belongs to a region when it stands above a low threshold and is connected, over time and frequency, to cells
+above a high one (hysteresis). A region may last for hours: of each only its sums are kept.
 """
 
 from __future__ import annotations

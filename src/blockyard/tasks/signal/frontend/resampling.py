@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError, require
-from blockyard.tasks.signal.receiver.spectra import Band
+from blockyard.tasks.signal.frontend.spectra import Band
 
 if TYPE_CHECKING:
     from blockyard.tasks.signal.familiar import Familiar
@@ -91,9 +91,7 @@ class Plan:
     per_symbol: float | None = None
 
 
-def plan_for(
-    familiar: Familiar | None, trained: float | None, per_symbol: float | None, band: Band | None
-) -> Plan:
+def plan_for(familiar: Familiar | None, trained: float | None, per_symbol: float | None, band: Band | None) -> Plan:
     """Plan how a recording is brought to what the training's frames were.
 
     Args:
@@ -105,9 +103,13 @@ def plan_for(
     low, high = (familiar and familiar.samples_per_symbol) or (trained, trained)
     if per_symbol is not None:
         if low is None or high is None:
-            return Plan(why=f"{per_symbol:.4g} samples a symbol, as they are: this run does not say what it was trained with")
+            return Plan(
+                why=f"{per_symbol:.4g} samples a symbol, as they are: this run does not say what it was trained with"
+            )
         if low <= per_symbol <= high:
-            return Plan(why=f"{per_symbol:.4g} samples a symbol, as in the training: not resampled", per_symbol=per_symbol)
+            return Plan(
+                why=f"{per_symbol:.4g} samples a symbol, as in the training: not resampled", per_symbol=per_symbol
+            )
         if high <= 1:
             said = f"{per_symbol:.4g} samples a symbol; the training had one, after a matched filter: not resampled"
             return Plan(why=said, per_symbol=per_symbol)
@@ -125,8 +127,8 @@ def plan_for(
     wanted = Fraction(band.width / math.sqrt(narrow * wide))
     ratio = simple(wanted, band.width / wide, band.width / narrow)
     said = (
-        f"occupied bandwidth {band.width:.3f} of the sample rate, the training's {narrow:.3f} to {wide:.3f}: resampled by "
-        f"{_text(ratio)} (--data.symbol_rate says it exactly)"
+        f"occupied bandwidth {band.width:.3f} of the sample rate, the training's {narrow:.3f} to {wide:.3f}: "
+        f"resampled by {_text(ratio)} (--data.symbol_rate says it exactly)"
     )
     return Plan(ratio, said)
 

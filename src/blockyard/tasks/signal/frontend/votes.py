@@ -2,14 +2,15 @@
 
 The frames of a recording are not independent: they share its receiver, its channel, its offsets, and a model that is
 wrong about one of them for such a reason is wrong about all. The product of their probabilities, which is right for
-independent frames, would be sure after ten. Voted is the geometric mean instead, the product's n-th root, normalised: the
-same class as the product's, and never surer than the frames are.
+independent frames, would be sure after ten. Voted is the geometric mean instead, the product's n-th root, normalised:
+the same class as the product's, and never surer than the frames are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,11 +29,21 @@ class Votes:
     def __init__(self, answers: int) -> None:
         self._sum = torch.zeros(answers, dtype=torch.float64)
         self.frames = 0
+        self._level, self._measured = 0.0, 0
 
-    def add(self, probabilities: Tensor) -> None:
-        """Count frames: [n, answers]."""
+    def add(self, probabilities: Tensor, snr: Tensor | None = None) -> None:
+        """Count frames: [n, answers], and [n] in dB, NaN where nothing is known."""
+        if snr is not None:
+            level = snr[torch.isfinite(snr)]
+            self._level += float(level.double().sum())
+            self._measured += len(level)
         self._sum += probabilities.double().clamp(min=LEAST).log().sum(0)
         self.frames += len(probabilities)
+
+    @property
+    def snr(self) -> float | None:
+        """Mean SNR of the frames whose SNR is known, dB; None where it is of none."""
+        return round(self._level / self._measured, 1) if self._measured else None
 
     def probabilities(self) -> Tensor:
         """The geometric mean of the frames' probabilities, of sum 1: [answers]; NaN without frames."""
@@ -77,14 +88,16 @@ class Runs:
         self._sum = torch.zeros(len(classes), dtype=torch.float64)
         self._levels: list[float] = []
 
-    def add(self, starts: Sequence[int], stops: Sequence[int], probabilities: Tensor, snr: Tensor | None) -> list[Found]:
+    def add(
+        self, starts: Sequence[int], stops: Sequence[int], probabilities: Tensor, snr: Tensor | None
+    ) -> list[Found]:
         """Take in frames in a row; return the runs that have ended."""
         ended = []
         likeliest = probabilities.argmax(-1)
         logs = probabilities.double().clamp(min=LEAST).log()
         # Where a run of these frames begins.
         cuts = [0, *((likeliest[1:] != likeliest[:-1]).nonzero()[:, 0] + 1).tolist(), len(likeliest)]
-        for first, last in zip(cuts, cuts[1:]):
+        for first, last in pairwise(cuts):
             label = self._classes[int(likeliest[first])]
             known = self._found
             if known is None or known.label != label or known.stop < starts[first]:

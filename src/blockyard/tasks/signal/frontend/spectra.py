@@ -86,7 +86,7 @@ def noise_floor(spectra: Tensor, windows: float, steps: int = 12) -> tuple[Tenso
     return mean, count / bins
 
 
-def frame_snr(frames: Tensor) -> Tensor:
+def frame_snr(frames: Tensor, per_symbol: float | None = None) -> Tensor:
     """The SNR of frames, blindly: power of the signal over that of the noise in the band that the signal occupies, dB.
 
     The floor of the frame's own spectrum is the noise, what stands above it the signal, and the band is as wide as a
@@ -99,12 +99,13 @@ def frame_snr(frames: Tensor) -> Tensor:
 
     Args:
         frames: complex64 [n, length].
+        per_symbol: samples of a symbol, where that is known: the answer is Es/N0 then.
 
     Returns: [n] in dB; NaN where nothing can be said: less than a fifth of the bins are noise, or no signal stands
         above it.
     """
     signal, noise, width = signal_and_noise(frames)
-    ratio = signal / (noise * width)
+    ratio = signal / (noise * (width if per_symbol is None else 1 / per_symbol))
     return torch.where(ratio > 0, 10 * ratio.clamp(min=1e-12).log10(), torch.nan)
 
 
@@ -240,7 +241,9 @@ def symbol_rate(samples: Tensor, band: Band) -> CyclicLine | None:
     lines = torch.fft.rfft(power - power.mean()).abs().square()[low:high].double()
     # What is around the line falls with its frequency: held against its own neighbourhood.
     size = max((high - low) // 16, 16)
-    padded = torch.nn.functional.pad(lines[None, None], (size, size), mode="reflect" if size < len(lines) else "replicate")
+    padded = torch.nn.functional.pad(
+        lines[None, None], (size, size), mode="reflect" if size < len(lines) else "replicate"
+    )
     around = torch.nn.functional.avg_pool1d(padded, 2 * size + 1, stride=1)[0, 0]
     ratio = lines / around
     place = int(ratio.argmax())

@@ -1,4 +1,4 @@
-"""What stands between a recording and a model of frames, and between its answers and who reads them.
+"""The front end: what stands between a recording and a model of frames, and between its answers and who reads them.
 
     recording -> (detection: bursts in time and frequency, each shifted to 0 Hz) -> resampling -> frames -> model
               -> rows, votes, SigMF annotations, a waterfall
@@ -12,7 +12,7 @@ Files, in reading order:
     resampling.py    Resampler: scipy's resample_poly block by block; the ratio that a recording needs
     regions.py       connected cells of a spectrogram, in a stream of its rows
     detection.py     Detector: what stands above the noise, in time and frequency
-    bursts.py        a burst on its own: shifted to 0 Hz, filtered, resampled, cut into frames
+    cutting.py       a burst on its own: shifted to 0 Hz, filtered, resampled, cut into frames
     votes.py         Votes: one answer of many frames
     annotations.py   SigMF annotations of what was found
     waterfall.py     Waterfall: a picture of it
@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING
 from blockyard.names import exports
 
 if TYPE_CHECKING:
-    from blockyard.tasks.signal.receiver.detection import Detector as Detector
-    from blockyard.tasks.signal.receiver.resampling import Resampler as Resampler
-    from blockyard.tasks.signal.receiver.spectra import frame_snr as frame_snr
-    from blockyard.tasks.signal.receiver.spectra import symbol_rate as symbol_rate
-    from blockyard.tasks.signal.receiver.votes import Votes as Votes
-    from blockyard.tasks.signal.receiver.waterfall import Waterfall as Waterfall
+    from blockyard.tasks.signal.frontend.detection import Detector as Detector
+    from blockyard.tasks.signal.frontend.resampling import Resampler as Resampler
+    from blockyard.tasks.signal.frontend.spectra import frame_snr as frame_snr
+    from blockyard.tasks.signal.frontend.spectra import symbol_rate as symbol_rate
+    from blockyard.tasks.signal.frontend.votes import Votes as Votes
+    from blockyard.tasks.signal.frontend.waterfall import Waterfall as Waterfall
 else:
     __all__ = exports(
         __name__,

@@ -15,7 +15,7 @@ from typing import IO, Any
 from blockyard import __version__
 from blockyard.errors import InputError
 from blockyard.files import parse_json, writing
-from blockyard.tasks.signal.receiver.votes import Found
+from blockyard.tasks.signal.frontend.votes import Found
 from blockyard.tasks.signal.recordings.raw import RawFile, sigmf_name
 from blockyard.tasks.signal.recordings.recording import Recording
 
@@ -77,8 +77,10 @@ def annotating(path: Path, recording: Recording) -> Iterator[Annotations]:
 def check_not_its_own(path: Path, recording: Recording) -> None:
     """Raise InputError if the file would take the place of the recording's own metadata."""
     own = own_path(recording)
-    if own is not None and path.absolute() == own.absolute() or (own and path.exists() and path.samefile(own)):
-        raise InputError(f"--out {path}: this is the recording's own metadata, which is not written over; name another file")
+    if (own is not None and path.absolute() == own.absolute()) or (own and path.exists() and path.samefile(own)):
+        raise InputError(
+            f"--out {path}: this is the recording's own metadata, which is not written over; name another file"
+        )
     if path.exists():
         raise InputError(f"--out {path} exists, and metadata that are there are not written over: name another file")
 
