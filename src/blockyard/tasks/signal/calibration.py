@@ -2,10 +2,11 @@
 
     p(class | frame) = (1 − u) · softmax(logits / T),      p(unknown | frame) = u = σ(w · s + b)
 
-T is the temperature that minimises the cross-entropy of validation frames (Guo et al. 2017, arXiv 1706.04599). The scores s
-say how strange a frame is: the energy −ln Σ exp(logits) (Liu et al. 2020, arXiv 2010.03759) and the distance of what the
-head reads from its nearest class mean in the spread of the classes (Lee et al. 2018, arXiv 1807.03888). w and b are a
-logistic regression of validation frames of the classes against frames of other signals, which training has not seen.
+T is the temperature that minimises the cross-entropy of validation frames (Guo et al. 2017, arXiv 1706.04599). The
+scores s say how strange a frame is: the energy −ln Σ exp(logits) (Liu et al. 2020, arXiv 2010.03759) and the distance
+of what the head reads from its nearest class mean in the spread of the classes (Lee et al. 2018, arXiv 1807.03888). w
+and b are a logistic regression of frames of the classes against frames of other signals, all of which training has not
+seen.
 """
 
 from __future__ import annotations

@@ -43,8 +43,9 @@ def statistics(frames: Tensor) -> dict[str, Tensor]:
         frames: complex [n, length].
 
     Returns: of each [n], float64: `level`, the mean power in dB; `bandwidth`, the share of the sample rate whose
-        averaged spectrum stands 6 dB above the noise floor, NaN where nothing does; `peak`, the peak-to-average power ratio in
-        dB; `offset`, the distance of the occupied band's middle from 0, as a share of the sample rate, NaN likewise.
+        averaged spectrum stands 6 dB above the noise floor, NaN where nothing does; `peak`, the peak-to-average power
+        ratio in dB; `offset`, the distance of the occupied band's middle from 0, as a share of the sample rate, NaN
+        likewise.
     """
     power = torch.view_as_real(frames.resolve_conj()).double().square().sum(-1)
     mean = power.mean(-1).clamp(min=torch.finfo(torch.float64).tiny)
