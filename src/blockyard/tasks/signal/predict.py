@@ -75,7 +75,7 @@ def check(model: Any, assets: Any, options: ClassifyOptions) -> None:
 
 def not_seen(data: SignalDataConfig) -> str:
     """Say what recordings have and generated training signals had not; "" for recordings and for signals with all."""
-    if data.path is not None or getattr(data, "scenario", "synchronised") == "blind":
+    if data.path is not None or data.scenario == "blind":
         return ""
     missing = [
         ("one sample per symbol", data.samples_per_symbol == 1),

@@ -145,7 +145,8 @@ def simple(wanted: Fraction | float, low: float, high: float) -> Fraction:
             if abs(found / wanted - 1) <= near and inside and max(found.numerator, found.denominator) <= MOST:
                 return found
     clipped = min(max(wanted, Fraction(1, MOST)), Fraction(MOST))
-    return clipped.limit_denominator(MOST) if clipped >= 1 else 1 / (1 / clipped).limit_denominator(MOST)
+    # The larger of p and q is the one that is limited.
+    return clipped.limit_denominator(MOST) if clipped < 1 else 1 / (1 / clipped).limit_denominator(MOST)
 
 
 def _text(ratio: Fraction) -> str:

@@ -127,7 +127,9 @@ def signal_and_noise(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     total, squares = excess.sum(-1), excess.square().sum(-1)
     # A bin that holds signal holds noise, too, whose scatter widens (∫S)² / ∫S² by nothing on average.
     width = (total.square() / squares.clamp(min=1e-30)).clamp(min=1.0) / FRAME_BINS
-    good = (share >= LEAST_QUIET) & (total > 0) & (noise > 0)
+    # A bin of noise beyond three deviations is no signal: together six at least.
+    sure = total > noise * (2 * DEVIATIONS / math.sqrt(windows))
+    good = (share >= LEAST_QUIET) & sure & (noise > 0)
     nan = torch.full_like(total, torch.nan)
     return torch.where(good, total / FRAME_BINS, nan), torch.where(good, noise, nan), torch.where(good, width, nan)
 

@@ -21,6 +21,7 @@ from blockyard.tasks.signal.recordings.recording import Recording
 BINS = 512
 # Columns that are kept: between half and all of so many. The picture is about as wide.
 MOST_COLUMNS = 2048
+DRAWN_COLUMNS = 1024
 # Samples of the narrowest column: one window.
 LEAST_SAMPLES = BINS
 # Windows of a column that are looked at in each block; more do not change what is seen.
@@ -81,7 +82,7 @@ class Waterfall:
 
     def _count(self, column: int, parts: Tensor) -> None:
         """Add to columns from one on: [columns, samples]."""
-        step = max(parts.shape[1] // MOST_WINDOWS, BINS)
+        step = max(parts.shape[1] // MOST_WINDOWS, BINS // 2)
         windows = parts.unfold(1, BINS, step)
         shown = averaged(windows.reshape(-1, BINS), BINS).view(len(parts), -1, BINS)
         missing = column + len(parts) - len(self._sum)
@@ -124,22 +125,16 @@ class Waterfall:
         figure = self._figures.Figure(figsize=(15, 7.2), layout="constrained")
         grid = figure.add_gridspec(1, 2, width_ratios=(9, 1), wspace=0.01)
         axes, side = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
-        power = (self._sum / self._windows.clamp(min=1).unsqueeze(1)).clamp(min=1e-30)
-        power[self._windows == 0] = float("nan")
-        shown = 10 * power.log10()
+        shown, width = self._decibels()
         values = shown[torch.isfinite(shown)]
-        # From just below the noise to what all but a thousandth stays under.
-        low, high = (
-            float(values.quantile(q))
-            if len(values) < 1 << 20
-            else float(values[:: len(values) // (1 << 20) + 1].quantile(q))
-            for q in (0.05, 0.9995)
-        )
-        low, high = low - 1, max(high, low + 12)
+        values = values[:: max(len(values) >> 20, 1)]
+        # The noise dark, and all but a few of ten thousand cells below the brightest.
+        low, high = (float(values.quantile(q)) for q in (0.5, 0.9995))
+        low, high = low - 2, max(high, low + 12)
         time, frequency = self._axes(recording)
         extent = (
             0.0,
-            len(self._sum) * self._width * time[0],
+            len(shown) * width * time[0],
             *(edge * frequency[0] + frequency[2] for edge in (-0.5, 0.5)),
         )
         image = axes.imshow(
@@ -163,7 +158,7 @@ class Waterfall:
         side.set_xlabel("dB")
         side.legend(loc="upper right", fontsize=7, framealpha=0.3, labelcolor=INK, facecolor=PAPER)
         bar = figure.colorbar(image, ax=[axes, side], pad=0.01, aspect=40)
-        bar.set_label("power in a bin, dB (full scale 0)", color=INK)
+        bar.set_label(f"power in each of {BINS} bins, dB of full scale", color=INK)
         for place in (axes, side, bar.ax):
             place.set_facecolor(PAPER)
             place.tick_params(colors=INK, labelsize=8)
@@ -173,6 +168,19 @@ class Waterfall:
                 spine.set_color("#55555c")
         side.grid(True, color="#33333a", linewidth=0.5)
         return figure
+
+    def _decibels(self) -> tuple[Tensor, int]:
+        """Power of the columns that are drawn, [columns, bins], NaN where there were no samples; samples of each."""
+        sums, windows, width = self._sum, self._windows, self._width
+        # Of many narrow columns a pixel would show one; together they show less of the noise's scatter.
+        while len(sums) > DRAWN_COLUMNS:
+            pad = len(sums) % 2
+            sums = torch.nn.functional.pad(sums, (0, 0, 0, pad)).view(-1, 2, BINS).sum(1)
+            windows = torch.nn.functional.pad(windows, (0, pad)).view(-1, 2).sum(1)
+            width *= 2
+        power = (sums / windows.clamp(min=1).unsqueeze(1)).clamp(min=1e-30)
+        power[windows == 0] = float("nan")
+        return 10 * power.log10(), width
 
     def _axes(self, recording: Recording) -> tuple[tuple[float, str], tuple[float, str, float]]:
         """Of the time axis, its unit per sample and its name; of the frequency axis likewise, and where its 0 lies."""
