@@ -32,8 +32,8 @@ ALWAYS = 1.5
 QUANTILE = 0.4
 # Rows that the floor is the median of.
 MOST_ROWS = 1024
-# The edges of a band: where it falls to a tenth of its level.
-EDGE = 0.1
+# The edges of a band: where it falls to a tenth of its level; those of a burst in time, to so much of its power.
+EDGE, LITTLE = 0.1, 0.2
 
 
 @dataclass(frozen=True)
@@ -153,20 +153,30 @@ class Detector:
         # The mean over three bins widens what it sees by one on either side.
         if high - low >= 2:
             low, high = low + 1, high - 1
-        power = max(float(excess[low : high + 1].mean()), 1e-3)
         start, stop = self._sample(region.first), self._sample(region.last) + ROW
         start += round(ROW * _missing(region.envelope))
         if not region.is_open:
             stop -= round(ROW * _missing(region.ending[::-1]))
+        stop = max(stop, start + 1)
+        # The rows' mean, of the part of them in which it was there.
+        power = max(float(excess[low : high + 1].mean()), 1e-3) * region.rows * ROW / (stop - start)
         return Burst(
-            region.number, start, max(stop, start + 1), (low - 0.5) / BINS - 0.5, (high + 0.5) / BINS - 0.5,
+            region.number, start, stop, (low - 0.5) / BINS - 0.5, (high + 0.5) / BINS - 0.5,
             10 * math.log10(power), region.is_open, region.rows,
         )  # fmt: skip
 
 
 def _missing(rows: list[float]) -> float:
-    """Which part of its first row a burst was not there yet: by its power there and in the rows that follow."""
+    """How many rows a burst was not there yet, by its power in the first of them and in those that follow.
+
+    Cells of noise beside a burst may be joined to it: rows of little power are no part of it.
+    """
     if len(rows) < 3:
         return 0.0
-    level = sorted(rows[1:])[len(rows[1:]) // 2]
-    return min(max(1 - rows[0] / level, 0.0), 1.0) if level > 0 else 0.0
+    level = sorted(rows)[len(rows) // 2]
+    if level <= 0:
+        return 0.0
+    whole = next((number for number, power in enumerate(rows) if power > LITTLE * level), 0)
+    part = 1 - rows[whole] / level
+    # Less than a quarter is the scatter of a row's power.
+    return whole + (part if part > 0.25 else 0.0)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Largest p and q: filters have 20 times as many coefficients.
 MOST = 1000
+# Of all that stands above the noise, so much lies in the one band of a recording of one signal.
+ALONE = 0.8
 # Half the filter's length in samples at the lower of the two rates, and the Kaiser window's β, as in scipy.
 HALF, BETA = 10, 5.0
 
@@ -121,6 +123,8 @@ def plan_for(familiar: Familiar | None, trained: float | None, per_symbol: float
     if range_ is None or band is None:
         return Plan()
     narrow, wide = range_
+    if band.share < ALONE:
+        return Plan(why="several bands are occupied, and frames hold all of them: --detect takes each by itself")
     # A line is no modulation whose symbols were too slow, but a tone: it is known as it is.
     if narrow <= band.width <= wide or band.width < 5 / 1024:
         return Plan()

@@ -41,9 +41,10 @@ def averaged(samples: Tensor, bins: int) -> Tensor:
     """
     window = torch.hann_window(bins, periodic=True)
     found = torch.fft.fft(samples.unfold(-1, bins, bins // 2) * window, dim=-1)
-    # The mean over the windows of |·|², without an array of it.
-    parts = torch.view_as_real(found)
-    power = torch.einsum("...wbc,...wbc->...b", parts, parts) / parts.shape[-3]
+    # Squares summed over the windows as real numbers, real and imaginary parts side by side: |·|² of complex ones costs
+    # ten times as much.
+    parts = torch.view_as_real(found).flatten(-2).square().sum(-2)
+    power = parts.unflatten(-1, (bins, 2)).sum(-1) / found.shape[-2]
     return torch.fft.fftshift(power, dim=-1) / float(window.square().sum())
 
 
@@ -144,6 +145,8 @@ class Band:
         power: of the signal per sample.
         noise: of the noise per sample, over the whole band.
         quiet: share of the band that is noise alone.
+        share: how much of all that stands above the noise lies within the edges; well below 1 where there are several
+            signals.
     """
 
     lower: float
@@ -151,6 +154,7 @@ class Band:
     power: float
     noise: float
     quiet: float
+    share: float = 1.0
 
     @property
     def width(self) -> float:
@@ -199,7 +203,8 @@ def occupied_band(spectrum: Tensor, windows: float) -> Band | None:
     while any(inside[high + 1 : high + 1 + gap]):
         high = next(i for i in range(min(high + gap, bins - 1), high, -1) if inside[i])
     power = float(excess[low : high + 1].sum()) / bins
-    return Band((low - bins / 2 - 0.5) / bins, (high - bins / 2 + 0.5) / bins, power, noise, quiet)
+    share = min(power * bins / float((excess * both).sum()), 1.0)
+    return Band((low - bins / 2 - 0.5) / bins, (high - bins / 2 + 0.5) / bins, power, noise, quiet, share)
 
 
 @dataclass(frozen=True)
