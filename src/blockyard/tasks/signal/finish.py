@@ -46,7 +46,7 @@ def finish_run(
     Raises:
         InputError: when the run or its data cannot be read, or the folder cannot be written.
     """
-    # Agreed to before anything in the folder is touched. What stands there belongs to other weights, and may be damaged.
+    # Agreed to before anything in the folder is touched. What stands there belongs to other weights, or is damaged.
     read_run(folder, plugins=plugins, trust=trust)
     for name in (FILE, FAMILIAR):
         (folder / name).unlink(missing_ok=True)
@@ -142,7 +142,7 @@ def _baseline(source: GeneratedSignals, checked: Frames) -> dict[str, Any]:
 
 def described(found: dict[str, Any], trained: Trained) -> str:
     """The figures in words and a table for a terminal."""
-    model, _, run = trained
+    model = trained.model
     lines = [f"{sum(p.numel() for p in model.parameters()):,} parameters, frames of {model.config.frame} samples"]
     if "snr" in found:
         lines += ["", *_table(found)]

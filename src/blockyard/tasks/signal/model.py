@@ -118,7 +118,7 @@ class SignalConfig(BlocksConfig):
             )
         if (self.is_received or self.feature_kinds != "none") and self.frame < LEAST_FRAME:
             raise InputError(
-                f"model.features and model.samples=received need frames of {LEAST_FRAME} samples; these have {self.frame}"
+                f"model.features and model.samples=received need frames of {LEAST_FRAME} samples, not {self.frame}"
             )
         if self.seen % self.samples_per_position:
             what = "the 256 received symbols" if self.is_received else f"the frame of {self.frame} samples"
