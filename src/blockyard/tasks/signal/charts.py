@@ -131,7 +131,7 @@ def save_pictures(found: Mapping[str, Any], folder: Path) -> list[Path]:
     if "calibration" in found:
         figure, axes = _figure()
         curves_of = found["calibration"]
-        after = curves_of.get("answers", curves_of["calibrated"])
+        after = curves_of["calibrated"]
         draw_calibration(axes, LIGHT, [
             (f"as trained, error {curves_of['raw']['ece']:.3f}", 1, curves_of["raw"]),
             (f"calibrated, error {after['ece']:.3f}", 0, after),

@@ -116,10 +116,6 @@ class SignalConfig(BlocksConfig):
             raise InputError(
                 "model.features and model.samples=received are for whole frames: leave them out for symbols"
             )
-        if (self.is_received or self.feature_kinds != "none") and self.frame < LEAST_FRAME:
-            raise InputError(
-                f"model.features and model.samples=received need frames of {LEAST_FRAME} samples, not {self.frame}"
-            )
         if self.seen % self.samples_per_position:
             what = "the 256 received symbols" if self.is_received else f"the frame of {self.frame} samples"
             raise InputError(f"model.patch={self.patch} should divide {what}")
@@ -167,6 +163,13 @@ class SignalConfig(BlocksConfig):
     def normalises(self) -> bool:
         """Whether frames are brought to unit power."""
         return self.blind if self.normalise is None else self.normalise
+
+    def check_frame(self) -> None:
+        """Refuse frames that are too short for a receiver; asked when the frame is known."""
+        if (self.is_received or self.feature_kinds != "none") and self.frame < LEAST_FRAME:
+            raise InputError(
+                f"model.features and model.samples=received need frames of {LEAST_FRAME} samples, not {self.frame}"
+            )
 
     @property
     def seen(self) -> int:
@@ -370,6 +373,7 @@ class SignalTransformer(Trunk, ComplexModule):
 
     def __init__(self, config: SignalConfig) -> None:
         super().__init__(config)
+        config.check_frame()
         self.complex_valued = config.is_complex
         self.stem = (ComplexStem if self.complex_valued else RealStem)(config.samples_per_position, config.d_model)
         known = config.condition == "snr"
