@@ -16,8 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     out = train_as_told("signal", arguments)
     if is_first():
-        # The modules that the run wants are those that this command has imported for it.
-        print(finish_run(out, trust=True))
+        print(finish_run(out))
     return 0
 
 

@@ -162,9 +162,9 @@ def other(
         lower = torch.rand(n, 1, generator=generator) < 0.5
         return _unit(torch.where(lower, found.conj(), found)), high - low
     if family == "fm":
-        high = log_uniform(n, 0.002, 0.08, generator)
-        # From a wide band of messages to nearly a single note.
-        low = high * uniform(n, 0.0, 0.95, generator)
+        high = log_uniform(n, 0.004, 0.1, generator)
+        # From a wide band of messages, as speech has it, to nearly a single note.
+        low = high * uniform(n, 0.0, 0.97, generator).square()
         m_t = message(n, m, low, high, generator).real
         # Carson's rule, with a peak of twice the deviation; narrow FM has a deviation far below the message's band.
         reach = log_uniform(n, 0.004, 0.08, generator)

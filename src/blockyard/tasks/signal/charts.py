@@ -125,14 +125,13 @@ def save_pictures(found: Mapping[str, Any], folder: Path) -> list[Path]:
         figure, axes = _figure(size=max(3.6, 0.42 * len(classes) + 1))
         where = "all" if "snr" not in found else f"{found['snr'][telling(found['accuracy'])]:g}"
         draw_confusion(axes, LIGHT, classes, found["confusion"][where])
-        axes.set_title(
-            "all frames" if where == "all" else f"sent (rows), taken for (columns), % at {where} dB", fontsize=9
-        )
+        at = "" if where == "all" else f" at {where} dB"
+        axes.set_title(f"sent (rows), taken for (columns), %{at}", fontsize=9)
         files.append(_save(figure, folder / "confusion.png"))
     if "calibration" in found:
         figure, axes = _figure()
         curves_of = found["calibration"]
-        after = curves_of.get("answers", curves_of["calibrated"])
+        after = curves_of["calibrated"]
         draw_calibration(axes, LIGHT, [
             (f"as trained, error {curves_of['raw']['ece']:.3f}", 1, curves_of["raw"]),
             (f"calibrated, error {after['ece']:.3f}", 0, after),

@@ -15,7 +15,7 @@ from torch import Tensor
 from blockyard.errors import MissingExtra
 from blockyard.files import without_nan, write_atomically
 from blockyard.tasks.run import Trained, load_run, read_run
-from blockyard.tasks.signal.calibration import FILE, UNKNOWN, Calibration, calibration_curve, fit_calibration, scored
+from blockyard.tasks.signal.calibration import FILE, PRIOR, UNKNOWN, calibration_curve, fit_calibration, scored
 from blockyard.tasks.signal.cumulant_classifier import CumulantClassifier
 from blockyard.tasks.signal.familiar import FILE as FAMILIAR
 from blockyard.tasks.signal.familiar import Familiar
@@ -46,7 +46,7 @@ def finish_run(
     Raises:
         InputError: when the run or its data cannot be read, or the folder cannot be written.
     """
-    # Agreed to before anything in the folder is touched. What stands there belongs to other weights, and may be damaged.
+    # Agreed to before anything in the folder is touched. What stands there belongs to other weights, or is damaged.
     read_run(folder, plugins=plugins, trust=trust)
     for name in (FILE, FAMILIAR):
         (folder / name).unlink(missing_ok=True)
@@ -88,14 +88,18 @@ def evaluate(trained: Trained, data: SignalData, folder: Path) -> dict[str, Any]
         classes, *scored(model, fitted.iq, fitted.snr if told else None), fitted.modulation, strange
     )
     checked = source.validation
-    scores = scored(model, checked.iq, checked.snr if told else None)
-    top, chosen = calibration.probabilities(*scores).max(-1)
-    if isinstance(source, GeneratedSignals):
-        found["calibration"]["answers"] = calibration_curve(top, chosen == checked.modulation)
-        if strange is not None:
-            found["unknown"] = _unknown(calibration, source, model, chosen, checked, told)
+    if isinstance(source, GeneratedSignals) and strange is not None:
+        given = calibration.probabilities(*scored(model, checked.iq, checked.snr if told else None))
+        others = source.strange("test", STRANGE)
+        foreign = calibration.probabilities(*scored(model, others.iq, others.snr if told else None))
+        found["unknown"] = _unknown(source, given, foreign, checked, others)
+        # Of the frames one in ten is of no class, as the calibration takes it.
+        both = torch.cat([given, foreign[: int(len(given) * PRIOR / (1 - PRIOR))]])
+        truth = torch.cat([checked.modulation, torch.full((len(both) - len(given),), len(classes))])
+        top, chosen = both.max(-1)
+        found["calibration"]["answers"] = calibration_curve(top, chosen == truth)
     curves = found["calibration"]
-    replace(calibration, ece=curves.get("answers", curves["calibrated"])["ece"]).save(folder)
+    replace(calibration, ece=curves["calibrated"]["ece"]).save(folder)
     if isinstance(source, GeneratedSignals) and c.scenario != "synchronised" and c.length >= LEAST_FRAME:
         found["baseline"] = _baseline(source, checked)
     return found
@@ -111,21 +115,30 @@ def _training_frames(source: GeneratedSignals | RecordedSignals, model: Any) -> 
 
 
 def _unknown(
-    calibration: Calibration, source: GeneratedSignals, model: Any, chosen: Tensor, checked: Frames, told: bool
+    source: GeneratedSignals, given: Tensor, foreign: Tensor, checked: Frames, others: Frames
 ) -> dict[str, Any]:
-    """How often unknown is said of signals that are, and of those that are not, at each SNR of the grid."""
-    strange = source.strange("test", STRANGE)
-    answers = calibration.probabilities(*scored(model, strange.iq, strange.snr if told else None)).argmax(-1)
-    said = answers == len(calibration.classes)
-    kinds = strange_kinds(source.config, "test")
-    high = strange.snr >= 10
-    grid = source.config.snr_grid
+    """How often unknown is said of signals that are, and of those that are not, at each SNR of the grid.
+
+    Args:
+        source: of the signals.
+        given: probabilities of the answers for validation frames.
+        foreign: for frames of other kinds.
+        checked: the validation frames.
+        others: the frames of other kinds.
+    """
+    unknown = given.shape[1] - 1
+    chosen, said, high = given.argmax(-1), foreign.argmax(-1) == unknown, others.snr >= 10
+    kinds, grid = strange_kinds(source.config, "test"), source.config.snr_grid
     return {
         "calibrated_on": list(strange_kinds(source.config, "calibration")),
-        "kinds": {name: float(said[high & (strange.modulation == k)].double().mean()) for k, name in enumerate(kinds)},
-        "of_classes": [float((chosen[checked.snr == s] == len(calibration.classes)).double().mean()) for s in grid],
-        "right": [float((chosen == checked.modulation)[checked.snr == s].double().mean()) for s in grid],
+        "kinds": {name: _share(said[high & (others.modulation == k)]) for k, name in enumerate(kinds)},
+        "of_classes": [_share((chosen == unknown)[checked.snr == s]) for s in grid],
+        "right": [_share((chosen == checked.modulation)[checked.snr == s]) for s in grid],
     }
+
+
+def _share(values: Tensor) -> float:
+    return float(values.double().mean())
 
 
 def _baseline(source: GeneratedSignals, checked: Frames) -> dict[str, Any]:
@@ -142,7 +155,7 @@ def _baseline(source: GeneratedSignals, checked: Frames) -> dict[str, Any]:
 
 def described(found: dict[str, Any], trained: Trained) -> str:
     """The figures in words and a table for a terminal."""
-    model, _, run = trained
+    model = trained.model
     lines = [f"{sum(p.numel() for p in model.parameters()):,} parameters, frames of {model.config.frame} samples"]
     if "snr" in found:
         lines += ["", *_table(found)]
@@ -152,9 +165,10 @@ def described(found: dict[str, Any], trained: Trained) -> str:
         lines.append(f"right: {100 * right:.1f} % of the validation frames (mean of the classes)")
     if "calibration" in found:
         curves = found["calibration"]
-        after = curves.get("answers", curves["calibrated"])
-        lines += ["", f"expected calibration error {curves['raw']['ece']:.3f}, calibrated {after['ece']:.3f} "
-                      f"(temperature {curves['temperature']:.2f})"]  # fmt: skip
+        error = f"{curves['raw']['ece']:.3f}, calibrated {curves['calibrated']['ece']:.3f}"
+        lines += ["", f"expected calibration error {error} (temperature {curves['temperature']:.2f})"]
+        if "answers" in curves:
+            lines.append(f"with one frame in ten that is none of the classes: {curves['answers']['ece']:.3f}")
     if "unknown" in found:
         kinds = ", ".join(f"{name} {100 * share:.0f}" for name, share in found["unknown"]["kinds"].items())
         lines.append(f"{UNKNOWN} is said of signals that training never saw, at 10 dB and more, per cent: {kinds}")

@@ -70,7 +70,7 @@ class SignalConfig(BlocksConfig):
             powers of samples and symbols, histograms of envelope and frequency), all, or none; auto is all in the blind
             scenario, else none.
         samples: what the blocks see: raw samples, or the 256 symbols that a blind receiver without weights reads of
-            the frame; auto is received in the blind scenario.
+            the frame (received).
         blind: whether the data are of the blind scenario.
         condition: what the model is told beside the samples: none, or snr, the SNR of each frame in dB (Es/N0), as a
             receiver that has measured its noise knows it.
@@ -96,7 +96,7 @@ class SignalConfig(BlocksConfig):
     positions: Literal["auto", "yes", "no"] = "auto"
     normalise: bool | None = None
     features: Literal["auto", "none", "cumulants", "spectra", "all"] = "auto"
-    samples: Literal["auto", "raw", "received"] = "auto"
+    samples: Literal["raw", "received"] = "raw"
     condition: Literal["none", "snr"] = "none"
     readout: Literal["auto", "magnitude", "parts"] = "auto"
     norm: Literal["rms", "layer", "whiten"] = "rms"  # type: ignore[assignment]
@@ -111,14 +111,10 @@ class SignalConfig(BlocksConfig):
         if self.condition not in ("none", "snr"):
             raise InputError(f"model.condition={self.condition!r} should be none or snr")
         one_of(("auto", "none", "cumulants", "spectra", "all"), **{"model.features": self.features})
-        one_of(("auto", "raw", "received"), **{"model.samples": self.samples})
+        one_of(("raw", "received"), **{"model.samples": self.samples})
         if self.symbols and (self.is_received or self.feature_kinds != "none"):
             raise InputError(
                 "model.features and model.samples=received are for whole frames: leave them out for symbols"
-            )
-        if (self.is_received or self.feature_kinds != "none") and self.frame < LEAST_FRAME:
-            raise InputError(
-                f"model.features and model.samples=received need frames of {LEAST_FRAME} samples; these have {self.frame}"
             )
         if self.seen % self.samples_per_position:
             what = "the 256 received symbols" if self.is_received else f"the frame of {self.frame} samples"
@@ -137,7 +133,7 @@ class SignalConfig(BlocksConfig):
             return self.patch
         if self.is_received:
             return 4
-        if self.blind and not self.symbols and self.frame % 16 == 0:
+        if self.suits_receiver and self.frame % 16 == 0:
             return 16
         return max(self.frame // self.symbols, 1) if self.symbols else 1
 
@@ -149,7 +145,7 @@ class SignalConfig(BlocksConfig):
     @property
     def is_received(self) -> bool:
         """Whether the blocks see symbols that a receiver has read."""
-        return self.samples == "received" or (self.samples == "auto" and self.suits_receiver)
+        return self.samples == "received"
 
     @property
     def suits_receiver(self) -> bool:
@@ -167,6 +163,13 @@ class SignalConfig(BlocksConfig):
     def normalises(self) -> bool:
         """Whether frames are brought to unit power."""
         return self.blind if self.normalise is None else self.normalise
+
+    def check_frame(self) -> None:
+        """Refuse frames that are too short for a receiver; asked when the frame is known."""
+        if (self.is_received or self.feature_kinds != "none") and self.frame < LEAST_FRAME:
+            raise InputError(
+                f"model.features and model.samples=received need frames of {LEAST_FRAME} samples, not {self.frame}"
+            )
 
     @property
     def seen(self) -> int:
@@ -370,6 +373,7 @@ class SignalTransformer(Trunk, ComplexModule):
 
     def __init__(self, config: SignalConfig) -> None:
         super().__init__(config)
+        config.check_frame()
         self.complex_valued = config.is_complex
         self.stem = (ComplexStem if self.complex_valued else RealStem)(config.samples_per_position, config.d_model)
         known = config.condition == "snr"

@@ -107,7 +107,7 @@ def receive(x: Tensor) -> Received:
 
 def power(x: Tensor) -> Tensor:
     """|x|², without the root that abs() takes."""
-    return torch.view_as_real(x).square().sum(-1)
+    return torch.view_as_real(x.resolve_conj()).square().sum(-1)
 
 
 def band(spectrum: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,8 @@ def band(spectrum: Tensor) -> tuple[Tensor, Tensor]:
     # Where nothing stands above, all of it.
     above = torch.where(above.sum(1, keepdim=True) > 0, above, pooled)
     place = (torch.arange(pooled.shape[1]) + 0.5) * pool / length - 0.5
-    share = above / above.sum(1, keepdim=True)
+    # A frame of zeros has its band at 0.
+    share = above / above.sum(1, keepdim=True).clamp(min=1e-30)
     centre = (share * place).sum(1, keepdim=True)
     spread = (share * (place - centre).square()).sum(1, keepdim=True).sqrt()
     return centre, (12**0.5 * spread).clamp(LEAST, MOST)

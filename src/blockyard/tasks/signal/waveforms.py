@@ -112,8 +112,8 @@ def message(n: int, length: int, low: Tensor, high: Tensor, generator: torch.Gen
     frequency = torch.fft.fftfreq(size)
     # At least one frequency of the grid lies within.
     inside = (frequency >= low.minimum(high - 2 / size)) & (frequency <= high) & (frequency > 0)
-    # Messages have less power at high frequencies, some more so: up to 6 dB from one end of the band to the other.
-    tilt = torch.exp(-0.7 * torch.rand(n, 1, generator=generator) * (frequency / high).clamp(0, 1))
+    # Messages have less power at high frequencies, some more so than others: from flat to 6 dB per octave.
+    tilt = ((frequency / high).clamp(0, 1) + 0.05).pow(-torch.rand(n, 1, generator=generator))
     noise = torch.randn(n, size, generator=generator, dtype=torch.complex64)
     found = torch.fft.ifft(noise * inside * tilt)[:, :length]
     return found / found.real.square().mean(1, keepdim=True).sqrt()
