@@ -2,9 +2,9 @@
 
     python benchmarks/classify_throughput.py [--run DIR] [--samples 20000000] [--threads 2] [--out FILE.json]
 
-Every sample lies inside a classified frame, at the input's own rate, with detection off. Without --run the default model
-is built untrained, with a calibration of random numbers, which costs what a trained one does. CPU time is of all threads
-together; wall time says what two cores made of it, on a machine that nobody else uses.
+Every sample lies inside a classified frame, at the input's own rate, with detection off. Without --run the default
+model is built untrained, with a calibration of random numbers, which costs what a trained one does. CPU time is of all
+threads together; wall time says what two cores made of it, on a machine that nobody else uses.
 """
 
 from __future__ import annotations

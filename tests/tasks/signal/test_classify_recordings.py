@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def json_rows(done):
 
 
 def test_a_row_has_place_time_and_snr(run, blind, folder):
-    path, truths, *_ = folder
+    path, *_ = folder
     rows = json_rows(
         run("classify", str(blind), str(path / "qpsk-4sps-15dB.sigmf-meta"), "--format", "json", "--top", "3")
     )
@@ -57,8 +58,9 @@ def test_bursts_are_rows_with_their_edges(run, blind, folder, threads):
     assert done.status == 0 and len(rows) == len(bursts)
     # The recording's centre is known: edges are hertz, absolute.
     for burst in bursts:
-        (row,) = [r for r in rows if abs(float(r["lower"]) - 433.92e6 - burst.lower) < 0.15 * (burst.upper - burst.lower)
-                  + 5e3 and abs(int(r["sample"]) - burst.start) < 1024]  # fmt: skip
+        near = 0.15 * (burst.upper - burst.lower) + 5e3
+        (row,) = [r for r in rows if abs(float(r["lower"]) - 433.92e6 - burst.lower) < near
+                  and abs(int(r["sample"]) - burst.start) < 1024]  # fmt: skip
         assert float(row["upper"]) - 433.92e6 == pytest.approx(
             burst.upper, abs=0.15 * (burst.upper - burst.lower) + 5e3
         )
@@ -116,7 +118,7 @@ def test_votes_over_file_and_annotations(run, blind, folder):
 
 
 def test_a_symbol_rate_or_a_bandwidth_beside_the_trainings_is_resampled_and_said(run, blind, folder, tmp_path):
-    path, truths, *_ = folder
+    path, *_ = folder
     file = str(path / "qpsk-8sps-15dB.sigmf-meta")
     known = run("classify", str(blind), file, "--data.symbol_rate", "125000", "--by", "file", "--format", "json")
     assert json_rows(known)[0]["frames"] == 64 and "8 samples a symbol, as in the training" in known.err
@@ -168,7 +170,7 @@ def test_what_was_found_is_read_back_by_the_sigmf_package(run, blind, folder, tm
     runs = alone.get_annotations()
     assert alone.get_global_field("core:metadata_only") is True and alone.get_global_field("core:dataset") is None
     assert runs[0]["core:sample_start"] == 0
-    for one, two in zip(runs, runs[1:]):
+    for one, two in pairwise(runs):
         assert one["core:sample_start"] + one["core:sample_count"] == two["core:sample_start"]
         assert one["core:label"] != two["core:label"]
     # Raw samples are a dataset that does not conform, named whole.
@@ -230,3 +232,24 @@ def test_a_recording_unlike_the_training_is_told(run, blind, tmp_path):
     np.save(tmp_path / "clicks.npy", samples.astype(np.complex64))
     done = run("classify", str(blind), str(tmp_path / "clicks.npy"), "--data.symbol_rate", "0.25")
     assert done.status == 0 and done.err.count("is unlike the training: peak-to-average power") == 1
+
+
+def test_data_signal_says_what_stands_above_the_noise_and_what_classify_would_do(run, blind, folder):
+    path, truths, wide, _ = folder
+    done = run("data", "signal", str(path / "qpsk-8sps-15dB.sigmf-meta"))
+    for part in ("signal: occupied bandwidth 0.1", "symbol rate: 125,000 symbols a second, 8 samples a symbol",
+                 "dB in the occupied band, Es/N0 about .4 dB more", "classify: takes the samples as they are"):  # fmt: skip
+        assert part in done.out, part
+    found = json.loads(run("data", "signal", str(path / "qpsk-8sps-15dB.sigmf-meta"), "--json").out)
+    level = found["level"]
+    assert level["line"]["rate"] == pytest.approx(1 / 8, rel=1e-3) and level["snr"] == pytest.approx(15, abs=1)
+    centre = (level["occupied"]["lower"] + level["occupied"]["upper"]) / 2
+    assert centre == pytest.approx(truths["qpsk-8sps-15dB"].offset, abs=0.003)
+    slow = ["--data.symbol_rate", "15625", "--run", str(blind)]
+    planned = run("data", "signal", str(path / "qpsk-8sps-15dB.sigmf-meta"), *slow)
+    assert "classify: 64 samples a symbol; resampled by 1/8 to 8" in planned.out
+    assert "--detect takes each by itself" in run("data", "signal", str(wide)).out
+    assert "no line of |x|²" in run("data", "signal", str(path / "fm-15dB.sigmf-meta")).out
+    assert "nothing stands above the noise" in run("data", "signal", str(path / "noise.sigmf-meta")).out
+    bad = run("data", "signal", str(wide), "--run", str(path))
+    assert bad.status == 2 and len(bad.err.splitlines()) == 1
