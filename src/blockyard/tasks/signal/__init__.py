@@ -19,7 +19,9 @@ Files, in reading order:
     task.py          Signal, the kind; SignalTask
     calibration.py   probabilities that mean what they say, and unknown; familiar.py: what the training looked like
     finish.py        what follows training, with figures.py, charts.py and the baseline, cumulant_classifier.py
-    report.py        what a comparison adds: accuracy over SNR beside the bound; predict.py: `blockyard classify`
+    report.py        what a comparison adds: accuracy over SNR beside the bound
+    frontend/        detection, resampling, votes, annotations, waterfall: between a recording and the model
+    predict.py       `blockyard classify`: session.py, frames.py, bursts.py; answering.py: batches by threads; levels.py
 
 Complex blocks (blockyard.complex) answer alike for every phase; at a coherent receiver real ones do better.
 
