@@ -102,6 +102,30 @@ def test_dashes_in_option_names_read_as_underscores(word: str, read: str) -> Non
     assert underscored(word) == read
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["run", "--top", "3", "x.npy"], ["--top", "3", "run", "x.npy"], ["run", "x.npy", "--top=3"]],
+    ids=["between", "before", "behind"],
+)
+def test_options_may_stand_anywhere_among_the_arguments(words: list[str]) -> None:
+    parser = Parser("classify", "says what is what")
+    parser.plain("run", "", nargs="?")
+    parser.plain("file", "", nargs="?")
+    parser.plain("--top", "")
+    found = parser.parse(words)
+    assert (found.run, found.file, found.top) == ("run", "x.npy", "3")
+
+
+@pytest.mark.parametrize("words, value", [(["--on", "x.npy"], "true"), (["--on", "false", "x.npy"], "false"),
+                                          (["x.npy", "--on"], "true"), (["--on=no", "x.npy"], "no")])  # fmt: skip
+def test_a_switch_takes_no_word_but_a_truth_value(words: list[str], value: str) -> None:
+    parser = Parser("classify", "says what is what")
+    parser.plain("file", "")
+    parser.plain("--on", "", nargs="?", const="true")
+    found = parser.parse(words)
+    assert (found.file, found.on) == ("x.npy", value)
+
+
 def test_parser_raises_where_argparse_would_exit() -> None:
     parser = Parser("toy", "a toy")
     parser.add_argument("--number", type=int)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from blockyard.errors import InputError
+from blockyard.registry.options import TRUTH_VALUES
 
 FLAG = re.compile(r"--[A-Za-z][\w.-]*(?==|$)")
 
@@ -59,17 +60,26 @@ class Parser(WholeValues):
         raise InputError(message.removeprefix("argument "))
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse the words after the command's name; absent options are absent from the result."""
-        namespace, rest = self.parse_known_args(self._joined([underscored(word) for word in words]))
+        """Parse the words after the command's name, options among the arguments wherever they stand; absent options are
+        absent from the result."""
+        namespace, rest = self.parse_known_intermixed_args(self._joined([underscored(word) for word in words]))
         if rest:
             raise InputError(self._unknown(rest[0]))
         return namespace
 
     def _joined(self, words: Sequence[str]) -> list[str]:
-        """Write `--lr -1e-3` as `--lr=-1e-3`: argparse would take such a value for another option."""
+        """Write `--lr -1e-3` as `--lr=-1e-3`: argparse would take such a value for another option.
+
+        Where the command takes a FILE, `--detect FILE` is `--detect=true FILE`: a switch takes no word but a truth
+        value there.
+        """
+        has_arguments = any(not action.option_strings for action in self._actions)
         joined: list[str] = []
-        takes_value = False
+        takes_value, is_switch = False, False
         for word in words:
+            if is_switch and word.lower() not in TRUTH_VALUES:
+                joined[-1] += "=true"
+            is_switch = False
             if takes_value and not word.startswith("--"):
                 joined[-1] += f"={word}"
                 takes_value = False
@@ -77,6 +87,7 @@ class Parser(WholeValues):
             joined.append(word)
             action = self._option_string_actions.get(word)
             takes_value = action is not None and action.nargs is None
+            is_switch = has_arguments and action is not None and action.const == "true"
         return joined
 
     def _unknown(self, word: str) -> str:

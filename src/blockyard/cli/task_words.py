@@ -38,11 +38,6 @@ TASK_WORDS: dict[str, Words] = {
         14,
         "blockyard train recall --data.task mqar --data.sizes 4,8,16 --model.n_layers 2",
     ),
-    "train signal": Words(
-        "train a classifier or equaliser of radio signals",
-        14,
-        "blockyard train signal --attn.impl complex --data.phase 3.1416 --train.steps 2000",
-    ),
     "compare lm": Words(
         "train several block choices at an equal budget and write a report",
         30,
@@ -66,7 +61,7 @@ TASK_WORDS: dict[str, Words] = {
     "compare signal": Words(
         "compare block choices as signal classifiers, against the maximum-likelihood bound",
         34,
-        "blockyard compare signal --blocks 'standard[rope=none];complex[rope=none]' --data.test_phase 3.1416",
+        "blockyard compare signal --blocks 'standard;complex' --data.scenario synchronised --data.test_phase 3.1416",
     ),
     "tune lm": Words(
         "search for the best options of a language model, at a budget per trial",

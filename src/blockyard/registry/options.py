@@ -22,6 +22,7 @@ MOST_THREADS, MOST_SEED = 4096, 2**62
 _INTEGERS = range(-(2**63), 2**63)
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
+TRUTH_VALUES = frozenset(_TRUE | _FALSE)
 _NONE = {"none", "null", "~"}
 
 

@@ -116,6 +116,12 @@ class ClassifyOptions:
             training frame had.
         snr: for runs of `train signal --model.condition snr`: SNR of the file in dB (Es/N0); without it, that of the
             file's SigMF annotations.
+        detect: for runs of `train signal`: find bursts in time and frequency first, bring each to 0 Hz and to the
+            training's samples a symbol, and classify those; a row is a burst then, and there is none where nothing is.
+        by: for runs of `train signal`: a row for each frame, or one vote for each annotation of the file, or for each
+            file.
+        waterfall: for runs of `train signal`: draw power over time and frequency there, with what was found.
+        annotations: for runs of `train signal`: write what was found there as SigMF annotations.
         data: what the task's own options say of how files are read, by name; empty means the task's defaults.
     """
 
@@ -127,6 +133,10 @@ class ClassifyOptions:
     batch_size: int = 32
     scale: Literal["auto", "power", "none"] = "auto"
     snr: float | None = None
+    detect: bool = False
+    by: Literal["frame", "annotation", "file"] = "frame"
+    waterfall: str | None = None
+    annotations: Path | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
 
 

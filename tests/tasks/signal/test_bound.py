@@ -10,7 +10,8 @@ import torch
 
 from blockyard import InputError
 from blockyard.tasks.signal.bound import log_likelihoods, maximum_likelihood_bound
-from blockyard.tasks.signal.generator import SignalDataConfig, SignalGenerator
+from blockyard.tasks.signal.config import SignalDataConfig
+from blockyard.tasks.signal.generator import SignalGenerator
 from blockyard.tasks.signal.modulations import (
     USUAL,
     constellation,
@@ -81,7 +82,7 @@ def test_two_modulations_reach_the_textbook_error_rate():
 def test_the_bound_is_not_beaten_by_knowing_less():
     """The likelihood that averages over phases cannot be right more often than the one that knows it."""
 
-    made = SignalGenerator(SignalDataConfig(length=64, snr_min=5, snr_max=5))
+    made = SignalGenerator(SignalDataConfig(scenario="synchronised", length=64, snr_min=5, snr_max=5))
     frames = made.generate(600, torch.Generator().manual_seed(1))
     right = [
         (log_likelihoods(frames.iq, USUAL, 5.0, coherent=coherent).argmax(-1) == frames.modulation).float().mean()

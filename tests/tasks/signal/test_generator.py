@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from blockyard import InputError
-from blockyard.tasks.signal.generator import GeneratedSignals, SignalDataConfig, root_raised_cosine
+from blockyard.tasks.signal.config import SignalDataConfig
+from blockyard.tasks.signal.generator import GeneratedSignals
 from blockyard.tasks.signal.modulations import (
     MODULATIONS,
     USUAL,
@@ -18,6 +19,7 @@ from blockyard.tasks.signal.modulations import (
     product_levels,
     symmetry_order,
 )
+from blockyard.tasks.signal.synchronised import root_raised_cosine
 from tests.fixtures.signals import frames
 
 SIZES = {"bpsk": 2, "pam4": 4, "qpsk": 4, "8psk": 8, "16qam": 16, "64qam": 64, "16apsk": 16, "32apsk": 32,
@@ -61,8 +63,8 @@ def test_rings_of_dvb_s2_lie_where_the_standard_has_them():
 
 
 def test_a_run_whose_points_were_others_does_not_go_on():
-    was = GeneratedSignals(SignalDataConfig(modulations="bpsk,qpsk")).fingerprint
-    now = GeneratedSignals(SignalDataConfig(modulations="bpsk,32apsk")).fingerprint
+    was = GeneratedSignals(SignalDataConfig(scenario="synchronised", modulations="bpsk,qpsk")).fingerprint
+    now = GeneratedSignals(SignalDataConfig(scenario="synchronised", modulations="bpsk,32apsk")).fingerprint
     assert not any(key.endswith("sha256") for key in was) and "points_of_32apsk_sha256" in now
 
 
@@ -78,7 +80,7 @@ def test_unknown_or_too_few_modulations_are_refused():
 
 
 def test_batches_are_pure_functions_of_seed_and_step_whoever_takes_which_rows():
-    data = GeneratedSignals(SignalDataConfig(length=16))
+    data = GeneratedSignals(SignalDataConfig(scenario="synchronised", length=16))
     whole = data.batch(3, 7, 8, slice(0, 8))
     parts = [data.batch(3, 7, 8, rows) for rows in (slice(0, 3), slice(3, 8))]
     for key in whole:
@@ -152,16 +154,16 @@ def test_settings_that_make_no_signal_are_refused_by_name():
         ({"length": 10, "samples_per_symbol": 4}, "multiple of data.samples_per_symbol"),
         ({"phase": -1.0}, "data.phase=-1.0"),
         ({"fading": "flat"}, "none, rayleigh or rician"),
-        ({"frequency": 0.7}, "half a cycle"),
+        ({"frequency": 0.7}, "in cycles per sample, at most 0.5"),
     ):
         with pytest.raises(InputError, match=message):
-            SignalDataConfig(**options)
+            SignalDataConfig(**{"scenario": "synchronised", **options})
 
 
 def test_validation_holds_equally_many_frames_of_every_class_and_snr():
-    data = GeneratedSignals(SignalDataConfig(length=8, val_frames=3, snr_min=-4, snr_max=7, snr_step=5))
-    v = data.validation
+    grid = {"scenario": "synchronised", "length": 8, "val_frames": 3, "snr_min": -4, "snr_max": 7, "snr_step": 5}
+    v = GeneratedSignals(SignalDataConfig(**grid)).validation
     assert sorted(set(v.snr.tolist())) == [-4, 1, 6] and len(v.iq) == 3 * 6 * 3
     assert torch.bincount(v.modulation).tolist() == [9] * 6
-    again = GeneratedSignals(SignalDataConfig(length=8, val_frames=3, snr_min=-4, snr_max=7, snr_step=5)).validation
+    again = GeneratedSignals(SignalDataConfig(**grid)).validation
     assert torch.equal(v.iq, again.iq)

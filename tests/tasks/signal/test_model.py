@@ -12,9 +12,10 @@ from blockyard.complex.symmetry import check_equivariance
 from blockyard.tasks.run import make_task
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.tasks.signal.condition import WAVES, SnrModulation
-from blockyard.tasks.signal.generator import SignalDataConfig
+from blockyard.tasks.signal.config import SignalDataConfig
+from blockyard.tasks.signal.figures import signal_figures
 from blockyard.tasks.signal.model import OnParts, SignalConfig, SignalTransformer
-from blockyard.tasks.signal.task import SignalData, SignalTask, signal_figures
+from blockyard.tasks.signal.task import SignalData, SignalTask
 from blockyard.training.config import TrainConfig
 from tests.fixtures.signals import DATA, SMALL, built, iq
 
@@ -156,7 +157,7 @@ def test_training_and_validation_tell_every_frame_its_own_snr(monkeypatch):
     task.loss(task.model, batch)
     with torch.no_grad():
         task.evaluate(task.model.eval())
-        signal_figures(data.config, data, task.model)
+        signal_figures(data, task.model)
     validation = data.source.validation
     assert torch.equal(seen[0][0], batch["iq"]) and torch.equal(seen[0][1], batch["snr"])
     for frames, snr in seen[1:]:
@@ -200,6 +201,7 @@ def test_an_equaliser_needs_no_patch_for_more_than_one_sample_per_symbol():
         "model": {"d_model": 16, "n_heads": 2},
         "data": {
             "modulations": "qpsk,bpsk",
+            "scenario": "synchronised",
             "target": "symbols",
             "length": 16,
             "samples_per_symbol": 4,
@@ -255,7 +257,7 @@ def test_a_frame_without_order_is_seen_as_a_set(options, expected):
     ids=str,
 )
 def test_the_data_say_whether_the_order_of_samples_tells_anything(options, ordered):
-    data = SignalData(SignalDataConfig(length=8, **options))
+    data = SignalData(SignalDataConfig(scenario="synchronised", length=8, **options))
     fitted = resolve({}, "signal").kind.fit(SignalConfig(**{**SMALL, "frame": 8}), data.assets)
     assert fitted.has_positions is ordered
 

@@ -13,10 +13,11 @@ from blockyard.compare import measure
 from blockyard.compare.compare import compare
 from blockyard.compare.settings import CompareConfig
 from blockyard.tasks.run import load_run
-from blockyard.tasks.signal.generator import SignalDataConfig
+from blockyard.tasks.signal.config import SignalDataConfig
+from blockyard.tasks.signal.figures import signal_figures
 from blockyard.tasks.signal.model import SignalConfig, predict
 from blockyard.tasks.signal.report import SignalParts
-from blockyard.tasks.signal.task import SignalData, SignalTask, signal_figures
+from blockyard.tasks.signal.task import SignalData, SignalTask
 from blockyard.training.config import TrainConfig
 from tests.fixtures.signals import DATA, SMALL
 
@@ -26,7 +27,7 @@ def test_training_reaches_far_more_than_chance_and_the_run_loads(trained):
     assert assets.classes == ("bpsk", "qpsk") and assets.length == 16 and run.task == "signal"
     data = SignalData(run.data)
     with torch.no_grad():
-        figures = signal_figures(run.data, data, model)
+        figures = signal_figures(data, model)
     assert figures["accuracy"][-1] > 0.85
     assert figures["bound"]["frames"] >= 20_000 and figures["bound"]["coherent"]
     assert all(a <= b + 0.15 for a, b in zip(figures["accuracy"], figures["bound"]["accuracy"]))
@@ -58,7 +59,8 @@ def test_losses_of_blocks_are_part_of_the_tasks_loss():
 
 
 def test_symbols_of_a_frame_can_be_the_target():
-    config = SignalDataConfig(modulations="qpsk,bpsk", target="symbols", length=16, samples_per_symbol=2, val_frames=4)
+    options = {"modulations": "qpsk,bpsk", "target": "symbols", "length": 16, "samples_per_symbol": 2, "val_frames": 4}
+    config = SignalDataConfig(scenario="synchronised", **options)
     data = SignalData(config)
     assert data.assets.symbols == 8 and len(data.assets.classes) == 4
     model = SignalConfig(d_model=16, n_heads=2, frame=16, symbols=8, n_classes=4, patch=2)
@@ -68,7 +70,7 @@ def test_symbols_of_a_frame_can_be_the_target():
     task.model.eval()
     with torch.no_grad():
         assert 0 <= task.evaluate(task.model)["val_accuracy"] <= 1
-        assert "bound" not in signal_figures(config, data, task.model)
+        assert "bound" not in signal_figures(data, task.model)
 
 
 def test_signal_models_are_compared_over_snr_beside_the_bound(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from blockyard.tasks.groups import Group
 
 # What says where a row is, in the order of the columns.
-PLACES = ("recording", "row", "frame", "sample", "seconds", "symbol", "label")
+PLACES = (
+    "recording", "row", "frame", "burst", "annotation", "sample", "seconds", "samples", "duration", "lower", "upper",
+    "snr", "frames", "symbol", "label",
+)  # fmt: skip
 # Rows that are written at once.
 ROWS = 1024
 
@@ -40,7 +44,8 @@ def add_arguments(parser: Parser) -> None:
     parser.plain("run", "folder of a run of `train classify` or `train signal`", metavar="DIR", nargs="?")
     parser.plain("file", "text: CSV, TSV or JSONL; samples: SigMF, .npy, .npz, .h5, .wav or raw, cut into the model's "
                  "frames; - for samples from a pipe", metavar="FILE", nargs="?")  # fmt: skip
-    parser.plain("--out", "write there; to standard output when not given", metavar="FILE")
+    parser.plain("--out", "write there; to standard output when not given. With .sigmf-meta as suffix: what was "
+                 "found in a recording, as SigMF annotations", metavar="FILE")  # fmt: skip
     add_trust(parser, "the run")
     add_flat(parser, "how to classify", options_of(ClassifyOptions))
     add_groups(parser, recording_groups())
@@ -62,11 +67,17 @@ def run(arguments: argparse.Namespace) -> int:
     at_least(1, **{"--top": options.top, "--batch_size": options.batch_size})
     if arguments.out is not None:
         check_writable(arguments.out)
+    if arguments.out is not None and arguments.out.endswith(".sigmf-meta"):
+        options = replace(options, annotations=Path(arguments.out))
     trained = load_run(Path(arguments.run), which=options.checkpoint, trust=trusted(arguments))
     rows = trained.run.kind.classify(trained, Path(arguments.file), options)
     told: Counter[bool] = Counter()
     text = written(_counted(rows, told), options.format)
-    if arguments.out is None:
+    if options.annotations is not None:
+        # The kind of run writes them; the rows are only gone through.
+        for _ in text:
+            pass
+    elif arguments.out is None:
         for part in text:
             write_as_it_is(part)
     else:
@@ -90,7 +101,7 @@ def recording_groups() -> dict[str, Group]:
 def _counted(rows: Iterable[dict[str, Any]], told: Counter[bool]) -> Iterator[dict[str, Any]]:
     """Yield the rows and count how many of the labelled ones are right."""
     for row in rows:
-        if "label" in row:
+        if "label" in row and row["is"]:
             told[row["is"][0]["class"] == row["label"]] += 1
         yield row
 
@@ -109,7 +120,7 @@ def written(rows: Iterable[dict[str, Any]], format: str) -> Iterator[str]:
         if not place:
             place = [key for key in PLACES if any(key in row for row in chunk)]
             if format == "csv":
-                ranks = range(1, len(chunk[0]["is"]) + 1)
+                ranks = range(1, max(len(row["is"]) for row in chunk) + 1)
                 yield _csv([[*place, *(f"{what}_{rank}" for rank in ranks for what in ("class", "probability"))]])
         if format == "json":
             yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chunk)
@@ -117,7 +128,7 @@ def written(rows: Iterable[dict[str, Any]], format: str) -> Iterator[str]:
             values = ([value for entry in row["is"] for value in entry.values()] for row in chunk)
             yield _csv([[*(row.get(key, "") for key in place), *found] for row, found in zip(chunk, values)])
         else:
-            counts.update(row["is"][0]["class"] for row in chunk)
+            counts.update(row["is"][0]["class"] for row in chunk if row["is"])
             yield "".join(_line(row, place) for row in chunk)
     if counts:
         shares = (f"{name} {100 * n / counts.total():.1f} %" for name, n in counts.most_common())
@@ -138,8 +149,15 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _line(row: dict[str, Any], place: list[str]) -> str:
-    where = "  ".join(f"{key} {row.get(key, ''):>5}" for key in place)
-    return f"{where}  " + "   ".join(f"{e['class']:<8} {100 * e['probability']:5.1f} %" for e in row["is"]) + "\n"
+    where = "  ".join(f"{key} {shown(row.get(key, '')):>5}" for key in place)
+    # A burst that is shorter than a frame has no answer.
+    found = "   ".join(f"{e['class']:<8} {100 * e['probability']:5.1f} %" for e in row["is"]) or "too short for a frame"
+    return f"{where}  {found}\n"
+
+
+def shown(value: Any) -> Any:
+    """Return a value as a table has it."""
+    return "–" if value is None else value
 
 
 COMMAND = Command(

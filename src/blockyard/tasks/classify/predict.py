@@ -28,6 +28,12 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> list[dic
 
     if options.snr is not None:
         raise InputError(f"--snr={options.snr:g}: text has none; it is for runs of `train signal`")
+    for name in ("detect", "waterfall", "annotations"):
+        if getattr(options, name):
+            flag = "--out x.sigmf-meta" if name == "annotations" else f"--{name}"
+            raise InputError(f"{flag}: text has no samples; it is for runs of `train signal`")
+    if options.by != "frame":
+        raise InputError(f"--by={options.by} is for recordings, not for the text of this run")
     if options.data:
         raise InputError(f"--data.{next(iter(options.data))} is for recordings, not for the text of this run")
     model, assets, run = trained

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError, at_least
-from blockyard.tasks.signal.generator import SignalDataConfig, SignalGenerator
+from blockyard.tasks.signal.config import SignalDataConfig
+from blockyard.tasks.signal.generator import SignalGenerator
 from blockyard.tasks.signal.modulations import constellation, product_levels, symmetry_order
 
 FRAMES = 20_000
@@ -82,8 +83,9 @@ def maximum_likelihood_bound(
     if snr_range is not None and not snr_range[0] <= snr_range[1]:
         raise InputError(f"snr_range={snr_range} should be two numbers of dB, the lower one first")
     config = SignalDataConfig(
-        modulations=",".join(classes), length=length, phase=0.0 if coherent else math.pi, snr_min=-60, snr_max=100
-    )
+        scenario="synchronised", modulations=",".join(classes), length=length, phase=0.0 if coherent else math.pi,
+        snr_min=-60, snr_max=100,
+    )  # fmt: skip
     source = SignalGenerator(config)
     accuracy, confusion = [], []
     for number, level in enumerate(snr):

@@ -8,8 +8,10 @@ ones works on their real and imaginary parts side by side, twice as wide, and en
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,7 @@ from blockyard.complex.linear import (
     to_pairs,
 )
 from blockyard.complex.norms import ModReLU, make_complex_norm
-from blockyard.errors import InputError
+from blockyard.errors import InputError, one_of
 from blockyard.models.config import BlocksConfig
 from blockyard.models.trunk import Trunk
 from blockyard.nn.dropout import Dropout
@@ -36,6 +38,13 @@ from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.registry.pattern import LayerSpec
 from blockyard.registry.register import implementation
 from blockyard.tasks.signal.condition import SnrModulation, check_snr
+from blockyard.tasks.signal.features import Features, features_of, width_of
+from blockyard.tasks.signal.receiver import SYMBOLS, receive
+
+# Samples of the shortest frame that a blind receiver makes anything of.
+LEAST_FRAME = 256
+# Width of what joins features and blocks before the head.
+JOINED = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +60,18 @@ class SignalConfig(BlocksConfig):
         d_model: width of the residual stream; of complex numbers where a layer is complex.
         n_layers: number of blocks.
         n_heads: number of attention heads, dividing d_model.
-        patch: samples per position of the blocks, dividing the frame; None = the samples of a symbol where symbols are
-            told apart, else 1.
+        patch: samples (or received symbols) per position of the blocks, dividing the frame; None = the samples of a
+            symbol where symbols are told apart, 16 of a blind frame, 4 received symbols, else 1.
         positions: whether blocks see where a sample stands: yes, as each layer's rope says; no, which sets rope=none;
             auto is no for modulations at one sample per symbol without fading and carrier offset, yes for all else.
-        normalise: bring every frame to unit power first; for recordings of unknown scale.
+        normalise: bring every frame to unit power first, for recordings of unknown scale; none is as the data want it:
+            yes in the blind scenario.
+        features: what the head reads beside the blocks, computed without weights: cumulants of the symbols, spectra (of
+            powers of samples and symbols, histograms of envelope and frequency), all, or none; auto is all in the blind
+            scenario, else none.
+        samples: what the blocks see: raw samples, or the 256 symbols that a blind receiver without weights reads of
+            the frame (received).
+        blind: whether the data are of the blind scenario.
         condition: what the model is told beside the samples: none, or snr, the SNR of each frame in dB (Es/N0), as a
             receiver that has measured its noise knows it.
         readout: what the head sees of a complex stream: magnitude (blind to a rotation of the frame), parts (real and
@@ -68,15 +84,20 @@ class SignalConfig(BlocksConfig):
         zero_init_outputs: start every block as the identity and every output at 0.
     """
 
+    older: ClassVar[Mapping[str, Any]] = MappingProxyType({"features": "none", "samples": "raw"})
+
     frame: int = 128
     n_classes: int = 6
     symbols: int = 0
     ordered: bool = True
+    blind: bool = False
     d_model: int = 64
     n_layers: int = 1
     patch: int | None = None
     positions: Literal["auto", "yes", "no"] = "auto"
-    normalise: bool = False
+    normalise: bool | None = None
+    features: Literal["auto", "none", "cumulants", "spectra", "all"] = "auto"
+    samples: Literal["raw", "received"] = "raw"
     condition: Literal["none", "snr"] = "none"
     readout: Literal["auto", "magnitude", "parts"] = "auto"
     norm: Literal["rms", "layer", "whiten"] = "rms"  # type: ignore[assignment]
@@ -90,8 +111,15 @@ class SignalConfig(BlocksConfig):
             raise InputError(f"model.positions={self.positions!r} should be auto, yes or no")
         if self.condition not in ("none", "snr"):
             raise InputError(f"model.condition={self.condition!r} should be none or snr")
-        if self.frame % self.samples_per_position:
-            raise InputError(f"model.patch={self.patch} should divide the frame of {self.frame} samples")
+        one_of(("auto", "none", "cumulants", "spectra", "all"), **{"model.features": self.features})
+        one_of(("raw", "received"), **{"model.samples": self.samples})
+        if self.symbols and (self.is_received or self.feature_kinds != "none"):
+            raise InputError(
+                "model.features and model.samples=received are for whole frames: leave them out for symbols"
+            )
+        if self.seen % self.samples_per_position:
+            what = "the 256 received symbols" if self.is_received else f"the frame of {self.frame} samples"
+            raise InputError(f"model.patch={self.patch} should divide {what}")
         if self.symbols and self.symbols % self.length:
             raise InputError(
                 f"model.patch={self.patch} makes {self.length} positions of a frame with {self.symbols} symbols; every "
@@ -104,12 +132,50 @@ class SignalConfig(BlocksConfig):
         """Samples of a frame that one position of the blocks holds."""
         if self.patch is not None:
             return self.patch
+        if self.is_received:
+            return 4
+        if self.suits_receiver and self.frame % 16 == 0:
+            return 16
         return max(self.frame // self.symbols, 1) if self.symbols else 1
 
     @property
     def length(self) -> int:
         """Positions of a frame."""
-        return self.frame // self.samples_per_position
+        return self.seen // self.samples_per_position
+
+    @property
+    def is_received(self) -> bool:
+        """Whether the blocks see symbols that a receiver has read."""
+        return self.samples == "received"
+
+    @property
+    def suits_receiver(self) -> bool:
+        """Whether frames are long enough, and so little known, that a blind receiver comes first."""
+        return self.blind and not self.symbols and self.frame >= LEAST_FRAME
+
+    @property
+    def feature_kinds(self) -> Features:
+        """The features that the head reads."""
+        if self.features == "auto":
+            return "all" if self.suits_receiver else "none"
+        return self.features
+
+    @property
+    def normalises(self) -> bool:
+        """Whether frames are brought to unit power."""
+        return self.blind if self.normalise is None else self.normalise
+
+    def check_frame(self) -> None:
+        """Refuse frames that are too short for a receiver; asked when the frame is known."""
+        if (self.is_received or self.feature_kinds != "none") and self.frame < LEAST_FRAME:
+            raise InputError(
+                f"model.features and model.samples=received need frames of {LEAST_FRAME} samples, not {self.frame}"
+            )
+
+    @property
+    def seen(self) -> int:
+        """Samples of a frame that the blocks see, in patches."""
+        return SYMBOLS if self.is_received else self.frame
 
     @property
     def is_causal(self) -> bool:
@@ -247,6 +313,31 @@ class ComplexStem(ComplexModule):
         return Cost(sum(p.numel() for p in self.parameters()), self.embed.flops(tokens))
 
 
+class Joint(nn.Module):
+    """Two layers of GELU over features and what the blocks have made of the frame, side by side.
+
+    Args:
+        width: of the blocks' mean.
+        features: how many.
+
+    Shapes: x [B, width], features [B, n] -> [B, JOINED].
+    """
+
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__()
+        self.first = Linear(width + features, JOINED, bias=True)
+        self.second = Linear(JOINED, JOINED, bias=True)
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        x = F.gelu(self.first(torch.cat([x, features.to(x.dtype)], dim=-1)))
+        return x + F.gelu(self.second(x))
+
+    def cost(self) -> Cost:
+        """Parameters, and forward FLOPs of one frame."""
+        shapes = [(m.weight.shape[1], m.weight.shape[0]) for m in (self.first, self.second)]
+        return Cost(sum(p.numel() for p in self.parameters()), linear_flops(1, *shapes))
+
+
 class Head(Linear):
     """The output matrix."""
 
@@ -262,11 +353,13 @@ class SignalOutput:
         logits: [B, n_classes], or [B, symbols, n_classes].
         loss: mean cross-entropy in nats, when targets were given.
         aux: what the blocks have to say, as `Trunk.through_blocks` gives it.
+        features: [B, width], what the head reads of whole frames; None for symbols.
     """
 
     logits: Tensor
     loss: Tensor | None = None
     aux: dict[str, Any] | None = None
+    features: Tensor | None = None
 
 
 class SignalTransformer(Trunk, ComplexModule):
@@ -284,6 +377,7 @@ class SignalTransformer(Trunk, ComplexModule):
 
     def __init__(self, config: SignalConfig) -> None:
         super().__init__(config)
+        config.check_frame()
         self.complex_valued = config.is_complex
         self.stem = (ComplexStem if self.complex_valued else RealStem)(config.samples_per_position, config.d_model)
         known = config.condition == "snr"
@@ -291,9 +385,12 @@ class SignalTransformer(Trunk, ComplexModule):
         self.dropout = Dropout(config.dropout)
         self.build_blocks()
         parts = 2 if self.complex_valued and not config.reads_magnitudes else 1
-        self.head_snr = SnrModulation(parts * config.d_model, shift=True) if known else None
+        width = parts * config.d_model
+        self.joint = Joint(width, width_of(config.feature_kinds)) if config.feature_kinds != "none" else None
+        width = width if self.joint is None else JOINED
+        self.head_snr = SnrModulation(width, shift=True) if known else None
         per_position = config.symbols // config.length if config.symbols else 1
-        self.head = Head(parts * config.d_model, per_position * config.n_classes, bias=True)
+        self.head = Head(width, per_position * config.n_classes, bias=True)
         if config.zero_init_outputs:
             nn.init.zeros_(self.head.weight)
         self.start_as_identity()
@@ -315,11 +412,12 @@ class SignalTransformer(Trunk, ComplexModule):
         if iq.dtype not in COMPLEX_DTYPES:
             raise InputError(f"iq has dtype {iq.dtype}, expected complex64 or complex128")
         check_snr(snr, config.condition, iq.shape[0])
-        if config.normalise:
+        if config.normalises:
             # Not by |iq|, which has no slope at 0.
             power = torch.view_as_real(iq.resolve_conj()).square().sum(-1).mean(-1, keepdim=True)
             iq = iq / power.clamp(min=torch.finfo(power.dtype).tiny).sqrt()
-        x = self.stem(iq.unflatten(-1, (-1, config.samples_per_position)))
+        seen, features = self._received(iq)
+        x = self.stem(seen.unflatten(-1, (-1, config.samples_per_position)))
         if self.stem_snr is not None and snr is not None:
             x = self.stem_snr(x, snr)
         x = self.dropout(x)
@@ -328,6 +426,8 @@ class SignalTransformer(Trunk, ComplexModule):
             x = magnitude(x, 1e-6) if config.reads_magnitudes else to_pairs(x)
         if not config.symbols:
             x = x.mean(1)
+        if self.joint is not None and features is not None:
+            x = self.joint(x, features)
         if self.head_snr is not None and snr is not None:
             x = self.head_snr(x, snr)
         logits = self.head(x)
@@ -336,7 +436,19 @@ class SignalTransformer(Trunk, ComplexModule):
         loss = None
         if targets is not None:
             loss = F.cross_entropy(widened(logits).flatten(0, -2), targets.flatten())
-        return SignalOutput(logits, loss, aux)
+        return SignalOutput(logits, loss, aux, None if config.symbols else x)
+
+    def _received(self, iq: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the blocks see of frames, and their features: without weights, hence without gradients."""
+        config = self.config
+        if not config.is_received and config.feature_kinds == "none":
+            return iq, None
+        with torch.no_grad(), torch.autocast(iq.device.type, enabled=False):
+            found = receive(iq)
+            features = None if config.feature_kinds == "none" else features_of(found, config.feature_kinds)
+            # A complex stream turns with the frame, a real one is spared it.
+            seen = found.upright(keep_phase=self.complex_valued) if config.is_received else iq
+        return seen, features
 
     def cost(self, length: int) -> Cost:
         """Parameters and forward FLOPs for one frame of `length` positions."""
@@ -344,7 +456,8 @@ class SignalTransformer(Trunk, ComplexModule):
         shape = (self.head.weight.shape[1], self.head.weight.shape[0])
         head = Cost(sum(p.numel() for p in self.head.parameters()), linear_flops(rows, shape))
         told = sum((m.cost() for m in (self.stem_snr, self.head_snr) if m is not None), Cost())
-        return self.stem.cost(length) + self.blocks_cost(length) + head + told
+        joint = Cost() if self.joint is None else self.joint.cost()
+        return self.stem.cost(length) + self.blocks_cost(length) + joint + head + told
 
 
 def predict(model: nn.Module, iq: Tensor, snr: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from blockyard.report.chart import Chart
 from blockyard.report.palette import Palette
 from blockyard.report.parts import Parts, Section, Table, first_finished
 from blockyard.report.schema import Report
+from blockyard.tasks.signal.charts import Curve, draw_accuracy, draw_calibration, draw_confusion, telling
 
 
 class SignalParts(Parts):
@@ -17,11 +18,18 @@ class SignalParts(Parts):
     def how_to_read(self, report: Report) -> list[str]:
         lines = [
             "Accuracy is the share of right decisions on validation frames made apart from those of the training, the "
-            "same number at every SNR and of every class. SNR is Es/N0 in dB.",
+            "same number at every SNR and of every class. SNR is Es/N0 in dB: energy of a symbol over density of the "
+            "noise." + _per_sample(report),
         ]
+        if any("calibration" in figures for figures in _figures(report).values()):
+            lines.append(
+                "The expected calibration error is the mean distance between the probability of an answer and how "
+                "often such answers are right; calibrated with a temperature that half of the validation frames give, "
+                "judged by the other half."
+            )
         if any("bound" in figures for figures in _figures(report).values()):
             lines.append(
-                "The bound is the maximum-likelihood classifier that knows the SNR and the phase, by Monte Carlo: no "
+                f"The bound is the maximum-likelihood classifier that knows {_bound_knows(report)}, by Monte Carlo: no "
                 "classifier of these frames is right more often, except by chance in this sample of them. "
                 + _knowledge(report)
             )
@@ -44,6 +52,11 @@ class SignalParts(Parts):
                 )
             )
         snr = _telling(found)
+        calibrated = {name: figures["calibration"] for name, figures in found.items() if "calibration" in figures}
+        if calibrated:
+            lede = "Of the first seed of every choice, over all SNRs."
+            tables, charts = [_calibration_table(calibrated)], [_calibration_chart(report, calibrated)]
+            sections.append(Section("How sure, and how often right", lede, tables=tables, charts=charts))
         confusions = [
             _confusion_chart(name, snr, figures["classes"], figures["confusion"][snr])
             for name, figures in found.items()
@@ -78,6 +91,11 @@ def _knowledge(report: Report) -> str:
     return "The models are not told the SNR (model.condition=snr would)."
 
 
+def _bound_knows(report: Report) -> str:
+    bounds = [figures["bound"] for figures in _figures(report).values() if "bound" in figures]
+    return "the SNR and the phase" if bounds[0]["coherent"] else "the SNR, and averages over phase and timing"
+
+
 def _mean_accuracy(choice: Any) -> list[float] | None:
     """Accuracy at each SNR, averaged over the seeds that finished."""
     curves = [r["figures"]["accuracy"] for r in choice["runs"] if r.get("figures") and "accuracy" in r["figures"]]
@@ -96,38 +114,53 @@ def _accuracy_table(report: Report, found: Mapping[str, Mapping[str, Any]]) -> T
     return Table("Right decisions, per cent, at each SNR in dB", ["", *(f"{snr:g}" for snr in first["snr"])], rows)
 
 
+def _per_sample(report: Report) -> str:
+    """Return how much lower the SNR of a sample is, where there are several to a symbol."""
+    least, most = next((f["per_sample"] for f in _figures(report).values() if "per_sample" in f), (0.0, 0.0))
+    if not most:
+        return ""
+    span = f"{least:.1f} to {most:.1f}" if most > least else f"{most:.1f}"
+    return f" The SNR of a sample is {span} dB lower."
+
+
 def _over_snr(report: Report) -> Chart:
     def draw(axes: Any, palette: Palette) -> None:
-        bound: Any = None
+        curves, bound, chance = [], None, 0.0
         for index, choice in enumerate(report["choices"]):
             curve = _mean_accuracy(choice)
             run: Any = first_finished(choice["runs"])
             if curve is None or run is None:
                 continue
-            look = palette.style(index)
             figures = run["figures"]
-            axes.plot(
-                figures["snr"], [100 * value for value in curve], color=look.colour, linewidth=1.7,
-                dashes=look.dashes or (None, None), marker=look.marker, markersize=4.5,
-            )  # fmt: skip
-            bound = bound or (figures.get("bound") and (figures["snr"], figures["bound"]))
-            chance = 100 / len(figures["classes"])
-            axes.axhline(chance, color=palette.grid, linewidth=0.8)
+            curves.append(Curve("", figures["snr"], curve, index))
+            chance = 1 / len(figures["classes"])
+            bound = bound or (figures.get("bound") and (figures["snr"], figures["bound"]["accuracy"]))
         if bound:
-            snr, values = bound
-            axes.plot(snr, [100 * v for v in values["accuracy"]], color=palette.ink, linewidth=1.0, dashes=(1, 1.5))
-            axes.annotate(
-                "maximum likelihood", (snr[len(snr) // 2], 100 * values["accuracy"][len(snr) // 2]),
-                xytext=(-6, 4), textcoords="offset points", ha="right", fontsize=8, color=palette.ink,
-            )  # fmt: skip
-        axes.set_xlabel("SNR (dB)")
-        axes.set_ylabel("right decisions (%)")
-        axes.set_ylim(0, 102)
+            curves.append(Curve("maximum likelihood", *bound, None))
+        draw_accuracy(axes, palette, curves, chance)
 
     caption = "Right decisions at each SNR; dotted: what no classifier can exceed; thin line: guessing."
     if any("bound" in figures for figures in _figures(report).values()):
-        caption += f" The bound knows SNR and phase. {_knowledge(report)}"
+        caption += f" The bound knows {_bound_knows(report)}. {_knowledge(report)}"
     return Chart("accuracy-over-snr", "Accuracy over SNR", caption, draw, group="signal")
+
+
+def _calibration_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = [
+        [name, f"{c['raw']['ece']:.3f}", f"{c['calibrated']['ece']:.3f}", f"{c['temperature']:.2f}"]
+        for name, c in found.items()
+    ]
+    return Table("Expected calibration error", ["", "as trained", "calibrated", "temperature"], rows)
+
+
+def _calibration_chart(report: Report, found: Mapping[str, Mapping[str, Any]]) -> Chart:
+    looks = {choice["name"]: index for index, choice in enumerate(report["choices"])}
+
+    def draw(axes: Any, palette: Palette) -> None:
+        draw_calibration(axes, palette, [("", looks[name], curves["raw"]) for name, curves in found.items()])
+
+    caption = "As trained; on the dotted line a probability says how often it is right. Larger marks: more frames."
+    return Chart("calibration", "Share right over probability", caption, draw, group="signal")
 
 
 def _telling(found: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -138,38 +171,17 @@ def _telling(found: Mapping[str, Mapping[str, Any]]) -> str | None:
     if "snr" not in shown[0]:
         return next(iter(shown[0]["confusion"]))
     best = [max(values) for values in zip(*(figures["accuracy"] for figures in shown))]
-    nearest = min(range(len(best)), key=lambda i: abs(best[i] - 0.75))
-    return f"{shown[0]['snr'][nearest]:g}"
+    return f"{shown[0]['snr'][telling(best)]:g}"
 
 
 def _confusion_chart(name: str, snr: str, classes: list[str], shares: list[list[float]]) -> Chart:
     def draw(axes: Any, palette: Palette) -> None:
-        count = len(classes)
-        for row, values in enumerate(shares):
-            for column, value in enumerate(values):
-                side = 0.96 * value**0.5
-                axes.add_patch(_square(column, row, side, palette.style(0 if row == column else 1).colour))
-                if value >= 0.005:
-                    axes.text(
-                        column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=palette.ink
-                    )
-        axes.set_xticks(range(count), classes, rotation=45, ha="right", fontsize=7)
-        axes.set_yticks(range(count), classes, fontsize=7)
-        axes.set_xlim(-0.5, count - 0.5)
-        axes.set_ylim(count - 0.5, -0.5)
-        axes.set_aspect("equal")
-        axes.grid(False)
+        draw_confusion(axes, palette, classes, shares)
 
     where = f" at {snr} dB" if snr != "all" else ""
     caption = "Per cent of each row; the area of a square is its share."
     slug = "".join(c if c.isalnum() else "-" for c in f"{name}-{snr}")
     return Chart(f"confusion-{slug}", f"{name}{where}", caption, draw, legend=False, group="signal")
-
-
-def _square(x: float, y: float, side: float, colour: str) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - side / 2, y - side / 2), side, side, facecolor=colour, alpha=0.45, linewidth=0)
 
 
 def _constellation_chart(shown: Mapping[str, list[list[float]]]) -> Chart:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,11 @@ from blockyard.errors import InputError
 from blockyard.files import parse_json, write_atomically
 from blockyard.models.trunk import seeded
 from blockyard.tasks.kind import ClassifyOptions, Quality, Run, TaskKind, register_task
-from blockyard.tasks.signal.bound import maximum_likelihood_bound
-from blockyard.tasks.signal.generator import Frames, GeneratedSignals, SignalDataConfig
-from blockyard.tasks.signal.model import SignalConfig, SignalTransformer, predict
+from blockyard.tasks.signal.calibration import Calibration
+from blockyard.tasks.signal.config import BLIND_ONLY, SignalDataConfig
+from blockyard.tasks.signal.familiar import Familiar
+from blockyard.tasks.signal.generator import GeneratedSignals
+from blockyard.tasks.signal.model import SignalConfig, SignalTransformer
 from blockyard.tasks.signal.modulations import constellation
 from blockyard.tasks.signal.recordings.labelled import RecordedSignals
 from blockyard.training.auxiliary import with_auxiliary
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from blockyard.tasks.signal.report import SignalParts
 
 ASSETS = "signal.json"
-# Frames shown of each modulation in a report, and samples of each.
-_SHOWN = 400
+# Options of the data that versions before had not.
+NEWER = ("scenario", "train_frames", *BLIND_ONLY)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class SignalAssets:
         power: mean power of the frames it was trained on, lowest and highest, on the scale of the samples.
         ordered: whether the order of a frame's samples tells anything.
         snr: lowest and highest SNR that it was trained on, dB.
+        calibration: what turns logits into probabilities, unknown among the answers; None for runs without.
+        familiar: what the training's frames look like; None for runs that do not say.
+        blind: whether the frames are of the blind scenario.
     """
 
     classes: tuple[str, ...]
@@ -53,6 +57,9 @@ class SignalAssets:
     power: tuple[float, float] | None = None
     ordered: bool = True
     snr: tuple[float, float] | None = None
+    calibration: Calibration | None = None
+    familiar: Familiar | None = None
+    blind: bool = False
 
 
 class SignalData:
@@ -75,9 +82,10 @@ class SignalData:
     @property
     def assets(self) -> SignalAssets:
         c = self.config
-        power, snr = None, None
+        power, snr, blind = None, None, c.scenario == "blind"
         if c.path is None:
             snr = (c.snr_min, c.snr_max)
+        if c.path is None and not blind:
             # Signal and noise; the signal's own power is 1.
             power = (
                 1 + c.samples_per_symbol * 10 ** (-c.snr_max / 10),
@@ -87,7 +95,7 @@ class SignalData:
             points = constellation(c.classes[0])
             names = tuple(f"{p.real:+.3f}{p.imag:+.3f}j" for p in points.tolist())
             return SignalAssets(names, c.length, c.symbols, power, c.ordered, snr)
-        return SignalAssets(self.source.classes, c.length, 0, power, c.ordered, snr)
+        return SignalAssets(self.source.classes, c.length, 0, power, c.ordered, snr, blind=blind)
 
     def validation_batches(self, rows: int, most: int) -> Iterator[Batch]:
         """`{"iq", "targets", "snr"}` of up to `most` batches, in an order in which every part holds all SNRs and
@@ -146,7 +154,8 @@ class SignalTask:
 
     def save_assets(self, folder: Path) -> None:
         """Class names and the frame's length."""
-        write_atomically(folder / ASSETS, json.dumps(asdict(self.data.assets), indent=2) + "\n")
+        stored = {k: v for k, v in asdict(self.data.assets).items() if k not in ("calibration", "familiar")}
+        write_atomically(folder / ASSETS, json.dumps(stored, indent=2) + "\n")
 
 
 @register_task
@@ -158,18 +167,21 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     data_title = "the signals"
     model_config = SignalConfig
     data_config = SignalDataConfig
-    from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0, "ordered": True})
+    from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0, "ordered": True, "blind": False})
     unit = "sample"
-    # One layer and a high rate: two layers cost twice as much and were right 0.6 points more often at 10 dB after the
-    # same steps; four times 900 steps brought one point at low SNR (docs/signals.md).
-    train_defaults = MappingProxyType({"steps": 3600, "batch_size": 96, "lr": 1e-2, "eval_batches": 50})
-    # Enough that the models are apart; three seeds of a real and a complex choice take half an hour on two cores.
-    compare_defaults = MappingProxyType({"budget_value": 5_000_000.0})
+    # One layer and a high rate (docs/signals.md).
+    train_defaults = MappingProxyType({"steps": 2400, "batch_size": 96, "lr": 1e-2, "eval_batches": 50})
+    # Enough that the models are apart: 500 steps of blind frames.
+    compare_defaults = MappingProxyType({"budget_value": 50_000_000.0})
     own_data_options = ("path",)
 
     def older_data(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        # Versions before held every tenth frame of a recording back, and have seen the others.
-        return {"split": "frame"} if data.get("path") is not None else {}
+        # Versions before knew the synchronised scenario alone.
+        was = {
+            name: value for name, value in asdict(SignalDataConfig(scenario="synchronised")).items() if name in NEWER
+        }
+        # They held every tenth frame of a recording back, and have seen the others.
+        return was | ({"split": "frame"} if data.get("path") is not None else {})
 
     def report(self) -> SignalParts:
         from blockyard.tasks.signal.report import SignalParts
@@ -208,6 +220,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
             n_classes=len(assets.classes),
             symbols=assets.symbols,
             ordered=assets.ordered,
+            blind=assets.blind,
         )
 
     def load_assets(self, folder: Path) -> SignalAssets:
@@ -215,13 +228,17 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
         try:
             stored = parse_json(path.read_text(encoding="utf-8"))
             power, snr = stored["power"], stored.get("snr")
+            classes = tuple(stored["classes"])
             return SignalAssets(
-                tuple(stored["classes"]),
+                classes,
                 int(stored["length"]),
                 int(stored["symbols"]),
                 tuple(power) if power else None,
                 bool(stored.get("ordered", True)),
                 tuple(snr) if snr else None,
+                Calibration.load(folder, classes),
+                Familiar.load(folder),
+                bool(stored.get("blind", False)),
             )
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{path} is missing or damaged: {error}") from error
@@ -231,74 +248,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
         return Quality(f"validation {what}", "", "val_accuracy", "higher", "nats", margin=0.01)
 
     def figures(self, run: Run[SignalConfig, SignalDataConfig], data: SignalData, model: Any) -> dict[str, Any]:
-        """Accuracy over SNR, confusion at each SNR, and the maximum-likelihood bound where there is one."""
-        return signal_figures(run.data, data, model)
+        """Accuracy over SNR, confusion at each SNR, calibration, and the bound where there is one."""
+        from blockyard.tasks.signal.figures import signal_figures
 
-
-def signal_figures(config: SignalDataConfig, data: SignalData, model: SignalTransformer) -> dict[str, Any]:
-    """Return what a report shows of a trained model, as plain data.
-
-    Args:
-        config: the signals.
-        data: their validation frames.
-        model: in eval mode.
-    """
-    frames = data.source.validation
-    chosen = predict(model, frames.iq, frames.snr if model.config.condition == "snr" else None).argmax(-1)
-    targets = data.source.targets(frames)
-    found: dict[str, Any] = {
-        "target": config.target, "classes": list(data.assets.classes), "condition": model.config.condition
-    }  # fmt: skip
-    if config.path is not None:
-        found["confusion"] = {"all": confusion(chosen, targets, len(data.assets.classes))}
-        return found
-    at = {f"{snr:g}": frames.snr == snr for snr in config.snr_grid}
-    found["snr"] = list(config.snr_grid)
-    found["accuracy"] = [float((chosen[rows] == targets[rows]).double().mean()) for rows in at.values()]
-    found["frames_per_snr"] = int(next(iter(at.values())).sum())
-    if config.target == "modulation":
-        count = len(data.assets.classes)
-        found["confusion"] = {snr: confusion(chosen[rows], targets[rows], count) for snr, rows in at.items()}
-        found["constellations"] = constellations(frames, config)
-        if has_bound(config):
-            bound = maximum_likelihood(config.classes, config.length, config.snr_grid)
-            found["bound"] = {"accuracy": list(bound.accuracy), "frames": bound.frames, "coherent": bound.coherent}
-    return found
-
-
-def confusion(chosen: Tensor, targets: Tensor, classes: int) -> list[list[float]]:
-    """[true class][chosen class], shares of each true class."""
-    counts = torch.zeros(classes, classes)
-    counts.index_put_((targets.flatten(), chosen.flatten()), torch.ones(targets.numel()), accumulate=True)
-    return (counts / counts.sum(1, keepdim=True).clamp(min=1)).tolist()
-
-
-def constellations(frames: Frames, config: SignalDataConfig) -> dict[str, list[list[float]]]:
-    """Some samples of every modulation at the highest SNR of the grid: {class: [[re, im], …]}.
-
-    Where every frame has a phase of its own they are those of one frame.
-    """
-    best = frames.snr == max(config.snr_grid)
-    phase = config.phase if config.test_phase is None else config.test_phase
-    alike = not phase and not config.frequency and config.fading == "none"
-    most = _SHOWN if alike else config.length
-    shown = {}
-    for number, name in enumerate(config.classes):
-        samples = frames.iq[best & (frames.modulation == number)].flatten()[:most]
-        shown[name] = [[round(float(z.real), 3), round(float(z.imag), 3)] for z in samples]
-    return shown
-
-
-def has_bound(config: SignalDataConfig) -> bool:
-    """Return whether symbols in white noise are all that there is, up to a turn of the frame: what the bound is exact
-    for.
-
-    A carrier offset only makes it harder, so that the bound is still one.
-    """
-    return config.samples_per_symbol == 1 and config.fading == "none" and config.target == "modulation"
-
-
-@cache
-def maximum_likelihood(classes: tuple[str, ...], length: int, snr: tuple[float, ...]) -> Any:
-    """The coherent bound, computed once for all runs of a comparison."""
-    return maximum_likelihood_bound(classes, length, snr)
+        return signal_figures(data, model)

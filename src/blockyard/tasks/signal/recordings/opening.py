@@ -27,6 +27,8 @@ class RecordingOptions:
         format: of raw samples: cu8, cs8, cs16, cs32, cf32, cf64 (with _be: high byte first); auto reads files that say
             what they are (npy, npz, HDF5, wav, SigMF) and raw ones whose suffix is their format.
         sample_rate: samples per second; none means what the file says, if it does.
+        symbol_rate: symbols per second (per sample where the sample rate is not known), if known: `classify` brings
+            samples to as many a symbol as a run was trained with.
         channel: which of several channels.
 
     Raises:
@@ -36,12 +38,15 @@ class RecordingOptions:
     format: str = "auto"
     sample_rate: float | None = None
     channel: int = 0
+    symbol_rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.format != "auto":
             raw_type(self.format)
         if self.sample_rate is not None and not 0 < self.sample_rate < float("inf"):
             raise InputError(f"data.sample_rate={self.sample_rate} should be a number of samples per second above 0")
+        if self.symbol_rate is not None and not 0 < self.symbol_rate < float("inf"):
+            raise InputError(f"data.symbol_rate={self.symbol_rate} should be a number of symbols per second above 0")
         if self.channel < 0:
             raise InputError(f"data.channel={self.channel} should be at least 0")
 
@@ -58,6 +63,24 @@ def open_recordings(path: Path | str, options: RecordingOptions | None = None) -
         if recording.count == 0:
             raise InputError(f"{recording.name} holds no samples")
         recording.check_channel(options.channel)
+    return found
+
+
+def samples_per_symbol(recording: Recording, options: RecordingOptions) -> float | None:
+    """Return how many samples a symbol has; None where no symbol rate is given.
+
+    Raises:
+        InputError: for a symbol rate above half of the sample rate, or one in hertz where the sample rate is not known.
+    """
+    if options.symbol_rate is None:
+        return None
+    rate = recording.sample_rate
+    if rate is None and options.symbol_rate > 0.5:
+        asked = f"data.symbol_rate={options.symbol_rate:g} needs the sample rate"
+        raise InputError(f"{asked}, which {recording.name} does not say: give --data.sample_rate")
+    found = (rate or 1.0) / options.symbol_rate
+    if found < 1:
+        raise InputError(f"data.symbol_rate={options.symbol_rate:g} is above the sample rate of {rate or 1:g}")
     return found
 
 

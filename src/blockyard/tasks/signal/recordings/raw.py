@@ -76,6 +76,13 @@ def sample_type(name: str) -> SampleType | None:
     return SampleType(name, order + code, full, kind.startswith("u"), match.group(1) == "c")
 
 
+def sigmf_name(type: SampleType) -> str:
+    """Return what SigMF calls a type: ci16_le for cs16, cu8 for cu8."""
+    base = type.name.split("_")[0].replace("s", "i")
+    order = "" if base.endswith("8") else "_be" if type.code[0] == ">" else "_le"
+    return base + order
+
+
 def raw_type(name: str) -> SampleType:
     """Return the type of a raw format that a user names.
 

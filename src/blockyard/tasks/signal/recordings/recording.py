@@ -46,12 +46,16 @@ class Annotation:
         count: samples; none means until the end.
         label: what it is.
         snr_db: power of the signal over that of the noise, per sample.
+        lower: edge of its band, Hz; None where it is not said.
+        upper: edge.
     """
 
     start: int
     count: int | None
     label: str | None = None
     snr_db: float | None = None
+    lower: float | None = None
+    upper: float | None = None
 
 
 class Samples(Protocol):

@@ -19,6 +19,7 @@ from blockyard.tasks.signal.recordings.raw import RawFile, SampleType, Stretch, 
 from blockyard.tasks.signal.recordings.recording import Annotation, Recording, Span
 
 SNR = "capture_details:SNRdB"
+LOWER, UPPER = "core:freq_lower_edge", "core:freq_upper_edge"
 _META, _DATA = ".sigmf-meta", ".sigmf-data"
 # JSON about samples is small; a file that claims to be and is larger is something else.
 MOST_META_BYTES = 256 << 20
@@ -196,6 +197,7 @@ def _annotations(rows: list[dict[str, Any]], offset: int, name: str) -> list[Ann
                     None if count is None else int(count),
                     None if label is None else str(label),
                     None if snr is None else float(snr),
+                    *(None if row.get(key) is None else float(row[key]) for key in (LOWER, UPPER)),
                 )
             )
         except (TypeError, KeyError, ValueError, OverflowError) as error:

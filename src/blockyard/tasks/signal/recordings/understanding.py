@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -9,6 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blockyard.tasks.signal.frontend.resampling import Plan
+from blockyard.tasks.signal.frontend.spectra import (
+    Band,
+    CyclicLine,
+    averaged,
+    frame_snr,
+    occupied_band,
+    symbol_rate,
+    windows_of,
+)
 from blockyard.tasks.signal.recordings.recording import Recording
 
 # Blocks that the statistics are taken of: some seconds of most receivers.
@@ -32,6 +43,10 @@ class Level:
         clipped: share of samples with |I| or |Q| at what integers can hold at most.
         centre: of the occupied band, cycles per sample.
         bandwidth: that holds 99 % of the power, cycles per sample.
+        occupied: the band that stands above the noise, down to a tenth of its level; None where nothing does, or no
+            noise is left to tell it from.
+        line: the symbol rate, where the power of the signal has a line; None where it has none.
+        snr: of frames of 1024 samples in the band that they occupy, their median in dB; None where nothing can be said.
     """
 
     samples: int
@@ -42,6 +57,9 @@ class Level:
     clipped: float
     centre: float
     bandwidth: float
+    occupied: Band | None
+    line: CyclicLine | None
+    snr: float | None
 
 
 def measure(recording: Recording, channel: int = 0) -> Level:
@@ -61,10 +79,25 @@ def measure(recording: Recording, channel: int = 0) -> Level:
         spectrum += _spectrum(block)
     power = energy / count
     centre, bandwidth = _occupied(spectrum)
+    occupied, line, snr = _signal(recording, channel)
     return Level(
         count, power, _db(peak / power if power else 0.0), _db(abs(mean / count) ** 2 / power if power else 0.0),
-        zeros / count, at_edge / count, centre, bandwidth,
+        zeros / count, at_edge / count, centre, bandwidth, occupied, line, snr,
     )  # fmt: skip
+
+
+def _signal(recording: Recording, channel: int) -> tuple[Band | None, CyclicLine | None, float | None]:
+    """What stands above the noise in the first million samples of the first stretch."""
+    samples = next(recording.blocks(channel))[1]
+    # Of unit power: squares of the largest numbers of float32 are beyond it.
+    samples = samples / torch.view_as_real(samples).abs().amax().clamp(min=1e-30)
+    if len(samples) < BINS:
+        return None, None, None
+    band = occupied_band(averaged(samples, BINS), windows_of(len(samples), BINS))
+    levels = frame_snr(samples[: len(samples) // BINS * BINS].view(-1, BINS))
+    levels = levels[torch.isfinite(levels)]
+    line = None if band is None else symbol_rate(samples, band)
+    return band, line, round(float(levels.median()), 1) if len(levels) else None
 
 
 def _spectrum(block: Tensor) -> Tensor:
@@ -91,8 +124,16 @@ def _db(ratio: float) -> float:
     return float("-inf") if ratio <= 0 else float(10 * torch.tensor(ratio, dtype=torch.float64).log10())
 
 
-def understanding(recording: Recording, channel: int = 0) -> list[str]:
-    """Say what a recording is taken for, a line each."""
+def understanding(
+    recording: Recording, channel: int = 0, plan: Callable[[Recording, Band | None], Plan] | None = None
+) -> list[str]:
+    """Say what a recording is taken for, a line each.
+
+    Args:
+        recording: the samples.
+        channel: which of its channels.
+        plan: says how `classify` would bring it to what a run was trained with.
+    """
     rate, count = recording.sample_rate, recording.count
     level = measure(recording, channel)
     long = "" if rate is None or count is None else f", {count / rate:.6g} s"
@@ -118,11 +159,40 @@ def understanding(recording: Recording, channel: int = 0) -> list[str]:
     lines.append(
         f"  band with 99 % of the power: {level.bandwidth:.3f} of the sample rate, centre {level.centre:+.3f}{hertz}"
     )
+    lines += _signal_lines(level, rate)
+    if plan is not None:
+        found = plan(recording, level.occupied)
+        lines.append(f"  classify: {found.why or 'takes the samples as they are'}")
     labels = sorted({a.label for a in recording.annotations if a.label})
     if recording.annotations:
         named = f": {', '.join(labels[:8])}{' …' if len(labels) > 8 else ''}" if labels else ""
         lines.append(f"  annotations: {len(recording.annotations)}{named}")
     lines += [f"  note: {note}" for note in (*recording.notes, *warnings(level))]
+    return lines
+
+
+def _signal_lines(level: Level, rate: float | None) -> list[str]:
+    """Say what stands above the noise."""
+    band = level.occupied
+    if band is None:
+        return ["  signal: nothing stands above the noise, or it fills the band and leaves none to tell it from"]
+
+    def hertz(value: float, sign: str = "") -> str:
+        return f"{value:{sign}.4f} of the sample rate" + ("" if rate is None else f" ({value * rate:{sign},.0f} Hz)")
+
+    several = (
+        "" if band.share > 0.8 else f"; {100 * (1 - band.share):.0f} % of what stands above the noise lies elsewhere"
+    )
+    lines = [f"  signal: occupied bandwidth {hertz(band.width)}, carrier offset {hertz(band.centre, '+')}{several}"]
+    if level.line is not None:
+        symbols = f"{level.line.rate * rate:,.7g} symbols a second, " if rate is not None else ""
+        above = f"a line of |x|² {level.line.above:.0f} dB above what is around it"
+        lines.append(f"  symbol rate: {symbols}{1 / level.line.rate:.4g} samples a symbol ({above})")
+    else:
+        lines.append("  symbol rate: no line of |x|² (a constant envelope, speech, or a roll-off near 0)")
+    if level.snr is not None:
+        known = "" if level.line is None else ", Es/N0 about .4 dB more"
+        lines.append(f"  SNR: {level.snr:.1f} dB in the occupied band{known}")
     return lines
 
 
@@ -138,10 +208,17 @@ def warnings(level: Level) -> list[str]:
     return found
 
 
-def as_dict(recording: Recording, channel: int = 0) -> dict[str, Any]:
+def as_dict(
+    recording: Recording, channel: int = 0, plan: Callable[[Recording, Band | None], Plan] | None = None
+) -> dict[str, Any]:
     """Return the same as plain data."""
+    measured = measure(recording, channel)
     level = {key: None if value in (float("inf"), float("-inf")) else value
-             for key, value in asdict(measure(recording, channel)).items()}  # fmt: skip
+             for key, value in asdict(measured).items()}  # fmt: skip
+    planned = {}
+    if plan is not None:
+        found = plan(recording, measured.occupied)
+        planned = {"classify": {"up": found.ratio.numerator, "down": found.ratio.denominator, "why": found.why}}
     return {
         "name": recording.name,
         "kind": recording.kind,
@@ -152,4 +229,5 @@ def as_dict(recording: Recording, channel: int = 0) -> dict[str, Any]:
         "annotations": [asdict(annotation) for annotation in recording.annotations],
         "level": level,
         "notes": list(recording.notes),
+        **planned,
     }
