@@ -129,7 +129,9 @@ def weight_of(module: nn.Module) -> Tensor:
     listens = module._forward_hooks or module._backward_hooks or "forward" in module.__dict__
     if type(module).forward is nn.Linear.forward and pruned and not listens:
         weight: Tensor = module.weight  # type: ignore[assignment]
-        return weight if type(weight) in _DENSE else weight.dequantize()
+        # A quantised tensor says what it stands for; a sharded one (FSDP) is what it is.
+        quantised = type(weight).dequantize is not Tensor.dequantize
+        return weight.dequantize() if quantised else weight
     return _asked(module)
 
 
