@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
-
 from blockyard.errors import InputError
 from blockyard.pretrained import export_original, load_pretrained, why_not_original, write_run
 from blockyard.tasks.run import load_run
 from blockyard.text import LibraryTokenizer, load_tokenizer
 from tests.fixtures.pretrained import tiny
 
-TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+pytest.importorskip("transformers")
+pytest.importorskip("tokenizers")
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 WORDS = "the quick brown fox jumps over the lazy dog and runs home\nwhile nobody looks at it 1 2 3 "
 
 
