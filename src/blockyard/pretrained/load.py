@@ -115,6 +115,8 @@ def filled(family: Family, config: LMConfig, source: Source, dtype: torch.dtype 
     def get(name: str) -> Tensor:
         # Copied at once: nothing of a model in memory is shared, and of a file no more is held than one tensor.
         weight = source.get(name)
+        if not weight.is_floating_point():
+            raise InputError(f"{source.where}: {name} has type {weight.dtype}; weights are floating numbers here")
         return weight.to(dtype or weight.dtype, copy=True)
 
     state = read_weights(family, source.names, get, model, source.where)
