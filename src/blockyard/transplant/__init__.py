@@ -14,6 +14,7 @@ Files, in reading order:
     source.py      a trained attention as the fits read it; components of keys, paths of values
     grouped.py     standard from standard: thin heads, fewer key heads, rotary PCA
     latents.py     MLA from standard
+    veins.py       a vein FFN from SwiGLU, with its warning
     model.py       transplant: a copy of a model with another mixer in some layers
     measure.py     loss above the original's with an interval, and the copy test
     migration.py   from a standard block to a vein block: SVD on activations, then distillation
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from blockyard.transplant.migration import from_standard as from_standard
     from blockyard.transplant.model import needs_moments as needs_moments
     from blockyard.transplant.model import transplant as transplant
+    from blockyard.transplant.moments import FFNMoments as FFNMoments
     from blockyard.transplant.moments import LayerMoments as LayerMoments
     from blockyard.transplant.moments import Moments as Moments
     from blockyard.transplant.moments import gather_moments as gather_moments
@@ -50,6 +52,6 @@ else:
             "measure": "Difference difference pieces_of recall_losses token_losses",
             "migration": "distill from_standard",
             "model": "needs_moments transplant",
-            "moments": "LayerMoments Moments gather_moments",
+            "moments": "FFNMoments LayerMoments Moments gather_moments",
         },
     )
