@@ -16,6 +16,7 @@ Files, in reading order:
     latents.py     MLA from standard
     veins.py       a vein FFN from SwiGLU, with its warning
     model.py       transplant: a copy of a model with another mixer in some layers
+    choose.py      as many layers as a budget of loss allows, by measuring whole choices
     measure.py     loss above the original's with an interval, and the copy test
     migration.py   from a standard block to a vein block: SVD on activations, then distillation
 
@@ -32,6 +33,9 @@ from typing import TYPE_CHECKING
 from blockyard.names import exports
 
 if TYPE_CHECKING:
+    from blockyard.transplant.choose import LayerChoice as LayerChoice
+    from blockyard.transplant.choose import Trial as Trial
+    from blockyard.transplant.choose import choose_layers as choose_layers
     from blockyard.transplant.measure import Difference as Difference
     from blockyard.transplant.measure import difference as difference
     from blockyard.transplant.measure import pieces_of as pieces_of
@@ -49,6 +53,7 @@ else:
     __all__ = exports(
         __name__,
         {
+            "choose": "LayerChoice Trial choose_layers",
             "measure": "Difference difference pieces_of recall_losses token_losses",
             "migration": "distill from_standard",
             "model": "needs_moments transplant",
