@@ -1,8 +1,8 @@
 """Which layers to transplant: as many as a budget of loss allows, by measuring whole choices.
 
 Layers tried one at a time say in which order to take them, and no more: their costs are of the size of their noise and
-add up to less than the whole costs. So how many are taken is decided by measuring the first ones of that order together,
-their number by halving. The text that decides is spent: report on another.
+add up to less than the whole costs. So how many are taken is decided by measuring the first ones of that order
+together, their number by halving. The text that decides is spent: report on another.
 """
 
 from __future__ import annotations
