@@ -13,10 +13,9 @@ from blockyard.errors import InputError
 from blockyard.pretrained import load_pretrained
 from blockyard.pretrained.families import FAMILIES
 from blockyard.pretrained.weights import write_weights
+from tests.fixtures.pretrained import MODELS, tiny
 
 pytest.importorskip("transformers")
-
-from tests.fixtures.pretrained import MODELS, tiny
 
 # Float32 sums in two orders, through three layers, in parts of the largest logit.
 ROUNDING = 1e-5

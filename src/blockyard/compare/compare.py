@@ -49,8 +49,8 @@ from blockyard.models.order import order_note
 from blockyard.report import schema
 from blockyard.report.parts import first_finished
 from blockyard.report.write import load_report
-from blockyard.tasks.kind import Run
-from blockyard.tasks.run import load_run
+from blockyard.tasks.kind import Run, TaskKind
+from blockyard.tasks.run import load_run, read_run
 from blockyard.tasks.sizes import check_data, check_training
 from blockyard.training.config import as_dict
 from blockyard.training.task import Task
@@ -104,6 +104,7 @@ def compare(
         check_data(base)
         for name, model in choices.items():
             check_training(replace(base, model=model), f"the model of {name}", fitted=False)
+    check_beside(config, base)
     for model in choices.values():
         _ = model.layers  # every layer's options, before any data are read
     if base.train.threads:
@@ -116,6 +117,16 @@ def compare(
             return _compare(config, groups, out, base, choices, data, second, state, board, started, keep)
     finally:
         board.close()
+
+
+def check_beside(config: CompareConfig, base: Run[Any, Any]) -> None:
+    """Refuse folders to be shown beside the choices that hold no run of this task, before anything is trained."""
+    for folder in config.beside or ():
+        found = read_run(folder, plugins=base.plugins)
+        if found.task != base.task:
+            raise InputError(f"beside={folder!r} is a run of `train {found.task}`, not of `train {base.task}`")
+    if config.beside and type(base.kind).beside is TaskKind.beside:
+        raise InputError(f"beside={config.beside[0]!r}: runs of the task {base.task!r} cannot be shown beside others")
 
 
 def _compare(
@@ -301,6 +312,7 @@ def _report(
     free = ("steps", "seed", "eval_every", "save_every", "log_every", "keep", "save_best", "progress", "tensorboard")
     model = {k: v for k, v in asdict(plan[0].model).items() if k != "blocks"}
     quality = kind.quality(data)
+    beside = [kind.beside(Path(folder), base, data) for folder in config.beside or ()]
     read = {p.name: p.steps * tasks[p.name].tokens_per_step for p in plan}
     return {
         "schema": schema.SCHEMA,
@@ -322,6 +334,7 @@ def _report(
             "margin": quality.margin,
             **quality.facts,
             **kind.references(data),
+            **({"beside": beside} if beside else {}),
         },
         "settings": {
             "model": model,

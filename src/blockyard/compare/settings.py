@@ -44,6 +44,8 @@ class CompareConfig:
             none for 1 % of the best loss, or .01 of an accuracy.
         confirm: a second file or folder of data, as data.path takes it: every choice is trained on it too, with its
             rate and its seeds, and the report says whether the order is the same there.
+        beside: folders of runs, imported models among them, that are evaluated on the same validation data as they are,
+            without training, and shown beside the choices; language models in nats per byte, as tokenizers differ.
         want: conditions of a purpose, such as cache<1KiB,decode>=standard: the report also says which choice is best
             among those that meet them all. Figures: cache, decode, train, memory, parameters, flops.
         seeds: number of runs of each choice, with seeds train.seed, train.seed + 1, …; intervals need two or more.
@@ -68,6 +70,7 @@ class CompareConfig:
     rates: str = "auto"
     margin: float | None = None
     confirm: str | None = None
+    beside: tuple[str, ...] | None = None
     want: tuple[str, ...] | None = None
     seeds: int | Literal["auto"] = 3
     most_seeds: int = 12

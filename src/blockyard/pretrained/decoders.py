@@ -11,7 +11,7 @@ from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig
 from blockyard.pretrained.fields import Fields, rotary
 from blockyard.pretrained.parts import Family, Part, one
-from blockyard.registry.pattern import LayerSpec
+from blockyard.registry.pattern import MOST_REPEATS, LayerSpec
 
 SILU = {"silu": "silu", "swish": "silu"}
 ACTIVATIONS = {
@@ -26,7 +26,7 @@ def shape(f: Fields) -> dict[str, Any]:
         "vocab_size": f.whole("vocab_size"),
         "context": f.whole("max_position_embeddings"),
         "d_model": f.whole("hidden_size"),
-        "n_layers": f.whole("num_hidden_layers"),
+        "n_layers": f.whole("num_hidden_layers", most=MOST_REPEATS),
         "n_heads": f.whole("num_attention_heads"),
         "tied": f.flag("tie_word_embeddings"),
         "positions": "none",
@@ -194,7 +194,7 @@ def read_gpt2(f: Fields) -> LMConfig:
         vocab_size=f.whole("vocab_size"),
         context=f.whole("n_positions"),
         d_model=width,
-        n_layers=f.whole("n_layer"),
+        n_layers=f.whole("n_layer", most=MOST_REPEATS),
         n_heads=f.whole("n_head"),
         tied=f.flag("tie_word_embeddings", True),
         positions="learned",

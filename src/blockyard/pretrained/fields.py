@@ -50,15 +50,15 @@ class Fields:
     def has(self, name: str) -> bool:
         return self.config.get(name) is not None
 
-    def whole(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number of at least `least`.
+    def whole(self, name: str, default: int | None = None, least: int = 1, most: int = 2**31 - 1) -> int:
+        """A whole number of at least `least` and at most `most`.
 
         Raises:
             InputError: when it is another thing, or missing without a default.
         """
         value = self.take(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-            raise self.wrong(name, value, f"a whole number of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.wrong(name, value, f"a whole number from {least} to {most}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -141,7 +141,9 @@ def rotary(
         InputError: for a kind of scaling, or a parameter of it, that is not known here.
     """
     given = [fields.take("rope_parameters"), fields.take("rope_scaling")]
-    parameters = dict(next((each for each in given if each is not None), {}) or {})
+    parameters = next((each for each in given if each is not None), {})
+    if not isinstance(parameters, Mapping):
+        raise fields.wrong("rope_parameters", parameters, "an object with rope_type and rope_theta")
     if any(isinstance(value, Mapping) for value in parameters.values()):
         raise fields.wrong(
             "rope_parameters", parameters, "one set for all layers: sets by kind of layer are not known here"

@@ -19,6 +19,8 @@ from blockyard.files import parse_json, plain, write_atomically, writing_folder
 from blockyard.models.lm import LMConfig
 from blockyard.pretrained.load import Pretrained, read_config
 from blockyard.pretrained.weights import write_weights
+from blockyard.registry.builtin import Kind
+from blockyard.registry.pattern import LayerSpec, layer_options
 from blockyard.tasks.kind import Run
 from blockyard.tasks.run import ORIGIN, load_run, read_run
 from blockyard.tasks.settings import as_groups
@@ -108,6 +110,19 @@ def read_origin(folder: Path) -> Origin | None:
     return origin
 
 
+def bare(spec: LayerSpec) -> LayerSpec:
+    """A layer without the options that are what they are anyhow: runs write all that was given."""
+    parts = []
+    sides: tuple[tuple[Kind, str, Mapping[str, Any]], ...] = (
+        ("attn", spec.attn, spec.attn_options),
+        ("ffn", spec.ffn, spec.ffn_options),
+    )
+    for kind, name, options in sides:
+        known = layer_options(kind, name, options)
+        parts.append({key: value for key, value in options.items() if value != known[key].default})
+    return LayerSpec(spec.attn, spec.ffn, *parts)
+
+
 def why_not(origin: Origin | None, config: LMConfig) -> str | None:
     """Return why a model cannot be written in the architecture that it was imported from; None when it can."""
     if origin is None:
@@ -116,7 +131,7 @@ def why_not(origin: Origin | None, config: LMConfig) -> str | None:
     for name, value in vars(config).items():
         before = getattr(original, name)
         if name == "blocks":
-            value, before = config.layers, original.layers
+            value, before = ([bare(spec) for spec in each.layers] for each in (config, original))
         if name not in TRAINED and value != before:
             said = config.choice if name == "blocks" else value
             return f"its {name} is no {family.name}'s of its configuration any more: {said}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from blockyard.errors import InputError, suggest
 from blockyard.machine.memory import refuse_beyond_memory
@@ -111,9 +111,19 @@ def filled(family: Family, config: LMConfig, source: Source, dtype: torch.dtype 
         model = on_meta(lambda: TransformerLM(config))
     except InputError as error:
         raise InputError(f"{source.where}: {error}") from None
-    state = read_weights(family, source.names, source.get, model, source.where)
-    # Copies: nothing of a model in memory is shared, and files may change.
-    state = {name: weight.to(dtype or weight.dtype, copy=True) for name, weight in state.items()}
+
+    def get(name: str) -> Tensor:
+        # Copied at once: nothing of a model in memory is shared, and of a file no more is held than one tensor.
+        weight = source.get(name)
+        if not weight.is_floating_point():
+            raise InputError(f"{source.where}: {name} has type {weight.dtype}; weights are floating numbers here")
+        return weight.to(dtype or weight.dtype, copy=True)
+
+    state = read_weights(family, source.names, get, model, source.where)
+    for name, weight in state.items():
+        if not weight.is_contiguous() or weight.untyped_storage().nbytes() != weight.nbytes:
+            # Turned, or cut out of a larger one.
+            state[name] = weight.clone(memory_format=torch.contiguous_format)
     if config.tied:
         state["lm_head.weight"] = state["token_embeddings.weight"]
     model.load_state_dict(state, assign=True)

@@ -105,8 +105,6 @@ def _fitting(part: Part, whole: Tensor, shapes: list[tuple[int, ...]], heads: in
     if [tuple(piece.shape) for piece in found] != shapes:
         expected = " and ".join(map(str, shapes))
         raise InputError(f"{where} has shape {tuple(whole.shape)}, which does not make {expected}")
-    if not whole.is_floating_point():
-        raise InputError(f"{where} has type {whole.dtype}; weights are floating numbers here")
     return found
 
 

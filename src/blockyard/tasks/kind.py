@@ -234,6 +234,19 @@ class TaskKind(ABC, Generic[M, D, X]):
         searches: it may look at a test part."""
         return {}
 
+    def beside(self, folder: Path, run: Run[M, D], data: X) -> dict[str, Any]:
+        """Return the figures of a trained run on the validation data of others, as plain data, for `compare --beside`.
+
+        Args:
+            folder: a run folder of this task.
+            run: what all choices share.
+            data: theirs.
+
+        Raises:
+            InputError: when the task cannot, or the run cannot be loaded.
+        """
+        raise InputError(f"runs of the task {self.name!r} cannot be shown beside others")
+
     def sample_data(self, run: Run[M, D]) -> X:
         """Data of the same shape for measuring memory: made up where the true ones take long to read."""
         return self.load_data(run.data, run.model)

@@ -15,12 +15,27 @@ def add_arguments(parser: Parser) -> None:
     from blockyard.bench.decode import DecodeBenchConfig
 
     add_bench_arguments(parser, DecodeBenchConfig, FOLDER)
+    parser.plain("--run", "take blocks, d_model and n_heads from this run, which may be imported; whole layers are "
+                 "timed unless --part says otherwise", metavar="DIR")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
     from blockyard.bench.decode import DecodeBenchConfig, bench_decode
 
+    if arguments.run is not None:
+        for flag, word in as_words(arguments.run).items():
+            vars(arguments).setdefault(flag, word)
     return run_bench(arguments, COMMAND.name, DecodeBenchConfig, bench_decode)
+
+
+def as_words(folder: str) -> dict[str, str]:
+    """The shape of a run's model as words of this command; layers that differ are choices of their own."""
+    from blockyard.tasks.run import read_run
+
+    model = read_run(folder).model
+    blocks = ";".join(dict.fromkeys(map(str, model.layers)))
+    shape = {name: str(getattr(model, name)) for name in ("d_model", "n_heads")}
+    return {f"--{name}": word for name, word in {"blocks": blocks, "part": "layer", **shape}.items()}
 
 
 COMMAND = Command(

@@ -19,7 +19,8 @@ SAMPLE = {"d_model": 512, "n_heads": 8, "tokens": 1024}
 
 def add_arguments(parser: Parser) -> None:
     parser.usage = "%(prog)s NAME [options]"
-    parser.plain("name", "a name from `blockyard list`, such as standard or tva", metavar="NAME", nargs="?")
+    parser.plain("name", "a name from `blockyard list`, such as standard or tva, or the folder of a run",
+                 metavar="NAME", nargs="?")  # fmt: skip
     parser.plain("--json", "print it as JSON", action="store_true")
 
 
@@ -28,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.name is None:
         raise InputError("info about what? Give a name from `blockyard list`: blockyard info standard")
+    if is_run(arguments.name):
+        return show_run(arguments.name, as_json=arguments.json)
     pages = [
         {**described(entry), "costs": costs(entry), "flags": flags(entry)} for entry in entries_named(arguments.name)
     ]
@@ -37,6 +40,54 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(pages, indent=2))
         return 0
     print("\n\n".join(page(description) for description in pages))
+    return 0
+
+
+def is_run(name: str) -> bool:
+    """Return whether a name is the folder of a run, rather than a block's."""
+    from pathlib import Path
+
+    from blockyard.training.folder import CONFIG
+
+    return "\0" not in name and (Path(name) / CONFIG).is_file()
+
+
+def show_run(folder: str, *, as_json: bool) -> int:
+    """Print what a run folder holds, its weights left alone."""
+    from pathlib import Path
+
+    from blockyard.models.estimate import count_model
+    from blockyard.pretrained.folder import read_origin
+    from blockyard.tasks.run import read_run
+    from blockyard.training.checkpoint import list_checkpoints
+    from blockyard.training.folder import CHECKPOINTS
+
+    run = read_run(folder)
+    kind, path = run.kind, Path(folder)
+    assets = kind.load_assets(path)
+    model = kind.fit(run.model, assets)
+    origin = read_origin(path)
+    facts: dict[str, Any] = {
+        "task": run.task,
+        "blocks": model.choice,
+        "shape": f"d_model={model.d_model}, n_layers={model.n_layers}, n_heads={model.n_heads}, length={model.length}",
+        "parameters": count_model(model, kind.build_model, f"the model of {folder}").parameters,
+        "checkpoints": [step for step, _ in list_checkpoints(path / CHECKPOINTS)],
+    }
+    if hasattr(assets, "vocab_size"):
+        facts["tokenizer"] = f"{assets.name}, {assets.vocab_size:,} tokens"
+        facts["chat template"] = getattr(assets, "chat_template", None) is not None
+    if origin is not None:
+        facts["imported from"] = f"{origin.where} ({origin.family}, {origin.dtype})"
+    if as_json:
+        import json
+
+        print(json.dumps(facts, indent=2))
+        return 0
+    print(f"{folder} (run)")
+    for name, value in facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else f"{value:,}" if type(value) is int else value
+        print(f"  {name:<13}  {'yes' if shown is True else 'no' if shown is False else shown}")
     return 0
 
 

@@ -6,6 +6,7 @@
 Files:
 
     task.py     LanguageModelling, the kind; LMTask: batches of blockyard.text, the loss, the evaluation
+    beside.py   a trained model, of whatever tokenizer, on the validation rows of others
     report.py   what a comparison adds: what each choice writes, what a loss per token means
 
 The model is blockyard.models, the text blockyard.text, what is done with a trained run blockyard.generation.

@@ -9,7 +9,8 @@ from typing import Any
 from blockyard.generation.sampling import SamplingConfig
 from blockyard.generation.stream import generate_text
 from blockyard.models.inside import attention_of
-from blockyard.report.parts import Parts, Terms
+from blockyard.report.parts import Parts, Section, Table, Terms
+from blockyard.report.ranking import rank
 from blockyard.report.schema import Report, Sample, bytes_per_token
 from blockyard.tasks.run import load_run
 from blockyard.text import TextData
@@ -41,6 +42,27 @@ class LMParts(Parts):
         ]
         return [f"Of the text: {note}." for note in data.notes] + read
 
+    def sections(self, report: Report) -> list[Section]:
+        beside = report["quality"].get("beside") or []
+        if not beside:
+            return []
+        per_byte = bytes_per_token(report)
+        rows = [
+            (each["name"], f"{each['parameters']:,}", each["tokenizer"], _figure(each["nats_per_byte"]), "as it is")
+            for each in beside
+        ]
+        for row in rank(report):
+            choice = next(each for each in report["choices"] if each["name"] == row["name"])
+            mean = row["final"]["mean"]
+            shown = _figure(None if mean is None else mean / per_byte)
+            rows.append((row["name"], f"{choice['parameters']:,}", "the comparison's", shown, "trained here"))
+        lede = (
+            "Models that were trained elsewhere, on the same validation rows in their own tokens, without training: "
+            "nats per byte, since tokens differ. What they were trained on is not known here; this text may be in it."
+        )
+        columns = ("model", "parameters", "tokenizer", "nats per byte", "how")
+        return [Section("Beside trained models", lede, (Table("", columns, rows),))]
+
     def how_to_read(self, report: Report) -> list[str]:
         per_byte = bytes_per_token(report)
         meaning = (
@@ -51,6 +73,10 @@ class LMParts(Parts):
         )
         unit = report["quality"]["unit"]
         return [f"Loss is the mean cross-entropy on held-out text in {unit}; lower is better. {meaning}"]
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def beginning(data: TextData) -> str:

@@ -112,6 +112,12 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
             facts={"bytes_per_token": 1.0 if is_byte else data.bytes_per_token},
         )
 
+    def beside(self, folder: Path, run: Run[LMConfig, TextDataConfig], data: TextData) -> dict[str, Any]:
+        """Nats per byte on the validation rows of others, in the run's own tokens."""
+        from blockyard.tasks.lm.beside import loss_beside
+
+        return loss_beside(folder, run, data)
+
     def sample_data(self, run: Run[LMConfig, TextDataConfig]) -> TextData:
         """Random tokens: a text may take long to read, and memory does not depend on what it says."""
         import numpy as np
