@@ -62,6 +62,13 @@ def test_nothing_is_lost_where_there_is_room_for_all(form, which):
     assert far(new, model, text(2, 55)) < 1e-3 if which else far(new, model, text(2, 45)) < 1e-3
 
 
+def test_scaled_frequencies_of_the_whole_model_are_read():
+    model, ids = build(rope_scaling="llama3[factor=8,original=16]"), text()
+    moments = gather_moments(model, ids)
+    for blocks in exact("grouped")[1:]:
+        assert far(transplant(model, blocks, moments=moments), model, ids) < 1e-3
+
+
 def test_two_key_heads_of_four_hold_their_pairs():
     model, ids = build(FORMS["multi-head"]), text()
     new = transplant(model, "standard[n_kv_heads=2,head_dim=16,v_dim=16]", moments=gather_moments(model, ids))

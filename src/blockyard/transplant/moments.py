@@ -118,7 +118,7 @@ def gather_moments(
     ids: Tensor,
     *,
     ffns: bool = False,
-    path: Path | None = None,
+    path: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Moments:
     """Read pieces of text and take the moments of every standard attention's inputs.
@@ -149,6 +149,7 @@ def gather_moments(
     needed = 8 * (len(watched) * (3 * width**2 + heads * length) + len(read) * 2 * width**2)
     refuse_beyond_memory(needed, "moments of all layers take {}")
     sums = _Sums.empty(watched, read, width, heads, length)
+    path = None if path is None else Path(path)
     stamp = _stamp(model, ids) if path is not None else ""
     done = sums.load(path, stamp) if path is not None and path.exists() else 0
     with evaluating(model), _watching(watched, read, sums):
