@@ -72,11 +72,13 @@ def test_wrong_text_is_refused_in_one_line(text, message):
     assert "\n" not in str(raised.value)
 
 
+TABLES = st.lists(st.floats(0, 4), min_size=1, max_size=3).map(tuple)
+MIXER = {"window": st.integers(1, 99) | st.none(), "qk_norm": st.booleans(), "rope_frequencies": TABLES}
 layer_specs = st.builds(
     LayerSpec,
     st.just("standard"),
     st.sampled_from(["swiglu", "relu2", "standard"]),
-    st.fixed_dictionaries({}, optional={"window": st.integers(1, 99) | st.none(), "qk_norm": st.booleans()}),
+    st.fixed_dictionaries({}, optional=MIXER),
     st.fixed_dictionaries({}, optional={"d_ff": st.integers(1, 999)}),
 )
 

@@ -232,3 +232,10 @@ def test_values_may_be_shared_by_all_heads_and_lie_within_the_keys(queries, widt
         for kernel in ("auto", "matmul", "sdpa"):
             found, _ = attend(q, keys, values, causal=True, kernel=kernel)
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_frequencies_that_fit_no_pairs_are_refused():
+    with pytest.raises(InputError, match="given for 3 pairs, but 2 are rotated"):
+        build(rope_frequencies=(0.1, 0.2, 0.3))
+    with pytest.raises(InputError, match="nothing is rotated"):
+        build(rope_frequencies=(0.1, 0.2), rope="none")

@@ -62,6 +62,13 @@ def test_nothing_is_lost_where_there_is_room_for_all(form, which):
     assert far(new, model, text(2, 55)) < 1e-3 if which else far(new, model, text(2, 45)) < 1e-3
 
 
+def test_scaled_frequencies_of_the_whole_model_are_read():
+    model, ids = build(rope_scaling="llama3[factor=8,original=16]"), text()
+    moments = gather_moments(model, ids)
+    for blocks in exact("grouped")[1:]:
+        assert far(transplant(model, blocks, moments=moments), model, ids) < 1e-3
+
+
 def test_two_key_heads_of_four_hold_their_pairs():
     model, ids = build(FORMS["multi-head"]), text()
     new = transplant(model, "standard[n_kv_heads=2,head_dim=16,v_dim=16]", moments=gather_moments(model, ids))
@@ -134,6 +141,29 @@ def test_all_components_together_are_the_keys():
         torch.testing.assert_close(back, source.keys[g], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:the FFNs of trained models hardly compress")
+def test_a_vein_as_wide_as_what_the_ffn_reads_and_writes_changes_nothing():
+    model, ids = build(), text()
+    with torch.no_grad():
+        # Inputs and outputs in twenty directions of thirty-two.
+        for layer in model.layers:
+            layer.ffn.w2.weight[20:] = 0
+            layer.ln2.weight[20:] = 0
+    new = transplant(model, "vft[rank=20]", moments=gather_moments(model, ids, ffns=True))
+    assert new.layers[0].ffn.rank == 20 and far(new, model, ids) < 1e-3
+    narrow = transplant(model, "vft[rank=8]", layers=[1], moments=gather_moments(model, ids, ffns=True))
+    assert narrow.config.layers[0] == model.config.layers[0] and far(narrow, model, ids) > 1e-3
+
+
+def test_a_vein_ffn_comes_with_its_warning():
+    model = build()
+    with pytest.warns(UserWarning, match="hardly compress"):
+        transplant(model, "vft[rank=8]", moments=gather_moments(model, text(1), ffns=True))
+    other = build("standard[n_kv_heads=2,qk_norm=false]+standard")
+    with pytest.raises(InputError, match="layer 0 has StandardFFN; a vein is fitted to swiglu"):
+        transplant(other, "vft[rank=8]", moments=gather_moments(other, text(1), ffns=True))
+
+
 def test_mean_turns_of_a_head_that_looks_at_one_distance_are_that_turn():
     distances = torch.zeros(2, 9, dtype=torch.float64)
     distances[0, 0] = distances[1, 4] = 1
@@ -152,7 +182,9 @@ REFUSED = {
     "what the weights decide": ("standard[qk_norm=true]", "qk_norm=True is decided by the trained weights"),
     "another mixer": ("spectral", "'spectral' cannot be fitted to trained attention: use standard or mla"),
     "veins": ("tva[rank=4]", r"standard\[head_dim=…,v_dim=…\] is the same attention"),
-    "an FFN": ("standard[window=4]+moe", "should be one mixer"),
+    "both at once": ("standard[window=4]+moe", "should be one mixer or FFN"),
+    "a vein of two sizes": ("vft[rank=4,r_hidden=8]", "fitted as a vein of a rank alone"),
+    "a vein without its moments": ("vft[rank=4]", "gather them with ffns=True"),
     "nothing": ("standard", "changes nothing"),
     "an unknown option": ("standard[windw=4]", "did you mean 'window'"),
 }
@@ -185,7 +217,7 @@ def test_attention_that_is_not_read_is_refused_by_name(blocks, words):
 
 def test_frequencies_that_go_by_the_length_of_a_text_are_refused():
     model = build(rope_scaling="dynamic[factor=2,original=8]")
-    with pytest.raises(InputError, match="layer 0 has rope_scaling=dynamic.*, which goes by the text's length"):
+    with pytest.raises(InputError, match="which goes by the text's length"):
         transplant(model, "mla[kv_rank=8,rope_dim=4]", moments=gather_moments(model, text(1)))
 
 

@@ -218,7 +218,7 @@ class Given(Scaling):
 
     def frequencies(self, d: int, theta: float, length: int | Tensor, device: torch.device) -> Tensor:
         if len(self.pairs) != d // 2:
-            raise InputError(f"rope_scaling=given: it has {len(self.pairs)} frequencies for {d // 2} pairs")
+            raise InputError(f"rotary frequencies are given for {len(self.pairs)} pairs, but {d // 2} are rotated")
         return torch.tensor(self.pairs, dtype=torch.float64, device=device)
 
 

@@ -127,6 +127,8 @@ class StandardAttention(Mixer):
         self.norms_whole = whole
         width, self.rope_heads = self.head_dim if rope_dim is None else rope_dim, 1
         if rope_frequencies is not None:
+            if rope == "none":
+                raise InputError("rope_frequencies with rope='none': nothing is rotated; leave them out")
             rope_scaling = given(rope_frequencies)
             # Heads of their own frequencies have their angles side by side in one table.
             self.rope_heads = self.n_kv_heads if 2 * len(rope_frequencies) == self.n_kv_heads * width else 1

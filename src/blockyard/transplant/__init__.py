@@ -14,7 +14,9 @@ Files, in reading order:
     source.py      a trained attention as the fits read it; components of keys, paths of values
     grouped.py     standard from standard: thin heads, fewer key heads, rotary PCA
     latents.py     MLA from standard
+    veins.py       a vein FFN from SwiGLU, with its warning
     model.py       transplant: a copy of a model with another mixer in some layers
+    choose.py      as many layers as a budget of loss allows, by measuring whole choices
     measure.py     loss above the original's with an interval, and the copy test
     migration.py   from a standard block to a vein block: SVD on activations, then distillation
 
@@ -31,6 +33,9 @@ from typing import TYPE_CHECKING
 from blockyard.names import exports
 
 if TYPE_CHECKING:
+    from blockyard.transplant.choose import LayerChoice as LayerChoice
+    from blockyard.transplant.choose import Trial as Trial
+    from blockyard.transplant.choose import choose_layers as choose_layers
     from blockyard.transplant.measure import Difference as Difference
     from blockyard.transplant.measure import difference as difference
     from blockyard.transplant.measure import pieces_of as pieces_of
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from blockyard.transplant.migration import from_standard as from_standard
     from blockyard.transplant.model import needs_moments as needs_moments
     from blockyard.transplant.model import transplant as transplant
+    from blockyard.transplant.moments import FFNMoments as FFNMoments
     from blockyard.transplant.moments import LayerMoments as LayerMoments
     from blockyard.transplant.moments import Moments as Moments
     from blockyard.transplant.moments import gather_moments as gather_moments
@@ -47,9 +53,10 @@ else:
     __all__ = exports(
         __name__,
         {
+            "choose": "LayerChoice Trial choose_layers",
             "measure": "Difference difference pieces_of recall_losses token_losses",
             "migration": "distill from_standard",
             "model": "needs_moments transplant",
-            "moments": "LayerMoments Moments gather_moments",
+            "moments": "FFNMoments LayerMoments Moments gather_moments",
         },
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM, build_lm
-from blockyard.registry.pattern import LayerSpec, check_layer, parse_choice, split_outside
+from blockyard.registry.pattern import DEFAULT_FFN, LayerSpec, check_layer, parse_choice, split_outside
 from blockyard.standard.attention import StandardAttention
 from blockyard.transplant.grouped import fit_grouped
 from blockyard.transplant.latents import fit_latent
 from blockyard.transplant.moments import Moments
 from blockyard.transplant.source import read_source
+from blockyard.transplant.veins import WARNING, fit_vein
 
 # What may be asked of the new mixer; all else is decided by the weights that it is made of.
 SHAPE = ("n_kv_heads", "head_dim", "v_dim")
@@ -38,12 +40,12 @@ def transplant(
     """Put another mixer into some layers of a trained model, fitted to what stands there.
 
     `standard[window=256,sinks=4]` changes no weight; `standard[n_kv_heads=1,head_dim=144,v_dim=192]` is rotary PCA,
-    `standard[head_dim=48]` thin heads, `mla[kv_rank=192,rope_dim=64]` latent attention. Options that are not named stay
-    those of the layer.
+    `standard[head_dim=48]` thin heads, `mla[kv_rank=192,rope_dim=64]` latent attention, and `vft[rank=384]` puts the
+    FFNs into veins, with a warning. Options that are not named stay those of the layer.
 
     Args:
         model: trained, with causal standard attention in these layers; it is left as it is.
-        blocks: the mixer, as one layer of a choice without an FFN, which stays.
+        blocks: a mixer or an FFN, as one layer of a choice; the other one stays.
         layers: which, from 0 on.
         moments: from `gather_moments`; needed unless only the window changes.
         progress: called with the layers done and their number.
@@ -56,12 +58,22 @@ def transplant(
     """
     target = _target(blocks)
     chosen = _chosen(layers, len(model.layers))
-    specs, states = list(model.config.layers), {}
+    specs: list[LayerSpec] = list(model.config.layers)
+    states: dict[str, dict[str, Tensor]] = {}
     for done, i in enumerate(chosen):
-        options, states[i] = _fit(model.layers[i], target, specs[i], i, moments)
-        specs[i] = check_layer(replace(specs[i], attn=target.attn, attn_options=options))
+        if target.ffn == "vft":
+            options, state = _fit_ffn(model.layers[i], target, i, moments)
+            specs[i] = check_layer(replace(specs[i], ffn="vft", ffn_options=options))
+            states |= {f"layers.{i}.ffn.": state}
+        else:
+            options, weights = _fit(model.layers[i], target, specs[i], i, moments)
+            specs[i] = check_layer(replace(specs[i], attn=target.attn, attn_options=options))
+            states |= {} if weights is None else {f"layers.{i}.attn.": weights}
         if progress is not None:
             progress(done + 1, len(chosen))
+    if target.ffn == "vft":
+        # Seen behind the decorator, at the caller's line.
+        warnings.warn(WARNING, stacklevel=3)
     made = build_lm(replace(model.config, blocks=tuple(specs)), 0)
     first = next(model.parameters())
     made = made.to(first.device, first.dtype)
@@ -72,16 +84,18 @@ def transplant(
 def needs_moments(blocks: str) -> bool:
     """Whether the fit of a choice reads moments: one that changes a window alone does not; raises as `transplant`."""
     target = _target(blocks)
-    return target.attn != "standard" or any(name in target.attn_options for name in SHAPE)
+    return target.ffn == "vft" or target.attn != "standard" or any(name in target.attn_options for name in SHAPE)
 
 
 def _target(blocks: str) -> LayerSpec:
     specs = parse_choice(blocks)
     if len(specs) != 1 or len(split_outside(blocks, "+")) > 1:
-        raise InputError(
-            f"blocks={blocks!r} should be one mixer; FFNs stay as they are, and layers are chosen by number"
-        )
+        raise InputError(f"blocks={blocks!r} should be one mixer or FFN, and layers are chosen by number")
     target = specs[0]
+    if target.attn == "standard" and not target.attn_options and target.ffn != DEFAULT_FFN:
+        if target.ffn != "vft" or set(target.ffn_options) != {"rank"}:
+            raise InputError(f"{target.ffn!r}: an FFN is fitted as a vein of a rank alone; write vft[rank=384]")
+        return target
     known = {"standard": STANDARD, "mla": LATENT}.get(target.attn)
     if known is None:
         hint = "; standard[head_dim=…,v_dim=…] is the same attention" if target.attn == "tva" else ""
@@ -130,12 +144,20 @@ def _fit(block: Any, target: LayerSpec, old: LayerSpec, layer: int, moments: Mom
     return {**old.attn_options, **{n: v for n, v in asked.items() if n not in SHAPE}, **options}, state
 
 
-def _load(made: TransformerLM, model: TransformerLM, states: Mapping[int, dict[str, Tensor] | None]) -> None:
-    fitted = {f"layers.{i}.attn.": state for i, state in states.items() if state is not None}
+def _fit_ffn(
+    block: Any, target: LayerSpec, layer: int, moments: Moments | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if moments is None:
+        raise InputError("vft is fitted to a text: give moments, from gather_moments(model, ids, ffns=True)")
+    return fit_vein(getattr(block, "ffn", None), moments.of_ffn(layer), rank=target.ffn_options["rank"], layer=layer)
+
+
+def _load(made: TransformerLM, model: TransformerLM, states: Mapping[str, dict[str, Tensor]]) -> None:
+    """Fill the new model: by prefix what was fitted, and all else from the old one."""
     new = {}
     for name, tensor in model.state_dict().items():
-        if not name.startswith(tuple(fitted)) or not fitted:
+        if not name.startswith(tuple(states)) or not states:
             new[name] = tensor
-    for prefix, state in fitted.items():
+    for prefix, state in states.items():
         new.update({prefix + name: tensor.to(torch.float32) for name, tensor in state.items()})
     made.load_state_dict(new)

@@ -8,15 +8,17 @@ Of each layer, over tokens t, heads h and the weights p_hts that a query gives:
     mixed      X = E[x̄ x̄ᵀ], x̄_t = Σ_s p_ts x_s: what values become once they are mixed
     distances  how far away heads look: E[Σ_s p_ts 1(t − s = Δ)] for every head and Δ
 
+and of its FFN, where that is asked for, what it reads and what it writes: E[h hᵀ], E[y yᵀ].
+
 They are sums over pieces of text, so they can be kept after every few pieces and gone on with.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from blockyard.nn.parity import evaluating
 from blockyard.standard.attention import StandardAttention
 
 FORMAT = "1"
+ATTENTION, FFN = ("uniform", "received", "mixed", "distances"), ("read", "written")
 # Pieces after which a file is written anew.
 EVERY = 4
 # Share of C in the others: a direction that no attended token has should not count as nothing.
@@ -70,16 +73,37 @@ class LayerMoments:
 
 
 @dataclass(frozen=True)
+class FFNMoments:
+    """Moments of one FFN, in float64.
+
+    Attributes:
+        read: of its inputs [d, d].
+        written: of its outputs [d, d].
+    """
+
+    read: Tensor
+    written: Tensor
+
+
+@dataclass(frozen=True)
 class Moments:
     """Moments of a model's layers.
 
     Attributes:
         layers: by layer, of those whose mixer is standard attention.
         tokens: how many they are means over.
+        ffns: by layer, of FFNs, where they were asked for.
     """
 
     layers: dict[int, LayerMoments]
     tokens: int
+    ffns: dict[int, FFNMoments] = field(default_factory=dict)
+
+    def of_ffn(self, layer: int) -> FFNMoments:
+        """Those of one layer's FFN; InputError for one that has none."""
+        if layer not in self.ffns:
+            raise InputError(f"layer {layer} has no moments of its FFN: gather them with ffns=True")
+        return self.ffns[layer]
 
     def of(self, layer: int) -> LayerMoments:
         """Those of one layer; InputError for one that has none."""
@@ -93,7 +117,8 @@ def gather_moments(
     model: TransformerLM,
     ids: Tensor,
     *,
-    path: Path | None = None,
+    ffns: bool = False,
+    path: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Moments:
     """Read pieces of text and take the moments of every standard attention's inputs.
@@ -104,6 +129,7 @@ def gather_moments(
     Args:
         model: a causal language model.
         ids: token ids [pieces, length], on the model's device.
+        ffns: take the moments of FFNs, too (pre-norm blocks).
         path: a file (safetensors) to keep the sums in; one that is there and belongs to this model and text is gone on
             with, so that a run that was ended loses a few pieces at most.
         progress: called with the pieces read and their number.
@@ -114,14 +140,19 @@ def gather_moments(
     """
     check_ids(ids, model.config.vocab_size)
     watched = {i: block.attn for i, block in enumerate(model.layers) if _watchable(block)}
+    read = {i: block for i, block in enumerate(model.layers) if ffns and getattr(block, "pre", False)}
+    if ffns and not read:
+        raise InputError("no layer of this model is a pre-norm block: there are no moments of FFNs to take")
     if not watched:
         raise InputError("no layer of this model has standard attention: there are no moments to take")
     width, heads, length = model.config.d_model, model.config.n_heads, ids.shape[1]
-    refuse_beyond_memory(8 * len(watched) * (3 * width**2 + heads * length), "moments of all layers take {}")
-    sums = _Sums.empty(watched, width, heads, length)
+    needed = 8 * (len(watched) * (3 * width**2 + heads * length) + len(read) * 2 * width**2)
+    refuse_beyond_memory(needed, "moments of all layers take {}")
+    sums = _Sums.empty(watched, read, width, heads, length)
+    path = None if path is None else Path(path)
     stamp = _stamp(model, ids) if path is not None else ""
     done = sums.load(path, stamp) if path is not None and path.exists() else 0
-    with evaluating(model), _watching(watched, sums):
+    with evaluating(model), _watching(watched, read, sums):
         for piece in range(done, len(ids)):
             model(ids[piece : piece + 1], last=1)
             if progress is not None:
@@ -143,10 +174,10 @@ class _Sums:
         self.tensors = tensors
 
     @classmethod
-    def empty(cls, layers: dict[int, Any], width: int, heads: int, length: int) -> _Sums:
-        made = {}
+    def empty(cls, layers: Iterable[int], ffns: Iterable[int], width: int, heads: int, length: int) -> _Sums:
+        made = {f"{i}.{name}": torch.zeros(width, width, dtype=torch.float64) for i in ffns for name in FFN}
         for i in layers:
-            for name in ("uniform", "received", "mixed"):
+            for name in ATTENTION[:3]:
                 made[f"{i}.{name}"] = torch.zeros(width, width, dtype=torch.float64)
             made[f"{i}.distances"] = torch.zeros(heads, length, dtype=torch.float64)
         return cls(made)
@@ -168,13 +199,24 @@ class _Sums:
             "mixed": mixed.mT @ mixed / heads,
             "distances": distances,
         }
+        self._add(layer, found)
+
+    def add_ffn(self, layer: int, h: Tensor, y: Tensor) -> None:
+        """Take in what an FFN reads and writes of a piece, [T, d] each."""
+        h, y = h.float(), y.float()
+        self._add(layer, {"read": h.mT @ h, "written": y.mT @ y})
+
+    def _add(self, layer: int, found: dict[str, Tensor]) -> None:
         for name, value in found.items():
             self.tensors[f"{layer}.{name}"] += value.to("cpu", torch.float64)
 
     def means(self, tokens: int) -> Moments:
-        layers = sorted({int(name.partition(".")[0]) for name in self.tensors})
-        names = ("uniform", "received", "mixed", "distances")
-        return Moments({i: LayerMoments(*(self.tensors[f"{i}.{n}"] / tokens for n in names)) for i in layers}, tokens)
+        def of(names: tuple[str, ...]) -> dict[int, list[Tensor]]:
+            layers = sorted(int(name.partition(".")[0]) for name in self.tensors if name.endswith(f".{names[0]}"))
+            return {i: [self.tensors[f"{i}.{name}"] / tokens for name in names] for i in layers}
+
+        attentions = {i: LayerMoments(*found) for i, found in of(ATTENTION).items()}
+        return Moments(attentions, tokens, {i: FFNMoments(*found) for i, found in of(FFN).items()})
 
     def save(self, path: Path, stamp: str, pieces: int) -> None:
         safetensors = require("safetensors.torch", extra="train")
@@ -204,8 +246,8 @@ class _Sums:
 
 
 @contextmanager
-def _watching(attentions: dict[int, nn.Module], sums: _Sums) -> Iterator[None]:
-    """Within it, every call of these attentions adds to the sums."""
+def _watching(attentions: dict[int, nn.Module], blocks: dict[int, Any], sums: _Sums) -> Iterator[None]:
+    """Within it, every call of these attentions, and of the FFNs of these blocks, adds to the sums."""
 
     def ask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         return args, {**kwargs, "return_weights": True}
@@ -216,7 +258,16 @@ def _watching(attentions: dict[int, nn.Module], sums: _Sums) -> Iterator[None]:
 
         return note
 
+    def watch_ffn(layer: int) -> Callable[..., None]:
+        def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            # A block calls its FFN in more than one way; the norm in front of it in one.
+            sums.add_ffn(layer, output[0], blocks[layer].ffn(output)[0])
+
+        return note
+
     with ExitStack() as stack:
+        for layer, block in blocks.items():
+            stack.callback(block.ln2.register_forward_hook(watch_ffn(layer)).remove)
         for layer, attention in attentions.items():
             stack.callback(attention.register_forward_pre_hook(ask, with_kwargs=True).remove)
             stack.callback(attention.register_forward_hook(watch(layer)).remove)
