@@ -31,6 +31,7 @@ class SignalAssets:
         calibration: what turns logits into probabilities, unknown among the answers; None for runs without.
         familiar: what the training's frames look like; None for runs that do not say.
         blind: whether the frames are of the blind scenario.
+        known_rate: samples per symbol where they are known and the carrier lies at 0; else 0.
     """
 
     classes: tuple[str, ...]
@@ -42,6 +43,7 @@ class SignalAssets:
     calibration: Calibration | None = None
     familiar: Familiar | None = None
     blind: bool = False
+    known_rate: int = 0
 
 
 class SignalData:
@@ -77,7 +79,8 @@ class SignalData:
             points = constellation(c.classes[0])
             names = tuple(f"{p.real:+.3f}{p.imag:+.3f}j" for p in points.tolist())
             return SignalAssets(names, c.length, c.symbols, power, c.ordered, snr)
-        return SignalAssets(self.source.classes, c.length, 0, power, c.ordered, snr, blind=blind)
+        rate = c.samples_per_symbol if c.scenario == "unlocked" and c.path is None else 0
+        return SignalAssets(self.source.classes, c.length, 0, power, c.ordered, snr, blind=blind, known_rate=rate)
 
     def validation_batches(self, rows: int, most: int) -> Iterator[Batch]:
         """`{"iq", "targets", "snr"}` of up to `most` batches, in an order in which every part holds all SNRs and

@@ -91,7 +91,8 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     data_title = "the signals"
     model_config = SignalConfig
     data_config = SignalDataConfig
-    from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0, "ordered": True, "blind": False})
+    from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0, "ordered": True, "blind": False,
+                                  "known_rate": 0})  # fmt: skip
     unit = "sample"
     # One layer and a high rate (docs/signals.md).
     train_defaults = MappingProxyType({"steps": 2400, "batch_size": 96, "lr": 1e-2, "eval_batches": 50})
@@ -145,6 +146,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
             symbols=assets.symbols,
             ordered=assets.ordered,
             blind=assets.blind,
+            known_rate=assets.known_rate,
         )
 
     def load_assets(self, folder: Path) -> SignalAssets:
@@ -163,6 +165,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
                 Calibration.load(folder, classes),
                 Familiar.load(folder),
                 bool(stored.get("blind", False)),
+                int(stored.get("known_rate", 0)),
             )
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{path} is missing or damaged: {error}") from error
