@@ -85,7 +85,8 @@ class SignalConfig(BlocksConfig):
         zero_init_outputs: start every block as the identity and every output at 0.
     """
 
-    older: ClassVar[Mapping[str, Any]] = MappingProxyType({"features": "none", "samples": "raw"})
+    # What auto comes to for the frames of versions before is what they had: raw samples, and no features.
+    older: ClassVar[Mapping[str, Any]] = MappingProxyType({"features": "auto", "samples": "auto"})
 
     frame: int = 128
     n_classes: int = 6
@@ -144,6 +145,10 @@ class SignalConfig(BlocksConfig):
     def length(self) -> int:
         """Positions of a frame."""
         return self.seen // self.samples_per_position
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        return {"features": self.features, "samples": self.samples}
 
     @property
     def is_received(self) -> bool:
