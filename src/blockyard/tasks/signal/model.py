@@ -65,8 +65,8 @@ class SignalConfig(BlocksConfig):
         positions: whether blocks see where a sample stands: yes, as each layer's rope says; no, which sets rope=none;
             auto is no for modulations at one sample per symbol without fading and carrier offset and for symbols
             received at a known rate, yes for all else.
-        normalise: bring every frame to unit power first, for recordings of unknown scale; none is as the data want it:
-            yes in the blind scenario.
+        normalise: bring every frame to unit power first, for recordings of unknown scale; frames of the blind scenario
+            and of the unlocked one always are.
         features: what the head reads beside the blocks, computed without weights: cumulants of the symbols, spectra (of
             powers of samples and symbols, histograms of envelope and frequency), all, or none; auto is all in the blind
             scenario, else none.
@@ -98,7 +98,7 @@ class SignalConfig(BlocksConfig):
     n_layers: int = 1
     patch: int | None = None
     positions: Literal["auto", "yes", "no"] = "auto"
-    normalise: bool | None = None
+    normalise: bool = False
     features: Literal["auto", "none", "cumulants", "spectra", "all"] = "auto"
     samples: Literal["auto", "raw", "received"] = "auto"
     condition: Literal["none", "snr"] = "none"
@@ -170,7 +170,7 @@ class SignalConfig(BlocksConfig):
     @property
     def normalises(self) -> bool:
         """Whether frames are brought to unit power."""
-        return self.blind or self.known_rate > 0 if self.normalise is None else self.normalise
+        return self.normalise or self.blind or self.known_rate > 0
 
     def check_frame(self) -> None:
         """Refuse frames that are too short for a receiver; asked when the frame is known."""
