@@ -13,9 +13,10 @@ from blockyard.tasks.run import make_task
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.tasks.signal.condition import WAVES, SnrModulation
 from blockyard.tasks.signal.config import SignalDataConfig
+from blockyard.tasks.signal.data import SignalData
 from blockyard.tasks.signal.figures import signal_figures
 from blockyard.tasks.signal.model import OnParts, SignalConfig, SignalTransformer
-from blockyard.tasks.signal.task import SignalData, SignalTask
+from blockyard.tasks.signal.task import SignalTask
 from blockyard.training.config import TrainConfig
 from tests.fixtures.signals import DATA, SMALL, built, iq
 
@@ -270,3 +271,64 @@ def test_settings_survive_the_way_through_groups():
     first = resolve(groups, "signal")
     assert str(first.model.layers[0]) == "complex[score=phase]+complex_swiglu" and first.model.norm == "whiten"
     assert resolve(as_groups(first)) == first
+
+
+# Features and received symbols
+
+
+BLIND = {"frame": 256, "blind": True, "n_classes": 5}
+
+
+@pytest.mark.parametrize("blocks", ["standard", "complex", "spectral"])
+@pytest.mark.parametrize("features", ["none", "cumulants", "spectra", "all"])
+@pytest.mark.parametrize("samples", ["raw", "received"])
+def test_every_input_reaches_every_kind_of_block_and_the_head(blocks, features, samples):
+    model = built(blocks=blocks, features=features, samples=samples, **BLIND)
+    output = model(iq(4, 256), targets=torch.tensor([0, 1, 2, 4]))
+    assert output.logits.shape == (4, 5) and output.features.shape == (4, model.head.weight.shape[1])
+    output.loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+    assert model.config.length == (64 if samples == "received" else 16)
+    cost = model.cost(model.config.length)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "options, kept",
+    [
+        ({"blocks": "complex"}, True),
+        ({"blocks": "complex", "samples": "received"}, True),
+        ({"blocks": "standard"}, False),
+        ({"blocks": "complex", "features": "none"}, True),
+    ],
+    ids=str,
+)
+def test_features_leave_complex_models_blind_to_a_turn_of_the_frame(options, kept):
+    found = check_equivariance(built(**BLIND, **options), iq(3, 256).to(torch.complex128))
+    assert found.kind == "invariant" and bool(found) is kept, found
+
+
+def test_blind_frames_have_no_scale_and_are_read_by_features_by_default():
+    model = built(blocks="standard", **BLIND).eval()
+    assert model.config.feature_kinds == "all" and model.config.normalises and model.config.samples_per_position == 16
+    torch.testing.assert_close(model(1e3 * iq(3, 256)).logits, model(iq(3, 256)).logits, rtol=1e-2, atol=1e-2)
+    plain = built(blocks="standard", frame=256)
+    assert plain.config.feature_kinds == "none" and not plain.config.normalises and plain.config.length == 256
+
+
+def test_what_does_not_fit_a_receiver_is_refused():
+    with pytest.raises(InputError, match="need frames of 256 samples, not 64"):
+        built(frame=64, features="all")
+    with pytest.raises(InputError, match="are for whole frames"):
+        SignalConfig(symbols=6, frame=12, features="all")
+    with pytest.raises(InputError, match="should divide the 256 received symbols"):
+        SignalConfig(samples="received", patch=7)
+
+
+def test_where_phase_and_timing_alone_are_unknown_the_blocks_see_a_symbol_each():
+    data = SignalData(SignalDataConfig(scenario="unlocked", length=128, modulations="bpsk,qpsk", val_frames=1))
+    fitted = resolve({}, "signal").kind.fit(SignalConfig(**{**SMALL, "frame": 128}), data.assets)
+    assert (fitted.known_rate, fitted.length, fitted.samples_per_position) == (4, 32, 1)
+    assert not fitted.has_positions and fitted.feature_kinds == "all"
+    model = SignalTransformer(fitted)
+    assert model(data.source.validation.iq).logits.shape == (len(data.source.validation.iq), 2)

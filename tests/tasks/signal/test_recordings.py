@@ -97,6 +97,21 @@ def test_bytes_that_are_no_samples_are_passed_over(tmp_path: Path, layout: str) 
             assert np.array_equal(block.numpy(), read)
 
 
+def test_headers_and_trailers_of_several_channels_are_passed_over(tmp_path: Path) -> None:
+    sigmf = pytest.importorskip("sigmf", reason="the sigmf package is the oracle here")
+    samples = codes("cu8", 96, 2)
+    rows = [{"core:sample_start": 0, "core:header_bytes": 32}, {"core:sample_start": 64}]
+    about = {"core:datatype": "cu8", "core:trailing_bytes": 32, "core:num_channels": 2}
+    path = write(tmp_path, b"\xfe" * 32 + samples + b"\xff" * 32, about, rows)
+    (recording,) = open_recordings(path)
+    assert [(span.start, span.count) for span in recording.spans] == [(0, 64), (64, 32)]
+    theirs = sigmf.fromfile(str(path))
+    read = np.concatenate([np.asarray(theirs.read_samples_in_capture(n)).reshape(-1, 2) for n in (0, 1)])
+    assert len(read) == 96
+    for channel in (0, 1):
+        assert np.array_equal(recording.read(channel).numpy(), read[:, channel].astype(np.complex64))
+
+
 def test_an_archive_of_several_recordings_is_read_where_they_lie(tmp_path: Path) -> None:
     first, second = tone(100, 1), tone(60, 2)
     (tmp_path / "in").mkdir()

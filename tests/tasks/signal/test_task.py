@@ -14,10 +14,11 @@ from blockyard.compare.compare import compare
 from blockyard.compare.settings import CompareConfig
 from blockyard.tasks.run import load_run
 from blockyard.tasks.signal.config import SignalDataConfig
+from blockyard.tasks.signal.data import SignalData
 from blockyard.tasks.signal.figures import signal_figures
 from blockyard.tasks.signal.model import SignalConfig, predict
 from blockyard.tasks.signal.report import SignalParts
-from blockyard.tasks.signal.task import SignalData, SignalTask
+from blockyard.tasks.signal.task import SignalTask
 from blockyard.training.config import TrainConfig
 from tests.fixtures.signals import DATA, SMALL
 

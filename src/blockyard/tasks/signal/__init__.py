@@ -16,7 +16,7 @@ Files, in reading order:
     bound.py         maximum_likelihood_bound: the accuracy that nobody can exceed; unlocked.py: phase, timing unknown
     receiver.py      band, symbol rate and symbols of a frame, without weights; features.py: what they come to
     model.py         SignalTransformer: a stem, blocks, a head; predict; condition.py tells it the SNR
-    task.py          Signal, the kind; SignalTask
+    data.py          SignalData, the frames and what a model of them takes; task.py: Signal, the kind; SignalTask
     calibration.py   probabilities that mean what they say, and unknown; familiar.py: what the training looked like
     finish.py        what follows training, with figures.py, charts.py and the baseline, cumulant_classifier.py
     report.py        what a comparison adds: accuracy over SNR beside the bound

@@ -7,13 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from blockyard.tasks.signal.answering import Question, batches
 from blockyard.tasks.signal.frontend.cutting import Part, Wanted, bursts_of
 from blockyard.tasks.signal.frontend.detection import Burst
 from blockyard.tasks.signal.frontend.resampling import plan_for
-from blockyard.tasks.signal.frontend.votes import Found, Votes
-from blockyard.tasks.signal.session import Session, scale_of
+from blockyard.tasks.signal.frontend.votes import Found, Votes, known_label
+from blockyard.tasks.signal.session import COMPARED, Session, scale_of
+
+# Frames of a burst that are compared with the training's.
+FEW = 8
+# An annotation speaks of a burst if they share so much of what they cover together, in time and in frequency.
+SAME = 0.3
 
 
 def burst_rows(session: Session) -> Iterator[dict[str, Any]]:
@@ -33,8 +39,13 @@ def burst_rows(session: Session) -> Iterator[dict[str, Any]]:
 
     def questions() -> Iterator[Question]:
         for part in bursts_of(session.recording, session.asked.channel, wanted, seen):
-            yield from _questions(session, part, factors)
+            for question in _questions(session, part, factors):
+                if sum(map(len, compared)) < COMPARED and len(question.frames):
+                    compared.append(question.frames[:FEW])
+                yield question
 
+    # Some frames of every burst, which are held against the training's when there are enough.
+    compared: list[Tensor] = []
     factors: dict[int, float] = {}
     votes: dict[int, Votes] = {}
     found: list[Found] = []
@@ -46,6 +57,8 @@ def burst_rows(session: Session) -> Iterator[dict[str, Any]]:
             del votes[burst.number]
             yield _row(session, burst, mine)
             found.append(_found(session, burst, mine))
+    if compared:
+        session.compare(torch.cat(compared))
     if not found:
         name = session.recording.name
         print(f"nothing stands above the noise in {name}: no burst, no row", file=sys.stderr)
@@ -92,8 +105,31 @@ def _row(session: Session, burst: Burst, votes: Votes) -> dict[str, Any]:
         row["duration"] = round(count / rate, 9)
     row["lower"], row["upper"] = _hertz(session, burst)
     row |= {"snr": round(burst.snr, 1), "frames": votes.frames}
+    label = _label(session, burst)
+    if label is not None and votes.frames:
+        row["label"] = label
     # Shorter than a frame of what the model knows: that it is there is all that can be said.
     return row | {"is": session.likeliest(votes.probabilities()[None])[0] if votes.frames else []}
+
+
+def _label(session: Session, burst: Burst) -> str | None:
+    """The answer that the file's own annotation of a burst names; None where there is none."""
+    best, label = SAME, None
+    edges = _hertz(session, burst)
+    for annotation in session.recording.annotations:
+        if annotation.count is None or annotation.lower is None or annotation.upper is None:
+            continue
+        time = shared((burst.start, burst.stop), (annotation.start, annotation.start + annotation.count))
+        # Both shares count: next to a burst another may be sent at the same time.
+        found = min(time, shared(edges, (annotation.lower, annotation.upper))) if time > best else 0.0
+        if found > best:
+            best, label = found, known_label(annotation.label, session.answering.answers)
+    return label
+
+
+def shared(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """How much two stretches have in common, over what they cover together."""
+    return max(min(a[1], b[1]) - max(a[0], b[0]), 0.0) / max(max(a[1], b[1]) - min(a[0], b[0]), 1e-12)
 
 
 def _found(session: Session, burst: Burst, votes: Votes) -> Found:

@@ -30,6 +30,7 @@ class CumulantClassifier:
 
     def __init__(self, source: GeneratedSignals, seed: int = 77) -> None:
         config = source.config
+        self._rate = config.samples_per_symbol if config.scenario == "unlocked" else 0
         classes, levels = len(config.classes), config.snr_grid
         generator = torch.Generator().manual_seed(seed)
         each = torch.arange(classes).repeat_interleave(FRAMES)
@@ -38,7 +39,7 @@ class CumulantClassifier:
             frames = source.generator.generate(
                 len(each), generator, modulation=each, snr=torch.full((len(each),), float(level))
             )
-            values = features(frames.iq).view(classes, FRAMES, CUMULANTS)
+            values = features(frames.iq, self._rate).view(classes, FRAMES, CUMULANTS)
             mean = values.mean(1)
             away = values - mean.unsqueeze(1)
             covariance = away.transpose(1, 2) @ away / FRAMES
@@ -49,7 +50,7 @@ class CumulantClassifier:
 
     def scores(self, iq: Tensor) -> Tensor:
         """ln of the likelihood of every class, but for a constant: [n, classes]."""
-        values = features(iq)
+        values = features(iq, self._rate)
         away = values[:, None, None] - self._means
         white = torch.linalg.solve_triangular(self._factors, away.unsqueeze(-1), upper=False).squeeze(-1)
         log_volume = self._factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -57,10 +58,10 @@ class CumulantClassifier:
         return each.logsumexp(-1) - math.log(each.shape[-1])
 
 
-def features(iq: Tensor) -> Tensor:
-    """Cumulants of frames [n, length], float64 [n, CUMULANTS]."""
+def features(iq: Tensor, samples_per_symbol: int) -> Tensor:
+    """Cumulants of frames [n, length], float64 [n, CUMULANTS]; samples per symbol as for `receive`."""
     found = []
     for rows in iq.split(_ROWS):
         level = power(rows).mean(1, keepdim=True).clamp(min=1e-30).sqrt()
-        found.append(cumulants(receive(rows / level)).double())
+        found.append(cumulants(receive(rows / level, samples_per_symbol)).double())
     return torch.cat(found)

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blockyard.tasks.signal.receiver import SYMBOLS, Received, power
+from blockyard.tasks.signal.receiver import Received, power
 
 Features = Literal["none", "cumulants", "spectra", "all"]
 # Points of the spectrum's shape, over three widths of the band; bins of the histograms of magnitudes and of the
@@ -42,7 +42,7 @@ def cumulants(r: Received) -> Tensor:
     """Magnitudes of cumulants of the symbols up to the eighth order (Swami and Sadler 2000), with the carrier's offset
     taken out, and the moments of their magnitude: [n, CUMULANTS]."""
     z = r.upright(keep_phase=True)
-    inside = (torch.arange(SYMBOLS) < r.count).to(r.rate.dtype)
+    inside = (torch.arange(r.symbols.shape[1]) < r.count).to(r.rate.dtype)
     count = r.count.squeeze(1)
 
     def mean(values: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def spectra(r: Received) -> Tensor:
     y, length = r.filtered, r.spectrum.shape[1]
     peak = r.spectrum.amax(1, keepdim=True)
     found = [_shape(r), r.width * 5, r.centre * 10, (peak + 1e-3).log() / 5]
-    found += [r.rate / r.width, r.line, r.count / SYMBOLS]
+    found += [r.rate / r.width, r.line, r.count / r.symbols.shape[1]]
     found += [_tops(r.lines[:, k], r.count) for k in range(4)]
     size = power(y)
     level = size.mean(1, keepdim=True).clamp(min=1e-20)
@@ -82,7 +82,7 @@ def spectra(r: Received) -> Tensor:
     found.append(_histogram((size / level).sqrt(), 0.0, 2.4))
     # Where the envelope is small the frequency is that of the noise.
     found.append(_histogram(turn, -0.75, 0.75, power(step).sqrt(), FINE))
-    inside = (torch.arange(SYMBOLS) < r.count).to(turn.dtype)
+    inside = (torch.arange(r.symbols.shape[1]) < r.count).to(turn.dtype)
     found.append(_histogram(power(r.symbols).sqrt(), 0.0, 2.4, inside))
     return torch.cat(found, dim=1)
 

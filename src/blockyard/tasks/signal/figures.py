@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,10 @@ from torch import Tensor
 from blockyard.tasks.signal.bound import Bound, maximum_likelihood_bound
 from blockyard.tasks.signal.calibration import calibration_curve, fit_temperature
 from blockyard.tasks.signal.config import SignalDataConfig
+from blockyard.tasks.signal.data import SignalData
 from blockyard.tasks.signal.generator import Frames
 from blockyard.tasks.signal.model import SignalTransformer, predict
 from blockyard.tasks.signal.unlocked import average_likelihood_bound
-
-if TYPE_CHECKING:
-    from blockyard.tasks.signal.task import SignalData
 
 # Samples shown of each modulation in a report.
 _SHOWN = 400

@@ -17,13 +17,14 @@ from blockyard.files import without_nan, write_atomically
 from blockyard.tasks.run import Trained, load_run, read_run
 from blockyard.tasks.signal.calibration import FILE, PRIOR, UNKNOWN, calibration_curve, fit_calibration, scored
 from blockyard.tasks.signal.cumulant_classifier import CumulantClassifier
+from blockyard.tasks.signal.data import SignalData
 from blockyard.tasks.signal.familiar import FILE as FAMILIAR
 from blockyard.tasks.signal.familiar import Familiar
 from blockyard.tasks.signal.figures import confusion, signal_figures
 from blockyard.tasks.signal.generator import Frames, GeneratedSignals, strange_kinds
 from blockyard.tasks.signal.model import LEAST_FRAME
 from blockyard.tasks.signal.recordings.labelled import RecordedSignals
-from blockyard.tasks.signal.task import Signal, SignalData
+from blockyard.tasks.signal.task import Signal
 
 EVALUATION = "evaluation.json"
 # Frames of the classes, and of other kinds, that calibration and the ranges of statistics come from.

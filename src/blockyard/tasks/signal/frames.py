@@ -15,7 +15,7 @@ from blockyard.errors import InputError
 from blockyard.tasks.signal.answering import Answer, Question, batches
 from blockyard.tasks.signal.frontend.resampling import Plan, Resampler, plan_for
 from blockyard.tasks.signal.frontend.spectra import BINS, SHORTEST, averaged, occupied_band, windows_of
-from blockyard.tasks.signal.frontend.votes import Runs, Votes
+from blockyard.tasks.signal.frontend.votes import Runs, Votes, known_label
 from blockyard.tasks.signal.recordings.recording import Annotation
 from blockyard.tasks.signal.session import Session
 
@@ -206,15 +206,6 @@ def _noted_row(session: Session, index: int, annotation: Annotation, votes: Vote
     if label is not None and votes.frames:
         row["label"] = label
     return row | {"is": session.likeliest(votes.probabilities()[None])[0] if votes.frames else []}
-
-
-def known_label(label: str | None, answers: tuple[str, ...]) -> str | None:
-    """The answer that a label names, however it is written (QPSK, 16-QAM); None for other labels."""
-
-    def plain(name: str) -> str:
-        return "".join(sign for sign in name.lower() if sign.isalnum())
-
-    return None if label is None else next((name for name in answers if plain(name) == plain(label)), None)
 
 
 def _tell(session: Session, whole: Votes, noted: _Noted) -> None:

@@ -63,15 +63,17 @@ class SignalConfig(BlocksConfig):
         patch: samples (or received symbols) per position of the blocks, dividing the frame; None = the samples of a
             symbol where symbols are told apart, 16 of a blind frame, 4 received symbols, else 1.
         positions: whether blocks see where a sample stands: yes, as each layer's rope says; no, which sets rope=none;
-            auto is no for modulations at one sample per symbol without fading and carrier offset, yes for all else.
-        normalise: bring every frame to unit power first, for recordings of unknown scale; none is as the data want it:
-            yes in the blind scenario.
+            auto is no for modulations at one sample per symbol without fading and carrier offset and for symbols
+            received at a known rate, yes for all else.
+        normalise: bring every frame to unit power first, for recordings of unknown scale; frames of the blind scenario
+            and of the unlocked one always are.
         features: what the head reads beside the blocks, computed without weights: cumulants of the symbols, spectra (of
             powers of samples and symbols, histograms of envelope and frequency), all, or none; auto is all in the blind
             scenario, else none.
-        samples: what the blocks see: raw samples, or the 256 symbols that a blind receiver without weights reads of
-            the frame (received).
+        samples: what the blocks see: raw samples, or the symbols that a receiver without weights reads of the frame
+            (received; 256 of blind frames); auto is received where phase and timing alone are unknown, else raw.
         blind: whether the data are of the blind scenario.
+        known_rate: samples per symbol, where a receiver knows them and that the carrier lies at 0; 0 where it does not.
         condition: what the model is told beside the samples: none, or snr, the SNR of each frame in dB (Es/N0), as a
             receiver that has measured its noise knows it.
         readout: what the head sees of a complex stream: magnitude (blind to a rotation of the frame), parts (real and
@@ -84,20 +86,22 @@ class SignalConfig(BlocksConfig):
         zero_init_outputs: start every block as the identity and every output at 0.
     """
 
-    older: ClassVar[Mapping[str, Any]] = MappingProxyType({"features": "none", "samples": "raw"})
+    # What auto comes to for the frames of versions before is what they had: raw samples, and no features.
+    older: ClassVar[Mapping[str, Any]] = MappingProxyType({"features": "auto", "samples": "auto"})
 
     frame: int = 128
     n_classes: int = 6
     symbols: int = 0
     ordered: bool = True
     blind: bool = False
+    known_rate: int = 0
     d_model: int = 64
     n_layers: int = 1
     patch: int | None = None
     positions: Literal["auto", "yes", "no"] = "auto"
-    normalise: bool | None = None
+    normalise: bool = False
     features: Literal["auto", "none", "cumulants", "spectra", "all"] = "auto"
-    samples: Literal["raw", "received"] = "raw"
+    samples: Literal["auto", "raw", "received"] = "auto"
     condition: Literal["none", "snr"] = "none"
     readout: Literal["auto", "magnitude", "parts"] = "auto"
     norm: Literal["rms", "layer", "whiten"] = "rms"  # type: ignore[assignment]
@@ -112,13 +116,13 @@ class SignalConfig(BlocksConfig):
         if self.condition not in ("none", "snr"):
             raise InputError(f"model.condition={self.condition!r} should be none or snr")
         one_of(("auto", "none", "cumulants", "spectra", "all"), **{"model.features": self.features})
-        one_of(("raw", "received"), **{"model.samples": self.samples})
+        one_of(("auto", "raw", "received"), **{"model.samples": self.samples})
         if self.symbols and (self.is_received or self.feature_kinds != "none"):
             raise InputError(
                 "model.features and model.samples=received are for whole frames: leave them out for symbols"
             )
         if self.seen % self.samples_per_position:
-            what = "the 256 received symbols" if self.is_received else f"the frame of {self.frame} samples"
+            what = f"the {self.seen} received symbols" if self.is_received else f"the frame of {self.frame} samples"
             raise InputError(f"model.patch={self.patch} should divide {what}")
         if self.symbols and self.symbols % self.length:
             raise InputError(
@@ -133,7 +137,7 @@ class SignalConfig(BlocksConfig):
         if self.patch is not None:
             return self.patch
         if self.is_received:
-            return 4
+            return 1 if self.known_rate else 4
         if self.suits_receiver and self.frame % 16 == 0:
             return 16
         return max(self.frame // self.symbols, 1) if self.symbols else 1
@@ -144,9 +148,13 @@ class SignalConfig(BlocksConfig):
         return self.seen // self.samples_per_position
 
     @property
+    def decided(self) -> dict[str, Any]:
+        return {"features": self.features, "samples": self.samples}
+
+    @property
     def is_received(self) -> bool:
         """Whether the blocks see symbols that a receiver has read."""
-        return self.samples == "received"
+        return self.samples == "received" or (self.samples == "auto" and self.known_rate > 0)
 
     @property
     def suits_receiver(self) -> bool:
@@ -157,17 +165,17 @@ class SignalConfig(BlocksConfig):
     def feature_kinds(self) -> Features:
         """The features that the head reads."""
         if self.features == "auto":
-            return "all" if self.suits_receiver else "none"
+            return "all" if self.suits_receiver or self.known_rate else "none"
         return self.features
 
     @property
     def normalises(self) -> bool:
         """Whether frames are brought to unit power."""
-        return self.blind if self.normalise is None else self.normalise
+        return self.normalise or self.blind or self.known_rate > 0
 
     def check_frame(self) -> None:
         """Refuse frames that are too short for a receiver; asked when the frame is known."""
-        if (self.is_received or self.feature_kinds != "none") and self.frame < LEAST_FRAME:
+        if (self.is_received or self.feature_kinds != "none") and self.frame < LEAST_FRAME and not self.known_rate:
             raise InputError(
                 f"model.features and model.samples=received need frames of {LEAST_FRAME} samples, not {self.frame}"
             )
@@ -175,7 +183,9 @@ class SignalConfig(BlocksConfig):
     @property
     def seen(self) -> int:
         """Samples of a frame that the blocks see, in patches."""
-        return SYMBOLS if self.is_received else self.frame
+        if not self.is_received:
+            return self.frame
+        return self.frame // self.known_rate if self.known_rate else SYMBOLS
 
     @property
     def is_causal(self) -> bool:
@@ -190,6 +200,9 @@ class SignalConfig(BlocksConfig):
     @property
     def has_positions(self) -> bool:
         """Whether blocks see where a sample stands."""
+        if self.positions == "auto" and self.is_received and self.known_rate:
+            # Each is a symbol of its own in noise.
+            return False
         return self.ordered if self.positions == "auto" else self.positions == "yes"
 
     @property
@@ -444,7 +457,7 @@ class SignalTransformer(Trunk, ComplexModule):
         if not config.is_received and config.feature_kinds == "none":
             return iq, None
         with torch.no_grad(), torch.autocast(iq.device.type, enabled=False):
-            found = receive(iq)
+            found = receive(iq, config.known_rate)
             features = None if config.feature_kinds == "none" else features_of(found, config.feature_kinds)
             # A complex stream turns with the frame, a real one is spared it.
             seen = found.upright(keep_phase=self.complex_valued) if config.is_received else iq

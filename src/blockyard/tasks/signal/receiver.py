@@ -40,9 +40,9 @@ class Received:
         filtered: complex [n, length], the band around 0.
         rate: [n, 1], symbols per sample.
         line: [n, 1], how strong the line is that says the symbol rate, from 0 to 1.
-        symbols: complex [n, SYMBOLS], unit mean power.
+        symbols: complex [n, K], unit mean power; K is `SYMBOLS`, or how many there are where that is known.
         count: [n, 1], how many of them are of the frame and no repetition.
-        lines: [n, 4, SYMBOLS], magnitudes of the spectra of z, z², z⁴ and z⁸ over the symbols, mean of |z|^m as 1.
+        lines: [n, 4, K], magnitudes of the spectra of z, z², z⁴ and z⁸ over the symbols, mean of |z|^m as 1.
         frequency: [n, 1], cycles per symbol that the carrier turns on.
         turn: [n, 1], radians by which the points are turned from the nearest upright position.
     """
@@ -61,7 +61,7 @@ class Received:
 
     def upright(self, *, keep_phase: bool) -> Tensor:
         """The symbols with what is left of the carrier's offset taken out, and with the turn unless `keep_phase`."""
-        place = torch.arange(SYMBOLS, dtype=self.rate.dtype) % self.count
+        place = torch.arange(self.symbols.shape[1], dtype=self.rate.dtype) % self.count
         angle = -2 * math.pi * self.frequency * place
         return self.symbols * unit(angle if keep_phase else angle - self.turn)
 
@@ -71,16 +71,20 @@ def unit(angle: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def receive(x: Tensor) -> Received:
-    """Receive frames blindly.
+def receive(x: Tensor, samples_per_symbol: int = 0) -> Received:
+    """Receive frames, blindly unless the symbol rate is known.
 
     Args:
         x: complex [n, length], of unit mean power.
+        samples_per_symbol: where it is known, and that the carrier lies at 0; phase and timing are found still.
     """
     n, length = x.shape
+    many = length // samples_per_symbol if samples_per_symbol else SYMBOLS
     bins = torch.fft.fftshift(torch.fft.fft(x), dim=1)
     spectrum = power(bins) / length
     centre, width = band(spectrum)
+    if samples_per_symbol:
+        centre, width = torch.zeros_like(centre), torch.full_like(width, 1 / samples_per_symbol)
     # The band moved to 0, by whole bins; what lies beyond 0.75 W on either side is noise.
     middle = (centre * length).round()
     place = torch.arange(length) - length // 2
@@ -88,7 +92,10 @@ def receive(x: Tensor) -> Received:
     centre = middle / length
     frequency = place.to(spectrum.dtype) / length
     y = torch.fft.ifft(torch.fft.ifftshift(moved * (frequency.abs() <= 0.75 * width), dim=1))
-    rate, line, timing = symbol_rate(power(y), width)
+    if samples_per_symbol:
+        rate, line, timing = known_rate(power(y), samples_per_symbol)
+    else:
+        rate, line, timing = symbol_rate(power(y), width)
     matched = moved * root_raised_cosine_spectrum(frequency / rate, torch.full_like(rate, ROLLOFF))
     # Twice as many samples, between which a cubic is right to −50 dB.
     wide = torch.zeros(n, 2 * length, dtype=x.dtype)
@@ -96,12 +103,12 @@ def receive(x: Tensor) -> Received:
     wide[:, :half], wide[:, -half:] = matched[:, half : 2 * half], matched[:, :half]
     fine = torch.fft.ifft(wide)
     # A symbol's distance from both ends of the frame, where its pulse is cut.
-    count = ((length - 1 - timing) * rate).floor().clamp(8, SYMBOLS)
-    instants = timing + (torch.arange(SYMBOLS, dtype=rate.dtype) % count) / rate
+    count = torch.full_like(rate, many) if samples_per_symbol else ((length - 1 - timing) * rate).floor().clamp(8, many)
+    instants = timing + (torch.arange(many, dtype=rate.dtype) % count) / rate
     z = cubic(fine, 2 * instants)
-    inside = torch.arange(SYMBOLS) < count
+    inside = torch.arange(many) < count
     z = z / ((power(z) * inside).sum(1, keepdim=True) / count).clamp(min=1e-20).sqrt()
-    lines, carrier, turned = carriers(z, inside, count)
+    lines, carrier, turned = carriers(z, inside, count, known=bool(samples_per_symbol))
     return Received(spectrum, centre, width, y, rate, line, z, count, lines, carrier, turned)
 
 
@@ -164,16 +171,27 @@ def symbol_rate(envelope: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor
     return frequency, strength, timing
 
 
-def carriers(z: Tensor, inside: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def known_rate(envelope: Tensor, samples_per_symbol: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for a symbol rate that is known: what is left to find is the first top of its line."""
+    time = torch.arange(envelope.shape[1], dtype=envelope.dtype)
+    whole = (envelope * unit(-2 * math.pi / samples_per_symbol * time)).sum(1, keepdim=True)
+    strength = 2 * power(whole).sqrt() / envelope.sum(1, keepdim=True).clamp(min=1e-20)
+    timing = (-torch.atan2(whole.imag, whole.real) / (2 * math.pi) % 1.0) * samples_per_symbol
+    return torch.full_like(strength, 1 / samples_per_symbol), strength, timing
+
+
+def carriers(z: Tensor, inside: Tensor, count: Tensor, *, known: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Lines of powers of the symbols, and what they say of the carrier.
 
     Args:
-        z: complex [n, SYMBOLS].
-        inside: [n, SYMBOLS], which of them are no repetitions.
+        z: complex [n, K].
+        inside: [n, K], which of them are no repetitions.
         count: [n, 1], how many.
+        known: whether the carrier is known to lie at 0.
 
-    Returns: magnitudes [n, 4, SYMBOLS] for z, z², z⁴ and z⁸; offset in cycles per symbol and turn in radians, [n, 1].
+    Returns: magnitudes [n, 4, K] for z, z², z⁴ and z⁸; offset in cycles per symbol and turn in radians, [n, 1].
     """
+    many = z.shape[1]
     # Powers of the direction alone, weighted by the magnitude: |z|^8 would leave the word to the largest symbol.
     size = power(z).sqrt().clamp(min=1e-6)
     way, found = z / size, []
@@ -185,19 +203,19 @@ def carriers(z: Tensor, inside: Tensor, count: Tensor) -> tuple[Tensor, Tensor, 
         found.append(torch.fft.fft(way * weight) / scale)
     lines = torch.stack(found, dim=1)
     strength = torch.view_as_real(lines).square().sum(-1).sqrt()
-    best = strength.amax(2)
+    best = strength[:, :, 0] if known else strength.amax(2)
     eighth = (best[:, 2] < 0.8 * best[:, 3]).unsqueeze(1)
     order = torch.where(eighth, 8.0, 4.0)
     chosen = torch.where(eighth, lines[:, 3], lines[:, 2])
     size = torch.where(eighth, strength[:, 3], strength[:, 2])
-    top = size.argmax(1, keepdim=True)
-    around = [size.gather(1, (top + step) % SYMBOLS) for step in (-1, 0, 1)]
+    top = torch.zeros_like(count, dtype=torch.long) if known else size.argmax(1, keepdim=True)
+    around = [size.gather(1, (top + step) % many) for step in (-1, 0, 1)]
     bend = (around[0] - 2 * around[1] + around[2]).clamp(max=-1e-6)
-    part = (0.5 * (around[0] - around[2]) / bend).clamp(-0.5, 0.5)
+    part = (0.5 * (around[0] - around[2]) / bend).clamp(-0.5, 0.5) * (not known)
     turned = torch.view_as_real(chosen.gather(1, top))
     angle = torch.atan2(turned[..., 1], turned[..., 0])
-    cycles = (top + part) / SYMBOLS
+    cycles = (top + part) / many
     cycles = torch.where(cycles > 0.5, cycles - 1, cycles)
     # The phase of a line between two bins is that at the middle of the symbols; taken back to the first.
-    angle = angle - math.pi * part * (count - 1) / SYMBOLS
+    angle = angle - math.pi * part * (count - 1) / many
     return strength, cycles / order, angle / order

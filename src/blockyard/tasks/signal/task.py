@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
@@ -18,11 +17,9 @@ from blockyard.models.trunk import seeded
 from blockyard.tasks.kind import ClassifyOptions, Quality, Run, TaskKind, register_task
 from blockyard.tasks.signal.calibration import Calibration
 from blockyard.tasks.signal.config import BLIND_ONLY, SignalDataConfig
+from blockyard.tasks.signal.data import SignalAssets, SignalData
 from blockyard.tasks.signal.familiar import Familiar
-from blockyard.tasks.signal.generator import GeneratedSignals
 from blockyard.tasks.signal.model import SignalConfig, SignalTransformer
-from blockyard.tasks.signal.modulations import constellation
-from blockyard.tasks.signal.recordings.labelled import RecordedSignals
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
 from blockyard.training.task import Batch
@@ -33,79 +30,6 @@ if TYPE_CHECKING:
 ASSETS = "signal.json"
 # Options of the data that versions before had not.
 NEWER = ("scenario", "train_frames", *BLIND_ONLY)
-
-
-@dataclass(frozen=True)
-class SignalAssets:
-    """What using a trained model takes beside its weights.
-
-    Args:
-        classes: names of the modulations (or of the symbols' points, by number).
-        length: samples per frame.
-        symbols: symbols per frame that are told apart; 0 for whole frames.
-        power: mean power of the frames it was trained on, lowest and highest, on the scale of the samples.
-        ordered: whether the order of a frame's samples tells anything.
-        snr: lowest and highest SNR that it was trained on, dB.
-        calibration: what turns logits into probabilities, unknown among the answers; None for runs without.
-        familiar: what the training's frames look like; None for runs that do not say.
-        blind: whether the frames are of the blind scenario.
-    """
-
-    classes: tuple[str, ...]
-    length: int
-    symbols: int
-    power: tuple[float, float] | None = None
-    ordered: bool = True
-    snr: tuple[float, float] | None = None
-    calibration: Calibration | None = None
-    familiar: Familiar | None = None
-    blind: bool = False
-
-
-class SignalData:
-    """Signals, generated or recorded, and what a model of them takes.
-
-    Args:
-        config: the signals.
-    """
-
-    def __init__(self, config: SignalDataConfig) -> None:
-        self.config = config
-        self.source: GeneratedSignals | RecordedSignals
-        self.source = GeneratedSignals(config) if config.path is None else RecordedSignals(config)
-        self.notes = () if isinstance(self.source, GeneratedSignals) else self.source.notes
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        return self.source.fingerprint
-
-    @property
-    def assets(self) -> SignalAssets:
-        c = self.config
-        power, snr, blind = None, None, c.scenario == "blind"
-        if c.path is None:
-            snr = (c.snr_min, c.snr_max)
-        if c.path is None and not blind:
-            # Signal and noise; the signal's own power is 1.
-            power = (
-                1 + c.samples_per_symbol * 10 ** (-c.snr_max / 10),
-                1 + c.samples_per_symbol * 10 ** (-c.snr_min / 10),
-            )
-        if c.target == "symbols":
-            points = constellation(c.classes[0])
-            names = tuple(f"{p.real:+.3f}{p.imag:+.3f}j" for p in points.tolist())
-            return SignalAssets(names, c.length, c.symbols, power, c.ordered, snr)
-        return SignalAssets(self.source.classes, c.length, 0, power, c.ordered, snr, blind=blind)
-
-    def validation_batches(self, rows: int, most: int) -> Iterator[Batch]:
-        """`{"iq", "targets", "snr"}` of up to `most` batches, in an order in which every part holds all SNRs and
-        classes."""
-        frames = self.source.validation
-        targets = self.source.targets(frames)
-        order = torch.randperm(len(frames.iq), generator=torch.Generator().manual_seed(0))
-        for number, index in enumerate(order.split(rows)):
-            if number < most:
-                yield {"iq": frames.iq[index], "targets": targets[index], "snr": frames.snr[index]}
 
 
 class SignalTask:
@@ -167,7 +91,8 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     data_title = "the signals"
     model_config = SignalConfig
     data_config = SignalDataConfig
-    from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0, "ordered": True, "blind": False})
+    from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0, "ordered": True, "blind": False,
+                                  "known_rate": 0})  # fmt: skip
     unit = "sample"
     # One layer and a high rate (docs/signals.md).
     train_defaults = MappingProxyType({"steps": 2400, "batch_size": 96, "lr": 1e-2, "eval_batches": 50})
@@ -221,6 +146,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
             symbols=assets.symbols,
             ordered=assets.ordered,
             blind=assets.blind,
+            known_rate=assets.known_rate,
         )
 
     def load_assets(self, folder: Path) -> SignalAssets:
@@ -239,6 +165,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
                 Calibration.load(folder, classes),
                 Familiar.load(folder),
                 bool(stored.get("blind", False)),
+                int(stored.get("known_rate", 0)),
             )
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{path} is missing or damaged: {error}") from error

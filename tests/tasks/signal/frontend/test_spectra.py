@@ -45,7 +45,9 @@ def test_the_snr_of_a_frame_is_right_to_a_decibel_and_a_half(name: str, per_symb
             found = found[~found.isnan()]
             assert float(found.median()) == pytest.approx(es_n0, abs=1.0), (es_n0, per_symbol)
             inside = (found - es_n0).abs() < 1.5
-            assert float(inside.double().mean()) > (0.9 if es_n0 > 5 else 0.75), (es_n0, per_symbol)
+            # A frame of 32 symbols has more energy than the next, or less: one in seven by more than that.
+            least = 0.9 if es_n0 > 5 and length / per_symbol > 60 else 0.7
+            assert float(inside.double().mean()) > least, (es_n0, per_symbol)
 
 
 def test_where_nothing_can_be_said_of_the_snr_nothing_is_said() -> None:

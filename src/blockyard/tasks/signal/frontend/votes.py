@@ -122,3 +122,12 @@ class Runs:
         shares = (self._sum / found.frames).softmax(-1)
         level = sorted(self._levels)[len(self._levels) // 2] if self._levels else None
         return [replace(found, probability=float(shares.max()), snr=level)]
+
+
+def known_label(label: str | None, answers: tuple[str, ...]) -> str | None:
+    """The answer that a label names, however it is written (QPSK, 16-QAM); None for other labels."""
+
+    def plain(name: str) -> str:
+        return "".join(sign for sign in name.lower() if sign.isalnum())
+
+    return None if label is None else next((name for name in answers if plain(name) == plain(label)), None)
