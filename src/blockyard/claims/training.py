@@ -7,7 +7,7 @@ figures say is what happens at this size.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from hashlib import sha256
@@ -120,10 +120,20 @@ def _means(found: Mapping[str, tuple[float, ...]]) -> dict[str, float]:
     return {name: statistics.fmean(losses) for name, losses in found.items()}
 
 
+def _excess(losses: tuple[float, ...], standard: tuple[float, ...]) -> float:
+    """Return by which part of it a mean loss is above that of the standard model."""
+    return statistics.fmean(losses) / statistics.fmean(standard) - 1
+
+
+def _unanimous(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return what several comparisons say alike; in part where they differ."""
+    return verdicts[0] if len(set(verdicts)) == 1 else "partly"
+
+
 @claim("vein.loss")
 def vein_loss() -> Finding:
     standard, found = final_losses(BASE), {r: final_losses(_vein(r)) for r in (4, 16)}
-    excess = {r: statistics.fmean(losses) / statistics.fmean(standard) - 1 for r, losses in found.items()}
+    excess = {r: _excess(losses, standard) for r, losses in found.items()}
     thin = final_losses(replace(BASE, blocks="standard[head_dim=16]+standard[d_ff=128]"))
     return Finding(
         f"{excess[4]:+.1%} at r = 4, {excess[16]:+.1%} at 16",
@@ -139,7 +149,7 @@ def vein_loss() -> Finding:
 def vein_high_rank() -> Finding:
     # Factored heads are wider than their rank: four heads of 32 could not have rank 32.
     standard, low, high = (final_losses(replace(m, n_heads=2)) for m in (BASE, _vein(16), _vein(32)))
-    gaps = [statistics.fmean(losses) / statistics.fmean(standard) - 1 for losses in (low, high)]
+    gaps = [_excess(losses, standard) for losses in (low, high)]
     return Finding(
         f"{gaps[0]:+.1%} at 16, {gaps[1]:+.1%} at 32",
         judge_all(*(gap < 0.02 for gap in gaps)),
@@ -151,8 +161,8 @@ def vein_high_rank() -> Finding:
 @claim("vein.normals")
 def normals() -> Finding:
     standard, without, with_one = final_losses(BASE), final_losses(_vein(4, s=0)), final_losses(_vein(4))
-    gap = statistics.fmean(without) - statistics.fmean(standard)
-    closed = statistics.fmean(without) - statistics.fmean(with_one)
+    mean = _means({"standard": standard, "without": without, "with_one": with_one})
+    gap, closed = mean["without"] - mean["standard"], mean["without"] - mean["with_one"]
     return Finding(
         f"{closed:+.3f} of {gap:.3f} nats",
         "holds" if closed > gap / 2 else "partly" if closed > gap / 5 else "false",
@@ -173,7 +183,7 @@ def swiglu() -> Finding:
     squared = final_losses(replace(BASE, blocks="standard+relu2[d_ff=480]"))
     return Finding(
         f"SwiGLU {describe(gated)}, ReLU {describe(others['relu'])}, SiLU {describe(others['silu'])}",
-        "holds" if set(verdicts) == {"holds"} else "false" if set(verdicts) == {"false"} else "partly",
+        _unanimous(verdicts),
         f"A difference within the seeds' interval counts as none. Squared ReLU, cheaper than either, reaches "
         f"{describe(squared)}.",
         _means({"swiglu": gated, "relu2": squared, **others}),
@@ -248,7 +258,7 @@ def slow_start() -> Finding:
     verdicts = [better(slow, full), better(frozen, slow)]
     return Finding(
         f"{describe(slow)} at a fifth, {describe(full)} at the full rate, {describe(frozen)} frozen first",
-        "holds" if set(verdicts) == {"holds"} else "false" if set(verdicts) == {"false"} else "partly",
+        _unanimous(verdicts),
         "A difference within the seeds' interval counts as none.",
         _means({"slow": slow, "full": full, "frozen": frozen}),
     )

@@ -17,6 +17,7 @@ Files, in reading order:
     jobs.py        one run: what it needs, and the record of how it ended
     results.py     what a run's folder says of it: metrics, and that record
     measure.py     speed, generation, cache bytes, peak memory (peak_memory.py, in a fresh process)
+    costs.py       what of that is missing, and what was found, kept with the comparison
     failures.py    what goes wrong with one choice alone, kept for its author
     provenance.py  versions and machine
     output.py      write_report: a record as pages, with what its task adds

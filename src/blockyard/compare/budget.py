@@ -20,6 +20,7 @@ SLACK = 3.0
 
 
 @dataclass(frozen=True)
+# A frozen record of numbers: it goes to workers as JSON.
 class Budget:
     """What every run may spend, and how runs take turns with it.
 
@@ -47,8 +48,10 @@ class Budget:
 
     def share(self, trainer: Trainer) -> float:
         """Return the part of it that a run has spent, 1 at its end."""
+        # By steps otherwise, whose number follows from the budget exactly: no rounding of sums decides when a run ends.
         by_clock = self.unit == "seconds"
         share = trainer.seconds / self.value if by_clock else trainer.step / trainer.config.steps
+        # A run that made all its steps is over, whatever the clock says.
         return 1.0 if trainer.done else min(1.0, share)
 
     def next_slice(self, trainer: Trainer, pace: float | None, most: int) -> int:
@@ -64,6 +67,7 @@ class Budget:
         """
         if self.unit != "seconds":
             return most
+        # Its own pace as soon as there is one: the measured one is of another hour.
         found = trainer.seconds / trainer.step if trainer.step else pace or 0.0
         left = self.value - trainer.seconds
         # The clock ends the run, so the clock is what the schedule must end with.
@@ -100,6 +104,7 @@ def steps_for(
         cost: float = seconds_per_step
     else:
         cost = tokens_per_step if unit == "tokens" else flops_per_step
+    # Half a step rounds to none, and a run of no step has nothing to compare.
     if value < cost / 2:
         raise InputError(
             f"budget.value={value:g} {unit} is less than one step takes ({cost:g}); "
@@ -117,4 +122,5 @@ def steps_left(seconds: float, seconds_per_step: float, most: int) -> int:
     """Return steps to make before looking at the clock again: 0 when no seconds are left."""
     if seconds <= 0:
         return 0
+    # At least one: a step that is longer than what is left still ends the run, a little late.
     return max(1, min(most, int(seconds / max(seconds_per_step, 1e-9))))

@@ -19,6 +19,7 @@ import torch
 
 from blockyard.compare import measure
 from blockyard.compare.confirm import SecondText, can_confirm, confirm, second_text
+from blockyard.compare.costs import measurements, scaling
 from blockyard.compare.failures import is_of_the_machine, keep_failure
 from blockyard.compare.live import Board, make_board
 from blockyard.compare.output import write_report
@@ -30,7 +31,6 @@ from blockyard.compare.plan import (
     configurations,
     folder_of,
     make_plan,
-    run_of,
     task_on_meta,
     terms_of,
 )
@@ -91,28 +91,36 @@ def compare(
         InputError: for anything the user can put right, before anything is trained where it can be known.
         Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
     """
+    # Of this call alone: a comparison that is gone on with tells what the last part took.
     started = time.monotonic()
+    # Two processes would each train every run; --workers is how a comparison takes several.
     if world_size() > 1:
         raise InputError("compare runs in one process; start it without torchrun")
+    # A copy, as the report names what was asked for.
     groups = dict(groups or {})
     out = Path(out)
     base = base_run(task, groups)
     if config.lengths is not None and base.kind.at_length(base.model, 1) is None:
         raise InputError(f"lengths: models of the task {task!r} have one length (its TaskKind gives no at_length)")
+    # Names and options of all choices before any data are read: a typo in the last one is told in a second.
     choices = configurations(config, base)
     with forcing(force):
+        # Estimates first: a model that cannot fit is refused before a text of a gigabyte is read.
         check_data(base)
         for name, model in choices.items():
             check_training(replace(base, model=model), f"the model of {name}", fitted=False)
     check_beside(config, base)
     for model in choices.values():
         _ = model.layers  # every layer's options, before any data are read
+    # Measurements are made in this process, with the threads that the runs have.
     if base.train.threads:
         torch.set_num_threads(base.train.threads)
     check_writable(out, folder=True)
+    # After everything that can be refused: a table on the screen would bury the line that says why.
     board = make_board(show, base.kind.unit)
     try:
         data, second = base.kind.load_data(base.data, base.model), second_text(config, base)
+        # A folder that was made for a comparison that never began goes with it.
         with nothing_left(out) as keep, closing(State(out)) as state, forcing(force):
             return _compare(config, groups, out, base, choices, data, second, state, board, started, keep)
     finally:
@@ -142,10 +150,13 @@ def _compare(
     started: float,
     keep: Callable[[], None],
 ) -> schema.Report:
+    # What follows from data, a vocabulary above all, is part of a model's size and has to be there before sizes are
+    # matched.
     choices = {name: base.kind.fit(model, data.assets) for name, model in choices.items()}
     for name, model in choices.items():
         # Once more: a vocabulary's size follows from the data.
         check_training(replace(base, model=model), f"the model of {name}", fitted=True)
+    # Before anything is measured: a folder of other terms holds runs that this report must not mix in.
     state.agree(terms_of(config, base, data))
 
     def pace(models: dict[str, BlocksConfig]) -> dict[str, float]:
@@ -153,19 +164,23 @@ def _compare(
         runs = {name: replace(base, model=model) for name, model in models.items()}
         return measure.seconds_per_step(runs, data, config.budget_value)
 
+    # Steps are planned once per choice: a continued comparison that measured its speed again would change the schedule
+    # of runs that have begun.
     plan = make_plan(config, choices, base, data, state.data["plan"], pace)
     state.keep_plan(plan)
     keep()
     for planned in plan:
         board.say(f"{planned.name}: {planned.steps} steps, {planned.match['got']:,} ({planned.match['miss']:+.2%})")
     plan = with_rates(plan, config, base, data, state, board, out)
+    # The verdict's runs; everything after them only looks at what they left.
     results, looks = train_seeds(plan, config, base, data, board, out)
     confirmation = confirm(second, plan, results, config, state, board, out) if second is not None else None
+    # The system took their process, twice: measuring them here would take this one.
     killed = {name for (name, _), run in results.items() if run["status"] == "killed"}
-    measured = _measurements(config, base, plan, data, state, board, out, killed)
-    scaling = _scaling(config, base, plan, state, board, killed)
+    measured = measurements(config, base, plan, data, state, board, out, killed)
+    scalings = scaling(config, base, plan, state, board, killed)
     report = _report(config, groups, out, base, plan, data, results, measured, time.monotonic() - started)
-    for choice, found in zip(report["choices"], scaling):
+    for choice, found in zip(report["choices"], scalings):
         choice["scaling"] = found
     if can_confirm(base):
         report["confirmation"] = confirmation
@@ -174,80 +189,8 @@ def _compare(
     _add_rates(report, plan, state, base)
     files = write_report(report, out)
     board.say(f"report: {files['html']}")
+    # Read back, not returned as made: what a caller gets is what the file holds, rounded and checked.
     return load_report(out)
-
-
-def _measurements(
-    config: CompareConfig,
-    base: Run[Any, Any],
-    plan: list[Planned],
-    data: Any,
-    state: State,
-    board: Board,
-    out: Path,
-    killed: set[str],
-) -> dict[str, Any]:
-    """Return speed, cache and memory of every choice; measured together, so again for all when a choice is added.
-
-    Args:
-        killed: choices that took their processes with them: they would take this one, too, and are left out.
-    """
-    kept = state.data["measured"]
-    complete = not config.measure_memory or all(k["memory"] for k in kept.values())
-    # What failed may have been mended since, as a failed run is tried again.
-    failed_before = any(kept[p.name].get("failed") for p in plan if p.name in kept)
-    if set(kept) >= {p.name for p in plan} and complete and not failed_before:
-        return kept
-    board.say("measuring speed, cache and memory" if base.kind.decodes else "measuring speed and memory")
-    seed = base.train.seed
-    runs = {p.name: run_of(p, base, config, seed) for p in plan if p.name not in killed}
-    compiled = {p.name: measure.compiled_in(decisions_of(folder_of(out, p.name, seed))) for p in plan}
-    failed = dict.fromkeys(killed, "it took its process with it in training")
-    speeds = measure.training_speed(runs, data, compiled, failed=failed)
-    decoded = measure.decoding(runs, failed=failed)
-    memory = measure.peak_memory(runs) if config.measure_memory else {}
-    state.data["measured"] = {
-        p.name: {
-            "speed": {**speeds[p.name], "decode_wall": _first(decoded.get(p.name))} if p.name in speeds else None,
-            "failed": failed.get(p.name, ""),
-            "cache_bytes_per_token": _second(decoded.get(p.name)),
-            "memory": memory.get(p.name),
-        }
-        for p in plan
-    }
-    state.save()
-    return state.data["measured"]
-
-
-def _scaling(
-    config: CompareConfig, base: Run[Any, Any], plan: list[Planned], state: State, board: Board, killed: set[str]
-) -> list[schema.Scaling]:
-    """Return the training speed and memory over length of every choice, if asked for; measured together, so again for
-    all."""
-    if config.lengths is None:
-        return []
-    kept, lengths = state.data.get("scaling", {}), sorted(set(config.lengths))
-    done = all(
-        kept.get(p.name, {}).get("lengths") == lengths
-        and None not in kept[p.name]["tokens_per_second"]
-        and (not config.measure_memory or "peak_bytes" in kept.get(p.name, {}))
-        for p in plan
-    )
-    if not done:
-        what = "speed and memory" if config.measure_memory else "speed"
-        board.say(f"measuring {what} over length")
-        runs = {p.name: run_of(p, base, config, base.train.seed) for p in plan if p.name not in killed}
-        failed: dict[str, str] = {}
-        kept = measure.length_scaling(runs, lengths, memory=config.measure_memory, failed=failed)
-        for name, why in failed.items():
-            board.say(f"{name} could not be measured at every length: {why}")
-        nothing: dict[str, list[Any]] = {"lengths": lengths, "tokens_per_second": [None] * len(lengths)}
-        if config.measure_memory:
-            nothing["peak_bytes"] = [None] * len(lengths)
-        kept.update(dict.fromkeys(killed, nothing))
-        state.data["scaling"] = kept
-        state.save()
-    return [kept[p.name] for p in plan]
 
 
 def _add_rates(report: schema.Report, plan: list[Planned], state: State, base: Run[Any, Any]) -> None:
@@ -255,6 +198,7 @@ def _add_rates(report: schema.Report, plan: list[Planned], state: State, base: R
     found = rates_of(plan, state, -1 if report["quality"]["better"] == "higher" else 1)
     if found is None:
         return
+    # The search's price is told beside the runs it served; a reader should know what fairness cost.
     spent = sum(run["seconds"] for choice in report["choices"] for run in choice["runs"])
     # mypy: found as plain data, in the shape of the schema.
     report["rates"] = {**found, "cost": found["seconds"] / spent if spent else None}  # type: ignore[typeddict-item]
@@ -270,14 +214,6 @@ def _add_rates(report: schema.Report, plan: list[Planned], state: State, base: R
         }
 
 
-def _first(pair: tuple[dict[str, Any], float] | None) -> dict[str, Any] | None:
-    return pair[0] if pair else None
-
-
-def _second(pair: tuple[dict[str, Any], float] | None) -> float | None:
-    return pair[1] if pair else None
-
-
 def _report(
     config: CompareConfig,
     groups: Groups,
@@ -290,7 +226,9 @@ def _report(
     seconds: float,
 ) -> schema.Report:
     kind, parts = base.kind, base.kind.report()
+    # Of all choices together: with `--seeds auto` some have more than others.
     seeds = sorted({seed for _, seed in results})
+    # Models without memory: sizes and formulas are all that a report asks of them.
     tasks = {p.name: task_on_meta(replace(base, model=p.model), data) for p in plan}
     choices, notes = [], []
     for planned in plan:
@@ -311,6 +249,7 @@ def _report(
                     raise
                 notes.append(f"{planned.name} could not be looked into: {keep_failure(error, folder)}.")
         choices.append(choice)
+    # Decided for each run or of no matter to its numbers: the settings that a reader sees are those shared by all.
     free = ("steps", "seed", "eval_every", "save_every", "log_every", "keep", "save_best", "progress", "tensorboard")
     model = {k: v for k, v in asdict(plan[0].model).items() if k != "blocks"}
     quality = kind.quality(data)
@@ -322,6 +261,7 @@ def _report(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "task": kind.name,
         "title": kind.title,
+        # A figure per token of a task that reads windows would be per something else: words follow the task.
         "input_unit": kind.unit,
         "reference": plan[0].name,
         "budget": {"unit": config.budget_unit, "value": config.budget_value},
@@ -349,6 +289,7 @@ def _report(
             "versions": versions(),
             "data": data.fingerprint,
             "machine": machine_of(base),
+            # Precision and compilation differ between machines and change numbers, so the page says them.
             "decisions": {p.name: decisions_of(folder_of(out, p.name, seeds[0])) for p in plan},
             "seconds_total": seconds,
         },
@@ -369,6 +310,7 @@ def _choice(planned: Planned, runs: list[schema.Run], measured: Mapping[str, Any
         "blocks": planned.blocks,
         "shape": {key: getattr(planned.model, key) for key in ("d_model", "n_layers", "n_heads")},
         "parameters": sum(p.numel() for p in model.parameters()),
+        # What is matched: an embedding grows with the vocabulary and says nothing of a block.
         "parameters_core": model.non_embedding_parameters,
         # A step is three forward passes: one, and two for the gradients.
         "flops_per_token": task.flops_per_step / 3 / task.tokens_per_step,
@@ -390,6 +332,7 @@ def _kernels(folder: Path, model: Any) -> list[dict[str, Any]] | None:
         folder: the run's.
         model: the same model without memory, asked before the trained one is read.
     """
+    # Asked of the model without memory, so that a comparison without filters reads no weights.
     if not any(hasattr(getattr(layer, "attn", None), "kernels") for layer in model.layers):
         return None
     return kernels_of(load_run(folder).model)
@@ -407,6 +350,7 @@ def _clock_notes(
             if not spent:
                 continue
             mean = sum(spent) / len(spent)
+            # A clock is looked at between slices: some per cent beyond it are no news.
             if abs(mean / config.budget_value - 1) > 0.05:
                 found.append(f"{planned.name} used {mean:.1f} of {config.budget_value:g} seconds on average.")
     return found

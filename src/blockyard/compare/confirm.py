@@ -19,6 +19,7 @@ from blockyard.report import schema
 from blockyard.tasks.kind import Run
 from blockyard.tasks.sizes import check_data
 
+# Beside `runs`: the same choices and seeds on other data would otherwise be the same folders.
 FOLDER = "confirm"
 
 
@@ -37,6 +38,7 @@ class SecondText:
 
 def can_confirm(base: Run[Any, Any]) -> bool:
     """Return whether the task reads its data from a path, so that there may be a second one."""
+    # A task that draws its data has no second text: another seed is another text already.
     return hasattr(base.data, "path")
 
 
@@ -53,8 +55,10 @@ def second_text(config: CompareConfig, base: Run[Any, Any]) -> SecondText | None
     path = options_of(type(base.data))["path"].parse(config.confirm)
     if path == base.data.path:
         raise InputError(f"confirm={config.confirm!r} is data.path itself, which confirms nothing; give another text")
+    # The first text's held-out file would be read by models of the second.
     held_out = {"val_path": None} if hasattr(base.data, "val_path") else {}
     other = replace(base, data=replace(base.data, path=path, **held_out))
+    # Before the first run: a confirmation that cannot be had is to be known before hours are spent.
     check_data(other)
     return SecondText(other, base.kind.load_data(other.data, other.model))
 
@@ -94,8 +98,10 @@ def confirm(
     board.say(f"the same on {source}")
     # Sizes were matched on the first text; only what follows from data (a vocabulary) is this one's.
     fitted = [replace(p, model=base.kind.fit(p.model, data.assets)) for p in plan]
+    # As many seeds as the most that a choice had: the second text is to be no weaker a test than the first.
     many = max(sum(name == p.name for name, _ in results) for p in plan)
     found = train_jobs(jobs_of(fitted, base, many, config, out / FOLDER, data), config.budget, board)
+    # What a verdict is made of; curves of a second text would double the report.
     kept = ("seed", "status", "final_loss", "best_loss", "final_quality", "best_quality")
     return {
         "source": source,

@@ -16,6 +16,7 @@ TRACEBACK = "error.txt"
 
 def is_of_the_machine(error: BaseException) -> bool:
     """Return whether an error is not one choice's: a full disk, a folder in use, a signal."""
+    # A full disk meets every run that follows, so going on would only fill the report with it.
     if not isinstance(error, Exception) or isinstance(error, OSError):
         return True
     return isinstance(error, InputError) and isinstance(error.__cause__, OSError)
@@ -30,5 +31,6 @@ def keep_failure(error: Exception, folder: Path | None = None) -> str:
         return " ".join(str(error).split())
     if folder is not None:
         write_atomically(folder / TRACEBACK, "".join(traceback.format_exception(error)))
+    # The first line fits a table; what follows is in error.txt.
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

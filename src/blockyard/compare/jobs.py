@@ -53,6 +53,7 @@ class Job:
     judge: Callable[[float, float], bool] | None = None
 
     @property
+    # By name and seed, as folders are: a job is told by what it trains, not by when.
     def key(self) -> Key:
         return self.planned.name, self.seed
 
@@ -65,6 +66,7 @@ def jobs_of(
     plan: Sequence[Planned], base: Run[Any, Any], seeds: int, config: CompareConfig, out: Path, data: Any
 ) -> dict[int, list[Job]]:
     """List the runs of these choices by seed, so many from the recipe's on."""
+    # From the recipe's seed on, so that one choice trained alone with it is the comparison's first run.
     first = base.train.seed
     return {
         seed: [Job(p, seed, folder_of(out, p.name, seed), run_of(p, base, config, seed), data) for p in plan]
@@ -96,6 +98,7 @@ def kept_results(jobs: Mapping[int, list[Job]], lines: Mapping[Key, Line]) -> di
 
 def _check_kept(job: Job) -> None:
     """Refuse a run that ended with options of its model that come to something else than they do now."""
+    # Only options that older versions could not name: all others are compared with the terms.
     model: Any = job.run.model
     if not model.older or not (job.folder / CONFIG).is_file():
         return
@@ -129,6 +132,7 @@ def lost_run(job: Job, status: str, note: str, trainer: Trainer | None = None) -
         trainer: the run's; None when there is none any more: then what it spent is read from its metrics.
     """
     rows = read_metrics(job.folder)
+    # A run that failed before its first step cost nothing that was counted.
     nothing = {"step": 0, "tokens": 0, "seconds": 0.0, "cpu_seconds": 0.0, "flops": 0}
     spent = spent_by(trainer) if trainer is not None else rows[-1] if rows else nothing
     why = trainer.decisions.why if trainer is not None else ()
@@ -162,6 +166,7 @@ def record_run(
     run: schema.Run = {
         "seed": job.seed,
         "status": status,
+        # Within the comparison: a report is moved with its folder, and names no path of a machine.
         "folder": str(Path(*job.folder.parts[-3:])),
         "steps": spent["step"],
         "tokens": spent["tokens"],
@@ -174,6 +179,7 @@ def record_run(
         "train": curve(rows, "loss"),
         "validation": curve(rows, "val_loss"),
     }
+    # Where the loss ranks, its curve stands there already.
     if quality.key != "val_loss":
         found = [row[quality.key] for row in rows if row.get(quality.key) is not None]
         run["final_quality"] = found[-1] if ended and found else None

@@ -12,6 +12,7 @@ from blockyard.errors import MissingExtra, require
 from blockyard.report import units
 
 PLAIN_SECONDS = 10.0
+# Drawing a table of sixty runs takes rich some milliseconds, which come off the training.
 TABLE_SECONDS = 0.25
 
 
@@ -38,6 +39,7 @@ class Line:
     status: str = "waiting"
 
 
+# A worker's reporter is one, too: the training knows neither a terminal nor a pipe.
 class Board(Protocol):
     """Shows the runs of a comparison."""
 
@@ -71,6 +73,7 @@ def board_for(shown: bool, table: Callable[[], Any], lines: Callable[[], Any]) -
     if sys.stderr.isatty():
         try:
             return table()
+        # Plain lines say the same.
         except MissingExtra:
             pass
     return lines()
@@ -104,6 +107,7 @@ class Lines:
         self._shown = time.monotonic()
         for line in lines:
             run = (line.name, line.seed)
+            # A run that waits for its turn has nothing new; in turns that is most of them.
             if line.status == "training" and self._said.get(run) != line.part:
                 self._said[run] = line.part
                 self.say("  ".join([f"{line.name} seed {line.seed}", *_figures(line, self._unit)]))
@@ -128,6 +132,7 @@ class LiveTable:
     def __init__(self) -> None:
         live = require("rich.live", extra="train")
         console = require("rich.console", extra="train").Console(stderr=True)
+        # Not transient: the last state of the table stays on the screen above the report's path.
         self._live = live.Live(console=console, auto_refresh=False, transient=False)
         self._live.start()
         self._shown = 0.0
@@ -147,9 +152,11 @@ class LiveTable:
         bar = require("rich.progress_bar", extra="train").ProgressBar
         text = require("rich.text", extra="train").Text
         for i, (name, side) in enumerate(self.columns.items()):
+            # Names of choices are long and the thing that is looked for; they are not broken.
             table.add_column(name, justify=side, no_wrap=i == 0)
         for line in lines:
             cells = (
+                # Text objects and not strings, which rich would read for markup: `tva[rank=4]` is a tag to it.
                 text(cell) if isinstance(cell, str) else bar(total=1.0, completed=min(1.0, cell), width=self.bar_width)
                 for cell in self.cells(line)
             )
@@ -157,6 +164,7 @@ class LiveTable:
         return table
 
     def say(self, text: str) -> None:
+        # Above the table, which moves down.
         self._live.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ Unit = Literal["params", "flops", "none"]
 # The hidden width of an FFN by the names blocks give it; the only option that is solved for.
 WIDTH_OPTIONS = ("d_ff", "r_hidden", "d_hidden", "hidden_dim", "hidden_size")
 # How far a hidden width may move from its default before the choice would be another kind of block.
+# An FFN of a sixteenth, or of sixteen times, its width is a layer of another kind; a narrower model is still the same.
 WIDTH_RANGE = (0.25, 4.0)
 # A match this near is taken without looking for a nearer one: seeds do more to the loss.
 GOOD_ENOUGH = 0.01
@@ -60,12 +61,14 @@ def size_of(config: BlocksConfig) -> Size:
     params = flops = 0
     known: dict[str, tuple[int, int]] = {}
     for spec in config.layers:
+        # By text: a pattern of eight layers has two or three kinds, and building one costs milliseconds.
         key = str(spec)
         if key not in known:
             block = meta_block(config, spec)
             cost: Any = block
             known[key] = (sum(p.numel() for p in block.parameters()), cost.cost(config.length).flops)
         params, flops = params + known[key][0], flops + known[key][1]
+    # The final norm is the last mixer's kind: real or complex.
     last = meta_block(config, config.layers[-1])
     params += sum(p.numel() for p in on_meta(lambda: config.build_final_norm(last)).parameters())
     return Size(params, flops // config.length)
@@ -170,10 +173,12 @@ class _Search:
         Multiples of 8 come first because matrix kernels are fast at them.
         """
         knobs = free_widths(config)
+        # The user wrote every width: they are compared as they stand.
         if not any(knobs):
             return
         # A mixture of n experts is as large as one FFN when each has a n-th of its width.
         low, high = WIDTH_RANGE[0] / most_experts(config), WIDTH_RANGE[1]
+        # Halves the logarithm of a factor of 16 to a millionth; the rounding to whole widths ends it long before.
         for _ in range(20):
             middle = (low * high) ** 0.5
             candidate = with_widths(config, knobs, middle, multiple)
@@ -189,6 +194,7 @@ class _Search:
         steps = (8 * start.n_heads, 2 * start.n_heads) if name == "d_model" else (1,)
         for step in steps:
             buildable = [config for config in self._ladder(name, step, start) if self.size(config) is not None]
+            # Three: the nearest width may miss only because its FFN cannot be cut to fit, and its neighbour can.
             for config in sorted(buildable, key=self.miss)[:3]:
                 yield config
                 for multiple in (8, 1):
@@ -209,6 +215,7 @@ class _Search:
             config = replace(config, d_model=value) if name == "d_model" else replace(config, n_layers=value)
             size = self.size(config)
             yield config
+            # Sizes grow with the square of a width: beyond this nothing comes back near.
             if size is not None and size > 2.5 * self.target:
                 return
 

@@ -28,8 +28,11 @@ from blockyard.training.decisions import decide_precision
 from blockyard.training.distributed import join_ranks
 from blockyard.training.engine import Engine
 
+# The first steps make kernels, thread pools and the allocator's room, which a run pays for once.
 WARM_STEPS, WARM_SECONDS = 3, 0.5  # whichever comes first
+# Quartiles of nine are its third and seventh value; of fewer than three there are none.
 ROUNDS, LEAST_ROUNDS = 9, 3
+# Long beside a clock's resolution and a scheduler's slice, short beside a drift of the machine.
 ROUND_SECONDS = 0.25
 CHOICE_SECONDS = 5.0  # about as long as measuring a choice may take: fewer rounds where its steps are slow
 DECODE_ROUNDS = 5
@@ -44,15 +47,18 @@ class _Clocked:
         # The work of a real step, but the weights stay: a rate that makes training diverge must not stop the clock.
         still = replace(run.train, lr=1e-12, matrix_lr=1e-12)
         self.task = run.kind.make_task(replace(run, train=still), data)
+        # The very engine that trains: a loop written for measuring would leave out what training pays for.
         self.engine = Engine(self.task, still, self.ranks, decide_precision(still, self.ranks.device))
         self.made = 0
         if compiled != "no":
+            # Outside the clock: what compiling costs is the run's own, and is told there.
             self.engine.compile(0, compiled)
             self.steps(1)  # compiles
         warm = 0.0
         while self.made < WARM_STEPS and warm < WARM_SECONDS:
             step = self.steps(1)[0]
             warm += step
+        # By the last warm step; a choice of microseconds has many steps to a round, one of seconds a single one.
         self.round = max(1, round(ROUND_SECONDS / max(step, 1e-6)))
         self.round_seconds = self.round * step
 
@@ -88,19 +94,24 @@ def training_speed(
     clocks: dict[str, _Clocked] = {}
     for name, run in runs.items():
         with _contained(name, failed):
+            # All are built before the first is timed, so that they meet the same machine: memory taken, caches cold.
             clocks[name] = _Clocked(run, data, compiled.get(name, "no"))
     wall: dict[str, list[float]] = {name: [] for name in clocks}
     cpu: dict[str, list[float]] = {name: [] for name in clocks}
     order = list(clocks)
     longest = max((clock.round_seconds for clock in clocks.values()), default=0.0)
+    # The slowest decides for all: unequal numbers of rounds would end the slow one's turns at another hour.
     affordable = max(LEAST_ROUNDS, int(CHOICE_SECONDS / max(longest, 1e-6)))
     for _ in range(min(rounds or ROUNDS, affordable)):
         for name in order:
             clock = clocks[name]
+            # In the task's own units, so that a choice with another batch would still be comparable.
             tokens = clock.round * clock.task.tokens_per_step
             with _contained(name, failed):
                 wall_seconds, cpu_seconds = clock.steps(clock.round)
                 wall[name].append(tokens / wall_seconds)
+                # Both clocks: the wall's is what one waits for, the processor's is the one that other programs disturb
+                # less.
                 cpu[name].append(tokens / max(cpu_seconds, 1e-9))
         order = [name for name in reversed(order) if name not in failed]
     for clock in clocks.values():
@@ -116,6 +127,7 @@ def _contained(name: str, failed: dict[str, str]) -> Iterator[None]:
     except Exception as error:
         if is_of_the_machine(error):
             raise
+        # In a word: the traceback is with the run that failed in training, or will be.
         failed[name] = keep_failure(error)
 
 
@@ -140,16 +152,19 @@ def length_scaling(
     Returns: by choice, `lengths` in rising order, `tokens_per_second` (medians) and, if asked for, `peak_bytes`; None
         where it could not be measured.
     """
+    # Rising, so that a length that takes the memory is the last that is tried.
     ordered = sorted(set(lengths))
     columns = ("lengths", "tokens_per_second", *(["peak_bytes"] if memory else []))
     found: dict[str, dict[str, list[Any]]] = {name: {column: [] for column in columns} for name in runs}
     for length in ordered:
         at: dict[str, Run[Any, Any]] = {}
         for name, run in runs.items():
+            # As many tokens at every length: a batch of equal rows would measure its growth and not that of the block.
             rows = max(1, round(run.train.batch_size * run.model.length / length))
             model = run.kind.at_length(run.model, length)
             at[name] = replace(run, model=model, train=replace(run.train, batch_size=rows, accumulate=1))
         first = next(iter(at.values()))
+        # Made-up data: the true ones need not be as long as the longest length.
         speeds = training_speed(at, first.kind.sample_data(first), {}, rounds, failed)
         for name in runs:
             found[name]["lengths"].append(length)
@@ -181,6 +196,7 @@ def seconds_per_step(runs: Mapping[str, Run[Any, Any]], data: Any, budget: float
     if not speeds:
         name, why = next(iter(failed.items()))
         raise InputError(f"no choice can be timed for a budget in seconds; {name or 'the model'}: {why}")
+    # Pessimism costs nothing: the clock ends the run, whatever was planned.
     slowest = min(speed["train_wall"]["median"] for speed in speeds.values())
     found = {}
     for name, run in runs.items():
@@ -191,6 +207,7 @@ def seconds_per_step(runs: Mapping[str, Run[Any, Any]], data: Any, budget: float
 
 
 def _with_compilation(run: Run[Any, Any], eager: float, budget: float) -> float:
+    # With `auto` a long budget repays compiling and a short one does not: the pace is that of the run as it will be.
     option = run.train.compile
     if option == "off" or compiler_missing():
         return eager
@@ -223,6 +240,7 @@ def decoding(
     none: dict[str, str] = {}
     built: dict[str, Any] = {}
     for name, run in runs.items():
+        # A classifier writes nothing, and a forecaster its whole horizon at once.
         if run.kind.decodes:
             with _contained(name, failed):
                 built[name] = _build(run, run.model).eval()
@@ -243,8 +261,10 @@ def decoding(
 
 
 def _decode(model: Any, context: int) -> tuple[float, float]:
+    # Half: a cache that is neither empty nor full, with room for what is written.
     read = max(1, context // 2)
     write = max(1, min(DECODE_TOKENS, context - read))
+    # Any tokens: a step's time depends on how many there are.
     ids = torch.arange(read)[None] % model.config.vocab_size
     with torch.no_grad():
         cache = model.new_cache(1)
@@ -254,6 +274,7 @@ def _decode(model: Any, context: int) -> tuple[float, float]:
             token = model(token, cache=cache).logits[:, -1:].argmax(-1)
         token.tolist()  # waits for an accelerator to finish
         seconds = time.perf_counter() - start
+    # Over what it holds, so that a window's bytes per token fall with the text, as they do.
     return write / seconds, cache.nbytes / cache.length
 
 
@@ -264,6 +285,8 @@ def peak_memory(runs: Mapping[str, Run[Any, Any]]) -> dict[str, schema.Memory]:
 
 def _peak_memory(run: Run[Any, Any]) -> schema.Memory:
     fitted = {name: getattr(run.model, name) for name in run.kind.from_data}
+    # A fresh process each: an allocator never gives all back, so a second model in one process would look smaller than
+    # it is.
     answer = measured_by("blockyard.compare.peak_memory", {"groups": as_groups(run), "fitted": fitted})
     if answer is None:
         # A block registered in the running program (not in a plug-in) cannot be built in another process.

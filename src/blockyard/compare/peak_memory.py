@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+# The second step has the optimizer's state, which the first makes; the third shows that nothing grows on.
 STEPS = 3
 
 
@@ -33,6 +34,7 @@ def main() -> int:
     request = json.load(sys.stdin)
     load_plugins(request["groups"].get("plugins") or (), here=True)
     run = resolve(request["groups"])
+    # A vocabulary's size is not among the options and would need the data to be known.
     run = replace(run, model=replace(run.model, **request["fitted"]))
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
@@ -52,8 +54,10 @@ def main() -> int:
     tiny = replace(tiny, model=replace(tiny.model, vocab_size=16), train=run.train)
     train(tiny, tiny.kind.sample_data(tiny))
     data = run.kind.sample_data(run)
+    # What the warm-up left would be counted as room that the model did not need.
     gc.collect()
     forget_peak()
+    # Resident, not virtual: an allocator reserves addresses by the gigabyte.
     before = status_bytes("VmRSS")
     train(run, data)
     if device.type == "cuda":

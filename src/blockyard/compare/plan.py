@@ -77,6 +77,7 @@ def base_run(task: str, groups: Groups) -> Run[Any, Any]:
                 f"{name}.*: compare takes the options of blocks in brackets behind their name, as in "
                 "--blocks 'standard;standard[window=64]'"
             )
+    # A pattern is what is compared; as a shared option it would be all choices at once.
     if (groups.get("model") or {}).get("pattern"):
         raise InputError("model.pattern: compare takes its layers from --blocks")
     return resolve(groups, task)
@@ -88,6 +89,7 @@ def configurations(config: CompareConfig, base: Run[Any, Any]) -> dict[str, Any]
     Raises:
         InputError: for an unknown name or option in a choice.
     """
+    # The FFN of a choice that names none is the task's to say: a complex task has a complex one.
     ffn = base.kind.choice_ffn
     return {name: replace(base.model, blocks=tuple(parse_choice(name, ffn))) for name in config.names}
 
@@ -113,8 +115,10 @@ def make_plan(
     Raises:
         InputError: when a choice cannot be built or the budget is less than a step.
     """
+    # The first as written: a reader compares with what they have now.
     reference = next(iter(choices.values()))
     matched = {name: match(reference, model, config.match) for name, model in choices.items()}
+    # Kept ones are not measured again: their runs were planned by them.
     speeds: dict[str, float | None] = {name: known.get(name, {}).get("seconds_per_step") for name in choices}
     missing = {name: matched[name].config for name in choices if name not in known}
     if config.budget_unit == "seconds" and missing:
@@ -131,6 +135,7 @@ def make_plan(
 
 def task_on_meta(run: Run[Any, Any], data: Any) -> Task:
     """Return the task of a run with a model that takes no memory: what a step counts, what the model's size is."""
+    # The task's own numbers and no estimate: what a step counts is what the run will count.
     task = on_meta(lambda: run.kind.make_task(run, data))
     check_task(task)
     return task
@@ -139,6 +144,7 @@ def task_on_meta(run: Run[Any, Any], data: Any) -> Task:
 def run_of(planned: Planned, base: Run[Any, Any], config: CompareConfig, seed: int) -> Run[Any, Any]:
     """Return one run: the planned model with one seed, evaluated and saved at even distances."""
     expected = expected_steps(config.budget_unit, planned.steps)
+    # By expected steps: a run that the clock ends makes a third of those that are allowed.
     every = max(1, expected // config.evaluations)
     train = watched(at_rate(base.train, planned.rate), planned.steps, expected, every, seed)
     return replace(base, model=planned.model, train=train)
@@ -170,6 +176,7 @@ def watched(train: TrainConfig, steps: int, expected: int, every: int, seed: int
         log_every=max(1, expected // CURVE_POINTS),
         keep=1,
         save_best=False,
+        # A choice that diverges is to be told, not nursed past its bad batches.
         on_non_finite="stop",
         progress=False,
         tensorboard=False,
@@ -178,6 +185,7 @@ def watched(train: TrainConfig, steps: int, expected: int, every: int, seed: int
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
     """Return where a run lives: runs/CHOICE/seed-N, the choice's name reduced to what every file system takes."""
+    # Brackets, stars and equals signs mean something to shells and are forbidden on some disks.
     slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
     if slug != name:  # two choices may reduce to the same letters
         slug = f"{slug[:60]}-{sha256(name.encode()).hexdigest()[:6]}"
@@ -199,6 +207,7 @@ class State:
 
     def __init__(self, out: Path) -> None:
         self.path = out / self.file
+        # Two comparisons in one folder would each take the other's runs for killed ones.
         self.lock = locked_folder(out, self.lock_file, str(out), self.what)
         try:
             self.data = self._read()
@@ -215,6 +224,7 @@ class State:
             raise InputError(f"{self.path} cannot be read ({error}); remove it to plan again") from error
         if not isinstance(data, dict) or data.get("schema") != self.schema:
             raise InputError(f"{self.path} is not of this version ({self.schema}); use another --out")
+        # What an older version did not write is empty, not missing.
         data = {**deepcopy(dict(self.empty)), **data}
         kinds = {name: dict if isinstance(empty, dict) else int | float for name, empty in self.empty.items()}
         wrong = [name for name, kind in kinds.items() if not isinstance(data[name], kind)]
@@ -228,6 +238,7 @@ class State:
         Raises:
             InputError: naming what differs.
         """
+        # As the file gives them back: tuples are lists there, and would differ from themselves.
         terms = json.loads(json.dumps(terms))
         # Folders from before rates were searched for have one rate for all.
         before = self.data["terms"]
@@ -259,6 +270,7 @@ class State:
 
     def save(self) -> None:
         """Write the state as a whole."""
+        # Indented: people look into it to see what was planned.
         write_atomically(self.path, json.dumps(self.data, indent=1) + "\n")
 
     def close(self) -> None:
@@ -269,6 +281,7 @@ class State:
 def terms_of(config: CompareConfig, base: Run[Any, Any], data: Any) -> dict[str, Any]:
     """Return everything that must stay the same for runs to belong to one comparison, as flat plain data."""
     groups = as_groups(base)
+    # The layers are the choices, each with its own runs: adding one changes no term.
     model = {key: value for key, value in groups["model"].items() if key != "pattern"}
     free = FREE_ON_RESUME | {"steps", "eval_every"}  # planned per choice
     train = {key: value for key, value in as_dict(base.train).items() if key not in free}

@@ -22,11 +22,13 @@ from blockyard.errors import InputError
 from blockyard.machine.memory import worker_environment
 from blockyard.training.interrupt import Interrupted, StopRequest
 
+# One sentence for one thing, whether one process or eight were stopped.
 STOPPED = "stopped and saved; the same command continues"
 POLL_SECONDS = 0.2
 
 
 # A process that saves itself on a signal ends with 128 and the signal's number, as shells have it.
+# Python says −15 for a process that a signal ended; a shell, and what handles signals itself, 143.
 _SIGNALLED = 128
 Lost = Callable[[Mapping[str, Any], int], Sequence[Mapping[str, Any]]]
 
@@ -53,7 +55,9 @@ class Workers:
         lost: Lost | None = None,
     ) -> None:
         self._heard, self._lost, self._module = heard, lost, module
+        # A lock is the folder's for as long as anybody writes there, not for as long as its starter lives.
         self._held = [file.fileno() for file in held]
+        # Threads listen and one loop acts: records are made and results written in one place, in one order.
         self._said: queue.Queue[dict[str, Any]] = queue.Queue()
         self._errors: list[str] = []
         self._waiting: list[Mapping[str, Any]] = []
@@ -62,6 +66,7 @@ class Workers:
 
     def _start(self, request: Mapping[str, Any]) -> subprocess.Popen[str]:
         process = subprocess.Popen(
+            # -P: a file in the current folder that is called like a module of ours would otherwise be run in its place.
             [sys.executable, "-P", "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -70,8 +75,10 @@ class Workers:
             pass_fds=self._held,
         )
         assert process.stdin is not None and process.stdout is not None
+        # Standard input stays open: its end is how a worker learns that its starter is gone, even by SIGKILL.
         process.stdin.write(json.dumps(request, default=list) + "\n")
         process.stdin.flush()
+        # A pipe that nobody reads fills up and stops the worker.
         threading.Thread(target=self._listen, args=(process.stdout,), daemon=True).start()
         return process
 
@@ -91,6 +98,7 @@ class Workers:
             InputError: for what a worker could not do, when the others have been stopped and saved.
             Interrupted: after SIGTERM or SIGINT, when all have saved.
         """
+        # Asked once: a second SIGTERM has its usual effect and would end a worker in the middle of its save.
         stopping, codes = False, []
         with StopRequest().listening() as stop:
             try:
@@ -105,6 +113,7 @@ class Workers:
                 self._ask_to_stop()
                 for process, _ in self._running:
                     _wait(process)
+        # What a worker could not do comes before how it ended: the status alone says nothing to a user.
         if self._errors:
             raise InputError(self._errors[0])
         if stop.signal is not None:
@@ -121,6 +130,7 @@ class Workers:
                 running.append((process, request))
                 continue
             _wait(process)
+            # A status of its own, 1 or 2, is an answer; a signal is something that happened to it.
             died_of = -code if code < 0 else code - _SIGNALLED if code > _SIGNALLED else 0
             if died_of and self._lost is not None and not stopping:
                 # What it said before it died counts for what is left of its share.
@@ -129,6 +139,7 @@ class Workers:
             else:
                 codes.append(code)
         self._running = running
+        # No more than at first: two in place of the one that memory ended would end the same way.
         while self._waiting and len(running) < self._most and not (stopping or any(codes)):
             request = self._waiting.pop(0)
             running.append((self._start(request), request))
@@ -142,6 +153,7 @@ class Workers:
     def _hear(self, *, last: bool = False) -> None:
         try:
             while True:
+                # Waits here and nowhere else, so that a signal is answered within a fifth of a second.
                 message = self._said.get(timeout=0 if last else POLL_SECONDS)
                 if "error" in message:
                     self._errors.append(message["error"])
@@ -154,6 +166,7 @@ class Workers:
 
 def module_environment() -> dict[str, str]:
     """Return the environment in which a new process finds this very package."""
+    # A checkout on PYTHONPATH or an installed package: whatever this process runs, that one runs.
     source = str(Path(blockyard.__file__).parents[1])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))}
 
@@ -170,6 +183,7 @@ def measured_by(module: str, request: Mapping[str, Any]) -> dict[str, Any] | Non
             check=False,
             env=module_environment(),
         )
+        # The last line: libraries print what they like before it.
         answer: dict[str, Any] | None = json.loads(done.stdout.strip().splitlines()[-1])
         return answer if done.returncode == 0 else None
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
@@ -196,6 +210,7 @@ def ask_for_work() -> dict[str, Any]:
     request: dict[str, Any] = json.loads(sys.stdin.readline())
 
     def wait() -> None:
+        # Returns at the end of the pipe, which the system closes with the process that held its other end.
         sys.stdin.read()
         os.kill(os.getpid(), signal.SIGTERM)
 

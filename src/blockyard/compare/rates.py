@@ -29,13 +29,17 @@ from blockyard.report.units import rate_label
 from blockyard.tasks.kind import Quality, Run
 
 # The part of a run's budget that a probe has.
+# Measured (docs/recipes.md): the best factor of so long a probe was the whole run's in seven choices of eleven, and a
+# neighbour of it in the other four.
 SHARE = 0.2
+# Powers of two: finer steps would part rates that a seed's noise does not.
 LADDER = (0.5, 1.0, 2.0)
 # The ladder ends here whatever is found: 16 times the recipe's rate, or a sixteenth.
 FARTHEST = 16.0
 # Fewer steps tell nothing of a rate.
 LEAST_STEPS = 20
 # Between the seeds of runs that are judged and those of probes.
+# More than any comparison has seeds, so that no run that is judged has seen a probe's batches.
 SEEDS_APART = 1 << 20
 
 
@@ -82,6 +86,7 @@ def with_rates(
         InputError: for a choice whose probes would be too short beside others that have their rates.
         Interrupted: after SIGTERM or SIGINT, when the probes in training have been saved.
     """
+    # For whoever has tuned the rates, or wants the recipe itself compared.
     if config.rates == "one":
         return plan
     known: dict[str, Any] = state.data.setdefault("rates", {})
@@ -95,6 +100,7 @@ def with_rates(
     if short:
         board.say(f"rates: one for all, since a probe of {SHARE:.0%} of the budget has fewer than {LEAST_STEPS} steps")
         return plan
+    # A choice that is added later has its own search; the others keep the rates that their runs have.
     missing = [p for p in plan if p.name not in known]
     if missing:
         board.say(f"finding the learning rate of {', '.join(p.name for p in missing)}")
@@ -114,18 +120,22 @@ def _search(
     plan: Sequence[Planned], config: CompareConfig, base: Run[Any, Any], data: Any, board: Board, out: Path
 ) -> dict[str, Probes]:
     quality = base.kind.quality(data)
+    # The whole schedule in a fifth of the time, not the first fifth of it: a rate is judged by where it ends.
     terms = replace(config, budget_value=config.budget_value * SHARE, evaluations=2, seeds=1)
     figures: dict[str, dict[float, float | None]] = {p.name: {} for p in plan}
     seconds = dict.fromkeys(figures, 0.0)
     todo = {p.name: list(config.ladder or LADDER) for p in plan}
+    # All choices' probes of a round together, in turns, as the runs that are judged: the machine is shared alike.
     while any(todo.values()):
         probes = [(p.name, _job(p, factor, terms, base, data, out)) for p in plan for factor in todo[p.name]]
         seed = probes[0][1].seed
         results = train_jobs({seed: [job for _, job in probes]}, terms.budget, board)
         for name, job in probes:
             run = results[(job.planned.name, seed)]
+            # None where it diverged, which is itself an answer about a rate.
             figures[name][job.planned.rate] = schema.final_of(run)
             seconds[name] += run["seconds"]
+        # Factors that were asked for are all that is tried.
         grows = config.ladder is None
         todo = {name: _beyond(found, quality) if grows else [] for name, found in figures.items()}
     return {name: Probes(found, best_factor(found, quality), seconds[name]) for name, found in figures.items()}
@@ -153,19 +163,23 @@ def best_factor(found: Mapping[float, float | None], quality: Quality) -> float:
     ended = {factor: sign * figure for factor, figure in found.items() if figure is not None}
     if not ended:
         return 1.0
+    # By figure first; among those as good within the margin the noise of one seed would choose.
     best = min(ended.values())
     near = [factor for factor, figure in ended.items() if figure <= best + margin_of(None, quality.margin, best)]
+    # Nearness in octaves: 2 and 1/2 are as far. Of two the lower, since too high a rate fails worse than too low a one.
     return min(near, key=lambda factor: (max(factor, 1 / factor), factor))
 
 
 def _beyond(found: Mapping[float, float | None], quality: Quality) -> list[float]:
     """Return the next factor, where the best so far stands at an end of the ladder."""
+    # Nothing is known but that it was too much.
     if all(figure is None for figure in found.values()):
         # Too high, most likely: every probe was lost.
         factor = min(found) / 2
     else:
         best = best_factor(found, quality)
         factor = best / 2 if best == min(found) else best * 2 if best == max(found) else 0.0
+    # One at a time: most ladders end with the first further rung.
     return [factor] if factor and 1 / FARTHEST <= factor <= FARTHEST else []
 
 
@@ -180,6 +194,7 @@ def rates_of(plan: Sequence[Planned], state: State, sign: int) -> dict[str, Any]
     Returns: `share` of the budget that a probe had, `seconds` of all probes, and `orders`: the choices by their probes
         at the recipe's rate (`one`) and at their own (`own`), best first; those whose probes were lost are left out.
     """
+    # A report may be written again from a folder whose search never ran.
     known = state.data.get("rates") or {}
     if not all(p.name in known for p in plan):
         return None
@@ -188,6 +203,7 @@ def rates_of(plan: Sequence[Planned], state: State, sign: int) -> dict[str, Any]
         found = dict(zip(known[planned.name]["factors"], known[planned.name]["figures"]))
         one[planned.name], own[planned.name] = found.get(1.0), found.get(known[planned.name]["chosen"])
 
+    # Two orders side by side show what the search changed: if they agree, one rate for all would have done.
     def order(figures: Mapping[str, float | None]) -> list[str]:
         return sorted((n for n, f in figures.items() if f is not None), key=lambda n: sign * (figures[n] or 0.0))
 

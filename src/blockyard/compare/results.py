@@ -17,6 +17,7 @@ RESULT = "result.json"
 
 def curve(rows: list[dict[str, Any]], key: str) -> schema.Curve:
     """Return the rows that have the figure, as columns."""
+    # Rows of metrics differ: most have a loss, few an evaluation.
     found = [row for row in rows if key in row]
     return {
         "step": [row["step"] for row in found],
@@ -34,6 +35,7 @@ def expert_loads(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
     for name in dict.fromkeys(name for row in rows for name in row):
         layer, _, what = name.rpartition("/")
         if what == LOAD:
+            # Of the end: a router balances in the first hundred steps, and its mean over the run would show that.
             logged = [row[name] for row in rows if name in row]
             last = logged[-max(1, len(logged) // 10) :]
             found[layer] = [round(sum(shares) / len(last), 5) for shares in zip(*last)]
@@ -48,6 +50,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """
     try:
         return [parse_json(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    # A run that failed before its first step has none.
     except FileNotFoundError:
         return []
     except ValueError as error:
@@ -75,4 +78,5 @@ def decisions_of(folder: Path) -> list[str]:
 
 def write_result(folder: Path, run: schema.Run, decisions: tuple[str, ...]) -> None:
     """Keep the record of a run that has ended."""
+    # Last of all that a run leaves, and whole: a folder with it has ended, one without it goes on.
     write_atomically(folder / RESULT, json.dumps({"run": run, "decisions": list(decisions)}, allow_nan=False))

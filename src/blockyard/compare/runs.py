@@ -24,6 +24,7 @@ from blockyard.report import schema
 from blockyard.tasks.settings import as_groups
 from blockyard.training.folder import LOCK, held
 
+# Nothing is lost by a fifth of a second, and a lock costs a system call to look at.
 POLL_SECONDS = 0.2
 # How long a worker whose starter was killed may take to save and stop: a slice of steps and an evaluation.
 ORPHAN_SECONDS = 120.0
@@ -56,6 +57,7 @@ def train_spread(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) ->
     board.show(list(lines.values()), now=True)
     missing = [job for group in jobs.values() for job in group if job.key not in results]
     if missing:
+        # Dealt like cards: every worker has runs of every seed, and ends about when the others do.
         shares = [missing[i :: budget.workers] for i in range(min(budget.workers, len(missing)))]
 
         def heard(message: dict[str, Any]) -> None:
@@ -67,6 +69,7 @@ def train_spread(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) ->
                 board.say(message["say"])
             board.show(list(lines.values()))
 
+        # By run: the process that memory ended held several, of which one is to blame.
         deaths: Counter[Key] = Counter()
 
         def lost(request: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
@@ -81,6 +84,7 @@ def train_spread(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) ->
                     lines[job.key].status = killed["status"]
                     board.say(end_line(job, killed, job.quality))
                 else:
+                    # Each by itself, so that the next death names the one that cannot be trained here.
                     again.append([job])
             if again:
                 board.say(f"a worker died of {signal_name(number)}; begun again: {_named(again)}")
@@ -99,6 +103,7 @@ def wait_for_orphans(jobs: Mapping[int, list[Job]], board: Board) -> None:
 
     After two minutes it is somebody else, as the run's folder will say.
     """
+    # Their own locks, and not the comparison's: that one went with the process that was killed.
     locks = [job.folder / LOCK for group in jobs.values() for job in group]
     until, told = time.monotonic() + ORPHAN_SECONDS, False
     while any(map(held, locks)) and time.monotonic() < until:
@@ -125,6 +130,7 @@ def _described(job: Job) -> dict[str, Any]:
         "name": job.planned.name,
         "seed": job.seed,
         "folder": str(job.folder),
+        # As option groups, which is what a run is everywhere: on the command line, in its folder, in a worker.
         "groups": as_groups(job.run),
         "fitted": {name: getattr(job.run.model, name) for name in job.run.kind.from_data},
         "match": job.planned.match,

@@ -30,17 +30,21 @@ def train_seeds(
         InputError: for what a worker could not do.
         Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
     """
+    # One look, planned beforehand: its error is the one that is stated.
     if config.seeds != "auto":
         return train_jobs(jobs_of(plan, base, config.seeds, config, out, data), config.budget, board), None
     results: Results = {}
     taken: list[schema.Look] = []
     open_ = list(plan)
+    # The error is shared out over the looks before the first: looking until something shows would always show
+    # something.
     for look in plan_looks(config.most_seeds):
         if taken:
             told = ", ".join(p.name for p in open_)
             board.say(f"undecided after {taken[-1]['seeds']} seeds: now {look['seeds']} of {told}")
         results |= train_jobs(jobs_of(open_, base, look["seeds"], config, out, data), config.budget, board)
         taken.append(look)
+        # The leader stays in as well: a comparison with it gains nothing from seeds on one side.
         names = still_open(_so_far(plan, config, base, data, results, taken))
         open_ = [p for p in plan if p.name in names]
         if not open_:

@@ -84,10 +84,12 @@ class CompareConfig:
     lengths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        # Checked here and not by the option's type alone: a comparison can be asked for from Python, too.
         one_of(("params", "flops", "none"), match=self.match)
         one_of(("tokens", "seconds", "flops"), **{"budget.unit": self.budget_unit})
         if not 0 < self.budget_value < float("inf"):
             raise InputError(f"budget.value={self.budget_value} must be a number above 0")
+        # None passes every bound: "auto" is no number.
         counts = {**vars(self), "seeds": None if self.seeds == "auto" else self.seeds}
         at_least(1, **{name: counts[name] for name in MOST})
         for name, most in MOST.items():
@@ -99,10 +101,13 @@ class CompareConfig:
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
             raise InputError(f"lengths={','.join(map(str, self.lengths))} should be numbers of at least 1")
         check_margin(self.margin)
+        # Read for its refusal: a bad list of factors is told before data are read.
         _ = self.ladder
         names = self.names
         for text in self.want or ():
+            # For its refusal, too, and with the names: a wish may compare with a choice.
             parse_want(text, names)
+        # Two lines of one name would be one folder; and comparing a block with itself needs only more seeds.
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise InputError(f"blocks names {twice!r} twice; every choice stands once")
@@ -110,6 +115,7 @@ class CompareConfig:
     @property
     def names(self) -> list[str]:
         """The choices as written, the reference first."""
+        # Without spaces, so that a choice has one name however it was typed, and one folder.
         return ["".join(choice.split()) for choice in split_choices(self.blocks)]
 
     @property
@@ -153,6 +159,7 @@ def command_of(command: str, first: list[tuple[str, Any]], config: Any, groups: 
         out: its folder.
     """
     known = {flag for flag, _ in first}
+    # Only what differs from the defaults: a command that one can read, and that later defaults leave alone.
     changed = [(f.name, getattr(config, f.name)) for f in fields(config) if getattr(config, f.name) != f.default]
     words = first + [(flag(name), value) for name, value in changed if name not in known]
     for group, options in groups.items():

@@ -43,6 +43,7 @@ def train_all(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) -> di
         Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
     """
     lines = lines_of(jobs)
+    # Asked of the folders alone, so that it does not matter which process made a run, or when.
     results = kept_results(jobs, lines)
     board.show(list(lines.values()), now=True)
     # One for all seeds: a signal that comes as the last run of a seed ends is for the next ones, too.
@@ -79,6 +80,7 @@ def train_in_turns(
             except Exception as error:
                 if is_of_the_machine(error) or isinstance(error, InputError):
                     raise
+                # A block that cannot be built is a result: the others are trained, and the report says what was wrong.
                 lost = lost_run(job, "failed", keep_failure(error, job.folder))
                 tell(job, lost)
                 yield job, lost
@@ -86,6 +88,7 @@ def train_in_turns(
             # There and back again: the first in one round is the last in the next.
             for live in list(waiting):
                 ended = live.turn()
+                # Between slices, never within a step: showing costs the run that is shown.
                 live.show_in(lines[live.job.key])
                 if ended is not None:
                     live.trainer.close()
@@ -94,6 +97,7 @@ def train_in_turns(
                     yield live.job, ended
                 board.show(list(lines.values()), now=ended is not None)
                 if stop.signal is not None and waiting:
+                    # All of them, since each has made steps since its last checkpoint.
                     for left in waiting:
                         left.trainer.save()
                     raise Interrupted(stop.signal, STOPPED)
@@ -120,6 +124,7 @@ class LiveRun:
 
     def _go_on(self) -> schema.Run | None:
         job, trainer, most = self.job, self.trainer, self.budget.slice_steps
+        # A run that may be stopped is cut at its evaluations, so that its judge is asked at each.
         if job.judge is not None:
             every = trainer.config.eval_every
             most = min(most, every - trainer.step % every)
@@ -132,6 +137,7 @@ class LiveRun:
         share, row = self.budget.share(trainer), trainer.last_metrics
         evaluated = row.get("step") == trainer.step and key in row
         rows: list[dict[str, Any]] = []
+        # By the clock a run ends between two evaluations; its figure is that of its last weights.
         if share == 1 and not evaluated:
             row, evaluated = {**spent_by(trainer), **trainer.evaluate()}, True
             rows.append(row)
@@ -148,6 +154,7 @@ class LiveRun:
             return record_run(job, "pruned", rows, spent_by(trainer), trainer.decisions.why)
         figures = None
         if not job.searched:
+            # While the weights are in memory: reading them back for every run would take longer than the figures.
             figures = trainer.engine.with_model_at_rest(lambda model: job.run.kind.figures(job.run, job.data, model))
         return record_run(job, "finished", rows, spent_by(trainer), trainer.decisions.why, figures=figures)
 
@@ -169,5 +176,6 @@ def _open(job: Job) -> Trainer:
     except InputError as error:
         if not (resume and job.searched) or is_of_the_machine(error):
             raise
+        # A search's trial is one of many and soon made again; a comparison's run is never taken away.
         shutil.rmtree(job.folder)
         return open_trainer(job.run, job.run.kind.make_task(job.run, job.data), job.folder, resume=False)

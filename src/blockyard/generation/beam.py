@@ -44,6 +44,7 @@ class Hypothesis:
 class _Search:
     """The state of one prompt: its open beams and the best finished hypotheses, best first."""
 
+    # Per prompt, since a longer prompt leaves less room in the context.
     limit: int  # new tokens at most
     n_best: int
     length_penalty: float
@@ -51,6 +52,7 @@ class _Search:
     found: list[Hypothesis] = field(default_factory=list)
 
     def add(self, tokens: list[int], log_probability: float, finished: str) -> None:
+        # The end token has a probability, too, so it counts as a token where the mean is taken.
         length = len(tokens) + (finished == "end")
         score = log_probability / max(1, length) ** self.length_penalty
         self.found.append(Hypothesis(tokens, log_probability, score, finished))
@@ -59,8 +61,11 @@ class _Search:
 
     def settled(self, best_open: float) -> bool:
         """Return whether no open beam can still come among the best; none grows more probable, only longer."""
+        # Anything could still enter.
         if len(self.found) < self.n_best:
             return False
+        # The best that it can come to: no token of probability 1 changes the sum, and length only divides a negative
+        # number by more.
         return best_open / self.limit**self.length_penalty <= self.found[-1].score
 
 
@@ -98,6 +103,7 @@ def beam_search(
     """
     _check_options(max_new_tokens, beams, n_best, length_penalty)
     context, vocabulary = model.config.context, model.config.vocab_size
+    # Beams cannot slide: their windows would drop different tokens and no longer be hypotheses of one prompt.
     rows = [check_prompt(prompt, vocabulary) for prompt in prompts]
     if not rows:
         raise InputError("there is no prompt; give at least one")
@@ -137,6 +143,7 @@ class _Beams:
     ) -> None:
         self.model, self.rows, self.beams, self.chunk = model, rows, beams, chunk
         self.device = next(model.parameters()).device
+        # A mask and not a list: beams that end are taken out of all candidates in one operation.
         self.is_end = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=self.device)
         self.is_end[sorted(end for end in ends if 0 <= end < model.config.vocab_size)] = True
         self.live = list(zip(rows, searches))
@@ -145,6 +152,7 @@ class _Beams:
 
     def run(self) -> None:
         logits = self._read_prompts()
+        # Sums over a whole text: in float32 a thousand tokens would cost three digits, and ties would fall by chance.
         scores = torch.zeros(len(self.live), 1, dtype=torch.float64, device=self.device)
         while True:
             likely = check_finite(logits).double().log_softmax(-1).view(len(self.live), -1, logits.shape[-1])
@@ -174,6 +182,7 @@ class _Beams:
         ending = candidates[:, :, self.is_end]
         # At the first step there are as many candidates as tokens; fewer than beams only in a tiny vocabulary.
         candidates = candidates.masked_fill(self.is_end, -math.inf)
+        # Over beams and tokens together: one good beam may have several heirs, and a poor one none.
         best = candidates.flatten(1).topk(min(self.beams, opened * vocabulary))
         stay: list[int] = []
         origins: list[list[int]] = []
@@ -204,6 +213,7 @@ class _Beams:
         """Keep hypotheses that end here [open beams, end tokens]."""
         if not ending.numel():
             return
+        # More than n_best of them cannot matter: they would stand behind one another.
         best = ending.flatten().topk(min(search.n_best, ending.numel()))
         for value, pick in zip(best.values.tolist(), best.indices.tolist()):
             if value > -math.inf:
@@ -215,6 +225,7 @@ class _Beams:
             self.cache.repeat(self.beams)
         if opened < self.beams and self.mask is not None:
             self.mask = self.mask.repeat_interleave(self.beams, 0)
+        # By row of the whole batch: every prompt has `beams` rows side by side.
         index = torch.tensor([place * self.beams + beam for place, row in zip(stay, origins) for beam in row])
         same = len(stay) == len(self.live)
         if self.cache is not None:

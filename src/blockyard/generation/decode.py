@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 PastContext = Literal["slide", "stop"]
 # Prompt tokens read at a time: what a long prompt takes in memory beside its cache is that of one chunk.
+# At 2,048 tokens the scores of twelve heads are 200 MB in float32; all of a long prompt would be the square of it.
 PREFILL_CHUNK = 2048
 
 
 def check_chunk(chunk: int | None) -> int | None:
     """Return the chunk length, or InputError below 1."""
+    # 0 tokens at a time would never end.
     at_least(1, ", or none to read a prompt at once", prefill_chunk=chunk)
     return chunk
 
@@ -52,10 +54,12 @@ def read(
         last: number of positions to score.
     """
     start, length = 0, ids.shape[1]
+    # Without a cache nothing would be left of a chunk when the next one is read.
     while cache is not None and chunk is not None and length - start > max(chunk, last):
         # What is left for the end is at least as long as what is scored.
         end = min(start + chunk, length - last)
         seen = None if mask is None else mask[:, : cache.length + end - start]
+        # No logits of the chunks in between: a vocabulary is wider than the model.
         model(ids[:, start:end], padding_mask=seen, cache=cache, last=0)
         start = end
     return model(ids[:, start:], padding_mask=mask, cache=cache, last=last).logits
@@ -64,6 +68,7 @@ def read(
 def has_cache(model: TransformerLM, note: Callable[[str], None]) -> bool:
     """Return whether every mixer of the model has a cache; if not, the user is told what that means."""
     try:
+        # Asked by trying: a mixer from elsewhere declares nothing, and an empty cache costs nothing.
         model.new_cache(1)
     except InputError as error:
         # A mixer from elsewhere may have none; its model still writes, in quadratic time.
@@ -77,6 +82,7 @@ def check_padding(model: TransformerLM) -> None:
     device = next(model.parameters()).device
     with evaluating(list(model.modules())):
         cache = model.new_cache(2) if has_cache(model, lambda line: None) else None
+        # Two rows, one of them shorter: the smallest batch that has padding.
         ids = torch.zeros(2, 2, dtype=torch.long, device=device)
         read(model, ids, cache, mask=torch.tensor([[0, 1], [1, 1]], device=device) > 0)
 
@@ -88,6 +94,7 @@ def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
     Args:
         modules: all modules of a model (walking through it for every token would cost as much as a layer).
     """
+    # Only those are touched: a frozen part that is in eval mode within a training model stays so.
     training = [module for module in modules if module.training]
     for module in training:
         module.training = False
@@ -101,6 +108,7 @@ def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Return (ids [B, T], padding mask [B, T] with 1 = keep, or None when no row is shorter)."""
+    # On the left: the newest token of every row then stands in the last column, where one product scores them all.
     longest = max(map(len, rows))
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
     if min(map(len, rows)) == longest:
@@ -140,11 +148,13 @@ class Decoder:
         if past_context not in ("slide", "stop"):
             raise InputError(f"past_context={past_context!r} is not known; use 'slide' or 'stop'")
         self.model, self.past_context, self.note = model, past_context, note
+        # Listed once; see `evaluating`.
         self._modules = list(model.modules())
         self.use_cache = use_cache and has_cache(model, note)
         self._chunk = check_chunk(prefill_chunk)
         self.context, vocabulary = model.config.context, model.config.vocab_size
         self.device = next(model.parameters()).device
+        # Every prompt is checked before any is read: one bad line of a thousand is told at once.
         self.windows = [self._fit(check_prompt(prompt, vocabulary)) for prompt in prompts]
         self.live = list(range(len(prompts)))
         self.sampler = Sampler(sampling, len(prompts))
@@ -152,6 +162,7 @@ class Decoder:
         self._seen = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=self.device)
         for row, prompt in enumerate(prompts):
             self._seen[row, torch.tensor(list(prompt), device=self.device)] = True
+        # Made with the first step: a decoder that is only asked for its seed takes no memory.
         self._cache: ModelCache | None = None
         self._mask: Tensor | None = None
         self._noted = False
@@ -160,6 +171,7 @@ class Decoder:
         """Draw the next token of every live row: {row: token}."""
         logits = self._logits()
         live = torch.tensor(self.live, device=self.device)
+        # One transfer for all rows; a token at a time would wait for the device B times a step.
         tokens = self.sampler(logits, self.live, self._seen[live])
         self._seen[live, tokens] = True
         drawn = dict(zip(self.live, tokens.tolist()))
@@ -169,6 +181,7 @@ class Decoder:
 
     def full(self, row: int) -> bool:
         """Return whether the row cannot go on because its tokens fill the context and `past_context` is "stop"."""
+        # Above and not at: the token that a full context predicts is still a prediction of the whole context.
         return self.past_context == "stop" and len(self.windows[row]) > self.context
 
     def finish(self, rows: Sequence[int]) -> None:
@@ -178,6 +191,7 @@ class Decoder:
             return
         self.live = [self.live[place] for place in keep]
         index = torch.tensor(keep, dtype=torch.long, device=self.device)
+        # A cache without rows is none; the last row leaves it as it is.
         if self._cache is not None and keep:
             self._cache.select(index)
         if self._mask is not None:
@@ -188,6 +202,7 @@ class Decoder:
         slid = [row for row in self.live if len(self.windows[row]) > self.context]
         for row in slid:
             self._slide(row)
+        # One row that slides makes all be read again: positions of a batch's cache advance together.
         if self._cache is None or slid:
             return self._read()
         ids = torch.tensor([self.windows[row][-1:] for row in self.live], device=self.device)

@@ -63,6 +63,7 @@ class SamplingConfig:
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Make the tokens of `seen` (bool [B, V]) less likely: divide logits above zero, multiply those below."""
+    # Dividing a negative logit would make the token likelier: hence the two cases (CTRL, section 4.1).
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -75,6 +76,7 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Return -inf for all but the k largest logits; ties with the k-th stay, so the order of tokens is no matter."""
+    # A threshold and not an index: which of two equal logits stands first differs between kernels.
     kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
     return logits.masked_fill(logits < kth, -math.inf)
 
@@ -82,6 +84,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Return -inf outside the nucleus: the smallest set of most likely tokens whose probabilities reach p."""
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    # In float64: a float32 sum of a vocabulary's probabilities may pass p = 1 early, and the tail would be cut.
     probabilities = ordered.double().softmax(-1)
     # A token stays when those before it have not reached p yet: the most likely one always does.
     before = probabilities.cumsum(-1) - probabilities
@@ -93,6 +96,7 @@ def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
     """Return -inf for tokens less than min_p times as likely as the most likely one."""
     if min_p == 0:
         return logits
+    # By logits, p(x) ≥ min_p · p(max) being a difference of them: no softmax is needed.
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -math.inf)
 
 
@@ -141,6 +145,7 @@ def draw_weighted(weights: Tensor, uniform: Tensor) -> Tensor:
     One number per row, drawn on the CPU, gives the same text on every device, which a device's own generator
     would not.
     """
+    # Weights, not probabilities: dividing by a sum that rounding made inexact would shift every border.
     cumulated = weights.double().cumsum(-1)
     total = cumulated[:, -1:]
     target = uniform.to(cumulated).unsqueeze(-1) * total
@@ -153,6 +158,7 @@ def draw_weighted(weights: Tensor, uniform: Tensor) -> Tensor:
 def check_finite(logits: Tensor) -> Tensor:
     """Return the logits in float32, or InputError when they hold NaN or no token has a finite one."""
     logits = logits.float()
+    # −inf is a filter's word for "never" and may stand anywhere but everywhere.
     if bool(logits.isnan().any()) or not bool((logits.amax(-1).isfinite()).all()):
         raise InputError("the model's logits are not finite: its weights are broken")
     return logits
@@ -171,6 +177,7 @@ class Sampler:
 
     def __init__(self, config: SamplingConfig, rows: int) -> None:
         self.config = config
+        # From the system and not from torch: drawing a seed must not change what a program's own generator draws.
         self.seed = secrets.randbits(62) if config.seed is None else config.seed
         self._generators = [torch.Generator().manual_seed((self.seed + row) % 2**63) for row in range(rows)]
 
@@ -188,4 +195,5 @@ class Sampler:
 
     def uniform(self, row: int, count: int = 1) -> Tensor:
         """Return the row's next random numbers, float64 [count] in [0, 1), on the CPU."""
+        # 53 bits: float32 has 24, too few to reach every token of a large vocabulary.
         return torch.rand(count, dtype=torch.float64, generator=self._generators[row])

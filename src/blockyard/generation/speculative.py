@@ -49,6 +49,7 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
     Σ_x max(p − q, 0) is the probability that a proposal is not kept; where rounding leaves nothing of it, p itself.
     """
+    # The one distribution that mends the mistake of having drawn from q: kept with min(1, p/q), and else this, is p.
     over = (p - q).clamp_(min=0)
     return torch.where(over.sum(-1, keepdim=True) > 0, over, p)
 
@@ -63,11 +64,14 @@ def verify(p: Tensor, q: Tensor, proposals: Tensor, kept_by: Tensor, last: Tenso
         kept_by: uniform numbers [k] in [0, 1) that decide what is kept.
         last: a uniform number [1] that draws the last token.
     """
+    # In float64 throughout: p and q of a good draft differ by less than float32 sums of a vocabulary are exact.
     k = len(proposals)
     at = torch.arange(k, device=p.device), proposals
     # u < p / q, without dividing: q is above 0 at what was drawn from it.
     kept = kept_by.to(p) * q[at] < p[at]
+    # Up to the first that is not kept: what follows it was proposed behind another text.
     accepted = int(kept.cumprod(0).sum()) if k else 0
+    # All kept: the pass has scored one token more than was proposed, and that one is free.
     weights = p[k] if accepted == k else residual(p[accepted], q[accepted])
     token = draw_weighted(weights[None], last.to(p))
     return [*proposals[:accepted].tolist(), int(token)]
@@ -167,6 +171,7 @@ class SpeculativeDecoder(Decoder):
             # Half of its context again, as the model itself slides.
             self._begin = max(0, len(window) - max(1, context // 2))
             self._draft.forget()
+        # The draft may have a shorter context than the model; its window begins later then.
         text = window[self._begin :]
         count = max(0, min(count, context - len(text) + 1))
         proposals: list[int] = []
@@ -174,6 +179,7 @@ class SpeculativeDecoder(Decoder):
         if count:
             self._draft.start(text)
         for _ in range(count):
+            # One token at a time: a draft is many small passes, which is why it should be small.
             logits = check_finite(self._draft.score([*text, *proposals], 1))
             q = probabilities(logits, self.sampler.config, self._seen_with(proposals)[-1:])
             proposals.append(int(draw_weighted(q, self.sampler.uniform(0))))
@@ -182,6 +188,7 @@ class SpeculativeDecoder(Decoder):
 
     def _seen_with(self, proposals: list[int]) -> Tensor:
         """Return what a repetition penalty counts [k + 1, V]: before the first proposal, and behind each."""
+        # A penalty counts what stands before a position, so every position of the pass has its own.
         seen = self._seen.repeat(len(proposals) + 1, 1)
         for place, token in enumerate(proposals):
             seen[place + 1 :, token] = True
@@ -202,7 +209,7 @@ class _Reader:
         self._point: Any = None
 
     def forget(self) -> None:
-        """Forget the past: the window begins elsewhere: nothing that was read is of use."""
+        """Forget what was read: the window begins elsewhere."""
         self._cache = None
 
     def start(self, tokens: list[int]) -> None:
@@ -211,6 +218,7 @@ class _Reader:
             return
         if self._cache is None:
             self._cache = self.model.new_cache(1)
+        # All but the last: it is read with the proposals, whose first it predicts.
         held, certain = self._cache.length, len(tokens) - 1
         if certain - held > (_READ_AGAIN if held else 0):
             self._read(tokens[held:certain], 0)
@@ -230,6 +238,7 @@ class _Reader:
         if self._cache is None or self._cache.length <= length:
             return
         try:
+            # The usual case: keys and values of refused tokens are forgotten by moving a number.
             self._cache.crop(length)
         except InputError:
             # A recurrent state goes back only to where it was kept; what was accepted since is read again.

@@ -95,6 +95,7 @@ class Batch:
         draft_tokens: int = 4,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
+        # `index` refuses 2.5 and takes numpy's integers.
         if operator.index(max_new_tokens) < 0:
             raise InputError(f"max_new_tokens={max_new_tokens} is negative; use 0 or more")
         if len(prompts) == 0:
@@ -103,6 +104,7 @@ class Batch:
         if stop and tokenizer is None:
             raise InputError(f"stop={stop!r} is matched on text: give the tokenizer too")
         self.notes: list[str] = []
+        # Everything is refused here, not at the first token: a stream is often read far from where it was made.
         self.finished: list[str | None] = [None] * len(prompts)
         self._on_note, self._limit, self._end = on_note, max_new_tokens, frozenset(end_tokens)
         self._streams = [None if tokenizer is None else TextStream(tokenizer, stop) for _ in prompts]
@@ -135,6 +137,7 @@ class Batch:
             out: list[tuple[list[int], str]] = [([], "")] * len(self.finished)
             for row, token in drawn.items():
                 out[row] = self._take(row, token, last=count == self._limit)
+            # Before the step is given: a caller that stops reading leaves no row behind that nobody wants.
             self._decoder.finish([row for row in drawn if self.finished[row] is not None])
             yield out
         self.finished = [reason or "length" for reason in self.finished]
@@ -145,6 +148,7 @@ class Batch:
         ended = token in self._end
         tokens, text = [] if ended else [token], ""
         if stream is not None:
+            # The token that ends a row has text in some tokenizers ("</s>"), which is nobody's text.
             held, text = ([], "") if ended else stream.push(token)
             if stream.stopped:
                 self.finished[row] = "stop"
@@ -165,6 +169,7 @@ class Batch:
         return tokens, text
 
     def _note(self, line: str) -> None:
+        # Once: every row of a batch passes the context, and one line says it.
         if line not in self.notes:
             self.notes.append(line)
             if self._on_note is not None:

@@ -83,6 +83,7 @@ class StopMatcher:
         if self.stopped:
             return ""
         self._held += text
+        # Only what is held back: what was shown was certain not to begin one.
         starts = ((self._held.find(stop), stop) for stop in self.stops)
         # The one completed first ends the text (of those, the longest), however the text was cut into pieces.
         found = [(start + len(stop), start) for start, stop in starts if start >= 0]
@@ -137,6 +138,7 @@ class TextStream:
         if self.stopped:
             return tokens, text
         text += self._matcher.finish()
+        # Tokens of a character that never was finished are tokens all the same.
         tokens += [token for token, _ in self._waiting]
         self._waiting = []
         return tokens, text
@@ -153,6 +155,7 @@ class TextStream:
         ready = 0
         while ready < len(self._waiting):
             end = self._waiting[ready][1]
+            # In order: a token waits behind one that waits, so that the tokens given are a prefix of the text.
             if end is None or end > self._shown:
                 break
             ready += 1

@@ -49,6 +49,7 @@ class Option:
     @property
     def alternatives(self) -> tuple[Any, ...]:
         """Members of a union, or the one type itself."""
+        # `Optional[int]` and `int | None` are two types to Python and one to whoever writes a constructor.
         if typing.get_origin(self.annotation) in (Union, types.UnionType):
             return typing.get_args(self.annotation)
         return (self.annotation,)
@@ -61,6 +62,8 @@ class Option:
     @property
     def settable(self) -> bool:
         """Whether a word on the command line can express it (a module cannot be)."""
+        # One alternative is enough: `int | nn.Module` can be given a number on the command line, and a module in
+        # Python.
         return any(_is_plain(a) for a in self.alternatives if a is not type(None))
 
     @property
@@ -79,6 +82,7 @@ class Option:
         Raises:
             InputError: naming the option, the value and the type wanted.
         """
+        # In the order of the signature: for `int | float` a whole number stays whole.
         for alternative in self.alternatives:
             fits, converted = _check(alternative, value)
             if fits:
@@ -105,6 +109,7 @@ class Option:
     def describe(self) -> dict[str, Any]:
         """Return it as plain data, ready for JSON."""
         plain = isinstance(self.default, str | int | float | bool | None.__class__)
+        # A tuple or a dataclass would make JSON that reads back as something else.
         default = None if self.required else self.default if plain else repr(self.default)
         return {"type": self.type_name, "required": self.required, "default": default, "help": self.help}
 
@@ -133,11 +138,14 @@ def _check(annotation: Any, value: Any) -> tuple[bool, Any]:
     if annotation is type(None):
         return value is None, None
     if origin is Literal:
+        # By type, too: True equals 1, and is no choice of 1 and 2.
         match = [v for v in typing.get_args(annotation) if v == value and type(v) is type(value)]
         return bool(match), value
     if annotation is bool:
+        # Not 0 and 1: `fused: 1` in a file is a slip more often than a truth.
         return isinstance(value, bool), value
     if annotation is int:
+        # True is an int to Python; `steps: true` is nothing that anyone means.
         return isinstance(value, int) and not isinstance(value, bool) and value in _INTEGERS, value
     if annotation is float:
         ok = isinstance(value, int | float) and not isinstance(value, bool)
@@ -149,6 +157,7 @@ def _check(annotation: Any, value: Any) -> tuple[bool, Any]:
             return False, value
         member = typing.get_args(annotation)[0]
         checked = [_check(member, v) for v in value]
+        # YAML knows lists alone, and frozen dataclasses want tuples: converted to what the signature says.
         return all(ok for ok, _ in checked), origin(v for _, v in checked)
     # Modules, callables and the like: only Python can pass them, and their owner checks them.
     runtime = origin or annotation
@@ -164,6 +173,7 @@ def _parse(annotation: Any, text: str) -> tuple[bool, Any]:
     if annotation is bool:
         return text.lower() in _TRUE | _FALSE, text.lower() in _TRUE
     if annotation is int:
+        # Python's int() also reads Arabic digits, spaces and newlines around them.
         whole = _number(int, text) if re.fullmatch(r"[+-]?\d+(_\d+)*", text) else None
         return whole is not None and whole in _INTEGERS, whole
     if annotation is float:
@@ -214,10 +224,12 @@ def _signature_options(cls: type) -> tuple[Option, ...]:
             {n: p for n, p in inspect.signature(init).parameters.items() if n != "self"}
         )
         hints = typing.get_type_hints(init)
+    # The docstring is the one place where an option is described: help, `info` and the page of options read it.
     texts = argument_texts(cls)
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = []
     for name, parameter in parameters.items():
+        # What only stands in *args or **kwargs has no name that could be checked.
         if parameter.kind not in named:
             continue
         annotation = hints.get(name, Any)
@@ -225,6 +237,7 @@ def _signature_options(cls: type) -> tuple[Option, ...]:
         if dataclasses.is_dataclass(cls):
             spec = next(f for f in dataclasses.fields(cls) if f.name == name)
             if spec.default_factory is not dataclasses.MISSING:
+                # Made once: options are read, and a list that was shared by mistake would be written to by no one.
                 default = spec.default_factory()
         # `window: int = None` is a common way of writing `int | None`.
         if default is None and type(None) not in typing.get_args(annotation) and annotation is not Any:
@@ -246,6 +259,7 @@ def argument_texts(cls: type) -> dict[str, str]:
     # mypy: as above.
     init_doc = inspect.getdoc(cls.__init__) or ""  # type: ignore[misc]
     inherits = dataclasses.is_dataclass(cls)
+    # Far ones first, so that a field described anew is told in the nearer class's words.
     bases = [base for base in reversed(cls.__mro__[1:]) if inherits and dataclasses.is_dataclass(base)]
     texts: dict[str, str] = {}
     for doc in (*(inspect.getdoc(base) or "" for base in bases), inspect.getdoc(cls) or "", init_doc):
@@ -259,6 +273,7 @@ def argument_texts(cls: type) -> dict[str, str]:
             if start and not line[0].isspace():
                 current = start.group(1)
                 texts[current] = start.group(2)
+            # A further line of the same text, indented.
             elif current:
                 texts[current] = f"{texts[current]} {line.strip()}".strip()
     return texts
@@ -299,10 +314,12 @@ def check_options(
 
 def unknown_option(name: str, known: Mapping[str, Option], owners: Callable[[str], list[str]] | None = None) -> str:
     """Word `'rnak' (did you mean 'rank'?)`, or `'rank': 'rank' is an option of: tva`, or the options there are."""
+    # The commonest slip with a mixture: `moe[d_ff=64]` for the width of its experts.
     inner = [other for other in known if other.endswith(f".{name}")]
     if inner:
         member = inner[0].partition(".")[0]
         return f"{name!r}: its {member} has it, write {inner[0]}=… (from Python {member}_options={{{name!r}: …}})"
+    # Before the nearest spelling: a right name in the wrong place is likelier than a misspelt one.
     holders = owners(name) if owners else []
     if holders:
         return f"{name!r}: {belongs_to(name, holders)}"

@@ -23,6 +23,7 @@ MOST_REPEATS = 10_000
 
 
 @dataclass(frozen=True)
+# Frozen, and mappings that nobody writes to: a specification is shared by all layers that it stands for.
 class LayerSpec:
     """One layer: a mixer and an FFN by name, each with the options that differ from its defaults."""
 
@@ -42,6 +43,7 @@ def _format_part(name: str, options: Mapping[str, Any]) -> str:
 
 
 def _format_value(value: Any) -> str:
+    # As the command line writes them, so that a choice can be copied out of a report and pasted.
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
@@ -54,6 +56,7 @@ def split_outside(text: str, separator: str) -> list[str]:
     """Split at a separator that is not inside square brackets."""
     parts, depth, start = [], 0, 0
     for i, character in enumerate(text):
+        # Brackets nest: an expert has options of its own within a mixture's.
         depth += (character == "[") - (character == "]")
         if depth < 0:
             break
@@ -71,9 +74,11 @@ def split_choices(text: str) -> list[str]:
     Raises:
         InputError: for an empty choice.
     """
+    # Commas part options within brackets, so they part choices only where there are none.
     separator = ";" if ";" in text or "[" in text else ","
     choices = split_outside(text, separator)
     if choices and not choices[-1]:
+        # A separator at the end is a habit, not a choice.
         choices.pop()
     if not choices or not all(choices):
         raise InputError(f"blocks={text!r} holds an empty choice; write e.g. standard,tva+vft")
@@ -89,6 +94,7 @@ def parse_choice(text: str, default_ffn: str = DEFAULT_FFN) -> list[LayerSpec]:
     layers: list[LayerSpec] = []
     for part in split_outside(text, "/"):
         body, times = part, 1
+        # From behind: a name may hold digits, and an option's value a star.
         if match := re.fullmatch(r"(.*)\*\s*(\d+)", part, re.DOTALL):
             body, times = match.group(1).strip(), int(match.group(2))
             if not 1 <= times <= MOST_REPEATS:
@@ -104,6 +110,7 @@ def _parse_layer(text: str, default_ffn: str) -> LayerSpec:
     heads = [_parse_part(part) for part in parts]
     if len(heads) == 1:
         name, options = heads[0]
+        # `standard` is both; alone it is the mixer, which is what a comparison of mixers means by it.
         if name not in names("attn") and name in names("ffn"):
             return LayerSpec("standard", name, {}, _typed("ffn", name, options))
         return LayerSpec(name, default_ffn_of(name, default_ffn), _typed("attn", name, options), {})
@@ -113,6 +120,7 @@ def _parse_layer(text: str, default_ffn: str) -> LayerSpec:
 
 def default_ffn_of(mixer: str, default_ffn: str = DEFAULT_FFN) -> str:
     """Return the FFN of a layer that names none: the default one, or the complex one for a complex mixer."""
+    # A real FFN cannot read a complex stream, so the default one would only be refused.
     return COMPLEX_FFN if implementation("attn", mixer).traits.complex_valued else default_ffn
 
 
@@ -133,6 +141,7 @@ def _parse_part(text: str) -> tuple[str, dict[str, str]]:
 
 def _typed(kind: Kind, name: str, options: Mapping[str, str]) -> dict[str, Any]:
     """Return options read from text by the implementation's types."""
+    # The options given so far say who the members are, and with that which options there are.
     known = layer_options(kind, name, options)
     typed = {}
     for key, text in options.items():
@@ -182,6 +191,7 @@ def repeat_to_depth(layers: Sequence[LayerSpec], n_layers: int) -> list[LayerSpe
         raise InputError(
             f"{format_choice(layers)!r}: the layer pattern names {len(layers)} layers, but n_layers={n_layers}"
         )
+    # A depth that is no multiple cuts the last repeat short, as `tva*3/standard` over 6 layers ends with two of tva.
     return [layers[i % len(layers)] for i in range(n_layers)]
 
 

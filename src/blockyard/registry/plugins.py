@@ -18,6 +18,7 @@ from typing import Any
 from blockyard.errors import InputError
 
 # Characters of a module's name; and as much of a wrong one is shown.
+# A file can hold anything in the place of a name, a megabyte of text as well.
 LONGEST = 200
 
 
@@ -34,6 +35,7 @@ def load_plugins(modules: Sequence[str], origin: str = "plugins", *, here: bool 
     """
     if here and modules:
         see_current_folder()
+    # In the order given: a later one may build on blocks of an earlier one.
     for module in modules:
         import_module(module, origin)
 
@@ -57,12 +59,15 @@ def load_file_plugins(
     Raises:
         InputError: a name is none, a module is not agreed to or does not exist.
     """
+    # `plugins:` with nothing behind it.
     wanted = [] if wanted is None else wanted
     if not isinstance(wanted, list | tuple) or not all(isinstance(name, str) for name in wanted):
         raise InputError(f"{origin}: plugins={_shown(wanted)} should be a list of module names")
+    # Those that the user names first: whether the others are agreed to is then only a look at what is imported.
     load_plugins(plugins, here=here)
     for name in wanted:
         _check_name(name, f"{origin}: plugins")
+    # All are looked at before any is imported: half of a file's plug-ins would leave a register that no run has.
     strange = [name for name in dict.fromkeys(wanted) if name not in sys.modules]
     if strange and not trust:
         names = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
@@ -93,6 +98,7 @@ def import_module(module: str, origin: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        # A missing import inside the module is its author's to mend, and its traceback says where.
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
             raise
         raise InputError(f"{origin}: no module named {error.name!r}") from error
@@ -115,6 +121,7 @@ def import_file(path: str, origin: str) -> Any:
     dotted = _dotted_name(file.resolve())
     if dotted in sys.modules:
         return sys.modules[dotted]
+    # `check my_block.py:Mine` may be called twice in one process, by tests above all.
     known = sys.modules.get(name)
     if known is not None and dotted is None:
         if Path(getattr(known, "__file__", None) or "").resolve() == file.resolve():
@@ -142,6 +149,7 @@ def import_file(path: str, origin: str) -> Any:
 def _dotted_name(file: Path) -> str | None:
     """Return the name by which an import finds a file of a package; None for any other file."""
     parts, folder = [file.stem] if file.stem != "__init__" else [], file.parent
+    # Up to where the package begins: an import names a file from there.
     while (folder / "__init__.py").is_file():
         parts.insert(0, folder.name)
         folder = folder.parent
@@ -159,6 +167,7 @@ def _dotted_name(file: Path) -> str | None:
 def plugins_in(words: Sequence[str]) -> list[str]:
     """Return the modules named by `--plugin` on a command line, found without knowing the command's other options."""
     found = []
+    # By hand, since the parser is made of the options that these very modules bring.
     for index, word in enumerate(words):
         if word == "--plugin" and index + 1 < len(words):
             found.append(words[index + 1])

@@ -30,7 +30,7 @@ def digits(value: float) -> str:
 
 
 def count(value: float | None, unit: str = "") -> str:
-    """Return 12_345_678 -> "12.3 M"; with unit "FLOP": "12.3 MFLOP". Whole numbers below 10 000 stay whole."""
+    """Word 12_345_678 as "12.3 M"; with unit "FLOP": "12.3 MFLOP". Whole numbers below 10 000 stay whole."""
     if value is None:
         return NOTHING
     if abs(value) < 10_000 and float(value).is_integer() and not unit:
@@ -51,7 +51,7 @@ def size(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return 72.4 -> "1 min 12 s"."""
+    """Word 72.4 as "1 min 12 s"."""
     if seconds is None:
         return NOTHING
     if seconds < 10:
@@ -82,7 +82,7 @@ def plus_minus(mean: float | None, half_width: float | None, *, signed: bool = F
 
 
 def ratio(value: float) -> str:
-    """Return 16.0 -> "16×", 1.84 -> "1.8×"."""
+    """Word 16.0 as "16×", 1.84 as "1.8×"."""
     if value >= 9.5:
         return f"{value:,.0f}×"
     return f"{value:.1f}×" if value >= 1.95 else f"{value:.2f}×"

@@ -9,7 +9,7 @@ tokens; its decoder is causal but computes another function than was trained. He
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,18 @@ from blockyard.spectral.tokens import token_convolution, token_flops
 
 GateKind = Literal["chunk", "token"]
 Project = Callable[[Tensor], Tensor]
+
+
+class Piece(NamedTuple):
+    """New tokens behind a cache; what `CausalMixing.forward` is given, with `new` on the CPU."""
+
+    x: Tensor
+    v: Tensor
+    project: Project
+    gate: SpectralGate
+    new: Tensor | None
+    cache: RingCache
+    seen: int
 
 
 class CausalMixing(nn.Module):
@@ -87,23 +99,14 @@ class CausalMixing(nn.Module):
         # All that a gate has to know of the past: projecting is linear, so the mean query is the query of the mean.
         if "sum" not in cache.state:
             cache.state["sum"] = v.new_zeros(v.shape[:2])
-        if v.shape[2] == 1:
-            return self._step(x, v, project, gate, new, cache, seen)
-        return self._prefill(x, v, project, gate, new, cache, seen)
+        piece = Piece(x, v, project, gate, new, cache, seen)
+        return self._step(piece) if v.shape[2] == 1 else self._prefill(piece)
 
     # One or more new tokens after any number of past ones, in parallel.
 
-    def _prefill(
-        self,
-        x: Tensor,
-        v: Tensor,
-        project: Project,
-        gate: SpectralGate,
-        new: Tensor | None,
-        cache: RingCache,
-        seen: int,
-    ) -> Tensor:
+    def _prefill(self, piece: Piece) -> Tensor:
         """Work on rows at different places in their chunk, one place at a time."""
+        x, v, project, gate, new, cache, seen = piece
         real = torch.full_like(cache.counts, v.shape[2]) if new is None else new
         total, old = cache.state["sum"], cache.state.get("anchors")
         out, anchors = torch.zeros_like(v), None
@@ -209,17 +212,9 @@ class CausalMixing(nn.Module):
 
     # One new token.
 
-    def _step(
-        self,
-        x: Tensor,
-        v: Tensor,
-        project: Project,
-        gate: SpectralGate,
-        new: Tensor | None,
-        cache: RingCache,
-        seen: int,
-    ) -> Tensor:
+    def _step(self, piece: Piece) -> Tensor:
         """Return a token against the ring: y = Σ_l h[l] · v_{t−l}. Rows whose token is padding keep their state."""
+        x, v, project, gate, new, cache, seen = piece
         # A copy: the cache takes the new state only after its ring has taken the token.
         state, counts = dict(cache.state), cache.counts
         total = state["sum"] + x[:, 0].to(v.dtype)

@@ -27,9 +27,11 @@ def with_auxiliary(
         return loss, {}
     stats: dict[str, Tensor] = {}
     if aux.get("losses"):
+        # Logged apart: with a router's losses added the curve of a mixture could not be laid beside a dense model's.
         stats[name] = loss.detach()
         for key, value in aux["losses"].items():
             stats[f"loss/{key}"] = value.detach()
+            # Two weights: a z-loss only bounds logits and is wanted at a tenth of the balance's (ST-MoE).
             loss = loss + (config.z_loss_weight if key == "z" else config.aux_loss_weight) * value
     for layer, found in aux.get("stats", {}).items():
         stats |= {f"{layer}/{key}": v.detach() for key, v in found.items() if isinstance(v, Tensor)}
@@ -50,6 +52,7 @@ def statistics_row(stats: Mapping[str, Tensor]) -> dict[str, Any]:
         if not value.ndim:
             row[name] = float(value)
         elif name.rpartition("/")[2] == LOAD:
+            # Counts of the whole step, all ranks and passes: a share of one pass of few tokens would be noise.
             shares = (value / value.sum().clamp_min(1)).tolist()
             row[name] = [round(share, 5) for share in shares]
             row["max_load"] = max(row.get("max_load", 0.0), round(max(shares) * len(shares), 4))

@@ -23,6 +23,7 @@ from blockyard.files import parse_json, remove_folder, writing_folder
 FORMAT, READABLE = 2, (1, 2)
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 # The key under which state.json holds the checksum of all its other content.
+# The tensors' checksums stand in state.json, so it is the one file whose own has to stand within it.
 STATE_SUM = "sha256"
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -50,6 +51,7 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Complete checkpoints in `folder` by rising step."""
     if not folder.is_dir():
         return []
+    # By name alone: a folder of that name appeared whole, by renaming.
     found = [(int(m[1]), p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
     return sorted(found)
 
@@ -108,6 +110,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     for name in (MODEL, OPTIMIZER) if with_optimizer else (MODEL,):
         file = path / name
         try:
+            # Before it is parsed: safetensors would read what a disk made of it without a word.
             if _digest(file) != files.get(name):
                 raise _damaged(file, "is truncated or corrupt (its checksum differs)")
             loaded[name] = safetensors.load_file(file)
@@ -121,6 +124,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
 def prune_checkpoints(folder: Path, *, keep: int, best: int | None) -> None:
     """Remove all but the last `keep` checkpoints and the one of step `best`."""
     found = list_checkpoints(folder)
+    # After the new one stands: at no moment are there fewer than `keep` that can be gone on from.
     for step, path in found[: max(len(found) - keep, 0)]:
         if step != best:
             remove_folder(path)
@@ -137,6 +141,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if tensor.numel() and key in seen:
             continue
         seen.add(key)
+        # One tensor after the other, so a model on a device needs the room of its largest tensor here, not of all.
         result[name] = tensor.detach().cpu().contiguous()
     return result
 

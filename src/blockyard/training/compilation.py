@@ -44,6 +44,7 @@ def block_kinds(blocks: Sequence[nn.Module]) -> int:
 
 def _structure(block: nn.Module) -> str:
     """Return what the compiled code depends on: classes, plain attributes, parameter shapes."""
+    # Not the class alone: two layers of one class with different windows compile to different code.
     parts = []
     for name, module in block.named_modules():
         plain = {k: v for k, v in vars(module).items() if isinstance(v, int | float | str | tuple | type(None))}
@@ -81,6 +82,7 @@ def compilation_plan(
         "blocks": per_kind * kinds + run * (1 - SAVED_BY_BLOCKS),
         "model": per_layer * max(layers, kinds) + run * (1 - SAVED_BY_MODEL),
     }
+    # The sum over the run and not the speed of a step: forty steps never repay a minute of g++.
     best = min(plans, key=lambda extent: plans[extent]) if asked is None else asked
     predicted = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plans.items())
     words = f"predicted for {steps} steps of {eager_seconds * 1e3:.1f} ms (eager): {predicted}"
@@ -122,6 +124,7 @@ def compile_model(model: nn.Module, blocks: Sequence[nn.Module], extent: Extent)
     import torch._dynamo
 
     # One entry per kind of block and mode; above the limit torch would silently fall back to eager.
+    # Four: train and eval, with and without gradients.
     limit = 4 * block_kinds(blocks) + 8
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     # A real model of complex samples takes them apart outside the generated code: nothing that a user could change.

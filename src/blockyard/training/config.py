@@ -107,6 +107,7 @@ class LoopConfig:
             check_least(self, name, 1)
         for name in ("warmup", "eval_every", "save_every", "threads", "seed"):
             check_least(self, name, 0)
+        # More than the machine has end the process without a word.
         at_most(MOST_THREADS, **{"train.threads": self.threads})
         at_most(MOST_SEED, **{"train.seed": self.seed})
         for name in ("lr", "matrix_lr"):
@@ -121,6 +122,7 @@ class LoopConfig:
         for name in ("final_lr", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"train.{name}={getattr(self, name)} must be between 0 and 1")
+        # Three or four are what training uses; twenty are a slip of the finger.
         if not 1 <= self.orthogonal_steps <= 20:
             raise InputError(f"train.orthogonal_steps={self.orthogonal_steps} must be between 1 and 20")
         if self.batch_size % self.accumulate:
@@ -136,6 +138,8 @@ class LoopConfig:
         """Peak learning rate of AdamW's parameters, the default filled in."""
         if self.lr is not None:
             return self.lr
+        # Measured, not derived: docs/recipes.md has the curves. What Muon leaves to AdamW are embeddings and gains,
+        # which bear more.
         return 0.02 if self.optimizer == "muon" else 0.003
 
     def rows(self, ranks: int) -> int:
@@ -144,6 +148,7 @@ class LoopConfig:
         Raises:
             InputError: when the batch does not divide by ranks and accumulation steps.
         """
+        # The batch is the run's, not the rank's: the same options on two processes train the same model.
         parts = ranks * self.accumulate
         if self.batch_size % parts:
             raise InputError(
@@ -160,6 +165,7 @@ if TYPE_CHECKING:
     # Which systems there are is data, which a type checker cannot follow.
     class _Everything(LoopConfig, TrainingOptions): ...
 else:
+    # Made from the table and not written out: a new wing's options are there with its line.
     _Everything = type("_Everything", (*SYSTEMS, LoopConfig), {})
 
 
@@ -182,6 +188,7 @@ class TrainConfig(_Everything):
         return self._systems  # type: ignore[attr-defined]
 
     def scale(self, group: str) -> float:
+        # A system answers 1 for a group that is not its own, so products mix nothing.
         return math.prod(part.scale(group) for part in self.systems)
 
     def rate(self, group: str, step: int) -> float:
@@ -189,6 +196,7 @@ class TrainConfig(_Everything):
 
     def decay(self, group: str, usual: float) -> float:
         for part in self.systems:
+            # In a chain: each is told what the one before it decided.
             usual = part.decay(group, usual)
         return usual
 

@@ -25,6 +25,7 @@ from blockyard.training.config import TrainConfig
 from blockyard.training.precision import bf16_pays, matmul_error
 
 # An fp32 product whose error stays below this is still fp32 to any training run.
+# Between the two kinds: products in fp32 err by about 1e-6, those that round their inputs to bf16 by 1e-2.
 FP32_ERROR = 1e-5
 
 
@@ -53,6 +54,7 @@ class Decisions:
     def from_dict(cls, data: Any) -> Decisions | None:
         """Return what `to_dict` gave; None for anything else, such as what someone edited."""
         names = {field.name for field in fields(cls)}
+        # Edited or of another version: deciding again is safe, believing half of it is not.
         if not isinstance(data, dict) or set(data) != names or not isinstance(data["why"], list):
             return None
         known = data["precision"] in ("fp32", "bf16") and data["matmul"] in ("highest", "high", "medium")
@@ -71,6 +73,7 @@ def decide_precision(config: TrainConfig, device: torch.device) -> Decisions:
     Raises:
         InputError: when bf16 is asked for on a device that cannot run it.
     """
+    # Refused where it was asked for by name; `auto` takes fp32 there.
     if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise InputError(f"train.precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; use fp32")
     if config.precision == "fp32":
@@ -79,6 +82,7 @@ def decide_precision(config: TrainConfig, device: torch.device) -> Decisions:
         reason = "as asked" if config.precision == "bf16" else f"this {device.type} has bf16 matrix units"
         # What autocast leaves in fp32 may use them, too: the run has chosen bf16 rounding.
         return Decisions("bf16", "medium", why=(f"precision: bf16, {reason}",))
+    # By trying: whether "medium" rounds depends on the library that torch was built with.
     error = matmul_error("medium", device)
     matmul = "medium" if error < FP32_ERROR else "highest"
     reason = f"precision: fp32, no bf16 matrix units; matmul {matmul} (error of medium {error:.1e})"
@@ -92,10 +96,12 @@ class Remembered:
     """
 
     def __init__(self, model: nn.Module, decisions: Decisions, shape: tuple[int, ...]) -> None:
+        # Shapes and classes decide the time of a step; the values of options do so only through them.
         parameters = sorted(f"{n}:{tuple(p.shape)}" for n, p in model.named_parameters())
         modules = [type(m).__qualname__ for m in model.modules()]
         parts = [_machine(), torch.__version__, torch.get_num_threads(), decisions.precision, decisions.matmul]
         text = json.dumps([parts, shape, parameters, modules])
+        # A hash, so that the file says nothing of what anyone trains.
         self.key = hashlib.sha256(text.encode()).hexdigest()[:24]
         try:
             self.path: Path | None = cache_home() / "decisions.json"
@@ -121,6 +127,7 @@ class Remembered:
         if self.path is None:
             return
         try:
+            # Two runs that end together may lose one entry, which is measured again; neither finds half a file.
             write_atomically(self.path, json.dumps(self._read() | {self.key: self._entry() | seen}))
         except InputError:
             return

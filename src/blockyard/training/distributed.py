@@ -42,6 +42,7 @@ class Ranks:
 
         Pass by pass the ranks take neighbouring rows, so that any number of ranks and passes sees one batch.
         """
+        # Pass-major: with two ranks and two passes the rows are 0 1 | 2 3, as one rank in four passes has them.
         start = (micro * self.size + self.rank) * rows
         return slice(start, start + rows)
 
@@ -58,6 +59,7 @@ class Ranks:
                 result = work()
             except InputError as error:
                 failed = str(error)
+        # Text: the exception itself would be pickled, and may hold what cannot be.
         message = [failed]
         torch.distributed.broadcast_object_list(message, src=0)
         if message[0] is not None:
@@ -76,6 +78,7 @@ class Ranks:
         """Return the mean over ranks."""
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
+            # Sum, then division: gloo has no mean.
             tensor /= self.size
         return tensor
 
@@ -84,6 +87,7 @@ class Ranks:
         vectors = {name: v for name, v in counts.items() if v.ndim}
         if self.size == 1 or not vectors:
             return counts
+        # One exchange: each costs the latency of a network, however few its numbers.
         flat = torch.cat([v.flatten().float() for v in vectors.values()])
         torch.distributed.all_reduce(flat)
         parts = flat.split([v.numel() for v in vectors.values()])
@@ -108,7 +112,9 @@ def join_ranks(device_option: str) -> Ranks:
     device = pick_device(device_option, local_rank() if size > 1 else None)
     if size == 1:
         return Ranks(0, 1, device)
+    # Otherwise torch waits, for minutes, for an address that nobody answers.
     check_meeting_point()
+    # A program that has a group of its own keeps it: what we did not start we do not end.
     started = not torch.distributed.is_initialized()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -152,6 +158,8 @@ def shard(model: nn.Module, blocks: list[nn.Module], ranks: Ranks) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+    # Block by block, so that no more than one block's weights are whole at a time; then what is left, embeddings and
+    # head.
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -162,6 +170,7 @@ def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
     ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+    # Gradients are views of what is sent: one copy of them less.
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
@@ -187,6 +196,7 @@ def whole_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
     """
     result = {}
     for name, tensor in model.state_dict().items():
+        # By tensor: gathered all at once, a sharded model would need the room that sharding saves.
         full = whole(tensor.detach())
         if keep:
             result[name] = full.cpu()
@@ -199,6 +209,7 @@ def load_whole_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: when names, shapes or kinds of numbers differ from the model's.
     """
+    # Names of the state dict and not of parameters: buffers are a part of a run, too.
     own = model.state_dict()
     # A tied weight is written once; the other name shares its memory and is filled with it.
     pointers = {t.data_ptr() for n, t in own.items() if n in state and t.numel()}
@@ -235,6 +246,7 @@ def kind_of(tensor: Tensor) -> str:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether the tensor is a DTensor, told without importing the class."""
+    # A run of one process need not pay for importing DTensor.
     return hasattr(tensor, "full_tensor")
 
 

@@ -59,6 +59,7 @@ class Engine:
 
     def __init__(self, task: Task, config: TrainConfig, ranks: Ranks, decisions: Decisions) -> None:
         self.task, self.config, self.ranks, self.decisions = task, config, ranks, decisions
+        # Moved before the optimizers are made: they hold the parameters themselves.
         self.model = task.model.to(ranks.device)
         self.blocks = list(getattr(self.model, "layers", []))
         if config.checkpoint_activations:
@@ -66,11 +67,13 @@ class Engine:
                 raise InputError(f"train.checkpoint_activations: {type(self.model).__name__} does not support it")
             # mypy: nn.Module types its attributes as tensors and modules.
             self.model.checkpoint_activations = True  # type: ignore[assignment]
+        # Before the model is sharded: a hook looks for modules by class, and FSDP2 gives them another.
         self._hooks = config.hooks(self.model, config.steps)
         for hook in self._hooks:
             hook.check_ranks(ranks.size)
         self.rows = config.rows(ranks.size)
         self.kind: Literal["none", "ddp", "fsdp2"] = config.parallel if ranks.size > 1 else "none"
+        # What losses are computed with; `self.model` is what is saved and evaluated, without a wrapper's names.
         self.wrapped: nn.Module = self.model
         self.compiled = False
         self._autocast = autocast(decisions.precision, ranks.device)
@@ -79,6 +82,7 @@ class Engine:
             shard(self.model, self.blocks, ranks)
         elif self.kind == "ddp":
             self.wrapped = replicate(self.model, ranks)
+        # After sharding, since it replaces the parameters.
         self.optimizers = Optimizers(self.model, config, decisions.precision)
         self.model.train()
         # Modules that act once a step is made, on what it counted: a router's balancing bias.
@@ -99,6 +103,7 @@ class Engine:
         progress = min(1.0, step / self.optimizers.config.steps)
         scheduled: dict[str, float] = {}
         for hook in self._hooks:
+            # Logged with the step: what a schedule was at is half of what a curve means.
             scheduled |= hook.before_step(step, progress)
         with float32_matmul(self.decisions.matmul):
             loss, stats = self.forward_backward(step)
@@ -111,16 +116,20 @@ class Engine:
             factor = 0.0
             if finite:
                 self._skips_in_a_row = 0
+                # With the norm that was read: clipping would compute it once more, and wait for the device again.
                 self.optimizers.clip(norm)
                 factor = self.optimizers.step(step)
+                # Only of a step that counts: a skipped batch is to leave no trace in a router's bias either.
                 self._tell(stats)
             else:
                 self._not_finite(step, loss_value, norm)
             self.optimizers.zero_grad()
+        # All of them, and then asked whether any took something: `any` over a generator would stop at the first.
         taken = [hook.after_step(step) for hook in self._hooks]
         if any(taken):
             self.optimizers.forget_all_but(self.model)
         stats |= {name: torch.tensor(float(value), dtype=torch.float64) for name, value in scheduled.items()}
+        # Statistics stay on the device: most steps are not logged, and reading them would wait for it.
         return StepResult(loss_value, norm, factor * self.config.adamw_lr, not finite, stats)
 
     def extra_flops(self, step: int) -> int:
@@ -130,6 +139,7 @@ class Engine:
 
     def load(self, loaded: Checkpoint) -> None:
         """Take weights and optimizer state from a checkpoint."""
+        # Veins that lost ranks in training have other shapes than the options say; the model follows the file.
         self.config.match(self.model, loaded.model)
         self.optimizers.forget_all_but(self.model)
         load_whole_state(self.model, loaded.model)
@@ -138,6 +148,7 @@ class Engine:
     def forward_backward(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Accumulate the gradients of the global batch number `step`; returns this rank's mean loss and stats."""
         self.seed(step)
+        # One pass after the other into the same gradients: the memory of one, the mean of all.
         passes = self.config.accumulate
         total: Tensor | None = None
         stats: dict[str, Tensor] = {}
@@ -147,9 +158,11 @@ class Engine:
                 # What is not finite shows in loss and gradients, and is handled there as the options say.
                 with self._autocast(), watched_elsewhere():
                     loss, found = self.task.loss(self.wrapped, batch)
+                # Vectors are counts and add up; a scalar is what the last pass saw.
                 stats = {name: v + stats[name] if v.ndim and name in stats else v for name, v in found.items()}
                 # Passes have equally many rows, so the mean of their means is the mean of the batch.
                 scaled = loss / passes if passes > 1 else loss
+                # Outside autocast: the backward pass takes the types that the forward one chose.
                 scaled.backward()
             total = scaled.detach() if total is None else total + scaled.detach()
         assert total is not None
@@ -157,6 +170,7 @@ class Engine:
 
     def _tell(self, stats: dict[str, Tensor]) -> None:
         """Hand every module that listens what it counted in this step."""
+        # By module: one that counts two things is told both at once.
         counted: dict[str, dict[str, Tensor]] = {}
         for name, value in stats.items():
             path, _, key = name.rpartition("/")
@@ -167,11 +181,14 @@ class Engine:
 
     def batch(self, step: int, micro: int) -> Batch:
         """Return this rank's rows of one forward pass, on the device; dropout is keyed by their numbers."""
+        # Rows are numbered over the whole batch, so any number of ranks and passes reads the same ones.
         rows = self.ranks.rows(micro, self.rows)
         batch = self.task.batch(step, rows)
         if self.ranks.device.type != "cpu":
+            # Pinned memory is copied while the device still computes the pass before.
             batch = {k: v.pin_memory().to(self.ranks.device, non_blocking=True) for k, v in batch.items()}
         if self._has_dropout:
+            # By row and not by place: a mask is the same whichever rank computes the row.
             first = step * self.config.batch_size
             keys = torch.arange(first + rows.start, first + rows.stop, device=self.ranks.device)
             # A large odd factor sets seeds apart; keys of one run stay consecutive and so distinct.
@@ -180,6 +197,7 @@ class Engine:
 
     def seed(self, step: int) -> None:
         """Make the random state a function of (seed, step, rank)."""
+        # Two primes, so that neighbouring seeds, steps and ranks do not meet.
         value = ((self.config.seed * 1_000_003 + step) * 65_537 + self.ranks.rank) % (1 << 63)
         torch.default_generator.manual_seed(value)
         if self.ranks.device.type == "cuda":
@@ -194,6 +212,7 @@ class Engine:
         precision."""
         self.model.eval()
         if self._has_dropout:
+            # Keys of the last batch would fit no validation batch of another size.
             set_dropout_keys(self.model, None)
         try:
             matmul = float32_matmul(self.decisions.matmul)
@@ -206,6 +225,7 @@ class Engine:
         """Compile, and run one forward and backward pass that changes nothing, so that it is done."""
         compile_model(self.model, self.blocks, extent)
         self.compiled = True
+        # The pass that compiles is one too many: whatever counts in buffers is put back.
         buffers = {n: b.clone() for n, b in self.model.named_buffers()}
         try:
             with float32_matmul(self.decisions.matmul):
@@ -221,9 +241,11 @@ class Engine:
         """Run everything as written again."""
         self.compiled = False
         for module in (self.model, *self.blocks):
+            # What `Module.compile` sets; torch has no public way back.
             module._compiled_call_impl = None
 
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
+        # In a row: one bad batch in a thousand is data, a hundred in a row are weights.
         self._skips_in_a_row += 1
         if self.config.on_non_finite == "skip" and self._skips_in_a_row <= MOST_SKIPS:
             return
@@ -249,6 +271,7 @@ class Engine:
             self.seed(step)
             with eager(self.compiled):
                 place, rows = locate(self.model, self._loss_of(step, micro), self.ranks.rows(micro, self.rows))
+            # The first pass in which it shows is where it began; later ones may only have caught it.
             if not place.startswith("nothing"):
                 break
         return place, rows

@@ -12,6 +12,7 @@ import torch
 import blockyard
 from blockyard.machine.processor import processor_name, system_name
 
+# What can change the numbers of a run or how its data are read; the rest of an environment cannot.
 RECORDED = ("torch", "numpy", "safetensors", "tokenizers", "pyarrow")
 
 

@@ -48,6 +48,7 @@ def locked_folder(path: Path, lock: str, name: str, owner: str) -> IO[str]:
         InputError: when it cannot be written, or is in use.
     """
     try:
+        # Never through a link: a folder that others can write to must not send a run elsewhere.
         make_folder(path)
         file = open_without_links(path / lock, "a+")
     except OSError as error:
@@ -79,6 +80,7 @@ def check_run_folder(path: Path, *, resume: bool) -> None:
     Raises:
         InputError: saying which.
     """
+    # config.yaml is written last, so a folder without it is no run, whatever else lies in it.
     there = (path / CONFIG).exists()
     if resume and not there:
         raise InputError(f"nothing to resume: {path} holds no run (no {CONFIG} in it)")
@@ -101,6 +103,7 @@ class RunFolder:
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
         check_run_folder(path, resume=resume)
+        # The system lets a lock go with its process: a kill leaves no folder that looks busy.
         self._lock = locked_folder(path, LOCK, f"run folder {path}", "process")
         # Asked with the lock in hand: another process may have begun and ended a run here in the meantime.
         try:
@@ -109,6 +112,7 @@ class RunFolder:
             self._lock.close()
             raise
         for folder in path.iterdir():
+            # Temporary files of a killed process; with the lock in hand nobody is writing them.
             if folder.is_dir():
                 sweep(folder)
         self._metrics: IO[str] | None = None
@@ -145,6 +149,7 @@ class RunFolder:
         if not path.exists():
             return
         kept = []
+        # Line by line: a line that a kill cut in two must not cost the others.
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if parse_json(line)["step"] <= step:
@@ -157,9 +162,12 @@ class RunFolder:
         """Add one line to metrics.jsonl."""
         try:
             if self._metrics is None:
+                # Opened with the first line: a run that fails before it leaves no empty file.
                 self._metrics = open_without_links(self.path / METRICS, "a", encoding="utf-8")
                 sync(self.path)
             self._metrics.write(json.dumps(row) + "\n")
+            # To the system, not to the disk: a kill of the process loses nothing, and a fsync per line would cost more
+            # than a small step.
             self._metrics.flush()
         except OSError as error:
             raise InputError(f"cannot write {self.path / METRICS}: {error.strerror or error}") from error
@@ -204,6 +212,7 @@ def differing_keys(
         default: of an option, by group and name, which it has where one of the two does not mention it.
     """
     found = []
+    # Sorted, so that the same difference is told in the same words every time.
     for group in sorted({*before, *now}):
         a, b = plain(before.get(group)), plain(now.get(group))
         if isinstance(a, dict) or isinstance(b, dict):
@@ -229,6 +238,7 @@ class Resumption(NamedTuple):
     shorter: Mapping[str, Any] | None
 
 
+# Handed in, since what an option left out comes to is the task's to know, and the loop knows no task.
 class Meaning:
     """What option groups mean where two of them are compared. Here, what is written; tasks know more."""
 
@@ -269,12 +279,14 @@ def resumption(
         # An older version wrote it: what it could not name is the same if it comes to the same.
         come_to = meaning.come_to(resolved)
         asked["model"] = {**asked["model"], **{name: come_to[name] for name in unnamed}}
+    # All at once: being told of one difference after the other is what drives people to edit files.
     different = _differing(saved, asked, meaning)
     if different:
         raise InputError(
             f"--resume with another configuration: {'; '.join(different)}; use the run's own or another --out"
         )
     latest = folder.latest()
+    # Whole, with checksums: a damaged one is told before the run's folder is touched.
     loaded = load_checkpoint(latest) if latest else None
     state = loaded.state if loaded is not None else {}
     if "imported" in state:
@@ -326,6 +338,7 @@ def _check_data(folder: RunFolder, before: Any, fingerprint: Mapping[str, Any]) 
     """Refuse data whose checksums differ from those that the run knew."""
     for key, now in fingerprint.items():
         what = key.removesuffix("sha256").removesuffix("_") or "data"
+        # Checksums and not names: the same text at another path is the same data.
         if key.endswith("sha256") and isinstance(before, dict) and before.get(key) != now:
             raise InputError(
                 f"--resume with other data: the {what} of {folder.path} had sha256 {before.get(key)}, "

@@ -27,6 +27,7 @@ def locate(model: nn.Module, run: Callable[[], Tensor], batch_rows: slice) -> tu
 
     Returns: the place (a module's output, or a parameter's gradient) and the global rows it shows in, if known.
     """
+    # First: from a weight that is not finite everything else follows.
     bad_weight = next((n for n, p in model.named_parameters() if not _finite(p)), None)
     if bad_weight is not None:
         return f"the weight {bad_weight} is itself not finite", []
@@ -37,6 +38,7 @@ def locate(model: nn.Module, run: Callable[[], Tensor], batch_rows: slice) -> tu
         return found[0]
     if not math.isfinite(float(loss.detach())):
         return "the loss, from finite outputs", []
+    # Only when the forward pass was clean: hooks see outputs, and gradients have none.
     loss.backward()
     # The gradients of the last layers are computed first, so the last bad one in model order is where it began.
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
@@ -59,6 +61,7 @@ def _watched(model: nn.Module, batch_rows: slice, found: list[tuple[str, list[in
 
         return hook
 
+    # On every module; an inner one calls its hook before the outer one does, so the first found is the innermost.
     handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules()]
     try:
         yield
@@ -68,6 +71,7 @@ def _watched(model: nn.Module, batch_rows: slice, found: list[tuple[str, list[in
 
 
 def _bad_rows(tensor: Tensor, rows: int, offset: int) -> list[int]:
+    # Rows are told only where the first axis is the batch; experts regroup tokens, for one.
     if tensor.ndim == 0 or tensor.shape[0] != rows:
         return []
     bad = ~torch.isfinite(tensor.detach()).flatten(1).all(1) if tensor.ndim > 1 else ~torch.isfinite(tensor.detach())
@@ -83,6 +87,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for member in value:
             yield from _tensors(member)
+    # What our models return; a foreign output of another kind is watched through its modules.
     elif hasattr(value, "logits"):
         yield from _tensors(value.logits)
 

@@ -24,7 +24,9 @@ class StopRequest:
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
         def note(number: int, frame: FrameType | None) -> None:
+            # Noted only: a handler runs between two bytecodes, and in the middle of a save nothing else may be done.
             self.signal = number
+            # Twice Ctrl-C is for whoever does not want to wait for the save.
             signal.signal(number, before[signal.Signals(number)])
 
         for number in before:
@@ -45,5 +47,6 @@ class Interrupted(SystemExit):
     """
 
     def __init__(self, number: int, message: str) -> None:
+        # As a shell says it: 143 for SIGTERM, which schedulers know for a stop that was asked for.
         super().__init__(128 + number)
         self.message = message

@@ -39,6 +39,7 @@ def quintics(steps: int, floor: float = FLOOR) -> tuple[tuple[float, float, floa
     for _ in range(steps):
         (a, b, c), error = _nearest_to_one(low, high)
         # Rounding may lift a value a little over the interval, where the polynomial would throw it far off.
+        # x is divided by 1.01, with which powers its coefficients are: the polynomial of a slightly smaller number.
         found.append((a / 1.01, b / 1.01**3, c / 1.01**5))
         low, high = 1 - error, 1 + error
     return tuple(found)
@@ -47,11 +48,13 @@ def quintics(steps: int, floor: float = FLOOR) -> tuple[tuple[float, float, floa
 def _nearest_to_one(low: float, high: float) -> tuple[tuple[float, float, float], float]:
     """Return the odd quintic with the least largest distance from 1 on [low, high], and that distance (Remez's
     exchange)."""
+    # The interval is a point by now, where Newton's own quintic is the limit and the system below is singular.
     if high - low < 1e-3 * high:
         middle = (low + high) / 2
         return (1.875 / middle, -1.25 / middle**3, 0.375 / middle**5), 1e-7
     inner = [0.75 * low + 0.25 * high, 0.25 * low + 0.75 * high]
     signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    # Far more rounds than it takes: the result is kept.
     for _ in range(60):
         x = torch.tensor([low, *inner, high], dtype=torch.float64)
         # At the best polynomial the distance is reached four times, with alternating signs.
@@ -76,11 +79,14 @@ def orthogonalize(matrices: Tensor, steps: int = 4, dtype: torch.dtype = torch.b
     # rounding.
     x = matrices.to(dtype).contiguous()
     size = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(dtype, torch.float32))
+    # Into [0, 1], which the polynomials are made for: any bound of the largest singular value does, and this one is
+    # cheap.
     x = x * (1 / (size + LEAST_NORM)).to(dtype)
     # The Gram matrix of the short side is the cheap one.
     tall = matrices.shape[-2] > matrices.shape[-1]
     for a, b, c in quintics(steps):
         gram = x.mT @ x if tall else x @ x.mT
+        # a x + (b G + c G²) x with G = x xᵀ: three products for a quintic, the additions inside them.
         inner = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, x, inner, beta=a) if tall else torch.baddbmm(x, inner, x, beta=a)
     return x
@@ -155,6 +161,7 @@ class Muon(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Make one update of every parameter that has a gradient."""
         for group in self.param_groups:
+            # Small matrices leave a processor idle: those of one shape, from all layers, are one batched product.
             by_shape: dict[tuple[Any, ...], list[nn.Parameter]] = {}
             for parameter, *form in zip(group["params"], group["axes"], group["pairs"], group["parts"]):
                 if parameter.grad is not None:
@@ -171,6 +178,7 @@ class Muon(Optimizer):
         group: Mapping[str, Any],
     ) -> None:
         """Update parameters of one shape: one chain of batched products for all of them."""
+        # Momentum is linear and stays in parts; orthogonalising is not, and needs the whole matrix.
         sharded = is_sharded(parameters[0])
         stack = (self._gathered if sharded else self._stacked)(parameters, group["momentum"])
         # To [n, rows, columns]: the matrix axes last, every other axis a part of the stack.
@@ -189,7 +197,9 @@ class Muon(Optimizer):
         lr = group["lr"]
         mine = [local(p) for p in parameters]
         if group["weight_decay"]:
+            # Decoupled (arXiv 1711.05101): in the gradient it would be orthogonalised away.
             torch._foreach_mul_(mine, 1 - lr * group["weight_decay"])
+        # Rounded to bf16 in the products at most: the addition is in the parameters' type.
         updates = update.to(parameters[0].dtype).unbind()
         torch._foreach_add_(mine, [part(u, p) for u, p in zip(updates, parameters)], alpha=-lr * scale)
 
@@ -207,6 +217,7 @@ class Muon(Optimizer):
         gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
         average = self._average(parameters)
         average.lerp_(gradients, 1 - momentum)
+        # A copy of the gradients that nobody else sees, so it may be written into.
         return gradients.lerp_(average, momentum)
 
     def _average(self, parameters: list[nn.Parameter]) -> Tensor:
@@ -214,6 +225,7 @@ class Muon(Optimizer):
         first = id(parameters[0])
         known = self._averages.get(first)
         if known is not None and len(known) == len(parameters):
+            # Loading a state replaces its tensors: then the stack is no longer what the states are views of.
             mine = all(self.state[p].get("momentum") is view for p, view in zip(parameters, self._views[first]))
             if mine:
                 return known

@@ -44,6 +44,8 @@ class Optimizers:
         groups = self._members(model)
         adam, muon = [], []
         for (kind, group_name), members in groups.items():
+            # Embeddings are matrices by shape and not by role: orthogonal rows of a table mean nothing (Muon's author
+            # leaves them to AdamW).
             by_muon = kind == "matrix" and config.optimizer == "muon"
             group: dict[str, Any] = {
                 "params": members.parameters,

@@ -18,9 +18,11 @@ def bf16_pays(device: torch.device) -> bool:
     a measurement was noisy.
     """
     if device.type == "cuda":
+        # Emulated bf16 runs, several times slower than fp32.
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
+    # Private names that have been renamed before: one that is gone counts as no.
     tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, test, lambda: False)() for test in tests)
 
@@ -30,6 +32,7 @@ def matmul_error(precision: MatmulPrecision, device: torch.device) -> float:
 
     About 1e-6 where `medium` only chooses a faster fp32 kernel; about 1e-2 where it rounds inputs to bf16 (AMX).
     """
+    # One of its own: asking the machine a question must not move the run's random state.
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
     with float32_matmul(precision):
@@ -55,5 +58,6 @@ def float32_matmul(precision: str) -> Iterator[None]:
 def autocast(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[object]]:
     """Return the context in which a forward pass runs."""
     if precision == "bf16":
+        # A function and not a context: every pass enters one of its own.
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from blockyard.errors import MissingExtra, require
 
+# A log file is read afterwards: a line every ten seconds is three thousand in a night.
 PLAIN_SECONDS = 10.0
+# Five times a second looks smooth; drawing takes milliseconds, which small steps would feel.
 BAR_SECONDS = 0.2
 
 
@@ -33,6 +35,7 @@ def make_progress(steps: int, shown: bool) -> Progress:
     if sys.stderr.isatty():
         try:
             return Bar(steps)
+        # rich is comfort: a core without it trains as well.
         except MissingExtra:
             pass
     return Lines(steps)
@@ -62,6 +65,7 @@ class Lines:
     def update(self, step: int, row: dict[str, Any]) -> None:
         now = time.monotonic()
         if self.first_step is None:
+            # A resumed run was not made in this process: its earlier steps took none of this time.
             self.first_step = step - 1
         if now - self.shown < PLAIN_SECONDS and step < self.steps:
             return
@@ -105,6 +109,7 @@ class Bar:
         self._bar.update(self._task, completed=step, figures="  ".join(_figures(row)), refresh=True)
 
     def say(self, line: str) -> None:
+        # Paths and option lists hold brackets, which rich would read as markup.
         self._bar.console.print(line, highlight=False, markup=False)
 
     def close(self) -> None:

@@ -64,6 +64,7 @@ MEMBERS = (
 
 def check_task(task: Task) -> None:
     """Raise InputError unless the task has all that the loop asks for: told before anything is begun."""
+    # By name and not by isinstance: a task of a user's own need not inherit from anything.
     lacking = [name for name in MEMBERS if not hasattr(task, name)]
     if lacking:
         raise InputError(f"{type(task).__name__} lacks {', '.join(lacking)}: a Task has {', '.join(MEMBERS)}")

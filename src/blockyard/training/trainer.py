@@ -59,6 +59,7 @@ class Trainer:
         resume: bool = False,
         meaning: Meaning | None = None,
     ) -> None:
+        # Everything that can be refused is, before the folder is made.
         check_task(task)
         self.task, self.config, self.out = task, config, Path(out)
         if config.threads:
@@ -67,6 +68,7 @@ class Trainer:
         if self.ranks.device.type == "cpu":
             keep_freed_memory()
         config.rows(self.ranks.size)
+        # Without a task's knowledge an option left out is unknown, not equal.
         self._meaning = meaning or Meaning()
         self._folder: RunFolder | None = None
         # A run that is resumed keeps whatever it has.
@@ -86,6 +88,7 @@ class Trainer:
         self._last: dict[str, Any] = {}
         self._figures: dict[str, float] = {}
         self._timings: list[float] = []
+        # No step is saved twice: an evaluation's best and the regular checkpoint often fall together.
         self._saved_step = -1
         self._stop = StopRequest()
         self.progress: Progress = Silent()
@@ -94,6 +97,7 @@ class Trainer:
         loaded = self.ranks.share(loaded)
         decided = self.ranks.share(self._stored_decisions(loaded))
         self.decisions = decided or decide_precision(self.config, self.ranks.device)
+        # With the decisions of the run and not of this machine: a run that moved computes as it began.
         self.engine = Engine(self.task, self.config, self.ranks, self.decisions)
         if loaded is not None:
             self._restore(loaded)
@@ -103,6 +107,7 @@ class Trainer:
         if not decided:
             self.compiling.decide_untimed()
         if self._folder is not None:
+            # Metrics may be ahead of the checkpoint; these steps are about to be made again.
             self._folder.rewind_metrics(self.step)
         self._write_environment()
         self._tensorboard = self._open_tensorboard()
@@ -173,6 +178,7 @@ class Trainer:
         self.compiling.before_step(self.step)
         flops = self.task.flops_per_step + self.engine.extra_flops(self.step)
         watch = Stopwatch()
+        # Batches are drawn inside, on the clock: a slow reader is a cost of the run.
         result = self.engine.step(self.step)
         wall, cpu = watch.read()
         self.clock.count_step(wall, cpu, self.task.tokens_per_step, flops)
@@ -223,6 +229,7 @@ class Trainer:
         figures = self.engine.evaluate()
         loss = figures.get("val_loss")
         if loss is not None and (self.best is None or loss < self.best["val_loss"]):
+            # By loss alone, whatever ranks the task: it is there in every one.
             self.best = {"step": self.step, "val_loss": loss}
         self._figures = figures
         return figures
@@ -291,6 +298,7 @@ class Trainer:
         """Word what more steps than the run was to make do to its schedule."""
         step = int(loaded.state.get("step", 0)) if loaded is not None else 0
         had = replace(self.config, steps=shorter["steps"], warmup=shorter["warmup"])
+        # Said aloud: a stretched schedule is not the run that would have been made from the start.
         before, now = lr_factor(step, had), lr_factor(step, self.config)
         self._extension = f"extended from {shorter['steps']} to {self.config.steps} steps"
         if before != now:
