@@ -120,6 +120,7 @@ def make_plan(
     matched = {name: match(reference, model, config.match) for name, model in choices.items()}
     # Kept ones are not measured again: their runs were planned by them.
     speeds: dict[str, float | None] = {name: known.get(name, {}).get("seconds_per_step") for name in choices}
+    # Timed at their matched size, which is what will be trained.
     missing = {name: matched[name].config for name in choices if name not in known}
     if config.budget_unit == "seconds" and missing:
         speeds.update(seconds_per_step(missing))

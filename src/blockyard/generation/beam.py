@@ -56,6 +56,7 @@ class _Search:
         length = len(tokens) + (finished == "end")
         score = log_probability / max(1, length) ** self.length_penalty
         self.found.append(Hypothesis(tokens, log_probability, score, finished))
+        # Stable, so that of two with one score the one found first stays first: results repeat.
         self.found.sort(key=lambda hypothesis: -hypothesis.score)
         del self.found[self.n_best :]
 
@@ -155,6 +156,7 @@ class _Beams:
         # Sums over a whole text: in float32 a thousand tokens would cost three digits, and ties would fall by chance.
         scores = torch.zeros(len(self.live), 1, dtype=torch.float64, device=self.device)
         while True:
+            # One view [prompts, beams, V] of all rows: prompts do not compete with one another.
             likely = check_finite(logits).double().log_softmax(-1).view(len(self.live), -1, logits.shape[-1])
             candidates = scores[:, :, None] + likely
             stay, origins, tokens, scores = self._choose(candidates)
@@ -197,6 +199,7 @@ class _Beams:
                 for value, _, text in grown:
                     search.add(text, value, "length")
                 continue
+            # The best of what is open is asked for; if that cannot enter any more, nothing can.
             if search.settled(grown[0][0]):
                 continue
             # Too few to fill the rows: the rest are copies that nothing can come of.
@@ -235,6 +238,7 @@ class _Beams:
         self.live = [self.live[place] for place in stay]
 
     def _read_next(self, tokens: list[int]) -> Tensor:
+        # Columns of the mask so far; the cache counts its own.
         self.width += 1
         if self.cache is None:
             texts = [[*row, *text] for row, search in self.live for text in search.open]

@@ -113,6 +113,7 @@ def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
     if min(map(len, rows)) == longest:
         return ids, None
+    # No mask where none is needed: the kernels without one are faster.
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return ids, torch.arange(longest, device=device) >= longest - lengths[:, None]
 
@@ -152,6 +153,7 @@ class Decoder:
         self._modules = list(model.modules())
         self.use_cache = use_cache and has_cache(model, note)
         self._chunk = check_chunk(prefill_chunk)
+        # What it was trained on: positions beyond it were never seen, and few models make sense of them.
         self.context, vocabulary = model.config.context, model.config.vocab_size
         self.device = next(model.parameters()).device
         # Every prompt is checked before any is read: one bad line of a thousand is told at once.
@@ -174,6 +176,7 @@ class Decoder:
         # One transfer for all rows; a token at a time would wait for the device B times a step.
         tokens = self.sampler(logits, self.live, self._seen[live])
         self._seen[live, tokens] = True
+        # By row and not by place: rows leave, and a caller knows them by number.
         drawn = dict(zip(self.live, tokens.tolist()))
         for row, token in drawn.items():
             self.windows[row].append(token)
@@ -212,6 +215,7 @@ class Decoder:
         """Read all live windows from their beginning, into a new cache."""
         ids, mask = pad_left([self.windows[row] for row in self.live], self.device)
         # Nothing is padded after the prompts: one mask with room for the whole context serves every step.
+        # Made once at full width: a mask that grew by a column a token would be copied every time.
         room = self.context + 1 - ids.shape[1]
         self._mask = None if mask is None else F.pad(mask, (0, room), value=True)
         self._cache = self.model.new_cache(len(self.live)) if self.use_cache else None
@@ -231,6 +235,7 @@ class Decoder:
                 "shorten it or use past_context='slide'"
             )
         self.note(f"the prompt has {len(prompt)} tokens: only the last {self.context}, the context, are read")
+        # The end of it, from which the text goes on.
         return prompt[-self.context :]
 
     def _slide(self, row: int) -> None:

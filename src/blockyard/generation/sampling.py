@@ -115,6 +115,7 @@ def process(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) 
         logits = penalise_repetition(logits, seen, config.repetition_penalty)
     if config.temperature == 0:
         return logits
+    # Before the filters: what "probability" means to top-p and min-p is the distribution that is drawn from.
     logits = apply_temperature(logits, config.temperature)
     if config.top_k is not None:
         logits = keep_top_k(logits, config.top_k)
@@ -148,6 +149,7 @@ def draw_weighted(weights: Tensor, uniform: Tensor) -> Tensor:
     # Weights, not probabilities: dividing by a sum that rounding made inexact would shift every border.
     cumulated = weights.double().cumsum(-1)
     total = cumulated[:, -1:]
+    # A share of the total instead of dividing all weights by it.
     target = uniform.to(cumulated).unsqueeze(-1) * total
     chosen = torch.searchsorted(cumulated, target, right=True)
     # Rounding may lift the target to the total itself: never go past the last token that has any probability.
@@ -179,6 +181,7 @@ class Sampler:
         self.config = config
         # From the system and not from torch: drawing a seed must not change what a program's own generator draws.
         self.seed = secrets.randbits(62) if config.seed is None else config.seed
+        # On the CPU whatever the device: the same numbers everywhere, one per token, which costs nothing.
         self._generators = [torch.Generator().manual_seed((self.seed + row) % 2**63) for row in range(rows)]
 
     def __call__(self, logits: Tensor, rows: list[int], seen: Tensor | None = None) -> Tensor:

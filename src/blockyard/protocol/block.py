@@ -147,12 +147,14 @@ class ResidualBlock(nn.Module):
             if self.causal:
                 arguments["attn_mask"] = future_mask(x, arguments.get("cache"))
         elif self._told:
+            # Told at every call, since nothing says that a foreign module remembers the last one.
             arguments[self._told] = self.causal
         # A foreign mixer may return its output alone, as most modules do.
         out = self.attn(x, **arguments)
         return out[0] if isinstance(out, tuple) else out
 
     def _feed(self, x: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Aux | None]:
+        # Only what the FFN names: handing a mask to one that knows none would be an error of ours, not of its author.
         return feed(self.ffn, x, {name: value for name, value in given.items() if name in self._feeds})
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
@@ -174,6 +176,7 @@ class ResidualBlock(nn.Module):
 
     def new_cache(self, *arguments: Any) -> Any:
         """Return the mixer's cache."""
+        # Asked of the mixer alone: an FFN works row by row and has nothing to keep.
         if not hasattr(self.attn, "new_cache"):
             raise InputError(f"{type(self.attn).__name__} has no cache")
         return self.attn.new_cache(*arguments)

@@ -201,6 +201,7 @@ class LayerCache(Cache[Snapshot]):
             rows.index_copy_(0, moved, rows.index_select(0, index[moved]))
 
     def _select(self, index: Tensor) -> None:
+        # Before the first token there is nothing to copy, and the batch may change all the same.
         index, stored, made = index.to(self.device), self._stored(), {}
         if self._buffers:
             # Of the same capacity: a batch that is widened in the middle of a text goes on growing from there.
@@ -223,6 +224,7 @@ class LayerCache(Cache[Snapshot]):
     @property
     def bytes_per_token(self) -> int:
         """Bytes per token and sequence."""
+        # What is stored, not what room is held: the figure that reports compare is a property of the mixer.
         return sum(math.prod(shape) for shape in self.slots.values()) * self.dtype.itemsize
 
     @property
@@ -302,6 +304,7 @@ class ModelCache:
 
     def rollback(self, snapshot: list[Any]) -> None:
         """Return to a snapshot."""
+        # Of another model, then: rolling back some layers would leave texts of two lengths in one cache.
         if len(snapshot) != len(self.layers):
             raise InputError(f"the snapshot has {len(snapshot)} layers, the cache {len(self.layers)}")
         self._each("rollback", [(point,) for point in snapshot])

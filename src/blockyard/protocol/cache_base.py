@@ -54,6 +54,7 @@ class Cache(Generic[S]):
         if max_len is not None and max_len < 1:
             raise InputError(f"max_len={max_len} should be at least 1, or None to grow on demand")
         self.batch, self.max_len = batch, max_len
+        # The caller decides, by the parameters' type; this default is for a cache that is made by hand.
         self.dtype = dtype or torch.get_default_dtype()
         self.device = torch.device(device or "cpu")
         self.length = 0
@@ -197,6 +198,7 @@ class Cache(Generic[S]):
     def repeat(self, n: int) -> None:
         """Repeat every sequence n times, copies side by side (as `repeat_interleave`)."""
         self.check_repeat(n)
+        # Side by side, as beams and samples of one prompt are rows beside one another.
         self.select(torch.arange(self.batch).repeat_interleave(n))
 
     # Snapshots.

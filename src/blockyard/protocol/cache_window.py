@@ -51,6 +51,7 @@ class WindowCache(LayerCache):
     ) -> None:
         if window < 1 or slack < 0:
             raise InputError(f"window={window} should be at least 1, and slack={slack} at least 0")
+        # Slack is a promise, not a cache of its own: what lies in it may be gone back over, no more.
         self.window, self.slack = window, slack
         self.most = max(1, window - 1 + slack)  # tokens held at most, between two calls
         self._start = 0  # position of the first token held

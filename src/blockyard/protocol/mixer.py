@@ -255,6 +255,7 @@ def norm_of(module: Any) -> Callable[..., nn.Module]:
 
 def check_shape(x: Tensor, width: int) -> None:
     """Raise InputError unless x is [B, T, width] with at least one row and one position."""
+    # A width that differs would be told by the first product, in numbers that name no argument.
     if x.ndim != 3 or x.shape[-1] != width:
         raise InputError(f"x has shape {tuple(x.shape)}, expected [batch, length, {width}]")
     if x.shape[0] == 0 or x.shape[1] == 0:

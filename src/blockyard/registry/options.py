@@ -14,6 +14,7 @@ from typing import Any, Literal, Union
 
 from blockyard.errors import InputError, suggest
 
+# Python's own word for "no default": None is a default that many options have.
 MISSING: Any = inspect.Parameter.empty
 # More threads than any machine has are not started but end the process; torch's seeds have 64 bits, and a run's are
 # counted up from the one given.
@@ -97,8 +98,10 @@ class Option:
         """
         # A choice that is called so comes first: "none" for `Literal["none", "full"] | None` is that choice. Then None,
         # and text last: "none" for `str | None` means None, and "4" for `str | int` means 4.
+        # Exactly as written: choices are words of ours, and `None` is not `none`.
         if text in self.choices:
             return text
+        # Text fits everything, so it is asked last.
         order = sorted(self.alternatives, key=lambda a: (a is not type(None), a is str))
         for alternative in order:
             fits, value = _parse(alternative, text)
@@ -272,6 +275,7 @@ def argument_texts(cls: type) -> dict[str, str]:
             start = re.match(r"(\w+)(?: \([^)]*\))?:\s*(.*)", line)
             if start and not line[0].isspace():
                 current = start.group(1)
+                # A name, a colon, and text to the next name: the docstring style of the whole house.
                 texts[current] = start.group(2)
             # A further line of the same text, indented.
             elif current:
@@ -306,6 +310,7 @@ def check_options(
             checked[name] = known[name].check(value)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+    # After the values: a misspelt required option is told as misspelt, not as missing.
     missing = [name for name, option in known.items() if option.required and name not in given]
     if missing:
         raise InputError(f"{where} needs {', '.join(missing)}")
@@ -334,5 +339,6 @@ def belongs_to(name: str, holders: Iterable[str]) -> str:
 
 def without_pairs(names: Iterable[str]) -> list[str]:
     """Return names of blocks, each once, without pairs (tva+vft) whose halves stand there too."""
+    # In the order in which they were found, each once: an option of a pair is one of both halves, too.
     found = list(dict.fromkeys(names))
     return [name for name in found if not set(name.split("+")) & set(found) - {name}]

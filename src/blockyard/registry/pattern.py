@@ -54,6 +54,7 @@ def _format_value(value: Any) -> str:
 
 def split_outside(text: str, separator: str) -> list[str]:
     """Split at a separator that is not inside square brackets."""
+    # A scan, since brackets nest and regular expressions do not count.
     parts, depth, start = [], 0, 0
     for i, character in enumerate(text):
         # Brackets nest: an expert has options of its own within a mixture's.
@@ -105,6 +106,7 @@ def parse_choice(text: str, default_ffn: str = DEFAULT_FFN) -> list[LayerSpec]:
 
 def _parse_layer(text: str, default_ffn: str) -> LayerSpec:
     parts = split_outside(text, "+")
+    # Three parts, or an empty one, are a plus too many.
     if len(parts) > 2 or not all(parts):
         raise InputError(f"{text!r} should be MIXER, MIXER+FFN or FFN, each with options in square brackets if any")
     heads = [_parse_part(part) for part in parts]
@@ -125,6 +127,7 @@ def default_ffn_of(mixer: str, default_ffn: str = DEFAULT_FFN) -> str:
 
 
 def _parse_part(text: str) -> tuple[str, dict[str, str]]:
+    # Names as plug-ins give them: letters, digits, dots and dashes.
     match = re.fullmatch(r"([\w.-]+)\s*(?:\[(.*)\])?", text, re.DOTALL)
     if not match:
         raise InputError(f"{text!r} should be a name, with options as name[key=value,…] if any")
@@ -147,6 +150,7 @@ def _typed(kind: Kind, name: str, options: Mapping[str, str]) -> dict[str, Any]:
     for key, text in options.items():
         if key not in known:
             raise InputError(f"{name!r} has no option {unknown_option(key, known, partial(owners, kind=kind))}")
+        # Now and not when the model is built: a report names a choice by typed values, 4 and not "4".
         typed[key] = known[key].parse(text)
     return typed
 
@@ -200,6 +204,7 @@ def format_choice(layers: Sequence[LayerSpec]) -> str:
     words: list[str] = []
     counts: list[int] = []
     for layer in layers:
+        # Neighbours that are equal: what was written `tva*3` is read and written so again.
         if words and words[-1] == str(layer):
             counts[-1] += 1
         else:

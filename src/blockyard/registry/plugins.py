@@ -118,6 +118,7 @@ def import_file(path: str, origin: str) -> Any:
         raise InputError(f"{origin}: no file {_shown(path)}")
     name = file.stem
     _check_name(name, f"{origin}: {_shown(path)}")
+    # A file within a package has relations that it needs: its neighbours, and the name under which they know it.
     dotted = _dotted_name(file.resolve())
     if dotted in sys.modules:
         return sys.modules[dotted]
@@ -137,6 +138,7 @@ def import_file(path: str, origin: str) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Before its code runs, as an import would: dataclasses and pickles look there.
+    # Taken out again if it fails: half a module would be found by the next import.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

@@ -102,6 +102,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
         files = dict(state["files"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _damaged(state_path, "is missing or not a checkpoint's state") from error
+    # Told by its number: a later format read as an earlier one would be a damaged file to the reader.
     if state.get("format") not in READABLE:
         raise InputError(f"{state_path} has format {state.get('format')!r}; this version reads format {FORMAT}")
     if (state["format"] >= 2 or STATE_SUM in state) and state.pop(STATE_SUM, None) != state_digest(state):
@@ -154,6 +155,7 @@ def _digest(path: Path) -> str:
 def state_digest(content: Mapping[str, Any]) -> str:
     """Return the checksum of what state.json says, whatever its spaces and the order of its keys."""
     # By way of JSON, so that what is about to be written and what was read are the same: keys are text, tuples lists.
+    # Sorted and without spaces below, so that an editor's reformatting is no damage and a changed number is.
     plain = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 

@@ -176,6 +176,7 @@ class TrainConfig(_Everything):
     def __post_init__(self) -> None:
         LoopConfig.__post_init__(self)
         # Made once, and checked by themselves.
+        # Frozen, like all options: what a run was asked for does not change while it runs.
         object.__setattr__(self, "_systems", tuple(self._part(cls) for cls in SYSTEMS))
 
     def _part(self, cls: type[TrainingOptions]) -> TrainingOptions:

@@ -252,6 +252,7 @@ class Engine:
         what = f"loss {loss}" if not abs(loss) < float("inf") else f"gradient norm {norm}"
         place, rows = self._locate(step)
         where = f" in batch rows {_ranges(rows)}" if rows else f" in the batch of step {step}"
+        # What can be done stands in the line: whoever reads it has lost a run and wants to know what next.
         advice = (
             f"{MOST_SKIPS} batches in a row were skipped"
             if self.config.on_non_finite == "skip"
@@ -270,6 +271,7 @@ class Engine:
             self.optimizers.zero_grad()
             self.seed(step)
             with eager(self.compiled):
+                # The same seed and so the same masks: a fault that comes of dropout comes again.
                 place, rows = locate(self.model, self._loss_of(step, micro), self.ranks.rows(micro, self.rows))
             # The first pass in which it shows is where it began; later ones may only have caught it.
             if not place.startswith("nothing"):

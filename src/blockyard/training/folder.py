@@ -86,6 +86,7 @@ def check_run_folder(path: Path, *, resume: bool) -> None:
         raise InputError(f"nothing to resume: {path} holds no run (no {CONFIG} in it)")
     if there and not resume:
         raise InputError(f"{path} already holds a run; give --resume to continue it, or another --out")
+    # Tried and not asked: permissions do not tell of a full or read-only disk.
     check_writable(path, folder=True, name=f"to run folder {path}")
 
 
@@ -273,6 +274,7 @@ def resumption(
         InputError: naming what differs, or a checkpoint that is damaged.
     """
     written = folder.read_config()
+    # Completed on both sides: what neither wrote is then equal by having one default.
     asked, saved = meaning.completed(resolved), meaning.completed(written)
     unnamed = (saved.get("model") or {}).keys() - (written.get("model") or {}).keys()
     if unnamed & (resolved.get("model") or {}).keys():
@@ -328,6 +330,7 @@ def _extends(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         return False
     try:
         # A short run had its warm-up cut to a tenth; the longer one has what was asked for.
+        # Otherwise the same command with more steps would be refused for an option that nobody gave.
         warmed = had.get("warmup") in (asked.get("warmup"), had["steps"] // 10)
         return bool(asked["steps"] > had["steps"]) and warmed
     except (KeyError, TypeError):

@@ -41,6 +41,7 @@ def locate(model: nn.Module, run: Callable[[], Tensor], batch_rows: slice) -> tu
     # Only when the forward pass was clean: hooks see outputs, and gradients have none.
     loss.backward()
     # The gradients of the last layers are computed first, so the last bad one in model order is where it began.
+    # By parameter and not by activation: hooks on gradients would have to be there before the fault.
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
     if bad:
         return f"the gradient of {bad[-1]}", []

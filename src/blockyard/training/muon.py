@@ -53,6 +53,7 @@ def _nearest_to_one(low: float, high: float) -> tuple[tuple[float, float, float]
         middle = (low + high) / 2
         return (1.875 / middle, -1.25 / middle**3, 0.375 / middle**5), 1e-7
     inner = [0.75 * low + 0.25 * high, 0.25 * low + 0.75 * high]
+    # Four unknowns, three coefficients and the error: four points where it is reached (Chebyshev's alternation).
     signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
     # Far more rounds than it takes: the result is kept.
     for _ in range(60):
@@ -182,6 +183,7 @@ class Muon(Optimizer):
         sharded = is_sharded(parameters[0])
         stack = (self._gathered if sharded else self._stacked)(parameters, group["momentum"])
         # To [n, rows, columns]: the matrix axes last, every other axis a part of the stack.
+        # One more axis in front: the stack of parameters of this shape.
         places = [a if a < 0 else a + 1 for a in axes]
         moved = stack.movedim([*places, -1], (-3, -2, -1)) if pairs else stack.movedim(places, (-2, -1))
         rows = -3 if pairs else -2
@@ -207,6 +209,7 @@ class Muon(Optimizer):
         """Return nearly orthogonal matrices of a shape [..., r, c] (or pairs, [..., r, c, 2]), and the factor that
         gives them root mean square 0.2."""
         matrices = real_blocks(moved) if pairs else moved.reshape(-1, *moved.shape[-2:])
+        # The whole stack in one call, whatever its axes meant.
         made = orthogonalize(matrices, steps, self.dtype)
         made = from_real_blocks(made) if pairs else made
         # An orthogonal r x c matrix has root mean square 1/sqrt(max(r, c)).

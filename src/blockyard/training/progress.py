@@ -70,6 +70,7 @@ class Lines:
         if now - self.shown < PLAIN_SECONDS and step < self.steps:
             return
         self.shown = now
+        # Over the whole of this process: evaluations are in it, as they are in what is left.
         each = (now - self.start) / max(step - self.first_step, 1)
         text = "  ".join(_figures(row))
         self.say(f"step {step}/{self.steps}  {text}  {_clock(each * (self.steps - step))} left")

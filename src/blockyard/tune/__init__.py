@@ -11,7 +11,7 @@ Where to read, in this order:
     settings.py    TuneConfig: the terms; space.py, dimension.py: what is searched
     session.py     from the first trial to the report
     search.py      Optuna's part: who draws, who stops
-    plan.py        SearchSpec: what was asked for; a run of a search as a job of compare/runs.py, which trains it
+    plan.py        SearchSpec: what was asked for; a run of a search as a job (compare/jobs.py), which compare/ trains
     trials.py      draw, train, judge, tell
     finals.py      the best trials as choices of a comparison with fresh seeds; verdict.py: what that allows one to say
     importance.py  how much each option mattered, roughly

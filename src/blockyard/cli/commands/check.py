@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
@@ -12,6 +12,9 @@ from blockyard.errors import InputError, suggest
 
 if TYPE_CHECKING:
     from blockyard.conformance import Report, Row
+
+    # What is checked by itself: a paired block is two of these.
+    Part = Literal["attn", "ffn"]
 
 
 def add_arguments(parser: Parser) -> None:
@@ -65,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if all(report.ok for report in reports) else 1
 
 
-def taken_for(cls: type, kind: Any) -> str:
+def taken_for(cls: type, kind: Part | None) -> str:
     """Return what a class is checked as, where only its constructor says so."""
     from blockyard.conformance.subject import subject_of
     from blockyard.registry.register import Kind, entries
@@ -90,7 +93,7 @@ def summary(report: Report) -> str:
     return f"{facts}{'ok' if report.ok else 'FAILED'}: {counts}\n"
 
 
-def targets(text: str, kind: Any) -> list[tuple[type, Any]]:
+def targets(text: str, kind: Part | None) -> list[tuple[type, Part | None]]:
     """Return the classes that the argument names, each with what it is ("attn", "ffn" or None = find out).
 
     Raises:
@@ -102,8 +105,10 @@ def targets(text: str, kind: Any) -> list[tuple[type, Any]]:
         raise InputError(f"{text!r}: which class of the file? Write {text}:Class")
     if ":" in text:
         return [(find_class(text), kind)]
-    kinds: Sequence[Any] = ("attn", "ffn") if kind is None else (kind,)
-    registered = [(implementation(each, text).cls, each) for each in kinds if text in names(each)]
+    kinds: Sequence[Part] = ("attn", "ffn") if kind is None else (kind,)
+    registered: list[tuple[type, Part | None]] = [
+        (implementation(each, text).cls, each) for each in kinds if text in names(each)
+    ]
     if not registered:
         hint = suggest(text, [name for each in kinds for name in names(each)])
         raise InputError(f"{text!r} is no registered name{hint}; a class is given as pkg.module:Class or FILE.py:Class")

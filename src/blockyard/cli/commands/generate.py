@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from blockyard.cli.command import Command
 from blockyard.cli.console import minding_interrupts
@@ -16,6 +16,11 @@ from blockyard.cli.console import write_as_it_is as write
 from blockyard.cli.parser import Parser
 from blockyard.cli.prompts import read_prompts
 from blockyard.errors import InputError, at_least, at_most
+
+if TYPE_CHECKING:
+    from blockyard.generation import Batch, SamplingConfig
+    from blockyard.models.lm import TransformerLM
+    from blockyard.text.tokenizer import Tokenizer
 
 # Of texts that are listed before the first is written, or held at once.
 MOST = {"num_samples": 100_000, "batch_size": 100_000}
@@ -197,7 +202,7 @@ def check_together(
         raise InputError(f"--num_samples={options.num_samples}: there are no more texts than --beams={beams.beams}")
 
 
-def check_lengths(model: Any, tokenizer: Any, texts: Sequence[str], at_a_time: int) -> None:
+def check_lengths(model: TransformerLM, tokenizer: Tokenizer, texts: Sequence[str], at_a_time: int) -> None:
     """Refuse texts of unequal length for a model that cannot read them side by side, before any is written.
 
     Raises:
@@ -217,7 +222,7 @@ def check_lengths(model: Any, tokenizer: Any, texts: Sequence[str], at_a_time: i
             ) from None
 
 
-def load_draft(folder: Path, tokenizer: Any, trust: bool) -> Any:
+def load_draft(folder: Path, tokenizer: Tokenizer, trust: bool) -> TransformerLM:
     """Return the draft's model; `trust` agrees to the plug-ins that its run names.
 
     Raises:
@@ -235,15 +240,15 @@ def load_draft(folder: Path, tokenizer: Any, trust: bool) -> Any:
 
 
 def make_batch(
-    model: Any,
-    tokenizer: Any,
+    model: TransformerLM,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     options: GenerateOptions,
-    sampling: Any,
+    sampling: SamplingConfig,
     stop: list[str],
-    helper: Any,
+    helper: TransformerLM | None,
     draft: DraftOptions,
-) -> Any:
+) -> Batch:
     """Return the texts as rows of one batch, which is read and written together."""
     from blockyard.generation import Batch, end_of_text, prompt_tokens
 
@@ -264,7 +269,7 @@ def make_batch(
 
 
 def write_batch(
-    batch: Any, texts: Sequence[str], start: int, options: GenerateOptions, check: Callable[[], None]
+    batch: Batch, texts: Sequence[str], start: int, options: GenerateOptions, check: Callable[[], None]
 ) -> None:
     """Print the texts in order: the first that is unfinished as it comes, those behind it when it is their turn.
 
@@ -300,7 +305,9 @@ def begin(texts: Sequence[str], number: int, options: GenerateOptions) -> None:
         write(texts[number])
 
 
-def write_beams(model: Any, tokenizer: Any, prompts: list[str], options: GenerateOptions, beams: BeamOptions) -> None:
+def write_beams(
+    model: TransformerLM, tokenizer: Tokenizer, prompts: list[str], options: GenerateOptions, beams: BeamOptions
+) -> None:
     """Print the most probable continuations of every prompt, best first."""
     from blockyard.generation import beam_search, end_of_text, prompt_tokens
 
