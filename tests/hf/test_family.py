@@ -268,6 +268,17 @@ def test_what_it_cannot_do_is_refused_in_one_line(what: str):
         call(family_model("spectral"))
 
 
+def test_pickles_are_not_read(tmp_path: Path):
+    model = family_model("standard")
+    model.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="use_safetensors=False"):
+        BlockyardForCausalLM.from_pretrained(tmp_path, use_safetensors=False)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
 def test_a_file_of_another_architecture_is_refused_by_name(tmp_path: Path):
     family_model("standard").save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())

@@ -97,6 +97,11 @@ def test_dropout_in_an_adapter_is_refused_where_its_matrix_is_read_in_training()
     weight_of(module.eval())
 
 
+def test_what_has_no_matrix_is_refused():
+    with pytest.raises(InputError, match="Sequential stands for a linear map here, but has no matrix"):
+        weight_of(nn.Sequential(Linear(6, 4)))
+
+
 def test_one_that_is_cut_says_its_new_widths_and_a_touched_one_is_refused():
     module = Linear(6, 4, bias=True)
     cut(module, slice(0, 3), inputs=False)
