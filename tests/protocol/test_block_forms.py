@@ -106,15 +106,7 @@ def test_a_scaling_that_is_none_is_refused(text, said):
 
 @pytest.mark.parametrize("mixer", ["standard", "mla", "tva", "tva+vft", "complex+complex_swiglu"])
 def test_every_rotating_mixer_hears_of_the_models_scaling(mixer):
-    plain, scaled = (
-        build_block(
-            LayerSpec(*mixer.split("+")),
-            d_model=16,
-            n_heads=2,
-            causal=True,
-            rope_scaling=scaling,
-            complex_valued=mixer.startswith("complex"),
-        )  # fmt: skip
-        for scaling in (None, "linear[factor=2]")
-    )
+    shape = {"d_model": 16, "n_heads": 2, "causal": True, "complex_valued": mixer.startswith("complex")}
+    spec = LayerSpec(*mixer.split("+"))
+    plain, scaled = (build_block(spec, rope_scaling=scaling, **shape) for scaling in (None, "linear[factor=2]"))
     assert plain.attn.rope.scaling is None and scaled.attn.rope.scaling.factor == 2
