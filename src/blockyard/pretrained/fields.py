@@ -23,6 +23,10 @@ NEUTRAL = frozenset(
         *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_experts_implementation"),
         *("initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
         *("classifier_dropout", "router_aux_loss_coef", "router_jitter_noise", "aux_loss_alpha", "seq_aux"),
+        # How text is drawn, which is generation's business, and notes of those who trained or converted it.
+        *("do_sample", "max_length", "min_length", "max_new_tokens", "temperature", "top_p", "top_k", "num_beams"),
+        *("repetition_penalty", "no_repeat_ngram_size", "max_sequence_length", "is_llama_config"),
+        *("_attn_implementation_autoset", "unsloth_version", "unsloth_fixed"),
         # How the work was shared out, and heads that predict tokens further on, whose weights are refused by name.
         *("pretraining_tp", "ep_size", "num_nextn_predict_layers", "num_mtp_layers", "transformers.js_config"),
     ]
