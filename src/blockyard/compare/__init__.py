@@ -11,7 +11,8 @@ Files, in reading order:
     settings.py    CompareConfig: the terms
     plan.py        every choice as a configuration and a number of steps; match.py: sizes; budget.py: steps
     rates.py       each choice's learning rate, by short probes
-    seeds.py       how many seeds, and more where the verdict needs them; confirm.py: the same on a second text
+    seeds.py       how many seeds, and more where the verdict needs them; confirm.py: the same on a second text;
+                   beside.py: models that were trained elsewhere
     runs.py        trains every run: by turns.py, a slice of steps each, so that a slow hour falls on all alike;
                    or in several processes, which processes.py starts and stops (worker.py is one)
     jobs.py        one run: what it needs, and the record of how it ended

@@ -11,6 +11,7 @@ import torch
 
 from blockyard.errors import InputError, require
 from blockyard.files import writing_folder
+from blockyard.generation.stream import end_of_text
 from blockyard.hf.base import BlockyardPreTrainedModel
 from blockyard.hf.causal import BlockyardForCausalLM
 from blockyard.hf.config import BlockyardConfig
@@ -70,7 +71,7 @@ def from_run(
 ) -> Any:
     """The model of a run of `train lm` or `train classify` as one of the family, in eval mode.
 
-    Text ends where the run's documents do: at the tokenizer's separator.
+    Text ends where the run's documents do, at the tokenizer's separator, or at an end that an imported tokenizer names.
 
     Args:
         folder: a run folder.
@@ -84,8 +85,9 @@ def from_run(
     found = load_run(folder, which=which, tasks=("lm", "classify"), plugins=plugins, trust=trust)
     if found.run.task == "classify":
         return wrap(found.model, labels=found.assets.labels)
-    separator = found.assets.separator_id
-    return wrap(found.model, eos_token_id=separator, pad_token_id=separator)
+    # An imported tokenizer may have several: the document's end and a message's.
+    ends = list(end_of_text(found.assets))
+    return wrap(found.model, eos_token_id=ends if len(ends) > 1 else ends[0], pad_token_id=found.assets.separator_id)
 
 
 def to_run(model: Any, out: Path | str, *, like: Path | str, plugins: Sequence[str] = (), trust: bool = False) -> Path:
