@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from blockyard.conformance.subject import own_random
 from blockyard.errors import InputError
+from blockyard.generation import SamplingConfig, generate_batch
 from blockyard.pretrained import load_pretrained
 from blockyard.pretrained.families import FAMILIES
 from blockyard.pretrained.weights import write_weights
@@ -95,6 +97,20 @@ def test_longrope_turns_long_rows_by_its_long_factors_as_transformers_does():
     ours(ids[:, :40], cache=cache)
     with pytest.raises(InputError, match="read the row again as a whole"):
         ours(ids[:, 40:41], cache=cache)
+
+
+@pytest.mark.parametrize("name", ["phi3-longrope", "llama-dynamic"])
+@torch.no_grad()
+def test_text_grows_past_the_length_at_which_the_rotation_changes(name):
+    """Rows of unequal length, each as it is when it is read again as a whole for every token."""
+    ours = load_pretrained(tiny(name), check=False).model
+    (scaling,) = {layer.attn.rope.scaling for layer in ours.layers}
+    prompts = [ids_of(1, scaling.original - 3)[0].tolist(), ids_of(1, scaling.original - 9, seed=1)[0].tolist()]
+    # The model's own context ends where dynamic scaling begins.
+    ours.config = replace(ours.config, context=scaling.original + 64)
+    greedy, asked = SamplingConfig(temperature=0.0), {"max_new_tokens": 14}
+    cached = generate_batch(ours, prompts, sampling=greedy, **asked)
+    assert cached == generate_batch(ours, prompts, sampling=greedy, use_cache=False, **asked)
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ def test_a_damaged_index_is_one_line(many, text):
         {"hidden_size": 2**30}, {"num_hidden_layers": 2**30}, {"vocab_size": 2**31 - 1}, {"num_attention_heads": 10**9},
         {"intermediate_size": 2**31 - 1}, {"max_position_embeddings": 2**31 - 1}, {"head_dim": 2**30},
         {"vocab_size": 10**30}, {"hidden_size": -1}, {"hidden_size": 1.5}, {"rms_norm_eps": 0}, {"rms_norm_eps": "x"},
-        {"rope_parameters": {"rope_theta": 0}}, {"rope_parameters": {"rope_theta": float("inf")}}, {"rope_parameters": 3},
-        {"num_key_value_heads": 10**9},
+        {"rope_parameters": {"rope_theta": 0}}, {"rope_parameters": {"rope_theta": float("inf")}},
+        {"rope_parameters": 3}, {"num_key_value_heads": 10**9},
     ],
     ids=str,
 )  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError, at_least
 from blockyard.generation.sampling import Sampler, SamplingConfig
+from blockyard.nn.rotary import RotaryPositionalEmbedding
 
 if TYPE_CHECKING:
     from blockyard.models.lm import TransformerLM
@@ -155,6 +156,8 @@ class Decoder:
         self._cache: ModelCache | None = None
         self._mask: Tensor | None = None
         self._noted = False
+        ropes = (module for module in self._modules if isinstance(module, RotaryPositionalEmbedding))
+        self._scalings = {rope.scaling for rope in ropes if rope.scaling is not None and rope.scaling.by_length}
 
     def step(self) -> dict[int, int]:
         """Draw the next token of every live row: {row: token}."""
@@ -188,7 +191,7 @@ class Decoder:
         slid = [row for row in self.live if len(self.windows[row]) > self.context]
         for row in slid:
             self._slide(row)
-        if self._cache is None or slid:
+        if self._cache is None or slid or any(self._parts(len(self.windows[row])) for row in self.live):
             return self._read()
         ids = torch.tensor([self.windows[row][-1:] for row in self.live], device=self.device)
         return self._forward(ids, self._cache.length + 1)
@@ -202,10 +205,17 @@ class Decoder:
         self._cache = self.model.new_cache(len(self.live)) if self.use_cache else None
         return self._forward(ids, ids.shape[1])
 
+    def _parts(self, length: int) -> bool:
+        """Return whether a row of this length is turned otherwise than when it was a token shorter, so that what its
+        cache holds is of no use."""
+        return any(scaling.parts(length - 1, length) for scaling in self._scalings)
+
     def _forward(self, ids: Tensor, length: int) -> Tensor:
         mask = None if self._mask is None else self._mask[:, :length]
+        # Such a row is read as a whole: its first chunk alone would be turned as a short row.
+        whole = any(length > scaling.original for scaling in self._scalings)
         with evaluating(self._modules):
-            return read(self.model, ids, self._cache, mask=mask, chunk=self._chunk)[:, -1]
+            return read(self.model, ids, self._cache, mask=mask, chunk=None if whole else self._chunk)[:, -1]
 
     def _fit(self, prompt: list[int]) -> list[int]:
         if len(prompt) <= self.context:

@@ -107,7 +107,7 @@ class BlocksConfig:
     @property
     def decided(self) -> dict[str, Any]:
         """The options of `older` with what they come to, where they leave it to the blocks."""
-        return {}
+        return {name: getattr(self, name) for name in self.older}
 
     @property
     def pattern(self) -> list[LayerSpec]:

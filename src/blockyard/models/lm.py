@@ -66,7 +66,7 @@ class LMConfig(BlocksConfig):
 
     @property
     def decided(self) -> dict[str, Any]:
-        return {"positions": "learned" if self.learns_positions else "none"}
+        return {**super().decided, "positions": "learned" if self.learns_positions else "none"}
 
 
 @dataclass

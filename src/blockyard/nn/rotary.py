@@ -181,7 +181,9 @@ class RotaryPositionalEmbedding(nn.Module):
             rows = positions.amax(-1, keepdim=True) + 1
             if offset:
                 must_read(positions, "the length of a row decides how the rotary scaling turns it")
-                self._check_past(int(rows.max()))
+                before, now = positions.reshape(-1, positions.shape[-1])[:, 0].tolist(), rows.flatten().tolist()
+                for past, length_now in zip(before, now):
+                    self._check_past(past, length_now)
         return _angles(positions, self.d_k, self.theta, dtype, self.scaling, rows)
 
     def _table(self, length: int, device: torch.device, dtype: torch.dtype, past: int = 0) -> tuple[Tensor, Tensor]:
@@ -190,14 +192,12 @@ class RotaryPositionalEmbedding(nn.Module):
         row = 0
         if self.scaling is not None and self.scaling.by_length and length > self.scaling.original:
             row = length
-            if past:
-                self._check_past(length)
+            self._check_past(past, length)
         return rotary_tables(length, self.d_k, self.theta, device, dtype, self.scaling, row)
 
-    def _check_past(self, length: int) -> None:
+    def _check_past(self, past: int, length: int) -> None:
         """Refuse rows whose first tokens, in a cache, were turned as those of a shorter row are."""
-        assert self.scaling is not None
-        if length > self.scaling.original:
+        if self.scaling is not None and self.scaling.parts(past, length):
             raise InputError(
                 f"{length} positions are more than the {self.scaling.original} up to which {self.scaled} turns alike, "
                 "and the cache holds keys turned for a shorter row: read the row again as a whole, or keep it shorter"

@@ -32,11 +32,13 @@ class Scaling:
 
     Attributes:
         by_length: whether the length of a row decides: then keys in a cache may have been turned by other frequencies.
+        ever_other: whether every length beyond the original has frequencies of its own.
         magnitude: what cos and sin are multiplied by.
         original: positions the model was trained on, for those that ask for it.
     """
 
     by_length: ClassVar[bool] = False
+    ever_other: ClassVar[bool] = False
     # Annotations alone: a value here would be the default of the fields below.
     magnitude: Any = 1.0
     original: Any
@@ -47,6 +49,11 @@ class Scaling:
             if not 0 < value < float("inf"):
                 raise InputError(f"rope_scaling: {name}={value} should be a number above 0")
         at_least(1, **{"rope_scaling: original": getattr(self, "original", 1)})
+
+    def parts(self, past: int, length: int) -> bool:
+        """Return whether the first `past` positions of a row were turned otherwise than those of the row they now are
+        in, of `length` positions."""
+        return self.by_length and past > 0 and length > self.original and (self.ever_other or past <= self.original)
 
     def frequencies(self, d: int, theta: float, length: int | Tensor, device: torch.device) -> Tensor:
         """The angle per position of each pair, float64 [d/2], or [..., d/2] for lengths [..., 1].
@@ -92,6 +99,7 @@ class Dynamic(Scaling):
     factor: float
     original: int
     by_length: ClassVar[bool] = True
+    ever_other: ClassVar[bool] = True
 
     def frequencies(self, d: int, theta: float, length: int | Tensor, device: torch.device) -> Tensor:
         if d < 4:

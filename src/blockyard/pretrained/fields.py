@@ -141,7 +141,7 @@ def rotary(
         InputError: for a kind of scaling, or a parameter of it, that is not known here.
     """
     given = [fields.take("rope_parameters"), fields.take("rope_scaling")]
-    parameters = next((each for each in given if each is not None), {})
+    parameters: Any = next((each for each in given if each is not None), {})
     if not isinstance(parameters, Mapping):
         raise fields.wrong("rope_parameters", parameters, "an object with rope_type and rope_theta")
     if any(isinstance(value, Mapping) for value in parameters.values()):

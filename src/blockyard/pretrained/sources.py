@@ -167,9 +167,9 @@ def _of_module(module: nn.Module) -> Source:
 
 def _of_gguf(path: Path) -> Source:
     """Let transformers dequantise a GGUF file."""
-    transformers = require("transformers", extra="pretrained-test")
-    require("gguf", extra="pretrained-test")
-    require("accelerate", extra="pretrained-test")
+    transformers = require("transformers", extra="gguf")
+    require("gguf", extra="gguf")
+    require("accelerate", extra="gguf")
     import torch
 
     try:
