@@ -17,6 +17,7 @@ Files, in reading order:
     veins.py       a vein FFN from SwiGLU, with its warning
     model.py       transplant: a copy of a model with another mixer in some layers
     choose.py      as many layers as a budget of loss allows, by measuring whole choices
+    heal.py        a short training towards the original's predictions
     measure.py     loss above the original's with an interval, and the copy test
     migration.py   from a standard block to a vein block: SVD on activations, then distillation
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from blockyard.transplant.choose import LayerChoice as LayerChoice
     from blockyard.transplant.choose import Trial as Trial
     from blockyard.transplant.choose import choose_layers as choose_layers
+    from blockyard.transplant.heal import heal as heal
     from blockyard.transplant.measure import Difference as Difference
     from blockyard.transplant.measure import difference as difference
     from blockyard.transplant.measure import pieces_of as pieces_of
@@ -54,6 +56,7 @@ else:
         __name__,
         {
             "choose": "LayerChoice Trial choose_layers",
+            "heal": "heal",
             "measure": "Difference difference pieces_of recall_losses token_losses",
             "migration": "distill from_standard",
             "model": "needs_moments transplant",

@@ -18,8 +18,8 @@ from blockyard.transplant.moments import FFNMoments
 from blockyard.transplant.source import leading
 
 WARNING = (
-    "the FFNs of trained models hardly compress: in SmolLM2-135M a vein of 384 of 576 directions in all layers costs "
-    "about 1 nat per token before any training, for a few per cent of the parameters"
+    "the FFNs of trained models hardly compress: what they read fills all directions, so a vein loses much and saves "
+    "few parameters; measure what it costs before you use it"
 )
 
 
