@@ -93,7 +93,7 @@ def test_the_distance_is_that_of_mahalanobis_from_the_nearest_mean():
     x = features[5].double()
     precision = torch.tensor(calibration.precision, dtype=torch.float64)
     slow = min(float((x - m) @ precision @ (x - m)) for m in torch.tensor(calibration.means, dtype=torch.float64))
-    (_, _), (middle, spread) = calibration.scale
+    _, _, middle, spread = calibration.scale[int(features[5, :3].argmax())]
     found = calibration.strangeness(4 * features[5:6, :3], features[5:6])[0, 1]
     assert float(found) == pytest.approx((math.log(slow) - middle) / spread, rel=1e-6)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ UNKNOWN = "unknown"
 # Share of signals that are none of the classes, for the probability of unknown: what is not known before a recording
 # is seen, and is taken as one in ten.
 PRIOR = 0.1
+# Frames that the spread of a class is taken from, at least.
+LEAST_OF_CLASS = 20
 # Bins of the expected calibration error.
 BINS = 15
 # Frames of one forward pass.
@@ -45,7 +47,8 @@ class Calibration:
         means: [classes, features], of what the head reads; () without a distance.
         precision: [features, features], the inverse of their covariance within the classes.
         weights: of energy and distance in the logit of unknown, and its constant; () without unknown.
-        scale: mean and deviation of energy and of distance on validation frames of the classes.
+        scale: of the frames that are taken for each class, [classes, 4]: mean and deviation of energy and of distance.
+            Some classes lie close together and others wide apart, which says nothing about what is strange.
         frames: validation frames that it comes from.
         ece: expected calibration error of the classes' probabilities on frames that fitted nothing.
     """
@@ -55,7 +58,7 @@ class Calibration:
     means: tuple[tuple[float, ...], ...] = ()
     precision: tuple[tuple[float, ...], ...] = ()
     weights: tuple[float, float, float] | None = None
-    scale: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 1.0), (0.0, 1.0))
+    scale: tuple[tuple[float, float, float, float], ...] = ()
     frames: int = 0
     ece: float | None = None
 
@@ -82,7 +85,7 @@ class Calibration:
         return torch.cat([shares * (1 - unknown), unknown], dim=-1).float()
 
     def strangeness(self, logits: Tensor, features: Tensor | None) -> Tensor:
-        """Energy and distance of frames, each with mean 0 and deviation 1 over validation frames: float64 [n, 2]."""
+        """Energy and distance of frames, with mean 0 and deviation 1 over those of the likeliest class: float64 [n, 2]."""
         energy = -(logits.double() / self.temperature).logsumexp(-1)
         if not self.means:
             distance = torch.zeros_like(energy)
@@ -93,8 +96,10 @@ class Calibration:
             away = features.double().unsqueeze(1) - means
             distance = torch.einsum("ncd,de,nce->nc", away, precision, away).amin(-1).clamp(min=1e-12).log()
         both = torch.stack([energy, distance], dim=-1)
-        middle, spread = torch.tensor(self.scale, dtype=torch.float64).unbind(-1)
-        return (both - middle) / spread
+        if not self.scale:
+            return both
+        scale = torch.tensor(self.scale, dtype=torch.float64)[logits.argmax(-1)].unflatten(-1, (2, 2))
+        return (both - scale[..., 0]) / scale[..., 1]
 
     def save(self, folder: Path) -> None:
         """Write calibration.json into a run folder."""
@@ -124,7 +129,7 @@ class Calibration:
                 tuple(tuple(map(float, row)) for row in found["means"]),
                 tuple(tuple(map(float, row)) for row in found["precision"]),
                 None if found["weights"] is None else tuple(map(float, found["weights"])),  # type: ignore[arg-type]
-                tuple((float(m), float(s)) for m, s in found["scale"]),  # type: ignore[arg-type]
+                tuple(tuple(map(float, row)) for row in found["scale"]),  # type: ignore[misc]
                 int(found["frames"]),
                 None if found["ece"] is None else float(found["ece"]),
             )
@@ -142,11 +147,15 @@ class Calibration:
         right = len(self.means) in (0, len(classes)) and all(len(row) == len(self.precision) for row in self.means)
         if not square or not right or bool(self.means) != bool(self.precision):
             raise ValueError("means and precision have the wrong sizes")
-        if len(self.scale) != 2 or (self.weights is not None and len(self.weights) != 3):
+        sized = len(self.scale) in (0, len(classes)) and all(len(row) == 4 for row in self.scale)
+        if not sized or (self.weights is not None and len(self.weights) != 3):
             raise ValueError("weights and scale have the wrong sizes")
-        numbers = [self.temperature, *(self.weights or ()), *(v for pair in self.scale for v in pair)]
+        numbers = [self.temperature, *(self.weights or ()), *(v for row in self.scale for v in row)]
         numbers += [v for rows in (self.means, self.precision) for row in rows for v in row]
-        if not all(map(math.isfinite, numbers)) or self.temperature <= 0 or min(s for _, s in self.scale) <= 0:
+        if (
+            not all(map(math.isfinite, numbers))
+            or min([self.temperature, *(v for row in self.scale for v in row[1::2])]) <= 0
+        ):
             raise ValueError("numbers that are not finite, or not above 0 where they should be")
 
 
@@ -204,20 +213,16 @@ def fit_calibration(
     ridge = 1e-3 * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
     rows = [tuple(row) for row in torch.linalg.inv(covariance + ridge).tolist()]
     bare = Calibration(tuple(classes), temperature, tuple(map(tuple, means.tolist())), tuple(rows))
-    inside, outside = bare.strangeness(logits, features), bare.strangeness(*strange)
-    middle, spread = inside.mean(0), inside.std(0).clamp(min=1e-6)
-    weights = logistic((inside - middle) / spread, (outside - middle) / spread)
-    (e, d), (e_spread, d_spread) = middle.tolist(), spread.tolist()
-    scale = ((e, e_spread), (d, d_spread))
-    return Calibration(
-        bare.classes,
-        temperature,
-        bare.means,
-        bare.precision,
-        weights,
-        scale,
-        len(logits),
-    )
+    inside, taken = bare.strangeness(logits, features), logits.argmax(-1)
+    scale = []
+    for number in range(len(classes)):
+        mine = inside[taken == number]
+        # Of a class that hardly any frame is taken for, all frames stand in.
+        mine = mine if len(mine) >= LEAST_OF_CLASS else inside
+        middle, spread = mine.mean(0).tolist(), mine.std(0).clamp(min=1e-6).tolist()
+        scale.append((middle[0], spread[0], middle[1], spread[1]))
+    scaled = replace(bare, scale=tuple(scale), frames=len(logits))
+    return replace(scaled, weights=logistic(scaled.strangeness(logits, features), scaled.strangeness(*strange)))
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
