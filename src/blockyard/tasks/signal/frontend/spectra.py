@@ -48,7 +48,7 @@ def averaged(samples: Tensor, bins: int) -> Tensor:
 
 
 def windows_of(count: int, bins: int) -> float:
-    """How many independent windows `count` samples are worth: powers of Hann windows that overlap by half are correlated
+    """How many independent windows `count` samples are worth: those of Hann that overlap by half have powers correlated
     by 1/36 (Welch 1967)."""
     made = max((count - bins) // (bins // 2) + 1, 1)
     return made / (1 + (made - 1) / made / 18)
