@@ -168,8 +168,9 @@ class Waterfall:
         bins = (torch.arange(BINS) + 0.5) / BINS - 0.5
         height = (bins * frequency[0] + frequency[2]).tolist()
         mean = 10 * (self._sum.sum(0) / self._windows.sum()).clamp(min=1e-30).log10() - LINE
+        peak = 10 * self._peak.clamp(min=1e-30).log10() - LINE
         side.plot(
-            (10 * self._peak.clamp(min=1e-30).log10() - LINE).tolist(),
+            peak.tolist(),
             height,
             color="#b0653a",
             linewidth=0.8,
