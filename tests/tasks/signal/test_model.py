@@ -15,7 +15,8 @@ from blockyard.tasks.signal.condition import WAVES, SnrModulation
 from blockyard.tasks.signal.config import SignalDataConfig
 from blockyard.tasks.signal.data import SignalData
 from blockyard.tasks.signal.figures import signal_figures
-from blockyard.tasks.signal.model import OnParts, SignalConfig, SignalTransformer
+from blockyard.tasks.signal.layers import OnParts
+from blockyard.tasks.signal.model import SignalConfig, SignalTransformer
 from blockyard.tasks.signal.task import SignalTask
 from blockyard.training.config import TrainConfig
 from tests.fixtures.signals import DATA, SMALL, built, iq

@@ -15,7 +15,7 @@ Files, in reading order:
     recordings/      files that receivers write, read in blocks, and folders of them to train on; files.py: one at once
     bound.py         maximum_likelihood_bound: the accuracy that nobody can exceed; unlocked.py: phase, timing unknown
     receiver.py      band, symbol rate and symbols of a frame, without weights; features.py: what they come to
-    model.py         SignalTransformer: a stem, blocks, a head; predict; condition.py tells it the SNR
+    model.py         SignalTransformer: a stem, blocks, a head (layers.py); predict; condition.py tells it the SNR
     data.py          SignalData, the frames and what a model of them takes; task.py: Signal, the kind; SignalTask
     calibration.py   probabilities that mean what they say, and unknown; familiar.py: what the training looked like
     finish.py        what follows training, with figures.py, charts.py and the baseline, cumulant_classifier.py

@@ -85,7 +85,7 @@ class Calibration:
         return torch.cat([shares * (1 - unknown), unknown], dim=-1).float()
 
     def strangeness(self, logits: Tensor, features: Tensor | None) -> Tensor:
-        """Energy and distance of frames, with mean 0 and deviation 1 over those of the likeliest class: float64 [n, 2]."""
+        """Energy and distance of frames, with mean 0 and deviation 1 within the likeliest class: float64 [n, 2]."""
         energy = -(logits.double() / self.temperature).logsumexp(-1)
         if not self.means:
             distance = torch.zeros_like(energy)
@@ -152,10 +152,8 @@ class Calibration:
             raise ValueError("weights and scale have the wrong sizes")
         numbers = [self.temperature, *(self.weights or ()), *(v for row in self.scale for v in row)]
         numbers += [v for rows in (self.means, self.precision) for row in rows for v in row]
-        if (
-            not all(map(math.isfinite, numbers))
-            or min([self.temperature, *(v for row in self.scale for v in row[1::2])]) <= 0
-        ):
+        positive = [self.temperature, *(v for row in self.scale for v in row[1::2])]
+        if not all(map(math.isfinite, numbers)) or min(positive) <= 0:
             raise ValueError("numbers that are not finite, or not above 0 where they should be")
 
 

@@ -19,6 +19,8 @@ from blockyard.tasks.signal.unlocked import average_likelihood_bound
 
 # Samples shown of each modulation in a report.
 _SHOWN = 400
+# Frames per SNR for the bound of unknown phase and timing: two CPU-minutes for the scenario's own grid.
+_UNLOCKED = 500
 
 
 def signal_figures(data: SignalData, model: SignalTransformer) -> dict[str, Any]:
@@ -131,4 +133,6 @@ def average_likelihood(
     classes: tuple[str, ...], length: int, samples_per_symbol: int, rolloff: float, snr: tuple[float, ...]
 ) -> Bound:
     """The bound of unknown phase and timing, computed once for all runs of a comparison."""
-    return average_likelihood_bound(classes, length, snr, samples_per_symbol=samples_per_symbol, rolloff=rolloff)
+    return average_likelihood_bound(
+        classes, length, snr, samples_per_symbol=samples_per_symbol, rolloff=rolloff, frames=_UNLOCKED
+    )

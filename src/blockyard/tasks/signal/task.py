@@ -133,7 +133,8 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
             return 0
         kinds = len(data.classes) if data.target == "modulation" else 1
         # The frames of every SNR, and all of them together, complex64.
-        return 2 * 8 * data.val_frames * data.length * kinds * data.snr_levels
+        checked = 2 * 8 * data.val_frames * data.length * kinds * data.snr_levels
+        return checked + 2 * 8 * data.length * (data.train_frames or 0)
 
     def build_model(self, model: SignalConfig) -> SignalTransformer:
         return SignalTransformer(model)
