@@ -12,6 +12,7 @@ frames that no training has seen. Runs lie in --folder and are kept: the same co
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import tempfile
@@ -59,7 +60,11 @@ def widths(options: argparse.Namespace) -> dict[str, int]:
         if not found:
             found[name], wanted = options.width, parameters(name, options.width, options)
             continue
-        sizes = {width: parameters(name, width, options) for width in range(8, 4 * options.width, 4)}
+        sizes = {}
+        for width in range(8, 4 * options.width, 4):
+            # Some blocks want heads of certain widths.
+            with contextlib.suppress(InputError):
+                sizes[width] = parameters(name, width, options)
         found[name] = min(sizes, key=lambda width: abs(sizes[width] - wanted))
     return found
 

@@ -19,7 +19,7 @@ from blockyard.tasks.signal.unlocked import average_likelihood_bound
 
 # Samples shown of each modulation in a report.
 _SHOWN = 400
-# Frames per SNR for the bound of unknown phase and timing: two CPU-minutes for the scenario's own grid.
+# Frames per SNR for the bound of unknown phase and timing: 100 CPU-seconds up to 10 dB on the scenario's own grid.
 _UNLOCKED = 500
 
 
