@@ -48,6 +48,10 @@ def test_a_classifier_learns_resumes_and_classifies_a_file(
     assert main(["classify", str(out), str(sounds), "--format", "csv", "--out", str(tmp_path / "classes.csv")]) == 0
     assert "of 60 labelled rows" in capsys.readouterr().err
     assert len((tmp_path / "classes.csv").read_text().splitlines()) == 61
+    # What is for recordings is refused, not ignored.
+    for words in (["--detect"], ["--waterfall", "a.png"], ["--out", str(tmp_path / "a.sigmf-meta")], ["--by", "file"]):
+        assert main(["classify", str(out), str(sounds), *words]) == 2
+        assert words[0] in capsys.readouterr().err
 
 
 def test_a_run_cut_short_ends_with_the_same_numbers(tmp_path: Path, sounds: Path) -> None:

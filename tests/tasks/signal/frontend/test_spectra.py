@@ -26,7 +26,7 @@ def test_noise_of_power_one_has_a_spectrum_of_one_and_a_line_its_power_times_the
     white = torch.from_numpy(noise(1 << 18, np.random.default_rng(0)).astype(np.complex64))
     assert averaged(white, 64).mean() == pytest.approx(1, abs=0.01)
     floor, share = noise_floor(averaged(white.view(-1, 1024), 64), windows_of(1024, 64))
-    # Three deviations leave out next to nothing, and so next to no bias.
+    # Four deviations leave out next to nothing, and so next to no bias.
     assert float(floor.mean()) == pytest.approx(1, abs=0.02) and float(share.mean()) > 0.95
     tone = torch.exp(2j * torch.pi * 8 / 64 * torch.arange(4096)).to(torch.complex64)
     assert float(averaged(tone, 64).max()) == pytest.approx(64 * 2 / 3, rel=1e-3)

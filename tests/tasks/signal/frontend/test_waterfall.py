@@ -53,6 +53,24 @@ def test_an_hour_takes_no_more_columns_than_a_second(tmp_path) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_strip_has_the_class_that_took_most_of_each_column(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("blockyard.tasks.signal.frontend.waterfall.MOST_COLUMNS", 8)
+    picture = Waterfall(tmp_path / "a.png")
+    expected = torch.zeros(2, 8 * 1024)
+    place = 0
+    for number, count in enumerate((700, 300, 2048, 512, 3000, 1632)):
+        picture.add(place, samples(count))
+        name = "ab"[number % 2]
+        picture.mark(Found(place, place + count, name, 0.9, count // 100))
+        expected["ab".index(name), place : place + count] = 1
+        place += count
+    assert place == 8 * 1024 and picture._width == 1024
+    for row, name in zip(expected, "ab"):
+        assert picture._strip[name].tolist() == pytest.approx(row.view(8, 1024).mean(1).tolist(), abs=1e-3)
+    assert picture._counts == {"a": 7 + 20 + 30, "b": 3 + 5 + 16}
+    picture.write(Recording("x", "numbers", None, (Span(0, None),), None), "two classes")
+
+
 def test_a_place_that_is_none_is_refused_before_the_work(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     for name, message in (("a.xyz", "should end in one of"), ("file/a.png", "cannot write")):

@@ -1,7 +1,7 @@
 """What stands above the noise, in time and frequency: bursts, their first and last sample, the edges of their band.
 
 A row of the spectrogram is 2048 samples: Welch's spectrum of 512 bins, then a mean over three bins beside one another,
-which makes a cell of noise vary as the mean of about eight exponential numbers does. The noise floor of a bin is its
+which makes a cell of noise vary as the mean of about twelve exponential numbers does. The noise floor of a bin is its
 median over the rows of a second or so, but no higher than what two fifths of the bins stay under: what is always there
 is a signal, not noise. Thresholds are quantiles of that distribution, so that false alarms have a stated rate.
 """
@@ -72,8 +72,8 @@ class Burst:
 class Detector:
     """Bursts in a stream of samples.
 
-    What it finds: signals of 3 dB and more in their own band that last two rows (4096 samples) or more; shorter ones if
-    they are stronger (6 dB averaged over a row). One that fills more than half of the band is not found: there is no
+    What it finds: signals of 2 dB and more in their own band that last two rows (4096 samples) or more; shorter ones if
+    they are stronger (5 dB averaged over a row). One that fills more than half of the band is not found: there is no
     noise beside it.
 
     Attributes:

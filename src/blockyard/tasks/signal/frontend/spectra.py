@@ -16,10 +16,9 @@ from torch import Tensor
 # Windows of a frame's own spectrum, and the shortest frame that has one.
 FRAME_BINS = 64
 SHORTEST = 128
-# A bin belongs to the noise as long as it stands less than this above the mean of those that do. Hann windows that
-# overlap by half, 31 of 64 samples in a frame of 1024, make a bin of noise vary by .24 of its mean: 1.7 is three of
-# that; of few windows more.
-DEVIATIONS = 3.0
+# A bin belongs to the noise as long as it stands less than this above the mean of those that do, in deviations of a bin
+# of noise: .18 of the mean over 31 half-overlapping windows of 64 samples, a frame of 1024; of fewer windows more.
+DEVIATIONS = 4.0
 # Where less than this share of the bins is noise, nothing says what the noise is: the signal fills the band.
 LEAST_QUIET = 0.2
 # A signal's bins stand so far above the floor (2 dB); the band of a recording ends where it falls to a tenth.
@@ -49,16 +48,16 @@ def averaged(samples: Tensor, bins: int) -> Tensor:
 
 
 def windows_of(count: int, bins: int) -> float:
-    """How many independent windows `count` samples are worth at half overlap: about .95 for Hann windows of one's own
-    and .53 for each half-overlapped one (Welch 1967)."""
-    made = (count - bins) // (bins // 2) + 1
-    return 1.0 if made <= 1 else made * 0.53 + 0.47
+    """How many independent windows `count` samples are worth: those of Hann that overlap by half have powers correlated
+    by 1/36 (Welch 1967)."""
+    made = max((count - bins) // (bins // 2) + 1, 1)
+    return made / (1 + (made - 1) / made / 18)
 
 
 def noise_floor(spectra: Tensor, windows: float, steps: int = 12) -> tuple[Tensor, Tensor]:
     """The mean of the bins that hold noise alone, and which share of all bins they are.
 
-    Begins with the quietest quarter and takes in what stands less than three deviations above the mean of what is in,
+    Begins with the quietest quarter and takes in what stands less than four deviations above the mean of what is in,
     until that no longer changes: the bins of a signal stay outside, and the mean over all bins of noise has no bias,
     as a low quantile would have.
 
@@ -128,7 +127,7 @@ def signal_and_noise(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     total, squares = excess.sum(-1), excess.square().sum(-1)
     # A bin that holds signal holds noise, too, whose scatter widens (∫S)² / ∫S² by nothing on average.
     width = (total.square() / squares.clamp(min=1e-30)).clamp(min=1.0) / FRAME_BINS
-    # A bin of noise beyond three deviations is no signal: together six at least.
+    # A bin of noise beyond four deviations is no signal: together eight at least.
     sure = total > noise * (2 * DEVIATIONS / math.sqrt(windows))
     good = (share >= LEAST_QUIET) & sure & (noise > 0)
     nan = torch.full_like(total, torch.nan)
@@ -184,9 +183,9 @@ def occupied_band(spectrum: Tensor, windows: float) -> Band | None:
     noise, quiet = (float(value) for value in noise_floor(spectrum, windows))
     if quiet < LEAST_QUIET or noise <= 0:
         return None
-    # Three deviations in one of a thousand bins is nothing: five, and two bins side by side.
+    # Four deviations in one of a thousand bins are nothing: six, and two bins side by side.
     excess = spectrum - noise
-    least = 5 * noise / math.sqrt(windows)
+    least = 6 * noise / math.sqrt(windows)
     strong = excess > least
     both = strong & (strong.roll(1) | strong.roll(-1))
     if not bool(both.any()):

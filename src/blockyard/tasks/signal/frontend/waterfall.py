@@ -6,6 +6,7 @@ every two become one. An hour takes as much memory as a second.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from blockyard.tasks.signal.frontend.votes import Found
 from blockyard.tasks.signal.recordings.recording import Recording
 
 BINS = 512
+# Where a carrier of power 1 stands in these spectra, dB: two thirds of the bins, by the Hann window.
+LINE = 10 * math.log10(BINS * 2 / 3)
 # Columns that are kept: between half and all of so many. The picture is about as wide.
 MOST_COLUMNS = 2048
 DRAWN_COLUMNS = 1024
@@ -32,6 +35,7 @@ MOST_DRAWN = 400
 INK, PAPER = "#f4f4f2", "#16161a"
 COLOURS = (
     "#ffb000", "#56b4e9", "#fe6100", "#35d0a5", "#f0e442", "#dc5fa6", "#9b8cff", "#c7e59b", "#ff8fa3", "#8fd3fe",
+    "#b58863", "#d0d0d0", "#3f9b4f", "#7f5fb0", "#e8c3a0",
 )  # fmt: skip
 
 
@@ -58,6 +62,9 @@ class Waterfall:
         self._first: int | None = None
         self._stop = 0
         self._found: list[Found] = []
+        self._counts: dict[str, int] = {}
+        # Of frames of the whole band: which part of each column each class took.
+        self._strip: dict[str, Tensor] = {}
         self._peak = torch.zeros(BINS)
 
     def add(self, start: int, samples: Tensor) -> None:
@@ -101,9 +108,20 @@ class Waterfall:
         self._sum = self._sum.view(-1, 2, BINS).sum(1)
         self._windows = self._windows.view(-1, 2).sum(1)
         self._width *= 2
+        self._strip = {name: row.view(-1, 2).mean(1) for name, row in self._strip.items()}
+        self._strip = {name: torch.nn.functional.pad(row, (0, len(row))) for name, row in self._strip.items()}
 
     def mark(self, found: Found) -> None:
         """Draw this over the picture, too, if there is room."""
+        self._counts[found.label] = self._counts.get(found.label, 0) + found.frames
+        if found.lower is None:
+            row = self._strip.setdefault(found.label, torch.zeros(MOST_COLUMNS))
+            start, stop = ((place - (self._first or 0)) / self._width for place in (found.start, found.stop))
+            first, last = int(start), min(int(stop), MOST_COLUMNS - 1)
+            row[first : last + 1] += 1
+            # Parts of a column at both ends.
+            row[first] -= start - first
+            row[last] -= last + 1 - stop
         self._found.append(found)
         if len(self._found) > 2 * MOST_FOUND:
             self._found = sorted(self._found, key=lambda f: f.start - f.stop)[:MOST_FOUND]
@@ -126,6 +144,7 @@ class Waterfall:
         grid = figure.add_gridspec(1, 2, width_ratios=(9, 1), wspace=0.01)
         axes, side = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
         shown, width = self._decibels()
+        shown = shown - LINE
         values = shown[torch.isfinite(shown)]
         values = values[:: max(len(values) >> 20, 1)]
         # The noise dark, and all but a few of ten thousand cells below the brightest.
@@ -148,9 +167,14 @@ class Waterfall:
         self._draw_found(axes, time[0], frequency)
         bins = (torch.arange(BINS) + 0.5) / BINS - 0.5
         height = (bins * frequency[0] + frequency[2]).tolist()
-        mean = 10 * (self._sum.sum(0) / self._windows.sum()).clamp(min=1e-30).log10()
+        mean = 10 * (self._sum.sum(0) / self._windows.sum()).clamp(min=1e-30).log10() - LINE
+        peak = 10 * self._peak.clamp(min=1e-30).log10() - LINE
         side.plot(
-            (10 * self._peak.clamp(min=1e-30).log10()).tolist(), height, color="#b0653a", linewidth=0.8, label="peak"
+            peak.tolist(),
+            height,
+            color="#b0653a",
+            linewidth=0.8,
+            label="peak",
         )
         side.plot(mean.tolist(), height, color=INK, linewidth=1.0, label="mean")
         side.set_ylim(extent[2], extent[3])
@@ -158,7 +182,7 @@ class Waterfall:
         side.set_xlabel("dB")
         side.legend(loc="upper right", fontsize=7, framealpha=0.3, labelcolor=INK, facecolor=PAPER)
         bar = figure.colorbar(image, ax=[axes, side], pad=0.01, aspect=40)
-        bar.set_label(f"power in each of {BINS} bins, dB of full scale", color=INK)
+        bar.set_label(f"power in each of {BINS} bins, dB (a carrier of full scale is 0)", color=INK)
         for place in (axes, side, bar.ax):
             place.set_facecolor(PAPER)
             place.tick_params(colors=INK, labelsize=8)
@@ -199,50 +223,60 @@ class Waterfall:
 
     def _draw_found(self, axes: Any, per_sample: float, frequency: tuple[float, str, float]) -> None:
         patches = require("matplotlib.patches", extra="report")
-        chosen = sorted(self._found, key=lambda f: f.start - f.stop)[:MOST_DRAWN]
-        counts: dict[str, int] = {}
-        for found in self._found:
-            counts[found.label] = counts.get(found.label, 0) + found.frames
-        names = sorted(counts, key=lambda name: -counts[name])
+        names = sorted(self._counts, key=lambda name: -self._counts[name])
         colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
         total = (self._stop - (self._first or 0)) * per_sample
+        chosen = sorted(self._found, key=lambda f: f.start - f.stop)[:MOST_DRAWN]
         for found in sorted(chosen, key=lambda f: f.start):
-            left = (found.start - (self._first or 0)) * per_sample
-            width = (found.stop - found.start) * per_sample
-            colour = colours[found.label]
-            text = f"{found.label} {found.probability:.2f}"
+            left, width = ((n * per_sample) for n in (found.start - (self._first or 0), found.stop - found.start))
+            colour, text = colours[found.label], f"{found.label} {found.probability:.2f}"
+            box = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.65, "pad": 0.8}
             if found.lower is not None and found.upper is not None:
                 low, high = (edge * frequency[0] + frequency[2] for edge in (found.lower, found.upper))
                 axes.add_patch(
                     patches.Rectangle((left, low), width, high - low, fill=False, edgecolor=colour, linewidth=1.2)
                 )
-                if found.snr is not None:
-                    text += f", {found.snr:.0f} dB"
+                text += "" if found.snr is None else f", {found.snr:.0f} dB"
                 # Above its box, or below it where the band ends.
                 is_high = high > frequency[0] * 0.46 + frequency[2]
                 axes.annotate(
                     text, (left, low if is_high else high), xytext=(0, -2 if is_high else 2),
-                    textcoords="offset points", va="top" if is_high else "bottom", fontsize=7.5, color=colour,
-                    bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.65, "pad": 0.8},
+                    textcoords="offset points", va="top" if is_high else "bottom", fontsize=7.5, color=colour, bbox=box,
                 )  # fmt: skip
-                continue
-            # The whole band: a strip along the foot of the picture, named where there is room.
-            axes.add_patch(
-                patches.Rectangle(
-                    (left, 0.0), width, 0.025, transform=axes.get_xaxis_transform(), facecolor=colour, linewidth=0
-                )
-            )
-            if width > 0.07 * total:
+            elif width > 0.07 * total:
+                # The whole band: a strip along the foot of the picture, named where there is room.
                 axes.text(
                     left + 0.003 * total, 0.03, text, transform=axes.get_xaxis_transform(), fontsize=7.5, color=colour,
-                    va="bottom", bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.65, "pad": 0.8},
+                    va="bottom", bbox=box,
                 )  # fmt: skip
-        handles = [patches.Patch(color=colours[name], label=f"{name} ({counts[name]:,} frames)") for name in names[:12]]
+        self._draw_strip(axes, per_sample, names, colours)
+        handles = [patches.Patch(color=colours[n], label=f"{n} ({self._counts[n]:,} frames)") for n in names]
         if handles:
-            axes.legend(
-                handles=handles, loc="upper right", fontsize=8, framealpha=0.55, facecolor=PAPER, labelcolor=INK,
-                edgecolor="none",
+            axes.figure.legend(
+                handles=handles, loc="outside upper right", ncols=min(len(handles), 8), fontsize=8, facecolor=PAPER,
+                labelcolor=INK, edgecolor="none",
             )  # fmt: skip
-        if len(chosen) < len(self._found):
-            said = f"the {len(chosen)} longest of {len(self._found):,} drawn"
+        boxes = sum(found.lower is not None for found in self._found)
+        if boxes > MOST_DRAWN:
+            said = f"the {MOST_DRAWN} longest of {boxes:,} bursts drawn"
             axes.text(0.005, 0.99, said, transform=axes.transAxes, fontsize=8, color=INK, va="top")
+
+    def _draw_strip(self, axes: Any, per_sample: float, names: list[str], colours: dict[str, str]) -> None:
+        """Colour each column at the foot of the picture by the class that took most of it."""
+        known = [name for name in names if name in self._strip]
+        if not known:
+            return
+        taken = torch.stack([self._strip[name] for name in known])
+        colour = require("matplotlib.colors", extra="report").to_rgba
+        rows = torch.tensor([colour(colours[name]) for name in known])[taken.argmax(0)]
+        # Columns without a frame stay clear.
+        rows[:, 3] = (taken.sum(0) > 0.05).float()
+        place = axes.inset_axes((0, 0, 1, 0.025))
+        place.imshow(
+            rows[None].numpy(),
+            aspect="auto",
+            interpolation="nearest",
+            extent=(0, MOST_COLUMNS * self._width * per_sample, 0, 1),
+        )
+        place.set_xlim(axes.get_xlim())
+        place.axis("off")
