@@ -345,10 +345,13 @@ class SignalTransformer(Trunk, ComplexModule):
         if not config.is_received and config.feature_kinds == "none":
             return iq, None
         with torch.no_grad(), torch.autocast(iq.device.type, enabled=False):
-            found = receive(iq, config.known_rate)
-            features = None if config.feature_kinds == "none" else features_of(found, config.feature_kinds)
+            # Many small transforms, which the processor makes wherever the weights are.
+            found = receive(iq.cpu(), config.known_rate)
+            features = None
+            if config.feature_kinds != "none":
+                features = features_of(found, config.feature_kinds).to(iq.device)
             # A complex stream turns with the frame, a real one is spared it.
-            seen = found.upright(keep_phase=self.complex_valued) if config.is_received else iq
+            seen = found.upright(keep_phase=self.complex_valued).to(iq.device) if config.is_received else iq
         return seen, features
 
     def cost(self, length: int) -> Cost:
