@@ -5,7 +5,7 @@
 
     systems   standard, latent, vein, spectral, complex, moe
     core      registry (names and options), protocol (mixer, FFN, block, cache), nn, models, multihead
-    use       generation, conformance, text, training, tasks (lm, classify, recall, signal, price)
+    use       generation, conformance, text, training, tasks (lm, classify, recall, signal, price), hf
     tools     compare, tune, bench, report, claims, cli; compat has the source documents' own names
 
 Each package's docstring is its map. Importing one is cheap: names are resolved when they are first used (PEP 562). All
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from blockyard.models.lm import LMConfig as LMConfig
     from blockyard.models.lm import TransformerLM as TransformerLM
     from blockyard.multihead.attention import MultiheadAttention as MultiheadAttention
+    from blockyard.multihead.swap import swap as swap
     from blockyard.registry.pattern import LayerSpec as LayerSpec
     from blockyard.registry.register import Traits as Traits
     from blockyard.registry.register import attention_class as attention_class
@@ -48,6 +49,7 @@ else:
                 "errors": "InputError",
                 "models.lm": "LMConfig TransformerLM",
                 "multihead.attention": "MultiheadAttention",
+                "multihead.swap": "swap",
                 "registry.pattern": "LayerSpec",
                 "registry.register": (
                     "Traits attention_class ffn_class get_attention get_ffn list_attention list_ffn "

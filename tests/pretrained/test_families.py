@@ -144,6 +144,40 @@ def test_what_is_not_understood_is_refused_by_its_name(change, named, tmp_path):
     assert named in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_fields_that_say_nothing_of_the_function_are_passed_over(tmp_path):
+    """As SmolLM2's and its like have them, with the rotary settings of before version 5."""
+    tiny("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]
+    older = {"rope_theta": 10000.0, "rope_scaling": None, "is_llama_config": True, "rope_interleaved": False}
+    older |= {"pretraining_tp": 1, "torch_dtype": "float32", "transformers.js_config": {"dtype": "q4"}, "top_p": 0.9}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **older}))
+    assert load_pretrained(tmp_path).parity is not None
+    (tmp_path / "config.json").write_text(json.dumps({**config, **older, "rope_interleaved": True}))
+    with pytest.raises(InputError, match="rope_interleaved=True is not understood"):
+        load_pretrained(tmp_path, check=False)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "pythia"])
+def test_checkpoints_of_base_models_with_their_buffers_are_read(name, tmp_path):
+    """GPT-2's on the Hub has no prefix, and old ones hold masks and frequencies."""
+    from safetensors.torch import load_file, save_file
+
+    original = tiny(name)
+    original.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    if name == "gpt2":
+        weights = {key.removeprefix("transformer."): value for key, value in weights.items()}
+        extra = {"h.0.attn.bias": torch.ones(1, 1, 8, 8), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    else:
+        stem = "gpt_neox.layers.0.attention."
+        extra = {f"{stem}bias": torch.ones(1, 1, 8, 8), f"{stem}rotary_emb.inv_freq": torch.ones(2)}
+    save_file({**weights, **extra}, tmp_path / "model.safetensors")
+    found = load_pretrained(tmp_path, check=False).model.state_dict()
+    for key, weight in load_pretrained(original, check=False).model.state_dict().items():
+        assert torch.equal(found[key], weight)
+
+
 def test_another_function_of_the_same_weights_is_refused(tmp_path, monkeypatch):
     """The configuration says what the weights do not: here an eps that nobody would see."""
     original = tiny("llama")

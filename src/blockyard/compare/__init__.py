@@ -11,7 +11,8 @@ Files, in reading order:
     settings.py    CompareConfig: the terms
     plan.py        every choice as a configuration and a number of steps; match.py: sizes; budget.py: steps
     rates.py       each choice's learning rate, by short probes
-    seeds.py       how many seeds, and more where the verdict needs them; confirm.py: the same on a second text
+    seeds.py       how many seeds, and more where the verdict needs them; confirm.py: the same on a second text;
+                   beside.py: models that were trained elsewhere
     runs.py        runs advanced in turns, a slice of steps each, so that a slow hour falls on every choice alike; or in
                    several processes: processes.py starts and stops them, worker.py is one
     results.py     what a run's folder says of it: metrics, and the record of how it ended

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from blockyard.compare import measure
+from blockyard.compare.beside import check_beside
 from blockyard.compare.confirm import SecondText, can_confirm, confirm, second_text
 from blockyard.compare.failures import is_of_the_machine, keep_failure
 from blockyard.compare.live import Board, make_board
@@ -49,8 +50,8 @@ from blockyard.models.order import order_note
 from blockyard.report import schema
 from blockyard.report.parts import first_finished
 from blockyard.report.write import load_report
-from blockyard.tasks.kind import Run, TaskKind
-from blockyard.tasks.run import load_run, read_run
+from blockyard.tasks.kind import Run
+from blockyard.tasks.run import load_run
 from blockyard.tasks.sizes import check_data, check_training
 from blockyard.training.config import as_dict
 from blockyard.training.task import Task
@@ -117,16 +118,6 @@ def compare(
             return _compare(config, groups, out, base, choices, data, second, state, board, started, keep)
     finally:
         board.close()
-
-
-def check_beside(config: CompareConfig, base: Run[Any, Any]) -> None:
-    """Refuse folders to be shown beside the choices that hold no run of this task, before anything is trained."""
-    for folder in config.beside or ():
-        found = read_run(folder, plugins=base.plugins)
-        if found.task != base.task:
-            raise InputError(f"beside={folder!r} is a run of `train {found.task}`, not of `train {base.task}`")
-    if config.beside and type(base.kind).beside is TaskKind.beside:
-        raise InputError(f"beside={config.beside[0]!r}: runs of the task {base.task!r} cannot be shown beside others")
 
 
 def _compare(

@@ -32,6 +32,19 @@ class BlockyardPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = True
     model: Any
 
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, use_safetensors: bool | None = True, **settings: Any) -> Any:
+        """As transformers says, from safetensors alone.
+
+        Raises:
+            InputError: when other files are asked for; transformers' OSError when there are no others.
+        """
+        if not use_safetensors:
+            raise InputError(
+                "use_safetensors=False: weights of this family are safetensors alone; pickles are not read"
+            )
+        return super().from_pretrained(*arguments, use_safetensors=True, **settings)
+
     def init_weights(self) -> None:
         """Tie weights only: our constructors have given every weight its start."""
         self.tie_weights(recompute_mapping=False)

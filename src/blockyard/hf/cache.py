@@ -19,10 +19,11 @@ from blockyard.hf.config import LAYER
 from blockyard.protocol.cache import LayerCache, ModelCache
 
 if TYPE_CHECKING:
-    from transformers.cache_utils import CacheLayerMixin, StaticLayer
+    from transformers.cache_utils import CacheLayerMixin, DynamicCache, StaticCache, StaticLayer
 else:
     _utils = require("transformers.cache_utils", extra="hf")
     CacheLayerMixin, StaticLayer = _utils.CacheLayerMixin, _utils.StaticLayer
+    DynamicCache, StaticCache = _utils.DynamicCache, _utils.StaticCache
 
 
 class Past:
@@ -140,12 +141,21 @@ class BlockyardLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1 if self.most is None else self.most
 
+    # The name of older versions.
+    def get_max_cache_shape(self) -> int:
+        return self.get_max_length()
+
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back tokens, as many as the number is below 0."""
-        if tokens_to_remove > 0:
-            raise InputError(f"crop({tokens_to_remove}): give the tokens to take back as a number below 0")
-        if self.past is not None and self.leads and tokens_to_remove:
-            self.past.take_back(-tokens_to_remove)
+        """Take back tokens, as many as the number is below 0; above it, it is the length that stays (older versions).
+
+        Raises:
+            InputError: when the cache cannot go back so far.
+        """
+        if self.past is None or not self.leads or not tokens_to_remove:
+            return
+        surplus = -tokens_to_remove if tokens_to_remove < 0 else self.past.length - tokens_to_remove
+        if surplus > 0:
+            self.past.take_back(surplus)
 
     def reset(self) -> None:
         if self.past is not None and self.leads:
@@ -200,6 +210,8 @@ def past_of(cache: Any, model: Any, ids: Tensor) -> Past:
     Raises:
         InputError: for a cache of other layers, or of another number of sequences.
     """
+    if type(cache) in (DynamicCache, StaticCache) and not cache.get_seq_length():
+        _adopt(cache, len(model.layers))
     layers = getattr(cache, "layers", None) or []
     ours = [layer for layer in layers if isinstance(layer, BlockyardLayer)]
     if not ours or len(ours) != len(layers) or len(ours) != len(model.layers):
@@ -211,9 +223,25 @@ def past_of(cache: Any, model: Any, ids: Tensor) -> Past:
         ours[0].offload()
     past = ours[0].past
     if past is None:
-        past = Past(model.new_cache(ids.shape[0], ours[0].most))
+        # Where the tokens are: weights may lie elsewhere, and be fetched when they are needed.
+        past = Past(model.new_cache(ids.shape[0], ours[0].most, device=ids.device))
         for number, layer in enumerate(ours):
             layer.hold(past, leads=not number)
+        # Older versions take tokens back without a word before.
+        past.records = past.records or not hasattr(cache, "activate_past_recording")
     if past.cache.batch != ids.shape[0]:
         raise InputError(f"the cache holds {past.cache.batch} sequences, input_ids {ids.shape[0]}")
     return past
+
+
+def _adopt(cache: Any, count: int) -> None:
+    """Give an empty cache of transformers layers of ours: made without the configuration, or by a version that does not
+    ask it."""
+    if any(isinstance(layer, BlockyardLayer) for layer in cache.layers):
+        return
+    if isinstance(cache, StaticCache):
+        static: list[Any] = cache.layers
+        cache.layers = [StaticBlockyardLayer(layer.max_cache_len) for layer in static]
+    else:
+        cache.layers = [BlockyardLayer() for _ in range(count)]
+    cache.layer_class_to_replicate = None

@@ -48,6 +48,15 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.model.lm_head = new_embeddings  # type: ignore[assignment]
 
+    def _keeps_caches(self) -> bool:
+        """Whether every mixer has a cache: one of another's making may not, and nobody asked for it."""
+        return all(hasattr(getattr(layer, "attn", layer), "new_cache") for layer in self.model.layers)
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **others: Any) -> Tensor | None:
+        """The mask itself: `generate` asks for one of pairs where it takes a cache for transformers' own."""
+        return attention_mask
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -84,7 +93,8 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
         if input_ids is None or inputs_embeds is not None:
             raise InputError("this family embeds its tokens itself: give input_ids, no inputs_embeds")
         if use_cache is None:
-            use_cache = self.config.use_cache and labels is None and not torch.is_grad_enabled()
+            inference = labels is None and not torch.is_grad_enabled()
+            use_cache = self.config.use_cache and inference and self._keeps_caches()
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         new, past, cache = input_ids.shape[1], 0, None
@@ -110,7 +120,5 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
             )
             if aux is not None and self.training:
                 loss = loss + aux
-        out = MoeCausalLMOutputWithPast(
-            loss=loss, aux_loss=aux, logits=found.logits, past_key_values=past_key_values if use_cache or past else None
-        )
+        out = MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux, logits=found.logits, past_key_values=past_key_values)
         return out.to_tuple() if return_dict is False else out

@@ -37,7 +37,7 @@ class BlockyardConfig(PreTrainedConfig):
     """
 
     model_type = "blockyard"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers adds lists to it)
 
     architecture: dict[str, Any] | None = None
     task: Literal["lm", "classify"] = "lm"

@@ -28,9 +28,9 @@ class StepHooks(TrainerCallback):
 
     def __init__(self, model: Any) -> None:
         lm = model.model
+        # A layer hands on what it is told to whom it concerns.
         self._listeners = {
-            f"layers.{number}": [module for module in layer.modules() if hasattr(module, "after_step")]
-            for number, layer in enumerate(lm.layers)
+            f"layers.{number}": layer for number, layer in enumerate(lm.layers) if hasattr(layer, "after_step")
         }
         self._sums: dict[str, dict[str, Tensor]] = {}
         self._handle = lm.register_forward_hook(self._gather)
@@ -48,8 +48,8 @@ class StepHooks(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Hand over what was gathered."""
         for layer, stats in self._sums.items():
-            for module in self._listeners[layer]:
-                module.after_step(stats)
+            if layer in self._listeners:
+                self._listeners[layer].after_step(stats)
         self._sums = {}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from blockyard.errors import InputError, require
 from blockyard.files import writing_folder
+from blockyard.generation.stream import end_of_text
 from blockyard.hf.base import BlockyardPreTrainedModel
 from blockyard.hf.causal import BlockyardForCausalLM
 from blockyard.hf.config import BlockyardConfig
@@ -61,32 +62,43 @@ def wrap(model: TransformerLM | TextClassifier, *, labels: Sequence[str] = (), *
     return made.train(model.training)
 
 
-def from_run(folder: Path | str, *, which: Literal["last", "best"] = "last") -> Any:
+def from_run(
+    folder: Path | str,
+    *,
+    which: Literal["last", "best"] = "last",
+    plugins: Sequence[str] = (),
+    trust: bool = False,
+) -> Any:
     """The model of a run of `train lm` or `train classify` as one of the family, in eval mode.
 
-    Text ends where the run's documents do: at the tokenizer's separator.
+    Text ends where the run's documents do, at the tokenizer's separator, or at an end that an imported tokenizer names.
 
     Args:
         folder: a run folder.
         which: the last checkpoint, or the one with the lowest validation loss.
+        plugins: modules to import first, that the run may want.
+        trust: import whatever modules the run's configuration names.
 
     Raises:
         InputError: as `load_run` and `wrap`.
     """
-    found = load_run(folder, which=which, tasks=("lm", "classify"))
+    found = load_run(folder, which=which, tasks=("lm", "classify"), plugins=plugins, trust=trust)
     if found.run.task == "classify":
         return wrap(found.model, labels=found.assets.labels)
-    separator = found.assets.separator_id
-    return wrap(found.model, eos_token_id=separator, pad_token_id=separator)
+    # An imported tokenizer may have several: the document's end and a message's.
+    ends = list(end_of_text(found.assets))
+    return wrap(found.model, eos_token_id=ends if len(ends) > 1 else ends[0], pad_token_id=found.assets.separator_id)
 
 
-def to_run(model: Any, out: Path | str, *, like: Path | str) -> Path:
+def to_run(model: Any, out: Path | str, *, like: Path | str, plugins: Sequence[str] = (), trust: bool = False) -> Path:
     """Write a model of the family as a run folder, which `generate`, `classify` and `load_run` read.
 
     Args:
         model: what was trained further: a model of the family, adapters merged.
         out: the folder; there is no run in it yet.
         like: the run that it came from, which has the tokenizer and the settings.
+        plugins: as for `from_run`.
+        trust: likewise.
 
     Raises:
         InputError: for a model of another architecture than the run's, or with other weights than such a model has.
@@ -94,8 +106,8 @@ def to_run(model: Any, out: Path | str, *, like: Path | str) -> Path:
     if not isinstance(model, BlockyardPreTrainedModel):
         raise InputError(f"a {type(model).__name__} is no model of the family; merge adapters (merge_and_unload) first")
     out, like = Path(out), Path(like)
-    run = read_run(like)
-    source = from_run(like)
+    run = read_run(like, plugins=plugins, trust=trust)
+    source = from_run(like, plugins=plugins, trust=trust)
     if source.config.architecture != model.config.architecture or source.config.task != model.config.task:
         raise InputError(f"the model has another architecture than {like}, whose settings it would be stored with")
     state = model.model.state_dict()

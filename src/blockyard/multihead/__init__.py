@@ -11,6 +11,8 @@ Files, in reading order:
 
     attention.py       MultiheadAttention: from torch's call to a mixer's; which calls are self-attention; from_torch
     torch_weights.py   torch's names of weights, its encoders' shortcut, its masks
+    llama.py           a mixer behind the call of transformers' Llama attention
+    swap.py            swap: the attention of a whole model exchanged, with a report of what became of its weights
 
 Use it to exchange the attention of a model that you have. In a model of your own a mixer's own call is plainer:
 `get_attention("tva", d_model=512, n_heads=8)`.
@@ -26,10 +28,14 @@ from blockyard.names import exports
 
 if TYPE_CHECKING:
     from blockyard.multihead.attention import MultiheadAttention as MultiheadAttention
+    from blockyard.multihead.swap import Swapped as Swapped
+    from blockyard.multihead.swap import SwapReport as SwapReport
+    from blockyard.multihead.swap import swap as swap
 else:
     __all__ = exports(
         __name__,
         {
             "attention": "MultiheadAttention",
+            "swap": "SwapReport Swapped swap",
         },
     )

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from blockyard.nn.linear import Embedding as Embedding
     from blockyard.nn.linear import Linear as Linear
     from blockyard.nn.linear import StackedLinear as StackedLinear
+    from blockyard.nn.linear import weight_of as weight_of
     from blockyard.nn.norms import LayerNorm as LayerNorm
     from blockyard.nn.norms import RMSNorm as RMSNorm
     from blockyard.nn.norms import make_norm as make_norm
@@ -62,7 +63,7 @@ else:
             "attention_masks": "check_attn_mask check_padding_mask combine_masks",
             "derivatives": "HandWritten fused_or_plain hand_written must_read outlasting",
             "dropout": "Dropout",
-            "linear": "Embedding Linear StackedLinear",
+            "linear": "Embedding Linear StackedLinear weight_of",
             "norms": "LayerNorm RMSNorm make_norm",
             "roles": "Role roles",
             "rotary": "RotaryPositionalEmbedding convert_layout",

@@ -117,7 +117,8 @@ def weight_of(module: nn.Module) -> Tensor:
     asked for the images of the unit vectors, d_in rows more.
 
     Raises:
-        InputError: for a module that drops elements in training: its matrix is another one for every token.
+        InputError: for a module that drops elements in training (its matrix is another one for every token), or one
+            that does not say how wide its input is.
     """
     if untouched(module):
         return module.weight  # type: ignore[return-value]
@@ -129,7 +130,9 @@ def weight_of(module: nn.Module) -> Tensor:
     listens = module._forward_hooks or module._backward_hooks or "forward" in module.__dict__
     if type(module).forward is nn.Linear.forward and pruned and not listens:
         weight: Tensor = module.weight  # type: ignore[assignment]
-        return weight if type(weight) in _DENSE else weight.dequantize()
+        # A quantised tensor says what it stands for; a sharded one (FSDP) is what it is.
+        quantised = type(weight).dequantize is not Tensor.dequantize
+        return weight.dequantize() if quantised else weight
     return _asked(module)
 
 
@@ -141,8 +144,14 @@ def _asked(module: nn.Module) -> Tensor:
                 f"{type(module).__name__} drops elements with probability {part.p} in training, but its matrix is "
                 "multiplied with others before any token is; set its dropout to 0, or leave this module out"
             )
-    known: Tensor = module.weight  # type: ignore[assignment]
-    units = torch.eye(known.shape[1] + 1, known.shape[1], dtype=known.dtype, device=known.device)
+    known = getattr(module, "weight", None)
+    if not isinstance(known, Tensor) or known.ndim != 2:
+        raise InputError(
+            f"{type(module).__name__} stands for a linear map here, but has no matrix `weight` to tell its size"
+        )
+    # A weight that is nowhere now is fetched for the call, and the input goes where it is fetched to.
+    device = torch.device("cpu") if known.is_meta else known.device
+    units = torch.eye(known.shape[1] + 1, known.shape[1], dtype=known.dtype, device=device)
     images = module(units)
     return (images[:-1] - images[-1:]).mT
 
@@ -155,9 +164,7 @@ def cut(module: nn.Module, kept: slice, *, inputs: bool) -> None:
         InputError: for one that is more than its own weight.
     """
     if not isinstance(module, nn.Linear) or not untouched(module):
-        raise InputError(
-            f"a {type(module).__name__} cannot be cut; merge adapters and undo changes of its weight first"
-        )
+        raise InputError(f"{type(module).__name__} cannot be cut; merge adapters and undo changes of its weight first")
     weight, bias = module.weight, module.bias
     module.weight = nn.Parameter((weight[:, kept] if inputs else weight[kept]).clone())
     if bias is not None and not inputs:

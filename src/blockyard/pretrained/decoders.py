@@ -37,6 +37,7 @@ def shape(f: Fields) -> dict[str, Any]:
 def grouped(f: Fields, sizes: dict[str, Any], head_dim: int | None = None) -> dict[str, Any]:
     """Key heads and the width of heads, as options of standard attention."""
     heads, width = sizes["n_heads"], sizes["d_model"]
+    # Ours normalises queries and keys unless told otherwise; most of theirs do not.
     options: dict[str, Any] = {"qk_norm": False}
     key_heads = f.whole("num_key_value_heads", heads)
     if key_heads != heads:
@@ -51,6 +52,7 @@ def turned(options: dict[str, Any], sizes: dict[str, Any], f: Fields, **usual: A
     """Rotary positions: arguments of `LMConfig`, and the width that is rotated among the mixer's options."""
     rope = rotary(f, sizes["context"], **usual)
     head_dim = options.get("head_dim", sizes["d_model"] // sizes["n_heads"])
+    # Rounded down, as theirs is.
     width = int(head_dim * rope.share)
     if width != head_dim:
         options["rope_dim"] = width
@@ -61,6 +63,7 @@ def windows(f: Fields, n_layers: int) -> list[int | None]:
     """The window of each layer, as Qwen's configurations say it."""
     uses, window = f.flag("use_sliding_window"), f.take("sliding_window")
     first, kinds = f.whole("max_window_layers", 28, least=0), f.take("layer_types")
+    # Since version 5 every layer says what it is; before, the first so many had no window.
     if kinds is None:
         kinds = ["sliding_attention" if uses and window and i >= first else "full_attention" for i in range(n_layers)]
     if (
@@ -88,6 +91,7 @@ def everywhere(f: Fields, n_layers: int, usual: int | None = None) -> list[int |
 def layers(attn: dict[str, Any], ffn: list[LayerSpec] | LayerSpec, spans: list[int | None]) -> tuple[LayerSpec, ...]:
     """The pattern: attention with a window of its own per layer, and an FFN; a single layer where all are alike."""
     ffns = [ffn] * len(spans) if isinstance(ffn, LayerSpec) else ffn
+    # Windows and mixtures alternate in some families: then every layer is written out.
     specs = [
         LayerSpec("standard", each.ffn, {**attn, **({} if window is None else {"window": window})}, each.ffn_options)
         for window, each in zip(spans, ffns)
@@ -105,6 +109,7 @@ def swiglu(f: Fields, *, bias: bool = False) -> LayerSpec:
 def read_llama(f: Fields) -> LMConfig:
     sizes = shape(f)
     attn = grouped(f, sizes)
+    # In all four projections, the output's among them.
     if f.flag("attention_bias"):
         attn["bias"] = True
     ffn = swiglu(f, bias=f.flag("mlp_bias"))
@@ -122,6 +127,7 @@ def read_mistral(f: Fields) -> LMConfig:
 
 def read_qwen2(f: Fields) -> LMConfig:
     sizes = shape(f)
+    # Not an option of theirs: queries, keys and values have biases, the output none.
     attn = {**grouped(f, sizes), "bias": "qkv"}
     spans, ffn = windows(f, sizes["n_layers"]), swiglu(f)
     rope, eps = turned(attn, sizes, f), f.number("rms_norm_eps", 1e-6)
@@ -130,6 +136,7 @@ def read_qwen2(f: Fields) -> LMConfig:
 
 def read_qwen3(f: Fields) -> LMConfig:
     sizes = shape(f)
+    # Heads of 128 whatever the stream's width is.
     attn = grouped(f, sizes, 128)
     attn["qk_norm"] = True
     if f.flag("attention_bias"):
@@ -150,6 +157,7 @@ def read_phi3(f: Fields) -> LMConfig:
 def read_olmo2(f: Fields) -> LMConfig:
     sizes = shape(f)
     attn = grouped(f, sizes)
+    # One mean square for all heads of a token.
     attn["qk_norm"] = "whole"
     if f.flag("attention_bias"):
         attn["bias"] = True
@@ -169,6 +177,7 @@ def read_neox(f: Fields) -> LMConfig:
     options = {"d_ff": f.whole("intermediate_size"), "bias": True}
     activation = f.word("hidden_act", ACTIVATIONS, "gelu")
     ffn = LayerSpec("standard", "standard", {}, {**options, "activation": activation})
+    # A quarter of each head, where the configuration does not say (rotary_pct).
     rope, eps = turned(attn, sizes, f, share=0.25), f.number("layer_norm_eps", 1e-5)
     blocks = layers(attn, ffn, [None] * sizes["n_layers"])
     parallel = f.flag("use_parallel_residual", True)
@@ -187,6 +196,7 @@ def read_gpt2(f: Fields) -> LMConfig:
     width = f.whole("n_embd")
     options = {"d_ff": f.whole("n_inner", 4 * width), "bias": True}
     activation = f.word("activation_function", ACTIVATIONS, "gelu_new")
+    # Positions are the model's: learned, and added to the embedding.
     attn = {"qk_norm": False, "rope": "none", "bias": True}
     spec = LayerSpec("standard", "standard", attn, {**options, "activation": activation})
     return LMConfig(
@@ -219,9 +229,11 @@ SWIGLU = [
     one("layers.{i}.mlp.up_proj", "layers.{i}.ffn.w3"),
     one("layers.{i}.mlp.down_proj", "layers.{i}.ffn.w2"),
 ]
+# What most families share; norms behind the sublayers (OLMo 2) have names of their own.
 COMMON = [*_STREAM, *_NORMS]
 LLAMA = [*COMMON, *ATTENTION, *SWIGLU]
 _QKV = tuple(f"layers.{{i}}.attn.{name}" for name in ("q_proj", "k_proj", "v_proj"))
+# Fused: queries, keys and values in one matrix, gate and value in another.
 _PHI3 = [
     *COMMON,
     Part("layers.{i}.self_attn.qkv_proj", _QKV),
@@ -236,6 +248,7 @@ _OLMO2 = [
 ]  # fmt: skip
 _NEOX = [
     one("embed_in", "token_embeddings"), one("final_layer_norm", "ln_final"), *_NORMS,
+    # Head by head: [q, k, v] of the first, [q, k, v] of the second, …
     Part("layers.{i}.attention.query_key_value", _QKV, "heads"),
     one("layers.{i}.attention.dense", "layers.{i}.attn.output_proj"),
     one("layers.{i}.mlp.dense_h_to_4h", "layers.{i}.ffn.w1"),
@@ -244,6 +257,7 @@ _NEOX = [
 _GPT2 = [
     one("wte", "token_embeddings"), one("wpe", "position_embeddings"), one("ln_f", "ln_final"),
     one("h.{i}.ln_1", "layers.{i}.ln1"), one("h.{i}.ln_2", "layers.{i}.ln2"),
+    # Its Conv1D keeps matrices as [in, out].
     Part("h.{i}.attn.c_attn", _QKV, turned=True),
     one("h.{i}.attn.c_proj", "layers.{i}.attn.output_proj", turned=True),
     one("h.{i}.mlp.c_fc", "layers.{i}.ffn.w1", turned=True),

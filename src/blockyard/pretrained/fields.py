@@ -23,6 +23,10 @@ NEUTRAL = frozenset(
         *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_experts_implementation"),
         *("initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
         *("classifier_dropout", "router_aux_loss_coef", "router_jitter_noise", "aux_loss_alpha", "seq_aux"),
+        # How text is drawn, which is generation's business, and notes of those who trained or converted it.
+        *("do_sample", "max_length", "min_length", "max_new_tokens", "temperature", "top_p", "top_k", "num_beams"),
+        *("repetition_penalty", "no_repeat_ngram_size", "max_sequence_length", "is_llama_config"),
+        *("_attn_implementation_autoset", "unsloth_version", "unsloth_fixed"),
         # How the work was shared out, and heads that predict tokens further on, whose weights are refused by name.
         *("pretraining_tp", "ep_size", "num_nextn_predict_layers", "num_mtp_layers", "transformers.js_config"),
     ]
@@ -39,6 +43,7 @@ class Fields:
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.config, self.where = config, where
+        # What nobody has asked for yet.
         self.left = {name for name in config if name not in NEUTRAL}
 
     def take(self, name: str, default: Any = None) -> Any:
@@ -96,6 +101,7 @@ class Fields:
         Raises:
             InputError: naming the fields.
         """
+        # Off is off, whatever it is called.
         rest = sorted(name for name in self.left if self.config[name] is not None and self.config[name] is not False)
         if rest:
             told = ", ".join(f"{name}={_short(self.config[name])}" for name in rest[:4])
@@ -140,6 +146,7 @@ def rotary(
     Raises:
         InputError: for a kind of scaling, or a parameter of it, that is not known here.
     """
+    # Version 5 gathers what stood apart before; either may be there, and both are asked for so that neither is left.
     given = [fields.take("rope_parameters"), fields.take("rope_scaling")]
     parameters: Any = next((each for each in given if each is not None), {})
     if not isinstance(parameters, Mapping):
@@ -152,6 +159,7 @@ def rotary(
     base, part = sub.number("rope_theta", theta), sub.number("partial_rotary_factor", share)
     kind = sub.take("rope_type", sub.take("type", "default"))
     sub.left -= {"type", "rope_type"}
+    # Phi-3 keeps it outside, and that one wins there, too.
     original = fields.take("original_max_position_embeddings", sub.take("original_max_position_embeddings", context))
     sub.left.discard("original_max_position_embeddings")
     if isinstance(original, bool) or not isinstance(original, int) or original < 1:
@@ -202,6 +210,7 @@ def _longrope(sub: Fields, original: int, context: int) -> str:
         numbers = isinstance(value, Sequence) and all(isinstance(each, int | float) for each in value)
         if not numbers or isinstance(value, str):
             raise sub.wrong(f"{name}_factor", value, "a list of numbers")
+    # Longer texts spread attention thinner: cos and sin, and so scores, grow with the stretch (arXiv 2402.13753).
     stretch = sub.number("factor", context / original)
     usual = 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
     magnitude = sub.number("attention_factor", usual)
@@ -219,6 +228,7 @@ def _yarn(sub: Fields, original: int, latent: bool) -> tuple[str, float]:
     for name, value in (("mscale", mscale), ("mscale_all_dim", overall)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise sub.wrong(name, value, "a number")
+    # Both weights cancel where they are equal, as in DeepSeek-V3: then only the scores are tempered.
     usual = size(mscale) / size(overall) if mscale and overall else size(1.0)
     text = scaling_text(
         "yarn",

@@ -64,6 +64,7 @@ def write_run(found: Pretrained, out: str | Path) -> Path:
     if found.tokenizer is None:
         raise InputError(f"{found.where} brings no {TOKENIZER}; name a folder that has one with --tokenizer FOLDER")
     path = Path(out)
+    # Locked and checked as a training's folder is.
     folder = RunFolder(path, resume=False)
     try:
         data = TextDataConfig(tokenizer=str((path / "tokenizer").absolute()))
@@ -127,6 +128,7 @@ def why_not(origin: Origin | None, config: LMConfig) -> str | None:
     """Return why a model cannot be written in the architecture that it was imported from; None when it can."""
     if origin is None:
         return "it was not imported"
+    # Read again, as it was at import: what differs now was changed here.
     family, original = read_config(origin.config, f"its {ORIGIN}")
     for name, value in vars(config).items():
         before = getattr(original, name)
@@ -174,6 +176,7 @@ def export_original(
         raise InputError(f"{run} cannot be written in its original architecture: {reason}")
     assert origin is not None
     family, _ = read_config(origin.config, f"its {ORIGIN}")
+    # Back in the type they came in: float32 holds bfloat16 exactly, so nothing is lost on the way there and back.
     kept = dtype or getattr(torch, origin.dtype)
     safetensors = require("safetensors.torch", extra="train")
     weights = {name: weight.to(kept) for name, weight in write_weights(family, model).items()}

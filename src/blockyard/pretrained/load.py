@@ -71,12 +71,14 @@ def load_pretrained(
     """
     source = open_source(model)
     family, config = read_config(source.config, source.where)
+    # Before a byte of weights is read: sizes come from a file.
     count = count_model(config, TransformerLM, f"the model of {source.where}")
     refuse_beyond_memory(
         count.bytes, f"the model of {source.where} takes at least {{}} ({count.parameters:,} parameters)"
     )
     ours = filled(family, config, source, dtype)
     parity = compare_with(source, ours) if check else None
+    # What export writes again, whatever we compute in.
     theirs = str(source.get(min(source.names)).dtype).removeprefix("torch.")
     coder = _tokenizer(source, config, tokenizer)
     return Pretrained(ours, coder, family.name, dict(source.config), source.where, theirs, parity)
@@ -88,13 +90,14 @@ def read_config(said: Mapping[str, Any], where: str) -> tuple[Family, LMConfig]:
     Raises:
         InputError: for a family that is not read, or a field that is not understood.
     """
-    kind = said.get("model_type")
+    # As text: a file may hold a list there, which no table can be asked for.
+    kind = str(said.get("model_type"))
     if kind in REFUSED:
-        raise InputError(f"{where}: model_type {kind!r} is not read: {REFUSED[str(kind)]}")
+        raise InputError(f"{where}: model_type {kind!r} is not read: {REFUSED[kind]}")
     if kind not in FAMILIES:
-        near = suggest(str(kind), FAMILIES) or f"; read are {', '.join(FAMILIES)}"
+        near = suggest(kind, FAMILIES) or f"; read are {', '.join(FAMILIES)}"
         raise InputError(f"{where}: model_type {kind!r} is not read{near}")
-    family, fields = FAMILIES[str(kind)], Fields(said, where)
+    family, fields = FAMILIES[kind], Fields(said, where)
     fields.left.discard("model_type")
     try:
         config = family.read(fields)
@@ -107,6 +110,7 @@ def read_config(said: Mapping[str, Any], where: str) -> tuple[Family, LMConfig]:
 
 def filled(family: Family, config: LMConfig, source: Source, dtype: torch.dtype | None) -> TransformerLM:
     """Our model with the source's weights; no weight is drawn at random first."""
+    # Without memory first: 135M random numbers would take longer to draw than the file takes to read.
     try:
         model = on_meta(lambda: TransformerLM(config))
     except InputError as error:

@@ -26,6 +26,7 @@ def mixture(d_ff: int, **options: Any) -> LayerSpec:
     """A layer's FFN as a mixture of gated experts, with the options that differ from the defaults."""
     usual = {"n_experts": 8, "k": 2, "scoring": "softmax", "renormalise": True, "scale": 1.0, "n_groups": 1}
     usual |= {"k_groups": 1, "n_shared": 0, "n_gated": 0, "balance": "loss"}
+    # Only what differs, so that a choice reads as a person would write it.
     own = {name: value for name, value in options.items() if value != usual[name]}
     return LayerSpec("standard", "moe", {}, {"expert.d_ff": d_ff, **own})
 
@@ -44,6 +45,7 @@ def read_mixtral(f: Fields) -> LMConfig:
 
 def sparse_layers(f: Fields, sparse: LayerSpec, n_layers: int) -> list[LayerSpec]:
     """The FFN of each layer: dense ones where Qwen's configurations say so."""
+    # Every so many layers are sparse, and some never.
     step, dense_only = f.whole("decoder_sparse_step", 1), f.take("mlp_only_layers", [])
     if not isinstance(dense_only, list) or not all(type(number) is int for number in dense_only):
         raise f.wrong("mlp_only_layers", dense_only, "a list of numbers of layers")
@@ -58,6 +60,7 @@ def read_qwen2_moe(f: Fields) -> LMConfig:
         attn["bias"] = "qkv"
     f.word("hidden_act", SILU, "silu")
     width, shared = f.whole("moe_intermediate_size"), f.whole("shared_expert_intermediate_size")
+    # One shared expert as wide as several of ours, behind one gate.
     if shared % width:
         raise f.wrong("shared_expert_intermediate_size", shared, f"a multiple of the experts' {width}")
     sparse = mixture(
@@ -114,6 +117,7 @@ def _latent(f: Fields, layout: str) -> tuple[dict[str, Any], dict[str, Any], dic
     rope = rotary(f, sizes["context"], latent=True)
     if rope.share != 1.0:
         raise f.wrong("partial_rotary_factor", rope.share, "1: the rotary key is rotated whole")
+    # DeepSeek's yarn makes scores steeper, too.
     if rope.temper != 1.0:
         options["scale"] = (options["nope_dim"] + options["rope_dim"]) ** -0.5 * rope.temper
     return sizes, {"rope_theta": rope.theta, "rope_scaling": rope.scaling}, options
@@ -125,6 +129,7 @@ def _deepseek(f: Fields, layout: str, sparse: LayerSpec, dense_layers: int) -> L
     bias = {"bias": True} if f.flag("mlp_bias") else {}
     dense = LayerSpec("mla", "swiglu", attn, {"d_ff": f.whole("intermediate_size"), **bias})
     mixed = LayerSpec("mla", "moe", attn, sparse.ffn_options)
+    # The first layers are dense (arXiv 2405.04434, section 2.2).
     count = min(dense_layers, sizes["n_layers"])
     specs = (dense,) * count + (mixed,) * (sizes["n_layers"] - count)
     blocks = specs[:1] if count in (0, sizes["n_layers"]) else specs
@@ -163,6 +168,7 @@ def read_deepseek_v3(f: Fields) -> LMConfig:
     f.only("scoring_func", "sigmoid")
     f.only("moe_layer_freq", 1)
     f.only("topk_method", "noaux_tc")
+    # A bias of the choice instead of a loss (arXiv 2408.15664).
     sparse = _routed(
         f,
         "sigmoid",
@@ -187,6 +193,7 @@ _LATENT = [
     Part("layers.{i}.self_attn.kv_b_proj", ("layers.{i}.attn.k_up", "layers.{i}.attn.v_up"), "heads"),
     one("layers.{i}.self_attn.o_proj", "layers.{i}.attn.output_proj"),
 ]
+# Checkpoints and models in memory differ in where a mixture is, and in how it names an expert's matrices.
 _MLP = ("layers.{i}.mlp",)
 _MIXTRAL = Mixture(("layers.{i}.block_sparse_moe", *_MLP), "layers.{i}.ffn", "mixtral", ("w1", "w3", "w2"))
 

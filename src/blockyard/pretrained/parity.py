@@ -45,6 +45,7 @@ def compare_with(source: Source, ours: Any) -> Parity | None:
     Raises:
         InputError: when they differ by more than rounding.
     """
+    # Another copy of the model: asked for only where there is room.
     original = source.module
     if original is None:
         if importlib.util.find_spec("transformers") is None:
@@ -78,6 +79,7 @@ def measured(original: Any, ours: Any, where: str) -> Parity:
         InputError: when they differ by more than rounding, or are not finite.
     """
     vocabulary, context = ours.config.vocab_size, ours.config.context
+    # Random ids use every row of the embedding alike, and no text is needed.
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (ROWS, min(LENGTH, context)), generator=generator)
     mine = next(ours.parameters()).dtype

@@ -100,11 +100,13 @@ def cut(part: Part, whole: Tensor, shapes: Sequence[tuple[int, ...]], heads: int
     Raises:
         RuntimeError, ValueError: when the sizes do not go together.
     """
+    # Biases have no direction.
     if part.turned and whole.ndim == 2:
         whole = whole.mT
     if len(shapes) == 1:
         return [whole]
     if part.form == "heads":
+        # [heads, rows of a head, …]: what belongs to one head lies together in theirs.
         each = whole.unflatten(0, (heads, -1))
         sizes = [rows_of(shape) // heads for shape in shapes]
         return [piece.reshape(shape) for piece, shape in zip(each.split(sizes, dim=1), shapes)]

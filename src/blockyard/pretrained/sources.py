@@ -84,6 +84,7 @@ def read_small_json(path: Path) -> Any:
 
 
 def _of_folder(folder: Path) -> Source:
+    # Its `auto_map` names code that the folder brings; nothing here imports it.
     config = read_small_json(folder / CONFIG)
     if config.get("quantization_config"):
         kind = config["quantization_config"]
@@ -106,6 +107,7 @@ def _places(folder: Path) -> dict[str, Path]:
                 raise InputError(f"{folder / INDEX} names {name!r}, which is no safetensors file of this folder")
         files = {name: folder / name for name in sorted(set(table.values()))}
         held = {name: _keys(path) for name, path in files.items()}
+        # An index that promises what is not there, or hides what is, is not believed in the rest.
         for key, name in table.items():
             if key not in held[name]:
                 raise InputError(f"{folder / INDEX} says that {key} is in {name}, which does not hold it")
@@ -160,6 +162,7 @@ def _of_module(module: nn.Module) -> Source:
     config = getattr(module, "config", None)
     if config is None or not hasattr(config, "to_dict"):
         raise InputError(f"{type(module).__name__} is no PreTrainedModel of transformers: it has no config")
+    # A dequantised GGUF still says that it was quantised.
     state = module.state_dict()
     said = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
     return Source(said, f"the {type(module).__name__}", frozenset(state), state.__getitem__, None, module)

@@ -59,6 +59,7 @@ def read_weights(
     Raises:
         InputError: for a key that is missing, has no place here, or has another shape.
     """
+    # Ours says what is looked for, and theirs what is left over: neither may lack anything.
     ours = model.state_dict()
     keys, state = Keys(names, family, len(model.layers)), dict[str, Tensor]()
     heads = model.config.n_heads
@@ -89,6 +90,7 @@ def _every(parts: Any, n_layers: int) -> Iterator[tuple[Part, int]]:
 
 def _suffixes(part: Part, module: str, number: int, ours: Mapping[str, Tensor]) -> list[str]:
     """What our model has of a part: ".weight", ".bias", or "" for a parameter of that name; nothing where none."""
+    # Two names for one module, of which the configuration decides.
     beside = part.beside.removeprefix("not ").format(i=number)
     if beside and (f"{beside}.weight" in ours) == part.beside.startswith("not "):
         return []
@@ -98,6 +100,7 @@ def _suffixes(part: Part, module: str, number: int, ours: Mapping[str, Tensor]) 
 
 
 def _fitting(part: Part, whole: Tensor, shapes: list[tuple[int, ...]], heads: int, where: str) -> list[Tensor]:
+    # Wrong sizes show as another number of pieces, or as none that could be cut.
     try:
         found = cut(part, whole, shapes, heads)
     except (RuntimeError, ValueError):
@@ -114,6 +117,7 @@ def _mixture(
     """A mixture's weights, read by its own wing."""
     from blockyard.moe.states import read_state
 
+    # The checkpoint's own place first, then that of a model in memory.
     for prefix in mixture.theirs:
         stem = f"{keys.prefix}{prefix.format(i=number)}."
         mine = sorted(name for name in keys.left if name.startswith(stem))
@@ -141,6 +145,7 @@ def _head(
     """The output matrix; where it is tied, a copy that the checkpoint holds has to be the same."""
     found = next((name for head in family.heads if (name := f"{head}.weight") in keys.left), None)
     embedding = state["token_embeddings.weight"]
+    # Tied checkpoints mostly leave it out, and some hold the copy.
     if found is None:
         if not tied:
             raise InputError(
@@ -189,6 +194,7 @@ def write_weights(family: Family, model: Any) -> dict[str, Tensor]:
                 held = checkpoint_state(layer.ffn, mixture.model, mixture.experts)
                 stem = mixture.theirs[0].format(i=number)
                 state |= {f"{prefix}{stem}.{name}": tensor for name, tensor in held.items()}
+    # A copy of a tied matrix would be another weight to whoever reads it.
     if not model.config.tied:
         state[f"{family.heads[0]}.weight"] = ours["lm_head.weight"]
     return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}

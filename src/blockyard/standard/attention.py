@@ -293,8 +293,12 @@ class StandardAttention(Mixer):
             qk = torch.cat([self._whole(q, self.q_norm), self._whole(k, self.k_norm)], dim=2)
         # Both in one call: half as many passes as one after the other.
         elif isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
-            gains = [self.q_norm.weight.expand(self.n_heads, -1), self.k_norm.weight.expand(self.n_kv_heads, -1)]
-            qk = rms_norm(qk, torch.cat(gains), self.q_norm.eps)
+            if hooked(self.q_norm) or hooked(self.k_norm):
+                q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
+                qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
+            else:
+                gains = [self.q_norm.weight.expand(self.n_heads, -1), self.k_norm.weight.expand(self.n_kv_heads, -1)]
+                qk = rms_norm(qk, torch.cat(gains), self.q_norm.eps)
         if self.rope is not None:
             length, positions = qk.shape[1], call.positions
             if positions is None and call.padding_mask is not None:

@@ -73,6 +73,8 @@ def step_for(attention: ThinHeads, x: Tensor, call: Call) -> Step | None:
             return None
         if not plain(attention.q_proj, attention.k_proj, attention.v_proj):
             return None
+        if any(norm is not None and hooked(norm) for norm in (attention.q_norm, attention.k_norm)):
+            return None
         step = cache.prepared["attention"] = Step(attention)
     return step
 
