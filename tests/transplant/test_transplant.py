@@ -9,6 +9,7 @@ from blockyard.errors import InputError
 from blockyard.latent.attention import LatentAttention
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.models.trunk import seeded
+from blockyard.registry.pattern import parse_choice
 from blockyard.transplant import gather_moments, needs_moments, pieces_of, token_losses, transplant
 from blockyard.transplant.latents import mean_turns
 from blockyard.transplant.source import components_of, read_source
@@ -239,3 +240,10 @@ def test_losses_are_paired_and_a_short_text_is_refused():
     torch.testing.assert_close(losses.mean(), expected)
     with pytest.raises(InputError, match="the text has 20 tokens; 1 pieces of 30 take 30"):
         pieces_of(torch.arange(20), 30)
+
+
+def test_the_new_layers_are_written_as_text_that_reads_back():
+    model, ids = build(), text()
+    new = transplant(model, "standard[n_kv_heads=1,head_dim=12]", layers=[0], moments=gather_moments(model, ids))
+    new = transplant(new, "mla[kv_rank=12,rope_dim=6]", layers=[1], moments=gather_moments(model, ids))
+    assert parse_choice(new.config.choice) == new.config.layers
