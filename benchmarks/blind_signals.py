@@ -97,7 +97,8 @@ def run(folder: Path, groups: dict[str, Any]) -> dict[str, Any]:
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
     before = time.process_time()
-    train(groups, folder, resume=folder.is_dir(), task="signal")
+    # One that was ended before it wrote its settings begins again.
+    train(groups, folder, resume=(folder / "config.yaml").is_file(), task="signal")
     seconds = time.process_time() - before
     model, _, ran = load_run(folder)
     with torch.inference_mode():
