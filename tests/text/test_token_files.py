@@ -141,6 +141,23 @@ def test_ids_outside_the_vocabulary_are_refused_with_their_place(tmp_path, token
     refuses(tmp_path / "c.bin", tokenizer, "ids beyond the \\d+ tokens of the tokenizer")
 
 
+def test_ids_in_a_gap_of_the_vocabulary_are_refused(tmp_path, tokenizer):
+    from blockyard.text.tiktokens import Encoding, tokenizer_json
+
+    specials = set(tokenizer.special_tokens.values())
+    tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size) if i not in specials]
+    # The last special token leaves a gap before it, as cl100k_base has some.
+    encoding = Encoding(r"\s+|\S+", len(tokens), {"<|end|>": len(tokens) + 5})
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokenizer_json({token: i for i, token in enumerate(tokens)}, encoding, "x"))
+    np.save(tmp_path / "a.npy", np.array([5] * 40 + [len(tokens) + 5] + [7] * 40, np.uint16))
+    assert (
+        load_text(config(tmp_path / "a.npy", tokenizer, tokenizer=str(path)), context=8).fingerprint["documents"] == 2
+    )
+    np.save(tmp_path / "a.npy", np.array([5] * 40 + [len(tokens) + 2], np.uint16))
+    refuses(tmp_path / "a.npy", tokenizer, "has a number for, but never makes", tokenizer=str(path))
+
+
 def test_tokens_without_their_tokenizer_are_refused(tmp_path, tokenizer):
     write_raw(tmp_path / "a.bin", [5, 9] * 40)
     refuses(tmp_path / "a.bin", tokenizer, "not bytes; name the tokenizer", tokenizer="byte")

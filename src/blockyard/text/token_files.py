@@ -95,6 +95,7 @@ def read_token_files(
         )
     parts = [layout.ids(layout.dtype or dtype) for layout in layouts]
     counts, sha256, n_documents = _looked_through(parts, layouts, tokenizer, progress)
+    _check_made(counts, tokenizer, files[0])
     lengths = byte_lengths(tokenizer, separator=0, specials=False)
     if len(parts) == 1 and parts[0].dtype.kind == "u" and parts[0].dtype.itemsize <= 4:
         tokens = parts[0]
@@ -226,6 +227,19 @@ def _blocks(ids: np.ndarray) -> Iterator[np.ndarray]:
     plain = ids.view(np.ndarray)
     for start in range(0, len(plain), BLOCK):
         yield plain[start : start + BLOCK]
+
+
+def _check_made(counts: np.ndarray, tokenizer: Tokenizer, path: Path) -> None:
+    """Refuse ids that are numbers of the vocabulary, but of no token: it has gaps, and rows that fill it up."""
+    apart = {tokenizer.separator_id, *tokenizer.special_tokens.values()}
+    unmade = next(
+        (i for i in map(int, np.flatnonzero(counts)) if i not in apart and not tokenizer.token_bytes(i)), None
+    )
+    if unmade is not None:
+        raise InputError(
+            f"{_said(path)} has token {unmade}, which the tokenizer ({tokenizer.name}) has a number for, but never "
+            "makes; name the one that made it with data.tokenizer"
+        )
 
 
 def _narrowed(parts: Sequence[np.ndarray], kind: np.dtype[Any]) -> Iterator[np.ndarray]:
