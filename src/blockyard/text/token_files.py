@@ -19,7 +19,7 @@ from blockyard.files import parse_json
 from blockyard.text.config import TextDataConfig
 from blockyard.text.progress import Counted
 from blockyard.text.tokenizer import Tokenizer
-from blockyard.text.tokens import byte_lengths, stored, token_dtype
+from blockyard.text.tokens import byte_lengths, separates, stored, token_dtype
 
 # Ids that are looked at at a time.
 BLOCK = 1 << 20
@@ -231,7 +231,7 @@ def _blocks(ids: np.ndarray) -> Iterator[np.ndarray]:
 
 def _check_made(counts: np.ndarray, tokenizer: Tokenizer, path: Path) -> None:
     """Refuse ids that are numbers of the vocabulary, but of no token: it has gaps, and rows that fill it up."""
-    apart = {tokenizer.separator_id, *tokenizer.special_tokens.values()}
+    apart = set(tokenizer.special_tokens.values())
     unmade = next(
         (i for i in map(int, np.flatnonzero(counts)) if i not in apart and not tokenizer.token_bytes(i)), None
     )
@@ -252,7 +252,8 @@ def _looked_through(
     parts: Sequence[np.ndarray], layouts: Sequence[Layout], tokenizer: Tokenizer, progress: Counted | None
 ) -> tuple[np.ndarray, str, int]:
     """Return how often each id comes, the sha256 of all, and the number of documents."""
-    size, separator = tokenizer.vocab_size, tokenizer.separator_id
+    # An ordinary token that serves as the separator of our own texts separates nothing in those of others.
+    size, separator = tokenizer.vocab_size, tokenizer.separator_id if separates(tokenizer) else -1
     digest, counts = hashlib.sha256(), np.zeros(size, np.int64)
     documents, before, done = 0, True, 0
     whole = sum(part.nbytes for part in parts)

@@ -188,8 +188,14 @@ def byte_lengths(tokenizer: Tokenizer, *, separator: int, specials: bool = True)
     lengths = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], np.int64)
     if not specials:
         lengths[[token for token in tokenizer.special_tokens.values() if token < len(lengths)]] = 0
-    lengths[tokenizer.separator_id] = separator
+    if specials or separates(tokenizer):
+        lengths[tokenizer.separator_id] = separator
     return lengths
+
+
+def separates(tokenizer: Tokenizer) -> bool:
+    """Return whether the separator of a tokenizer is a token of its own: one that has none takes an ordinary token."""
+    return tokenizer.name == "byte" or tokenizer.separator_id in tokenizer.special_tokens.values()
 
 
 def token_arrays(
