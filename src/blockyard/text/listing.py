@@ -37,10 +37,12 @@ class Listing:
     Args:
         files: those that are read, in order.
         left_out: how many of each suffix ("" for none) are not: hidden ones are not counted.
+        left_out_bytes: how large these are together.
     """
 
     files: tuple[Path, ...]
     left_out: Mapping[str, int]
+    left_out_bytes: int = 0
 
     def note(self) -> str:
         """Return what was left out, in a line; "" when nothing was."""
@@ -51,7 +53,8 @@ class Listing:
         told = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in kinds[:6])
         more = f", and {len(kinds) - 6} more kinds" if len(kinds) > 6 else ""
         files = "file is" if many == 1 else "files are"
-        return f"{many} {files} left out, as they are not text by their names: {told}{more}"
+        size = f"{self.left_out_bytes:,} bytes"
+        return f"{many} {files} left out ({size}), as they are not text by their names: {told}{more}"
 
 
 @dataclass
@@ -75,6 +78,7 @@ def list_folder(folder: Path) -> Listing:
     """
     found: list[tuple[str, Path]] = []
     left_out: Counter[str] = Counter()
+    left_out_bytes = 0
     unreadable: list[OSError] = []
     for base, folders, files in os.walk(folder, onerror=unreadable.append):
         # Hidden folders hold repositories' and editors' own files, not the user's text.
@@ -92,12 +96,13 @@ def list_folder(folder: Path) -> Listing:
                 found.append((path.relative_to(folder).as_posix(), path))
             else:
                 left_out["".join(path.suffixes[-2:]).lower() if _compressed(path) else path.suffix.lower()] += 1
+                left_out_bytes += path.stat().st_size
     if unreadable:
         error = unreadable[0]
         raise InputError(f"data.path={str(folder)!r}: {error.filename} cannot be read: {error.strerror}")
     # Sorted by name, not as the file system lists them: the same folder gives the same text everywhere.
     found.sort()
-    return Listing(tuple(path for _, path in found), dict(left_out))
+    return Listing(tuple(path for _, path in found), dict(left_out), left_out_bytes)
 
 
 def is_pattern(path: Path) -> bool:

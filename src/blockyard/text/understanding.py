@@ -39,6 +39,7 @@ class TextUnderstanding:
         sha256: as the run's environment will say.
         spells_separator: whether a document has the separator of documents written in it.
         left_out: number of files by suffix that are not read.
+        left_out_bytes: how large these are together.
         notes: what a reader should know, one line each.
     """
 
@@ -51,6 +52,7 @@ class TextUnderstanding:
     sha256: str
     spells_separator: bool
     left_out: Mapping[str, int]
+    left_out_bytes: int
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -126,6 +128,7 @@ def understand_text(config: TextDataConfig) -> TextUnderstanding | TokensUnderst
         text.sha256,
         text.spells_separator,
         listing.left_out,
+        listing.left_out_bytes,
         notes_on(config, listing, text.spells_separator, left_out),
     )
 
