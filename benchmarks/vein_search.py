@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blockyard.vein.migration import from_standard
 from torch import Tensor, nn
 
 from blockyard.models.lm import LMConfig
@@ -37,7 +38,6 @@ from blockyard.tasks.lm.task import LMTask
 from blockyard.text import TextData, TextDataConfig, load_text
 from blockyard.training.config import TrainConfig
 from blockyard.training.trainer import Trainer
-from blockyard.vein.migration import from_standard
 
 D_MODEL, LAYERS, CONTEXT, BATCH = 192, 2, 128, 16
 WARM, ROUNDS, TIMED = 3, 5, 3

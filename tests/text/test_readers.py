@@ -291,7 +291,7 @@ def test_every_kind_of_compressed_file_in_a_folder_is_read_and_the_rest_is_told(
     assert documents(read_path(tmp_path)) == sorted(CODECS)
     listing = list_folder(tmp_path)
     assert listing.left_out == {".tar.gz": 1, ".png": 1, "": 1}
-    told = "3 files are left out, as they are not text by their names: 1 without a suffix, 1 .png, 1 .tar.gz"
+    told = "3 files are left out (34 bytes), as they are not text by their names: 1 without a suffix, 1 .png, 1 .tar.gz"
     assert listing.note() == told
     options = {"path": str(tmp_path), "cache_dir": str(tmp_path / ".cache"), "val_fraction": 0.5}
     data = load_text(TextDataConfig(**options), context=2)

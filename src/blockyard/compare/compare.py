@@ -241,7 +241,18 @@ def _report(
                 notes.append(f"{planned.name} could not be looked into: {keep_failure(error, folder)}.")
         choices.append(choice)
     # Decided for each run or of no matter to its numbers: the settings that a reader sees are those shared by all.
-    free = ("steps", "seed", "eval_every", "save_every", "log_every", "keep", "save_best", "progress", "tensorboard")
+    free = (
+        "steps",
+        "seed",
+        "eval_every",
+        "save_every",
+        "log_every",
+        "keep",
+        "save_best",
+        "progress",
+        "log",
+        "tensorboard",
+    )
     model = {k: v for k, v in asdict(plan[0].model).items() if k != "blocks"}
     quality = kind.quality(data)
     beside = [kind.beside(Path(folder), base, data) for folder in config.beside or ()]

@@ -180,6 +180,7 @@ def watched(train: TrainConfig, steps: int, expected: int, every: int, seed: int
         # A choice that diverges is to be told, not nursed past its bad batches.
         on_non_finite="stop",
         progress=False,
+        log=None,
         tensorboard=False,
     )
 

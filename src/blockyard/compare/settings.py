@@ -15,7 +15,7 @@ from blockyard.report.wants import parse_want
 Groups = Mapping[str, Mapping[str, Any]]
 # What a comparison or a search decides for every run by itself: options of the group `train` that neither has.
 DECIDED = ("steps", "init", "eval_every", "save_every", "log_every", "keep", "save_best", "on_non_finite", "progress",
-           "tensorboard")  # fmt: skip
+           "log", "tensorboard")  # fmt: skip
 
 # More processes than any machine trains in; and of what is listed or kept for each, more than anybody asks for.
 MOST_WORKERS = 1024

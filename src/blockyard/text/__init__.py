@@ -8,15 +8,17 @@ sees the same. Validation is the end of the text and does not depend on the seed
 Files, in reading order:
 
     config.py         TextDataConfig: which text, how it is cut into tokens
-    readers.py        text files, records and folders as a stream of pieces: listing.py (which files of a folder),
-                      streams.py (compressed.py, encodings), records.py (JSON Lines, JSON arrays, parquet)
+    readers.py        text files, records and folders as a stream of pieces: listing.py (which files of a folder or
+                      pattern; datasets.py: of one that datasets saved), streams.py (compressed.py, encodings),
+                      records.py (JSON Lines, JSON arrays), tables.py (parquet, Arrow)
     corpus.py         the default text: the source of Python's own standard library
     tokenizer.py      what every tokenizer does; bytes as tokens
     bpe.py            byte-level BPE; pretokens.py cuts its words, bpe_training.py learns merges, bpe_files.py reads and
                       writes GPT-2's format
     library.py        a foreign tokenizer by its tokenizer.json, and how its model's conversations are written
-    saved.py          a tokenizer from the folder it was saved into
-    tokens.py         encoded text on disk
+    tiktokens.py      tiktoken's files, as a tokenizer.json
+    saved.py          a tokenizer from the folder it was saved into, a file, or its name
+    tokens.py         encoded text on disk; token_files.py: text that comes as tokens
     load.py           load_text: from a configuration to tokens; understanding.py: what a text is taken for;
                       progress.py: what is shown meanwhile
     batches.py        TextData: the two parts, and the batches cut from them

@@ -11,17 +11,21 @@ from torch import Tensor
 
 from blockyard.errors import InputError, at_least
 from blockyard.text.tokenizer import Tokenizer
+from blockyard.text.tokens import byte_lengths
 
 
 class TextData:
     """Tokens of a text, split into training and validation, and the batches cut from them.
 
     Args:
-        tokens: all ids in order, uint16 or uint32, usually memory-mapped.
+        tokens: all ids in order, uint8, uint16 or uint32, usually memory-mapped.
         tokenizer: what made them.
         val_fraction: share of the tokens, at the end, kept for validation.
         context: tokens a batch row will have; both parts must hold one row and its next token.
         fingerprint: source, version, sha256, bytes, tokens: what identifies the text in a run's records.
+        notes: what whoever trains on it should know, one line each.
+        specials_spell: whether special tokens stand for the text that spells them, as where a text was encoded; in
+            tokens that come from elsewhere they were put between, and stand for no text.
 
     Raises:
         InputError: when the text is too short for the context.
@@ -36,6 +40,7 @@ class TextData:
         context: int,
         fingerprint: dict[str, Any],
         notes: Sequence[str] = (),
+        specials_spell: bool = True,
     ) -> None:
         at_least(1, context=context)
         n_val = round(len(tokens) * val_fraction)
@@ -50,6 +55,7 @@ class TextData:
         self.context = context
         self.fingerprint = fingerprint
         self.notes = tuple(notes)
+        self._specials_spell = specials_spell
         self.train = tokens[:n_train]
         self.val = tokens[n_train:]
         # Indexing a plain view of the memory map skips np.memmap's bookkeeping at every step.
@@ -137,9 +143,7 @@ class TextData:
     def _count_bytes(self) -> int:
         if self.tokenizer.name == "byte" and not self.tokenizer.special_tokens:
             return len(self._val)
-        tokenizer = self.tokenizer
-        lengths = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], np.int64)
-        lengths[tokenizer.separator_id] = 1
+        lengths = byte_lengths(self.tokenizer, separator=1, specials=self._specials_spell)
         counts = np.zeros(len(lengths), np.int64)
         for start in range(0, len(self._val), 1 << 22):
             counts += np.bincount(self._val[start : start + (1 << 22)], minlength=len(lengths))

@@ -35,6 +35,11 @@ _CHARACTER = dict(enumerate(_printable_characters()))
 _BYTE = {character: byte for byte, character in _CHARACTER.items()}
 
 
+def printable_order() -> list[bytes]:
+    """Return the 256 bytes in GPT-2's order: those that print first."""
+    return [bytes([byte]) for byte in sorted(range(256), key=lambda byte: (ord(_CHARACTER[byte]) >= 256, byte))]
+
+
 def printable(token: bytes) -> str:
     """Write a token's bytes in GPT-2's printable characters (a space is Ġ)."""
     return token.decode("latin-1").translate(_CHARACTER)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from blockyard.errors import InputError, at_least, one_of
 from blockyard.files import cache_home, user_path
 
-TextFormat = Literal["auto", "txt", "jsonl", "json", "parquet", "folder"]
+TextFormat = Literal["auto", "txt", "jsonl", "json", "parquet", "arrow", "tokens", "folder"]
+TokenType = Literal["auto", "uint8", "uint16", "uint32", "int32", "int64"]
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,15 @@ class TextDataConfig:
     """The text data of a run.
 
     Args:
-        path: file or folder to read; none means the Python standard library's own source.
-        format: how to read it; auto decides by folder or file suffix (.jsonl .ndjson .parquet, else txt; a .json file
-            by its records), behind one of .gz .bz2 .xz .zst too. Compressed files are known by their bytes.
-        text_field: field (JSONL) or column (parquet) that holds the text.
-        tokenizer: byte, bpe (trained on this text), or a folder with a saved or GPT-2 style tokenizer.
+        path: file, folder (one that Hugging Face's datasets saved, too) or pattern such as 'data/*.parquet'; none means
+            the Python standard library's own source.
+        format: how to read it; auto decides by folder or file suffix (.jsonl .ndjson .parquet .arrow, else txt; a .json
+            file by its records; .bin .npy: tokens), behind one of .gz .bz2 .xz .zst too. Compressed files are known
+            by their bytes.
+        text_field: field (JSONL) or column (parquet, Arrow) that holds the text.
+        token_dtype: of the ids in raw files of tokens; auto takes the width at which all are in the vocabulary.
+        tokenizer: byte, bpe (trained on this text), a folder with a saved or GPT-2 style tokenizer, a tokenizer.json, a
+            .tiktoken file, or one of tiktoken's names (gpt2, cl100k_base, …) whose file is on this machine.
         vocab_size: number of tokens of a bpe tokenizer, its 256 bytes and special tokens included.
         special_tokens: let a special token that is written in a document (<|endoftext|>) be one; else it is text.
         val_fraction: share of the tokens, at the end of the text, kept for validation.
@@ -35,6 +40,7 @@ class TextDataConfig:
     path: str | None = None
     format: TextFormat = "auto"
     text_field: str = "text"
+    token_dtype: TokenType = "auto"
     tokenizer: str = "byte"
     vocab_size: int = 4096
     special_tokens: bool = False
@@ -43,7 +49,8 @@ class TextDataConfig:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        one_of(("auto", "txt", "jsonl", "json", "parquet", "folder"), **{"data.format": self.format})
+        one_of(get_args(TextFormat), **{"data.format": self.format})
+        one_of(get_args(TokenType), **{"data.token_dtype": self.token_dtype})
         if self.path == "":
             raise InputError("data.path is an empty string; give a file or folder, or leave it out")
         if not 0.0 < self.val_fraction < 1.0:

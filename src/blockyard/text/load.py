@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockyard.errors import require
+from blockyard.errors import InputError, require
 from blockyard.text.config import TextDataConfig
 from blockyard.text.corpus import read_standard_library, standard_library_version
-from blockyard.text.listing import listing_of, notes_on
+from blockyard.text.listing import LeftOut, listing_of, notes_on, token_files_of
 from blockyard.text.progress import Progress
 from blockyard.text.readers import Pieces, limited, read_path
 from blockyard.text.saved import load_tokenizer
@@ -35,7 +38,13 @@ def load_text(config: TextDataConfig, context: int, progress: Progress | None = 
     from blockyard.text.batches import TextData
     from blockyard.text.tokens import encoded, scan
 
-    text = scan(lambda: pieces_of(config), None if progress is None else partial(progress, "reading"))
+    files = token_files_of(config)
+    if files is not None:
+        return _load_tokens(config, files, context, progress)
+    left_out = LeftOut()
+    text = scan(lambda: pieces_of(config, left_out), None if progress is None else partial(progress, "reading"))
+    # As the first reading found it: later ones would count again.
+    left_out = replace(left_out)
     tokenizer = tokenizer_for(config, text, progress)
     tokens = encoded(
         text,
@@ -44,33 +53,63 @@ def load_text(config: TextDataConfig, context: int, progress: Progress | None = 
         None if progress is None else partial(progress, "encoding"),
         special=config.special_tokens,
     )
-    fingerprint: dict[str, Any] = {
-        "source": "Python standard library" if config.path is None else config.path,
-        "version": standard_library_version() if config.path is None else None,
-        "sha256": text.sha256,
-        "bytes": text.n_bytes,
-        "documents": text.n_documents,
-        "tokens": len(tokens),
-        "tokenizer": tokenizer.name,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer_sha256": tokenizer.fingerprint(),
-    }
+    fingerprint = _fingerprint(config, text.sha256, text.n_bytes, text.n_documents, len(tokens), tokenizer)
     if text.spells_separator and tokenizer.special_tokens:
         # Versions before took it for the separator: what they began does not go on with other tokens.
         fingerprint["special_tokens_sha256"] = sha256(str(config.special_tokens).encode()).hexdigest()
-    notes = notes_on(config, listing_of(config), text.spells_separator and bool(tokenizer.special_tokens))
+    spells = text.spells_separator and bool(tokenizer.special_tokens)
+    notes = notes_on(config, listing_of(config), spells, left_out)
     return TextData(
         tokens, tokenizer, val_fraction=config.val_fraction, context=context, fingerprint=fingerprint, notes=notes
     )
 
 
-def pieces_of(config: TextDataConfig) -> Pieces:
+def _load_tokens(config: TextDataConfig, files: Sequence[Path], context: int, progress: Progress | None) -> TextData:
+    """Load a text that comes as tokens."""
+    from blockyard.text.batches import TextData
+    from blockyard.text.token_files import read_token_files
+
+    if config.tokenizer == "bpe":
+        raise InputError(
+            f"data.tokenizer=bpe is learnt from text, and data.path={config.path!r} holds tokens; name the tokenizer "
+            "that made them"
+        )
+    tokenizer = ByteTokenizer() if config.tokenizer == "byte" else load_tokenizer(config.tokenizer)
+    found = read_token_files(files, config, tokenizer, None if progress is None else partial(progress, "reading"))
+    return TextData(
+        found.tokens,
+        tokenizer,
+        val_fraction=config.val_fraction,
+        context=context,
+        fingerprint=_fingerprint(config, found.sha256, found.n_bytes, found.n_documents, len(found.tokens), tokenizer),
+        notes=found.notes,
+        specials_spell=False,
+    )
+
+
+def _fingerprint(
+    config: TextDataConfig, sha256: str, n_bytes: int, n_documents: int, n_tokens: int, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    return {
+        "source": "Python standard library" if config.path is None else config.path,
+        "version": standard_library_version() if config.path is None else None,
+        "sha256": sha256,
+        "bytes": n_bytes,
+        "documents": n_documents,
+        "tokens": n_tokens,
+        "tokenizer": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_sha256": tokenizer.fingerprint(),
+    }
+
+
+def pieces_of(config: TextDataConfig, left_out: LeftOut | None = None) -> Pieces:
     """Return the text of a configuration, read from its beginning."""
     if config.path is None:
         pieces = read_standard_library()
     else:
-        pieces = read_path(config.path, config.format, config.text_field)
-    return pieces if config.max_bytes is None else limited(pieces, config.max_bytes)
+        pieces = read_path(config.path, config.format, config.text_field, left_out)
+    return pieces if config.max_bytes is None else limited(pieces, config.max_bytes, left_out)
 
 
 def tokenizer_for(config: TextDataConfig, text: ScannedText, progress: Progress | None) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Texts out of records: JSON Lines, a JSON array of objects, parquet; one document a record."""
+"""Texts out of records: JSON Lines, a JSON array of objects; one document a record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from blockyard.errors import InputError, require
+from blockyard.errors import InputError
 from blockyard.files import parse_json
 from blockyard.text.streams import opened, read_lines
 
@@ -132,10 +132,11 @@ def _record_text(record: Any, where: str, field: str) -> str:
     if field not in record:
         names = ", ".join(sorted(record)[:8]) or "none"
         raise InputError(f"{where} has no field {field!r} (it has: {names}); set data.text_field")
-    return _checked_text(record[field], f"{where} field {field!r}")
+    return checked_text(record[field], f"{where} field {field!r}")
 
 
-def _checked_text(value: Any, where: str) -> str:
+def checked_text(value: Any, where: str) -> str:
+    """Return a value that is text and UTF-8, or refuse it by its place."""
     if not isinstance(value, str):
         raise InputError(f"{where} is {type(value).__name__}, not text")
     if not value.isascii():
@@ -144,26 +145,3 @@ def _checked_text(value: Any, where: str) -> str:
         except UnicodeEncodeError as error:
             raise InputError(f"{where} is not text: lone surrogate at character {error.start}") from error
     return value
-
-
-def parquet_texts(path: Path, field: str) -> Iterator[str]:
-    """Yield the text of every row of a parquet file."""
-    require("pyarrow", extra="train")
-    import pyarrow
-    import pyarrow.parquet
-
-    where = f"data.path={str(path)!r}"
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = file.schema_arrow.names
-            if field not in columns:
-                names = ", ".join(columns[:8])
-                raise InputError(f"{where} has no column {field!r} (it has: {names}); set data.text_field")
-            row = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[field]):
-                for scalar in batch.column(0):
-                    yield _checked_text(scalar.as_py(), f"{where} row {row} column {field!r}")
-                    row += 1
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{where} is not a readable parquet file: {first_line}") from error

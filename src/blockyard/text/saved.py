@@ -1,4 +1,4 @@
-"""A tokenizer from the folder that it was saved into."""
+"""A tokenizer from the folder that it was saved into, from a file, or by its name."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from blockyard.text.tokenizer import DESCRIPTION_FILE, ByteTokenizer, Tokenizer,
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Load a tokenizer that `save` wrote, a folder with a tokenizer.json, or a GPT-2 style one with vocab.json and
-    merges.txt.
+    merges.txt; a tokenizer.json or .tiktoken file; or one of tiktoken's by its name.
 
     Raises:
-        InputError: when the folder holds no tokenizer or a damaged one.
+        InputError: when there is no tokenizer of that name, or a damaged one.
     """
     where = user_path(folder)
     if not where.is_dir():
-        near = suggest(str(folder), ("byte", "bpe"))
-        raise InputError(f"tokenizer={str(folder)!r} is not byte, bpe or a folder with a saved tokenizer{near}")
+        return _from_file_or_name(where, str(folder))
     described = where / DESCRIPTION_FILE
     if described.exists():
         description = read_json(described)
@@ -50,3 +49,26 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     from blockyard.text.bpe import BPETokenizer
 
     return BPETokenizer.load(where)
+
+
+def _from_file_or_name(path: Path, name: str) -> Tokenizer:
+    from blockyard.text.library import TOKENIZER, LibraryTokenizer
+    from blockyard.text.tiktokens import ENCODINGS, SUFFIX, tokenizer_json_from, tokenizer_json_of
+
+    if path.is_file():
+        if path.name == TOKENIZER:
+            # What stands beside it says how it is used.
+            return LibraryTokenizer.load(path.parent)
+        if path.suffix == SUFFIX:
+            return LibraryTokenizer({TOKENIZER: tokenizer_json_from(path)})
+        if path.suffix == ".json":
+            try:
+                return LibraryTokenizer({TOKENIZER: path.read_text(encoding="utf-8")})
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"tokenizer={name!r} is neither a tokenizer.json nor a {SUFFIX} file")
+    if name in ENCODINGS:
+        return LibraryTokenizer({TOKENIZER: tokenizer_json_of(name)})
+    near = suggest(name, ("byte", "bpe", *ENCODINGS))
+    known = f"byte, bpe, a folder with a saved tokenizer, a tokenizer.json, a {SUFFIX} file"
+    raise InputError(f"tokenizer={name!r} is not {known} or one of {', '.join(ENCODINGS)}{near}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,11 +129,36 @@ def encoded(
     # Files of the first kind held special tokens wherever a document spelt one.
     kind = 1 if special else 2
     key = hashlib.sha256(f"tokens {kind} {text.sha256} {tokenizer.fingerprint()}".encode()).hexdigest()[:40]
+    about = {"text_sha256": text.sha256, "tokenizer": tokenizer.name}
+    return stored(
+        key,
+        folder,
+        token_dtype(tokenizer.vocab_size),
+        lambda: token_arrays(text, tokenizer, progress, special=special),
+        about,
+    )
+
+
+def stored(
+    key: str, folder: Path, dtype: np.dtype[Any], arrays: Callable[[], Iterable[np.ndarray]], about: Mapping[str, str]
+) -> np.ndarray:
+    """Return the ids that are kept under a key, memory-mapped, writing what is not there.
+
+    Args:
+        key: what they are made of, as a hash.
+        folder: the cache folder; made if missing. A damaged file in it is replaced.
+        dtype: of the ids.
+        arrays: gives the ids in arrays of this type; called only when they are not there.
+        about: what else the file says of them.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
     path = folder / "tokens" / f"{key}.tokens"
     tokens = _read(path, key)
     if tokens is None:
         try:
-            _write(path, key, text, tokenizer, progress, special)
+            _write(path, key, dtype, arrays(), about)
         except InputError as error:
             if not isinstance(error.__cause__, OSError):
                 raise
@@ -150,6 +175,27 @@ def encoded(
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Return the smallest of uint16 and uint32 that holds every id."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def byte_lengths(tokenizer: Tokenizer, *, separator: int, specials: bool = True) -> np.ndarray:
+    """Return the bytes that each token stands for: int64 [vocab_size].
+
+    Args:
+        tokenizer: the vocabulary.
+        separator: what the separator of documents counts as.
+        specials: whether special tokens stand for the text that spells them, and not for nothing.
+    """
+    lengths = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], np.int64)
+    if not specials:
+        lengths[[token for token in tokenizer.special_tokens.values() if token < len(lengths)]] = 0
+    if specials or separates(tokenizer):
+        lengths[tokenizer.separator_id] = separator
+    return lengths
+
+
+def separates(tokenizer: Tokenizer) -> bool:
+    """Return whether the separator of a tokenizer is a token of its own: one that has none takes an ordinary token."""
+    return tokenizer.name == "byte" or tokenizer.separator_id in tokenizer.special_tokens.values()
 
 
 def token_arrays(
@@ -170,26 +216,17 @@ def _as_array(block: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
     return np.asarray(block, dtype=dtype)
 
 
-def _write(
-    path: Path, key: str, text: ScannedText, tokenizer: Tokenizer, progress: Counted | None, special: bool
-) -> None:
+def _write(path: Path, key: str, dtype: np.dtype[Any], arrays: Iterable[np.ndarray], about: Mapping[str, str]) -> None:
     sweep(path.parent)
     check, count = 0, 0
     with writing(path) as file:
         file.write(b" " * HEADER_BYTES)
-        for array in token_arrays(text, tokenizer, progress, special=special):
+        for array in arrays:
             raw = array.tobytes()
             check = zlib.crc32(raw, check)
             count += len(array)
             file.write(raw)
-        header = {
-            "key": key,
-            "dtype": token_dtype(tokenizer.vocab_size).name,
-            "tokens": count,
-            "crc32": check,
-            "text_sha256": text.sha256,
-            "tokenizer": tokenizer.name,
-        }
+        header = {"key": key, "dtype": dtype.name, "tokens": count, "crc32": check, **about}
         file.seek(0)
         file.write(json.dumps(header).encode())
 

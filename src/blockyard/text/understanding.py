@@ -10,7 +10,7 @@ from typing import Any
 
 from blockyard.errors import InputError
 from blockyard.text.config import TextDataConfig
-from blockyard.text.listing import COMPRESSED_SUFFIXES, listing_of, notes_on
+from blockyard.text.listing import COMPRESSED_SUFFIXES, LeftOut, listing_of, notes_on, token_files_of
 from blockyard.text.load import pieces_of
 from blockyard.text.readers import format_of
 from blockyard.text.streams import encoding_of
@@ -21,6 +21,7 @@ _WORDS = {
     "jsonl": "a document a line",
     "json": "a document an object",
     "parquet": "a document a row",
+    "arrow": "a document a row",
 }
 
 
@@ -30,7 +31,7 @@ class TextUnderstanding:
 
     Args:
         source: the path, or what the text is when there is none.
-        formats: number of files by format: txt, jsonl, json, parquet.
+        formats: number of files by format: txt, jsonl, json, parquet, arrow.
         compressed: how many of them are compressed.
         encodings: number of files by encoding, where it is not UTF-8.
         documents: with text in them.
@@ -38,6 +39,7 @@ class TextUnderstanding:
         sha256: as the run's environment will say.
         spells_separator: whether a document has the separator of documents written in it.
         left_out: number of files by suffix that are not read.
+        left_out_bytes: how large these are together.
         notes: what a reader should know, one line each.
     """
 
@@ -50,6 +52,7 @@ class TextUnderstanding:
     sha256: str
     spells_separator: bool
     left_out: Mapping[str, int]
+    left_out_bytes: int
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -68,13 +71,49 @@ class TextUnderstanding:
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(self).items()}
 
 
-def understand_text(config: TextDataConfig) -> TextUnderstanding:
+@dataclass(frozen=True)
+class TokensUnderstanding:
+    """What files of tokens hold by themselves; which text that is, their tokenizer knows.
+
+    Args:
+        source: the path.
+        files: how many there are.
+        raw: whether one of them does not say how wide its ids are.
+        readings: `dtype`, number of `tokens` and `largest` id, for each width that they may have.
+    """
+
+    source: str
+    files: int
+    raw: bool
+    readings: tuple[Mapping[str, Any], ...]
+
+    def lines(self) -> list[str]:
+        """Return the same for people."""
+        found = [f"{self.source}: {self.files:,} file{'s' if self.files > 1 else ''} of tokens"]
+        found += [f"  as {r['dtype']}: {r['tokens']:,} tokens, the largest {r['largest']:,}" for r in self.readings]
+        if self.raw and len(self.readings) > 1:
+            found.append("  note: the width is decided by the tokenizer's vocabulary, or by data.token_dtype")
+        return [*found, "  note: name the tokenizer that made them with data.tokenizer to train on them"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same as plain data."""
+        return {**vars(self), "readings": [dict(reading) for reading in self.readings]}
+
+
+def understand_text(config: TextDataConfig) -> TextUnderstanding | TokensUnderstanding:
     """Read a text through and say what it is.
 
     Raises:
         InputError: for whatever a training on it would refuse of the text itself.
     """
-    text = scan(lambda: pieces_of(config))
+    tokens = token_files_of(config)
+    if tokens is not None:
+        from blockyard.text.token_files import describe_token_files
+
+        found = describe_token_files(tokens)
+        return TokensUnderstanding(str(config.path), found["files"], found["raw"], tuple(found["readings"]))
+    left_out = LeftOut()
+    text = scan(lambda: pieces_of(config, left_out))
     listing = listing_of(config)
     files = listing.files
     formats = Counter(_format(path, config, alone=len(files) == 1) for path in files)
@@ -89,7 +128,8 @@ def understand_text(config: TextDataConfig) -> TextUnderstanding:
         text.sha256,
         text.spells_separator,
         listing.left_out,
-        notes_on(config, listing, text.spells_separator),
+        listing.left_out_bytes,
+        notes_on(config, listing, text.spells_separator, left_out),
     )
 
 

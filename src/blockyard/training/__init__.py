@@ -17,6 +17,7 @@ Where to read, in this order:
                      compiling.py (when a run does it)
     folder.py        the run folder, and what must be the same to go on in it; checkpoint.py: folders that appear whole
                      or not at all, without pickles
+    loggers.py       where figures go beside metrics.jsonl: TensorBoard, and what plug-ins register
     distributed.py   several ranks as one run, by DDP or FSDP2, and parts and wholes of their tensors
     the rest         interruptions, numbers that are not finite, progress, records of the machine
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from blockyard.training.config import TrainConfig as TrainConfig
     from blockyard.training.guard import NonFiniteError as NonFiniteError
     from blockyard.training.interrupt import Interrupted as Interrupted
+    from blockyard.training.loggers import Logger as Logger
+    from blockyard.training.loggers import register_logger as register_logger
     from blockyard.training.muon import Muon as Muon
     from blockyard.training.optim import Optimizers as Optimizers
     from blockyard.training.optim import lr_factor as lr_factor
@@ -55,6 +58,7 @@ else:
             "config": "TrainConfig",
             "guard": "NonFiniteError",
             "interrupt": "Interrupted",
+            "loggers": "Logger register_logger",
             "muon": "Muon",
             "optim": "Optimizers lr_factor",
             "task": "Batch Task",

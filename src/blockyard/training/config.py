@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Options that change what is shown or kept but never a number of the run: free to differ on resume.
 FREE_ON_RESUME = frozenset(
-    {"log_every", "save_every", "keep", "save_best", "progress", "tensorboard", "parallel", "on_non_finite"}
+    {"log_every", "save_every", "keep", "save_best", "progress", "log", "tensorboard", "parallel", "on_non_finite"}
 )
 
 
@@ -63,7 +63,9 @@ class LoopConfig:
         device: `auto` (a CUDA device when there is one), `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads of this process; 0 keeps torch's choice.
         progress: show a progress bar (plain lines when not on a terminal).
-        tensorboard: also write TensorBoard event files into the run folder.
+        log: where figures go beside metrics.jsonl: `tensorboard` (event files in the run folder), a logger that a
+            plug-in registers, or several with commas between; none for nowhere else.
+        tensorboard: the same as `log` with tensorboard in it, as older runs have it.
     """
 
     steps: int = 1000
@@ -100,6 +102,7 @@ class LoopConfig:
     device: str = "auto"
     threads: int = 0
     progress: bool = True
+    log: str | None = None
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -141,6 +144,11 @@ class LoopConfig:
         # Measured, not derived: docs/recipes.md has the curves. What Muon leaves to AdamW are embeddings and gains,
         # which bear more.
         return 0.02 if self.optimizer == "muon" else 0.003
+
+    @property
+    def loggers(self) -> str:
+        """Names of the loggers, with commas between."""
+        return ",".join(filter(None, (self.log, "tensorboard" if self.tensorboard else None)))
 
     def rows(self, ranks: int) -> int:
         """Return rows of one forward pass on one rank.

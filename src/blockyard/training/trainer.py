@@ -7,6 +7,7 @@ run killed at any moment and resumed ends with the same numbers, bit for bit.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from blockyard.errors import InputError, require
+from blockyard.errors import InputError
 from blockyard.files import nothing_left, plain
 from blockyard.training import checkpoint as checkpoints
 from blockyard.training.allocator import keep_freed_memory
@@ -28,6 +29,7 @@ from blockyard.training.engine import Engine, StepResult
 from blockyard.training.environment import describe_environment
 from blockyard.training.folder import Meaning, RunFolder, resumption
 from blockyard.training.interrupt import Interrupted, StopRequest
+from blockyard.training.loggers import Loggers, find_loggers
 from blockyard.training.optim import lr_factor
 from blockyard.training.progress import Progress, Silent, make_progress
 from blockyard.training.task import Task, check_task
@@ -68,6 +70,8 @@ class Trainer:
         if self.ranks.device.type == "cpu":
             keep_freed_memory()
         config.rows(self.ranks.size)
+        self._opens = find_loggers(config.loggers)
+        self._loggers: Loggers | None = None
         # Without a task's knowledge an option left out is unknown, not equal.
         self._meaning = meaning or Meaning()
         self._folder: RunFolder | None = None
@@ -110,7 +114,8 @@ class Trainer:
             # Metrics may be ahead of the checkpoint; these steps are about to be made again.
             self._folder.rewind_metrics(self.step)
         self._write_environment()
-        self._tensorboard = self._open_tensorboard()
+        if self._folder is not None:
+            self._loggers = Loggers(self._opens, self.out, self._resolved, self.step, self._say)
         self.compiling.compile_if_due(self.step)
 
     # What a comparison reads.
@@ -218,10 +223,8 @@ class Trainer:
         self._last = row
         if self._folder is not None:
             self._folder.append_metrics(row)
-        if self._tensorboard is not None:
-            for name, value in row.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._tensorboard.add_scalar(name, value, self.step)
+        if self._loggers is not None:
+            self._loggers.log(self.step, row)
         self.progress.update(self.step, row)
 
     def evaluate(self) -> dict[str, float]:
@@ -264,9 +267,9 @@ class Trainer:
 
     def close(self) -> None:
         """Let the run folder and the process group go."""
-        if getattr(self, "_tensorboard", None) is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
+        if self._loggers is not None:
+            self._loggers.close()
+            self._loggers = None
         if self._folder is not None:
             self._folder.close()
             self._folder = None
@@ -367,11 +370,12 @@ class Trainer:
             | {"data": self.task.fingerprint, "decisions": decisions.to_dict() if decisions else None}
         )
 
-    def _open_tensorboard(self) -> Any:
-        if not self.config.tensorboard or self._folder is None:
-            return None
-        writer = require("torch.utils.tensorboard", extra="train")
-        return writer.SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step + 1)
+    def _say(self, line: str) -> None:
+        if self.config.progress:
+            # Asked for at the time: what shows lines is made when the run begins.
+            self.progress.say(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
 
 def _drain(optimizers: Any) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def best_yaml(record: schema.Tuning, spec: SearchSpec, cache: DataCache) -> str:
     )
     options = as_groups(run)
     # The run's own business, not the search's.
-    for name in ("progress", "tensorboard", "save_best", "keep", "on_non_finite"):
+    for name in ("progress", "log", "tensorboard", "save_best", "keep", "on_non_finite"):
         del options["train"][name]
     return head + write_yaml(plain(options))
 

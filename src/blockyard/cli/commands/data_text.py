@@ -17,7 +17,7 @@ def groups() -> dict[str, Group]:
     from blockyard.tasks.groups import dataclass_group
     from blockyard.text.config import TextDataConfig
 
-    later = ("path", "tokenizer", "vocab_size", "val_fraction", "cache_dir")
+    later = ("path", "token_dtype", "tokenizer", "vocab_size", "val_fraction", "cache_dir")
     return {"data": dataclass_group("data", "how it is read", TextDataConfig, without=later)}
 
 

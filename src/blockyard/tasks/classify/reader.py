@@ -1,4 +1,4 @@
-"""Labelled text out of CSV and JSONL files, with errors that name file and row."""
+"""Labelled text out of CSV and JSONL files and tables, with errors that name file and row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,18 @@ from typing import Any
 from blockyard.errors import InputError, suggest
 from blockyard.files import parse_json, user_path
 from blockyard.text.corpus import read_standard_library_packages
-from blockyard.text.listing import JSONL_SUFFIXES, content_suffix
+from blockyard.text.listing import (
+    ARROW_SUFFIXES,
+    JSONL_SUFFIXES,
+    PARQUET_SUFFIXES,
+    content_suffix,
+    is_pattern,
+    list_folder,
+    list_pattern,
+)
 from blockyard.text.records import json_shape
 from blockyard.text.streams import opened
+from blockyard.text.tables import TableKind, table_columns, table_rows
 
 # The default data: as many of the standard library's packages, and pieces of this many characters.
 PACKAGES, PIECE = 8, 1000
@@ -44,8 +53,9 @@ def read_rows(
     """Read a file.
 
     Args:
-        path: the file.
-        format: auto, csv (its separator by its header), tsv or jsonl; compressed files are known by their bytes.
+        path: the file; or a folder that Hugging Face's datasets saved, or a pattern, of tables.
+        format: auto, csv (its separator by its header), tsv, jsonl, parquet or arrow; compressed files are known by
+            their bytes.
         text_field: the column or field of the text.
         label_field: the column or field of the label.
         labels: "required", or "optional" for a file that is to be classified.
@@ -55,11 +65,15 @@ def read_rows(
             line) are named, rows counted from 1 without the header.
     """
     where = user_path(path, "data.path")
-    if format == "auto":
+    tables = _tables(where, format)
+    if tables is None and format == "auto":
         suffix = content_suffix(where)
         lines = suffix in JSONL_SUFFIXES or (suffix == ".json" and json_shape(where, text_field) == "lines")
         format = "jsonl" if lines else "tsv" if suffix == ".tsv" else "csv"
-    if format == "jsonl":
+    if tables is not None:
+        wanted = {"text": text_field, "label": label_field}
+        records = _table_records(tables, wanted, optional=labels != "required")
+    elif format == "jsonl":
         records = _jsonl(where)
     else:
         records = _csv(where, "\t" if format == "tsv" else _delimiter_of(where, (text_field, label_field)))
@@ -95,6 +109,40 @@ def _label(value: Any, name: str, place: str, required: bool) -> str | None:
     if required:
         raise InputError(f"{place}: {name!r} is empty; every row needs a label")
     return None
+
+
+def _tables(where: Path, format: str) -> list[tuple[Path, TableKind]] | None:
+    """Return the tables that a path names, and what each is; None where it names another file."""
+    if is_pattern(where):
+        files = list_pattern(where).files
+    elif where.is_dir():
+        files = list_folder(where).files
+    else:
+        files = (where,)
+    suffixes: dict[TableKind, frozenset[str]] = {"parquet": PARQUET_SUFFIXES, "arrow": ARROW_SUFFIXES}
+    found: list[tuple[Path, TableKind]] = []
+    for path in files:
+        kinds = [kind for kind, own in suffixes.items() if format == kind or (format == "auto" and path.suffix in own)]
+        if kinds:
+            found.append((path, kinds[0]))
+        elif len(files) > 1 or where.is_dir():
+            raise InputError(
+                f"{where}: {path.name} is no parquet or Arrow file; several files of labelled text are to be such"
+            )
+    if not found and where.is_dir():
+        raise InputError(f"{where} has no parquet or Arrow files in it; give one, or a CSV or JSONL file")
+    return found or None
+
+
+def _table_records(
+    tables: Sequence[tuple[Path, TableKind]], wanted: Mapping[str, str], *, optional: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, kind in tables:
+        columns = list(wanted.values())
+        if optional and wanted["label"] not in table_columns(path, kind):
+            columns.remove(wanted["label"])
+        for place, values in table_rows(path, columns, kind):
+            yield place, dict(zip(columns, values))
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
