@@ -177,7 +177,10 @@ def test_a_constructor_of_other_names_is_told_those_that_a_model_gives() -> None
         check(Theirs)
     line = str(told.value)
     assert "needs dim, num_heads, depth (dim is d_model here, num_heads is n_heads here)" in line
-    assert "d_model, n_heads, causal, is_causal, rope_theta, dropout" in line and "--with dim=…" in line
+    assert (
+        "d_model, n_heads, causal, is_causal, rope_theta, rope_scaling, norm_eps, dropout" in line
+        and "--with dim=…" in line
+    )
     assert "\n" not in line
 
 

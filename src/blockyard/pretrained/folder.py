@@ -185,11 +185,11 @@ def export_original(
     try:
         with writing_folder(target) as temporary:
             safetensors.save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-            (temporary / "config.json").write_text(json.dumps(plain(config), indent=2) + "\n", encoding="utf-8")
+            write_atomically(temporary / "config.json", json.dumps(plain(config), indent=2) + "\n")
             if isinstance(tokenizer, LibraryTokenizer):
                 for name in (TOKENIZER, *BESIDE):
                     if name in tokenizer.files:
-                        (temporary / name).write_text(tokenizer.files[name], encoding="utf-8")
+                        write_atomically(temporary / name, tokenizer.files[name])
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
     return target

@@ -54,18 +54,20 @@ def write_own(run: str, target: object) -> None:
     from pathlib import Path
 
     from blockyard.errors import require
+    from blockyard.files import write_atomically, writing_folder
 
     require("transformers", extra="hf")
     from blockyard.hf import from_run
     from blockyard.text.library import BESIDE, TOKENIZER
 
-    out = Path(str(target))
-    from_run(run).save_pretrained(out)
-    for name in (TOKENIZER, *BESIDE):
-        kept = Path(run) / "tokenizer" / name
-        # What the model says of generation itself has been written.
-        if kept.is_file() and not (out / name).exists():
-            (out / name).write_bytes(kept.read_bytes())
+    model = from_run(run)
+    with writing_folder(Path(str(target))) as temporary:
+        model.save_pretrained(temporary)
+        for name in (TOKENIZER, *BESIDE):
+            kept = Path(run) / "tokenizer" / name
+            # What the model says of generation itself has been written.
+            if kept.is_file() and not (temporary / name).exists():
+                write_atomically(temporary / name, kept.read_bytes())
 
 
 COMMAND = Command(
