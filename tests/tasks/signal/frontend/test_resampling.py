@@ -111,3 +111,10 @@ def test_a_simple_ratio_lies_between_its_bounds(wanted: float, slack: float) -> 
 def test_a_ratio_beyond_a_thousand_is_refused() -> None:
     with pytest.raises(InputError, match="1 to 1000"):
         Resampler(Fraction(1, 2000))
+
+
+def test_a_ratio_beyond_what_filters_reach_is_refused() -> None:
+    known = Familiar({}, samples_per_symbol=(4.0, 16.0))
+    with pytest.raises(InputError, match="too far from the training's 4 to 16"):
+        plan_for(known, None, 1e6, None)
+    assert plan_for(known, None, 8000.0, None).per_symbol == pytest.approx(8, rel=0.01)

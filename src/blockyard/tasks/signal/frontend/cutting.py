@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from blockyard.tasks.signal.frontend.detection import BINS, ROW, Burst, Detector
+from blockyard.tasks.signal.frontend.filling import NoiseFilling
 from blockyard.tasks.signal.frontend.regions import GAP_ROWS
 from blockyard.tasks.signal.frontend.resampling import MOST, Resampler, simple
 from blockyard.tasks.signal.recordings.recording import Recording
@@ -80,6 +81,7 @@ class Cut:
         self.centre, self.ratio, self.length = burst.centre, ratio, length
         self.place = burst.start
         self._resampler = Resampler(ratio)
+        self._fill = NoiseFilling(self._resampler, length)
         self._rest = torch.zeros(0, dtype=torch.complex64)
 
     def push(self, samples: Tensor, last: bool) -> Tensor:
@@ -92,7 +94,7 @@ class Cut:
         found = torch.cat([self._rest, self._resampler.push(shifted, last)])
         whole = len(found) // self.length
         self._rest = found[whole * self.length :].clone()
-        return found[: whole * self.length].view(whole, self.length)
+        return self._fill(found[: whole * self.length].view(whole, self.length))[0]
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,15 @@ class Resampler:
         self._held, self._before = held[kept * self.down :].copy(), self._before + ready - kept
         return torch.from_numpy(np.ascontiguousarray(made))
 
+    def response(self, frequency: Tensor) -> Tensor:
+        """Magnitude of the filter at frequencies of the output, cycles per sample: 1 at 0 Hz."""
+        if self.ratio == 1:
+            return torch.ones_like(frequency)
+        # The filter works at `up` times the rate of the input, `down` times that of the output.
+        angle = 2 * math.pi * frequency.numpy() / self.down
+        _, found = self._signal.freqz(self._taps, worN=angle)
+        return torch.from_numpy(abs(found)).to(frequency.dtype)
+
     def _filtered(self, samples: Any) -> Any:
         return self._signal.resample_poly(samples, self.up, self.down, window=self._taps)
 
@@ -118,7 +127,14 @@ def plan_for(familiar: Familiar | None, trained: float | None, per_symbol: float
         wanted = Fraction(math.sqrt(low * high) / per_symbol)
         ratio = simple(wanted, low / per_symbol, high / per_symbol)
         after = per_symbol * float(ratio)
-        return Plan(ratio, f"{per_symbol:.4g} samples a symbol; resampled by {_text(ratio)} to {after:.4g}", after)
+        # The ratio's bound, and nothing else, can leave it outside.
+        if not 0.99 * low <= after <= 1.01 * high:
+            raise InputError(
+                f"{per_symbol:.4g} samples a symbol are too far from the training's {low:.4g} to {high:.4g}: at most "
+                f"{MOST} times as many or as few can be made; check data.symbol_rate"
+            )
+        said = f"{per_symbol:.4g} samples a symbol; resampled by {_text(ratio)} to {after:.4g}{_filled(ratio)}"
+        return Plan(ratio, said, after)
     range_ = familiar.bandwidth if familiar is not None else None
     if range_ is None or band is None:
         return Plan()
@@ -132,7 +148,7 @@ def plan_for(familiar: Familiar | None, trained: float | None, per_symbol: float
     ratio = simple(wanted, band.width / wide, band.width / narrow)
     said = (
         f"occupied bandwidth {band.width:.3f} of the sample rate, the training's {narrow:.3f} to {wide:.3f}: "
-        f"resampled by {_text(ratio)} (--data.symbol_rate says it exactly)"
+        f"resampled by {_text(ratio)} (--data.symbol_rate says it exactly){_filled(ratio)}"
     )
     return Plan(ratio, said)
 
@@ -151,6 +167,10 @@ def simple(wanted: Fraction | float, low: float, high: float) -> Fraction:
     clipped = min(max(wanted, Fraction(1, MOST)), Fraction(MOST))
     # The larger of p and q is the one that is limited.
     return clipped.limit_denominator(MOST) if clipped < 1 else 1 / (1 / clipped).limit_denominator(MOST)
+
+
+def _filled(ratio: Fraction) -> str:
+    return ", the empty part of the new band filled with noise like the recording's" if ratio > 1 else ""
 
 
 def _text(ratio: Fraction) -> str:

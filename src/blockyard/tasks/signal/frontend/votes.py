@@ -8,7 +8,7 @@ the same class as the product's, and never surer than the frames are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -80,10 +80,11 @@ class Runs:
 
     Args:
         classes: names of the answers.
+        begins: first samples of stretches: none reaches from one into the next, which may be of another frequency.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self._classes = classes
+    def __init__(self, classes: Sequence[str], begins: Collection[int] = ()) -> None:
+        self._classes, self._begins = classes, begins
         self._found: Found | None = None
         self._sum = torch.zeros(len(classes), dtype=torch.float64)
         self._levels: list[float] = []
@@ -100,7 +101,8 @@ class Runs:
         for first, last in pairwise(cuts):
             label = self._classes[int(likeliest[first])]
             known = self._found
-            if known is None or known.label != label or known.stop < starts[first]:
+            apart = known is None or known.stop < starts[first] or starts[first] in self._begins
+            if known is None or apart or known.label != label:
                 ended += self.finish()
                 known = Found(starts[first], stops[first], label, 0.0, 0)
                 self._sum, self._levels = torch.zeros_like(self._sum), []
