@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blockyard.tasks.signal.answering import Question, batches
 from blockyard.tasks.signal.frontend.cutting import Part, Wanted, bursts_of
-from blockyard.tasks.signal.frontend.detection import Burst
+from blockyard.tasks.signal.frontend.detection import ROW, Burst
 from blockyard.tasks.signal.frontend.resampling import plan_for
 from blockyard.tasks.signal.frontend.votes import Found, Votes, known_label
 from blockyard.tasks.signal.session import COMPARED, Session, scale_of
@@ -25,6 +25,8 @@ SAME = 0.3
 def burst_rows(session: Session) -> Iterator[dict[str, Any]]:
     """Yield an entry per burst, when it has ended."""
     familiar = session.assets.familiar
+    # A row of the spectrogram is the least that can be looked at.
+    session.recording.check_length(ROW, "a row of the spectrogram that --detect looks at")
     per_symbol = None
     if session.per_symbol is not None:
         plan = plan_for(familiar, session.trained_with, session.per_symbol, None)

@@ -114,6 +114,8 @@ class Familiar:
         Args:
             frames: complex [n, length] of one recording, on the scale that the model gets them in.
         """
+        if not bool(frames.any()):
+            return "all samples are 0"
         worst, line = 0.0, ""
         for name, values in statistics(frames).items():
             values = values[torch.isfinite(values)]

@@ -200,7 +200,8 @@ def warnings(level: Level) -> list[str]:
     """Say what is odd about the samples."""
     found = []
     if level.zeros > 0.001:
-        found.append(f"{100 * level.zeros:.1f} % of the samples are exactly 0 (squelch, or dropped buffers)")
+        why = "squelch, dropped buffers, or a level of a code or less"
+        found.append(f"{100 * level.zeros:.1f} % of the samples are exactly 0 ({why})")
     if level.clipped > 0.05:
         found.append(f"{100 * level.clipped:.1f} % of the samples are at full scale: the receiver was overdriven")
     if level.offset > -10:
