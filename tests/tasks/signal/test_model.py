@@ -187,6 +187,18 @@ def test_frames_and_settings_that_do_not_fit_are_refused():
         SignalConfig(frame=12, patch=0)
 
 
+def test_a_patch_is_held_against_the_frame_of_the_data():
+    data = {"length": 1000, "val_frames": 1}
+    run = resolve({"task": "signal", "model": {"patch": 10}, "data": data})
+    fitted = run.kind.fit(run.model, SignalData(run.data).assets)
+    assert fitted.length == 100
+    run = resolve({"task": "signal", "model": {"patch": 7}, "data": data})
+    with pytest.raises(InputError, match="should divide the frame of 1000 samples"):
+        run.kind.fit(run.model, SignalData(run.data).assets)
+    with pytest.raises(InputError, match="frame=0 should be at least 1"):
+        SignalTransformer(SignalConfig(frame=0))
+
+
 @pytest.mark.parametrize(
     "options, samples",
     [({}, 1), ({"symbols": 12}, 1), ({"symbols": 3}, 4), ({"symbols": 3, "patch": 12}, 12), ({"patch": 3}, 3)],

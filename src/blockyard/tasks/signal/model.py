@@ -22,7 +22,7 @@ from blockyard.complex.linear import (
     magnitude,
     to_pairs,
 )
-from blockyard.errors import InputError, one_of
+from blockyard.errors import InputError, at_least, one_of
 from blockyard.models.config import BlocksConfig
 from blockyard.models.trunk import Trunk
 from blockyard.nn.dropout import Dropout
@@ -47,7 +47,7 @@ class SignalConfig(BlocksConfig):
     """The architecture of a signal model.
 
     Args:
-        frame: samples per frame.
+        frame: samples per frame; 0 as long as the data have not said it.
         n_classes: classes of a frame, or of a symbol.
         symbols: symbols per frame that are told apart; 0 classifies whole frames.
         ordered: whether the order of a frame's samples tells anything.
@@ -103,7 +103,8 @@ class SignalConfig(BlocksConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least_one("frame", "n_classes")
+        self.check_at_least_one("n_classes")
+        at_least(0, **{"model.frame": self.frame})
         if self.patch is not None:
             self.check_at_least_one("patch")
         if self.positions not in ("auto", "yes", "no"):
@@ -116,6 +117,7 @@ class SignalConfig(BlocksConfig):
             raise InputError(
                 "model.features and model.samples=received are for whole frames: leave them out for symbols"
             )
+        # Of no frame nothing is left over: what a patch should divide is asked again when the data have said it.
         if self.seen % self.samples_per_position:
             what = f"the {self.seen} received symbols" if self.is_received else f"the frame of {self.frame} samples"
             raise InputError(f"model.patch={self.patch} should divide {what}")
@@ -169,7 +171,12 @@ class SignalConfig(BlocksConfig):
         return self.normalise or self.blind or self.known_rate > 0
 
     def check_frame(self) -> None:
-        """Refuse frames that are too short for a receiver; asked when the frame is known."""
+        """Refuse frames that are too short for a receiver; asked when the frame is known.
+
+        Raises:
+            InputError: for those, and for a frame of no samples.
+        """
+        self.check_at_least_one("frame")
         if (self.is_received or self.feature_kinds != "none") and self.frame < LEAST_FRAME and not self.known_rate:
             raise InputError(
                 f"model.features and model.samples=received need frames of {LEAST_FRAME} samples, not {self.frame}"

@@ -91,7 +91,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     data_title = "the signals"
     model_config = SignalConfig
     data_config = SignalDataConfig
-    from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0, "ordered": True, "blind": False,
+    from_data = MappingProxyType({"frame": 0, "n_classes": 6, "symbols": 0, "ordered": True, "blind": False,
                                   "known_rate": 0})  # fmt: skip
     unit = "sample"
     # One layer and a high rate (docs/signals.md).
