@@ -98,7 +98,7 @@ class Answering:
 
 
 def in_order(function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
-    """function(item) of every item, in order, computed by torch's number of threads, each with one of its own."""
+    """Yield function(item) of every item, in order, computed by torch's number of threads, each with one of its own."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield from map(function, items)
@@ -126,7 +126,7 @@ def batches(
     *,
     known: Tensor | None = None,
 ) -> Iterator[Question]:
-    """Frames in batches, one of none where there are none; see `Question`."""
+    """Yield frames in batches, one of none where there are none; see `Question`."""
     rows = max(BATCH // frames.shape[1], 1)
     for first in range(0, max(len(frames), 1), rows):
         part = slice(first, first + rows)

@@ -37,7 +37,7 @@ UNITS = {
 
 
 def statistics(frames: Tensor) -> dict[str, Tensor]:
-    """Statistics of frames.
+    """Return statistics of frames.
 
     Args:
         frames: complex [n, length].
@@ -65,7 +65,7 @@ def statistics(frames: Tensor) -> dict[str, Tensor]:
 
 
 def averaged_spectrum(frames: Tensor, bins: int = BINS) -> Tensor:
-    """Welch's estimate of the power spectrum: Hann windows that overlap by half, lowest frequency first.
+    """Return Welch's estimate of the power spectrum: Hann windows that overlap by half, lowest frequency first.
 
     Args:
         frames: complex [n, length].
@@ -99,7 +99,7 @@ class Familiar:
 
     @staticmethod
     def of(frames: Tensor, **known: Any) -> Familiar:
-        """The ranges of frames [n, length]; further arguments as for the class."""
+        """Return the ranges of frames [n, length]; further arguments as for the class."""
         ranges = {}
         for name, values in statistics(frames).items():
             values = values[torch.isfinite(values)]
@@ -137,7 +137,7 @@ class Familiar:
 
     @staticmethod
     def load(folder: Path) -> Familiar | None:
-        """What a run folder says; None where it says nothing.
+        """Return what a run folder says; None where it says nothing.
 
         Raises:
             InputError: when it is damaged.

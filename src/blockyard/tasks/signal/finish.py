@@ -64,7 +64,8 @@ def finish_run(
 
 
 def evaluate(trained: Trained, data: SignalData, folder: Path) -> dict[str, Any]:
-    """What a run's folder keeps of its measurement, as plain data; calibration.json and familiar.json are written."""
+    """Return what a run's folder keeps of its measurement, as plain data; calibration.json and familiar.json are
+    written."""
     model, source = trained.model, data.source
     found = signal_figures(data, model)
     told = model.config.condition == "snr"
@@ -107,7 +108,8 @@ def evaluate(trained: Trained, data: SignalData, folder: Path) -> dict[str, Any]
 
 
 def _training_frames(source: GeneratedSignals | RecordedSignals, model: Any) -> Frames:
-    """Frames as the training has them: of recordings its own, of generated ones such as no step of it has seen."""
+    """Return frames as the training has them: of recordings its own, of generated ones such as no step of it has
+    seen."""
     if isinstance(source, RecordedSignals):
         order = torch.randperm(len(source.iq), generator=torch.Generator().manual_seed(0))[:FRAMES]
         return Frames(source.iq[order], source.modulation[order], torch.zeros(len(order), 0), torch.zeros(len(order)))
@@ -118,7 +120,7 @@ def _training_frames(source: GeneratedSignals | RecordedSignals, model: Any) -> 
 def _unknown(
     source: GeneratedSignals, given: Tensor, foreign: Tensor, checked: Frames, others: Frames
 ) -> dict[str, Any]:
-    """How often unknown is said of signals that are, and of those that are not, at each SNR of the grid.
+    """Return how often unknown is said of signals that are, and of those that are not, at each SNR of the grid.
 
     Args:
         source: of the signals.
@@ -155,7 +157,7 @@ def _baseline(source: GeneratedSignals, checked: Frames) -> dict[str, Any]:
 
 
 def described(found: dict[str, Any], trained: Trained) -> str:
-    """The figures in words and a table for a terminal."""
+    """Return the figures in words and a table for a terminal."""
     model = trained.model
     lines = [f"{sum(p.numel() for p in model.parameters()):,} parameters, frames of {model.config.frame} samples"]
     if "snr" in found:
@@ -177,7 +179,7 @@ def described(found: dict[str, Any], trained: Trained) -> str:
 
 
 def _table(found: dict[str, Any]) -> list[str]:
-    """Rows over the SNR, with units."""
+    """Return rows over the SNR, with units."""
     least, most = found["per_sample"]
     rows = [("SNR, dB (Es/N0)", [f"{s:g}" for s in found["snr"]])]
     if most > 0:

@@ -68,7 +68,7 @@ def frame_rows(session: Session) -> Iterator[dict[str, Any]]:
 
 
 def plan_of(session: Session, samples: Tensor) -> Plan:
-    """What the recording needs, as its first samples tell."""
+    """Return what the recording needs, as its first samples tell."""
     familiar = session.assets.familiar
     band = None
     if session.per_symbol is None and familiar is not None and familiar.bandwidth is not None and len(samples) >= BINS:
@@ -77,7 +77,7 @@ def plan_of(session: Session, samples: Tensor) -> Plan:
 
 
 def _questions(session: Session, plan: Plan, blocks: Iterator[tuple[int, Tensor]]) -> Iterator[Question]:
-    """Frames in batches, resampled where the plan says so; none reaches from one stretch into the next."""
+    """Yield frames in batches, resampled where the plan says so; none reaches from one stretch into the next."""
     begins = {span.start for span in session.recording.spans}
     cutting: _Cutting | None = None
     total = session.recording.count or 0
@@ -157,7 +157,7 @@ def _rows(session: Session, answer: Answer, number: int) -> Iterator[dict[str, A
 
 
 def measures(length: int) -> bool:
-    """Whether frames are long enough for a spectrum of their own."""
+    """Return whether frames are long enough for a spectrum of their own."""
     return length >= SHORTEST
 
 

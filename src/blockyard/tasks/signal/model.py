@@ -246,7 +246,7 @@ def _is_complex(spec: LayerSpec) -> bool:
 
 
 def _without_positions(spec: LayerSpec) -> LayerSpec:
-    """The layer with rope=none, if its mixer can do without."""
+    """Return the layer with rope=none, if its mixer can do without."""
     option = implementation("attn", spec.attn).options.get("rope")
     if option is None or "none" not in option.choices:
         return spec
@@ -347,7 +347,7 @@ class SignalTransformer(Trunk, ComplexModule):
         return SignalOutput(logits, loss, aux, None if config.symbols else x)
 
     def _received(self, iq: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the blocks see of frames, and their features: without weights, hence without gradients."""
+        """Return what the blocks see of frames, and their features: without weights, hence without gradients."""
         config = self.config
         if not config.is_received and config.feature_kinds == "none":
             return iq, None
@@ -362,7 +362,7 @@ class SignalTransformer(Trunk, ComplexModule):
         return seen, features
 
     def cost(self, length: int) -> Cost:
-        """Parameters and forward FLOPs for one frame of `length` positions."""
+        """Return parameters and forward FLOPs for one frame of `length` positions."""
         rows = length if self.config.symbols else 1
         shape = (self.head.weight.shape[1], self.head.weight.shape[0])
         head = Cost(sum(p.numel() for p in self.head.parameters()), linear_flops(rows, shape))
@@ -372,7 +372,7 @@ class SignalTransformer(Trunk, ComplexModule):
 
 
 def predict(model: nn.Module, iq: Tensor, snr: Tensor | None = None) -> Tensor:
-    """Logits of frames [n, length], on the CPU; `snr` [n] in dB for a model that is told it."""
+    """Return logits of frames [n, length], on the CPU; `snr` [n] in dB for a model that is told it."""
     device = next(model.parameters()).device
     # Written into one tensor: small results kept among the large ones of each pass would fragment the heap, which
     # then grows with every pass, to gigabytes.

@@ -94,13 +94,13 @@ def check_not_there(path: Path) -> None:
 
 
 def own_path(recording: Recording) -> Path | None:
-    """The metadata file of a SigMF pair; None for what is not one."""
+    """Return the metadata file of a SigMF pair; None for what is not one."""
     path = Path(recording.name)
     return path if path.suffix == SUFFIX and path.is_file() else None
 
 
 def own_metadata(recording: Recording) -> dict[str, Any]:
-    """The metadata of a SigMF pair, which was checked when it was opened; {} for what is not one."""
+    """Return the metadata of a SigMF pair, which was checked when it was opened; {} for what is not one."""
     path = own_path(recording)
     if path is None:
         return {}
@@ -109,7 +109,7 @@ def own_metadata(recording: Recording) -> dict[str, Any]:
 
 
 def describing(path: Path, recording: Recording, meta: dict[str, Any]) -> dict[str, Any]:
-    """The global object: the recording's own where it has one, with the file of its samples."""
+    """Return the global object: the recording's own where it has one, with the file of its samples."""
     samples = recording.samples
     about: dict[str, Any] = dict(meta.get("global", {}))
     data = samples.path if isinstance(samples, RawFile) else None
@@ -132,7 +132,7 @@ def describing(path: Path, recording: Recording, meta: dict[str, Any]) -> dict[s
 
 
 def captures_of(recording: Recording, meta: dict[str, Any]) -> list[dict[str, Any]]:
-    """The captures: the recording's own, or its stretches."""
+    """Return the captures: the recording's own, or its stretches."""
     if meta.get("captures"):
         return list(meta["captures"])
     found = []

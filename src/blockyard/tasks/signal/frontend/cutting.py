@@ -47,7 +47,8 @@ class Wanted:
     per_symbol: tuple[float, float] | None = None
 
     def ratio(self, burst: Burst) -> Fraction | None:
-        """The resampling of a burst; None if it is too short for a frame of any bandwidth that the model knows."""
+        """Return the resampling of a burst; None if it is too short for a frame of any bandwidth that the model
+        knows."""
         if self.per_symbol is not None:
             wanted = self.per_symbol[1] / self.per_symbol[0]
             ratio = simple(wanted, wanted, wanted)
@@ -165,6 +166,6 @@ def bursts_of(
 
 
 def between(held: list[tuple[int, Tensor]], start: int, stop: int) -> Tensor:
-    """The samples of some blocks from `start` to before `stop`."""
+    """Return the samples of some blocks from `start` to before `stop`."""
     parts = [block[max(start - first, 0) : max(stop - first, 0)] for first, block in held]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.complex64)

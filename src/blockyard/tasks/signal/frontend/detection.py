@@ -145,7 +145,7 @@ class Detector:
         return np.maximum(np.where(middle > ALWAYS * base, base, middle), 1e-3 * base).astype(np.float32)
 
     def _sample(self, row: int) -> int:
-        """The first sample of a row."""
+        """Return the first sample of a row."""
         began, start = next(pair for pair in reversed(self._starts) if pair[0] <= row or pair is self._starts[0])
         return start + (row - began) * ROW
 
@@ -176,7 +176,7 @@ class Detector:
 
 
 def _missing(rows: list[float]) -> float:
-    """How many rows a burst was not there yet, by its power in the first of them and in those that follow.
+    """Return how many rows a burst was not there yet, by its power in the first of them and in those that follow.
 
     Cells of noise beside a burst may be joined to it: rows of little power are no part of it.
     """

@@ -154,8 +154,8 @@ def plan_for(familiar: Familiar | None, trained: float | None, per_symbol: float
 
 
 def simple(wanted: Fraction | float, low: float, high: float) -> Fraction:
-    """The fraction of the smallest numbers between two bounds that is near the one wanted: within a tenth where the
-    bounds are wide, within a ten-thousandth where they are one point."""
+    """Return the fraction of the smallest numbers between two bounds that is near the one wanted: within a tenth where
+    the bounds are wide, within a ten-thousandth where they are one point."""
     near = min(0.1, max((high / low - 1) / 2, 1e-4))
     wanted = Fraction(wanted).limit_denominator(10**9)
     for size in range(1, MOST + 1):

@@ -46,7 +46,7 @@ class Votes:
         return round(self._level / self._measured, 1) if self._measured else None
 
     def probabilities(self) -> Tensor:
-        """The geometric mean of the frames' probabilities, of sum 1: [answers]; NaN without frames."""
+        """Return the geometric mean of the frames' probabilities, of sum 1: [answers]; NaN without frames."""
         return (self._sum / self.frames).softmax(-1) if self.frames else torch.full_like(self._sum, torch.nan)
 
 
@@ -127,7 +127,7 @@ class Runs:
 
 
 def known_label(label: str | None, answers: tuple[str, ...]) -> str | None:
-    """The answer that a label names, however it is written (QPSK, 16-QAM); None for other labels."""
+    """Return the answer that a label names, however it is written (QPSK, 16-QAM); None for other labels."""
 
     def plain(name: str) -> str:
         return "".join(sign for sign in name.lower() if sign.isalnum())

@@ -87,7 +87,7 @@ def measure(recording: Recording, channel: int = 0) -> Level:
 
 
 def _signal(recording: Recording, channel: int) -> tuple[Band | None, CyclicLine | None, float | None]:
-    """What stands above the noise in the first million samples of the first stretch."""
+    """Return what stands above the noise in the first million samples of the first stretch."""
     samples = next(recording.blocks(channel))[1]
     # Of unit power: squares of the largest numbers of float32 are beyond it.
     samples = samples / torch.view_as_real(samples).abs().amax().clamp(min=1e-30)
@@ -101,7 +101,7 @@ def _signal(recording: Recording, channel: int) -> tuple[Band | None, CyclicLine
 
 
 def _spectrum(block: Tensor) -> Tensor:
-    """Power in BINS bands, lowest frequency first: Welch's, with a Hann window, half overlapping."""
+    """Return power in BINS bands, lowest frequency first: Welch's, with a Hann window, half overlapping."""
     if len(block) < BINS:
         block = torch.nn.functional.pad(block, (0, BINS - len(block)))
     # In double precision: samples may be as large as float32 can hold, and their powers and sums are larger.
