@@ -26,6 +26,9 @@ BINS = 64
 ABOVE = 4.0
 # Of the bins, this share is taken to hold no more than noise: the floor is their mean.
 QUIET = 0.25
+# A raised cosine falls to a tenth of its power, where bands are taken to end, so far into its roll-off: at
+# ½ (1 − r) + r · acos(−.8) / π of the symbol rate on either side.
+AT_A_TENTH = 2 * math.acos(-0.8) / math.pi - 1
 # Quantiles of the training's frames between which a recording's median is familiar.
 LOW, HIGH = 0.002, 0.998
 UNITS = {
@@ -88,8 +91,8 @@ class Familiar:
         ranges: statistic -> lowest and highest value (quantiles, for all but one in 250 frames).
         normalised: the model brings every frame to unit power itself: the level tells nothing.
         samples_per_symbol: lowest and highest of the training; None for recordings, where nobody says it.
-        bandwidth: of the training's digital signals, lowest and highest (1 + roll-off) / samples per symbol, as a share
-            of the sample rate; None likewise.
+        bandwidth: of the training's digital signals, lowest and highest, as a share of the sample rate: where their
+            spectra fall to a tenth, (1 + .59 roll-off) / samples per symbol; None likewise.
     """
 
     ranges: Mapping[str, tuple[float, float]]

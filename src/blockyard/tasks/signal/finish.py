@@ -18,8 +18,8 @@ from blockyard.tasks.run import Trained, load_run, read_run
 from blockyard.tasks.signal.calibration import FILE, PRIOR, UNKNOWN, calibration_curve, fit_calibration, scored
 from blockyard.tasks.signal.cumulant_classifier import CumulantClassifier
 from blockyard.tasks.signal.data import SignalData
+from blockyard.tasks.signal.familiar import AT_A_TENTH, Familiar
 from blockyard.tasks.signal.familiar import FILE as FAMILIAR
-from blockyard.tasks.signal.familiar import Familiar
 from blockyard.tasks.signal.figures import confusion, signal_figures
 from blockyard.tasks.signal.generator import Frames, GeneratedSignals, strange_kinds
 from blockyard.tasks.signal.model import LEAST_FRAME
@@ -76,7 +76,8 @@ def evaluate(trained: Trained, data: SignalData, folder: Path) -> dict[str, Any]
         low, high = c.samples_per_symbol_range
         known = {"samples_per_symbol": (low, high)}
         if high > 1:
-            known["bandwidth"] = ((1 + c.rolloff_range[0]) / high, (1 + c.rolloff_range[1]) / low)
+            narrow, wide = (1 + AT_A_TENTH * rolloff for rolloff in c.rolloff_range)
+            known["bandwidth"] = (narrow / high, wide / low)
     Familiar.of(frames.iq, normalised=model.config.normalises, **known).save(folder)
     if c.target == "symbols":
         return found

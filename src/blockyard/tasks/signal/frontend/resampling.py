@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MOST = 1000
 # Of all that stands above the noise, so much lies in the one band of a recording of one signal.
 ALONE = 0.8
+# A band is measured to about this share of its width.
+MEASURED = 0.05
 # Half the filter's length in samples at the lower of the two rates, and the Kaiser window's β, as in scipy.
 HALF, BETA = 10, 5.0
 
@@ -142,7 +144,7 @@ def plan_for(familiar: Familiar | None, trained: float | None, per_symbol: float
     if band.share < ALONE:
         return Plan(why="several bands are occupied, and frames hold all of them: --detect takes each by itself")
     # A line is no modulation whose symbols were too slow, but a tone: it is known as it is.
-    if narrow <= band.width <= wide or band.width < 5 / 1024:
+    if narrow * (1 - MEASURED) <= band.width <= wide * (1 + MEASURED) or band.width < 5 / 1024:
         return Plan()
     wanted = Fraction(band.width / math.sqrt(narrow * wide))
     ratio = simple(wanted, band.width / wide, band.width / narrow)
