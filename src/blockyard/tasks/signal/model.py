@@ -372,7 +372,13 @@ class SignalTransformer(Trunk, ComplexModule):
 
 
 def predict(model: nn.Module, iq: Tensor, snr: Tensor | None = None) -> Tensor:
-    """Return logits of frames [n, length], on the CPU; `snr` [n] in dB for a model that is told it."""
+    """Return logits of frames [n, length], on the CPU; `snr` [n] in dB for a model that is told it.
+
+    Raises:
+        InputError: when there are none, or as the model does.
+    """
+    if not len(iq):
+        raise InputError(f"iq has shape {tuple(iq.shape)}: there is no frame to answer for")
     device = next(model.parameters()).device
     # Written into one tensor: small results kept among the large ones of each pass would fragment the heap, which
     # then grows with every pass, to gigabytes.
