@@ -304,6 +304,14 @@ def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
         raise InputError(f"{said}: there is no such home folder; write the path out") from None
 
 
+def is_same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    """Return whether two names stand for one file that is there, through links too."""
+    try:
+        return os.path.samefile(a, b)
+    except (OSError, ValueError):
+        return False
+
+
 def cache_home() -> Path:
     """Return the folder for what can be made again: BLOCKYARD_CACHE, else .cache/blockyard in the home folder.
 

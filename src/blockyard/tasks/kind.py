@@ -122,6 +122,7 @@ class ClassifyOptions:
             file.
         waterfall: for runs of `train signal`: draw power over time and frequency there, with what was found.
         annotations: for runs of `train signal`: write what was found there as SigMF annotations.
+        out: where the rows are written, which is none of the files that are read; None means standard output.
         data: what the task's own options say of how files are read, by name; empty means the task's defaults.
     """
 
@@ -137,6 +138,7 @@ class ClassifyOptions:
     by: Literal["frame", "annotation", "file"] = "frame"
     waterfall: str | None = None
     annotations: Path | None = None
+    out: Path | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
 
 

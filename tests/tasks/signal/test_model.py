@@ -16,7 +16,7 @@ from blockyard.tasks.signal.config import SignalDataConfig
 from blockyard.tasks.signal.data import SignalData
 from blockyard.tasks.signal.figures import signal_figures
 from blockyard.tasks.signal.layers import OnParts
-from blockyard.tasks.signal.model import SignalConfig, SignalTransformer
+from blockyard.tasks.signal.model import SignalConfig, SignalTransformer, predict
 from blockyard.tasks.signal.task import SignalTask
 from blockyard.training.config import TrainConfig
 from tests.fixtures.signals import DATA, SMALL, built, iq
@@ -185,6 +185,23 @@ def test_frames_and_settings_that_do_not_fit_are_refused():
         SignalConfig(frame=12, patch=1, symbols=6)
     with pytest.raises(InputError, match="patch=0 should be at least 1"):
         SignalConfig(frame=12, patch=0)
+
+
+def test_no_frames_have_no_answer():
+    with pytest.raises(InputError, match="no frame to answer for"):
+        predict(built(), iq()[:0])
+
+
+def test_a_patch_is_held_against_the_frame_of_the_data():
+    data = {"length": 1000, "val_frames": 1}
+    run = resolve({"task": "signal", "model": {"patch": 10}, "data": data})
+    fitted = run.kind.fit(run.model, SignalData(run.data).assets)
+    assert fitted.length == 100
+    run = resolve({"task": "signal", "model": {"patch": 7}, "data": data})
+    with pytest.raises(InputError, match="should divide the frame of 1000 samples"):
+        run.kind.fit(run.model, SignalData(run.data).assets)
+    with pytest.raises(InputError, match="frame=0 should be at least 1"):
+        SignalTransformer(SignalConfig(frame=0))
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.settings import given_words, read_flat, read_given
     from blockyard.cli.sources import trusted
-    from blockyard.files import check_writable, writing
+    from blockyard.files import check_writable, is_same_file, writing
     from blockyard.registry.options import options_of
     from blockyard.tasks.kind import ClassifyOptions
     from blockyard.tasks.run import load_run
@@ -67,6 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
     at_least(1, **{"--top": options.top, "--batch_size": options.batch_size})
     if arguments.out is not None:
         check_writable(arguments.out)
+        options = replace(options, out=Path(arguments.out))
+        if is_same_file(arguments.out, arguments.file):
+            raise InputError(f"--out {arguments.out} is the file that is read; name another")
     if arguments.out is not None and arguments.out.endswith(".sigmf-meta"):
         options = replace(options, annotations=Path(arguments.out))
     trained = load_run(Path(arguments.run), which=options.checkpoint, trust=trusted(arguments))
@@ -115,18 +118,22 @@ def written(rows: Iterable[dict[str, Any]], format: str) -> Iterator[str]:
         format: table, csv or json.
     """
     place: list[str] = []
+    cells = 0
     counts: Counter[str] = Counter()
     for chunk in batched(rows, ROWS):
         if not place:
             place = [key for key in PLACES if any(key in row for row in chunk)]
             if format == "csv":
-                ranks = range(1, max(len(row["is"]) for row in chunk) + 1)
+                # A burst that is shorter than a frame has no class, and its row as many cells as the others.
+                ranks = range(1, max(1, *(len(row["is"]) for row in chunk)) + 1)
+                cells = 2 * len(ranks)
                 yield _csv([[*place, *(f"{what}_{rank}" for rank in ranks for what in ("class", "probability"))]])
         if format == "json":
             yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chunk)
         elif format == "csv":
             values = ([value for entry in row["is"] for value in entry.values()] for row in chunk)
-            yield _csv([[*(row.get(key, "") for key in place), *found] for row, found in zip(chunk, values)])
+            padded = ([*found, *[""] * (cells - len(found))] for found in values)
+            yield _csv([[*(row.get(key, "") for key in place), *found] for row, found in zip(chunk, padded)])
         else:
             counts.update(row["is"][0]["class"] for row in chunk if row["is"])
             yield "".join(_line(row, place) for row in chunk)
@@ -149,10 +156,19 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _line(row: dict[str, Any], place: list[str]) -> str:
-    where = "  ".join(f"{key} {shown(row.get(key, '')):>5}" for key in place)
+    where = "  ".join(f"{key} {shown(row.get(key, '')):>5}{_unit(key, row)}" for key in place)
     # A burst that is shorter than a frame has no answer.
     found = "   ".join(f"{e['class']:<8} {100 * e['probability']:5.1f} %" for e in row["is"]) or "too short for a frame"
     return f"{where}  {found}\n"
+
+
+def _unit(key: str, row: dict[str, Any]) -> str:
+    """The unit behind a number of a table, with a blank before it; "" where its name says it or there is no number."""
+    if row.get(key) in (None, ""):
+        return ""
+    # Edges are shares of the sample rate where that is not known.
+    edge = " Hz" if "seconds" in row else " of the rate"
+    return {"snr": " dB", "duration": " s", "lower": edge, "upper": edge}.get(key, "")
 
 
 def shown(value: Any) -> Any:

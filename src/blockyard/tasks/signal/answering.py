@@ -35,6 +35,7 @@ class Question:
         stops: [n], of the sample after its last.
         told: SNR of each, for a model that is told it.
         about: whatever the asker wants to find again beside the answer.
+        known: [n], whether each one's band holds its noise, by which its SNR is measured; None for all of them.
     """
 
     frames: Tensor
@@ -42,6 +43,7 @@ class Question:
     stops: Tensor
     told: Tensor | None = None
     about: Any = None
+    known: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Answering:
             else:
                 found = answered(self.model, self.calibration, frames, question.told)
             snr = frame_snr(frames, self.per_symbol) if self.measured else torch.full((len(frames),), torch.nan)
+            if question.known is not None:
+                snr = snr.masked_fill(~question.known, torch.nan)
         return Answer(question, found, snr)
 
     def over(self, questions: Iterable[Question]) -> Iterator[Answer]:
@@ -94,7 +98,7 @@ class Answering:
 
 
 def in_order(function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
-    """function(item) of every item, in order, computed by torch's number of threads, each with one of its own."""
+    """Yield function(item) of every item, in order, computed by torch's number of threads, each with one of its own."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield from map(function, items)
@@ -114,10 +118,17 @@ def in_order(function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
 
 
 def batches(
-    frames: Tensor, starts: Tensor, stops: Tensor, told: Tensor | None = None, about: Any = None
+    frames: Tensor,
+    starts: Tensor,
+    stops: Tensor,
+    told: Tensor | None = None,
+    about: Any = None,
+    *,
+    known: Tensor | None = None,
 ) -> Iterator[Question]:
-    """Frames in batches, one of none where there are none; see `Question`."""
+    """Yield frames in batches, one of none where there are none; see `Question`."""
     rows = max(BATCH // frames.shape[1], 1)
     for first in range(0, max(len(frames), 1), rows):
         part = slice(first, first + rows)
-        yield Question(frames[part], starts[part], stops[part], None if told is None else told[part], about)
+        told_part, known_part = (None if values is None else values[part] for values in (told, known))
+        yield Question(frames[part], starts[part], stops[part], told_part, about, known_part)

@@ -53,7 +53,7 @@ class BlindSignals:
     def generate(
         self, modulation: Tensor, snr: Tensor, generator: torch.Generator, *, phase: float | None = None
     ) -> Tensor:
-        """Frames of some kinds, complex64 [n, length]; noise is at `snr` in the band of a symbol.
+        """Return frames of some kinds, complex64 [n, length]; noise is at `snr` in the band of a symbol.
 
         Args:
             modulation: [n], numbers of the kinds.
@@ -80,7 +80,7 @@ class BlindSignals:
         return self._received(x, generator)
 
     def _received(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The receiver's own faults."""
+        """Add the receiver's own faults."""
         c, n = self.config, len(x)
         gain, skew = (2 * torch.rand(2, n, 1, generator=generator) - 1).unbind(0)
         if c.iq_gain or c.iq_phase:
@@ -90,7 +90,7 @@ class BlindSignals:
         return x + level * leak
 
     def _sent(self, modulation: Tensor, sps: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Signals of unit power before the channel, [n, ECHO + length], and the bandwidth of each, [n, 1]."""
+        """Return signals of unit power before the channel, [n, ECHO + length], and the bandwidth of each, [n, 1]."""
         c, n = self.config, len(modulation)
         late = c.timing * torch.rand(n, 1, generator=generator)
         drift = 1 + 1e-6 * c.clock * (2 * torch.rand(n, 1, generator=generator) - 1)
@@ -139,7 +139,7 @@ def keyed(kinds: Sequence[Kind], instants: Tensor, generator: torch.Generator) -
 def other(
     family: str, kinds: Sequence[Kind], time: Tensor, sps: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Signals without symbols of their own, and their bandwidths as shares of the sample rate.
+    """Return signals without symbols of their own, and their bandwidths as shares of the sample rate.
 
     Args:
         family: of all of them.

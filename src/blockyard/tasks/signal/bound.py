@@ -113,13 +113,14 @@ def maximum_likelihood_bound(
 
 
 def _grid(low: float, high: float) -> list[float]:
-    """Levels at most half a decibel apart: a frame of some hundred samples tells its SNR no more finely than that."""
+    """Return levels at most half a decibel apart: a frame of some hundred samples tells its SNR no more finely than
+    that."""
     steps = max(1, math.ceil((high - low) / 0.5))
     return [low + (high - low) * i / steps for i in range(steps + 1)]
 
 
 def log_likelihoods(iq: Tensor, classes: Sequence[str], snr: float, *, coherent: bool = True) -> Tensor:
-    """ln p(frame | modulation, SNR), but for N ln π: [n, classes].
+    """Return ln p(frame | modulation, SNR), but for N ln π: [n, classes].
 
     Args:
         iq: [n, length], one sample per symbol, symbols of unit mean power.
@@ -153,7 +154,7 @@ def _distance(y: Tensor, levels: Tensor) -> Tensor:
 
 
 def _log_mean(distance: Tensor, variance: float) -> Tensor:
-    """ln mean exp(−distance / variance) over the first axis; overwrites the distances."""
+    """Return ln mean exp(−distance / variance) over the first axis; overwrites the distances."""
     if len(distance) == 1:
         return distance[0].div_(-variance)
     nearest = distance.amin(0)
@@ -162,7 +163,7 @@ def _log_mean(distance: Tensor, variance: float) -> Tensor:
 
 
 def _any_phase(real: Tensor, imaginary: Tensor, name: str, variance: float) -> Tensor:
-    """ln of the likelihood averaged over the phase: [n]."""
+    """Return ln of the likelihood averaged over the phase: [n]."""
     period = 2 * math.pi / symmetry_order(name)
     # Where the SNR is high the likelihood is a bell over the phase with this standard deviation. The mean over an even
     # grid converges exponentially: steps of one deviation are off by 2 exp(−2π²), a few parts in a billion.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blockyard.tasks.signal.answering import Question, batches
 from blockyard.tasks.signal.frontend.cutting import Part, Wanted, bursts_of
-from blockyard.tasks.signal.frontend.detection import Burst
+from blockyard.tasks.signal.frontend.detection import ROW, Burst
 from blockyard.tasks.signal.frontend.resampling import plan_for
 from blockyard.tasks.signal.frontend.votes import Found, Votes, known_label
 from blockyard.tasks.signal.session import COMPARED, Session, scale_of
@@ -25,6 +25,8 @@ SAME = 0.3
 def burst_rows(session: Session) -> Iterator[dict[str, Any]]:
     """Yield an entry per burst, when it has ended."""
     familiar = session.assets.familiar
+    # A row of the spectrogram is the least that can be looked at.
+    session.recording.check_length(ROW, "a row of the spectrogram that --detect looks at")
     per_symbol = None
     if session.per_symbol is not None:
         plan = plan_for(familiar, session.trained_with, session.per_symbol, None)
@@ -68,7 +70,7 @@ def burst_rows(session: Session) -> Iterator[dict[str, Any]]:
 
 
 def _questions(session: Session, part: Part, factors: dict[int, float]) -> Iterator[Question]:
-    """The frames of a part of a burst, each burst on the training's scale."""
+    """Yield the frames of a part of a burst, each burst on the training's scale."""
     burst, frames = part.burst, part.frames
     if len(frames):
         if burst.number not in factors:
@@ -89,7 +91,7 @@ def _questions(session: Session, part: Part, factors: dict[int, float]) -> Itera
 
 
 def _hertz(session: Session, burst: Burst) -> tuple[float, float]:
-    """Edges of a burst's band: Hz, as the recording's centre is known; cycles per sample without a rate."""
+    """Return edges of a burst's band: Hz, as the recording's centre is known; cycles per sample without a rate."""
     rate = session.recording.sample_rate
     if rate is None:
         return round(burst.lower, 5), round(burst.upper, 5)
@@ -113,7 +115,7 @@ def _row(session: Session, burst: Burst, votes: Votes) -> dict[str, Any]:
 
 
 def _label(session: Session, burst: Burst) -> str | None:
-    """The answer that the file's own annotation of a burst names; None where there is none."""
+    """Return the answer that the file's own annotation of a burst names; None where there is none."""
     best, label = SAME, None
     edges = _hertz(session, burst)
     for annotation in session.recording.annotations:
@@ -128,7 +130,7 @@ def _label(session: Session, burst: Burst) -> str | None:
 
 
 def shared(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """How much two stretches have in common, over what they cover together."""
+    """Return how much two stretches have in common, over what they cover together."""
     return max(min(a[1], b[1]) - max(a[0], b[0]), 0.0) / max(max(a[1], b[1]) - min(a[0], b[0]), 1e-12)
 
 

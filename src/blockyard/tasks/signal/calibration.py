@@ -108,7 +108,7 @@ class Calibration:
 
     @staticmethod
     def load(folder: Path, classes: Sequence[str], features: int | None = None) -> Calibration | None:
-        """The calibration of a run folder; None where there is none.
+        """Return the calibration of a run folder; None where there is none.
 
         Args:
             folder: the run folder.
@@ -158,7 +158,7 @@ class Calibration:
 
 
 def scored(model: nn.Module, iq: Tensor, snr: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Logits [n, classes] and what the head reads [n, features] of frames [n, length], on the CPU.
+    """Return logits [n, classes] and what the head reads [n, features] of frames [n, length], on the CPU.
 
     Args:
         model: a `SignalTransformer` in eval mode, of whole frames.
@@ -192,7 +192,7 @@ def fit_calibration(
     targets: Tensor,
     strange: tuple[Tensor, Tensor] | None = None,
 ) -> Calibration:
-    """A calibration from validation frames.
+    """Return a calibration from validation frames.
 
     Args:
         classes: of the model.
@@ -224,7 +224,8 @@ def fit_calibration(
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature of least cross-entropy, by golden section over ln T from −3 to 3: convex in 1/T, one valley."""
+    """Return the temperature of least cross-entropy, by golden section over ln T from −3 to 3: convex in 1/T, one
+    valley."""
     low, high, ratio = -3.0, 3.0, (5**0.5 - 1) / 2
     wide = logits.double()
 
@@ -246,8 +247,8 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 
 def logistic(inside: Tensor, outside: Tensor) -> tuple[float, float, float]:
-    """Weights of two scores and a constant: the logistic regression of outside against inside frames, weighted so that
-    `PRIOR` of all are outside, by Newton's method with a little ridge.
+    """Return weights of two scores and a constant: the logistic regression of outside against inside frames, weighted
+    so that `PRIOR` of all are outside, by Newton's method with a little ridge.
 
     Args:
         inside: float64 [n, 2].
@@ -270,7 +271,7 @@ def logistic(inside: Tensor, outside: Tensor) -> tuple[float, float, float]:
 
 
 def calibration_curve(probabilities: Tensor, right: Tensor, bins: int = BINS) -> dict[str, Any]:
-    """How often answers of each confidence are right.
+    """Return how often answers of each confidence are right.
 
     Args:
         probabilities: [n], of the answers given.

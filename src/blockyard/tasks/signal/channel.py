@@ -14,7 +14,7 @@ ECHO = 256
 def multipath(
     x: Tensor, samples_per_symbol: Tensor, paths: int, spread: Tensor, rician: bool, generator: torch.Generator
 ) -> Tensor:
-    """A random channel of a few paths per frame, which leaves the mean power of each frame as it is.
+    """Put frames through a random channel of a few paths per frame, which leaves the mean power of each frame as it is.
 
     Path 0 comes first; each further one is half as strong as the one before and late by a time of its own, which is
     exponentially distributed.
@@ -64,7 +64,8 @@ def turn(x: Tensor, phase: Tensor, frequency: Tensor, walk: Tensor, generator: t
 
 
 def imbalance(x: Tensor, gain: Tensor, phase: Tensor) -> Tensor:
-    """A receiver whose Q is louder than its I by a gain (dB) and not quite at right angles to it (degrees)."""
+    """Put frames through a receiver whose Q is louder than its I by a gain (dB) and not quite at right angles to it
+    (degrees)."""
     amplitude, skew = 10 ** (gain / 20), phase * (math.pi / 180)
     q = amplitude * (x.imag * torch.cos(skew) + x.real * torch.sin(skew))
     return torch.complex(x.real, q)

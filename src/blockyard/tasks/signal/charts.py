@@ -53,7 +53,7 @@ def draw_accuracy(axes: Any, palette: Palette, curves: Sequence[Curve], chance: 
 
 
 def draw_confusion(axes: Any, palette: Palette, classes: Sequence[str], shares: Sequence[Sequence[float]]) -> None:
-    """A square for every pair of classes, its area the share of the row; rows are what was sent."""
+    """Draw a square for every pair of classes, its area the share of the row; rows are what was sent."""
     count = len(classes)
     for row, values in enumerate(shares):
         for column, value in enumerate(values):
@@ -99,12 +99,12 @@ def draw_calibration(axes: Any, palette: Palette, curves: Sequence[tuple[str, in
 
 
 def telling(accuracy: Sequence[float]) -> int:
-    """The place at which mistakes say most: where the accuracy is nearest to three quarters."""
+    """Return the place at which mistakes say most: where the accuracy is nearest to three quarters."""
     return min(range(len(accuracy)), key=lambda i: abs(accuracy[i] - 0.75))
 
 
 def save_pictures(found: Mapping[str, Any], folder: Path) -> list[Path]:
-    """accuracy.png, confusion.png and calibration.png, as far as the figures go.
+    """Write accuracy.png, confusion.png and calibration.png, as far as the figures go.
 
     Args:
         found: as `finish.evaluate` gives it.

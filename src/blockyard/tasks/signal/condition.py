@@ -58,13 +58,13 @@ class SnrModulation(nn.Module):
         return torch.addcmul(shift, x, 1 + gain)
 
     def cost(self) -> Cost:
-        """Parameters, and forward FLOPs of one frame."""
+        """Return parameters, and forward FLOPs of one frame."""
         d_out, d_in = self.modulate.weight.shape
         return Cost(sum(p.numel() for p in self.parameters()), linear_flops(1, (d_in, d_out)))
 
 
 def snr_waves(snr: Tensor) -> Tensor:
-    """Sines and cosines of SNRs in dB: [B] -> [B, 2 · WAVES]."""
+    """Return sines and cosines of SNRs in dB: [B] -> [B, 2 · WAVES]."""
     wave = torch.arange(1, WAVES + 1, dtype=snr.dtype, device=snr.device) * (math.pi / MOST_DB)
     angle = snr.clamp(-MOST_DB, MOST_DB).unsqueeze(-1) * wave
     return torch.cat([angle.sin(), angle.cos()], dim=-1)

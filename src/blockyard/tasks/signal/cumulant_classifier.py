@@ -49,7 +49,7 @@ class CumulantClassifier:
         self._means, self._factors = torch.stack(means, 1), torch.stack(factors, 1)
 
     def scores(self, iq: Tensor) -> Tensor:
-        """ln of the likelihood of every class, but for a constant: [n, classes]."""
+        """Return ln of the likelihood of every class, but for a constant: [n, classes]."""
         values = features(iq, self._rate)
         away = values[:, None, None] - self._means
         white = torch.linalg.solve_triangular(self._factors, away.unsqueeze(-1), upper=False).squeeze(-1)
@@ -59,7 +59,7 @@ class CumulantClassifier:
 
 
 def features(iq: Tensor, samples_per_symbol: int) -> Tensor:
-    """Cumulants of frames [n, length], float64 [n, CUMULANTS]; samples per symbol as for `receive`."""
+    """Return cumulants of frames [n, length], float64 [n, CUMULANTS]; samples per symbol as for `receive`."""
     found = []
     for rows in iq.split(_ROWS):
         level = power(rows).mean(1, keepdim=True).clamp(min=1e-30).sqrt()

@@ -26,6 +26,9 @@ BINS = 64
 ABOVE = 4.0
 # Of the bins, this share is taken to hold no more than noise: the floor is their mean.
 QUIET = 0.25
+# A raised cosine falls to a tenth of its power, where bands are taken to end, so far into its roll-off: at
+# ½ (1 − r) + r · acos(−.8) / π of the symbol rate on either side.
+AT_A_TENTH = 2 * math.acos(-0.8) / math.pi - 1
 # Quantiles of the training's frames between which a recording's median is familiar.
 LOW, HIGH = 0.002, 0.998
 UNITS = {
@@ -37,7 +40,7 @@ UNITS = {
 
 
 def statistics(frames: Tensor) -> dict[str, Tensor]:
-    """Statistics of frames.
+    """Return statistics of frames.
 
     Args:
         frames: complex [n, length].
@@ -65,7 +68,7 @@ def statistics(frames: Tensor) -> dict[str, Tensor]:
 
 
 def averaged_spectrum(frames: Tensor, bins: int = BINS) -> Tensor:
-    """Welch's estimate of the power spectrum: Hann windows that overlap by half, lowest frequency first.
+    """Return Welch's estimate of the power spectrum: Hann windows that overlap by half, lowest frequency first.
 
     Args:
         frames: complex [n, length].
@@ -88,8 +91,8 @@ class Familiar:
         ranges: statistic -> lowest and highest value (quantiles, for all but one in 250 frames).
         normalised: the model brings every frame to unit power itself: the level tells nothing.
         samples_per_symbol: lowest and highest of the training; None for recordings, where nobody says it.
-        bandwidth: of the training's digital signals, lowest and highest (1 + roll-off) / samples per symbol, as a share
-            of the sample rate; None likewise.
+        bandwidth: of the training's digital signals, lowest and highest, as a share of the sample rate: where their
+            spectra fall to a tenth, (1 + .59 roll-off) / samples per symbol; None likewise.
     """
 
     ranges: Mapping[str, tuple[float, float]]
@@ -99,7 +102,7 @@ class Familiar:
 
     @staticmethod
     def of(frames: Tensor, **known: Any) -> Familiar:
-        """The ranges of frames [n, length]; further arguments as for the class."""
+        """Return the ranges of frames [n, length]; further arguments as for the class."""
         ranges = {}
         for name, values in statistics(frames).items():
             values = values[torch.isfinite(values)]
@@ -114,6 +117,8 @@ class Familiar:
         Args:
             frames: complex [n, length] of one recording, on the scale that the model gets them in.
         """
+        if not bool(frames.any()):
+            return "all samples are 0"
         worst, line = 0.0, ""
         for name, values in statistics(frames).items():
             values = values[torch.isfinite(values)]
@@ -135,7 +140,7 @@ class Familiar:
 
     @staticmethod
     def load(folder: Path) -> Familiar | None:
-        """What a run folder says; None where it says nothing.
+        """Return what a run folder says; None where it says nothing.
 
         Raises:
             InputError: when it is damaged.

@@ -24,12 +24,12 @@ SPECTRA = SHAPE + 6 + 4 * TOPS + 4 * 2 * TOPS + 3 + 2 * HISTOGRAM + FINE
 
 
 def width_of(features: Features) -> int:
-    """How many numbers a vector has."""
+    """Return how many numbers a vector has."""
     return {"none": 0, "cumulants": CUMULANTS, "spectra": SPECTRA, "all": CUMULANTS + SPECTRA}[features]
 
 
 def features_of(r: Received, features: Features) -> Tensor:
-    """The vector of received frames: [n, width_of(features)], each number of the order of 1."""
+    """Return the vector of received frames: [n, width_of(features)], each number of the order of 1."""
     parts = []
     if features in ("cumulants", "all"):
         parts.append(cumulants(r))
@@ -39,8 +39,8 @@ def features_of(r: Received, features: Features) -> Tensor:
 
 
 def cumulants(r: Received) -> Tensor:
-    """Magnitudes of cumulants of the symbols up to the eighth order (Swami and Sadler 2000), with the carrier's offset
-    taken out, and the moments of their magnitude: [n, CUMULANTS]."""
+    """Return magnitudes of cumulants of the symbols up to the eighth order (Swami and Sadler 2000), with the carrier's
+    offset taken out, and the moments of their magnitude: [n, CUMULANTS]."""
     z = r.upright(keep_phase=True)
     inside = (torch.arange(r.symbols.shape[1]) < r.count).to(r.rate.dtype)
     count = r.count.squeeze(1)
@@ -59,7 +59,7 @@ def cumulants(r: Received) -> Tensor:
 
 
 def spectra(r: Received) -> Tensor:
-    """The spectrum's shape, lines of powers, and histograms of envelope and frequency: [n, SPECTRA]."""
+    """Return the spectrum's shape, lines of powers, and histograms of envelope and frequency: [n, SPECTRA]."""
     y, length = r.filtered, r.spectrum.shape[1]
     peak = r.spectrum.amax(1, keepdim=True)
     found = [_shape(r), r.width * 5, r.centre * 10, (peak + 1e-3).log() / 5]
@@ -88,7 +88,8 @@ def spectra(r: Received) -> Tensor:
 
 
 def _shape(r: Received) -> Tensor:
-    """ln of the mean power in even stretches over three widths of the band, by differences of the spectrum's sum."""
+    """Return ln of the mean power in even stretches over three widths of the band, by differences of the spectrum's
+    sum."""
     length = r.spectrum.shape[1]
     frequency = r.centre + r.width * torch.linspace(-1.5, 1.5, SHAPE)
     total = torch.nn.functional.pad(r.spectrum.cumsum(1), (1, 0))
@@ -100,13 +101,13 @@ def _shape(r: Received) -> Tensor:
 
 
 def _tops(lines: Tensor, count: Tensor) -> Tensor:
-    """The largest magnitudes of a spectrum of symbols, over what so many random ones would have."""
+    """Return the largest magnitudes of a spectrum of symbols, over what so many random ones would have."""
     return (lines.topk(TOPS, dim=1).values * count.sqrt() + 1e-3).log() / 2
 
 
 def _echo(spectrum: Tensor) -> Tensor:
-    """The largest value of the autocorrelation far from 0, where a cyclic prefix or a period shows, how far, and the
-    mean."""
+    """Return the largest value of the autocorrelation far from 0, where a cyclic prefix or a period shows, how far, and
+    the mean."""
     length = spectrum.shape[1]
     size = power(torch.fft.ifft(torch.fft.ifftshift(spectrum, dim=1))).sqrt()
     far = (size / size[:, :1].clamp(min=1e-20))[:, length // 32 : length // 2]
@@ -115,7 +116,8 @@ def _echo(spectrum: Tensor) -> Tensor:
 
 
 def _histogram(values: Tensor, low: float, high: float, weight: Tensor | None = None, bins: int = HISTOGRAM) -> Tensor:
-    """Shares of values in even bins, smoothed linearly so that little changes change little, a quarter as mean."""
+    """Return shares of values in even bins, smoothed linearly so that little changes change little, a quarter as
+    mean."""
     place = ((values - low) * ((bins - 1) / (high - low))).clamp(0, bins - 1.001)
     first = place.floor()
     part, index = place - first, first.long()

@@ -82,7 +82,7 @@ def constellations(frames: Frames, config: SignalDataConfig) -> dict[str, list[l
 
 
 def per_sample(config: SignalDataConfig) -> list[float]:
-    """How many dB the SNR of a sample lies below Es/N0: [least, most] over the samples per symbol of the frames.
+    """Return how many dB the SNR of a sample lies below Es/N0: [least, most] over the samples per symbol of the frames.
 
     Of signals without symbols the SNR is that within their own bandwidth, and as much lower per sample as they have
     room beside them.
@@ -91,7 +91,7 @@ def per_sample(config: SignalDataConfig) -> list[float]:
 
 
 def calibration_figures(logits: Tensor, targets: Tensor) -> dict[str, Any]:
-    """How far the model's probabilities can be trusted: as they are, and with a temperature.
+    """Return how far the model's probabilities can be trusted: as they are, and with a temperature.
 
     Frames take turns: the temperature that half of them have least cross-entropy with is judged by the others.
     """
@@ -106,7 +106,7 @@ def calibration_figures(logits: Tensor, targets: Tensor) -> dict[str, Any]:
 
 
 def bound_of(config: SignalDataConfig) -> Bound | None:
-    """The accuracy that no classifier of a configuration's frames exceeds; None where nobody knows it.
+    """Return the accuracy that no classifier of a configuration's frames exceeds; None where nobody knows it.
 
     Synchronised symbols in white noise, up to a turn of the frame, are what the coherent bound is exact for; a carrier
     offset only makes it harder, so that the bound is still one.
@@ -124,7 +124,7 @@ def bound_of(config: SignalDataConfig) -> Bound | None:
 
 @cache
 def maximum_likelihood(classes: tuple[str, ...], length: int, snr: tuple[float, ...]) -> Bound:
-    """The coherent bound, computed once for all runs of a comparison."""
+    """Return the coherent bound, computed once for all runs of a comparison."""
     return maximum_likelihood_bound(classes, length, snr)
 
 
@@ -132,7 +132,7 @@ def maximum_likelihood(classes: tuple[str, ...], length: int, snr: tuple[float, 
 def average_likelihood(
     classes: tuple[str, ...], length: int, samples_per_symbol: int, rolloff: float, snr: tuple[float, ...]
 ) -> Bound:
-    """The bound of unknown phase and timing, computed once for all runs of a comparison."""
+    """Return the bound of unknown phase and timing, computed once for all runs of a comparison."""
     return average_likelihood_bound(
         classes, length, snr, samples_per_symbol=samples_per_symbol, rolloff=rolloff, frames=_UNLOCKED
     )

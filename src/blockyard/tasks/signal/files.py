@@ -18,7 +18,7 @@ from blockyard.tasks.signal.recordings.sigmf import SNR
 
 
 def read_iq(path: Path | str) -> Tensor:
-    """The samples of a file: complex64 [n], or [frames, n] as an array of frames holds them.
+    """Return the samples of a file: complex64 [n], or [frames, n] as an array of frames holds them.
 
     Raises:
         InputError: for a missing, unreadable or damaged file, one that is not complex or not finite, or one with gaps.
@@ -35,7 +35,7 @@ def read_iq(path: Path | str) -> Tensor:
 
 
 def frames_of(samples: Tensor, length: int, path: Path | str = "the file") -> Tensor:
-    """Samples cut into frames [n, length]; a rest shorter than a frame is left out.
+    """Return samples cut into frames [n, length]; a rest shorter than a frame is left out.
 
     Args:
         samples: [n] or [frames, n].
@@ -74,7 +74,7 @@ def annotated_snr(path: Path | str, length: int, frames: int) -> Tensor | None:
 
 
 def snr_at(recording: Recording, samples: Tensor) -> Tensor | None:
-    """What annotations say of the SNR at some samples, [n] in dB; None where they say nothing.
+    """Return what annotations say of the SNR at some samples, [n] in dB; None where they say nothing.
 
     Raises:
         InputError: for a sample that none of them covers.

@@ -18,8 +18,8 @@ from blockyard.tasks.run import Trained, load_run, read_run
 from blockyard.tasks.signal.calibration import FILE, PRIOR, UNKNOWN, calibration_curve, fit_calibration, scored
 from blockyard.tasks.signal.cumulant_classifier import CumulantClassifier
 from blockyard.tasks.signal.data import SignalData
+from blockyard.tasks.signal.familiar import AT_A_TENTH, Familiar
 from blockyard.tasks.signal.familiar import FILE as FAMILIAR
-from blockyard.tasks.signal.familiar import Familiar
 from blockyard.tasks.signal.figures import confusion, signal_figures
 from blockyard.tasks.signal.generator import Frames, GeneratedSignals, strange_kinds
 from blockyard.tasks.signal.model import LEAST_FRAME
@@ -64,7 +64,8 @@ def finish_run(
 
 
 def evaluate(trained: Trained, data: SignalData, folder: Path) -> dict[str, Any]:
-    """What a run's folder keeps of its measurement, as plain data; calibration.json and familiar.json are written."""
+    """Return what a run's folder keeps of its measurement, as plain data; calibration.json and familiar.json are
+    written."""
     model, source = trained.model, data.source
     found = signal_figures(data, model)
     told = model.config.condition == "snr"
@@ -75,7 +76,8 @@ def evaluate(trained: Trained, data: SignalData, folder: Path) -> dict[str, Any]
         low, high = c.samples_per_symbol_range
         known = {"samples_per_symbol": (low, high)}
         if high > 1:
-            known["bandwidth"] = ((1 + c.rolloff_range[0]) / high, (1 + c.rolloff_range[1]) / low)
+            narrow, wide = (1 + AT_A_TENTH * rolloff for rolloff in c.rolloff_range)
+            known["bandwidth"] = (narrow / high, wide / low)
     Familiar.of(frames.iq, normalised=model.config.normalises, **known).save(folder)
     if c.target == "symbols":
         return found
@@ -107,7 +109,8 @@ def evaluate(trained: Trained, data: SignalData, folder: Path) -> dict[str, Any]
 
 
 def _training_frames(source: GeneratedSignals | RecordedSignals, model: Any) -> Frames:
-    """Frames as the training has them: of recordings its own, of generated ones such as no step of it has seen."""
+    """Return frames as the training has them: of recordings its own, of generated ones such as no step of it has
+    seen."""
     if isinstance(source, RecordedSignals):
         order = torch.randperm(len(source.iq), generator=torch.Generator().manual_seed(0))[:FRAMES]
         return Frames(source.iq[order], source.modulation[order], torch.zeros(len(order), 0), torch.zeros(len(order)))
@@ -118,7 +121,7 @@ def _training_frames(source: GeneratedSignals | RecordedSignals, model: Any) -> 
 def _unknown(
     source: GeneratedSignals, given: Tensor, foreign: Tensor, checked: Frames, others: Frames
 ) -> dict[str, Any]:
-    """How often unknown is said of signals that are, and of those that are not, at each SNR of the grid.
+    """Return how often unknown is said of signals that are, and of those that are not, at each SNR of the grid.
 
     Args:
         source: of the signals.
@@ -155,7 +158,7 @@ def _baseline(source: GeneratedSignals, checked: Frames) -> dict[str, Any]:
 
 
 def described(found: dict[str, Any], trained: Trained) -> str:
-    """The figures in words and a table for a terminal."""
+    """Return the figures in words and a table for a terminal."""
     model = trained.model
     lines = [f"{sum(p.numel() for p in model.parameters()):,} parameters, frames of {model.config.frame} samples"]
     if "snr" in found:
@@ -177,7 +180,7 @@ def described(found: dict[str, Any], trained: Trained) -> str:
 
 
 def _table(found: dict[str, Any]) -> list[str]:
-    """Rows over the SNR, with units."""
+    """Return rows over the SNR, with units."""
     least, most = found["per_sample"]
     rows = [("SNR, dB (Es/N0)", [f"{s:g}" for s in found["snr"]])]
     if most > 0:

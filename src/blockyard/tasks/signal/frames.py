@@ -13,6 +13,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.tasks.signal.answering import Answer, Question, batches
+from blockyard.tasks.signal.frontend.filling import NoiseFilling
 from blockyard.tasks.signal.frontend.resampling import Plan, Resampler, plan_for
 from blockyard.tasks.signal.frontend.spectra import BINS, SHORTEST, averaged, occupied_band, windows_of
 from blockyard.tasks.signal.frontend.votes import Runs, Votes, known_label
@@ -40,7 +41,7 @@ def frame_rows(session: Session) -> Iterator[dict[str, Any]]:
     answers = session.ask(_questions(session, plan, chain([first], blocks)), plan)
     names = session.answering.answers
     whole, noted = Votes(len(names)), _Noted(recording.annotations, len(names))
-    runs, number = Runs(names), 0
+    runs, number = Runs(names, {span.start for span in recording.spans}), 0
     for answer in answers:
         if options.by == "frame":
             yield from _rows(session, answer, number)
@@ -67,7 +68,7 @@ def frame_rows(session: Session) -> Iterator[dict[str, Any]]:
 
 
 def plan_of(session: Session, samples: Tensor) -> Plan:
-    """What the recording needs, as its first samples tell."""
+    """Return what the recording needs, as its first samples tell."""
     familiar = session.assets.familiar
     band = None
     if session.per_symbol is None and familiar is not None and familiar.bandwidth is not None and len(samples) >= BINS:
@@ -76,7 +77,7 @@ def plan_of(session: Session, samples: Tensor) -> Plan:
 
 
 def _questions(session: Session, plan: Plan, blocks: Iterator[tuple[int, Tensor]]) -> Iterator[Question]:
-    """Frames in batches, resampled where the plan says so; none reaches from one stretch into the next."""
+    """Yield frames in batches, resampled where the plan says so; none reaches from one stretch into the next."""
     begins = {span.start for span in session.recording.spans}
     cutting: _Cutting | None = None
     total = session.recording.count or 0
@@ -107,6 +108,7 @@ class _Cutting:
         self.session, self.start = session, start
         self.ratio = plan.ratio
         self._resampler = Resampler(plan.ratio)
+        self._fill = NoiseFilling(self._resampler, session.length)
         self._rest = torch.zeros(0, dtype=torch.complex64)
         self._frames = 0
 
@@ -119,14 +121,15 @@ class _Cutting:
         self._rest = found[whole * length :].clone()
         if not whole:
             return
-        frames = self.session.scaled(found[: whole * length].view(whole, length))
+        frames, known = self._fill(found[: whole * length].view(whole, length))
+        frames = self.session.scaled(frames)
         # Output m lies at the time of input m·q/p.
         place = torch.arange(self._frames, self._frames + whole + 1) * length * self.ratio.denominator
         place = self.start + (2 * place + self.ratio.numerator) // (2 * self.ratio.numerator)
         self._frames += whole
         levels = self.session.levels
         told = None if levels is None else levels.at((place[:-1] + place[1:]) // 2)
-        yield from batches(frames, place[:-1], place[1:], told)
+        yield from batches(frames, place[:-1], place[1:], told, known=known)
 
 
 def _rows(session: Session, answer: Answer, number: int) -> Iterator[dict[str, Any]]:
@@ -154,7 +157,7 @@ def _rows(session: Session, answer: Answer, number: int) -> Iterator[dict[str, A
 
 
 def measures(length: int) -> bool:
-    """Whether frames are long enough for a spectrum of their own."""
+    """Return whether frames are long enough for a spectrum of their own."""
     return length >= SHORTEST
 
 

@@ -70,7 +70,7 @@ class SignalGenerator:
         snr: Tensor | None = None,
         phase: float | None = None,
     ) -> Frames:
-        """n frames.
+        """Return n frames.
 
         Args:
             n: how many.
@@ -137,7 +137,7 @@ class GeneratedSignals:
         return {"source": "generated", **asdict(self.config), **moved}
 
     def batch(self, seed: int, step: int, batch_size: int, rows: slice) -> dict[str, Tensor]:
-        """Rows of the global batch of a step, `{"iq", "targets", "snr"}`: a pure function of the arguments."""
+        """Return rows of the global batch of a step, `{"iq", "targets", "snr"}`: a pure function of the arguments."""
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 63))
         if self.config.train_frames is None:
             frames = self.generator.generate(batch_size, generator)
@@ -153,12 +153,12 @@ class GeneratedSignals:
         return self.many(self.config.train_frames or 0, generator)
 
     def many(self, n: int, generator: torch.Generator) -> Frames:
-        """Frames as training has them, some at a time: what the makers hold beside a frame is larger than it."""
+        """Return frames as training has them, some at a time: what the makers hold beside a frame is larger than it."""
         return joined([self.generator.generate(min(ROWS, n - start), generator) for start in range(0, n, ROWS)])
 
     def strange(self, part: Literal["calibration", "test"], n: int) -> Frames:
-        """Frames of kinds that are none of the classes, drawn evenly over kinds and SNRs: for calibrating unknown, or
-        others for testing it; `modulation` is the number of the kind.
+        """Return frames of kinds that are none of the classes, drawn evenly over kinds and SNRs: for calibrating
+        unknown, or others for testing it; `modulation` is the number of the kind.
 
         Raises:
             InputError: in scenarios that know no other kinds, or when all kinds of a part are classes.
@@ -205,7 +205,7 @@ class GeneratedSignals:
 
 
 def joined(parts: list[Frames]) -> Frames:
-    """Frames one after another."""
+    """Return frames one after another."""
     return Frames(*(torch.cat([getattr(p, f) for p in parts]) for f in ("iq", "modulation", "symbols", "snr")))
 
 

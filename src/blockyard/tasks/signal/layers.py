@@ -111,7 +111,7 @@ class Joint(nn.Module):
         return x + F.gelu(self.second(x))
 
     def cost(self) -> Cost:
-        """Parameters, and forward FLOPs of one frame."""
+        """Return parameters, and forward FLOPs of one frame."""
         shapes = [(m.weight.shape[1], m.weight.shape[0]) for m in (self.first, self.second)]
         return Cost(sum(p.numel() for p in self.parameters()), linear_flops(1, *shapes))
 

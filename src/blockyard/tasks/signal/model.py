@@ -22,7 +22,7 @@ from blockyard.complex.linear import (
     magnitude,
     to_pairs,
 )
-from blockyard.errors import InputError, one_of
+from blockyard.errors import InputError, at_least, one_of
 from blockyard.models.config import BlocksConfig
 from blockyard.models.trunk import Trunk
 from blockyard.nn.dropout import Dropout
@@ -47,7 +47,7 @@ class SignalConfig(BlocksConfig):
     """The architecture of a signal model.
 
     Args:
-        frame: samples per frame.
+        frame: samples per frame; 0 as long as the data have not said it.
         n_classes: classes of a frame, or of a symbol.
         symbols: symbols per frame that are told apart; 0 classifies whole frames.
         ordered: whether the order of a frame's samples tells anything.
@@ -103,7 +103,8 @@ class SignalConfig(BlocksConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least_one("frame", "n_classes")
+        self.check_at_least_one("n_classes")
+        at_least(0, **{"model.frame": self.frame})
         if self.patch is not None:
             self.check_at_least_one("patch")
         if self.positions not in ("auto", "yes", "no"):
@@ -116,6 +117,7 @@ class SignalConfig(BlocksConfig):
             raise InputError(
                 "model.features and model.samples=received are for whole frames: leave them out for symbols"
             )
+        # Of no frame nothing is left over: what a patch should divide is asked again when the data have said it.
         if self.seen % self.samples_per_position:
             what = f"the {self.seen} received symbols" if self.is_received else f"the frame of {self.frame} samples"
             raise InputError(f"model.patch={self.patch} should divide {what}")
@@ -169,7 +171,12 @@ class SignalConfig(BlocksConfig):
         return self.normalise or self.blind or self.known_rate > 0
 
     def check_frame(self) -> None:
-        """Refuse frames that are too short for a receiver; asked when the frame is known."""
+        """Refuse frames that are too short for a receiver; asked when the frame is known.
+
+        Raises:
+            InputError: for those, and for a frame of no samples.
+        """
+        self.check_at_least_one("frame")
         if (self.is_received or self.feature_kinds != "none") and self.frame < LEAST_FRAME and not self.known_rate:
             raise InputError(
                 f"model.features and model.samples=received need frames of {LEAST_FRAME} samples, not {self.frame}"
@@ -239,7 +246,7 @@ def _is_complex(spec: LayerSpec) -> bool:
 
 
 def _without_positions(spec: LayerSpec) -> LayerSpec:
-    """The layer with rope=none, if its mixer can do without."""
+    """Return the layer with rope=none, if its mixer can do without."""
     option = implementation("attn", spec.attn).options.get("rope")
     if option is None or "none" not in option.choices:
         return spec
@@ -340,7 +347,7 @@ class SignalTransformer(Trunk, ComplexModule):
         return SignalOutput(logits, loss, aux, None if config.symbols else x)
 
     def _received(self, iq: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the blocks see of frames, and their features: without weights, hence without gradients."""
+        """Return what the blocks see of frames, and their features: without weights, hence without gradients."""
         config = self.config
         if not config.is_received and config.feature_kinds == "none":
             return iq, None
@@ -355,7 +362,7 @@ class SignalTransformer(Trunk, ComplexModule):
         return seen, features
 
     def cost(self, length: int) -> Cost:
-        """Parameters and forward FLOPs for one frame of `length` positions."""
+        """Return parameters and forward FLOPs for one frame of `length` positions."""
         rows = length if self.config.symbols else 1
         shape = (self.head.weight.shape[1], self.head.weight.shape[0])
         head = Cost(sum(p.numel() for p in self.head.parameters()), linear_flops(rows, shape))
@@ -365,7 +372,13 @@ class SignalTransformer(Trunk, ComplexModule):
 
 
 def predict(model: nn.Module, iq: Tensor, snr: Tensor | None = None) -> Tensor:
-    """Logits of frames [n, length], on the CPU; `snr` [n] in dB for a model that is told it."""
+    """Return logits of frames [n, length], on the CPU; `snr` [n] in dB for a model that is told it.
+
+    Raises:
+        InputError: when there are none, or as the model does.
+    """
+    if not len(iq):
+        raise InputError(f"iq has shape {tuple(iq.shape)}: there is no frame to answer for")
     device = next(model.parameters()).device
     # Written into one tensor: small results kept among the large ones of each pass would fragment the heap, which
     # then grows with every pass, to gigabytes.

@@ -13,30 +13,30 @@ from blockyard.errors import InputError, suggest
 
 
 def _pam(m: int) -> Tensor:
-    """m equally spaced real levels, symmetric around 0."""
+    """Return m equally spaced real levels, symmetric around 0."""
     return torch.complex(2.0 * torch.arange(m, dtype=torch.float64) - (m - 1), torch.zeros(m, dtype=torch.float64))
 
 
 def _ask(m: int) -> Tensor:
-    """m equally spaced non-negative levels, on-off keying for m = 2."""
+    """Return m equally spaced non-negative levels, on-off keying for m = 2."""
     return torch.complex(torch.arange(m, dtype=torch.float64), torch.zeros(m, dtype=torch.float64))
 
 
 def _psk(m: int, start: float = 0.0) -> Tensor:
-    """m points on a circle."""
+    """Return m points on a circle."""
     angles = start + 2 * math.pi * torch.arange(m, dtype=torch.float64) / m
     return torch.polar(torch.ones(m, dtype=torch.float64), angles)
 
 
 def _qam(m: int) -> Tensor:
-    """A square grid of m points."""
+    """Return a square grid of m points."""
     levels = _pam(math.isqrt(m)).real
     side = len(levels)
     return torch.complex(levels[:, None].expand(side, side), levels.expand(side, side)).flatten()
 
 
 def _cross(m: int) -> Tensor:
-    """A cross of m points: the square of the next size without its corners."""
+    """Return a cross of m points: the square of the next size without its corners."""
     side = {32: 6, 128: 12}[m]
     levels = _pam(side).real
     grid = torch.complex(levels[:, None].expand(side, side), levels.expand(side, side)).flatten()
@@ -45,7 +45,7 @@ def _cross(m: int) -> Tensor:
 
 
 def _apsk(rings: tuple[int, ...], radii: tuple[float, ...], starts: tuple[float, ...]) -> Tensor:
-    """Rings of equally spaced points, each from an angle on, as in DVB-S2 (ETSI EN 302 307, section 5.4)."""
+    """Return rings of equally spaced points, each from an angle on, as in DVB-S2 (ETSI EN 302 307, section 5.4)."""
     return torch.cat([radius * _psk(m, start) for m, radius, start in zip(rings, radii, starts)])
 
 
@@ -76,7 +76,7 @@ USUAL = ("bpsk", "pam4", "qpsk", "8psk", "16qam", "64qam")
 
 @cache
 def constellation(name: str) -> Tensor:
-    """The points of a modulation, complex128, of unit mean power.
+    """Return the points of a modulation, complex128, of unit mean power.
 
     Raises:
         InputError: for an unknown name, with the nearest one.
@@ -90,7 +90,7 @@ def constellation(name: str) -> Tensor:
 
 @cache
 def symmetry_order(name: str) -> int:
-    """The largest n for which turning the constellation by 2π/n gives itself."""
+    """Return the largest n for which turning the constellation by 2π/n gives itself."""
     points = constellation(name)
     for order in range(len(points), 0, -1):
         angle = 2 * math.pi / order

@@ -34,6 +34,7 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> Iterator
     """
     from blockyard.tasks.signal.bursts import burst_rows
     from blockyard.tasks.signal.frames import frame_rows
+    from blockyard.tasks.signal.frontend.annotations import check_apart
     from blockyard.tasks.signal.recordings.opening import RecordingOptions, open_recordings
     from blockyard.tasks.signal.session import Session
     from blockyard.text.progress import ReadingLines
@@ -42,6 +43,9 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> Iterator
     model, assets, run = trained
     check(model, assets, options)
     recordings = open_recordings(file, asked)
+    for recording in recordings:
+        check_apart(options.out, recording, "--out")
+        check_apart(None if options.waterfall is None else Path(options.waterfall), recording, "--waterfall")
     if len(recordings) > 1 and (options.waterfall or options.annotations):
         what = "a waterfall" if options.waterfall else "SigMF metadata"
         raise InputError(f"{file} holds {len(recordings)} recordings, and {what} tells of one: unpack it and name one")

@@ -60,14 +60,15 @@ class Received:
     turn: Tensor
 
     def upright(self, *, keep_phase: bool) -> Tensor:
-        """The symbols with what is left of the carrier's offset taken out, and with the turn unless `keep_phase`."""
+        """Return the symbols with what is left of the carrier's offset taken out, and with the turn unless
+        `keep_phase`."""
         place = torch.arange(self.symbols.shape[1], dtype=self.rate.dtype) % self.count
         angle = -2 * math.pi * self.frequency * place
         return self.symbols * unit(angle if keep_phase else angle - self.turn)
 
 
 def unit(angle: Tensor) -> Tensor:
-    """exp(i angle)."""
+    """Return exp(i angle)."""
     return torch.polar(torch.ones_like(angle), angle)
 
 
@@ -138,7 +139,7 @@ def band(spectrum: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def symbol_rate(envelope: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The line of the squared envelope nearest the width of the band.
+    """Return the line of the squared envelope nearest the width of the band.
 
     Returns: its frequency, how strong it is (twice its amplitude over the mean), and the first sample at which it is at
         its top, [n, 1] each.
@@ -172,7 +173,7 @@ def symbol_rate(envelope: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def known_rate(envelope: Tensor, samples_per_symbol: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for a symbol rate that is known: what is left to find is the first top of its line."""
+    """Return the same for a symbol rate that is known: what is left to find is the first top of its line."""
     time = torch.arange(envelope.shape[1], dtype=envelope.dtype)
     whole = (envelope * unit(-2 * math.pi / samples_per_symbol * time)).sum(1, keepdim=True)
     strength = 2 * power(whole).sqrt() / envelope.sum(1, keepdim=True).clamp(min=1e-20)
@@ -181,7 +182,7 @@ def known_rate(envelope: Tensor, samples_per_symbol: int) -> tuple[Tensor, Tenso
 
 
 def carriers(z: Tensor, inside: Tensor, count: Tensor, *, known: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Lines of powers of the symbols, and what they say of the carrier.
+    """Return lines of powers of the symbols, and what they say of the carrier.
 
     Args:
         z: complex [n, K].

@@ -68,7 +68,7 @@ class SignalParts(Parts):
         shown = next((f["constellations"] for f in found.values() if "constellations" in f), None)
         if shown:
             highest = max(next(iter(with_snr.values()))["snr"])
-            lede = f"Samples of the validation frames at {highest:g} dB, as the models get them."
+            lede = f"Samples of the validation frames at {highest:g} dB (Es/N0), as the models get them."
             sections.append(Section("Constellations", lede, charts=[_constellation_chart(shown)]))
         return sections
 
@@ -111,7 +111,13 @@ def _accuracy_table(report: Report, found: Mapping[str, Mapping[str, Any]]) -> T
             rows.append([choice["name"], *(f"{100 * value:.1f}" for value in curve)])
     if "bound" in first:
         rows.append(["maximum likelihood", *(f"{100 * value:.1f}" for value in first["bound"]["accuracy"])])
-    return Table("Right decisions, per cent, at each SNR in dB", ["", *(f"{snr:g}" for snr in first["snr"])], rows)
+    least, most = first.get("per_sample", (0.0, 0.0))
+    beside = f"; that of a sample is {_span(least, most)} dB lower" if most else ""
+    return Table(
+        f"Right decisions, per cent, at each SNR in dB (Es/N0{beside})",
+        ["", *(f"{snr:g}" for snr in first["snr"])],
+        rows,
+    )
 
 
 def _per_sample(report: Report) -> str:
@@ -119,8 +125,11 @@ def _per_sample(report: Report) -> str:
     least, most = next((f["per_sample"] for f in _figures(report).values() if "per_sample" in f), (0.0, 0.0))
     if not most:
         return ""
-    span = f"{least:.1f} to {most:.1f}" if most > least else f"{most:.1f}"
-    return f" The SNR of a sample is {span} dB lower."
+    return f" The SNR of a sample is {_span(least, most)} dB lower."
+
+
+def _span(least: float, most: float) -> str:
+    return f"{least:.1f} to {most:.1f}" if most > least else f"{most:.1f}"
 
 
 def _over_snr(report: Report) -> Chart:
@@ -150,7 +159,9 @@ def _calibration_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
         [name, f"{c['raw']['ece']:.3f}", f"{c['calibrated']['ece']:.3f}", f"{c['temperature']:.2f}"]
         for name, c in found.items()
     ]
-    return Table("Expected calibration error", ["", "as trained", "calibrated", "temperature"], rows)
+    return Table(
+        "Expected calibration error, in probability (0 to 1)", ["", "as trained", "calibrated", "temperature"], rows
+    )
 
 
 def _calibration_chart(report: Report, found: Mapping[str, Mapping[str, Any]]) -> Chart:
@@ -164,7 +175,8 @@ def _calibration_chart(report: Report, found: Mapping[str, Mapping[str, Any]]) -
 
 
 def _telling(found: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The SNR at which mistakes say most, the same for all: where the best accuracy is nearest to three quarters."""
+    """Return the SNR at which mistakes say most, the same for all: where the best accuracy is nearest to three
+    quarters."""
     shown = [figures for figures in found.values() if "confusion" in figures]
     if not shown:
         return None
@@ -178,7 +190,7 @@ def _confusion_chart(name: str, snr: str, classes: list[str], shares: list[list[
     def draw(axes: Any, palette: Palette) -> None:
         draw_confusion(axes, palette, classes, shares)
 
-    where = f" at {snr} dB" if snr != "all" else ""
+    where = f" at {snr} dB (Es/N0)" if snr != "all" else ""
     caption = "Per cent of each row; the area of a square is its share."
     slug = "".join(c if c.isalnum() else "-" for c in f"{name}-{snr}")
     return Chart(f"confusion-{slug}", f"{name}{where}", caption, draw, legend=False, group="signal")

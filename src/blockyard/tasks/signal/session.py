@@ -89,7 +89,7 @@ class Session:
         return self.answering.over(questions)
 
     def likeliest(self, probabilities: Tensor) -> list[list[dict[str, Any]]]:
-        """The `top` classes of every row of [n, answers] with their probabilities, the likeliest first."""
+        """Return the `top` classes of every row of [n, answers] with their probabilities, the likeliest first."""
         names = self.answering.answers
         values, places = probabilities.double().topk(min(self.options.top, len(names)), dim=-1)
         rounded = (values * 1e4).round() / 1e4
@@ -99,7 +99,8 @@ class Session:
         ]
 
     def scaled(self, frames: Tensor) -> Tensor:
-        """Frames on the scale of the training's, as the first of them tell it; says when they are unlike any of it."""
+        """Return frames on the scale of the training's, as the first of them tell it; says when they are unlike any of
+        it."""
         if self.factor is None:
             self.factor = scale_of(frames, self.power, self.options.scale)
             self.compare(frames[:COMPARED] * self.factor)
@@ -114,7 +115,7 @@ class Session:
             self.notes.append(f"{self.recording.name} is unlike the training: {outside}")
 
     def where(self, sample: int) -> dict[str, Any]:
-        """The place of a sample, as rows have it."""
+        """Return the place of a sample, as rows have it."""
         rate = self.recording.sample_rate
         return {"sample": sample} if rate is None else {"sample": sample, "seconds": round(sample / rate, 9)}
 

@@ -18,7 +18,7 @@ PULSE_SPAN = 6
 
 
 def shape(sent: Tensor, c: SignalDataConfig, generator: torch.Generator) -> Tensor:
-    """Pulses, sampled late by a random part of a symbol."""
+    """Return pulses, sampled late by a random part of a symbol."""
     n, count = sent.shape
     late = c.timing * torch.rand(n, 1, generator=generator)
     margin = PULSE_SPAN + 1
@@ -34,8 +34,8 @@ def shape(sent: Tensor, c: SignalDataConfig, generator: torch.Generator) -> Tens
 
 
 def periodic(sent: Tensor, samples_per_symbol: int, late: Tensor, rolloff: float) -> Tensor:
-    """Pulses of symbols that repeat with the frame, whose spectrum ends where the pulse's does: every instant sees
-    whole pulses, so that the likelihood of a frame is exactly that of its matched filter's outputs.
+    """Return pulses of symbols that repeat with the frame, whose spectrum ends where the pulse's does: every instant
+    sees whole pulses, so that the likelihood of a frame is exactly that of its matched filter's outputs.
 
     Args:
         sent: complex [n, symbols].
@@ -55,7 +55,7 @@ def periodic(sent: Tensor, samples_per_symbol: int, late: Tensor, rolloff: float
 
 
 def fade(x: Tensor, c: SignalDataConfig, generator: torch.Generator) -> Tensor:
-    """A random channel of a few taps per frame, one sample apart, of unit mean power."""
+    """Put frames through a random channel of a few taps per frame, one sample apart, of unit mean power."""
     if c.fading == "none":
         return x
     power = 0.5 ** torch.arange(c.paths)
@@ -73,7 +73,8 @@ def fade(x: Tensor, c: SignalDataConfig, generator: torch.Generator) -> Tensor:
 
 
 def root_raised_cosine(t: Tensor, rolloff: float) -> Tensor:
-    """The root-raised-cosine pulse of unit energy at times t in symbols (Proakis, Digital Communications, 9.2)."""
+    """Return the root-raised-cosine pulse of unit energy at times t in symbols (Proakis, Digital Communications,
+    9.2)."""
     wide = t.double()
     b = rolloff
     numerator = torch.sin(math.pi * wide * (1 - b)) + 4 * b * wide * torch.cos(math.pi * wide * (1 + b))

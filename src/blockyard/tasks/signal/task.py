@@ -52,11 +52,11 @@ class SignalTask:
         self.fingerprint: dict[str, Any] = data.fingerprint
 
     def batch(self, step: int, rows: slice) -> Batch:
-        """Rows of the global batch of a step."""
+        """Return rows of the global batch of a step."""
         return self.data.source.batch(self.config.seed, step, self.config.batch_size, rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy in nats, plus the blocks' own losses, weighted."""
+        """Return mean cross-entropy in nats, plus the blocks' own losses, weighted."""
         output = self._scored(model, batch)
         return with_auxiliary(output.loss, output.aux, self.config, "class_loss")
 
@@ -77,7 +77,7 @@ class SignalTask:
         return model(batch["iq"], targets=batch["targets"], snr=batch["snr"] if self.is_told else None)
 
     def save_assets(self, folder: Path) -> None:
-        """Class names and the frame's length."""
+        """Write class names and the frame's length."""
         stored = {k: v for k, v in asdict(self.data.assets).items() if k not in ("calibration", "familiar")}
         write_atomically(folder / ASSETS, json.dumps(stored, indent=2) + "\n")
 
@@ -91,7 +91,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
     data_title = "the signals"
     model_config = SignalConfig
     data_config = SignalDataConfig
-    from_data = MappingProxyType({"frame": 128, "n_classes": 6, "symbols": 0, "ordered": True, "blind": False,
+    from_data = MappingProxyType({"frame": 0, "n_classes": 6, "symbols": 0, "ordered": True, "blind": False,
                                   "known_rate": 0})  # fmt: skip
     unit = "sample"
     # One layer and a high rate (docs/signals.md).

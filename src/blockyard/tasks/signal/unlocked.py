@@ -86,7 +86,7 @@ def average_likelihood_bound(
 
 
 def matched(iq: Tensor, late: Tensor, samples_per_symbol: int, rolloff: float) -> Tensor:
-    """Outputs of the matched filter, one per symbol: [n, length], [t] in symbols -> [n, t, symbols]."""
+    """Return outputs of the matched filter, one per symbol: [n, length], [t] in symbols -> [n, t, symbols]."""
     n, length = iq.shape
     count = length // samples_per_symbol
     reach = min(count, samples_per_symbol * count // 2 - 1)
@@ -103,7 +103,7 @@ def matched(iq: Tensor, late: Tensor, samples_per_symbol: int, rolloff: float) -
 
 
 def log_likelihood(iq: Tensor, name: str, snr: float, samples_per_symbol: int, rolloff: float) -> Tensor:
-    """ln of a frame's average likelihood over its value for no signal: [n].
+    """Return ln of a frame's average likelihood over its value for no signal: [n].
 
     Args:
         iq: complex [n, length].
@@ -141,7 +141,7 @@ def log_likelihood(iq: Tensor, name: str, snr: float, samples_per_symbol: int, r
 
 
 def _grid(z: Tensor, turns: Tensor, name: str, variance: float) -> Tensor:
-    """ln Π_n mean_s exp((2 Re(s* e^{−iφ} z_n) − |s|²) / N0) over timings and phases.
+    """Return ln Π_n mean_s exp((2 Re(s* e^{−iφ} z_n) − |s|²) / N0) over timings and phases.
 
     Shapes: [n, t, symbols], [p] -> [n, t, p].
     """
@@ -160,7 +160,7 @@ def _grid(z: Tensor, turns: Tensor, name: str, variance: float) -> Tensor:
 
 
 def _log_mean(x: Tensor, a: Tensor, y: Tensor | None, b: Tensor | None, variance: float) -> Tensor:
-    """ln mean over points of exp((2 (a x + b y) − a² − b²) / variance)."""
+    """Return ln mean over points of exp((2 (a x + b y) − a² − b²) / variance)."""
     a = a.to(x.dtype).view(-1, *(1 for _ in x.shape))
     score = 2 * a * x - a * a
     if y is not None and b is not None:

@@ -31,7 +31,7 @@ def log_uniform(n: int, low: float, high: float, generator: torch.Generator) -> 
 
 
 def grid_symbols(instants: Tensor) -> int:
-    """Symbols that frames with these instants need, margins included: a number that FFTs like."""
+    """Return how many symbols frames with these instants need, margins included: a number that FFTs like."""
     wanted = math.ceil(float(instants.max())) + 2 * MARGIN + 1
     return -(-wanted // 16) * 16
 
@@ -56,13 +56,14 @@ def linear(symbols: Tensor, instants: Tensor, rolloff: Tensor) -> Tensor:
 
 
 def root_raised_cosine_spectrum(frequency: Tensor, rolloff: Tensor) -> Tensor:
-    """The root-raised-cosine pulse of unit energy at frequencies in cycles per symbol: [f], [n, 1] -> [n, f]."""
+    """Return the root-raised-cosine pulse of unit energy at frequencies in cycles per symbol: [f], [n, 1] -> [n, f]."""
     beyond = (frequency.abs() - (1 - rolloff) / 2) / rolloff
     return torch.cos(math.pi / 2 * beyond.clamp(0, 1))
 
 
 def cubic(values: Tensor, at: Tensor) -> Tensor:
-    """Values [n, K] of an even grid read at fractional places [n, m], by Lagrange's cubic through four neighbours."""
+    """Return values [n, K] of an even grid read at fractional places [n, m], by Lagrange's cubic through four
+    neighbours."""
     first = at.floor()
     u = at - first
     index = first.long()
@@ -78,7 +79,7 @@ def cubic(values: Tensor, at: Tensor) -> Tensor:
 
 
 def continuous_phase(levels: Tensor, instants: Tensor, index: Tensor, bt: Tensor) -> Tensor:
-    """exp(iφ) of frequency-keyed symbols, of continuous phase.
+    """Return exp(iφ) of frequency-keyed symbols, of continuous phase.
 
     Args:
         levels: [n, K], odd numbers; the first `MARGIN` come before the frame.
@@ -101,8 +102,8 @@ def continuous_phase(levels: Tensor, instants: Tensor, index: Tensor, bt: Tensor
 
 
 def message(n: int, length: int, low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
-    """A random process with all its power between two frequencies, of unit power in every frame, with its Hilbert
-    transform as imaginary part: complex64 [n, length].
+    """Return a random process with all its power between two frequencies, of unit power in every frame, with its
+    Hilbert transform as imaginary part: complex64 [n, length].
 
     Args:
         low: [n, 1], cycles per sample.
@@ -120,7 +121,7 @@ def message(n: int, length: int, low: Tensor, high: Tensor, generator: torch.Gen
 
 
 def ofdm(instants: Tensor, carriers: Tensor, prefix: Tensor, points: Tensor, generator: torch.Generator) -> Tensor:
-    """Carriers of equal power with points of their own in every symbol, and a cyclic prefix.
+    """Return carriers of equal power with points of their own in every symbol, and a cyclic prefix.
 
     Args:
         instants: [n, length] in useful symbols (without prefix) from somewhere in the first.
@@ -147,12 +148,12 @@ def ofdm(instants: Tensor, carriers: Tensor, prefix: Tensor, points: Tensor, gen
 
 
 def chirp(time: Tensor, reach: Tensor, period: Tensor) -> Tensor:
-    """A carrier whose frequency sweeps from −reach to reach (cycles per sample) in every period (samples)."""
+    """Return a carrier whose frequency sweeps from −reach to reach (cycles per sample) in every period (samples)."""
     turn = (time / period) % 1.0
     return torch.polar(torch.ones_like(turn), 2 * math.pi * reach * period * (turn.square() - turn))
 
 
 def tones(time: Tensor, frequency: Tensor, phase: Tensor) -> Tensor:
-    """The sum of carriers of equal power: time [n, length], frequency and phase [n, tones]."""
+    """Return the sum of carriers of equal power: time [n, length], frequency and phase [n, tones]."""
     angle = 2 * math.pi * frequency.unsqueeze(-1) * time.unsqueeze(1) + phase.unsqueeze(-1)
     return torch.polar(torch.ones_like(angle), angle).sum(1) / frequency.shape[1] ** 0.5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from blockyard import InputError
 from blockyard.tasks.signal.frontend import Detector
 from blockyard.tasks.signal.frontend.cutting import Cut, Wanted, between, bursts_of
 from blockyard.tasks.signal.frontend.detection import BINS, ROW, Burst
@@ -112,6 +113,23 @@ def test_what_is_always_there_is_found_all_the_same() -> None:
 
 def test_silence_and_short_recordings_give_nothing() -> None:
     assert detected(np.zeros(1 << 18)) == [] and detected(white(ROW - 1)) == [] and detected(white(3 * ROW)) == []
+
+
+def test_zeros_before_the_samples_are_no_noise_floor() -> None:
+    # A squelch that opens: what follows is noise, not signals all over the band.
+    samples = np.concatenate([np.zeros(40 * ROW), white(60 * ROW)])
+    assert detected(samples) == [] and detected(samples, size=8 * ROW) == []
+
+
+def test_a_line_without_noise_is_one_signal() -> None:
+    # What rounding and the window's sidelobes leave beside it is none.
+    (found,) = detected(0.3 * np.exp(2j * np.pi * 0.123 * np.arange(64 * ROW)))
+    assert found.lower < 0.123 < found.upper and found.width < 0.05
+
+
+def test_samples_whose_power_is_beyond_single_precision_are_refused() -> None:
+    with pytest.raises(InputError, match="beyond single precision"):
+        detected(1e30 * white(8 * ROW))
 
 
 def test_regions_of_a_stream_are_those_of_the_whole() -> None:

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockyard import InputError
-from blockyard.tasks.signal.familiar import Familiar
+from blockyard.tasks.signal.familiar import AT_A_TENTH, Familiar
 from blockyard.tasks.signal.frontend import Resampler
 from blockyard.tasks.signal.frontend.resampling import Plan, plan_for, simple
-from blockyard.tasks.signal.frontend.spectra import Band
+from blockyard.tasks.signal.frontend.spectra import BINS, Band, averaged, occupied_band, windows_of
+from tests.fixtures.foreign_recordings import constellation, shaped
+from tests.fixtures.foreign_recordings import noise as white
 
 signal = pytest.importorskip("scipy.signal", reason="extra signals")
 
@@ -111,3 +113,23 @@ def test_a_simple_ratio_lies_between_its_bounds(wanted: float, slack: float) -> 
 def test_a_ratio_beyond_a_thousand_is_refused() -> None:
     with pytest.raises(InputError, match="1 to 1000"):
         Resampler(Fraction(1, 2000))
+
+
+def test_a_ratio_beyond_what_filters_reach_is_refused() -> None:
+    known = Familiar({}, samples_per_symbol=(4.0, 16.0))
+    with pytest.raises(InputError, match="too far from the training's 4 to 16"):
+        plan_for(known, None, 1e6, None)
+    assert plan_for(known, None, 8000.0, None).per_symbol == pytest.approx(8, rel=0.01)
+
+
+@pytest.mark.parametrize("rolloff", [0.2, 0.35, 0.5])
+def test_a_recording_of_the_one_symbol_rate_of_a_training_stays_as_it_is(rolloff: float) -> None:
+    # What the run says of its frames is where their spectrum falls to a tenth, which is what is measured.
+    drawn, count = np.random.default_rng(0), 1 << 18
+    samples = shaped(constellation("qpsk"), count, 8, drawn, rolloff) + 0.3 * white(count, drawn)
+    spectrum = averaged(torch.from_numpy(samples.astype(np.complex64)), BINS)
+    known = (1 + AT_A_TENTH * rolloff) / 8
+    trained = Familiar({}, samples_per_symbol=(8.0, 8.0), bandwidth=(known, known))
+    band = occupied_band(spectrum, windows_of(count, BINS))
+    assert band is not None and band.width == pytest.approx(known, rel=0.05)
+    assert plan_for(trained, None, None, band) == Plan()

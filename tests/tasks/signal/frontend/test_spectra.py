@@ -80,3 +80,13 @@ def test_what_has_no_symbols_has_no_line() -> None:
     spoken = torch.from_numpy((np.exp(1j * turned) + 0.1 * noise(count, drawn)).astype(np.complex64))
     band = band_of(spoken)
     assert band is not None and symbol_rate(spoken, band) is None
+
+
+@pytest.mark.parametrize("snr", [10.0, 30.0, 60.0, 300.0])
+def test_a_line_is_as_narrow_however_strong_it_is(snr: float) -> None:
+    # Between two bins, where the window's sidelobes are highest.
+    count = 1 << 16
+    line = np.exp(2j * np.pi * (20.5 / BINS) * np.arange(count))
+    samples = line + noise(count, np.random.default_rng(0)) * 10 ** (-snr / 20)
+    band = band_of(torch.from_numpy(samples.astype(np.complex64)))
+    assert band is not None and band.width < 5 / BINS and abs(band.centre - 20.5 / BINS) < 1 / BINS

@@ -75,3 +75,7 @@ def test_frames_in_a_row_of_one_class_are_one_run() -> None:
     assert runs.add([0, 10], [10, 20], shares[:2], None) == []
     assert [(f.start, f.stop) for f in [*runs.add([40], [50], shares[:1], None), *runs.finish()]] == [(0, 20), (40, 50)]
     assert runs.finish() == []
+    # Nor from one stretch into the next, though no sample lies between them.
+    runs = Runs(classes, {0, 20})
+    assert runs.add([0, 10], [10, 20], shares[:2], None) == []
+    assert [(f.start, f.stop) for f in runs.add([20], [30], shares[:1], None) + runs.finish()] == [(0, 20), (20, 30)]

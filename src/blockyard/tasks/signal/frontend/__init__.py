@@ -10,6 +10,7 @@ Files, in reading order:
 
     spectra.py       noise floors, occupied bands, the SNR of frames, the symbol rate: what a spectrum tells
     resampling.py    Resampler: scipy's resample_poly block by block; the ratio that a recording needs
+    filling.py       noise for the empty part of the band that interpolation leaves
     regions.py       connected cells of a spectrogram, in a stream of its rows
     detection.py     Detector: what stands above the noise, in time and frequency
     cutting.py       a burst on its own: shifted to 0 Hz, filtered, resampled, cut into frames

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from blockyard import __version__
 from blockyard.errors import InputError
-from blockyard.files import parse_json, writing
+from blockyard.files import is_same_file, parse_json, writing
 from blockyard.tasks.signal.frontend.votes import Found
 from blockyard.tasks.signal.recordings.raw import RawFile, sigmf_name
 from blockyard.tasks.signal.recordings.recording import Recording
@@ -63,7 +63,8 @@ def annotating(path: Path, recording: Recording) -> Iterator[Annotations]:
         InputError: when it cannot be written, or is the recording's own.
     """
     meta = own_metadata(recording)
-    check_not_its_own(path, recording)
+    check_apart(path, recording, "--out")
+    check_not_there(path)
     # Annotations are written by themselves, in order; what surrounds them is one object.
     about = {"global": describing(path, recording, meta), "captures": captures_of(recording, meta)}
     head = json.dumps(about, indent=2).rstrip().removesuffix("}").rstrip()
@@ -74,25 +75,32 @@ def annotating(path: Path, recording: Recording) -> Iterator[Annotations]:
         file.write(b"\n ]\n}\n")
 
 
-def check_not_its_own(path: Path, recording: Recording) -> None:
-    """Raise InputError if the file would take the place of the recording's own metadata."""
-    own = own_path(recording)
-    if (own is not None and path.absolute() == own.absolute()) or (own and path.exists() and path.samefile(own)):
-        raise InputError(
-            f"--out {path}: this is the recording's own metadata, which is not written over; name another file"
-        )
+def check_apart(path: Path | None, recording: Recording, option: str) -> None:
+    """Raise InputError if the file would take the place of the recording's own samples or metadata."""
+    if path is None:
+        return
+    samples = recording.samples.path if isinstance(recording.samples, RawFile) else Path(recording.name)
+    for own, what in ((own_path(recording), "metadata"), (samples, "samples")):
+        if own is not None and is_same_file(path, own):
+            raise InputError(
+                f"{option} {path}: these are the recording's own {what}, which are not written over; name another file"
+            )
+
+
+def check_not_there(path: Path) -> None:
+    """Raise InputError if the file would take the place of metadata."""
     if path.exists():
         raise InputError(f"--out {path} exists, and metadata that are there are not written over: name another file")
 
 
 def own_path(recording: Recording) -> Path | None:
-    """The metadata file of a SigMF pair; None for what is not one."""
+    """Return the metadata file of a SigMF pair; None for what is not one."""
     path = Path(recording.name)
     return path if path.suffix == SUFFIX and path.is_file() else None
 
 
 def own_metadata(recording: Recording) -> dict[str, Any]:
-    """The metadata of a SigMF pair, which was checked when it was opened; {} for what is not one."""
+    """Return the metadata of a SigMF pair, which was checked when it was opened; {} for what is not one."""
     path = own_path(recording)
     if path is None:
         return {}
@@ -101,7 +109,7 @@ def own_metadata(recording: Recording) -> dict[str, Any]:
 
 
 def describing(path: Path, recording: Recording, meta: dict[str, Any]) -> dict[str, Any]:
-    """The global object: the recording's own where it has one, with the file of its samples."""
+    """Return the global object: the recording's own where it has one, with the file of its samples."""
     samples = recording.samples
     about: dict[str, Any] = dict(meta.get("global", {}))
     data = samples.path if isinstance(samples, RawFile) else None
@@ -124,7 +132,7 @@ def describing(path: Path, recording: Recording, meta: dict[str, Any]) -> dict[s
 
 
 def captures_of(recording: Recording, meta: dict[str, Any]) -> list[dict[str, Any]]:
-    """The captures: the recording's own, or its stretches."""
+    """Return the captures: the recording's own, or its stretches."""
     if meta.get("captures"):
         return list(meta["captures"])
     found = []

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from blockyard.tasks.signal.frontend.detection import BINS, ROW, Burst, Detector
+from blockyard.tasks.signal.frontend.filling import NoiseFilling
 from blockyard.tasks.signal.frontend.regions import GAP_ROWS
 from blockyard.tasks.signal.frontend.resampling import MOST, Resampler, simple
 from blockyard.tasks.signal.recordings.recording import Recording
@@ -46,7 +47,8 @@ class Wanted:
     per_symbol: tuple[float, float] | None = None
 
     def ratio(self, burst: Burst) -> Fraction | None:
-        """The resampling of a burst; None if it is too short for a frame of any bandwidth that the model knows."""
+        """Return the resampling of a burst; None if it is too short for a frame of any bandwidth that the model
+        knows."""
         if self.per_symbol is not None:
             wanted = self.per_symbol[1] / self.per_symbol[0]
             ratio = simple(wanted, wanted, wanted)
@@ -80,6 +82,7 @@ class Cut:
         self.centre, self.ratio, self.length = burst.centre, ratio, length
         self.place = burst.start
         self._resampler = Resampler(ratio)
+        self._fill = NoiseFilling(self._resampler, length)
         self._rest = torch.zeros(0, dtype=torch.complex64)
 
     def push(self, samples: Tensor, last: bool) -> Tensor:
@@ -92,7 +95,7 @@ class Cut:
         found = torch.cat([self._rest, self._resampler.push(shifted, last)])
         whole = len(found) // self.length
         self._rest = found[whole * self.length :].clone()
-        return found[: whole * self.length].view(whole, self.length)
+        return self._fill(found[: whole * self.length].view(whole, self.length))[0]
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,6 @@ def bursts_of(
 
 
 def between(held: list[tuple[int, Tensor]], start: int, stop: int) -> Tensor:
-    """The samples of some blocks from `start` to before `stop`."""
+    """Return the samples of some blocks from `start` to before `stop`."""
     parts = [block[max(start - first, 0) : max(stop - first, 0)] for first, block in held]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.complex64)

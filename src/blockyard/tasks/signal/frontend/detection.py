@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockyard.errors import require
+from blockyard.errors import InputError, require
 from blockyard.tasks.signal.frontend.regions import Region, Regions
 from blockyard.tasks.signal.frontend.spectra import averaged, windows_of
 
@@ -30,6 +30,9 @@ P_LOW, P_HIGH, P_ALONE = 5e-3, 1e-5, 1e-10
 # A bin whose median stands more than this above the quantile of all is always occupied (1.8 dB).
 ALWAYS = 1.5
 QUANTILE = 0.4
+# No receiver has a floor further below the strongest bin: 90 dB, where the sidelobes of Hann's window lie within thirty
+# bins of a line.
+DEEPEST = 1e-9
 # Rows that the floor is the median of.
 MOST_ROWS = 1024
 # The edges of a band: where it falls to a tenth of its level; those of a burst in time, to so much of its power.
@@ -113,6 +116,8 @@ class Detector:
         raw = averaged(samples[: rows * ROW].view(rows, ROW), BINS)
         around = torch.nn.functional.pad(raw[:, None], (1, 1), mode="circular")
         spectra = torch.nn.functional.avg_pool1d(around, 3, stride=1)[:, 0].numpy()
+        if not np.isfinite(spectra).all():
+            raise InputError("the samples are so large that their power is beyond single precision: divide them first")
         self._seen = np.concatenate([self._seen, spectra])[-MOST_ROWS:]
         self.floor = self._floor(self._seen)
         self._starts.append((self._rows, start))
@@ -129,14 +134,18 @@ class Detector:
 
     def _floor(self, rows: Any) -> Any:
         np = self._np
-        middle = np.median(rows, axis=0) / self._median
-        base = float(np.quantile(middle, QUANTILE))
         # Exact zeros (squelch, a file's padding) are no floor.
-        base = max(base, 1e-30)
+        heard = rows[rows.any(1)]
+        if not len(heard):
+            return np.full(BINS, 1e-30, np.float32)
+        middle = np.median(heard, axis=0) / self._median
+        base = float(np.quantile(middle, QUANTILE))
+        # Nor is the rounding that a line without noise stands in.
+        base = max(base, DEEPEST * float(middle.max()), 1e-30)
         return np.maximum(np.where(middle > ALWAYS * base, base, middle), 1e-3 * base).astype(np.float32)
 
     def _sample(self, row: int) -> int:
-        """The first sample of a row."""
+        """Return the first sample of a row."""
         began, start = next(pair for pair in reversed(self._starts) if pair[0] <= row or pair is self._starts[0])
         return start + (row - began) * ROW
 
@@ -167,7 +176,7 @@ class Detector:
 
 
 def _missing(rows: list[float]) -> float:
-    """How many rows a burst was not there yet, by its power in the first of them and in those that follow.
+    """Return how many rows a burst was not there yet, by its power in the first of them and in those that follow.
 
     Cells of noise beside a burst may be joined to it: rows of little power are no part of it.
     """

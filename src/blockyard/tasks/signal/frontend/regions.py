@@ -136,7 +136,7 @@ class Regions:
         return found
 
     def _labelled(self, power: Any) -> tuple[Any, int]:
-        """Components with a seed, numbered from 1."""
+        """Return components with a seed, numbered from 1."""
         np, image = self._np, self._image
         low = image.binary_closing(
             np.pad(power > self.low, ((GAP_ROWS, GAP_ROWS), (GAP_BINS, GAP_BINS))),

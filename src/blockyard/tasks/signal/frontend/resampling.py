@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MOST = 1000
 # Of all that stands above the noise, so much lies in the one band of a recording of one signal.
 ALONE = 0.8
+# A band is measured to about this share of its width.
+MEASURED = 0.05
 # Half the filter's length in samples at the lower of the two rates, and the Kaiser window's β, as in scipy.
 HALF, BETA = 10, 5.0
 
@@ -74,6 +76,15 @@ class Resampler:
         self._held, self._before = held[kept * self.down :].copy(), self._before + ready - kept
         return torch.from_numpy(np.ascontiguousarray(made))
 
+    def response(self, frequency: Tensor) -> Tensor:
+        """Magnitude of the filter at frequencies of the output, cycles per sample: 1 at 0 Hz."""
+        if self.ratio == 1:
+            return torch.ones_like(frequency)
+        # The filter works at `up` times the rate of the input, `down` times that of the output.
+        angle = 2 * math.pi * frequency.numpy() / self.down
+        _, found = self._signal.freqz(self._taps, worN=angle)
+        return torch.from_numpy(abs(found)).to(frequency.dtype)
+
     def _filtered(self, samples: Any) -> Any:
         return self._signal.resample_poly(samples, self.up, self.down, window=self._taps)
 
@@ -118,7 +129,14 @@ def plan_for(familiar: Familiar | None, trained: float | None, per_symbol: float
         wanted = Fraction(math.sqrt(low * high) / per_symbol)
         ratio = simple(wanted, low / per_symbol, high / per_symbol)
         after = per_symbol * float(ratio)
-        return Plan(ratio, f"{per_symbol:.4g} samples a symbol; resampled by {_text(ratio)} to {after:.4g}", after)
+        # The ratio's bound, and nothing else, can leave it outside.
+        if not 0.99 * low <= after <= 1.01 * high:
+            raise InputError(
+                f"{per_symbol:.4g} samples a symbol are too far from the training's {low:.4g} to {high:.4g}: at most "
+                f"{MOST} times as many or as few can be made; check data.symbol_rate"
+            )
+        said = f"{per_symbol:.4g} samples a symbol; resampled by {_text(ratio)} to {after:.4g}{_filled(ratio)}"
+        return Plan(ratio, said, after)
     range_ = familiar.bandwidth if familiar is not None else None
     if range_ is None or band is None:
         return Plan()
@@ -126,20 +144,20 @@ def plan_for(familiar: Familiar | None, trained: float | None, per_symbol: float
     if band.share < ALONE:
         return Plan(why="several bands are occupied, and frames hold all of them: --detect takes each by itself")
     # A line is no modulation whose symbols were too slow, but a tone: it is known as it is.
-    if narrow <= band.width <= wide or band.width < 5 / 1024:
+    if narrow * (1 - MEASURED) <= band.width <= wide * (1 + MEASURED) or band.width < 5 / 1024:
         return Plan()
     wanted = Fraction(band.width / math.sqrt(narrow * wide))
     ratio = simple(wanted, band.width / wide, band.width / narrow)
     said = (
         f"occupied bandwidth {band.width:.3f} of the sample rate, the training's {narrow:.3f} to {wide:.3f}: "
-        f"resampled by {_text(ratio)} (--data.symbol_rate says it exactly)"
+        f"resampled by {_text(ratio)} (--data.symbol_rate says it exactly){_filled(ratio)}"
     )
     return Plan(ratio, said)
 
 
 def simple(wanted: Fraction | float, low: float, high: float) -> Fraction:
-    """The fraction of the smallest numbers between two bounds that is near the one wanted: within a tenth where the
-    bounds are wide, within a ten-thousandth where they are one point."""
+    """Return the fraction of the smallest numbers between two bounds that is near the one wanted: within a tenth where
+    the bounds are wide, within a ten-thousandth where they are one point."""
     near = min(0.1, max((high / low - 1) / 2, 1e-4))
     wanted = Fraction(wanted).limit_denominator(10**9)
     for size in range(1, MOST + 1):
@@ -151,6 +169,10 @@ def simple(wanted: Fraction | float, low: float, high: float) -> Fraction:
     clipped = min(max(wanted, Fraction(1, MOST)), Fraction(MOST))
     # The larger of p and q is the one that is limited.
     return clipped.limit_denominator(MOST) if clipped < 1 else 1 / (1 / clipped).limit_denominator(MOST)
+
+
+def _filled(ratio: Fraction) -> str:
+    return ", the empty part of the new band filled with noise like the recording's" if ratio > 1 else ""
 
 
 def _text(ratio: Fraction) -> str:

@@ -25,12 +25,14 @@ LEAST_QUIET = 0.2
 EDGE = 0.1
 # Bins of a recording's averaged spectrum.
 BINS = 1024
+# No receiver has a floor further below a line in a bin of its spectrum: 130 dB.
+DEEPEST = 1e-13
 # Samples that the symbol rate is looked for in.
 MOST_CYCLIC = 1 << 20
 
 
 def averaged(samples: Tensor, bins: int) -> Tensor:
-    """Welch's spectrum with Hann windows that overlap by half.
+    """Return Welch's spectrum with Hann windows that overlap by half.
 
     Args:
         samples: complex [..., n], n at least `bins`.
@@ -48,14 +50,14 @@ def averaged(samples: Tensor, bins: int) -> Tensor:
 
 
 def windows_of(count: int, bins: int) -> float:
-    """How many independent windows `count` samples are worth: those of Hann that overlap by half have powers correlated
-    by 1/36 (Welch 1967)."""
+    """Return how many independent windows `count` samples are worth: those of Hann that overlap by half have powers
+    correlated by 1/36 (Welch 1967)."""
     made = max((count - bins) // (bins // 2) + 1, 1)
     return made / (1 + (made - 1) / made / 18)
 
 
 def noise_floor(spectra: Tensor, windows: float, steps: int = 12) -> tuple[Tensor, Tensor]:
-    """The mean of the bins that hold noise alone, and which share of all bins they are.
+    """Return the mean of the bins that hold noise alone, and which share of all bins they are.
 
     Begins with the quietest quarter and takes in what stands less than four deviations above the mean of what is in,
     until that no longer changes: the bins of a signal stay outside, and the mean over all bins of noise has no bias,
@@ -87,7 +89,8 @@ def noise_floor(spectra: Tensor, windows: float, steps: int = 12) -> tuple[Tenso
 
 
 def frame_snr(frames: Tensor, per_symbol: float | None = None) -> Tensor:
-    """The SNR of frames, blindly: power of the signal over that of the noise in the band that the signal occupies, dB.
+    """Return the SNR of frames, blindly: power of the signal over that of the noise in the band that the signal
+    occupies, dB.
 
     The floor of the frame's own spectrum is the noise, what stands above it the signal, and the band is as wide as a
     rectangle of the signal's shape: (∫S)² / ∫S². For root-raised-cosine pulses that is the symbol rate times
@@ -110,7 +113,8 @@ def frame_snr(frames: Tensor, per_symbol: float | None = None) -> Tensor:
 
 
 def signal_and_noise(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Power of the signal and of the noise per sample, and the width of the band, in cycles per sample: [n] each.
+    """Return power of the signal and of the noise per sample, and the width of the band, in cycles per sample: [n]
+    each.
 
     NaN where nothing can be said.
     """
@@ -171,8 +175,8 @@ class Band:
 
 
 def occupied_band(spectrum: Tensor, windows: float) -> Band | None:
-    """The band around the strongest part of a spectrum, down to a tenth of its level; None where all is noise, or where
-    no noise is left to tell it from.
+    """Return the band around the strongest part of a spectrum, down to a tenth of its level; None where all is noise,
+    or where no noise is left to tell it from.
 
     Args:
         spectrum: [bins], averaged.
@@ -180,11 +184,13 @@ def occupied_band(spectrum: Tensor, windows: float) -> Band | None:
     """
     spectrum = spectrum.double()
     bins = len(spectrum)
+    # A line without noise stands in the window's sidelobes and in the rounding of its own samples: no floor either.
+    spectrum = spectrum.clamp(min=DEEPEST * float(spectrum.max()))
     noise, quiet = (float(value) for value in noise_floor(spectrum, windows))
     if quiet < LEAST_QUIET or noise <= 0:
         return None
     # Four deviations in one of a thousand bins are nothing: six, and two bins side by side.
-    excess = spectrum - noise
+    excess = spectrum - noise - leakage(spectrum)
     least = 6 * noise / math.sqrt(windows)
     strong = excess > least
     both = strong & (strong.roll(1) | strong.roll(-1))
@@ -206,6 +212,22 @@ def occupied_band(spectrum: Tensor, windows: float) -> Band | None:
     return Band((low - bins / 2 - 0.5) / bins, (high - bins / 2 + 0.5) / bins, power, noise, quiet, share)
 
 
+def leakage(spectrum: Tensor) -> Tensor:
+    """Return what the strongest bin, were it a line, would leave in the others by Hann's window: no band of a signal.
+
+    The window's transform k bins off is sinc(k) / (1 − k²), in magnitude at most 1 / (π k (k² − 1)); a line halfway
+    between two bins is half a bin nearer, and stands 1.4 dB lower. Of a band as wide as a few bins it takes per mille.
+
+    Args:
+        spectrum: float64 [bins].
+    """
+    bins, place = len(spectrum), int(spectrum.argmax())
+    away = (torch.arange(bins) - place).abs()
+    away = torch.minimum(away, bins - away).double() - 0.5
+    found = 1.39 / (math.pi * away * (away.square() - 1)).square()
+    return torch.where(away > 1, found * spectrum[place], 0.0)
+
+
 @dataclass(frozen=True)
 class CyclicLine:
     """A line in the spectrum of |x|²: symbols at its frequency.
@@ -222,7 +244,7 @@ class CyclicLine:
 
 
 def symbol_rate(samples: Tensor, band: Band) -> CyclicLine | None:
-    """The symbol rate of linear modulations, as the strongest line of |x|² where it can be for such a band.
+    """Return the symbol rate of linear modulations, as the strongest line of |x|² where it can be for such a band.
 
     Pulses with excess bandwidth make the power of a signal rise and fall once a symbol (Gardner and others: its second
     cyclic moment). A constant envelope (FM, MSK) has no such line, nor has a roll-off near 0.

@@ -8,7 +8,7 @@ the same class as the product's, and never surer than the frames are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -46,7 +46,7 @@ class Votes:
         return round(self._level / self._measured, 1) if self._measured else None
 
     def probabilities(self) -> Tensor:
-        """The geometric mean of the frames' probabilities, of sum 1: [answers]; NaN without frames."""
+        """Return the geometric mean of the frames' probabilities, of sum 1: [answers]; NaN without frames."""
         return (self._sum / self.frames).softmax(-1) if self.frames else torch.full_like(self._sum, torch.nan)
 
 
@@ -80,10 +80,11 @@ class Runs:
 
     Args:
         classes: names of the answers.
+        begins: first samples of stretches: none reaches from one into the next, which may be of another frequency.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self._classes = classes
+    def __init__(self, classes: Sequence[str], begins: Collection[int] = ()) -> None:
+        self._classes, self._begins = classes, begins
         self._found: Found | None = None
         self._sum = torch.zeros(len(classes), dtype=torch.float64)
         self._levels: list[float] = []
@@ -100,7 +101,8 @@ class Runs:
         for first, last in pairwise(cuts):
             label = self._classes[int(likeliest[first])]
             known = self._found
-            if known is None or known.label != label or known.stop < starts[first]:
+            apart = known is None or known.stop < starts[first] or starts[first] in self._begins
+            if known is None or apart or known.label != label:
                 ended += self.finish()
                 known = Found(starts[first], stops[first], label, 0.0, 0)
                 self._sum, self._levels = torch.zeros_like(self._sum), []
@@ -125,7 +127,7 @@ class Runs:
 
 
 def known_label(label: str | None, answers: tuple[str, ...]) -> str | None:
-    """The answer that a label names, however it is written (QPSK, 16-QAM); None for other labels."""
+    """Return the answer that a label names, however it is written (QPSK, 16-QAM); None for other labels."""
 
     def plain(name: str) -> str:
         return "".join(sign for sign in name.lower() if sign.isalnum())

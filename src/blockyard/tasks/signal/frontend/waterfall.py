@@ -194,7 +194,8 @@ class Waterfall:
         return figure
 
     def _decibels(self) -> tuple[Tensor, int]:
-        """Power of the columns that are drawn, [columns, bins], NaN where there were no samples; samples of each."""
+        """Return power of the columns that are drawn, [columns, bins], NaN where there were no samples; samples of
+        each."""
         sums, windows, width = self._sum, self._windows, self._width
         # Of many narrow columns a pixel would show one; together they show less of the noise's scatter.
         while len(sums) > DRAWN_COLUMNS:

@@ -82,7 +82,7 @@ class RecordedSignals:
         }  # fmt: skip
 
     def batch(self, seed: int, step: int, batch_size: int, rows: slice) -> dict[str, Tensor]:
-        """Rows of the global batch of a step: classes drawn evenly, then frames of the class."""
+        """Return rows of the global batch of a step: classes drawn evenly, then frames of the class."""
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 63))
         wanted = torch.randint(len(self.classes), (batch_size,), generator=generator)
         counts = torch.bincount(self.modulation, minlength=len(self.classes))

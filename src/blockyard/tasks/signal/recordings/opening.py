@@ -70,7 +70,7 @@ def samples_per_symbol(recording: Recording, options: RecordingOptions) -> float
     """Return how many samples a symbol has; None where no symbol rate is given.
 
     Raises:
-        InputError: for a symbol rate above half of the sample rate, or one in hertz where the sample rate is not known.
+        InputError: for a symbol rate above the sample rate, or one that must be in hertz where that is not known.
     """
     if options.symbol_rate is None:
         return None

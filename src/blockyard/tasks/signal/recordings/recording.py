@@ -114,12 +114,13 @@ class Recording:
             many = f"{self.channels} channel{'s' * (self.channels > 1)}"
             raise InputError(f"{self.name} has {many}; data.channel={channel} is none of them (the first is 0)")
 
-    def check_length(self, length: int) -> None:
-        """Raise InputError when no stretch holds a frame of this length; of a pipe nobody knows."""
+    def check_length(self, length: int, what: str = "a frame") -> None:
+        """Raise InputError when no stretch holds `what`, of this length; of a pipe nobody knows."""
         counts = [span.count for span in self.spans]
         longest = max((count for count in counts if count is not None), default=0)
         if None not in counts and longest < length:
-            raise InputError(f"{self.name} holds {longest} samples in a row; a frame has {length}")
+            many = f"{longest} sample{'s' * (longest != 1)}"
+            raise InputError(f"{self.name} holds {many} in a row; {what} has {length}")
 
     def blocks(self, channel: int = 0, size: int | None = None, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
         """Yield (number of the first sample, complex64 [n]) from beginning to end; no block reaches over a gap.

@@ -87,7 +87,7 @@ def measure(recording: Recording, channel: int = 0) -> Level:
 
 
 def _signal(recording: Recording, channel: int) -> tuple[Band | None, CyclicLine | None, float | None]:
-    """What stands above the noise in the first million samples of the first stretch."""
+    """Return what stands above the noise in the first million samples of the first stretch."""
     samples = next(recording.blocks(channel))[1]
     # Of unit power: squares of the largest numbers of float32 are beyond it.
     samples = samples / torch.view_as_real(samples).abs().amax().clamp(min=1e-30)
@@ -101,7 +101,7 @@ def _signal(recording: Recording, channel: int) -> tuple[Band | None, CyclicLine
 
 
 def _spectrum(block: Tensor) -> Tensor:
-    """Power in BINS bands, lowest frequency first: Welch's, with a Hann window, half overlapping."""
+    """Return power in BINS bands, lowest frequency first: Welch's, with a Hann window, half overlapping."""
     if len(block) < BINS:
         block = torch.nn.functional.pad(block, (0, BINS - len(block)))
     # In double precision: samples may be as large as float32 can hold, and their powers and sums are larger.
@@ -200,7 +200,8 @@ def warnings(level: Level) -> list[str]:
     """Say what is odd about the samples."""
     found = []
     if level.zeros > 0.001:
-        found.append(f"{100 * level.zeros:.1f} % of the samples are exactly 0 (squelch, or dropped buffers)")
+        why = "squelch, dropped buffers, or a level of a code or less"
+        found.append(f"{100 * level.zeros:.1f} % of the samples are exactly 0 ({why})")
     if level.clipped > 0.05:
         found.append(f"{100 * level.clipped:.1f} % of the samples are at full scale: the receiver was overdriven")
     if level.offset > -10:
