@@ -25,7 +25,7 @@ _IDLE = {"use_cache", "cache_position", "num_items_in_batch", "logits_to_keep", 
 
 
 def form_of(module: nn.Module) -> str | None:
-    """None for attention of this form, "" for what is no attention, else what it has that is not known here."""
+    """Return None for attention of this form, "" for what is no attention, else what it has that is not known here."""
     if not all(isinstance(getattr(module, name, None), nn.Linear) for name in _PROJECTIONS):
         return "attention of another form" if type(module).__name__.endswith("Attention") else ""
     if not hasattr(module, "layer_idx") or not hasattr(module, "head_dim"):
@@ -70,7 +70,8 @@ class LlamaAttention(nn.Module):
 
     @classmethod
     def like(cls, module: Any, name: str, options: Mapping[str, Any]) -> LlamaAttention:
-        """A mixer of the same width and number of heads; standard attention also has the heads and norms of `module`.
+        """Return a mixer of the same width and number of heads; standard attention also has the heads and norms of
+        `module`.
 
         Raises:
             InputError: for a mixer that cannot be causal, or options that it does not have.
@@ -124,7 +125,7 @@ class LlamaAttention(nn.Module):
         position_ids: Tensor | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        """As transformers calls it.
+        """Attend as transformers calls it.
 
         Args:
             hidden_states: [B, T, d_model].
@@ -154,7 +155,7 @@ class LlamaAttention(nn.Module):
         return found[0] if isinstance(found, tuple) else found, None
 
     def _masks(self, mask: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """The mask as the mixer takes it: whole, or as the padding that it comes from."""
+        """Return the mask as the mixer takes it: whole, or as the padding that it comes from."""
         batch, length = x.shape[:2]
         if mask.ndim != 4 or mask.shape[-2:] != (length, length):
             raise InputError(f"attention_mask has shape {tuple(mask.shape)}, expected [batch, 1, {length}, {length}]")

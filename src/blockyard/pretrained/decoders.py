@@ -21,7 +21,7 @@ ACTIVATIONS = {
 
 
 def shape(f: Fields) -> dict[str, Any]:
-    """What most configurations say of a decoder's shape, as arguments of `LMConfig`."""
+    """Return what most configurations say of a decoder's shape, as arguments of `LMConfig`."""
     return {
         "vocab_size": f.whole("vocab_size"),
         "context": f.whole("max_position_embeddings"),
@@ -35,7 +35,7 @@ def shape(f: Fields) -> dict[str, Any]:
 
 
 def grouped(f: Fields, sizes: dict[str, Any], head_dim: int | None = None) -> dict[str, Any]:
-    """Key heads and the width of heads, as options of standard attention."""
+    """Return key heads and the width of heads, as options of standard attention."""
     heads, width = sizes["n_heads"], sizes["d_model"]
     # Ours normalises queries and keys unless told otherwise; most of theirs do not.
     options: dict[str, Any] = {"qk_norm": False}
@@ -49,7 +49,7 @@ def grouped(f: Fields, sizes: dict[str, Any], head_dim: int | None = None) -> di
 
 
 def turned(options: dict[str, Any], sizes: dict[str, Any], f: Fields, **usual: Any) -> dict[str, Any]:
-    """Rotary positions: arguments of `LMConfig`, and the width that is rotated among the mixer's options."""
+    """Return rotary positions: arguments of `LMConfig`, and the width that is rotated among the mixer's options."""
     rope = rotary(f, sizes["context"], **usual)
     head_dim = options.get("head_dim", sizes["d_model"] // sizes["n_heads"])
     # Rounded down, as theirs is.
@@ -60,7 +60,7 @@ def turned(options: dict[str, Any], sizes: dict[str, Any], f: Fields, **usual: A
 
 
 def windows(f: Fields, n_layers: int) -> list[int | None]:
-    """The window of each layer, as Qwen's configurations say it."""
+    """Return the window of each layer, as Qwen's configurations say it."""
     uses, window = f.flag("use_sliding_window"), f.take("sliding_window")
     first, kinds = f.whole("max_window_layers", 28, least=0), f.take("layer_types")
     # Since version 5 every layer says what it is; before, the first so many had no window.
@@ -78,7 +78,7 @@ def windows(f: Fields, n_layers: int) -> list[int | None]:
 
 
 def everywhere(f: Fields, n_layers: int, usual: int | None = None) -> list[int | None]:
-    """One window for all layers, as Mistral's configurations say it; `usual` where they do not mention it."""
+    """Return one window for all layers, as Mistral's configurations say it; `usual` where they do not mention it."""
     window = f.take("sliding_window")
     if window is not None or (usual is not None and "sliding_window" not in f.config):
         window = f.whole("sliding_window", usual)
@@ -89,7 +89,7 @@ def everywhere(f: Fields, n_layers: int, usual: int | None = None) -> list[int |
 
 
 def layers(attn: dict[str, Any], ffn: list[LayerSpec] | LayerSpec, spans: list[int | None]) -> tuple[LayerSpec, ...]:
-    """The pattern: attention with a window of its own per layer, and an FFN; a single layer where all are alike."""
+    """Return the pattern: attention with each layer's window, and an FFN; a single layer where all are alike."""
     ffns = [ffn] * len(spans) if isinstance(ffn, LayerSpec) else ffn
     # Windows and mixtures alternate in some families: then every layer is written out.
     specs = [
@@ -100,7 +100,7 @@ def layers(attn: dict[str, Any], ffn: list[LayerSpec] | LayerSpec, spans: list[i
 
 
 def swiglu(f: Fields, *, bias: bool = False) -> LayerSpec:
-    """The gated FFN."""
+    """Return the gated FFN."""
     f.word("hidden_act", SILU, "silu")
     options: dict[str, Any] = {"d_ff": f.whole("intermediate_size")}
     return LayerSpec("standard", "swiglu", {}, options | ({"bias": True} if bias else {}))

@@ -93,7 +93,7 @@ def write_origin(folder: Path, origin: Origin) -> None:
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """What a run was imported from; None for one that was not.
+    """Return what a run was imported from; None for one that was not.
 
     Raises:
         InputError: when its origin.json is damaged.
@@ -112,7 +112,7 @@ def read_origin(folder: Path) -> Origin | None:
 
 
 def bare(spec: LayerSpec) -> LayerSpec:
-    """A layer without the options that are what they are anyhow: runs write all that was given."""
+    """Return a layer without the options that are what they are anyhow: runs write all that was given."""
     parts = []
     sides: tuple[tuple[Kind, str, Mapping[str, Any]], ...] = (
         ("attn", spec.attn, spec.attn_options),

@@ -85,7 +85,7 @@ def load_pretrained(
 
 
 def read_config(said: Mapping[str, Any], where: str) -> tuple[Family, LMConfig]:
-    """The family of a configuration, and the configuration in our terms.
+    """Return the family of a configuration, and the configuration in our terms.
 
     Raises:
         InputError: for a family that is not read, or a field that is not understood.
@@ -109,7 +109,7 @@ def read_config(said: Mapping[str, Any], where: str) -> tuple[Family, LMConfig]:
 
 
 def filled(family: Family, config: LMConfig, source: Source, dtype: torch.dtype | None) -> TransformerLM:
-    """Our model with the source's weights; no weight is drawn at random first."""
+    """Return our model with the source's weights; no weight is drawn at random first."""
     # Without memory first: 135M random numbers would take longer to draw than the file takes to read.
     try:
         model = on_meta(lambda: TransformerLM(config))

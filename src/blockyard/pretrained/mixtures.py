@@ -23,7 +23,7 @@ from blockyard.registry.pattern import LayerSpec
 
 
 def mixture(d_ff: int, **options: Any) -> LayerSpec:
-    """A layer's FFN as a mixture of gated experts, with the options that differ from the defaults."""
+    """Return a layer's FFN as a mixture of gated experts, with the options that differ from the defaults."""
     usual = {"n_experts": 8, "k": 2, "scoring": "softmax", "renormalise": True, "scale": 1.0, "n_groups": 1}
     usual |= {"k_groups": 1, "n_shared": 0, "n_gated": 0, "balance": "loss"}
     # Only what differs, so that a choice reads as a person would write it.
@@ -44,7 +44,7 @@ def read_mixtral(f: Fields) -> LMConfig:
 
 
 def sparse_layers(f: Fields, sparse: LayerSpec, n_layers: int) -> list[LayerSpec]:
-    """The FFN of each layer: dense ones where Qwen's configurations say so."""
+    """Return the FFN of each layer: dense ones where Qwen's configurations say so."""
     # Every so many layers are sparse, and some never.
     step, dense_only = f.whole("decoder_sparse_step", 1), f.take("mlp_only_layers", [])
     if not isinstance(dense_only, list) or not all(type(number) is int for number in dense_only):
@@ -97,7 +97,7 @@ def read_qwen3_moe(f: Fields) -> LMConfig:
 
 
 def _latent(f: Fields, layout: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """DeepSeek's attention: sizes, rotary arguments of the model, options of the mixer."""
+    """Return DeepSeek's attention: sizes, rotary arguments of the model, options of the mixer."""
     sizes = shape(f)
     # What follows from the others, and a number of key heads that latent attention has no use for.
     for name in ("head_dim", "qk_head_dim", "num_key_value_heads"):

@@ -95,7 +95,7 @@ class LibraryTokenizer:
         return said if isinstance(said, str) else None
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """A conversation as its template writes it, with the beginning of the answer.
+        """Return a conversation as its template writes it, with the beginning of the answer.
 
         The template is rendered in Jinja's sandbox: it may have come from anywhere.
 
@@ -160,7 +160,7 @@ class LibraryTokenizer:
         return ids
 
     def _cut(self, text: str, special: bool) -> int | None:
-        """A place behind which the text is encoded as it is by itself: between lines, and asked of the tokenizer."""
+        """Find a place behind which text is encoded as it is by itself: between lines, and asked of the tokenizer."""
         place = BLOCK
         for _ in range(16):
             place = text.find("\n", place, len(text) - SEAM) + 1
@@ -224,7 +224,7 @@ class Conversation:
         self._tokenizer, self._system = tokenizer, system
 
     def encode(self, text: str) -> list[int]:
-        """The conversation up to where the answer begins."""
+        """Return the conversation up to where the answer begins."""
         before = [] if self._system is None else [{"role": "system", "content": self._system}]
         written = self._tokenizer.chat([*before, {"role": "user", "content": text}])
         ids: list[int] = self._tokenizer.encode(written, special=True)
@@ -235,7 +235,7 @@ class Conversation:
 
 
 def read_files(folder: Path) -> dict[str, str]:
-    """The files of a tokenizer in a folder, by name, as text."""
+    """Return the files of a tokenizer in a folder, by name, as text."""
     found = {}
     for name in (TOKENIZER, *BESIDE):
         path = folder / name
@@ -260,7 +260,7 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
 
 
 def _content(token: Any) -> str | None:
-    """The text of a special token, which may be written with its settings."""
+    """Return the text of a special token, which may be written with its settings."""
     if isinstance(token, Mapping):
         token = token.get("content")
     return token if isinstance(token, str) else None
@@ -273,7 +273,7 @@ def _ends(said: Any, eos: int | None, size: int) -> tuple[int, ...]:
 
 
 def _steps(part: Any, inner: str) -> list[Mapping[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, in order; a sequence is its members."""
+    """Return the steps of a normalizer, pre-tokenizer or decoder, in order; a sequence is its members."""
     if not isinstance(part, Mapping):
         return []
     if part.get("type") == "Sequence":
@@ -284,7 +284,7 @@ def _steps(part: Any, inner: str) -> list[Mapping[str, Any]]:
 def _token_bytes(
     said: Mapping[str, Any], vocabulary: Mapping[str, int], whole: Mapping[str, int], size: int
 ) -> dict[int, bytes]:
-    """The bytes of every token, by what the decoder does to it.
+    """Return the bytes of every token, by what the decoder does to it.
 
     Raises:
         InputError: for a decoder of another kind.
@@ -317,7 +317,7 @@ def _piece(text: str) -> bytes:
 
 
 def _has_cuts(said: Mapping[str, Any]) -> bool:
-    """Whether text is first cut into words, so that what stands far away changes nothing."""
+    """Return whether text is first cut into words, so that what stands far away changes nothing."""
     splits = _steps(said.get("pre_tokenizer"), "pretokenizers")
     local = {"ByteLevel", "Split", "Digits", "Punctuation"}
     prefixed = any(step.get("add_prefix_space") for step in splits)

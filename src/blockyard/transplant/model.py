@@ -82,7 +82,8 @@ def transplant(
 
 
 def needs_moments(blocks: str) -> bool:
-    """Whether the fit of a choice reads moments: one that changes a window alone does not; raises as `transplant`."""
+    """Return whether the fit of a choice reads moments: one that changes a window alone does not; raises as
+    `transplant`."""
     target = _target(blocks)
     return target.ffn == "vft" or target.attn != "standard" or any(name in target.attn_options for name in SHAPE)
 
@@ -124,7 +125,7 @@ def _chosen(layers: Iterable[int] | Literal["all"], depth: int) -> list[int]:
 
 
 def _fit(block: Any, target: LayerSpec, old: LayerSpec, layer: int, moments: Moments | None) -> Fitted:
-    """Options of the layer's new mixer, and its weights; None for the old ones."""
+    """Return options of the layer's new mixer, and its weights; None for the old ones."""
     attention, asked = getattr(block, "attn", None), dict(target.attn_options)
     if not isinstance(attention, StandardAttention) or old.attn != "standard":
         raise InputError(f"layer {layer} has {old.attn}; what is fitted starts from standard attention")
