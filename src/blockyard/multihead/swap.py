@@ -220,7 +220,7 @@ def _check_same(module: Any, new: LlamaAttention, model: nn.Module) -> None:
         error, tolerance = deviation(theirs, new(x, position_ids=places)[0])
     if error > tolerance:
         raise InputError(
-            f"the {type(module).__name__} computes what its weights do not tell (a scaled rotation, a softcap): the "
+            f"the {type(module).__name__} computes what its weights do not tell (another rotation, a softcap): the "
             f"output of standard attention on random input is {error:.1g} of its size away"
         )
 

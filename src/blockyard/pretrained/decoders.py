@@ -9,7 +9,7 @@ from typing import Any
 
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig
-from blockyard.pretrained.fields import Fields, rotary
+from blockyard.multihead.fields import Fields, rotary
 from blockyard.pretrained.parts import Family, Part, one
 from blockyard.registry.pattern import MOST_REPEATS, LayerSpec
 

@@ -14,9 +14,9 @@ from blockyard.errors import InputError, suggest
 from blockyard.machine.memory import refuse_beyond_memory
 from blockyard.models.estimate import count_model, on_meta
 from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.multihead.fields import Fields
 from blockyard.nn.rotary import RotaryPositionalEmbedding
 from blockyard.pretrained.families import FAMILIES, REFUSED
-from blockyard.pretrained.fields import Fields
 from blockyard.pretrained.parity import Parity, compare_with
 from blockyard.pretrained.parts import Family
 from blockyard.pretrained.sources import Source, open_source

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from blockyard.models.lm import LMConfig
+from blockyard.multihead.fields import Fields, rotary
 from blockyard.pretrained.decoders import (
     ATTENTION,
     COMMON,
@@ -17,7 +18,6 @@ from blockyard.pretrained.decoders import (
     turned,
     windows,
 )
-from blockyard.pretrained.fields import Fields, rotary
 from blockyard.pretrained.parts import Family, Mixture, Part, one
 from blockyard.registry.pattern import LayerSpec
 

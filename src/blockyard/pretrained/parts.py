@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blockyard.models.lm import LMConfig
-from blockyard.pretrained.fields import Fields
+from blockyard.multihead.fields import Fields
 
 Form = Literal["rows", "heads"]
 
