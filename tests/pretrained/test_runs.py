@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_import_tells_parity_and_the_commands_take_the_run(run, source, tmp_path
     spoken = run("generate", out, "--prompt", "the fox", "--tokens", "5", "--temperature", "0", "--chat")
     assert spoken.status == 0 and not spoken.out.startswith("the fox")
     again = run("import", str(source), "--out", out)
-    assert again.status == 2 and "already holds a run" in again.err
+    assert again.status == 2 and "already holds a run" in again.err and "--resume" not in again.err
     resumed = run("train", "lm", "--out", out, "--resume")
     assert resumed.status == 2
 
@@ -98,6 +99,51 @@ def test_templates_run_in_a_sandbox(imported, tmp_path):
     (folder / "chat_template.jinja").write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(InputError, match="the chat template refuses"):
         load_tokenizer(folder).chat([{"role": "user", "content": "hi"}])
+
+
+def test_templates_may_break_out_of_loops_and_name_the_day(imported, tmp_path):
+    folder = shutil.copytree(imported / "tokenizer", tmp_path / "t")
+    template = (
+        "{% for m in messages %}{{ m.content }}{% break %}{% endfor %} {{ strftime_now('%Y') }} {{ tools is none }}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    said = load_tokenizer(folder).chat([{"role": "user", "content": "fox"}, {"role": "user", "content": "dog"}])
+    assert re.fullmatch(r"fox 20\d\d True", said)
+
+
+def test_a_template_that_refuses_without_a_word_is_one_line(imported, tmp_path):
+    folder = shutil.copytree(imported / "tokenizer", tmp_path / "t")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('') }}")
+    with pytest.raises(InputError, match="refuses the conversation: TemplateError"):
+        load_tokenizer(folder).chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    ("around", "prefix"),
+    [("<|end|> $A", 1), ("$A <|end|>", 0), ("<|user|> $A <|end|>", 1), ("$A", 0), ("<|end|> $A <|end|>", 1)],
+)
+def test_what_stands_before_a_text_is_told_from_what_ends_it(imported, tmp_path, around, prefix):
+    """Where one token begins texts and ends them, too, its place tells."""
+    from tokenizers import Tokenizer, processors
+
+    made = Tokenizer.from_file(str(imported / "tokenizer" / "tokenizer.json"))
+    names = [(name, made.token_to_id(name)) for name in ("<|end|>", "<|user|>")]
+    made.post_processor = processors.TemplateProcessing(single=around, special_tokens=names)
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    tokenizer = LibraryTokenizer.load(tmp_path, 96)
+    assert tokenizer.prefix_ids == tuple(made.encode("fox").ids[:prefix])
+
+
+def test_a_model_without_a_tokenizer_is_refused_before_its_weights_are_read(run, source, tmp_path):
+    folder = shutil.copytree(source, tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    done = run("import", str(folder), "--out", str(tmp_path / "r"))
+    assert done.status == 2 and "brings no tokenizer.json; name a folder that has one" in done.err
+    (folder / "tokenizer.json").write_text("{")
+    done = run("import", str(folder), "--out", str(tmp_path / "r"))
+    assert done.status == 2 and not (tmp_path / "r").exists()
 
 
 def text_of(tmp_path):

@@ -62,7 +62,7 @@ def write_run(found: Pretrained, out: str | Path) -> Path:
         InputError: when there is no tokenizer, or the folder holds a run or cannot be written.
     """
     if found.tokenizer is None:
-        raise InputError(f"{found.where} brings no {TOKENIZER}; name a folder that has one with --tokenizer FOLDER")
+        raise lacks_tokenizer(found.where)
     path = Path(out)
     # Locked and checked as a training's folder is.
     folder = RunFolder(path, resume=False)
@@ -79,6 +79,11 @@ def write_run(found: Pretrained, out: str | Path) -> Path:
     finally:
         folder.close()
     return path
+
+
+def lacks_tokenizer(where: str | Path) -> InputError:
+    """Return the error for a model without a tokenizer that is read."""
+    return InputError(f"{where} brings no {TOKENIZER}; name a folder that has one with --tokenizer FOLDER")
 
 
 def check_new(target: Path) -> None:

@@ -76,11 +76,12 @@ def load_pretrained(
     refuse_beyond_memory(
         count.bytes, f"the model of {source.where} takes at least {{}} ({count.parameters:,} parameters)"
     )
+    # A damaged one is told before minutes of reading.
+    coder = _tokenizer(source, config, tokenizer)
     ours = filled(family, config, source, dtype)
     parity = compare_with(source, ours) if check else None
     # What export writes again, whatever we compute in.
     theirs = str(source.get(min(source.names)).dtype).removeprefix("torch.")
-    coder = _tokenizer(source, config, tokenizer)
     return Pretrained(ours, coder, family.name, dict(source.config), source.where, theirs, parity)
 
 

@@ -8,6 +8,7 @@ gives the space back that it puts before a text.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,23 @@ class LibraryTokenizer:
         names = {name: _content(config.get(name)) for name in ("bos_token", "eos_token")}
         self.end_ids = _ends(generation.get("eos_token_id"), vocabulary.get(names["eos_token"]), self.vocab_size)
         # Text is encoded without what the file puts around it; what stands in front is told apart.
-        self.prefix_ids = tuple(self._library.encode("", add_special_tokens=True).ids)
-        if self.prefix_ids and self.prefix_ids[-1:] == self.end_ids[:1]:
-            self.prefix_ids = self.prefix_ids[:-1]
+        self.prefix_ids = self._before_text()
         separators = (END_OF_TEXT, names["eos_token"], names["bos_token"])
         found = (vocabulary[name] for name in separators if name is not None and name in vocabulary)
         self.separator_id: int = next(found, next(iter(self.end_ids), 0))
         self._cuttable = _has_cuts(self._said)
+
+    def _before_text(self) -> tuple[int, ...]:
+        """Return what the tokenizer puts in front of a text, such as a BOS, without what it puts behind."""
+        # A pair's second text would have more in front of it; one letter stands for all texts.
+        around, bare = (self._library.encode("a", add_special_tokens=special).ids for special in (True, False))
+        if not bare:
+            around, bare = self._library.encode("", add_special_tokens=True).ids, list(self.end_ids[:1])
+        # Looked for from the end: a BOS may be the same token as an EOS, and only its place tells them apart.
+        for start in range(len(around) - len(bare), -1, -1):
+            if bare and around[start : start + len(bare)] == bare:
+                return tuple(around[:start])
+        return tuple(around)
 
     @property
     def chat_template(self) -> str | None:
@@ -109,22 +120,27 @@ class LibraryTokenizer:
         if template is None:
             raise InputError("this tokenizer brings no chat template: write the prompt as its model expects it")
         sandbox, jinja = require("jinja2.sandbox", extra="train"), require("jinja2", extra="train")
-        environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        # As transformers renders them: templates break out of loops, and some name the day.
+        environment = sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
 
         def refuse(text: str) -> None:
             raise jinja.TemplateError(text)
 
         environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         config = _parsed(self.files.get("tokenizer_config.json", "{}"), "tokenizer_config.json")
         names = {
             name: _content(config.get(name)) or "" for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         }
         try:
-            return str(
-                environment.from_string(template).render(messages=list(messages), add_generation_prompt=True, **names)
-            )
+            # A template asks whether tools are none, which what nobody named is not.
+            given = {"messages": list(messages), "add_generation_prompt": True, "tools": None, "documents": None}
+            return str(environment.from_string(template).render(**given, **names))
         except (jinja.TemplateError, TypeError, ValueError, KeyError, ArithmeticError) as error:
-            raise InputError(f"the chat template refuses the conversation: {str(error).splitlines()[0]}") from None
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"the chat template refuses the conversation: {first}") from None
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the ids of a text; `special` keeps special tokens that it spells whole."""
