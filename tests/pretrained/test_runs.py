@@ -135,6 +135,16 @@ def test_what_stands_before_a_text_is_told_from_what_ends_it(imported, tmp_path,
     assert tokenizer.prefix_ids == tuple(made.encode("fox").ids[:prefix])
 
 
+@pytest.mark.parametrize("said", [2, [2, 5]], ids=["one", "several"])
+def test_the_models_configuration_says_what_ends_a_text_where_nothing_else_does(source, tmp_path, said):
+    folder = shutil.copytree(source, tmp_path / "m")
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": said}))
+    tokenizer = load_pretrained(folder, check=False).tokenizer
+    assert set(tokenizer.end_ids) == {0, *([said] if isinstance(said, int) else said)}
+
+
 def test_a_model_without_a_tokenizer_is_refused_before_its_weights_are_read(run, source, tmp_path):
     folder = shutil.copytree(source, tmp_path / "m")
     (folder / "tokenizer.json").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from blockyard.pretrained.parity import Parity, compare_with
 from blockyard.pretrained.parts import Family
 from blockyard.pretrained.sources import Source, open_source
 from blockyard.pretrained.weights import read_weights
-from blockyard.text.library import TOKENIZER, LibraryTokenizer, read_files
+from blockyard.text.library import GENERATION, TOKENIZER, LibraryTokenizer, read_files
 
 if TYPE_CHECKING:
     from blockyard.text.tokenizer import Tokenizer
@@ -147,9 +148,16 @@ READY = 8192
 
 def _tokenizer(source: Source, config: LMConfig, folder: str | Path | None) -> Tokenizer | None:
     if folder is not None:
-        return LibraryTokenizer(read_files(Path(folder)), config.vocab_size)
-    if source.files:
-        return LibraryTokenizer(source.files, config.vocab_size)
-    if source.folder is not None and (source.folder / TOKENIZER).is_file():
-        return LibraryTokenizer(read_files(source.folder), config.vocab_size)
-    return None
+        files = read_files(Path(folder))
+    elif source.folder is not None and (source.folder / TOKENIZER).is_file():
+        files = read_files(source.folder)
+    else:
+        files = dict(source.files)
+    if not files:
+        return None
+    ends = source.config.get("eos_token_id")
+    if GENERATION not in files and ends is not None:
+        # Without one the model's own configuration says what ends a text, and a conversation may end otherwise than the
+        # tokenizer's documents.
+        files[GENERATION] = json.dumps({"eos_token_id": ends})
+    return LibraryTokenizer(files, config.vocab_size)

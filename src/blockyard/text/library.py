@@ -26,9 +26,9 @@ from blockyard.text.tokenizer import (
     write_json,
 )
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, GENERATION = "tokenizer.json", "generation_config.json"
 # What may stand beside it, and is kept with it: how it is used, and how a conversation is written.
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", GENERATION, "chat_template.jinja")
 # Characters that are encoded at a time where a text can be cut, and those looked at on either side of a cut.
 BLOCK, SEAM = 1 << 16, 64
 
@@ -64,7 +64,7 @@ class LibraryTokenizer:
         self._library.no_truncation()
         self._library.no_padding()
         config = _parsed(self.files.get("tokenizer_config.json", "{}"), "tokenizer_config.json")
-        generation = _parsed(self.files.get("generation_config.json", "{}"), "generation_config.json")
+        generation = _parsed(self.files.get(GENERATION, "{}"), GENERATION)
         added = self._library.get_added_tokens_decoder()
         self.special_tokens = {token.content: number for number, token in added.items() if token.special}
         vocabulary = self._library.get_vocab(with_added_tokens=True)
