@@ -14,6 +14,7 @@ from blockyard.errors import InputError
 from blockyard.pretrained import export_original, load_pretrained, why_not_original, write_run
 from blockyard.tasks.run import load_run
 from blockyard.text import LibraryTokenizer, load_tokenizer
+from blockyard.text.library import read_files
 from tests.fixtures.pretrained import tiny
 
 pytest.importorskip("transformers")
@@ -145,6 +146,13 @@ def test_the_models_configuration_says_what_ends_a_text_where_nothing_else_does(
     assert set(tokenizer.end_ids) == {0, *([said] if isinstance(said, int) else said)}
 
 
+def test_files_of_a_save_that_was_killed_are_not_the_next_tokenizers(source, tmp_path):
+    (tmp_path / "chat_template.jinja").write_text("another's")
+    files = {name: text for name, text in read_files(source).items() if name != "chat_template.jinja"}
+    LibraryTokenizer(files, 96).save(tmp_path)
+    assert load_tokenizer(tmp_path).chat_template is None
+
+
 def test_a_model_without_a_tokenizer_is_refused_before_its_weights_are_read(run, source, tmp_path):
     folder = shutil.copytree(source, tmp_path / "m")
     (folder / "tokenizer.json").unlink()
@@ -216,9 +224,9 @@ def test_blocks_that_no_longer_fit_are_written_in_the_yards_own_family(run, impo
     changed = shutil.copytree(imported, tmp_path / "run")
     text = (changed / "config.yaml").read_text()
     (changed / "config.yaml").write_text(text.replace("norm_eps: 1.0e-06", "norm_eps: 1.0e-05"))
-    assert "its norm_eps is no llama's" in str(why_not_original(changed))
+    assert "its norm_eps is no longer what the llama had" in str(why_not_original(changed))
     refused = run("export", str(changed), "--as", "original", "--out", str(tmp_path / "a"))
-    assert refused.status == 2 and "its norm_eps is no llama's" in refused.err
+    assert refused.status == 2 and "its norm_eps is no longer what the llama had" in refused.err
     done = run("export", str(changed), "--to", "hf", "--out", str(tmp_path / "b"))
     assert done.status == 0 and "blockyard's own family" in done.out
     assert json.loads((tmp_path / "b" / "config.json").read_text())["model_type"] == "blockyard"

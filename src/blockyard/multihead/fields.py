@@ -104,14 +104,14 @@ class Fields:
         # Off is off, whatever it is called.
         rest = sorted(name for name in self.left if self.config[name] is not None and self.config[name] is not False)
         if rest:
-            told = ", ".join(f"{name}={_short(self.config[name])}" for name in rest[:4])
+            told = ", ".join(f"{name}={short(repr(self.config[name]))}" for name in rest[:4])
             verb = "is" if len(rest) == 1 else "are"
             raise InputError(f"{self.where}: {told} {verb} not understood here, and could make another function")
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def short(text: str, most: int = 40) -> str:
+    """Return a text of at most so many characters, cut where it is longer."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from blockyard.errors import InputError, require
 from blockyard.files import parse_json, plain, write_atomically, writing_folder
 from blockyard.models.lm import LMConfig
+from blockyard.multihead.fields import short
 from blockyard.pretrained.load import Pretrained, read_config
 from blockyard.pretrained.weights import write_weights
 from blockyard.registry.builtin import Kind
@@ -30,6 +31,8 @@ from blockyard.training.checkpoint import save_checkpoint
 from blockyard.training.config import TrainConfig
 from blockyard.training.folder import RunFolder
 
+# Characters of a choice of blocks that a reason is told with.
+MOST_SAID = 160
 # Options of a model's configuration that say how it is trained, not what it computes.
 TRAINED = {"dropout": 0.0, "zero_init_outputs": False, "context": 0}
 
@@ -140,8 +143,9 @@ def why_not(origin: Origin | None, config: LMConfig) -> str | None:
         if name == "blocks":
             value, before = ([bare(spec) for spec in each.layers] for each in (config, original))
         if name not in TRAINED and value != before:
-            said = config.choice if name == "blocks" else value
-            return f"its {name} is no {family.name}'s of its configuration any more: {said}"
+            # Every layer may have its own frequencies, number by number.
+            said = short(config.choice if name == "blocks" else str(value), MOST_SAID)
+            return f"its {name} {'are' if name == 'blocks' else 'is'} no longer what the {family.name} had: {said}"
     return None
 
 

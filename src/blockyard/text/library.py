@@ -206,6 +206,10 @@ class LibraryTokenizer:
         where = Path(folder)
         for name, text in self.files.items():
             write_atomically(where / name, text)
+        for name in BESIDE:
+            # Left by a save that was killed: another tokenizer's template would be read as this one's.
+            if name not in self.files:
+                (where / name).unlink(missing_ok=True)
         # Written last: a folder with a description is complete.
         description = {"kind": self.name, "special_tokens": self.special_tokens, "vocab_size": self.vocab_size}
         write_json(where / DESCRIPTION_FILE, description)

@@ -74,8 +74,10 @@ def _group_size(source: Source, n_kv_heads: int) -> int:
 
 def _check_width(name: str, value: int, most: int, even_only: bool = False) -> None:
     if not 1 <= value <= most or (even_only and value % 2):
-        kind = "even and " if even_only else ""
-        raise InputError(f"{name}={value} should be {kind}at most {most}, what the key heads that it replaces hold")
+        kind = "even, at least 2" if even_only else "at least 1"
+        raise InputError(
+            f"{name}={value} should be {kind} and at most {most}, what the key heads that it replaces hold"
+        )
 
 
 def _strongest(strength: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,8 @@ def _target(blocks: str) -> LayerSpec:
     if len(specs) != 1 or len(split_outside(blocks, "+")) > 1:
         raise InputError(f"blocks={blocks!r} should be one mixer or FFN, and layers are chosen by number")
     target = specs[0]
-    if target.attn == "standard" and not target.attn_options and target.ffn != DEFAULT_FFN:
+    # An FFN alone: the mixer is then what a choice that names none has.
+    if target.attn == "standard" and not target.attn_options and (target.ffn != DEFAULT_FFN or target.ffn_options):
         if target.ffn != "vft" or set(target.ffn_options) != {"rank"}:
             raise InputError(f"{target.ffn!r}: an FFN is fitted as a vein of a rank alone; write vft[rank=384]")
         return target
