@@ -1,4 +1,4 @@
-"""Plain matrix products against SDPA on a CPU, one thread: where `blockyard.nn.attention` should change over.
+"""Plain matrix products against SDPA on a CPU, one thread: where `blockyard.nn.attention_kernels` should change over.
 
     python benchmarks/attention.py [OUT.json]
 

@@ -2,8 +2,8 @@
 
     python benchmarks/grouped_decode.py [--out FILE.json]
 
-Where `FEW_QUERIES` in `blockyard.nn.attention` should lie. The keys are latents, of which the values are the first
-columns (MLA), or as wide as the values (GQA). Median milliseconds, in turns.
+Where `FEW_QUERIES` in `blockyard.nn.attention_kernels` should lie. The keys are latents, of which the values are the
+first columns (MLA), or as wide as the values (GQA). Median milliseconds, in turns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockyard.nn import attention
+from blockyard.nn import attention, attention_kernels
 
 # keys, heads, key heads, width of keys, width of values
 SHAPES = [(2048, 8, 1, 288, 256), (8192, 8, 1, 160, 128), (2048, 32, 1, 160, 128), (4096, 8, 2, 64, 64)]
@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     # Fold at every number of queries that is tried.
-    attention.FEW_QUERIES = 10**9
+    attention_kernels.FEW_QUERIES = 10**9
     rows = []
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,10 @@ def test_info_shows_no_flag_for_an_option_that_only_python_can_pass(capsys: pyte
 
 def test_info_about_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(capsys, "info").startswith("info about what?")
+
+
+def test_info_about_a_folder_without_a_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, "info", str(tmp_path)) == f"{tmp_path} is a folder that holds no run (no config.yaml in it)"
 
 
 def test_info_about_a_misspelt_name_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

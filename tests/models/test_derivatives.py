@@ -23,7 +23,7 @@ from blockyard.complex import heads as complex_heads
 from blockyard.complex import planes as complex_planes
 from blockyard.moe import dispatch, grouped
 from blockyard.moe.dispatch import Plan, counts_of, plan
-from blockyard.nn import attention, derivatives, norms, rotary, thin_attention
+from blockyard.nn import attention_kernels, derivatives, norms, rotary, thin_attention
 from blockyard.nn import fused as thin
 from blockyard.nn.attention import attend
 from blockyard.nn.derivatives import HandWritten, hand_written, transformed
@@ -228,7 +228,7 @@ def turns() -> Tensor:
 C128 = torch.complex128
 # The inputs of every hand-written pass: (tensors, settings), in each of its forms.
 BY_HAND: dict[type[HandWritten], list[tuple[tuple[Tensor | None, ...], tuple[Any, ...]]]] = {
-    attention._WideScores: [
+    attention_kernels._WideScores: [
         ((numbers(2, 3, 4), numbers(2, 5, 4, seed=1), bias), (0.6,))
         for bias in (None, numbers(2, 3, 5), numbers(1, 3, 5))
     ],

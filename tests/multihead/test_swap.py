@@ -103,6 +103,37 @@ def test_models_of_transformers_give_what_they_gave(name: str, kernel: str):
     assert torch.equal(again, text)
 
 
+SCALED = {
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@torch.no_grad()
+def test_a_scaled_rotation_is_passed_on(kind: str):
+    """Rows longer than the original context and than the model's own, where the scalings differ most."""
+    model = llama("llama", rope_parameters={"rope_type": kind, "rope_theta": 10_000.0, **SCALED[kind]})
+    tokens = torch.randint(1, 50, (2, 80))
+    before = model(tokens).logits
+    assert all(s.same for s in blockyard.swap(model).swapped)
+    torch.testing.assert_close(model(tokens).logits, before, atol=2e-5, rtol=1e-4)
+
+
+def test_other_mixers_rotate_by_the_models_scaling_too():
+    model = llama("llama", rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0})
+    blockyard.swap(model, "mla", kv_rank=4)
+    rope = model.model.layers[0].self_attn.mixer.rope
+    assert (rope.theta, rope.scaled) == (500.0, "linear[factor=4.0]")
+
+
 def test_deepseeks_latent_attention_becomes_ours():
     torch.manual_seed(0)
     config = transformers.DeepseekV3Config(
@@ -226,15 +257,32 @@ REFUSED = {
     ),
     "option": (encoder, "mla", {"kv_rnak": 4}, r"layers\.0\.self_attn: attention 'mla' has no option 'kv_rnak'"),
     "name": (encoder, "mal", {}, "no attention named 'mal'"),
+    "unknown scaling": (
+        lambda: renamed_rotation(llama("llama")),
+        "standard",
+        {},
+        r"LlamaConfig: rope_parameters: rope_type is 'spiral'",
+    ),
     "sinks": (lambda: with_sinks(llama("llama")), "standard", {}, "it has sinks, which is not known here"),
     "both ways": (lambda: both_ways(llama("llama")), "mla", {}, "it sees both ways"),
-    "scaled rotation": (
-        lambda: llama("llama", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}),
+    "another scale of scores": (
+        lambda: steeper(llama("llama")),
         "standard",
         {},
         r"model\.layers\.0\.self_attn: the LlamaAttention computes what its weights do not tell",
     ),
 }
+
+
+def steeper(model: nn.Module) -> nn.Module:
+    for layer in model.model.layers:
+        layer.self_attn.scaling *= 2
+    return model
+
+
+def renamed_rotation(model: nn.Module) -> nn.Module:
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": "spiral"}
+    return model
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from blockyard import get_attention
 from blockyard.complex import scores as complex_attention
 from blockyard.conformance.subject import random
-from blockyard.nn import attention
+from blockyard.nn import attention, attention_kernels
 from blockyard.nn.attention import attend
 from blockyard.protocol.mixer import Call
 from blockyard.standard.step import step_for
@@ -182,7 +182,7 @@ def test_keys_converted_in_pieces_give_what_they_give_at_once(rows, monkeypatch)
     given = {"causal": True, "padding_mask": keep}
     with torch.no_grad():
         whole, _ = attend(q, k, v, **given)
-        monkeypatch.setattr(attention, "_CONVERTED", 50 * 16 * 3)
+        monkeypatch.setattr(attention_kernels, "_CONVERTED", 50 * 16 * 3)
         pieces, _ = attend(q, k, v, **given)
     # bfloat16 results of float32 sums in another order.
     torch.testing.assert_close(pieces, whole, rtol=2**-7, atol=1e-6)

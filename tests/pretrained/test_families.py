@@ -14,6 +14,7 @@ from blockyard.errors import InputError
 from blockyard.generation import SamplingConfig, generate_batch
 from blockyard.pretrained import load_pretrained
 from blockyard.pretrained.families import FAMILIES
+from blockyard.pretrained.load import read_config
 from blockyard.pretrained.weights import write_weights
 from tests.fixtures.pretrained import MODELS, tiny
 
@@ -38,6 +39,15 @@ def assert_close(actual, expected):
 def test_logits_are_those_of_transformers(name):
     original, ours = tiny(name), load_pretrained(tiny(name)).model
     ids = ids_of(2, 33)
+    assert_close(ours(ids).logits, original(ids).logits)
+
+
+@every
+@torch.no_grad()
+def test_logits_of_rows_as_long_as_the_context_are_too(name):
+    """Beyond every window, and beyond the original context of every scaled rotation."""
+    original, ours = tiny(name), load_pretrained(tiny(name), check=False).model
+    ids = ids_of(1, 128)
     assert_close(ours(ids).logits, original(ids).logits)
 
 
@@ -123,6 +133,7 @@ def test_text_grows_past_the_length_at_which_the_rotation_changes(name):
         ({"num_key_value_heads": 3}, "n_kv_heads=3 does not divide"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"rope_parameters": {"rope_type": "mrope", "rope_theta": 1e4}}, "rope_type is 'mrope'"),
+        ({"rope_parameters": None, "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "twist": 2}}, "twist=2 is not understood"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "one set for all layers"),
         ({"model_type": "gemma2"}, "model_type 'gemma2' is not read: its capped scores"),
@@ -156,6 +167,29 @@ def test_fields_that_say_nothing_of_the_function_are_passed_over(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, **older, "rope_interleaved": True}))
     with pytest.raises(InputError, match="rope_interleaved=True is not understood"):
         load_pretrained(tmp_path, check=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "left_out"),
+    [
+        ("qwen2", {"max_window_layers": 1}, ("layer_types", "sliding_window")),
+        ("qwen2", {"max_window_layers": 1, "sliding_window": None}, ("layer_types",)),
+        ("qwen2-moe", {"max_window_layers": 2}, ("layer_types", "sliding_window")),
+        ("qwen3-moe", {}, ("sliding_window",)),
+        ("mistral", {}, ("sliding_window",)),
+        ("mistral", {"sliding_window": None}, ()),
+    ],
+    ids=["qwen2", "qwen2 null", "qwen2-moe", "qwen3-moe", "mistral", "mistral null"],
+)
+def test_windows_that_a_configuration_does_not_spell_out_are_transformers(name, said, left_out):
+    """Which layers slide, and how far, where older files say it in other words or not at all."""
+    config = {**tiny(name).config.to_dict(), **({} if name == "mistral" else {"use_sliding_window": True}), **said}
+    config = {field: value for field, value in config.items() if field not in left_out}
+    theirs = type(tiny(name).config)(**{field: value for field, value in config.items() if field != "model_type"})
+    kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * theirs.num_hidden_layers
+    expected = [theirs.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+    layers = read_config(config, "it")[1].layers
+    assert [layer.attn_options.get("window") for layer in layers] == expected
 
 
 @pytest.mark.parametrize("name", ["gpt2", "pythia"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from blockyard.errors import InputError
 from blockyard.pretrained import export_original, load_pretrained, why_not_original, write_run
 from blockyard.tasks.run import load_run
 from blockyard.text import LibraryTokenizer, load_tokenizer
+from blockyard.text.library import read_files
 from tests.fixtures.pretrained import tiny
 
 pytest.importorskip("transformers")
@@ -78,7 +80,7 @@ def test_import_tells_parity_and_the_commands_take_the_run(run, source, tmp_path
     spoken = run("generate", out, "--prompt", "the fox", "--tokens", "5", "--temperature", "0", "--chat")
     assert spoken.status == 0 and not spoken.out.startswith("the fox")
     again = run("import", str(source), "--out", out)
-    assert again.status == 2 and "already holds a run" in again.err
+    assert again.status == 2 and "already holds a run" in again.err and "--resume" not in again.err
     resumed = run("train", "lm", "--out", out, "--resume")
     assert resumed.status == 2
 
@@ -98,6 +100,68 @@ def test_templates_run_in_a_sandbox(imported, tmp_path):
     (folder / "chat_template.jinja").write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(InputError, match="the chat template refuses"):
         load_tokenizer(folder).chat([{"role": "user", "content": "hi"}])
+
+
+def test_templates_may_break_out_of_loops_and_name_the_day(imported, tmp_path):
+    folder = shutil.copytree(imported / "tokenizer", tmp_path / "t")
+    template = (
+        "{% for m in messages %}{{ m.content }}{% break %}{% endfor %} {{ strftime_now('%Y') }} {{ tools is none }}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    said = load_tokenizer(folder).chat([{"role": "user", "content": "fox"}, {"role": "user", "content": "dog"}])
+    assert re.fullmatch(r"fox 20\d\d True", said)
+
+
+def test_a_template_that_refuses_without_a_word_is_one_line(imported, tmp_path):
+    folder = shutil.copytree(imported / "tokenizer", tmp_path / "t")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('') }}")
+    with pytest.raises(InputError, match="refuses the conversation: TemplateError"):
+        load_tokenizer(folder).chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    ("around", "prefix"),
+    [("<|end|> $A", 1), ("$A <|end|>", 0), ("<|user|> $A <|end|>", 1), ("$A", 0), ("<|end|> $A <|end|>", 1)],
+)
+def test_what_stands_before_a_text_is_told_from_what_ends_it(imported, tmp_path, around, prefix):
+    """Where one token begins texts and ends them, too, its place tells."""
+    from tokenizers import Tokenizer, processors
+
+    made = Tokenizer.from_file(str(imported / "tokenizer" / "tokenizer.json"))
+    names = [(name, made.token_to_id(name)) for name in ("<|end|>", "<|user|>")]
+    made.post_processor = processors.TemplateProcessing(single=around, special_tokens=names)
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    tokenizer = LibraryTokenizer.load(tmp_path, 96)
+    assert tokenizer.prefix_ids == tuple(made.encode("fox").ids[:prefix])
+
+
+@pytest.mark.parametrize("said", [2, [2, 5]], ids=["one", "several"])
+def test_the_models_configuration_says_what_ends_a_text_where_nothing_else_does(source, tmp_path, said):
+    folder = shutil.copytree(source, tmp_path / "m")
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": said}))
+    tokenizer = load_pretrained(folder, check=False).tokenizer
+    assert set(tokenizer.end_ids) == {0, *([said] if isinstance(said, int) else said)}
+
+
+def test_files_of_a_save_that_was_killed_are_not_the_next_tokenizers(source, tmp_path):
+    (tmp_path / "chat_template.jinja").write_text("another's")
+    files = {name: text for name, text in read_files(source).items() if name != "chat_template.jinja"}
+    LibraryTokenizer(files, 96).save(tmp_path)
+    assert load_tokenizer(tmp_path).chat_template is None
+
+
+def test_a_model_without_a_tokenizer_is_refused_before_its_weights_are_read(run, source, tmp_path):
+    folder = shutil.copytree(source, tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    done = run("import", str(folder), "--out", str(tmp_path / "r"))
+    assert done.status == 2 and "brings no tokenizer.json; name a folder that has one" in done.err
+    (folder / "tokenizer.json").write_text("{")
+    done = run("import", str(folder), "--out", str(tmp_path / "r"))
+    assert done.status == 2 and not (tmp_path / "r").exists()
 
 
 def text_of(tmp_path):
@@ -160,9 +224,9 @@ def test_blocks_that_no_longer_fit_are_written_in_the_yards_own_family(run, impo
     changed = shutil.copytree(imported, tmp_path / "run")
     text = (changed / "config.yaml").read_text()
     (changed / "config.yaml").write_text(text.replace("norm_eps: 1.0e-06", "norm_eps: 1.0e-05"))
-    assert "its norm_eps is no llama's" in str(why_not_original(changed))
+    assert "its norm_eps is no longer what the llama had" in str(why_not_original(changed))
     refused = run("export", str(changed), "--as", "original", "--out", str(tmp_path / "a"))
-    assert refused.status == 2 and "its norm_eps is no llama's" in refused.err
+    assert refused.status == 2 and "its norm_eps is no longer what the llama had" in refused.err
     done = run("export", str(changed), "--to", "hf", "--out", str(tmp_path / "b"))
     assert done.status == 0 and "blockyard's own family" in done.out
     assert json.loads((tmp_path / "b" / "config.json").read_text())["model_type"] == "blockyard"

@@ -174,11 +174,12 @@ def test_mean_turns_of_a_head_that_looks_at_one_distance_are_that_turn():
 
 
 REFUSED = {
-    "too wide a key": ("standard[n_kv_heads=1,head_dim=18]", "head_dim=18 should be even and at most 16"),
-    "too wide a value": ("standard[v_dim=9]", "v_dim=9 should be at most 8"),
+    "too wide a key": ("standard[n_kv_heads=1,head_dim=18]", "head_dim=18 should be even, at least 2 and at most 16"),
+    "too wide a value": ("standard[v_dim=9]", "v_dim=9 should be at least 1 and at most 8"),
     "key heads that do not divide": ("standard[n_kv_heads=3]", "should divide the 2 key heads there are: 1, 2"),
     "an odd rotary key": ("mla[kv_rank=8,rope_dim=5]", "rope_dim=5 should be even"),
-    "a rank above what there is": ("mla[kv_rank=30,rope_dim=4]", "kv_rank=30 should be at most 28"),
+    "an FFN of another kind": ("swiglu[d_ff=3]", "'swiglu': an FFN is fitted as a vein"),
+    "a rank above what there is": ("mla[kv_rank=30,rope_dim=4]", "kv_rank=30 should be at least 1 and at most 28"),
     "mla without widths": ("mla[kv_rank=8]", "mla needs kv_rank and rope_dim"),
     "what the weights decide": ("standard[qk_norm=true]", "qk_norm=True is decided by the trained weights"),
     "another mixer": ("spectral", "'spectral' cannot be fitted to trained attention: use standard or mla"),

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from blockyard.complex.linear import times_i
-from blockyard.nn.attention import HALF, Kernel, as_given, attend
+from blockyard.nn.attention import attend
+from blockyard.nn.attention_kernels import HALF, Kernel, as_given
 from blockyard.nn.attention_masks import combine_masks, open_blind_rows
 from blockyard.nn.dropout import dropout as drop
 

@@ -34,7 +34,7 @@ class BlockyardPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, use_safetensors: bool | None = True, **settings: Any) -> Any:
-        """As transformers says, from safetensors alone.
+        """Load as transformers says, from safetensors alone.
 
         Raises:
             InputError: when other files are asked for; transformers' OSError when there are no others.
@@ -64,7 +64,7 @@ class BlockyardPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The start of rows that `resize_token_embeddings` adds."""
+        """Give rows that `resize_token_embeddings` adds their start."""
         std = self.config.hidden_size**-0.5
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=std if self.config.tie_word_embeddings else 1.0)
@@ -72,7 +72,7 @@ class BlockyardPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, std=std)
 
     def _build(self) -> nn.Module:
-        """The model of ours that the configuration describes."""
+        """Return the model of ours that the configuration describes."""
         raise NotImplementedError
 
     def get_input_embeddings(self) -> Any:
@@ -82,7 +82,7 @@ class BlockyardPreTrainedModel(PreTrainedModel):
         self.model.token_embeddings = value
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers says; the model of ours is told its new vocabulary."""
+        """Change the vocabulary as transformers says; the model of ours is told."""
         found = super().resize_token_embeddings(*args, **kwargs)
         self.model.config = replace(self.model.config, vocab_size=self.config.vocab_size)
         found.num_embeddings = self.config.vocab_size
@@ -107,7 +107,7 @@ class BlockyardPreTrainedModel(PreTrainedModel):
         self.model.checkpoint_activations = bool(value)
 
     def auxiliary(self, aux: dict[str, Any] | None) -> Tensor | None:
-        """The blocks' own losses, weighted, as they are added to the loss in training; None where there are none."""
+        """Return the blocks' own losses, weighted, as training adds them to the loss; None where there are none."""
         losses = {} if aux is None else aux.get("losses", {})
         total = None
         for name, value in losses.items():
@@ -128,7 +128,7 @@ class BlockyardPreTrainedModel(PreTrainedModel):
 
 
 def kept(attention_mask: Tensor | None, ids: Tensor, past: int = 0) -> Tensor | None:
-    """The mask [B, past + T] as our models take it: None where it hides nothing, for the ways that need none.
+    """Return the mask [B, past + T] as our models take it: None where it hides nothing, for the ways that need none.
 
     Raises:
         InputError: for a mask of another shape.

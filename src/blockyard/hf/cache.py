@@ -52,7 +52,7 @@ class Past:
         return all(type(layer) is LayerCache for layer in self.cache)
 
     def read(self, ids: Tensor) -> Tensor:
-        """What to give the model for these new tokens: them, behind those that it has to read again."""
+        """Return what to give the model for these new tokens: them, behind those that it has to read again."""
         piece = ids if self.again is None else torch.cat([self.again.to(ids.device), ids], dim=1)
         self.again = None
         if self.records:
@@ -175,7 +175,7 @@ class BlockyardLayer(CacheLayerMixin):
             self.past.choose(torch.arange(self.past.cache.batch).repeat_interleave(repeats))
 
     def activate_past_recording(self) -> None:
-        """Be ready to take tokens back, whatever the mixers keep."""
+        """Prepare to take tokens back, whatever the mixers keep."""
         self.record_past = True
         if self.past is not None:
             self.past.records = True
@@ -200,7 +200,7 @@ class StaticBlockyardLayer(BlockyardLayer, StaticLayer):  # type: ignore[overrid
 
 
 def past_of(cache: Any, model: Any, ids: Tensor) -> Past:
-    """What transformers' cache holds for this model, made when it is first used.
+    """Return what transformers' cache holds for this model, made when it is first used.
 
     Args:
         cache: transformers' cache.

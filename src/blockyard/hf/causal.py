@@ -49,12 +49,12 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
         self.model.lm_head = new_embeddings  # type: ignore[assignment]
 
     def _keeps_caches(self) -> bool:
-        """Whether every mixer has a cache: one of another's making may not, and nobody asked for it."""
+        """Return whether every mixer has a cache: one of another's making may not, and nobody asked for it."""
         return all(hasattr(getattr(layer, "attn", layer), "new_cache") for layer in self.model.layers)
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None = None, **others: Any) -> Tensor | None:
-        """The mask itself: `generate` asks for one of pairs where it takes a cache for transformers' own."""
+        """Return the mask itself: `generate` asks for one of pairs where it takes a cache for transformers' own."""
         return attention_mask
 
     def forward(

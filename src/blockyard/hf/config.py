@@ -59,7 +59,7 @@ class BlockyardConfig(PreTrainedConfig):
 
     @classmethod
     def of(cls, model: LMConfig | EncoderConfig, **settings: Any) -> Self:
-        """The configuration of an architecture of ours.
+        """Return the configuration of an architecture of ours.
 
         Args:
             model: the architecture.
@@ -70,7 +70,7 @@ class BlockyardConfig(PreTrainedConfig):
         return cls(architecture=plain(own), task=task, **settings)
 
     def language_model(self) -> LMConfig:
-        """The architecture of a language model.
+        """Return the architecture of a language model.
 
         Raises:
             InputError: for one of another task, or options that are not, or of another type.
@@ -80,7 +80,7 @@ class BlockyardConfig(PreTrainedConfig):
         return LMConfig(**self._checked(LMConfig, self._given()))
 
     def encoder(self) -> EncoderConfig:
-        """The architecture of a text classifier; a language model gives a causal one that reads the last token.
+        """Return the architecture of a text classifier; a language model gives a causal one that reads the last token.
 
         Raises:
             InputError: as `language_model`, and for a language model with learned positions, which encoders lack.
@@ -104,7 +104,7 @@ class BlockyardConfig(PreTrainedConfig):
         return check_options(options_of(cls), given, "the configuration's architecture")
 
     def validate_layer_type(self) -> None:
-        """Nothing: our layers' type is none of transformers' own, and is not stored."""
+        """Check nothing: our layers' type is none of transformers' own, and is not stored."""
 
     # A property, not a field: whoever reads the file by transformers' base class would refuse names that it does not
     # know.

@@ -27,7 +27,7 @@ _ASSETS = ("config.yaml", "tokenizer", "labels.json", "environment.json", "origi
 
 
 def wrap(model: TransformerLM | TextClassifier, *, labels: Sequence[str] = (), **settings: Any) -> Any:
-    """The model as one of the family; both have the same weights from then on.
+    """Return the model as one of the family; both have the same weights from then on.
 
     Args:
         model: a language model or a text classifier.
@@ -69,7 +69,7 @@ def from_run(
     plugins: Sequence[str] = (),
     trust: bool = False,
 ) -> Any:
-    """The model of a run of `train lm` or `train classify` as one of the family, in eval mode.
+    """Return the model of a run of `train lm` or `train classify` as one of the family, in eval mode.
 
     Text ends where the run's documents do, at the tokenizer's separator, or at an end that an imported tokenizer names.
 

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from blockyard.errors import InputError
+
 # Which of the up-projections are absorbed into the queries and the output, instead of expanding every latent.
 Form = Literal["naive", "values", "both"]
 
@@ -62,3 +64,35 @@ def per_head(x: Tensor, matrices: Tensor) -> Tensor:
     # Heads in front, so that a batched product takes each matrix once for the whole batch.
     out = torch.bmm(x.transpose(0, 1).reshape(heads, batch * length, width), matrices)
     return out.view(heads, batch, length, -1).transpose(0, 1)
+
+
+def check_absorbing(decode: str, cache: str, *, decoupled: bool) -> None:
+    """Refuse absorbing where nothing can be absorbed.
+
+    Args:
+        decode: the option: auto, absorbed or naive.
+        cache: the option: latent or expanded.
+        decoupled: whether the rotary key stands beside the latent.
+
+    Raises:
+        InputError: saying what stands in the way.
+    """
+    if decode == "absorbed" and not decoupled:
+        raise InputError(
+            "decode='absorbed' with rope='full': the rotation stands between queries and W_uk, which cannot be "
+            "absorbed; use rope='decoupled', or decode='auto'"
+        )
+    if decode == "absorbed" and cache == "expanded":
+        raise InputError(
+            "decode='absorbed' with cache='expanded': expanded keys and values leave nothing to absorb; "
+            "use cache='latent', or decode='auto'"
+        )
+
+
+def isometries(heads: int, width: int, rank: int) -> Tensor:
+    """Return random [heads, width, rank] of orthogonal rows (or columns, if fewer); W c has the mean square of c."""
+    # In float32: half precision has no QR.
+    q, r = torch.linalg.qr(torch.randn(heads, max(width, rank), min(width, rank), dtype=torch.float32))
+    # QR alone would prefer some signs.
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return q * (width / rank) ** 0.5 if width > rank else q.mT

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError, at_least
-from blockyard.latent.absorbing import Form, cheapest_form, per_head
-from blockyard.nn.attention import Kernel, attend
+from blockyard.latent.absorbing import Form, cheapest_form, check_absorbing, isometries, per_head
+from blockyard.nn.attention import attend
+from blockyard.nn.attention_kernels import Kernel
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Linear, StackedLinear
 from blockyard.nn.norms import RMSNorm
@@ -107,7 +108,7 @@ class LatentAttention(Mixer):
         self.rope_dim = self._rope_dim(rope_dim)
         self.decode = decode
         self.cache_kind = cache if cache is not None else "latent" if self.decoupled else "mixed"
-        self._check_decode()
+        check_absorbing(decode, self.cache_kind, decoupled=self.decoupled)
         queries = n_heads * (self.nope_dim + self.rope_dim)
         # Queries are not cached: a latent of theirs saves parameters, not memory.
         self.q_down_proj = Linear(d_model, self.q_rank, bias=bias) if self.q_rank else None
@@ -143,18 +144,6 @@ class LatentAttention(Mixer):
             raise InputError(f"rope_dim={rope_dim}: rotation turns pairs; use an even width of at least 2")
         return rope_dim
 
-    def _check_decode(self) -> None:
-        if self.decode == "absorbed" and not self.decoupled:
-            raise InputError(
-                "decode='absorbed' with rope='full': the rotation stands between queries and W_uk, which cannot be "
-                "absorbed; use rope='decoupled', or decode='auto'"
-            )
-        if self.decode == "absorbed" and self.cache_kind == "expanded":
-            raise InputError(
-                "decode='absorbed' with cache='expanded': expanded keys and values leave nothing to absorb; "
-                "use cache='latent', or decode='auto'"
-            )
-
     def reset_parameters(self) -> None:
         """Start each head's up-projections as random isometries: keys and values have the latent's size.
 
@@ -164,7 +153,7 @@ class LatentAttention(Mixer):
         # The norm gives latents of unit mean square, and isometries keep it.
         with torch.no_grad():
             for stack in (self.k_up, self.v_up):
-                stack.copy_(_isometries(*stack.shape).to(stack))
+                stack.copy_(isometries(*stack.shape).to(stack))
 
     def parameter_roles(self) -> dict[str, Role]:
         # One matrix per head, which Muon makes orthogonal head by head.
@@ -389,15 +378,6 @@ class LatentAttention(Mixer):
             f"n_heads={self.n_heads}, kv_rank={self.kv_rank}, q_rank={self.q_rank}, {rope}, nope_dim={self.nope_dim}, "
             f"v_dim={self.v_dim}, decode={self.decode}, cache={self.cache_kind}, causal={self.causal}"
         )
-
-
-def _isometries(heads: int, width: int, rank: int) -> Tensor:
-    """Return random [heads, width, rank] of orthogonal rows (or columns, if fewer); W c has the mean square of c."""
-    # In float32: half precision has no QR.
-    q, r = torch.linalg.qr(torch.randn(heads, max(width, rank), min(width, rank), dtype=torch.float32))
-    # QR alone would prefer some signs.
-    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-    return q * (width / rank) ** 0.5 if width > rank else q.mT
 
 
 def _rank(name: str, value: int, d_model: int) -> int:

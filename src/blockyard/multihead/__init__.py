@@ -11,6 +11,7 @@ Files, in reading order:
 
     attention.py       MultiheadAttention: from torch's call to a mixer's; which calls are self-attention; from_torch
     torch_weights.py   torch's names of weights, its encoders' shortcut, its masks
+    fields.py          a foreign configuration, every field read or refused; rotary positions and their scalings
     llama.py           a mixer behind the call of transformers' Llama attention
     swap.py            swap: the attention of a whole model exchanged, with a report of what became of its weights
 

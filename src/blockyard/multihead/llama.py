@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.multihead.fields import Fields, rotary
 from blockyard.nn.norms import RMSNorm
 from blockyard.registry.options import options_of
 from blockyard.registry.register import accepted_arguments, create, implementation
@@ -25,7 +26,7 @@ _IDLE = {"use_cache", "cache_position", "num_items_in_batch", "logits_to_keep", 
 
 
 def form_of(module: nn.Module) -> str | None:
-    """None for attention of this form, "" for what is no attention, else what it has that is not known here."""
+    """Return None for attention of this form, "" for what is no attention, else what it has that is not known here."""
     if not all(isinstance(getattr(module, name, None), nn.Linear) for name in _PROJECTIONS):
         return "attention of another form" if type(module).__name__.endswith("Attention") else ""
     if not hasattr(module, "layer_idx") or not hasattr(module, "head_dim"):
@@ -51,6 +52,20 @@ def is_latent(module: nn.Module) -> bool:
     return named and accepted_arguments(module.forward) >= _CALL
 
 
+def _rotation(module: Any, *, scaled: bool) -> dict[str, Any]:
+    """Read the base and the scaling of the rotation that the model's configuration names.
+
+    Raises:
+        InputError: for a kind of scaling that is not known here, or any where the mixer takes none.
+    """
+    said, where = module.config.to_dict(), type(module.config).__name__
+    found = rotary(Fields(said, where), said.get("max_position_embeddings") or 1)
+    # A rotation that is not scaled would put every distance elsewhere than where the model learnt it.
+    if found.scaling is not None and not scaled:
+        raise InputError(f"the model's rotation is scaled ({found.scaling}), and this mixer takes no rope_scaling")
+    return {"rope_theta": found.theta, "rope_scaling": found.scaling}
+
+
 class LlamaAttention(nn.Module):
     """A mixer that is called as transformers' Llama attention, without its cache.
 
@@ -70,24 +85,26 @@ class LlamaAttention(nn.Module):
 
     @classmethod
     def like(cls, module: Any, name: str, options: Mapping[str, Any]) -> LlamaAttention:
-        """A mixer of the same width and number of heads; standard attention also has the heads and norms of `module`.
+        """Return a mixer of the same width and number of heads; standard attention also has the heads and norms of
+        `module`.
 
         Raises:
-            InputError: for a mixer that cannot be causal, or options that it does not have.
+            InputError: for a mixer that cannot be causal, options that it does not have, or a scaled rotation that is
+                not known, or that a mixer which rotates takes none of.
         """
         entry = implementation("attn", name)
         if not entry.traits.causal:
             raise InputError(f"attention {name!r} cannot be causal")
         weight, heads = module.q_proj.weight, module.q_proj.out_features // module.head_dim
         known = options_of(entry.cls)
-        rotation = getattr(module.config, "rope_parameters", None) or {}
         model = {
             "d_model": module.q_proj.in_features,
             "n_heads": heads,
             "causal": True,
-            "rope_theta": float(rotation.get("rope_theta", 10_000.0)),
             "dropout": float(getattr(module, "attention_dropout", 0.0)),
         }
+        if "rope_theta" in known:
+            model |= _rotation(module, scaled="rope_scaling" in known)
         given = {key: value for key, value in model.items() if key in known}
         if name == "standard":
             given |= {
@@ -124,7 +141,7 @@ class LlamaAttention(nn.Module):
         position_ids: Tensor | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        """As transformers calls it.
+        """Attend as transformers calls it.
 
         Args:
             hidden_states: [B, T, d_model].
@@ -154,7 +171,7 @@ class LlamaAttention(nn.Module):
         return found[0] if isinstance(found, tuple) else found, None
 
     def _masks(self, mask: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """The mask as the mixer takes it: whole, or as the padding that it comes from."""
+        """Return the mask as the mixer takes it: whole, or as the padding that it comes from."""
         batch, length = x.shape[:2]
         if mask.ndim != 4 or mask.shape[-2:] != (length, length):
             raise InputError(f"attention_mask has shape {tuple(mask.shape)}, expected [batch, 1, {length}, {length}]")

@@ -116,7 +116,7 @@ def swap(model: nn.Module, mixer: str = "standard", *, causal: bool = False, **o
 
 
 def _reason(module: nn.Module, mixer: str) -> str | None:
-    """None for attention of a known form, "" for what is none, else why it is left alone."""
+    """Return None for attention of a known form, "" for what is none, else why it is left alone."""
     if is_latent(module):
         return None if mixer == "mla" else "it is latent attention, which mixer='mla' can take over"
     if isinstance(module, nn.MultiheadAttention):
@@ -171,7 +171,7 @@ def _exchange_torch(
 
 
 def _torch_parts(module: nn.MultiheadAttention) -> dict[str, Part]:
-    """torch's projections under our names."""
+    """Return torch's projections under our names."""
     if module._qkv_same_embed_dim:
         weights = module.in_proj_weight.chunk(3)
     else:
@@ -220,7 +220,7 @@ def _check_same(module: Any, new: LlamaAttention, model: nn.Module) -> None:
         error, tolerance = deviation(theirs, new(x, position_ids=places)[0])
     if error > tolerance:
         raise InputError(
-            f"the {type(module).__name__} computes what its weights do not tell (a scaled rotation, a softcap): the "
+            f"the {type(module).__name__} computes what its weights do not tell (another rotation, a softcap): the "
             f"output of standard attention on random input is {error:.1g} of its size away"
         )
 

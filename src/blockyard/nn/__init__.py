@@ -9,7 +9,9 @@ Files, in reading order:
     norms.py            RMSNorm, LayerNorm, with hand-written passes in eager mode
     rotary.py           rotary positions in both pairings; convert_layout turns weights of one into the other
     rotary_scaling.py   their frequencies scaled for longer texts: linear, dynamic, yarn, llama3, longrope
-    attention.py        attend: SDPA, plain products, sliding windows; scores in float32 at least
+    attention.py        attend: masks, sinks and windows, by the kernel that suits
+    attention_kernels.py  plain products and SDPA, which one when; scores in float32 at least
+    attention_windows.py  a sliding window in blocks of queries
     attention_masks.py  causality, padding, windows and the caller's own mask as one
     attention_sinks.py  the first tokens of a sequence, seen beside a window
     thin_attention.py   causal attention of heads a few numbers wide, on a CPU

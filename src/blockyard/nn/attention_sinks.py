@@ -35,14 +35,14 @@ class Sinks:
 
 
 def first_kept(padding_mask: Tensor, sinks: int) -> Tensor:
-    """Which tokens are the first `sinks` kept ones of their row: bool [B, S], of a padding mask [B, S]."""
+    """Return which tokens are the first `sinks` kept ones of their row: bool [B, S], of a padding mask [B, S]."""
     keep = padding_mask.to(torch.bool)
     return keep & (keep.cumsum(-1) <= sinks)
 
 
 def places_of_first(padding_mask: Tensor | None, sinks: int, keys: int, device: torch.device) -> Tensor:
-    """Where the first kept tokens stand, in order: int64 [B, sinks], [1, sinks] without padding; `NOT_YET` for those
-    that are missing."""
+    """Return where the first kept tokens stand, in order: int64 [B, sinks], [1, sinks] without padding; `NOT_YET` for
+    those that are missing."""
     steps = torch.arange(keys, device=device)
     if padding_mask is None:
         found = steps[:sinks].unsqueeze(0)
@@ -54,7 +54,7 @@ def places_of_first(padding_mask: Tensor | None, sinks: int, keys: int, device: 
 
 
 def sinks_of(k: Tensor, v: Tensor, padding_mask: Tensor | None, sinks: int) -> Sinks:
-    """The sinks among keys [B, H_kv, S, d] and values that begin with the sequence's first token."""
+    """Return the sinks among keys [B, H_kv, S, d] and values that begin with the sequence's first token."""
     keys = k.shape[2]
     places = places_of_first(padding_mask, min(sinks, keys), keys, k.device)
     if padding_mask is None:
@@ -66,7 +66,7 @@ def sinks_of(k: Tensor, v: Tensor, padding_mask: Tensor | None, sinks: int) -> S
 
 
 def seen_beside(places: Tensor, rows: Tensor, window: int, causal: bool) -> Tensor:
-    """Which sinks the queries see in their own columns: those that their window does not hold.
+    """Return which sinks the queries see in their own columns: those that their window does not hold.
 
     Args:
         places: int64 [B or 1, n], see `Sinks`.

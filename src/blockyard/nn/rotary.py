@@ -38,7 +38,7 @@ def rotary_tables(
     scaling: Scaling | None = None,
     row: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · frequency, each [at least `length`, d/2], from the shared cache.
+    """Return cos and sin of position · frequency, each [at least `length`, d/2], from the shared cache.
 
     Args:
         length: number of positions.
@@ -77,7 +77,7 @@ def _compute(
 def _angles(
     positions: Tensor, d: int, theta: float, dtype: torch.dtype, scaling: Scaling | None, row: int | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of positions [...], in rows of `row` positions, a number or [..., 1] to go with them."""
+    """Return cos and sin of positions [...], in rows of `row` positions, a number or [..., 1] to go with them."""
     # In float64: at position 100,000 a float32 angle is already off by 0.004 rad.
     if scaling is None:
         angles = positions.to(torch.float64).unsqueeze(-1) * plain_frequencies(d, theta, positions.device)
@@ -162,7 +162,7 @@ class RotaryPositionalEmbedding(nn.Module):
     def tables(
         self, length: int, x: Tensor, positions: Tensor | None = None, *, offset: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """cos and sin for `length` positions, each [T, d_k/2], or [B, T, d_k/2] for batched positions.
+        """Return cos and sin for `length` positions, each [T, d_k/2], or [B, T, d_k/2] for batched positions.
 
         Make them once for queries and keys. x gives device and precision.
         """
@@ -273,7 +273,7 @@ _token_tables: dict[tuple[float, int, str, torch.device, torch.dtype, Scaling | 
 
 
 def turn_token(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-    """x [..., d] of one token turned by its position: `rotate` in half as many calls, for decoding in eager mode.
+    """Turn x [..., d] of one token by its position: `rotate` in half as many calls, for decoding in eager mode.
 
     Args:
         x: in float32 or float64; features beyond the rotated width stay as they are.
@@ -292,7 +292,7 @@ def turn_token(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
 
 
 def token_tables(rope: RotaryPositionalEmbedding, position: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    """For each position up to this one and some more: cos for both features of a pair, and -sin and sin, [T, d].
+    """Make for each position up to this one and some more: cos for both features of a pair, and -sin and sin, [T, d].
 
     x gives device and precision. The frequencies are those of any row (`rope.steps`).
     """

@@ -56,7 +56,7 @@ class Scaling:
         return self.by_length and past > 0 and length > self.original and (self.ever_other or past <= self.original)
 
     def frequencies(self, d: int, theta: float, length: int | Tensor, device: torch.device) -> Tensor:
-        """The angle per position of each pair, float64 [d/2], or [..., d/2] for lengths [..., 1].
+        """Return the angle per position of each pair, float64 [d/2], or [..., d/2] for lengths [..., 1].
 
         Args:
             d: width that is rotated.
@@ -68,7 +68,7 @@ class Scaling:
 
 
 def plain_frequencies(d: int, theta: float, device: torch.device) -> Tensor:
-    """θ^(−2i/d) in float64 [d/2]."""
+    """Compute θ^(−2i/d) in float64 [d/2]."""
     # At position 100,000 a float32 angle is already off by 0.004 rad.
     return theta ** (-torch.arange(0, d, 2, device=device, dtype=torch.float64) / d)
 
@@ -142,7 +142,7 @@ class Yarn(Scaling):
         return plain / self.factor * ramp + plain * (1 - ramp)
 
     def _pair(self, turns: float, d: int, theta: float) -> float:
-        """Which pair turns so often over the original context."""
+        """Return which pair turns so often over the original context."""
         return d * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
 
@@ -263,7 +263,7 @@ def scaling_of(text: str) -> Scaling:
 
 
 def scaling_text(kind: str, **options: float | bool | Sequence[float]) -> str:
-    """A scaling as the text that `scaling_of` reads."""
+    """Return a scaling as the text that `scaling_of` reads."""
     words = []
     for name, value in options.items():
         if isinstance(value, bool):
@@ -276,7 +276,7 @@ def scaling_text(kind: str, **options: float | bool | Sequence[float]) -> str:
 
 
 def given(frequencies: Sequence[float]) -> str:
-    """These frequencies, radians per position of each pair, as a scaling."""
+    """Return these frequencies, radians per position of each pair, as a scaling."""
     return scaling_text("given", pairs=[float(each) for each in frequencies])
 
 

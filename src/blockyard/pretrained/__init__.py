@@ -3,12 +3,12 @@
     p = load_pretrained("SmolLM2-135M-Instruct")      p.model(ids).logits = transformers' logits, up to rounding
     blockyard import SmolLM2-135M-Instruct --out runs/smollm
 
-A family is data: its configuration read into `LMConfig`, and which of its modules are which of ours. What its models
-need is an option of blocks and models that anyone can set; there is no class per family.
+A family is data: its configuration read into `LMConfig`, field by field (multihead/fields.py), and which of its modules
+are which of ours. What its models need is an option of blocks and models that anyone can set; there is no class per
+family.
 
 Files, in reading order:
 
-    fields.py     a configuration whose every field is read or refused; rotary positions and their scalings
     parts.py      Family, Part, Mixture: names as data, cut and joined
     decoders.py   Llama, Mistral, Qwen 2 and 3, Phi-3, OLMo 2, GPT-2, GPT-NeoX
     mixtures.py   Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2 and V3

@@ -9,7 +9,7 @@ from typing import Any
 
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig
-from blockyard.pretrained.fields import Fields, rotary
+from blockyard.multihead.fields import Fields, rotary
 from blockyard.pretrained.parts import Family, Part, one
 from blockyard.registry.pattern import MOST_REPEATS, LayerSpec
 
@@ -20,8 +20,12 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
+# Qwen's, where a configuration switches its window on and does not say how long it is.
+QWEN_WINDOW = 4096
+
+
 def shape(f: Fields) -> dict[str, Any]:
-    """What most configurations say of a decoder's shape, as arguments of `LMConfig`."""
+    """Return what most configurations say of a decoder's shape, as arguments of `LMConfig`."""
     return {
         "vocab_size": f.whole("vocab_size"),
         "context": f.whole("max_position_embeddings"),
@@ -35,7 +39,7 @@ def shape(f: Fields) -> dict[str, Any]:
 
 
 def grouped(f: Fields, sizes: dict[str, Any], head_dim: int | None = None) -> dict[str, Any]:
-    """Key heads and the width of heads, as options of standard attention."""
+    """Return key heads and the width of heads, as options of standard attention."""
     heads, width = sizes["n_heads"], sizes["d_model"]
     # Ours normalises queries and keys unless told otherwise; most of theirs do not.
     options: dict[str, Any] = {"qk_norm": False}
@@ -48,9 +52,17 @@ def grouped(f: Fields, sizes: dict[str, Any], head_dim: int | None = None) -> di
     return options
 
 
-def turned(options: dict[str, Any], sizes: dict[str, Any], f: Fields, **usual: Any) -> dict[str, Any]:
-    """Rotary positions: arguments of `LMConfig`, and the width that is rotated among the mixer's options."""
+def turned(
+    options: dict[str, Any], sizes: dict[str, Any], f: Fields, *, partial: bool = False, **usual: Any
+) -> dict[str, Any]:
+    """Read rotary positions: arguments of `LMConfig`, and the width that is rotated among the mixer's options.
+
+    Raises:
+        InputError: for a part of the heads where the family's models do not look at it (`partial`).
+    """
     rope = rotary(f, sizes["context"], **usual)
+    if rope.share != 1.0 and not partial:
+        raise f.wrong("partial_rotary_factor", rope.share, "1: models of this family rotate whole heads")
     head_dim = options.get("head_dim", sizes["d_model"] // sizes["n_heads"])
     # Rounded down, as theirs is.
     width = int(head_dim * rope.share)
@@ -59,26 +71,48 @@ def turned(options: dict[str, Any], sizes: dict[str, Any], f: Fields, **usual: A
     return {"rope_theta": rope.theta, "rope_scaling": rope.scaling}
 
 
-def windows(f: Fields, n_layers: int) -> list[int | None]:
-    """The window of each layer, as Qwen's configurations say it."""
+def qwen_window(f: Fields) -> int | None:
+    """Return the window that Qwen's configurations name, where it is switched on.
+
+    Raises:
+        InputError: for one that is no length.
+    """
     uses, window = f.flag("use_sliding_window"), f.take("sliding_window")
-    first, kinds = f.whole("max_window_layers", 28, least=0), f.take("layer_types")
-    # Since version 5 every layer says what it is; before, the first so many had no window.
+    if "sliding_window" not in f.config:
+        # Not mentioned is another thing than null, which is none.
+        window = QWEN_WINDOW
+    if not uses or window is None:
+        return None
+    return f.whole("sliding_window", window)
+
+
+def windows(f: Fields, n_layers: int, *, alternate: bool = False) -> list[int | None]:
+    """Return the window of each layer, as Qwen's configurations say it.
+
+    Args:
+        f: the configuration.
+        n_layers: number of layers.
+        alternate: whether, where no layer says what it is, every other one below max_window_layers has the window
+            (Qwen2-MoE), and not all from there on.
+    """
+    window, first, kinds = qwen_window(f), f.whole("max_window_layers", 28, least=0), f.take("layer_types")
+    # Since version 5 every layer says what it is; before, a number of layers did for all.
     if kinds is None:
-        kinds = ["sliding_attention" if uses and window and i >= first else "full_attention" for i in range(n_layers)]
+        slides = [i < first and not i % 2 if alternate else i >= first for i in range(n_layers)]
+        kinds = ["sliding_attention" if window is not None and each else "full_attention" for each in slides]
     if (
         not isinstance(kinds, list)
         or len(kinds) != n_layers
         or not set(kinds) <= {"sliding_attention", "full_attention"}
     ):
         raise f.wrong("layer_types", kinds, f"{n_layers} times full_attention or sliding_attention")
-    if "sliding_attention" in kinds and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise f.wrong("sliding_window", window, "a whole number of at least 1")
+    if "sliding_attention" in kinds and window is None:
+        raise f.wrong("layer_types", kinds, "full_attention alone: sliding_window is none, or not switched on")
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
 def everywhere(f: Fields, n_layers: int, usual: int | None = None) -> list[int | None]:
-    """One window for all layers, as Mistral's configurations say it; `usual` where they do not mention it."""
+    """Return one window for all layers, as Mistral's configurations say it; `usual` where they do not mention it."""
     window = f.take("sliding_window")
     if window is not None or (usual is not None and "sliding_window" not in f.config):
         window = f.whole("sliding_window", usual)
@@ -89,7 +123,7 @@ def everywhere(f: Fields, n_layers: int, usual: int | None = None) -> list[int |
 
 
 def layers(attn: dict[str, Any], ffn: list[LayerSpec] | LayerSpec, spans: list[int | None]) -> tuple[LayerSpec, ...]:
-    """The pattern: attention with a window of its own per layer, and an FFN; a single layer where all are alike."""
+    """Return the pattern: attention with each layer's window, and an FFN; a single layer where all are alike."""
     ffns = [ffn] * len(spans) if isinstance(ffn, LayerSpec) else ffn
     # Windows and mixtures alternate in some families: then every layer is written out.
     specs = [
@@ -100,7 +134,7 @@ def layers(attn: dict[str, Any], ffn: list[LayerSpec] | LayerSpec, spans: list[i
 
 
 def swiglu(f: Fields, *, bias: bool = False) -> LayerSpec:
-    """The gated FFN."""
+    """Return the gated FFN."""
     f.word("hidden_act", SILU, "silu")
     options: dict[str, Any] = {"d_ff": f.whole("intermediate_size")}
     return LayerSpec("standard", "swiglu", {}, options | ({"bias": True} if bias else {}))
@@ -150,7 +184,7 @@ def read_phi3(f: Fields) -> LMConfig:
     sizes = shape(f)
     attn = grouped(f, sizes)
     spans, ffn = everywhere(f, sizes["n_layers"]), swiglu(f)
-    rope, eps = turned(attn, sizes, f), f.number("rms_norm_eps", 1e-5)
+    rope, eps = turned(attn, sizes, f, partial=True), f.number("rms_norm_eps", 1e-5)
     return LMConfig(blocks=layers(attn, ffn, spans), norm_eps=eps, **rope, **sizes)
 
 
@@ -178,7 +212,7 @@ def read_neox(f: Fields) -> LMConfig:
     activation = f.word("hidden_act", ACTIVATIONS, "gelu")
     ffn = LayerSpec("standard", "standard", {}, {**options, "activation": activation})
     # A quarter of each head, where the configuration does not say (rotary_pct).
-    rope, eps = turned(attn, sizes, f, share=0.25), f.number("layer_norm_eps", 1e-5)
+    rope, eps = turned(attn, sizes, f, partial=True, share=0.25), f.number("layer_norm_eps", 1e-5)
     blocks = layers(attn, ffn, [None] * sizes["n_layers"])
     parallel = f.flag("use_parallel_residual", True)
     return LMConfig(blocks=blocks, norm="layer", norm_eps=eps, parallel=parallel, **rope, **sizes)

@@ -17,6 +17,7 @@ import torch
 from blockyard.errors import InputError, require
 from blockyard.files import parse_json, plain, write_atomically, writing_folder
 from blockyard.models.lm import LMConfig
+from blockyard.multihead.fields import short
 from blockyard.pretrained.load import Pretrained, read_config
 from blockyard.pretrained.weights import write_weights
 from blockyard.registry.builtin import Kind
@@ -30,6 +31,8 @@ from blockyard.training.checkpoint import save_checkpoint
 from blockyard.training.config import TrainConfig
 from blockyard.training.folder import RunFolder
 
+# Characters of a choice of blocks that a reason is told with.
+MOST_SAID = 160
 # Options of a model's configuration that say how it is trained, not what it computes.
 TRAINED = {"dropout": 0.0, "zero_init_outputs": False, "context": 0}
 
@@ -62,7 +65,7 @@ def write_run(found: Pretrained, out: str | Path) -> Path:
         InputError: when there is no tokenizer, or the folder holds a run or cannot be written.
     """
     if found.tokenizer is None:
-        raise InputError(f"{found.where} brings no {TOKENIZER}; name a folder that has one with --tokenizer FOLDER")
+        raise lacks_tokenizer(found.where)
     path = Path(out)
     # Locked and checked as a training's folder is.
     folder = RunFolder(path, resume=False)
@@ -81,6 +84,11 @@ def write_run(found: Pretrained, out: str | Path) -> Path:
     return path
 
 
+def lacks_tokenizer(where: str | Path) -> InputError:
+    """Return the error for a model without a tokenizer that is read."""
+    return InputError(f"{where} brings no {TOKENIZER}; name a folder that has one with --tokenizer FOLDER")
+
+
 def check_new(target: Path) -> None:
     """Raise InputError for a folder that holds something, or a file."""
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
@@ -93,7 +101,7 @@ def write_origin(folder: Path, origin: Origin) -> None:
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """What a run was imported from; None for one that was not.
+    """Return what a run was imported from; None for one that was not.
 
     Raises:
         InputError: when its origin.json is damaged.
@@ -112,7 +120,7 @@ def read_origin(folder: Path) -> Origin | None:
 
 
 def bare(spec: LayerSpec) -> LayerSpec:
-    """A layer without the options that are what they are anyhow: runs write all that was given."""
+    """Return a layer without the options that are what they are anyhow: runs write all that was given."""
     parts = []
     sides: tuple[tuple[Kind, str, Mapping[str, Any]], ...] = (
         ("attn", spec.attn, spec.attn_options),
@@ -135,8 +143,9 @@ def why_not(origin: Origin | None, config: LMConfig) -> str | None:
         if name == "blocks":
             value, before = ([bare(spec) for spec in each.layers] for each in (config, original))
         if name not in TRAINED and value != before:
-            said = config.choice if name == "blocks" else value
-            return f"its {name} is no {family.name}'s of its configuration any more: {said}"
+            # Every layer may have its own frequencies, number by number.
+            said = short(config.choice if name == "blocks" else str(value), MOST_SAID)
+            return f"its {name} {'are' if name == 'blocks' else 'is'} no longer what the {family.name} had: {said}"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,14 @@ from blockyard.errors import InputError, suggest
 from blockyard.machine.memory import refuse_beyond_memory
 from blockyard.models.estimate import count_model, on_meta
 from blockyard.models.lm import LMConfig, TransformerLM
+from blockyard.multihead.fields import Fields
 from blockyard.nn.rotary import RotaryPositionalEmbedding
 from blockyard.pretrained.families import FAMILIES, REFUSED
-from blockyard.pretrained.fields import Fields
 from blockyard.pretrained.parity import Parity, compare_with
 from blockyard.pretrained.parts import Family
 from blockyard.pretrained.sources import Source, open_source
 from blockyard.pretrained.weights import read_weights
-from blockyard.text.library import TOKENIZER, LibraryTokenizer, read_files
+from blockyard.text.library import GENERATION, TOKENIZER, LibraryTokenizer, read_files
 
 if TYPE_CHECKING:
     from blockyard.text.tokenizer import Tokenizer
@@ -76,16 +77,17 @@ def load_pretrained(
     refuse_beyond_memory(
         count.bytes, f"the model of {source.where} takes at least {{}} ({count.parameters:,} parameters)"
     )
+    # A damaged one is told before minutes of reading.
+    coder = _tokenizer(source, config, tokenizer)
     ours = filled(family, config, source, dtype)
     parity = compare_with(source, ours) if check else None
     # What export writes again, whatever we compute in.
     theirs = str(source.get(min(source.names)).dtype).removeprefix("torch.")
-    coder = _tokenizer(source, config, tokenizer)
     return Pretrained(ours, coder, family.name, dict(source.config), source.where, theirs, parity)
 
 
 def read_config(said: Mapping[str, Any], where: str) -> tuple[Family, LMConfig]:
-    """The family of a configuration, and the configuration in our terms.
+    """Return the family of a configuration, and the configuration in our terms.
 
     Raises:
         InputError: for a family that is not read, or a field that is not understood.
@@ -109,7 +111,7 @@ def read_config(said: Mapping[str, Any], where: str) -> tuple[Family, LMConfig]:
 
 
 def filled(family: Family, config: LMConfig, source: Source, dtype: torch.dtype | None) -> TransformerLM:
-    """Our model with the source's weights; no weight is drawn at random first."""
+    """Return our model with the source's weights; no weight is drawn at random first."""
     # Without memory first: 135M random numbers would take longer to draw than the file takes to read.
     try:
         model = on_meta(lambda: TransformerLM(config))
@@ -146,9 +148,16 @@ READY = 8192
 
 def _tokenizer(source: Source, config: LMConfig, folder: str | Path | None) -> Tokenizer | None:
     if folder is not None:
-        return LibraryTokenizer(read_files(Path(folder)), config.vocab_size)
-    if source.files:
-        return LibraryTokenizer(source.files, config.vocab_size)
-    if source.folder is not None and (source.folder / TOKENIZER).is_file():
-        return LibraryTokenizer(read_files(source.folder), config.vocab_size)
-    return None
+        files = read_files(Path(folder))
+    elif source.folder is not None and (source.folder / TOKENIZER).is_file():
+        files = read_files(source.folder)
+    else:
+        files = dict(source.files)
+    if not files:
+        return None
+    ends = source.config.get("eos_token_id")
+    if GENERATION not in files and ends is not None:
+        # Without one the model's own configuration says what ends a text, and a conversation may end otherwise than the
+        # tokenizer's documents.
+        files[GENERATION] = json.dumps({"eos_token_id": ends})
+    return LibraryTokenizer(files, config.vocab_size)

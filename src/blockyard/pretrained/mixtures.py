@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from blockyard.models.lm import LMConfig
+from blockyard.multihead.fields import Fields, rotary
 from blockyard.pretrained.decoders import (
     ATTENTION,
     COMMON,
@@ -13,17 +14,17 @@ from blockyard.pretrained.decoders import (
     everywhere,
     grouped,
     layers,
+    qwen_window,
     shape,
     turned,
     windows,
 )
-from blockyard.pretrained.fields import Fields, rotary
 from blockyard.pretrained.parts import Family, Mixture, Part, one
 from blockyard.registry.pattern import LayerSpec
 
 
 def mixture(d_ff: int, **options: Any) -> LayerSpec:
-    """A layer's FFN as a mixture of gated experts, with the options that differ from the defaults."""
+    """Return a layer's FFN as a mixture of gated experts, with the options that differ from the defaults."""
     usual = {"n_experts": 8, "k": 2, "scoring": "softmax", "renormalise": True, "scale": 1.0, "n_groups": 1}
     usual |= {"k_groups": 1, "n_shared": 0, "n_gated": 0, "balance": "loss"}
     # Only what differs, so that a choice reads as a person would write it.
@@ -44,7 +45,7 @@ def read_mixtral(f: Fields) -> LMConfig:
 
 
 def sparse_layers(f: Fields, sparse: LayerSpec, n_layers: int) -> list[LayerSpec]:
-    """The FFN of each layer: dense ones where Qwen's configurations say so."""
+    """Return the FFN of each layer: dense ones where Qwen's configurations say so."""
     # Every so many layers are sparse, and some never.
     step, dense_only = f.whole("decoder_sparse_step", 1), f.take("mlp_only_layers", [])
     if not isinstance(dense_only, list) or not all(type(number) is int for number in dense_only):
@@ -70,7 +71,7 @@ def read_qwen2_moe(f: Fields) -> LMConfig:
         renormalise=f.flag("norm_topk_prob"),
         n_gated=shared // width,
     )
-    spans, ffns = windows(f, sizes["n_layers"]), sparse_layers(f, sparse, sizes["n_layers"])
+    spans, ffns = windows(f, sizes["n_layers"], alternate=True), sparse_layers(f, sparse, sizes["n_layers"])
     rope, eps = turned(attn, sizes, f), f.number("rms_norm_eps", 1e-6)
     return LMConfig(blocks=layers(attn, ffns, spans), norm_eps=eps, **rope, **sizes)
 
@@ -88,16 +89,16 @@ def read_qwen3_moe(f: Fields) -> LMConfig:
         k=f.whole("num_experts_per_tok", 8),
         renormalise=f.flag("norm_topk_prob"),
     )
-    ffns, window = sparse_layers(f, sparse, sizes["n_layers"]), f.take("sliding_window")
+    ffns = sparse_layers(f, sparse, sizes["n_layers"])
     # One window for all layers, if it is switched on.
-    spans = [window if f.flag("use_sliding_window") else None] * sizes["n_layers"]
+    spans = [qwen_window(f)] * sizes["n_layers"]
     f.take("max_window_layers")
     rope, eps = turned(attn, sizes, f), f.number("rms_norm_eps", 1e-6)
     return LMConfig(blocks=layers(attn, ffns, spans), norm_eps=eps, **rope, **sizes)
 
 
 def _latent(f: Fields, layout: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """DeepSeek's attention: sizes, rotary arguments of the model, options of the mixer."""
+    """Return DeepSeek's attention: sizes, rotary arguments of the model, options of the mixer."""
     sizes = shape(f)
     # What follows from the others, and a number of key heads that latent attention has no use for.
     for name in ("head_dim", "qk_head_dim", "num_key_value_heads"):
@@ -136,13 +137,13 @@ def _deepseek(f: Fields, layout: str, sparse: LayerSpec, dense_layers: int) -> L
     return LMConfig(blocks=blocks, norm_eps=f.number("rms_norm_eps", 1e-6), **rope, **sizes)
 
 
-def _routed(f: Fields, scoring: str, **options: Any) -> LayerSpec:
+def _routed(f: Fields, scoring: str, usual_scale: float, **options: Any) -> LayerSpec:
     return mixture(
         f.whole("moe_intermediate_size"),
         n_experts=f.whole("n_routed_experts"),
         k=f.whole("num_experts_per_tok"),
         n_shared=f.whole("n_shared_experts", 0, least=0),
-        scale=f.number("routed_scaling_factor", 1.0),
+        scale=f.number("routed_scaling_factor", usual_scale),
         scoring=scoring,
         **options,
     )
@@ -160,7 +161,7 @@ def read_deepseek_v2(f: Fields) -> LMConfig:
         raise f.wrong("topk_method", method, "greedy or group_limited_greedy")
     if not all(type(number) is int and number > 0 for number in (groups, open_groups)):
         raise f.wrong("n_group", groups, "a whole number, as topk_group")
-    sparse = _routed(f, "softmax", renormalise=False, n_groups=groups, k_groups=open_groups)
+    sparse = _routed(f, "softmax", 1.0, renormalise=False, n_groups=groups, k_groups=open_groups)
     return _deepseek(f, "interleaved", sparse, f.whole("first_k_dense_replace", 0, least=0))
 
 
@@ -172,6 +173,7 @@ def read_deepseek_v3(f: Fields) -> LMConfig:
     sparse = _routed(
         f,
         "sigmoid",
+        2.5,
         renormalise=f.flag("norm_topk_prob", True),
         n_groups=f.whole("n_group", 8),
         k_groups=f.whole("topk_group", 4),

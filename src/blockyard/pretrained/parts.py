@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blockyard.models.lm import LMConfig
-from blockyard.pretrained.fields import Fields
+from blockyard.multihead.fields import Fields
 
 Form = Literal["rows", "heads"]
 
@@ -84,12 +84,12 @@ class Family:
 
 
 def one(theirs: str, ours: str, *, turned: bool = False) -> Part:
-    """A module that is one of ours."""
+    """Return a module that is one of ours."""
     return Part(theirs, (ours,), turned=turned)
 
 
 def cut(part: Part, whole: Tensor, shapes: Sequence[tuple[int, ...]], heads: int) -> list[Tensor]:
-    """A tensor of theirs as those of ours.
+    """Return a tensor of theirs as those of ours.
 
     Args:
         part: what it is.
@@ -114,12 +114,12 @@ def cut(part: Part, whole: Tensor, shapes: Sequence[tuple[int, ...]], heads: int
 
 
 def rows_of(shape: tuple[int, ...]) -> int:
-    """Rows of a matrix, or of the matrices of all heads [heads, rows, in] together."""
+    """Return rows of a matrix, or of the matrices of all heads [heads, rows, in] together."""
     return shape[0] * shape[1] if len(shape) == 3 else shape[0]
 
 
 def joined(part: Part, ours: Sequence[Tensor], heads: int) -> Tensor:
-    """The other way."""
+    """Join tensors of ours to the one of theirs: `cut` the other way."""
     if len(ours) == 1:
         whole = ours[0]
     elif part.form == "heads":

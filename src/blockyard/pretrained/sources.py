@@ -65,7 +65,7 @@ def open_source(model: str | Path | nn.Module) -> Source:
 
 
 def read_small_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Return what a JSON file holds.
 
     Raises:
         InputError: when it is missing, damaged, or no object.
@@ -96,7 +96,7 @@ def _of_folder(folder: Path) -> Source:
 
 
 def _places(folder: Path) -> dict[str, Path]:
-    """The file of every weight."""
+    """Return the file of every weight."""
     if (folder / INDEX).is_file():
         table = read_small_json(folder / INDEX).get("weight_map")
         if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
@@ -191,7 +191,7 @@ def _of_gguf(path: Path) -> Source:
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, str]:
-    """The files that a tokenizer of transformers saves, by name."""
+    """Return the files that a tokenizer of transformers saves, by name."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

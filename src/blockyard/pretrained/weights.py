@@ -36,7 +36,7 @@ class Keys:
         return found is not None and int(found[1]) >= n_layers
 
     def take(self, name: str) -> str | None:
-        """The key of a module or parameter below the prefix; None where there is none."""
+        """Return the key of a module or parameter below the prefix; None where there is none."""
         key = f"{self.prefix}{name}"
         if key not in self.left:
             return None
@@ -47,7 +47,7 @@ class Keys:
 def read_weights(
     family: Family, names: frozenset[str], get: Callable[[str], Tensor], model: Any, where: str
 ) -> dict[str, Tensor]:
-    """Theirs as the state dict of one of our models.
+    """Read theirs into the state dict of one of our models.
 
     Args:
         family: whose they are.
@@ -89,7 +89,8 @@ def _every(parts: Any, n_layers: int) -> Iterator[tuple[Part, int]]:
 
 
 def _suffixes(part: Part, module: str, number: int, ours: Mapping[str, Tensor]) -> list[str]:
-    """What our model has of a part: ".weight", ".bias", or "" for a parameter of that name; nothing where none."""
+    """Return what our model has of a part: ".weight", ".bias", or "" for a parameter of that name; nothing where
+    none."""
     # Two names for one module, of which the configuration decides.
     beside = part.beside.removeprefix("not ").format(i=number)
     if beside and (f"{beside}.weight" in ours) == part.beside.startswith("not "):
@@ -114,7 +115,7 @@ def _fitting(part: Part, whole: Tensor, shapes: list[tuple[int, ...]], heads: in
 def _mixture(
     mixture: Mixture, number: int, moe: Any, keys: Keys, get: Callable[[str], Tensor], where: str
 ) -> dict[str, Tensor]:
-    """A mixture's weights, read by its own wing."""
+    """Return a mixture's weights, read by its own wing."""
     from blockyard.moe.states import read_state
 
     # The checkpoint's own place first, then that of a model in memory.
@@ -134,7 +135,7 @@ def _mixture(
 
 
 def _plain(name: str, names: Mapping[str, str]) -> str:
-    """A key of a mixture with an expert's matrices under the usual names."""
+    """Return a key of a mixture with an expert's matrices under the usual names."""
     return ".".join(names.get(word, word) for word in name.split("."))
 
 
@@ -142,7 +143,7 @@ def _head(
     family: Family, keys: Keys, get: Callable[[str], Tensor], ours: Mapping[str, Tensor], state: dict[str, Tensor],
     tied: bool, where: str,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The output matrix; where it is tied, a copy that the checkpoint holds has to be the same."""
+    """Return the output matrix; where it is tied, a copy that the checkpoint holds has to be the same."""
     found = next((name for head in family.heads if (name := f"{head}.weight") in keys.left), None)
     embedding = state["token_embeddings.weight"]
     # Tied checkpoints mostly leave it out, and some hold the copy.
@@ -178,7 +179,7 @@ def _check_whole(
 
 
 def write_weights(family: Family, model: Any) -> dict[str, Tensor]:
-    """Our weights under their names, as the family's checkpoints have them."""
+    """Return our weights under their names, as the family's checkpoints have them."""
     from blockyard.moe.states import checkpoint_state
 
     ours = model.state_dict()

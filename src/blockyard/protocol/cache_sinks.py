@@ -82,7 +82,7 @@ class SinkCache(WindowCache):
         return self._store(tensors, new)
 
     def _places_with(self, new: int, padding_mask: Tensor | None) -> Tensor | None:
-        """Where the first tokens will stand; None where nothing can change."""
+        """Return where the first tokens will stand; None where nothing can change."""
         if padding_mask is None and self.rows_agree and self.length >= self.sinks:
             return None
         end = self.length + new
@@ -112,7 +112,7 @@ class SinkCache(WindowCache):
         self.places = places.clone()
 
     def first(self) -> tuple[dict[str, Tensor], Tensor] | None:
-        """What the newest tokens see of the first ones beside the window, after `append`.
+        """Return what the newest tokens see of the first ones beside the window, after `append`.
 
         Returns: the tensors by slot, [batch, *lead, n, width], and where they stand, int64 [batch, n] ([1, n] where all
             rows agree), counted from the text's beginning; None where the window still holds whatever they see.

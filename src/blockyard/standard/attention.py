@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
-from blockyard.nn.attention import HALF, Kernel, attend, windowed_pairs
+from blockyard.nn.attention import attend
+from blockyard.nn.attention_kernels import HALF, Kernel
+from blockyard.nn.attention_windows import windowed_pairs
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.fused import add_linear, norm_linear
 from blockyard.nn.linear import Linear, hooked, plain
 from blockyard.nn.norms import RMSNorm, rms_norm
-from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
+from blockyard.nn.rotary import rotate
 from blockyard.nn.rotary_scaling import given
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_sinks import SinkCache
@@ -28,6 +30,8 @@ from blockyard.protocol.cache_window import WindowCache
 from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, default_positions
 from blockyard.registry.register import ATTENTION, register_attn
+from blockyard.standard.heads import by_head, normed_whole, rope_of
+from blockyard.standard.heads import side_by_side as side_by_side
 from blockyard.standard.step import step_for
 from blockyard.standard.windows import over_all, sinks_beside, visible
 
@@ -132,7 +136,7 @@ class StandardAttention(Mixer):
             rope_scaling = given(rope_frequencies)
             # Heads of their own frequencies have their angles side by side in one table.
             self.rope_heads = self.n_kv_heads if 2 * len(rope_frequencies) == self.n_kv_heads * width else 1
-        self.rope = _rope(rope, rope_theta, self.head_dim, rope_dim, rope_scaling, self.rope_heads)
+        self.rope = rope_of(rope, rope_theta, self.head_dim, rope_dim, rope_scaling, self.rope_heads)
         if self.rope_heads > 1:
             self.short_steps = False
         self.attn_dropout = Dropout(dropout)
@@ -268,17 +272,11 @@ class StandardAttention(Mixer):
         """Two sequences share no positions, so nothing is turned."""
         if self.norms_whole:
             # Heads side by side again: one mean square for all of a token's.
-            q = self._whole(q.transpose(1, 2), self.q_norm).transpose(1, 2)
-            k = self._whole(k.transpose(1, 2), self.k_norm).transpose(1, 2)
+            q = normed_whole(q.transpose(1, 2), self.q_norm).transpose(1, 2)
+            k = normed_whole(k.transpose(1, 2), self.k_norm).transpose(1, 2)
         elif self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
-
-    @staticmethod
-    def _whole(heads: Tensor, norm: nn.Module | None) -> Tensor:
-        """Heads [B, T, H, head_dim] normalised over all of them."""
-        assert norm is not None
-        return norm(heads.flatten(-2)).view(heads.shape)
 
     def _split(self, stacked: Tensor) -> tuple[Tensor, Tensor]:
         """Stacked projections [B, T, ...] -> queries and keys [B, T, H + H_kv, ...], values [B, T, H_kv, ...]."""
@@ -290,7 +288,7 @@ class StandardAttention(Mixer):
         """Queries and keys [B, T, H + H_kv, head_dim], normalised and turned by their positions; heads in front."""
         if self.norms_whole:
             q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
-            qk = torch.cat([self._whole(q, self.q_norm), self._whole(k, self.k_norm)], dim=2)
+            qk = torch.cat([normed_whole(q, self.q_norm), normed_whole(k, self.k_norm)], dim=2)
         # Both in one call: half as many passes as one after the other.
         elif isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
             if hooked(self.q_norm) or hooked(self.k_norm):
@@ -304,7 +302,9 @@ class StandardAttention(Mixer):
             if positions is None and call.padding_mask is not None:
                 positions = default_positions(call.padding_mask, length)
             tables = self.rope.tables(length, qk, positions, offset=call.past)
-            cos, sin = (t.unsqueeze(-2) for t in tables) if self.rope_heads == 1 else map(self._by_head, tables)
+            cos, sin = (
+                t.unsqueeze(-2) if self.rope_heads == 1 else by_head(t, self.n_heads, self.n_kv_heads) for t in tables
+            )
             # Scores then depend on distances alone: q_m · k_n turned by θ(m − n) (RoFormer, arXiv 2104.09864, eq.
             # 16).
             width, layout = self.rope.d_k // self.rope_heads, self.rope.layout
@@ -313,12 +313,6 @@ class StandardAttention(Mixer):
             qk = turned if width == self.head_dim else torch.cat([turned, qk[..., width:]], dim=-1)
         q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-    def _by_head(self, table: Tensor) -> Tensor:
-        """A table of every key head's own angles [..., T, H_kv · w] as that of all heads [..., T, H + H_kv, w]."""
-        own = table.unflatten(-1, (self.n_kv_heads, -1))
-        # Queries are turned as the key head that they meet.
-        return torch.cat([own.repeat_interleave(self.n_heads // self.n_kv_heads, -2), own], -2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
         """Attention of the new tokens to the cache and themselves: [B, H, T, v_dim], and weights if asked for."""
@@ -401,27 +395,3 @@ class StandardAttention(Mixer):
     def extra_repr(self) -> str:
         widths = f"head_dim={self.head_dim}" + (f", v_dim={self.v_dim}" if self.v_dim != self.head_dim else "")
         return f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}, {widths}, causal={self.causal}"
-
-
-def _rope(
-    layout: Literal["half", "interleaved", "none"],
-    theta: float,
-    head_dim: int,
-    width: int | None,
-    scaling: str | None,
-    heads: int,
-) -> RotaryPositionalEmbedding | None:
-    """The rotation; of `heads` with angles of their own, side by side."""
-    if layout == "none":
-        if width is not None:
-            raise InputError(f"rope_dim={width} with rope='none': nothing is rotated; leave it out")
-        return None
-    if width is not None and not 2 <= width <= head_dim:
-        raise InputError(f"rope_dim={width} should be at least 2 and at most head_dim={head_dim}")
-    width = head_dim if width is None else width
-    return RotaryPositionalEmbedding(theta, heads * width, layout=layout, scaling=scaling)
-
-
-def side_by_side(mixed: Tensor) -> Tensor:
-    """[B, H, T, v_dim] -> [B, T, H · v_dim]."""
-    return mixed.transpose(1, 2).flatten(2)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.nn.attention import HALF, Kernel
+from blockyard.nn.attention_kernels import HALF, Kernel
 from blockyard.nn.derivatives import transformed
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.fused import Stamp

@@ -8,6 +8,7 @@ gives the space back that it puts before a text.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ from blockyard.text.tokenizer import (
     write_json,
 )
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, GENERATION = "tokenizer.json", "generation_config.json"
 # What may stand beside it, and is kept with it: how it is used, and how a conversation is written.
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", GENERATION, "chat_template.jinja")
 # Characters that are encoded at a time where a text can be cut, and those looked at on either side of a cut.
 BLOCK, SEAM = 1 << 16, 64
 
@@ -63,7 +64,7 @@ class LibraryTokenizer:
         self._library.no_truncation()
         self._library.no_padding()
         config = _parsed(self.files.get("tokenizer_config.json", "{}"), "tokenizer_config.json")
-        generation = _parsed(self.files.get("generation_config.json", "{}"), "generation_config.json")
+        generation = _parsed(self.files.get(GENERATION, "{}"), GENERATION)
         added = self._library.get_added_tokens_decoder()
         self.special_tokens = {token.content: number for number, token in added.items() if token.special}
         vocabulary = self._library.get_vocab(with_added_tokens=True)
@@ -76,13 +77,23 @@ class LibraryTokenizer:
         names = {name: _content(config.get(name)) for name in ("bos_token", "eos_token")}
         self.end_ids = _ends(generation.get("eos_token_id"), vocabulary.get(names["eos_token"]), self.vocab_size)
         # Text is encoded without what the file puts around it; what stands in front is told apart.
-        self.prefix_ids = tuple(self._library.encode("", add_special_tokens=True).ids)
-        if self.prefix_ids and self.prefix_ids[-1:] == self.end_ids[:1]:
-            self.prefix_ids = self.prefix_ids[:-1]
+        self.prefix_ids = self._before_text()
         separators = (END_OF_TEXT, names["eos_token"], names["bos_token"])
         found = (vocabulary[name] for name in separators if name is not None and name in vocabulary)
         self.separator_id: int = next(found, next(iter(self.end_ids), 0))
         self._cuttable = _has_cuts(self._said)
+
+    def _before_text(self) -> tuple[int, ...]:
+        """Return what the tokenizer puts in front of a text, such as a BOS, without what it puts behind."""
+        # A pair's second text would have more in front of it; one letter stands for all texts.
+        around, bare = (self._library.encode("a", add_special_tokens=special).ids for special in (True, False))
+        if not bare:
+            around, bare = self._library.encode("", add_special_tokens=True).ids, list(self.end_ids[:1])
+        # Looked for from the end: a BOS may be the same token as an EOS, and only its place tells them apart.
+        for start in range(len(around) - len(bare), -1, -1):
+            if bare and around[start : start + len(bare)] == bare:
+                return tuple(around[:start])
+        return tuple(around)
 
     @property
     def chat_template(self) -> str | None:
@@ -95,7 +106,7 @@ class LibraryTokenizer:
         return said if isinstance(said, str) else None
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """A conversation as its template writes it, with the beginning of the answer.
+        """Return a conversation as its template writes it, with the beginning of the answer.
 
         The template is rendered in Jinja's sandbox: it may have come from anywhere.
 
@@ -109,22 +120,27 @@ class LibraryTokenizer:
         if template is None:
             raise InputError("this tokenizer brings no chat template: write the prompt as its model expects it")
         sandbox, jinja = require("jinja2.sandbox", extra="train"), require("jinja2", extra="train")
-        environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        # As transformers renders them: templates break out of loops, and some name the day.
+        environment = sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
 
         def refuse(text: str) -> None:
             raise jinja.TemplateError(text)
 
         environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         config = _parsed(self.files.get("tokenizer_config.json", "{}"), "tokenizer_config.json")
         names = {
             name: _content(config.get(name)) or "" for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         }
         try:
-            return str(
-                environment.from_string(template).render(messages=list(messages), add_generation_prompt=True, **names)
-            )
+            # A template asks whether tools are none, which what nobody named is not.
+            given = {"messages": list(messages), "add_generation_prompt": True, "tools": None, "documents": None}
+            return str(environment.from_string(template).render(**given, **names))
         except (jinja.TemplateError, TypeError, ValueError, KeyError, ArithmeticError) as error:
-            raise InputError(f"the chat template refuses the conversation: {str(error).splitlines()[0]}") from None
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"the chat template refuses the conversation: {first}") from None
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the ids of a text; `special` keeps special tokens that it spells whole."""
@@ -160,7 +176,7 @@ class LibraryTokenizer:
         return ids
 
     def _cut(self, text: str, special: bool) -> int | None:
-        """A place behind which the text is encoded as it is by itself: between lines, and asked of the tokenizer."""
+        """Find a place behind which text is encoded as it is by itself: between lines, and asked of the tokenizer."""
         place = BLOCK
         for _ in range(16):
             place = text.find("\n", place, len(text) - SEAM) + 1
@@ -190,6 +206,10 @@ class LibraryTokenizer:
         where = Path(folder)
         for name, text in self.files.items():
             write_atomically(where / name, text)
+        for name in BESIDE:
+            # Left by a save that was killed: another tokenizer's template would be read as this one's.
+            if name not in self.files:
+                (where / name).unlink(missing_ok=True)
         # Written last: a folder with a description is complete.
         description = {"kind": self.name, "special_tokens": self.special_tokens, "vocab_size": self.vocab_size}
         write_json(where / DESCRIPTION_FILE, description)
@@ -224,7 +244,7 @@ class Conversation:
         self._tokenizer, self._system = tokenizer, system
 
     def encode(self, text: str) -> list[int]:
-        """The conversation up to where the answer begins."""
+        """Return the conversation up to where the answer begins."""
         before = [] if self._system is None else [{"role": "system", "content": self._system}]
         written = self._tokenizer.chat([*before, {"role": "user", "content": text}])
         ids: list[int] = self._tokenizer.encode(written, special=True)
@@ -235,7 +255,7 @@ class Conversation:
 
 
 def read_files(folder: Path) -> dict[str, str]:
-    """The files of a tokenizer in a folder, by name, as text."""
+    """Return the files of a tokenizer in a folder, by name, as text."""
     found = {}
     for name in (TOKENIZER, *BESIDE):
         path = folder / name
@@ -260,7 +280,7 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
 
 
 def _content(token: Any) -> str | None:
-    """The text of a special token, which may be written with its settings."""
+    """Return the text of a special token, which may be written with its settings."""
     if isinstance(token, Mapping):
         token = token.get("content")
     return token if isinstance(token, str) else None
@@ -273,7 +293,7 @@ def _ends(said: Any, eos: int | None, size: int) -> tuple[int, ...]:
 
 
 def _steps(part: Any, inner: str) -> list[Mapping[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, in order; a sequence is its members."""
+    """Return the steps of a normalizer, pre-tokenizer or decoder, in order; a sequence is its members."""
     if not isinstance(part, Mapping):
         return []
     if part.get("type") == "Sequence":
@@ -284,7 +304,7 @@ def _steps(part: Any, inner: str) -> list[Mapping[str, Any]]:
 def _token_bytes(
     said: Mapping[str, Any], vocabulary: Mapping[str, int], whole: Mapping[str, int], size: int
 ) -> dict[int, bytes]:
-    """The bytes of every token, by what the decoder does to it.
+    """Return the bytes of every token, by what the decoder does to it.
 
     Raises:
         InputError: for a decoder of another kind.
@@ -317,7 +337,7 @@ def _piece(text: str) -> bytes:
 
 
 def _has_cuts(said: Mapping[str, Any]) -> bool:
-    """Whether text is first cut into words, so that what stands far away changes nothing."""
+    """Return whether text is first cut into words, so that what stands far away changes nothing."""
     splits = _steps(said.get("pre_tokenizer"), "pretokenizers")
     local = {"ByteLevel", "Split", "Digits", "Punctuation"}
     prefixed = any(step.get("add_prefix_space") for step in splits)

@@ -115,7 +115,7 @@ def choose_layers(
 
 @contextmanager
 def _mixed(fitted: TransformerLM, model: TransformerLM, chosen: Iterable[int]) -> Iterator[None]:
-    """Within it, the fitted model has its own layers where chosen, and the original's elsewhere."""
+    """Let the fitted model have its own layers where chosen, and the original's elsewhere, within it."""
     own = list(fitted.layers)
     try:
         for i, layer in enumerate(model.layers):

@@ -74,12 +74,14 @@ def _group_size(source: Source, n_kv_heads: int) -> int:
 
 def _check_width(name: str, value: int, most: int, even_only: bool = False) -> None:
     if not 1 <= value <= most or (even_only and value % 2):
-        kind = "even and " if even_only else ""
-        raise InputError(f"{name}={value} should be {kind}at most {most}, what the key heads that it replaces hold")
+        kind = "even, at least 2" if even_only else "at least 1"
+        raise InputError(
+            f"{name}={value} should be {kind} and at most {most}, what the key heads that it replaces hold"
+        )
 
 
 def _strongest(strength: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The strongest components, (frequency, component), by falling frequency: int64 [count] each."""
+    """Return the strongest components, (frequency, component), by falling frequency: int64 [count] each."""
     order = strength.flatten().argsort(descending=True)[:count].sort().values
     return order // strength.shape[1], order % strength.shape[1]
 
@@ -87,7 +89,8 @@ def _strongest(strength: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _rotary_rows(
     source: Source, components: Components, group: range, chosen: tuple[Tensor, Tensor], head_dim: int
 ) -> tuple[list[Tensor], Tensor]:
-    """Real rows in the half layout: queries of each head of the group [head_dim, d_model], and their one key's."""
+    """Return real rows in the half layout: queries of each head of the group [head_dim, d_model], and their one
+    key's."""
     balance = even(components.strength[chosen].sqrt()).unsqueeze(-1)
     key = components.key_rows[chosen] * balance
     queries = []
@@ -103,7 +106,7 @@ def _real(rows: Tensor) -> Tensor:
 
 
 def _values(source: Source, group: range, moments: LayerMoments, v_dim: int) -> tuple[Tensor, list[Tensor]]:
-    """Rows of a group's value latent [v_dim, d_model], and output maps of its heads [d_model, v_dim]."""
+    """Return rows of a group's value latent [v_dim, d_model], and output maps of its heads [d_model, v_dim]."""
     paths = value_paths(source, group)
     latent, sizes = leading(paths.rows, moments.of_values, v_dim)
     balance = even(sizes)

@@ -72,13 +72,13 @@ def heal(
 
 
 def _share(step: int, steps: int) -> float:
-    """The share of the learning rate at a step."""
+    """Return the share of the learning rate at a step."""
     warm = max(1, steps // 10)
     return min(1.0, (step + 1) / warm, (steps - step) / max(1, steps - warm))
 
 
 def _transplanted(model: TransformerLM, original: TransformerLM) -> list[nn.Module]:
-    """The mixers and FFNs that are others than the original's."""
+    """Return the mixers and FFNs that are others than the original's."""
     if model.config.vocab_size != original.config.vocab_size or len(model.layers) != len(original.layers):
         raise InputError("these models have other vocabularies or depths: heal takes a model and what it was made of")
     found = []

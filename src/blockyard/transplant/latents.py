@@ -41,10 +41,12 @@ def fit_latent(
     everything = range(source.key_heads)
     most = source.key_heads * source.head_dim
     if rope_dim % 2 or not 2 <= rope_dim <= most:
-        raise InputError(f"rope_dim={rope_dim} should be even, and at most {most}, what all key heads hold")
+        raise InputError(f"rope_dim={rope_dim} should be even, at least 2 and at most {most}, what all key heads hold")
     held = most - rope_dim + source.key_heads * source.v_dim
     if not 1 <= kv_rank <= held:
-        raise InputError(f"kv_rank={kv_rank} should be at most {held}, what the other keys and the values hold")
+        raise InputError(
+            f"kv_rank={kv_rank} should be at least 1 and at most {held}, what the other keys and the values hold"
+        )
     components = components_of(source, everything, moments.of_keys, moments.uniform)
     turns = mean_turns(moments.distances, source.frequencies)
     rotary = _rotary(components.strength, turns, rope_dim // 2, source.head_dim)
@@ -77,7 +79,7 @@ def fit_latent(
 
 
 def mean_turns(distances: Tensor, frequencies: Tensor) -> Tensor:
-    """ρ_hj = E[e^(−iθ_j Δ)] over the distances that head h attends to: complex [H, pairs].
+    """Compute ρ_hj = E[e^(−iθ_j Δ)] over the distances that head h attends to: complex [H, pairs].
 
     Args:
         distances: shares of the attention by distance [H, context].
@@ -88,7 +90,7 @@ def mean_turns(distances: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def _rotary(strength: Tensor, turns: Tensor, count: int, head_dim: int) -> Tensor:
-    """Which components stay rotary: bool [pairs, components]."""
+    """Return which components stay rotary: bool [pairs, components]."""
     if 2 * count == head_dim:
         # One for each frequency, the strongest: then the table of frequencies is the usual one.
         best = torch.zeros_like(strength, dtype=torch.bool)
@@ -102,7 +104,7 @@ def _rotary(strength: Tensor, turns: Tensor, count: int, head_dim: int) -> Tenso
 
 
 def _shared_key(source: Source, components: Components, chosen: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-    """Rows of the rotary key [rope_dim, d_model] and of each head's rotary queries."""
+    """Return rows of the rotary key [rope_dim, d_model] and of each head's rotary queries."""
     balance = even(components.strength[chosen].sqrt()).unsqueeze(-1)
     key, queries = components.key_rows[chosen] * balance, []
     for head in range(source.heads):
@@ -119,7 +121,8 @@ def _latent(
     turns: Tensor,
     kv_rank: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of the latent [kv_rank, d_model], and each head's k_up [H, head_dim, kv_rank] and v_up [H, v, kv_rank]."""
+    """Return rows of the latent [kv_rank, d_model], and each head's k_up [H, head_dim, kv_rank] and v_up
+    [H, v, kv_rank]."""
     paths, moment = value_paths(source, range(source.key_heads)), moments.of_both
     rows = components.key_rows[still]
     keys = torch.cat([rows.real, rows.imag])
@@ -143,7 +146,8 @@ def _latent(
 
 
 def _meeting(source: Source, components: Components, head: int, still: tuple[Tensor, ...], turns: Tensor) -> Tensor:
-    """What a head's query [head_dim] becomes where it meets the components without rotation: real [2n, head_dim]."""
+    """Return what a head's query [head_dim] becomes where it meets the components without rotation: real
+    [2n, head_dim]."""
     place, pairs = source.key_head(head), source.head_dim // 2
     factors = components.mix[:, place].conj() / components.size[place].unsqueeze(-1) * turns.conj().unsqueeze(-1)
     n = len(still[0])

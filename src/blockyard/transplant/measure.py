@@ -45,7 +45,7 @@ def pieces_of(tokens: Tensor, length: int, count: int | None = None) -> Tensor:
 
 
 def token_losses(model: TransformerLM, ids: Tensor) -> Tensor:
-    """Loss of every token but the first of each piece, in nats: [pieces, length − 1]."""
+    """Return the loss of every token but the first of each piece, in nats: [pieces, length − 1]."""
     with evaluating(model):
         return torch.stack(
             [F.cross_entropy(model(piece[None, :-1]).logits[0].float(), piece[1:], reduction="none") for piece in ids]
@@ -53,7 +53,7 @@ def token_losses(model: TransformerLM, ids: Tensor) -> Tensor:
 
 
 def difference(new: Tensor, old: Tensor) -> Difference:
-    """How much larger losses [pieces, tokens] are than those of the original on the same text."""
+    """Return how much larger losses [pieces, tokens] are than those of the original on the same text."""
     each = (new - old).double().mean(1)
     half = float("nan")
     if len(each) > 1:
@@ -63,14 +63,15 @@ def difference(new: Tensor, old: Tensor) -> Difference:
 
 
 def _t95(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, by its expansion around the normal's (Abramowitz and Stegun 26.7.5)."""
+    """Return the 97.5 % quantile of Student's t, by its expansion around the normal's (Abramowitz and Stegun
+    26.7.5)."""
     z = 1.959964
     terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
     return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def recall_losses(model: TransformerLM, text: Tensor, between: Tensor) -> tuple[Tensor, Tensor]:
-    """The copy test: a text, other text, the same text again. The mean loss hides that a model no longer recalls.
+    """Test copying: a text, other text, the same text again. The mean loss hides that a model no longer recalls.
 
     Args:
         model: to be tested.

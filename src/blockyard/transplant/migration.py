@@ -35,7 +35,7 @@ def from_standard(
     ffn_rank: int | None = None,
     stabilizer_rank: int | None = None,
 ) -> VFTBlock:
-    """A vein block that starts close to a standard one.
+    """Return a vein block that starts close to a standard one.
 
     Args:
         block: standard attention (any rotary layout or none over whole heads, no window, no biases) and any FFN.
@@ -120,7 +120,8 @@ def _check_rank(attn: StandardAttention, rank: int) -> None:
 
 
 def _heads(attn: StandardAttention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """In float64 by query head: q, k [H, head_dim, d_model], v [H, v_dim, d_model], output [H, d_model, v_dim]."""
+    """Return the maps of each query head in float64: q, k [H, head_dim, d_model], v [H, v_dim, d_model], output
+    [H, d_model, v_dim]."""
     shared = attn.n_heads // attn.n_kv_heads
     widths = (attn.head_dim, attn.head_dim, attn.v_dim)
     parts = zip((attn.q_proj, attn.k_proj, attn.v_proj), widths)
@@ -130,7 +131,7 @@ def _heads(attn: StandardAttention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _root_of_covariance(x: Tensor) -> Tensor:
-    """S [d, d] with S Sᵀ = xᵀx / rows: W S has the size that W x has on average."""
+    """Compute S [d, d] with S Sᵀ = xᵀx / rows: W S has the size that W x has on average."""
     rows = x.double().flatten(0, -2)
     values, vectors = torch.linalg.eigh(rows.mT @ rows / len(rows))
     # Rounding leaves eigenvalues a little below 0 where x has fewer rows than features.
@@ -138,7 +139,8 @@ def _root_of_covariance(x: Tensor) -> Tensor:
 
 
 def _value_paths(attn: StandardAttention, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """SVD of each head's d_model -> d_model path on the activations: left vectors, singular values, the path itself.
+    """Compute the SVD of each head's path d_model -> d_model on the activations: left vectors, singular values, and the
+    path itself.
 
     The best rank-r copy of a path P on x projects its output: U_r U_rᵀ P.
     """
@@ -198,7 +200,7 @@ def _copy_queries_and_keys(standard: StandardAttention, attn: TVAAttention, root
 
 
 def _copy_ffn(ffn: Any, block: VFTBlock, h: Tensor) -> None:
-    """Vein = principal directions of h; direct path = reduced-rank regression of the FFN; the core starts at 0."""
+    """Fill the vein with principal directions of h, the direct path by low-rank regression; the core starts at 0."""
     rows = h.flatten(0, -2)
     vectors = torch.linalg.eigh(rows.double().mT @ rows.double()).eigenvectors
     # eigh sorts upwards: the principal directions are the last.

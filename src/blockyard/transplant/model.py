@@ -82,7 +82,8 @@ def transplant(
 
 
 def needs_moments(blocks: str) -> bool:
-    """Whether the fit of a choice reads moments: one that changes a window alone does not; raises as `transplant`."""
+    """Return whether the fit of a choice reads moments: one that changes a window alone does not; raises as
+    `transplant`."""
     target = _target(blocks)
     return target.ffn == "vft" or target.attn != "standard" or any(name in target.attn_options for name in SHAPE)
 
@@ -92,7 +93,8 @@ def _target(blocks: str) -> LayerSpec:
     if len(specs) != 1 or len(split_outside(blocks, "+")) > 1:
         raise InputError(f"blocks={blocks!r} should be one mixer or FFN, and layers are chosen by number")
     target = specs[0]
-    if target.attn == "standard" and not target.attn_options and target.ffn != DEFAULT_FFN:
+    # An FFN alone: the mixer is then what a choice that names none has.
+    if target.attn == "standard" and not target.attn_options and (target.ffn != DEFAULT_FFN or target.ffn_options):
         if target.ffn != "vft" or set(target.ffn_options) != {"rank"}:
             raise InputError(f"{target.ffn!r}: an FFN is fitted as a vein of a rank alone; write vft[rank=384]")
         return target
@@ -124,7 +126,7 @@ def _chosen(layers: Iterable[int] | Literal["all"], depth: int) -> list[int]:
 
 
 def _fit(block: Any, target: LayerSpec, old: LayerSpec, layer: int, moments: Moments | None) -> Fitted:
-    """Options of the layer's new mixer, and its weights; None for the old ones."""
+    """Return options of the layer's new mixer, and its weights; None for the old ones."""
     attention, asked = getattr(block, "attn", None), dict(target.attn_options)
     if not isinstance(attention, StandardAttention) or old.attn != "standard":
         raise InputError(f"layer {layer} has {old.attn}; what is fitted starts from standard attention")

@@ -100,13 +100,13 @@ class Moments:
     ffns: dict[int, FFNMoments] = field(default_factory=dict)
 
     def of_ffn(self, layer: int) -> FFNMoments:
-        """Those of one layer's FFN; InputError for one that has none."""
+        """Return the moments of one layer's FFN; InputError for one that has none."""
         if layer not in self.ffns:
             raise InputError(f"layer {layer} has no moments of its FFN: gather them with ffns=True")
         return self.ffns[layer]
 
     def of(self, layer: int) -> LayerMoments:
-        """Those of one layer; InputError for one that has none."""
+        """Return the moments of one layer; InputError for one that has none."""
         if layer not in self.layers:
             raise InputError(f"layer {layer} has no moments: gathered are those of {sorted(self.layers)}")
         return self.layers[layer]
@@ -247,7 +247,7 @@ class _Sums:
 
 @contextmanager
 def _watching(attentions: dict[int, nn.Module], blocks: dict[int, Any], sums: _Sums) -> Iterator[None]:
-    """Within it, every call of these attentions, and of the FFNs of these blocks, adds to the sums."""
+    """Let every call of these attentions, and of the FFNs of these blocks, add to the sums within it."""
 
     def ask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         return args, {**kwargs, "return_weights": True}
@@ -275,7 +275,7 @@ def _watching(attentions: dict[int, nn.Module], blocks: dict[int, Any], sums: _S
 
 
 def _stamp(model: TransformerLM, ids: Tensor) -> str:
-    """What tells this model and text from others."""
+    """Return what tells this model and text from others."""
     digest = hashlib.sha256(f"{model.config.choice} {tuple(ids.shape)}".encode())
     digest.update(ids.cpu().contiguous().numpy().tobytes())
     for name, tensor in sorted(model.state_dict().items()):

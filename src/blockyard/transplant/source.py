@@ -61,7 +61,7 @@ class Source:
         return self.heads // self.key_heads
 
     def key_head(self, head: int) -> int:
-        """The key head that a query head meets."""
+        """Return the key head that a query head meets."""
         return head // self.shared
 
 
@@ -129,13 +129,15 @@ class Components:
     key_rows: Tensor
 
     def query_rows(self, source: Source, head: int, place: int) -> Tensor:
-        """Rows of a query head's components, complex [d/2, m, d_model]; `place` is its key head's in the group."""
+        """Return rows of a query head's components, complex [d/2, m, d_model]; `place` is its key head's in the
+        group."""
         turn = self.mix[:, place].conj() / self.size[place].unsqueeze(-1)
         return turn.unsqueeze(-1) * source.queries[head].unsqueeze(1)
 
 
 def components_of(source: Source, group: range, of_keys: Tensor, uniform: Tensor) -> Components:
-    """The components of some key heads: S = E[k̃ k̃ᴴ] with k̃_g = w_g k_g at each frequency, S = U Λ Uᴴ, s = Uᴴ k̃.
+    """Return the components of some key heads: S = E[k̃ k̃ᴴ] with k̃_g = w_g k_g at each frequency, S = U Λ Uᴴ, s = Uᴴ
+    k̃.
 
     Args:
         source: the attention.
@@ -188,13 +190,14 @@ def value_paths(source: Source, group: range) -> ValuePaths:
 
 
 def leading(rows: Tensor, moment: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The leading eigenvectors [n, count] of E[(rows x)(rows x)ᵀ], and the sizes (roots of the eigenvalues) [count]."""
+    """Return the leading eigenvectors [n, count] of E[(rows x)(rows x)ᵀ], and the sizes (roots of the eigenvalues)
+    [count]."""
     values, vectors = torch.linalg.eigh(rows @ moment @ rows.mT)
     return vectors[:, -count:].flip(-1), values[-count:].flip(-1).clamp(min=0).sqrt()
 
 
 def even(sizes: Tensor) -> Tensor:
-    """Factors [n] that bring rows of these sizes to a common one; their readers are divided by them.
+    """Return factors [n] that bring rows of these sizes to a common one; their readers are divided by them.
 
     Rows of principal components differ by orders of magnitude, and Adam moves them all alike.
     """

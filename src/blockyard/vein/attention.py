@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from blockyard.errors import InputError
-from blockyard.nn.attention import Kernel
+from blockyard.nn.attention_kernels import Kernel
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import weight_of
 from blockyard.nn.norms import RMSNorm

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
-from blockyard.nn.attention import Kernel
+from blockyard.nn.attention_kernels import Kernel
 from blockyard.nn.derivatives import transformed
 from blockyard.nn.fused import Stamp, norm_linear
 from blockyard.nn.norms import make_norm

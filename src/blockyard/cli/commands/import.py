@@ -19,15 +19,23 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from blockyard.files import user_path
     from blockyard.pretrained import load_pretrained, write_run
-    from blockyard.training.folder import check_run_folder
+    from blockyard.pretrained.folder import lacks_tokenizer
+    from blockyard.text.library import TOKENIZER
+    from blockyard.training.folder import CONFIG, check_run_folder
 
     if arguments.model is None:
         raise InputError("import what? Give a folder or a .gguf file: blockyard import MODEL --out DIR")
     if arguments.out is None:
         raise InputError("where to? Give the run's folder: --out DIR")
     # Before minutes of reading.
+    if (Path(arguments.out) / CONFIG).exists():
+        raise InputError(f"{arguments.out} already holds a run; give another --out")
     check_run_folder(Path(arguments.out), resume=False)
+    folder = user_path(arguments.model)
+    if folder.is_dir() and arguments.tokenizer is None and not (folder / TOKENIZER).is_file():
+        raise lacks_tokenizer(folder)
     found = load_pretrained(arguments.model, tokenizer=arguments.tokenizer)
     write_run(found, arguments.out)
     config = found.model.config

@@ -97,6 +97,8 @@ def entries_named(name: str) -> list[Entry]:
     Raises:
         InputError: for an unknown name, with the nearest one.
     """
+    from pathlib import Path
+
     from blockyard.registry.register import Kind, implementation, names
     from blockyard.tasks.kind import task_names
 
@@ -106,6 +108,9 @@ def entries_named(name: str) -> list[Entry]:
     found += [implementation("block", pair) for pair in pairs if found]
     if not found and name in task_names():
         raise InputError(f"{name!r} is a task, not a block: `blockyard train {name} --help` shows its options")
+    if not found and "\0" not in name and Path(name).is_dir():
+        # Such as what a killed import or training leaves.
+        raise InputError(f"{name} is a folder that holds no run (no config.yaml in it)")
     if not found:
         known = list(dict.fromkeys(known for kind in kinds for known in names(kind)))
         hint = suggest(name, known) or f"; there are: {', '.join(known)}"

@@ -47,7 +47,7 @@ class Fields:
         self.left = {name for name in config if name not in NEUTRAL}
 
     def take(self, name: str, default: Any = None) -> Any:
-        """The value of a field, whatever it is; None counts as not there."""
+        """Return the value of a field, whatever it is; None counts as not there."""
         self.left.discard(name)
         value = self.config.get(name)
         return default if value is None else value
@@ -56,7 +56,7 @@ class Fields:
         return self.config.get(name) is not None
 
     def whole(self, name: str, default: int | None = None, least: int = 1, most: int = 2**31 - 1) -> int:
-        """A whole number of at least `least` and at most `most`.
+        """Return a whole number of at least `least` and at most `most`.
 
         Raises:
             InputError: when it is another thing, or missing without a default.
@@ -67,7 +67,7 @@ class Fields:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A number above 0."""
+        """Return a number above 0."""
         value = self.take(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise self.wrong(name, value, "a number above 0")
@@ -80,7 +80,7 @@ class Fields:
         return value
 
     def word(self, name: str, known: Mapping[str, Any], default: str | None = None) -> Any:
-        """What a word among known ones means here."""
+        """Return what a word among known ones means here."""
         value = self.take(name, default)
         if not isinstance(value, str) or value not in known:
             raise self.wrong(name, value, f"one of {', '.join(known)}, which have a counterpart here")
@@ -104,14 +104,14 @@ class Fields:
         # Off is off, whatever it is called.
         rest = sorted(name for name in self.left if self.config[name] is not None and self.config[name] is not False)
         if rest:
-            told = ", ".join(f"{name}={_short(self.config[name])}" for name in rest[:4])
+            told = ", ".join(f"{name}={short(repr(self.config[name]))}" for name in rest[:4])
             verb = "is" if len(rest) == 1 else "are"
             raise InputError(f"{self.where}: {told} {verb} not understood here, and could make another function")
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def short(text: str, most: int = 40) -> str:
+    """Return a text of at most so many characters, cut where it is longer."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def rotary(
 
 
 def _older(fields: Fields) -> dict[str, Any]:
-    """Fields of older configurations under the names that they have now."""
+    """Return fields of older configurations under the names that they have now."""
     names = {
         "rope_theta": ("rope_theta", "rotary_emb_base"),
         "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
@@ -185,7 +185,7 @@ def _older(fields: Fields) -> dict[str, Any]:
 
 
 def _scaling(sub: Fields, kind: str, original: int, context: int, latent: bool) -> tuple[str | None, float]:
-    """The scaling as text, and the factor on scores that goes with it."""
+    """Return the scaling as text, and the factor on scores that goes with it."""
     if kind == "default":
         return None, 1.0
     if kind == "linear":
