@@ -56,6 +56,7 @@ class BlockyardPreTrainedModel(PreTrainedModel):
         lacking = [(name, tensor) for name, tensor in every if not getattr(tensor, "_is_hf_initialized", False)]
         if not lacking:
             return
+        # A whole new model: its constructors alone know every start.
         fresh = self._build()
         values = {**dict(fresh.named_parameters(remove_duplicate=False)), **dict(fresh.named_buffers())}
         for name, tensor in lacking:

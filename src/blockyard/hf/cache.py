@@ -77,6 +77,7 @@ class Past:
             start = None if self._before is None else self._before[0].length
             if start is None or self._piece is None or length < start:
                 raise
+            # To before the last piece, of which the tokens that stay are read again with the next one.
             self.cache.rollback(self._before)  # type: ignore[arg-type]
             self.again = self._piece[:, : length - start]
 
@@ -166,6 +167,7 @@ class BlockyardLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.past is not None and self.leads:
+            # Rows may be named by a mask; beams name them by number.
             if indices.dtype == torch.bool:
                 indices = indices.nonzero().flatten()
             self.past.choose(indices)

@@ -93,8 +93,10 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
         if input_ids is None or inputs_embeds is not None:
             raise InputError("this family embeds its tokens itself: give input_ids, no inputs_embeds")
         if use_cache is None:
+            # A cache holds no graph: in training it would cut the gradients of what it keeps.
             inference = labels is None and not torch.is_grad_enabled()
             use_cache = self.config.use_cache and inference and self._keeps_caches()
+        # By the configuration, so that its layers are ours: what a bare cache of transformers keeps are keys alone.
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         new, past, cache = input_ids.shape[1], 0, None
@@ -110,6 +112,7 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
         found = self.model(input_ids, padding_mask=mask, cache=cache, last=last)
         loss, aux = None, self.auxiliary(found.aux)
         if labels is not None:
+            # Labels are shifted against all logits, which would then not be there.
             if logits_to_keep:
                 raise InputError(f"logits_to_keep={logits_to_keep} goes without labels")
             loss = self.loss_function(
@@ -118,6 +121,7 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
                 vocab_size=self.config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
             )
+            # Told apart in evaluation, where a loss is compared with that of models that balance nothing.
             if aux is not None and self.training:
                 loss = loss + aux
         out = MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux, logits=found.logits, past_key_values=past_key_values)

@@ -67,8 +67,10 @@ class BlockyardForSequenceClassification(BlockyardPreTrainedModel):
         found = self.model(input_ids, padding_mask=kept(attention_mask, input_ids))
         loss = None
         if labels is not None:
+            # By the configuration's problem_type: one class, several, or a number.
             loss = self.loss_function(labels=labels, pooled_logits=found.logits, config=self.config)
             aux = self.auxiliary(found.aux)
+            # In evaluation the loss is that of the classes alone.
             if aux is not None and self.training:
                 loss = loss + aux
         out = SequenceClassifierOutput(loss=loss, logits=found.logits)

@@ -41,6 +41,7 @@ class StepHooks(TrainerCallback):
         for layer, stats in output.aux.get("stats", {}).items():
             sums = self._sums.setdefault(layer, {})
             for name, value in stats.items():
+                # Counts add up over passes; single numbers (a share, a maximum) would not.
                 if isinstance(value, Tensor) and value.ndim:
                     found = value.detach()
                     sums[name] = sums[name] + found if name in sums else found

@@ -49,6 +49,7 @@ def wrap(model: TransformerLM | TextClassifier, *, labels: Sequence[str] = (), *
         raise InputError(f"a {type(model).__name__} has no counterpart; language models and text classifiers have")
     config = BlockyardConfig.of(model.config, **settings)
     config.dtype = next(model.parameters()).dtype
+    # Without memory: its weights are the given model's in a moment.
     with torch.device("meta"):
         made = kind(config)
     theirs, ours = ({name: tuple(t.shape) for name, t in m.state_dict().items()} for m in (made.model, model))
@@ -108,6 +109,7 @@ def to_run(model: Any, out: Path | str, *, like: Path | str, plugins: Sequence[s
     out, like = Path(out), Path(like)
     run = read_run(like, plugins=plugins, trust=trust)
     source = from_run(like, plugins=plugins, trust=trust)
+    # The settings come from the other run: weights of another shape under them would be read as something else.
     if source.config.architecture != model.config.architecture or source.config.task != model.config.task:
         raise InputError(f"the model has another architecture than {like}, whose settings it would be stored with")
     state = model.model.state_dict()
@@ -120,6 +122,7 @@ def to_run(model: Any, out: Path | str, *, like: Path | str, plugins: Sequence[s
                 shutil.copytree(like / name, temporary / name)
             elif (like / name).is_file():
                 shutil.copy2(like / name, temporary / name)
+        # A checkpoint of step 0, as an import writes it: there is no optimizer to go on with.
         require("safetensors", extra="train")
         save_checkpoint(temporary / CHECKPOINTS, 0, model=state, optimizer={}, state={"step": 0})
     return out

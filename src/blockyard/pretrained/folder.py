@@ -138,6 +138,7 @@ def why_not(origin: Origin | None, config: LMConfig) -> str | None:
         return "it was not imported"
     # Read again, as it was at import: what differs now was changed here.
     family, original = read_config(origin.config, f"its {ORIGIN}")
+    # Every field, also those that no family sets: an option that appears later is then compared, too.
     for name, value in vars(config).items():
         before = getattr(original, name)
         if name == "blocks":
@@ -178,6 +179,7 @@ def export_original(
         InputError: when its blocks are no longer those of its origin, or the folder is there or cannot be written.
     """
     run, target = Path(folder), Path(out)
+    # Before a model is loaded that cannot be written.
     check_new(target)
     model, tokenizer, _ = load_run(run, tasks=("lm",), trust=trust)
     origin = read_origin(run)

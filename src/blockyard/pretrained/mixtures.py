@@ -47,6 +47,7 @@ def read_mixtral(f: Fields) -> LMConfig:
 def sparse_layers(f: Fields, sparse: LayerSpec, n_layers: int) -> list[LayerSpec]:
     """Return the FFN of each layer: dense ones where Qwen's configurations say so."""
     # Every so many layers are sparse, and some never.
+    # (a count from 1 for the step, from 0 for the list: theirs)
     step, dense_only = f.whole("decoder_sparse_step", 1), f.take("mlp_only_layers", [])
     if not isinstance(dense_only, list) or not all(type(number) is int for number in dense_only):
         raise f.wrong("mlp_only_layers", dense_only, "a list of numbers of layers")

@@ -105,6 +105,7 @@ def cut(part: Part, whole: Tensor, shapes: Sequence[tuple[int, ...]], heads: int
         whole = whole.mT
     if len(shapes) == 1:
         return [whole]
+    # The heads of queries and keys are as many here: no family fuses grouped heads in this way.
     if part.form == "heads":
         # [heads, rows of a head, …]: what belongs to one head lies together in theirs.
         each = whole.unflatten(0, (heads, -1))

@@ -115,6 +115,7 @@ def _places(folder: Path) -> dict[str, Path]:
         if extra:
             raise InputError(f"{folder / INDEX} does not mention {', '.join(extra[:3])}, which its files hold")
         return {key: files[name] for key, name in table.items()}
+    # A folder of one file needs no index, whatever the file is called.
     found = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
         return dict.fromkeys(_keys(found[0]), found[0])

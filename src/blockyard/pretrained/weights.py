@@ -63,6 +63,7 @@ def read_weights(
     ours = model.state_dict()
     keys, state = Keys(names, family, len(model.layers)), dict[str, Tensor]()
     heads = model.config.n_heads
+    # Our names lead: what a configuration leaves out (a bias, a norm) is then not looked for.
     for part, number in _every(family.parts, len(model.layers)):
         modules = [name.format(i=number) for name in part.ours]
         for suffix in _suffixes(part, modules[0], number, ours):

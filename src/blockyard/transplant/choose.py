@@ -78,6 +78,7 @@ def choose_layers(
     """
     depth = len(model.layers)
     candidates = list(range(depth)) if layers is None else sorted(set(layers))
+    # Every layer is fitted once: a fit reads the original's moments alone, whatever stands in other layers.
     fitted = transplant(model, blocks, layers=candidates, moments=moments)
     before, most = token_losses(model, ids), len(candidates) + len(candidates).bit_length()
     done = 0
@@ -92,6 +93,7 @@ def choose_layers(
             progress(done, most)
         return trial
 
+    # One at a time for an order alone: their costs are of the size of their noise.
     alone = sorted((measured([i]) for i in candidates), key=lambda trial: trial.cost.mean)
     order = [trial.layers[0] for trial in alone]
     best, together = alone[0], list[Trial]()
@@ -103,6 +105,7 @@ def choose_layers(
     # The most that fit, by halving: every number that is kept was measured as a whole.
     fits, beyond = 1, len(order) + 1
     while fits + 1 < beyond:
+        # All first: where the budget allows every layer, one measurement says so.
         count = (fits + beyond) // 2 if together else len(order)
         trial = measured(order[:count])
         together.append(trial)

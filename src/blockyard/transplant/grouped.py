@@ -55,6 +55,7 @@ def fit_grouped(
             parts[name] += found
     weights = {f"{name}_proj.weight": torch.cat(rows, 1 if name == "output" else 0) for name, rows in parts.items()}
     options = {"n_kv_heads": n_kv_heads, "head_dim": head_dim, "v_dim": v_dim, "rope": "half"}
+    # Falling within each head, so that heads which chose alike have the same list.
     own = frequencies[: head_dim // 2]
     # Key heads with the same frequencies share them.
     shared = own * n_kv_heads == frequencies
@@ -91,6 +92,7 @@ def _rotary_rows(
 ) -> tuple[list[Tensor], Tensor]:
     """Return real rows in the half layout: queries of each head of the group [head_dim, d_model], and their one
     key's."""
+    # Rows of very different sizes would be moved alike by an optimizer.
     balance = even(components.strength[chosen].sqrt()).unsqueeze(-1)
     key = components.key_rows[chosen] * balance
     queries = []

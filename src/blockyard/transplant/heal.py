@@ -45,6 +45,7 @@ def heal(
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     losses = []
     try:
+        # Tied and shared weights stay as they are, whoever else reads them.
         for parameter in wished:
             parameter.requires_grad_(False)
         for parameter in trained:
@@ -55,6 +56,7 @@ def heal(
             with evaluating(original):
                 wanted = original(piece[None]).logits[0].float().log_softmax(-1)
             found = model(piece[None]).logits[0].float().log_softmax(-1)
+            # Towards the original's whole distribution: it says more of a token than the one that came.
             loss = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -74,6 +74,7 @@ def transplant(
     if target.ffn == "vft":
         # Seen behind the decorator, at the caller's line.
         warnings.warn(WARNING, stacklevel=3)
+    # Built anew by the configuration: what a run folder will say of it is then what it is.
     made = build_lm(replace(model.config, blocks=tuple(specs)), 0)
     first = next(model.parameters())
     made = made.to(first.device, first.dtype)
@@ -98,6 +99,7 @@ def _target(blocks: str) -> LayerSpec:
         if target.ffn != "vft" or set(target.ffn_options) != {"rank"}:
             raise InputError(f"{target.ffn!r}: an FFN is fitted as a vein of a rank alone; write vft[rank=384]")
         return target
+    # Whatever else an option says would contradict the trained weights, or be ignored.
     known = {"standard": STANDARD, "mla": LATENT}.get(target.attn)
     if known is None:
         hint = "; standard[head_dim=…,v_dim=…] is the same attention" if target.attn == "tva" else ""
@@ -130,11 +132,13 @@ def _fit(block: Any, target: LayerSpec, old: LayerSpec, layer: int, moments: Mom
     attention, asked = getattr(block, "attn", None), dict(target.attn_options)
     if not isinstance(attention, StandardAttention) or old.attn != "standard":
         raise InputError(f"layer {layer} has {old.attn}; what is fitted starts from standard attention")
+    # A window hides keys and moves none: every weight stays, and no text is needed.
     if target.attn == "standard" and not any(name in asked for name in SHAPE):
         return {**old.attn_options, **asked}, None
     source = read_source(attention, layer)
     if moments is None:
         raise InputError(f"{target} is fitted to a text: give moments, from gather_moments(model, ids)")
+    # Options of the old attention stay only where the new one is of the same kind.
     found = moments.of(layer)
     if target.attn == "mla":
         widths = {name: asked.pop(name) for name in ("kv_rank", "rope_dim")}

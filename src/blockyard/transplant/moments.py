@@ -150,10 +150,12 @@ def gather_moments(
     refuse_beyond_memory(needed, "moments of all layers take {}")
     sums = _Sums.empty(watched, read, width, heads, length)
     path = None if path is None else Path(path)
+    # Sums of another model or text would be added to without a word.
     stamp = _stamp(model, ids) if path is not None else ""
     done = sums.load(path, stamp) if path is not None and path.exists() else 0
     with evaluating(model), _watching(watched, read, sums):
         for piece in range(done, len(ids)):
+            # Only what the layers read is wanted: one row of logits is the fewest that a model gives.
             model(ids[piece : piece + 1], last=1)
             if progress is not None:
                 progress(piece + 1, len(ids))

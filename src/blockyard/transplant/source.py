@@ -95,6 +95,7 @@ def read_source(attention: object, layer: int | None = None) -> Source:
 
     def rows(name: str, heads: int) -> Tensor:
         weight = weight_of(getattr(attention, f"{name}_proj")).detach().cpu()
+        # One layout for all fits: pairs lie d/2 apart, and each is one complex number.
         if rope.layout == "interleaved":
             weight = convert_layout(weight, heads, "half")
         real, imaginary = weight.double().unflatten(0, (heads, 2, d // 2)).unbind(1)

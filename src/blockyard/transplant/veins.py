@@ -44,6 +44,7 @@ def fit_vein(ffn: Any, moments: FFNMoments, *, rank: int, layer: int) -> tuple[d
         raise InputError(f"rank={rank} should be at least 1 and below d_model={ffn.d_model}")
     up, gate, down = (weight_of(each).detach().cpu().double() for each in (ffn.w1, ffn.w3, ffn.w2))
     whole = torch.eye(ffn.d_model, dtype=torch.float64)
+    # Two veins: what an FFN writes lies in other directions than what it reads.
     into, _ = leading(whole, moments.read, rank)  # [d, rank], orthonormal
     back, _ = leading(whole, moments.written, rank)
     weights = {
