@@ -147,18 +147,22 @@ def test_ids_in_a_gap_of_the_vocabulary_are_refused(tmp_path, tokenizer):
     specials = set(tokenizer.special_tokens.values())
     tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size) if i not in specials]
     # The last special token leaves a gap before it, as cl100k_base has some.
-    encoding = Encoding(r"\s+|\S+", len(tokens), {"<|end|>": len(tokens) + 5})
+    encoding = Encoding(r"\s+|\S+", len(tokens), {"<|endoftext|>": len(tokens) + 5})
     path = tmp_path / "tokenizer.json"
     path.write_text(tokenizer_json({token: i for i, token in enumerate(tokens)}, encoding, "x"))
     np.save(tmp_path / "a.npy", np.array([5] * 40 + [len(tokens) + 5] + [7] * 80, np.uint16))
     data = load_text(config(tmp_path / "a.npy", tokenizer, tokenizer=str(path)), context=8)
-    # None of its names is that of a separator: token 0 is an ordinary one, and the special one stands for no text.
-    assert (data.fingerprint["documents"], data.fingerprint["bytes"]) == (1, 120)
+    # The special one separates, and stands for no text; token 0 is an ordinary one.
+    assert (data.fingerprint["documents"], data.fingerprint["bytes"]) == (2, 120)
     np.save(tmp_path / "b.npy", np.zeros(120, np.uint16))
     data = load_text(config(tmp_path / "b.npy", tokenizer, tokenizer=str(path)), context=8)
     assert (data.fingerprint["bytes"], data.bytes_per_token) == (120, 1.0)
     np.save(tmp_path / "a.npy", np.array([5] * 40 + [len(tokens) + 2], np.uint16))
     refuses(tmp_path / "a.npy", tokenizer, "has a number for, but never makes", tokenizer=str(path))
+    # A word would be read, and end what is generated, where an end of text is meant.
+    encoding = Encoding(r"\s+|\S+", len(tokens), {"<|end|>": len(tokens) + 5})
+    path.write_text(tokenizer_json({token: i for i, token in enumerate(tokens)}, encoding, "x"))
+    refuses(tmp_path / "b.npy", tokenizer, "nothing names the token that ends a text", tokenizer=str(path))
 
 
 def test_tokens_without_their_tokenizer_are_refused(tmp_path, tokenizer):

@@ -29,6 +29,8 @@ from blockyard.text.tokenizer import (
 TOKENIZER, GENERATION = "tokenizer.json", "generation_config.json"
 # What may stand beside it, and is kept with it: how it is used, and how a conversation is written.
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", GENERATION, "chat_template.jinja")
+# What ends a text in tokenizers that come without a configuration, most usual first.
+ENDS = ("</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 # Characters that are encoded at a time where a text can be cut, and those looked at on either side of a cut.
 BLOCK, SEAM = 1 << 16, 64
 
@@ -78,10 +80,27 @@ class LibraryTokenizer:
         self.end_ids = _ends(generation.get("eos_token_id"), vocabulary.get(names["eos_token"]), self.vocab_size)
         # Text is encoded without what the file puts around it; what stands in front is told apart.
         self.prefix_ids = self._before_text()
-        separators = (END_OF_TEXT, names["eos_token"], names["bos_token"])
-        found = (vocabulary[name] for name in separators if name is not None and name in vocabulary)
-        self.separator_id: int = next(found, next(iter(self.end_ids), 0))
+        self.separator_id: int = self._between_texts(vocabulary, names)
         self._cuttable = _has_cuts(self._said)
+
+    def _between_texts(self, vocabulary: Mapping[str, int], names: Mapping[str, str | None]) -> int:
+        """Return the token that stands between two documents.
+
+        Raises:
+            InputError: when nothing names one. An ordinary token would be read as a word there, and end what is
+                generated wherever the model writes that word.
+        """
+        named = (END_OF_TEXT, names["eos_token"], names["bos_token"])
+        # What files without a configuration beside them call it, if it is a special token of theirs.
+        usual = (name for name in ENDS if name in self.special_tokens)
+        found = (vocabulary[name] for name in (*named, *usual) if name is not None and name in vocabulary)
+        separator = next(found, next(iter(self.end_ids), None))
+        if separator is None:
+            raise InputError(
+                f"nothing names the token that ends a text: put a tokenizer_config.json with an eos_token beside the "
+                f"{TOKENIZER}"
+            )
+        return separator
 
     def _before_text(self) -> tuple[int, ...]:
         """Return what the tokenizer puts in front of a text, such as a BOS, without what it puts behind."""
