@@ -82,7 +82,7 @@ def attribute(name: str) -> ModuleType:
 
 
 def name_of(package: str) -> Callable[[str], Any]:
-    """What gives names that a package offered before (`exports(…, otherwise=…)`), with a warning."""
+    """Return what gives names that a package offered before (`exports(…, otherwise=…)`), with a warning."""
 
     def found(name: str) -> Any:
         new = MOVED_NAMES.get((package, name))

@@ -107,8 +107,8 @@ def train_as_told(
 
 
 def begun_with(folder: Path, groups: Mapping[str, Group]) -> list[Setting]:
-    """The settings of a run that begins with another one's weights: its model and tokenizer, and rates that change a
-    trained model rather than make a new one."""
+    """Return the settings of a run that begins with another one's weights: its model and tokenizer, and rates that
+    change a trained model rather than make a new one."""
     from blockyard.cli.settings import Setting
     from blockyard.cli.sources import given_in
     from blockyard.training.folder import CONFIG, read_config

@@ -42,7 +42,7 @@ class Linear(nn.Module):
         self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]."""
+        """Map [..., in_features] -> [..., out_features]."""
         return F.linear(x, self.weight)
 
     def extra_repr(self) -> str:

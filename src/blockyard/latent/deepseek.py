@@ -84,7 +84,7 @@ def from_deepseek(cls: Callable[..., Latent], module: Any) -> Latent:
 
 
 def _rope(config: Any, kind: str) -> Mapping[str, Any]:
-    """The rotary parameters, all of which are known here."""
+    """Return the rotary parameters, all of which are known here."""
     rope: Mapping[str, Any] = config.rope_parameters
     if rope.get("rope_type", "default") != "default":
         raise InputError(f"rope_type={rope['rope_type']!r} of the {kind}; only 'default' can be converted")
@@ -144,7 +144,7 @@ def _settle(attention: Latent, module: Any, layouts: tuple[Layout, ...]) -> None
 
 
 def _call(module: Any, x: Tensor) -> Any:
-    """The output of a module of transformers, causal, with the rotary embedding of its own file."""
+    """Return the output of a module of transformers, causal, with the rotary embedding of its own file."""
     modeling = vars(sys.modules[type(module).__module__])
     makers = [value for name, value in modeling.items() if name.endswith("RotaryEmbedding") and isinstance(value, type)]
     if len(makers) != 1:
@@ -199,7 +199,7 @@ def to_deepseek(attention: Latent) -> DeepseekV3Attention:
 
 
 def _named(attention: Latent) -> list[tuple[nn.Module, str]]:
-    """Our modules that are stored as theirs are, and the names of these."""
+    """Return our modules that are stored as theirs are, and the names of these."""
     named: list[tuple[nn.Module | None, str]] = [
         (attention.kv_down_proj, "kv_a_proj_with_mqa"),
         (attention.kv_norm, "kv_a_layernorm"),
@@ -212,7 +212,7 @@ def _named(attention: Latent) -> list[tuple[nn.Module, str]]:
 
 
 def _pairs(attention: Latent, module: Any) -> list[tuple[Tensor, Tensor]]:
-    """(ours, theirs) of all parameters that are stored alike."""
+    """Return (ours, theirs) of all parameters that are stored alike."""
     return [pair for ours, name in _named(attention) for pair in _parameters(ours, getattr(module, name))]
 
 
@@ -224,7 +224,7 @@ def _parameters(ours: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, Tensor
 
 
 def _up_projections(attention: Latent, module: Any) -> tuple[Tensor, Tensor]:
-    """Views of their joint up-projection as k_up and v_up."""
+    """Return views of their joint up-projection as k_up and v_up."""
     stack = module.kv_b_proj.weight.view(attention.n_heads, -1, attention.kv_rank)
     k_up, v_up = stack.split([attention.nope_dim, attention.v_dim], dim=1)
     return k_up, v_up

@@ -145,7 +145,8 @@ class BlocksConfig:
         )
 
     def build_final_norm(self, last: nn.Module) -> nn.Module:
-        """The norm after the last block, as that block's mixer has it; post-norm blocks end in one of their own."""
+        """Return the norm after the last block, as that block's mixer has it; post-norm blocks end in one of their
+        own."""
         if self.norm_position == "post":
             return nn.Identity()
         return make_norm_of(getattr(last, "attn", last), self.norm, self.d_model, self.norm_eps)

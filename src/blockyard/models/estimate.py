@@ -54,7 +54,7 @@ def on_meta(build: Callable[[], T]) -> T:
 
 
 def meta_block(config: BlocksConfig, spec: LayerSpec) -> nn.Module:
-    """The block of a layer without memory."""
+    """Return the block of a layer without memory."""
     return on_meta(lambda: config.build_block(spec))
 
 

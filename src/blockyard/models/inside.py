@@ -19,7 +19,7 @@ POINTS = 40
 
 
 def attention_of(model: Any, ids: Tensor) -> list[dict[str, Any]] | None:
-    """One entry per layer whose mixer can give its weights; None when no layer can.
+    """Return one entry per layer whose mixer can give its weights; None when no layer can.
 
     Each has `layer`; `distance`, for every head the mean number of tokens between a query and what it attends to;
     `heads` and `tokens`; and `map`, base64 of uint8 [heads, tokens, tokens]: 255 times the square root of the weights
@@ -66,7 +66,7 @@ def _layer(number: int, layer: Any, x: Tensor) -> dict[str, Any]:
 
 
 def kernels_of(model: Any) -> list[dict[str, Any]] | None:
-    """One entry per layer whose mixer has `kernels()`, for the gate of an average input; None when no layer has.
+    """Return one entry per layer whose mixer has `kernels()`, for the gate of an average input; None when no layer has.
 
     Each has `layer`, `span` (quartiles over the kernels of the lag that holds 95 % of the energy), `lags` and
     `response` (quartiles of the absolute impulse response, each kernel scaled to a largest value of 1), `frequencies`
@@ -101,7 +101,8 @@ def _scaled(curves: Tensor) -> Tensor:
 
 
 def _binned(places: Tensor, curves: Tensor) -> tuple[list[float], Tensor]:
-    """Curves [n, m] at places [m] as root mean squares in bins that widen geometrically; the first hold one place."""
+    """Return curves [n, m] at places [m] as root mean squares in bins that widen geometrically; the first hold one
+    place."""
     edges = (
         torch.logspace(0, float(torch.log10(places.max() + 2)), POINTS + 1, dtype=torch.float64).round().unique() - 1
     )
@@ -116,6 +117,6 @@ def _binned(places: Tensor, curves: Tensor) -> tuple[list[float], Tensor]:
 
 
 def _quartiles(curves: Tensor) -> list[list[float]]:
-    """[n, m] -> m times [lower quartile, median, upper quartile]."""
+    """Return quartiles, [n, m] -> m times [lower quartile, median, upper quartile]."""
     levels = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     return [[float(f"{value:.4g}") for value in column] for column in curves.quantile(levels, dim=0).T.tolist()]

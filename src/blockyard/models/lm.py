@@ -173,7 +173,8 @@ class TransformerLM(Trunk):
             )
 
     def cost(self, length: int) -> Cost:
-        """Parameters (a tied matrix once), forward FLOPs for one sequence of `length` tokens, cache bytes per token."""
+        """Return parameters (a tied matrix once), forward FLOPs for one sequence of `length` tokens, cache bytes per
+        token."""
         width, vocabulary = self.config.d_model, self.config.vocab_size
         rows = (1 if self.config.tied else 2) * vocabulary
         if self.position_embeddings is not None:

@@ -98,12 +98,13 @@ class _Alone(BlocksConfig):
 
 
 def mixer_knows_order(entry: Entry) -> bool | None:
-    """`layer_knows_order` of a registered mixer by itself, its options at their defaults."""
+    """Return `layer_knows_order` of a registered mixer by itself, its options at their defaults."""
     return layer_knows_order(_Alone(causal=entry.traits.causal), LayerSpec(entry.name, "swiglu"))
 
 
 def described(entry: Entry) -> dict[str, Any]:
-    """An entry as plain data; a mixer whose traits do not say whether it knows the order of positions is tried."""
+    """Return an entry as plain data; a mixer whose traits do not say whether it knows the order of positions is
+    tried."""
     description = describe(entry)
     if entry.kind == "attn":
         description["traits"]["order"] = mixer_knows_order(entry)

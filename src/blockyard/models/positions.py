@@ -50,7 +50,7 @@ class LearnedPositions(Embedding):
     def forward(  # type: ignore[override]
         self, new: int, past: int = 0, padding_mask: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """The vectors of new tokens.
+        """Return the vectors of new tokens.
 
         Args:
             new: number of new tokens, T.

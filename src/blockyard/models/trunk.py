@@ -104,7 +104,7 @@ class Trunk(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> ModelCache:
-        """An empty cache of every layer, owned by the caller.
+        """Return an empty cache of every layer, owned by the caller.
 
         Args:
             batch: number of sequences.
@@ -118,14 +118,15 @@ class Trunk(nn.Module):
         return ModelCache([layer.new_cache(batch, max_len, dtype, device) for layer in self.layers])
 
     def blocks_cost(self, length: int) -> Cost:
-        """Parameters and cache bytes per position of blocks and last norm; forward FLOPs for one row of `length`."""
+        """Return parameters and cache bytes per position of blocks and last norm; forward FLOPs for one row of
+        `length`."""
         total = Cost(sum(p.numel() for p in self.ln_final.parameters()))
         for layer in self.layers:
             total = total + layer.cost(length)
         return total
 
     def cost(self, length: int) -> Cost:
-        """The same of the whole model, embedding and head included."""
+        """Return the same of the whole model, embedding and head included."""
         raise NotImplementedError
 
     @property

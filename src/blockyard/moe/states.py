@@ -16,7 +16,7 @@ from blockyard.moe.weights import read_weights, to_hf
 
 
 def read_state(moe: MoE, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a mixture whose options are known, from another's weights.
+    """Return the state dict of a mixture whose options are known, from another's weights.
 
     Args:
         moe: its shape; its own weights may be on the meta device.
@@ -45,7 +45,7 @@ def read_state(moe: MoE, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def checkpoint_state(moe: MoE, model: str, names: Sequence[str]) -> dict[str, Tensor]:
-    """The weights as checkpoints of transformers have them, expert by expert.
+    """Return the weights as checkpoints of transformers have them, expert by expert.
 
     Args:
         moe: the mixture.

@@ -105,7 +105,7 @@ FAMILIES |= {"olmoe": FAMILIES["qwen3_moe"], "qwen3_next": FAMILIES["qwen2_moe"]
 
 
 def from_hf(block: nn.Module | Mapping[str, Tensor], *, k: int | None = None, **options: Any) -> MoE:
-    """A mixture with the weights of another's, whose outputs it repeats.
+    """Return a mixture with the weights of another's, whose outputs it repeats.
 
     Args:
         block: the module, which tells k, groups, scale and the rest, and is asked for its output on random input; or
@@ -141,7 +141,7 @@ def from_hf(block: nn.Module | Mapping[str, Tensor], *, k: int | None = None, **
 
 
 def to_hf(moe: MoE, model: str | None = None) -> dict[str, Tensor]:
-    """The weights under the names of a module of transformers, for its `load_state_dict`.
+    """Return the weights under the names of a module of transformers, for its `load_state_dict`.
 
     Args:
         moe: a mixture of swiglu.
@@ -249,7 +249,7 @@ class _Keys:
         return found[1]
 
     def three(self, stem: str) -> dict[str, Tensor] | None:
-        """The three matrices of a gated FFN, under either naming; None where there is none."""
+        """Return the three matrices of a gated FFN, under either naming; None where there is none."""
         names = {ours: (f"{stem}.{theirs}.weight", f"{stem}.{ours}.weight") for ours, theirs in NAMES.items()}
         if not any(name in self.left for either in names.values() for name in either):
             return None
@@ -257,7 +257,7 @@ class _Keys:
 
 
 def read_weights(state: Mapping[str, Tensor]) -> Weights:
-    """A mixture's tensors out of a state dict with names relative to it.
+    """Return a mixture's tensors out of a state dict with names relative to it.
 
     Raises:
         InputError: for a key without a place here, or tensors that do not go together.
@@ -282,7 +282,7 @@ def read_weights(state: Mapping[str, Tensor]) -> Weights:
 
 
 def _experts(keys: _Keys, n_experts: int, d_model: int) -> dict[str, Tensor]:
-    """The experts' three matrices, stacked."""
+    """Return the experts' three matrices, stacked."""
     if "experts.gate_up_proj" in keys.left:
         both, back = keys.need("experts.gate_up_proj"), keys.need("experts.down_proj")
         d_ff = back.shape[-1]
@@ -306,7 +306,7 @@ def _experts(keys: _Keys, n_experts: int, d_model: int) -> dict[str, Tensor]:
 
 
 def _shared(stem: str, keys: _Keys, d_ff: int) -> dict[str, Tensor] | None:
-    """The shared experts' matrices [n, ...], cut out of one of n times the width."""
+    """Return the shared experts' matrices [n, ...], cut out of one of n times the width."""
     found = keys.three(stem)
     if found is None or not found["w1"].shape[0]:
         return None

@@ -42,8 +42,8 @@ def mask_with_sinks(
     window: int,
     attn_mask: Tensor | None,
 ) -> Tensor | None:
-    """The mask of sinks and of the keys behind them, [B or 1, 1, T, n + S] or as the caller's broadcasts; None if one
-    query sees all."""
+    """Return the mask of sinks and of the keys behind them, [B or 1, 1, T, n + S] or as the caller's broadcasts; None
+    if one query sees all."""
     queries, keys, count = q.shape[2], k.shape[2], beside.places.shape[1]
     if queries == 1 and causal and padding_mask is None and attn_mask is None and beside.all_seen:
         return None

@@ -44,7 +44,7 @@ class Linear(nn.Linear):
             self.bias = None  # type: ignore[assignment]
 
     def reset_parameters(self) -> None:
-        """Truncated normal, variance 2 / (d_in + d_out), cut at three standard deviations."""
+        """Draw from a truncated normal, variance 2 / (d_in + d_out), cut at three standard deviations."""
         d_out, d_in = self.weight.shape
         std = math.sqrt(2.0 / (d_in + d_out))
         # trunc_normal_ takes the cut in absolute units, not in standard deviations.
@@ -119,7 +119,7 @@ def hooked(module: nn.Module) -> bool:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The matrix [d_out, d_in] that a call of this linear module multiplies by, with its gradients.
+    """Return the matrix [d_out, d_in] that a call of this linear module multiplies by, with its gradients.
 
     Parametrised, pruned and quantised modules give what they compute with; others (adapters such as LoRA, hooks) are
     asked for the images of the unit vectors, d_in rows more.
@@ -145,7 +145,7 @@ def weight_of(module: nn.Module) -> Tensor:
 
 
 def _asked(module: nn.Module) -> Tensor:
-    """What the module makes of the unit vectors, as a matrix [d_out, d_in]; a bias is what it makes of 0."""
+    """Return what the module makes of the unit vectors, as a matrix [d_out, d_in]; a bias is what it makes of 0."""
     for part in module.modules():
         if isinstance(part, nn.Dropout) and part.training and part.p > 0:
             raise InputError(

@@ -72,7 +72,7 @@ class LayerCache(Cache[Snapshot]):
         return self._store(tensors, self._accept(tensors))
 
     def _accept(self, tensors: Mapping[str, Tensor]) -> int:
-        """How many new tokens these are, or InputError where they do not fit."""
+        """Return how many new tokens these are, or InputError where they do not fit."""
         if tensors.keys() != self.slots.keys():
             raise InputError(f"cache.append got {sorted(tensors)}; this cache holds {sorted(self.slots)}")
         new = next(iter(tensors.values())).shape[-2]

@@ -167,7 +167,7 @@ class StandardAttention(Mixer):
         cache: LayerCache | None = None,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `Mixer.forward` says; values may come from another sequence than keys.
+        """Mix as `Mixer.forward` says; values may come from another sequence than keys.
 
         Args:
             values: [B, S, d_model] (or the width that `widen_context` set), read for values in place of x or the
@@ -195,7 +195,7 @@ class StandardAttention(Mixer):
         positions: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """x + self(norm(x)), with norm and addition inside the products where nothing stands between.
+        """Compute x + self(norm(x)), with norm and addition inside the products where nothing stands between.
 
         Heads much thinner than the residual stream spend their time in passes over the stream, and this saves two.
 
@@ -220,7 +220,8 @@ class StandardAttention(Mixer):
         return add_linear(x, side_by_side(mixed).to(x.dtype), self.output_proj.weight)
 
     def _adds_inside(self) -> bool:
-        """Whether the weights alone say what a call gives: nobody listens, and no subclass has a forward of its own."""
+        """Return whether the weights alone say what a call gives: nobody listens, and no subclass has a forward of its
+        own."""
         own = type(self).forward is StandardAttention.forward and "forward" not in vars(self)
         return own and not hooked(self) and plain(self.output_proj, *self._projections())
 
@@ -238,20 +239,21 @@ class StandardAttention(Mixer):
                 raise InputError(f"{name} come from {tuple(source.shape)}, expected {(*keys.shape[:2], width)}")
 
     def _reads(self, projection: Linear) -> int:
-        """Width of the vectors that a projection is given."""
+        """Return the width of the vectors that a projection is given."""
         return projection.weight.shape[1]
 
     def _projections(self) -> tuple[Linear, Linear, Linear]:
         return self.q_proj, self.k_proj, self.v_proj
 
     def _heads(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, head_dim], keys [B, H_kv, S, head_dim] and values [B, H_kv, S, v_dim] of the new tokens."""
+        """Return queries [B, H, T, head_dim], keys [B, H_kv, S, head_dim] and values [B, H_kv, S, v_dim] of the new
+        tokens."""
         if call.context is not None:
             return self._normed(*self._projected_apart(x, call))
         return self._turned(*self._projected(x, call), call)
 
     def _projected(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-        """Queries and keys of one sequence in one tensor [B, T, H + H_kv, ...], and values [B, T, H_kv, ...]."""
+        """Return queries and keys of one sequence in one tensor [B, T, H + H_kv, ...], and values [B, T, H_kv, ...]."""
         projections = self._projections()
         if call.values is None and x.shape[0] * x.shape[1] >= _STACK_FROM and plain(*projections):
             return self._split(F.linear(x, torch.cat([p.weight for p in projections])))
@@ -261,7 +263,7 @@ class StandardAttention(Mixer):
         return qk, v.unflatten(-1, (self.n_kv_heads, -1))
 
     def _projected_apart(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x, keys of the context, and values of it or of their own sequence; heads in front."""
+        """Return queries of x, keys of the context, and values of it or of their own sequence; heads in front."""
         values = call.context if call.values is None else call.values
         parts = (self.q_proj(x), self.k_proj(call.context), self.v_proj(values))
         counts = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
@@ -269,7 +271,7 @@ class StandardAttention(Mixer):
         return q, k, v
 
     def _normed(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Two sequences share no positions, so nothing is turned."""
+        """Normalise alone: two sequences share no positions, so nothing is turned."""
         if self.norms_whole:
             # Heads side by side again: one mean square for all of a token's.
             q = normed_whole(q.transpose(1, 2), self.q_norm).transpose(1, 2)
@@ -279,13 +281,15 @@ class StandardAttention(Mixer):
         return q, k, v
 
     def _split(self, stacked: Tensor) -> tuple[Tensor, Tensor]:
-        """Stacked projections [B, T, ...] -> queries and keys [B, T, H + H_kv, ...], values [B, T, H_kv, ...]."""
+        """Return stacked projections [B, T, ...] -> queries and keys [B, T, H + H_kv, ...], values [B, T, H_kv,
+        ...]."""
         q, k, v = (p.weight.shape[0] for p in self._projections())
         qk, values = stacked.split([q + k, v], dim=-1)
         return qk.unflatten(-1, (self.n_heads + self.n_kv_heads, -1)), values.unflatten(-1, (self.n_kv_heads, -1))
 
     def _turned(self, qk: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys [B, T, H + H_kv, head_dim], normalised and turned by their positions; heads in front."""
+        """Return queries and keys [B, T, H + H_kv, head_dim], normalised and turned by their positions; heads in
+        front."""
         if self.norms_whole:
             q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
             qk = torch.cat([normed_whole(q, self.q_norm), normed_whole(k, self.k_norm)], dim=2)
@@ -315,7 +319,8 @@ class StandardAttention(Mixer):
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
-        """Attention of the new tokens to the cache and themselves: [B, H, T, v_dim], and weights if asked for."""
+        """Return the attention of the new tokens to the cache and themselves: [B, H, T, v_dim], and weights if asked
+        for."""
         padding_mask, attn_mask, hidden, beside = call.padding_mask, call.attn_mask, 0, None
         if call.cache is not None:
             # Keys are kept as the cache keeps them, and queries meet them in that type.
@@ -355,7 +360,7 @@ class StandardAttention(Mixer):
         return mixed, over_all(weights, hidden, beside)
 
     def _output(self, mixed: Tensor) -> Tensor:
-        """Mixed values, heads side by side [B, T, H · v_dim] -> [B, T, d_model]."""
+        """Return mixed values, heads side by side [B, T, H · v_dim] -> [B, T, d_model]."""
         return self.output_proj(mixed)
 
     def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> LayerCache:
@@ -381,11 +386,11 @@ class StandardAttention(Mixer):
         )
 
     def score_flops(self, tokens: int) -> int:
-        """FLOPs of scores and weighted means over one sequence."""
+        """Return FLOPs of scores and weighted means over one sequence."""
         return 2 * self.n_heads * (self.head_dim + self.v_dim) * self._pairs(tokens)
 
     def _pairs(self, tokens: int) -> int:
-        """Query-key pairs that are scored."""
+        """Return query-key pairs that are scored."""
         # A dense count, as the counter has it: causality earns no credit.
         return tokens * tokens if self.window is None else windowed_pairs(tokens, self.window, self.causal, self.sinks)
 

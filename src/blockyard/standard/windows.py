@@ -12,7 +12,7 @@ from blockyard.protocol.cache_sinks import SinkCache
 
 
 def sinks_beside(cache: SinkCache, hidden: int) -> Sinks | None:
-    """What the new tokens see of the first ones beside what a cache shows of the window, `hidden` tokens on."""
+    """Return what the new tokens see of the first ones beside what a cache shows of the window, `hidden` tokens on."""
     found = cache.first()
     if found is None:
         return None
@@ -29,7 +29,8 @@ def visible(
     shape: tuple[int, int, int, int],
     beside: Sinks | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Masks of scores of that shape [B, H, T, S] without the `hidden` oldest tokens, which the cache does not show.
+    """Return masks of scores of that shape [B, H, T, S] without the `hidden` oldest tokens, which the cache does not
+    show.
 
     Of the first tokens, kept beside them, the caller's mask has columns in front.
     """
@@ -47,12 +48,14 @@ def visible(
 
 
 def _over_text(beside: Sinks, hidden: int, length: int) -> Tensor:
-    """Places of the sinks in the whole text [B or 1, n]; of one that has not come the last token's, as unseen."""
+    """Return places of the sinks in the whole text [B or 1, n]; of one that has not come the last token's, as
+    unseen."""
     return (beside.places + hidden).clamp(max=length - 1)
 
 
 def _at(mask: Tensor, places: Tensor) -> Tensor:
-    """The columns of a mask [..., S] at places [B or 1, n]: [..., n], for each row of the batch where rows differ."""
+    """Return the columns of a mask [..., S] at places [B or 1, n]: [..., n], for each row of the batch where rows
+    differ."""
     if len(places) == 1:
         return mask[..., places[0]]
     mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape).expand(len(places), -1, -1, -1)
@@ -60,7 +63,7 @@ def _at(mask: Tensor, places: Tensor) -> Tensor:
 
 
 def over_all(weights: Tensor, hidden: int, beside: Sinks | None) -> Tensor:
-    """Weights of sinks and shown keys [B, H, T, n + S] as weights over the whole text [B, H, T, hidden + S]."""
+    """Return weights of sinks and shown keys [B, H, T, n + S] as weights over the whole text [B, H, T, hidden + S]."""
     if beside is None:
         return F.pad(weights, (hidden, 0))
     count = beside.places.shape[1]

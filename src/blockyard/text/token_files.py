@@ -154,7 +154,7 @@ def _npy(path: Path) -> Layout:
 
 
 def _litdata(path: Path, size: int) -> Layout | None:
-    """The layout of a chunk that litdata wrote for litgpt: how many rows, where each begins, then their ids."""
+    """Return the layout of a chunk that litdata wrote for litgpt: how many rows, where each begins, then their ids."""
     index = path.parent / "index.json"
     try:
         config = parse_json(index.read_text(encoding="utf-8"))["config"]

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def as_words(folder: str) -> dict[str, str]:
-    """The shape of a run's model as words of this command; layers that differ are choices of their own."""
+    """Return the shape of a run's model as words of this command; layers that differ are choices of their own."""
     from blockyard.tasks.run import read_run
 
     model = read_run(folder).model

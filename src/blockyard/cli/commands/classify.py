@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def recording_groups() -> dict[str, Group]:
-    """The options of `data` that say how recordings are read."""
+    """Return the options of `data` that say how recordings are read."""
     from blockyard.tasks.groups import dataclass_group
     from blockyard.tasks.signal.recordings.opening import RecordingOptions
 
@@ -163,7 +163,8 @@ def _line(row: dict[str, Any], place: list[str]) -> str:
 
 
 def _unit(key: str, row: dict[str, Any]) -> str:
-    """The unit behind a number of a table, with a blank before it; "" where its name says it or there is no number."""
+    """Return the unit behind a number of a table, with a blank before it; "" where its name says it or there is no
+    number."""
     if row.get(key) in (None, ""):
         return ""
     # Edges are shares of the sample rate where that is not known.

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _planner(run: str | None, options: RecordingOptions) -> Callable[[Recording, Band | None], Plan]:
-    """How a recording is brought to what a run was trained with; without a run, what `train signal` makes."""
+    """Return how a recording is brought to what a run was trained with; without a run, what `train signal` makes."""
     from pathlib import Path
 
     from blockyard.errors import InputError

@@ -23,7 +23,7 @@ REPLACEMENT = "\ufffd"
 
 
 def loss_beside(folder: Path, run: Run[LMConfig, TextDataConfig], data: TextData) -> dict[str, Any]:
-    """The figures of a trained run: its name, size, nats per byte, and how many bytes that is the mean of.
+    """Return the figures of a trained run: its name, size, nats per byte, and how many bytes that is the mean of.
 
     Args:
         folder: the run's.
@@ -56,7 +56,7 @@ def loss_beside(folder: Path, run: Run[LMConfig, TextDataConfig], data: TextData
 
 
 def rows_of(run: Run[LMConfig, TextDataConfig], data: TextData) -> Iterator[str]:
-    """The validation rows as text; characters that a row's ends cut through are left out."""
+    """Yield the validation rows as text; characters that a row's ends cut through are left out."""
     for batch in data.val_batches(run.train.batch_size, run.model.context, run.train.eval_batches):
         whole = torch.cat([batch["input_ids"], batch["targets"][:, -1:]], dim=1)
         for row in whole.tolist():

@@ -114,7 +114,7 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
         )
 
     def beside(self, folder: Path, run: Run[LMConfig, TextDataConfig], data: TextData) -> dict[str, Any]:
-        """Nats per byte on the validation rows of others, in the run's own tokens."""
+        """Return nats per byte on the validation rows of others, in the run's own tokens."""
         from blockyard.tasks.lm.beside import loss_beside
 
         return loss_beside(folder, run, data)

@@ -124,7 +124,7 @@ class BlindSignals:
 
 
 def keyed(kinds: Sequence[Kind], instants: Tensor, generator: torch.Generator) -> Tensor:
-    """Frequency-keyed symbols of continuous phase, with an index drawn from each kind's range."""
+    """Return frequency-keyed symbols of continuous phase, with an index drawn from each kind's range."""
     n, count = len(kinds), grid_symbols(instants)
     levels = torch.tensor([float(kind.levels) for kind in kinds]).unsqueeze(1)
     drawn = 2 * (torch.rand(n, count, generator=generator) * levels).floor().clamp(max=levels - 1) - (levels - 1)

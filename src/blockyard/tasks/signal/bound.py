@@ -66,7 +66,7 @@ def maximum_likelihood_bound(
     seed: int = 0,
     on_snr: Callable[[float, float], None] | None = None,
 ) -> Bound:
-    """Accuracy of the maximum-likelihood classifier at one sample per symbol.
+    """Return the accuracy of the maximum-likelihood classifier at one sample per symbol.
 
     Args:
         classes: modulations, equally likely.
@@ -149,7 +149,7 @@ def _coherent(real: Tensor, imaginary: Tensor, name: str, variance: float) -> Te
 
 
 def _distance(y: Tensor, levels: Tensor) -> Tensor:
-    """(y − l)²: [levels, n, length]; levels lead, so that loops run along the samples."""
+    """Return (y − l)²: [levels, n, length]; levels lead, so that loops run along the samples."""
     return torch.sub(y, levels.to(y.dtype).view(-1, 1, 1)).square_()
 
 

@@ -68,7 +68,7 @@ class Calibration:
         return self.classes if self.weights is None else (*self.classes, UNKNOWN)
 
     def probabilities(self, logits: Tensor, features: Tensor | None = None) -> Tensor:
-        """Calibrated probabilities of the answers.
+        """Return calibrated probabilities of the answers.
 
         Args:
             logits: [n, classes].
@@ -85,7 +85,8 @@ class Calibration:
         return torch.cat([shares * (1 - unknown), unknown], dim=-1).float()
 
     def strangeness(self, logits: Tensor, features: Tensor | None) -> Tensor:
-        """Energy and distance of frames, with mean 0 and deviation 1 within the likeliest class: float64 [n, 2]."""
+        """Return energy and distance of frames, with mean 0 and deviation 1 within the likeliest class: float64 [n,
+        2]."""
         energy = -(logits.double() / self.temperature).logsumexp(-1)
         if not self.means:
             distance = torch.zeros_like(energy)
@@ -181,7 +182,7 @@ def scored(model: nn.Module, iq: Tensor, snr: Tensor | None = None) -> tuple[Ten
 
 
 def answered(model: nn.Module, calibration: Calibration, iq: Tensor, snr: Tensor | None = None) -> Tensor:
-    """Calibrated probabilities of frames [n, length]: [n, answers]; see `scored`."""
+    """Return calibrated probabilities of frames [n, length]: [n, answers]; see `scored`."""
     return calibration.probabilities(*scored(model, iq, snr))
 
 

@@ -30,7 +30,7 @@ class Curve:
 
 
 def draw_accuracy(axes: Any, palette: Palette, curves: Sequence[Curve], chance: float) -> None:
-    """Right decisions over the SNR, and a thin line at what guessing gives."""
+    """Draw right decisions over the SNR, and a thin line at what guessing gives."""
     axes.axhline(100 * chance, color=palette.grid, linewidth=0.8)
     for curve in curves:
         values = [100 * value for value in curve.accuracy]
@@ -76,7 +76,7 @@ def _square(x: float, y: float, side: float, colour: str) -> Any:
 
 
 def draw_calibration(axes: Any, palette: Palette, curves: Sequence[tuple[str, int, Mapping[str, Any]]]) -> None:
-    """Accuracy over confidence, the diagonal being what it should be.
+    """Draw accuracy over confidence, the diagonal being what it should be.
 
     Args:
         axes: matplotlib's.

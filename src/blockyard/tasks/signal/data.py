@@ -83,7 +83,7 @@ class SignalData:
         return SignalAssets(self.source.classes, c.length, 0, power, c.ordered, snr, blind=blind, known_rate=rate)
 
     def validation_batches(self, rows: int, most: int) -> Iterator[Batch]:
-        """`{"iq", "targets", "snr"}` of up to `most` batches, in an order in which every part holds all SNRs and
+        """Yield `{"iq", "targets", "snr"}` of up to `most` batches, in an order in which every part holds all SNRs and
         classes."""
         frames = self.source.validation
         targets = self.source.targets(frames)

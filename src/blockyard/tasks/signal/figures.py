@@ -59,14 +59,14 @@ def signal_figures(data: SignalData, model: SignalTransformer) -> dict[str, Any]
 
 
 def confusion(chosen: Tensor, targets: Tensor, classes: int) -> list[list[float]]:
-    """[true class][chosen class], shares of each true class."""
+    """Return [true class][chosen class], shares of each true class."""
     counts = torch.zeros(classes, classes)
     counts.index_put_((targets.flatten(), chosen.flatten()), torch.ones(targets.numel()), accumulate=True)
     return (counts / counts.sum(1, keepdim=True).clamp(min=1)).tolist()
 
 
 def constellations(frames: Frames, config: SignalDataConfig) -> dict[str, list[list[float]]]:
-    """Some samples of every modulation at the highest SNR of the grid: {class: [[re, im], …]}.
+    """Return some samples of every modulation at the highest SNR of the grid: {class: [[re, im], …]}.
 
     Where every frame has a phase of its own they are those of one frame.
     """

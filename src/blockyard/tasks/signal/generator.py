@@ -107,7 +107,7 @@ class SignalGenerator:
         return Frames(x, modulation, inside, snr)
 
     def _turn(self, x: Tensor, phase: float, generator: torch.Generator) -> Tensor:
-        """Phase and carrier offset."""
+        """Turn by phase and carrier offset."""
         if not phase and not self.config.frequency:
             return x
         start, speed = (2 * torch.rand(2, x.shape[0], 1, generator=generator) - 1).unbind(0)
@@ -179,7 +179,7 @@ class GeneratedSignals:
         return joined(parts)
 
     def targets(self, frames: Frames) -> Tensor:
-        """[n] modulations, or [n, symbols] symbols."""
+        """Return [n] modulations, or [n, symbols] symbols."""
         return frames.modulation if self.config.target == "modulation" else frames.symbols
 
     @cached_property
@@ -210,7 +210,8 @@ def joined(parts: list[Frames]) -> Frames:
 
 
 def strange_kinds(config: SignalDataConfig, part: Literal["calibration", "test"]) -> tuple[str, ...]:
-    """Kinds that are none of the classes: on which unknown is calibrated, or tested; () outside the blind scenario."""
+    """Return kinds that are none of the classes: on which unknown is calibrated, or tested; () outside the blind
+    scenario."""
     if config.scenario != "blind" or config.path is not None:
         return ()
     return tuple(k for k in (STRANGE_CALIBRATION if part == "calibration" else STRANGE_TEST) if k not in config.classes)

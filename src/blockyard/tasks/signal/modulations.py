@@ -102,7 +102,7 @@ def symmetry_order(name: str) -> int:
 
 @cache
 def product_levels(name: str) -> tuple[Tensor, Tensor] | None:
-    """Real and imaginary levels when the constellation is their product (QAM, PAM, QPSK), else None."""
+    """Return real and imaginary levels when the constellation is their product (QAM, PAM, QPSK), else None."""
     points = constellation(name)
     # Rounding before unique: levels that differ in the last bit are one.
     real, imaginary = (torch.unique((part * 1e9).round()) / 1e9 for part in (points.real, points.imag))

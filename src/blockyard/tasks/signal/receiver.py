@@ -114,12 +114,12 @@ def receive(x: Tensor, samples_per_symbol: int = 0) -> Received:
 
 
 def power(x: Tensor) -> Tensor:
-    """|x|², without the root that abs() takes."""
+    """Compute |x|², without the root that abs() takes."""
     return torch.view_as_real(x.resolve_conj()).square().sum(-1)
 
 
 def band(spectrum: Tensor) -> tuple[Tensor, Tensor]:
-    """Middle and width of what stands above the noise floor, [n, 1] each, in cycles per sample."""
+    """Return middle and width of what stands above the noise floor, [n, 1] each, in cycles per sample."""
     length = spectrum.shape[1]
     pool = POOL if length >= 32 * POOL else 1
     pooled = spectrum[:, : length // pool * pool].unflatten(1, (-1, pool)).mean(2)

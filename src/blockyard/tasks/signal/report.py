@@ -74,7 +74,7 @@ class SignalParts(Parts):
 
 
 def _figures(report: Report) -> dict[str, Mapping[str, Any]]:
-    """Choice -> the figures of its first finished run."""
+    """Return the figures of each choice's first finished run."""
     found = {}
     for choice in report["choices"]:
         run: Any = first_finished(choice["runs"])
@@ -97,7 +97,7 @@ def _bound_knows(report: Report) -> str:
 
 
 def _mean_accuracy(choice: Any) -> list[float] | None:
-    """Accuracy at each SNR, averaged over the seeds that finished."""
+    """Return accuracy at each SNR, averaged over the seeds that finished."""
     curves = [r["figures"]["accuracy"] for r in choice["runs"] if r.get("figures") and "accuracy" in r["figures"]]
     return [sum(column) / len(column) for column in zip(*curves)] if curves else None
 

@@ -61,7 +61,7 @@ class SignalTask:
         return with_auxiliary(output.loss, output.aux, self.config, "class_loss")
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """`val_loss` in nats and `val_accuracy` over the validation frames, up to eval_batches of them."""
+        """Return `val_loss` in nats and `val_accuracy` over the validation frames, up to eval_batches of them."""
         loss, right, count, frames = 0.0, 0, 0, 0
         device = next(model.parameters()).device
         for batch in self.data.validation_batches(self.config.batch_size, self.config.eval_batches):
@@ -176,7 +176,7 @@ class Signal(TaskKind[SignalConfig, SignalDataConfig, SignalData]):
         return Quality(f"validation {what}", "", "val_accuracy", "higher", "nats", margin=0.01)
 
     def figures(self, run: Run[SignalConfig, SignalDataConfig], data: SignalData, model: Any) -> dict[str, Any]:
-        """Accuracy over SNR, confusion at each SNR, calibration, and the bound where there is one."""
+        """Return accuracy over SNR, confusion at each SNR, calibration, and the bound where there is one."""
         from blockyard.tasks.signal.figures import signal_figures
 
         return signal_figures(data, model)

@@ -40,7 +40,8 @@ def average_likelihood_bound(
     seed: int = 0,
     on_snr: Callable[[float, float], None] | None = None,
 ) -> Bound:
-    """Accuracy of the classifier that knows SNR, pulse and symbol rate, and averages over all phases and timings.
+    """Return the accuracy of the classifier that knows SNR, pulse and symbol rate, and averages over all phases and
+    timings.
 
     Args:
         classes: linear modulations, equally likely.

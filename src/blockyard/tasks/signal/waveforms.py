@@ -21,12 +21,12 @@ OVERSAMPLING, MARGIN = 8, 8
 
 
 def uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """[n, 1] between two bounds."""
+    """Draw [n, 1] between two bounds."""
     return low + (high - low) * torch.rand(n, 1, generator=generator)
 
 
 def log_uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """[n, 1] between two bounds, evenly in the logarithm."""
+    """Draw [n, 1] between two bounds, evenly in the logarithm."""
     return uniform(n, math.log(low), math.log(high), generator).exp()
 
 
@@ -37,7 +37,7 @@ def grid_symbols(instants: Tensor) -> int:
 
 
 def linear(symbols: Tensor, instants: Tensor, rolloff: Tensor) -> Tensor:
-    """Shaped symbols at some instants.
+    """Return shaped symbols at some instants.
 
     Args:
         symbols: complex [n, K]; the first `MARGIN` come before the frame.

@@ -77,7 +77,7 @@ class Resampler:
         return torch.from_numpy(np.ascontiguousarray(made))
 
     def response(self, frequency: Tensor) -> Tensor:
-        """Magnitude of the filter at frequencies of the output, cycles per sample: 1 at 0 Hz."""
+        """Return the magnitude of the filter at frequencies of the output, cycles per sample: 1 at 0 Hz."""
         if self.ratio == 1:
             return torch.ones_like(frequency)
         # The filter works at `up` times the rate of the input, `down` times that of the output.

@@ -208,7 +208,8 @@ class Waterfall:
         return 10 * power.log10(), width
 
     def _axes(self, recording: Recording) -> tuple[tuple[float, str], tuple[float, str, float]]:
-        """Of the time axis, its unit per sample and its name; of the frequency axis likewise, and where its 0 lies."""
+        """Return, of the time axis, its unit per sample and its name; of the frequency axis likewise, and where its 0
+        lies."""
         rate = recording.sample_rate
         if rate is None:
             return (1.0, "samples"), (1.0, "frequency, cycles per sample", 0.0)

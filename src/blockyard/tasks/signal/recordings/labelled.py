@@ -92,7 +92,7 @@ class RecordedSignals:
         return {"iq": self.iq[index][rows], "targets": self.modulation[index][rows]}
 
     def targets(self, frames: Frames) -> Tensor:
-        """[n] classes."""
+        """Return [n] classes."""
         return frames.modulation
 
 

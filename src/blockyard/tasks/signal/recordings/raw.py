@@ -7,6 +7,7 @@ how receivers of 8 bits (rtl_sdr) and SigMF mean them.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +170,12 @@ class RawPipe:
         raw = b"".join(parts)
         whole = len(raw) // width
         if len(raw) % width and missing:
-            raise InputError(f"{self.name} ends within a sample: {len(raw) % width} of {width} bytes")
+            # A receiver that is stopped stops anywhere; what it sent until then counts.
+            print(
+                f"note: {self.name} ends within a sample: its last {len(raw) % width} bytes are left out",
+                file=sys.stderr,
+            )
+            raw = raw[: whole * width]
         self._position += whole
         return self.type.to_complex(np.frombuffer(raw, self.type.code), self.channels, channel)
 
