@@ -117,6 +117,13 @@ class BlockyardPreTrainedModel(PreTrainedModel):
         return total
 
     @staticmethod
+    def ids_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """Return the ids, or refuse what stands in their place."""
+        if input_ids is None or inputs_embeds is not None:
+            raise InputError("this family embeds its tokens itself: give input_ids, no inputs_embeds")
+        return input_ids
+
+    @staticmethod
     def refuse(**given: Any) -> None:
         """Refuse what no model of the family can give.
 

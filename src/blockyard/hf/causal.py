@@ -90,8 +90,7 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
             InputError: for what is refused, and as `TransformerLM.forward`.
         """
         self.refuse(output_attentions=output_attentions, output_hidden_states=output_hidden_states)
-        if input_ids is None or inputs_embeds is not None:
-            raise InputError("this family embeds its tokens itself: give input_ids, no inputs_embeds")
+        input_ids = self.ids_of(input_ids, inputs_embeds)
         if use_cache is None:
             # A cache holds no graph: in training it would cut the gradients of what it keeps.
             inference = labels is None and not torch.is_grad_enabled()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from blockyard.errors import InputError, require
+from blockyard.errors import require
 from blockyard.hf.base import BlockyardPreTrainedModel, kept
 from blockyard.hf.config import BlockyardConfig
 from blockyard.tasks.classify.model import TextClassifier
@@ -62,8 +62,7 @@ class BlockyardForSequenceClassification(BlockyardPreTrainedModel):
             InputError: for what is refused, and as `TextClassifier.forward`.
         """
         self.refuse(output_attentions=output_attentions, output_hidden_states=output_hidden_states)
-        if input_ids is None or inputs_embeds is not None:
-            raise InputError("this family embeds its tokens itself: give input_ids, no inputs_embeds")
+        input_ids = self.ids_of(input_ids, inputs_embeds)
         found = self.model(input_ids, padding_mask=kept(attention_mask, input_ids))
         loss = None
         if labels is not None:

@@ -90,26 +90,50 @@ def maximum_likelihood_bound(
     accuracy, confusion = [], []
     for number, level in enumerate(snr):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        counts = torch.zeros(len(classes), len(classes))
-        left = frames
-        while left:
-            n = min(left, max(1, _SAMPLES // length))
-            left -= n
-            drawn = source.generate(n, generator, snr=torch.full((n,), float(level)))
-            levels = [float(level)] if snr_range is None else _grid(*snr_range)
-            exact = drawn.iq.to(torch.complex128)
+        levels = [float(level)] if snr_range is None else _grid(*snr_range)
+
+        def scores(iq: Tensor, levels: Sequence[float] = tuple(levels)) -> Tensor:
+            exact = iq.to(torch.complex128)
             found = [
-                log_likelihoods(exact if each < _DOUBLE_BELOW else drawn.iq, classes, each, coherent=coherent).double()
+                log_likelihoods(exact if each < _DOUBLE_BELOW else iq, classes, each, coherent=coherent).double()
                 for each in levels
             ]
-            scores = torch.stack(found).logsumexp(0)
-            counts.index_put_((drawn.modulation, scores.argmax(-1)), torch.ones(n), accumulate=True)
-        accuracy.append(float(counts.diagonal().sum() / frames))
-        shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-        confusion.append(tuple(tuple(row) for row in shares.tolist()))
+            return torch.stack(found).logsumexp(0)
+
+        right, shares = decisions(source, scores, float(level), frames, max(1, _SAMPLES // length), generator)
+        accuracy.append(right)
+        confusion.append(shares)
         if on_snr is not None:
             on_snr(float(level), accuracy[-1])
     return Bound(tuple(map(float, snr)), tuple(accuracy), tuple(confusion), frames, coherent, snr_range)
+
+
+def decisions(
+    source: SignalGenerator,
+    scores: Callable[[Tensor], Tensor],
+    level: float,
+    frames: int,
+    at_once: int,
+    generator: torch.Generator,
+) -> tuple[float, tuple[tuple[float, ...], ...]]:
+    """Return how often the class of the largest score is right, and what is taken for what.
+
+    Args:
+        source: of the frames.
+        scores: iq [n, length] -> [n, classes].
+        level: SNR of the frames, dB.
+        frames: how many.
+        at_once: of them scored together, as memory has it.
+        generator: what the frames are drawn from.
+    """
+    classes = len(source.config.classes)
+    counts = torch.zeros(classes, classes)
+    for start in range(0, frames, at_once):
+        n = min(at_once, frames - start)
+        drawn = source.generate(n, generator, snr=torch.full((n,), level))
+        counts.index_put_((drawn.modulation, scores(drawn.iq).argmax(-1)), torch.ones(n), accumulate=True)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    return float(counts.diagonal().sum() / frames), tuple(tuple(row) for row in shares.tolist())
 
 
 def _grid(low: float, high: float) -> list[float]:

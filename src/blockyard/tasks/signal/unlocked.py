@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError, at_least
-from blockyard.tasks.signal.bound import Bound
+from blockyard.tasks.signal.bound import Bound, decisions
 from blockyard.tasks.signal.config import SignalDataConfig
 from blockyard.tasks.signal.generator import SignalGenerator
 from blockyard.tasks.signal.modulations import constellation, product_levels, symmetry_order
@@ -70,17 +70,14 @@ def average_likelihood_bound(
             accuracy.append(1.0)
             confusion.append(confusion[-1])
             continue
-        counts = torch.zeros(len(classes), len(classes))
-        for start in range(0, frames, _ROWS):
-            n = min(_ROWS, frames - start)
-            drawn = source.generate(n, generator, snr=torch.full((n,), float(level)))
-            scores = torch.stack(
-                [log_likelihood(drawn.iq, name, level, samples_per_symbol, rolloff) for name in classes], dim=-1
-            )
-            counts.index_put_((drawn.modulation, scores.argmax(-1)), torch.ones(n), accumulate=True)
-        accuracy.append(float(counts.diagonal().sum() / frames))
-        shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-        confusion.append(tuple(tuple(row) for row in shares.tolist()))
+
+        def scores(iq: Tensor, level: float = float(level)) -> Tensor:
+            found = [log_likelihood(iq, name, level, samples_per_symbol, rolloff) for name in classes]
+            return torch.stack(found, dim=-1)
+
+        right, shares = decisions(source, scores, float(level), frames, _ROWS, generator)
+        accuracy.append(right)
+        confusion.append(shares)
         if on_snr is not None:
             on_snr(float(level), accuracy[-1])
     return Bound(tuple(map(float, snr)), tuple(accuracy), tuple(confusion), frames, coherent=False)
