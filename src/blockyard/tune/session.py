@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from blockyard.compare.engine import launcher
 from blockyard.compare.jobs import Job
 from blockyard.compare.live import make_board as make_runs_board
-from blockyard.compare.processes import Workers, signal_name
+from blockyard.compare.processes import Ending, Workers
 from blockyard.compare.provenance import machine_of, versions
 from blockyard.compare.runs import train_jobs
 from blockyard.errors import InputError
@@ -87,7 +87,7 @@ class Session:
         self.state.save()
 
     def _search(self, waiting: list[int]) -> None:
-        if self.config.workers > 1:
+        if self.config.spreads:
             self._search_spread(waiting)
             return
         with StopRequest().listening() as stop:
@@ -118,7 +118,7 @@ class Session:
                 self.board.say(message["say"])
             self.watch()
 
-        threads = self.start.threads or max(1, torch.get_num_threads() // len(shares))
+        threads = self.start.threads or self.config.threads(len(shares))
         requests = [
             {
                 "folder": str(self.out.absolute()),
@@ -135,11 +135,12 @@ class Session:
             for share in shares
         ]
         # The search is in use for as long as one of them lives, even if this process is killed.
-        Workers(WORKER, requests, heard, held=[self.state.lock], lost=self._lost).wait()
+        with launcher(self.config, WORKER, self.out, held=[self.state.lock]) as launch:
+            Workers(launch, requests, heard, self._lost).wait()
 
-    def _lost(self, request: Mapping[str, Any], number: int) -> list[Mapping[str, Any]]:
+    def _lost(self, request: Mapping[str, Any], ending: Ending) -> list[Mapping[str, Any]]:
         """Say that a worker died. The others go on with the search; what it was at is begun again after them."""
-        self.board.say(f"a worker died of {signal_name(number)}; what it was at is begun again")
+        self.board.say(f"a worker {ending.lost}; what it was at is begun again")
         return []
 
     def watch(self, *, now: bool = False) -> None:

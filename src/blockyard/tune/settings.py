@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from blockyard.compare.budget import Budget
-from blockyard.compare.settings import MOST_WORKERS, Groups, check_margin, command_of, flag
+from blockyard.compare.engine import EngineConfig
+from blockyard.compare.settings import Groups, check_margin, command_of, flag
 from blockyard.errors import InputError, at_least, at_most, one_of
 
-BUDGET = "budget_"
 # Steps between two looks at whether a signal came.
 SLICE_STEPS = 10
 # Trials drawn blindly before the sampler learns from what it has seen.
@@ -21,13 +21,12 @@ MOST = {
     "evaluations": 1_000_000,
     "finalists": 1_000,
     "seeds": 1_000,
-    "workers": MOST_WORKERS,
     "seed": 2**32 - 1,
 }
 
 
 @dataclass(frozen=True)
-class TuneConfig:
+class TuneConfig(EngineConfig):
     """The terms of a search; what is searched and what is fixed come beside it.
 
     Args:
@@ -44,7 +43,6 @@ class TuneConfig:
         seeds: fresh seeds of each; 0 runs nothing again, and then nothing is claimed.
         margin: differences in the figure that do not matter: what is shown to be as near is equivalent; none for 1 % of
             the best loss, or .01 of an accuracy.
-        workers: processes that train at once; with several, what is drawn depends on which trial ends first.
     """
 
     trials: int = 30
@@ -57,9 +55,9 @@ class TuneConfig:
     finalists: int = 3
     seeds: int = 3
     margin: float | None = None
-    workers: int = 1
 
     def __post_init__(self) -> None:
+        self.check_engine()
         choices = {
             "budget_unit": ("tokens", "steps", "seconds", "flops"),
             "sampler": ("tpe", "random"),
@@ -69,7 +67,7 @@ class TuneConfig:
             one_of(allowed, **{flag(name): getattr(self, name)})
         if not 0 < self.budget_value < float("inf"):
             raise InputError(f"budget.value={self.budget_value} must be a number above 0")
-        at_least(1, **{name: getattr(self, name) for name in ("trials", "evaluations", "finalists", "workers")})
+        at_least(1, **{name: getattr(self, name) for name in ("trials", "evaluations", "finalists")})
         at_least(0, seeds=self.seeds, seed=self.seed)
         check_margin(self.margin)
         for name, most in MOST.items():
@@ -78,7 +76,7 @@ class TuneConfig:
     @property
     def budget(self) -> Budget:
         """What every run may spend, and how runs take turns."""
-        return Budget(self.budget_unit, self.budget_value, SLICE_STEPS, self.workers)
+        return Budget(self.budget_unit, self.budget_value, SLICE_STEPS, self)
 
     def command(self, task: str, over: str, groups: Groups, out: str) -> str:
         """Return the command line that asks for this search again."""
