@@ -109,9 +109,7 @@ def test_a_comparison_that_loses_a_machine_ends_in_the_report_of_one_machine(
         return len(steps) >= 2 and all(100 <= step < 600 for step in steps)
 
     lost = nodes.lose_one_when(midway)
-    there = compared(
-        tmp_path, "there", heard, monkeypatch, engine="ray", ray_address=nodes.address, workers=2
-    )
+    there = compared(tmp_path, "there", heard, monkeypatch, engine="ray", ray_address=nodes.address, workers=2)
     lost.join(timeout=60)
     assert any("was lost with its machine; begun again" in line for line in heard.said), heard.said
     for found, workers, engine in ((here, 1, "local"), (there, 2, "ray")):

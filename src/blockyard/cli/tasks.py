@@ -302,8 +302,9 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
         config = TuneConfig(**{**terms, **grouped_terms(settings)})
         space = read_space(task, {name: o.value for name, o in over.items()}, {n: o.origin for n, o in over.items()})
         shared: dict[str, Any] = {**settings, PLUGINS: plugins} if plugins else dict(settings)
-        tune(task, space, config, shared, Path(arguments.out))
-        return tell_page(arguments.out)
+        record = tune(task, space, config, shared, Path(arguments.out))
+        # Whoever joins a search has no report to show.
+        return 0 if record is None else tell_page(arguments.out)
 
     return Command(
         f"tune {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example, builds=True

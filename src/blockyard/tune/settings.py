@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from blockyard.compare.budget import Budget
@@ -41,6 +42,10 @@ class TuneConfig(EngineConfig):
         seed: seed of the search's draws; train.seed is that of the training.
         finalists: how many of the best trials are run again with fresh seeds, beside the default configuration.
         seeds: fresh seeds of each; 0 runs nothing again, and then nothing is claimed.
+        storage: URL of a database that several machines search in together, such as sqlite:////shared/search.db or
+            postgresql://NAME@HOST/DATABASE; none keeps the trials in the folder alone.
+        join: make trials of the search on these terms that another machine leads, and end when there are no more; the
+            leader makes the report.
         margin: differences in the figure that do not matter: what is shown to be as near is equivalent; none for 1 % of
             the best loss, or .01 of an accuracy.
     """
@@ -54,6 +59,8 @@ class TuneConfig(EngineConfig):
     seed: int = 0
     finalists: int = 3
     seeds: int = 3
+    storage: str | None = None
+    join: bool = False
     margin: float | None = None
 
     def __post_init__(self) -> None:
@@ -67,6 +74,10 @@ class TuneConfig(EngineConfig):
             one_of(allowed, **{flag(name): getattr(self, name)})
         if not 0 < self.budget_value < float("inf"):
             raise InputError(f"budget.value={self.budget_value} must be a number above 0")
+        if self.join and self.storage is None:
+            raise InputError("join: name the database of the search, too: --storage URL")
+        if self.join and self.spreads:
+            raise InputError("join: one process joins; start the command once for each, without workers or an engine")
         at_least(1, **{name: getattr(self, name) for name in ("trials", "evaluations", "finalists")})
         at_least(0, seeds=self.seeds, seed=self.seed)
         check_margin(self.margin)
@@ -78,9 +89,19 @@ class TuneConfig(EngineConfig):
         """What every run may spend, and how runs take turns."""
         return Budget(self.budget_unit, self.budget_value, SLICE_STEPS, self)
 
+    @property
+    def public(self) -> TuneConfig:
+        """The terms as a report may tell them: without the password of a database."""
+        return replace(self, storage=None if self.storage is None else hidden(self.storage))
+
     def command(self, task: str, over: str, groups: Groups, out: str) -> str:
         """Return the command line that asks for this search again."""
-        return command_of(f"blockyard tune {task}", [("over", over)], self, groups, out)
+        return command_of(f"blockyard tune {task}", [("over", over)], self.public, groups, out)
+
+
+def hidden(text: str) -> str:
+    """Return a text without the passwords of the URLs in it."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
 
 
 def plain_groups(groups: Mapping[str, Any]) -> dict[str, Any]:
