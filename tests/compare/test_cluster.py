@@ -3,6 +3,7 @@
 # ruff: noqa: E402
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -24,7 +25,12 @@ from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
 from blockyard.report import html, write
 from blockyard.report import text as report_text
+from blockyard.tune import session
+from blockyard.tune.run import tune
+from blockyard.tune.settings import TuneConfig
 from tests.compare.test_compare import without_timings
+from tests.fixtures.folders import PLUGINS
+from tests.tune.test_tune import GROUPS, OVER, found
 
 STORE = 80 * 2**20
 
@@ -91,7 +97,7 @@ def compared(tmp_path: Path, out: str, heard: Heard, monkeypatch: pytest.MonkeyP
         "data": {"path": str(text)},
     }
     monkeypatch.setattr(import_module("blockyard.compare.compare"), "make_board", lambda show, unit: heard)
-    quick = {"budget_value": 600 * 64, "seeds": 2, "slice_steps": 25, "rates": "one", "measure_memory": False}
+    quick = {"budget_value": 300 * 64, "seeds": 2, "slice_steps": 25, "rates": "one", "measure_memory": False}
     config = CompareConfig("standard;relu2", **{**quick, "sample_tokens": 8, **terms})
     return compare_lm(config, groups, tmp_path / out, show=False)
 
@@ -106,14 +112,14 @@ def test_a_comparison_that_loses_a_machine_ends_in_the_report_of_one_machine(
         # Every choice has made a part of its steps by then, on whichever machine.
         folders = [path.parent for path in out.glob("runs/*/seed-*/metrics.jsonl")]
         steps = [rows[-1]["step"] for folder in folders if (rows := read_metrics(folder))]
-        return len(steps) >= 2 and all(100 <= step < 600 for step in steps)
+        return len(steps) >= 2 and all(50 <= step < 300 for step in steps)
 
     lost = nodes.lose_one_when(midway)
     there = compared(tmp_path, "there", heard, monkeypatch, engine="ray", ray_address=nodes.address, workers=2)
     lost.join(timeout=60)
     assert any("was lost with its machine; begun again" in line for line in heard.said), heard.said
-    for found, workers, engine in ((here, 1, "local"), (there, 2, "ray")):
-        terms = found["settings"]["compare"]
+    for report, workers, engine in ((here, 1, "local"), (there, 2, "ray")):
+        terms = report["settings"]["compare"]
         assert (terms.pop("workers"), terms.pop("engine")) == (workers, engine)
         terms.pop("ray_address")
     assert without_timings(there) == without_timings(here)
@@ -126,3 +132,26 @@ def test_what_the_cluster_cannot_do_is_one_line(nodes: Nodes, tmp_path: Path, mo
     terms = {"engine": "ray", "ray_address": nodes.address}
     with pytest.raises(InputError, match=r"no machine of the cluster has ray.cores=3, .*; there are: 1 cores"):
         compared(tmp_path, "out", Heard(), monkeypatch, ray_cores=3, **terms)
+
+
+def test_a_search_that_loses_a_machine_ends_in_the_trials_of_one_machine(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.setenv("PYTHONPATH", str(PLUGINS), prepend=os.pathsep)
+    monkeypatch.setattr(session, "write_report", lambda record, out: {"html": Path(out) / "report.html"})
+    # Drawn by the trial's number alone, so that it does not matter which trial ends first.
+    fixed = {"sampler": "random", "pruner": "none", "trials": 6, "budget_unit": "steps", "budget_value": 300}
+    groups = {**GROUPS, "plugins": ["toy_task"]}
+
+    def search(out: str, **terms: Any) -> Any:
+        config = TuneConfig(**{**fixed, "evaluations": 4, "seeds": 0, **terms})
+        return tune("majority", OVER, config, groups, tmp_path / out, show=False)
+
+    here = search("here")
+    out = tmp_path / "there"
+    lost = nodes.lose_one_when(lambda: len(list(out.glob("trials/*/metrics.jsonl"))) >= 3)
+    there = search("there", engine="ray", ray_address=nodes.address, workers=2)
+    lost.join(timeout=60)
+    assert found(there) == found(here)
+    assert [trial["status"] for trial in there["trials"]] == ["finished"] * 6

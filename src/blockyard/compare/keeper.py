@@ -6,7 +6,6 @@ stops by itself.
 
 from __future__ import annotations
 
-import os
 import queue
 import socket
 from collections.abc import Mapping
@@ -43,9 +42,8 @@ class Keeper:
         self._wrong = self._refusal(here)
         self._worker: ProcessWorker | None = None
         if self._wrong is None:
-            # Paths that the user gave are read from where they were given; imports, too.
-            os.chdir(here["cwd"])
-            self._worker = ProcessWorker(module, request, self._lines.put)
+            # Paths that the user gave are read from where they were given; plug-ins, too.
+            self._worker = ProcessWorker(module, request, self._lines.put, folder=here["cwd"])
 
     def hear(self, seconds: float) -> tuple[list[str], dict[str, Any] | None]:
         """Return the lines that came since it was last asked, waiting so long for one, and how the worker ended.

@@ -175,7 +175,7 @@ class ProcessWorker:
         request: what it is asked, as plain data.
         hear: called with each line that it says, from a thread.
         held: open files that it keeps open too, such as a lock that shall outlive this process with it.
-        environment: further variables.
+        folder: where it runs; here by default.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class ProcessWorker:
         request: Mapping[str, Any],
         hear: Callable[[str], None],
         held: Sequence[IO[Any]] = (),
-        environment: Mapping[str, str] | None = None,
+        folder: str | None = None,
     ) -> None:
         self._process = subprocess.Popen(
             # -P: a file in the current folder that is called like a module of ours would otherwise be run in its place.
@@ -192,7 +192,8 @@ class ProcessWorker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**module_environment(), **worker_environment(), **(environment or {})},
+            cwd=folder,
+            env={**module_environment(), **worker_environment()},
             # A lock is the folder's for as long as anybody writes there, not for as long as its starter lives.
             pass_fds=[file.fileno() for file in held],
         )
