@@ -20,7 +20,8 @@ from blockyard.errors import InputError, require
 from blockyard.files import parse_json, remove_folder, writing_folder
 
 # Format 1, the first, has no checksum of state.json itself and does not name the data.
-FORMAT, READABLE = 2, (1, 2)
+# Format 3 is that of a sharded run, whose tensors stand in parts.
+FORMAT, IN_PARTS, READABLE = 2, 3, (1, 2, 3)
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 # The key under which state.json holds the checksum of all its other content.
 # The tensors' checksums stand in state.json, so it is the one file whose own has to stand within it.
@@ -30,17 +31,20 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One loaded checkpoint: whole tensors on the CPU, whatever the number of ranks that wrote it.
+    """One loaded checkpoint: whole tensors on the CPU, whatever the number of ranks that wrote it, unless its parts are
+    yet to be read.
 
     Args:
         model: the state dict.
         optimizer: tensors by "parameter name/state key".
         state: step, clocks, decisions, the data's fingerprint, and what else the trainer put in.
+        parts: the folder in which the tensors' content still stands, in parts; none once it has been read.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    parts: Path | None = None
 
 
 def checkpoint_name(step: int) -> str:
@@ -75,10 +79,7 @@ def save_checkpoint(
         with writing_folder(final) as temporary:
             safetensors.save_file(_apart(model), temporary / MODEL, metadata={"format": "pt"})
             safetensors.save_file(_apart(optimizer), temporary / OPTIMIZER)
-            sums = {name: _digest(temporary / name) for name in (MODEL, OPTIMIZER)}
-            content = {"format": FORMAT, **state, "files": sums}
-            text = json.dumps({**content, STATE_SUM: state_digest(content)}, indent=1)
-            (temporary / STATE).write_text(text, encoding="utf-8")
+            write_state(temporary, state, {name: digest(temporary / name) for name in (MODEL, OPTIMIZER)})
         # It replaces only a checkpoint of this very step: the same numbers, written once more.
     except (OSError, require("safetensors", extra="train").SafetensorError) as error:
         raise InputError(
@@ -88,8 +89,22 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
+def write_state(folder: Path, state: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """Write state.json into a checkpoint's folder, with the checksums of its other files and its own."""
+    # What older versions cannot read says so by its number; all else they go on reading.
+    content = {"format": IN_PARTS if "parts" in state else FORMAT, **state, "files": dict(files)}
+    text = json.dumps({**content, STATE_SUM: state_digest(content)}, indent=1)
+    (folder / STATE).write_text(text, encoding="utf-8")
+
+
+def load_checkpoint(path: Path, *, with_optimizer: bool = True, in_parts: bool = False) -> Checkpoint:
     """Read a checkpoint and verify it.
+
+    Args:
+        path: its folder.
+        with_optimizer: whether the optimizer's state is wanted.
+        in_parts: leave the parts of a sharded run's where they are: its tensors have no content yet then
+            (`parts.read_parts` reads them).
 
     Raises:
         InputError: naming the file that is missing, truncated or corrupt, and the checkpoint before it, if any.
@@ -107,12 +122,14 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
         raise InputError(f"{state_path} has format {state.get('format')!r}; this version reads format {FORMAT}")
     if (state["format"] >= 2 or STATE_SUM in state) and state.pop(STATE_SUM, None) != state_digest(state):
         raise _damaged(state_path, "is not as it was written (its checksum differs)")
+    if state["format"] == IN_PARTS:
+        return _load_parts(path, state, files, with_optimizer, in_parts)
     loaded = {}
     for name in (MODEL, OPTIMIZER) if with_optimizer else (MODEL,):
         file = path / name
         try:
             # Before it is parsed: safetensors would read what a disk made of it without a word.
-            if _digest(file) != files.get(name):
+            if digest(file) != files.get(name):
                 raise _damaged(file, "is truncated or corrupt (its checksum differs)")
             loaded[name] = safetensors.load_file(file)
         except OSError as error:
@@ -120,6 +137,28 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
         except safetensors_error as error:
             raise _damaged(file, f"is no file of tensors ({error})") from error
     return Checkpoint(loaded[MODEL], loaded.get(OPTIMIZER, {}), state)
+
+
+def _load_parts(
+    path: Path, state: dict[str, Any], files: Mapping[str, str], with_optimizer: bool, in_parts: bool
+) -> Checkpoint:
+    # It stands on this module, and on much of torch that a run of one process never needs.
+    from blockyard.training.parts import PARTS, outline, read_parts
+
+    # Whatever else lies there would be read with them.
+    there = {f"{PARTS}/{file.name}" for file in (path / PARTS).glob("*.safetensors")}
+    odd = next(iter(sorted(there ^ set(files))), None)
+    if odd is not None:
+        raise _damaged(path / odd, "is not of this checkpoint" if odd in there else "is missing")
+    for name, known in files.items():
+        try:
+            if digest(path / name) != known:
+                raise _damaged(path / name, "is truncated or corrupt (its checksum differs)")
+        except OSError as error:
+            raise _damaged(path / name, f"cannot be read ({error.strerror or error})") from error
+    model, optimizer = outline(path / PARTS)
+    found = Checkpoint(model, optimizer if with_optimizer else {}, state, path / PARTS)
+    return found if in_parts else read_parts(found)
 
 
 def prune_checkpoints(folder: Path, *, keep: int, best: int | None) -> None:
@@ -147,7 +186,8 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return the checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -19,6 +19,7 @@ from blockyard.training.decisions import Decisions
 from blockyard.training.distributed import Ranks, last_pass_only, load_whole_state, replicate, shard
 from blockyard.training.guard import NonFiniteError, locate
 from blockyard.training.optim import Optimizers
+from blockyard.training.parts import read_parts
 from blockyard.training.precision import autocast, float32_matmul
 from blockyard.training.task import Batch, Task
 
@@ -142,6 +143,10 @@ class Engine:
         # Veins that lost ranks in training have other shapes than the options say; the model follows the file.
         self.config.match(self.model, loaded.model)
         self.optimizers.forget_all_but(self.model)
+        if loaded.parts is not None:
+            # Laid out as the ranks now are, whatever wrote them.
+            parameters = {name: parameter for parameter, name in self.optimizers.names.items()}
+            loaded = read_parts(loaded, self.model.state_dict(), parameters)
         load_whole_state(self.model, loaded.model)
         self.optimizers.load_state(loaded.optimizer)
 
