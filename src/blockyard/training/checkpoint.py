@@ -201,9 +201,11 @@ def state_digest(content: Mapping[str, Any]) -> str:
 
 
 def _damaged(file: Path, what: str) -> InputError:
-    older = [p.name for _, p in list_checkpoints(file.parent.parent) if p.name < file.parent.name]
+    # Parts stand in a folder of their own within the checkpoint's.
+    checkpoint = file.parent if _NAME.fullmatch(file.parent.name) else file.parent.parent
+    older = [p.name for _, p in list_checkpoints(checkpoint.parent) if p.name < checkpoint.name]
     advice = (
-        f"remove {file.parent} to resume from {older[-1]}, which is older"
+        f"remove {checkpoint} to resume from {older[-1]}, which is older"
         if older
         else "there is no older checkpoint; train again from the start"
     )
