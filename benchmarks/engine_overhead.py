@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from blockyard.compare.engine import EngineConfig, launcher
+from blockyard.compare.engine import EngineConfig
+from blockyard.compare.launch import launcher
 from blockyard.compare.processes import Workers
 from blockyard.machine.processor import processor_name
 

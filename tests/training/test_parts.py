@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
-from blockyard.training import parts
-from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
+from blockyard.training.checkpoint import list_checkpoints, load_checkpoint, save_in_parts, with_content
 from blockyard.training.distributed import Ranks
+from blockyard.training.parts import outline
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -33,7 +33,7 @@ def tensors() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 def saved(folder: Path, step: int = 3) -> Path:
     model, optimizer = tensors()
-    assert parts.save_parts(folder, step, ALONE, model=model, optimizer=optimizer, state={"step": step})
+    assert save_in_parts(folder, step, ALONE, model=model, optimizer=optimizer, state={"step": step})
     return list_checkpoints(folder)[-1][1]
 
 
@@ -52,7 +52,7 @@ def test_parts_can_be_left_where_they_are(tmp_path: Path) -> None:
     loaded = load_checkpoint(saved(tmp_path), in_parts=True)
     assert loaded.model["a.weight"].is_meta and loaded.model["a.weight"].shape == (5, 3)
     model, _ = tensors()
-    assert torch.equal(parts.read_parts(loaded, model).model["a.weight"], model["a.weight"])
+    assert torch.equal(with_content(loaded, model).model["a.weight"], model["a.weight"])
 
 
 def test_nothing_in_it_is_a_pickle(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_parts_that_do_not_make_the_whole_are_refused(tmp_path: Path) -> None:
     told["model/a.weight"]["saved_offsets"] = [5, 0]
     save_file(held, file, metadata={**facts, "DCP_SHARDING_INFO": json.dumps(told)})
     with pytest.raises(InputError, match=r"the parts of model/a\.weight do not make the whole"):
-        parts.outline(file.parent)
+        outline(file.parent)
 
 
 def test_a_disk_that_is_full_leaves_the_checkpoints_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_before_it(tmp_path: Path, mo
     def full(*arguments: Any, **more: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for target in ("blockyard.training.parts.write_state", "torch.distributed.checkpoint.save"):
+    for target in ("blockyard.training.checkpoint.write_state", "torch.distributed.checkpoint.save"):
         with monkeypatch.context() as patch:
             patch.setattr(target, full)
             with pytest.raises(InputError, match=r"cannot write checkpoint .*No space left on device; .* intact"):
@@ -119,7 +119,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_before_it(tmp_path: Path, mo
 
 
 def test_ranks_that_do_not_see_one_folder_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_gathered", lambda ranks, value: [value, False])
+    monkeypatch.setattr(Ranks, "gathered", lambda ranks, value: [value, False])
     model, optimizer = tensors()
-    assert not parts.save_parts(tmp_path, 3, ALONE, model=model, optimizer=optimizer, state={"step": 3})
+    assert not save_in_parts(tmp_path, 3, ALONE, model=model, optimizer=optimizer, state={"step": 3})
     assert list(tmp_path.iterdir()) == []

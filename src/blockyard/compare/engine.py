@@ -6,14 +6,9 @@ say. What has ended is never run again, whichever machine made it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from queue import Queue
-from typing import IO, Any, Literal
+from typing import Literal
 
-from blockyard.compare.processes import Launch, ProcessWorker, Worker, message_of
 from blockyard.errors import InputError, at_least, at_most, one_of
 
 RAY = "ray_"
@@ -84,30 +79,3 @@ class EngineConfig:
 
 
 LOCAL = EngineConfig()
-
-
-@contextmanager
-def launcher(config: EngineConfig, module: str, out: Path, held: Sequence[IO[Any]] = ()) -> Iterator[Launch]:
-    """Give what starts workers where the options say.
-
-    Args:
-        config: the options.
-        module: what each worker runs, as `python -m`.
-        out: the folder that all of them write into.
-        held: open files that workers of this machine keep open too, such as a lock.
-
-    Raises:
-        InputError: for a cluster that is not there, or has no machine with what a worker takes.
-    """
-    if config.engine == "ray":
-        # It stands on Ray, which few have.
-        from blockyard.compare.cluster import cluster_launcher
-
-        with cluster_launcher(config, module, out) as launch:
-            yield launch
-        return
-
-    def start(request: Mapping[str, Any], said: Queue[dict[str, Any]]) -> Worker:
-        return ProcessWorker(module, request, lambda line: said.put(message_of(line)), held)
-
-    yield start

@@ -71,7 +71,7 @@ class Workers:
     """The workers of one piece of work and what they say.
 
     Args:
-        launch: starts one, here or elsewhere (`engine.launcher`).
+        launch: starts one, here or elsewhere (`launch.launcher`).
         requests: what each is asked, as plain data.
         heard: called with each message, and with {} now and then while there is none.
         lost: called when something happened to a worker that nobody here asked for, with its request and its ending;

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blockyard.compare.budget import Budget
-from blockyard.compare.engine import launcher
 from blockyard.compare.jobs import Job, Key, end_line, kept_results, lines_of, lost_run
+from blockyard.compare.launch import launcher
 from blockyard.compare.live import Board
 from blockyard.compare.processes import Ending, Workers
 from blockyard.compare.results import read_result

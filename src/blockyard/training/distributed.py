@@ -74,13 +74,12 @@ class Ranks:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
-    def all_say(self, value: bool) -> bool:
-        """Return whether it is so on every rank."""
-        if self.size == 1:
-            return value
-        found: list[bool] = [False] * self.size
-        torch.distributed.all_gather_object(found, value)
-        return all(found)
+    def gathered(self, value: T) -> list[T]:
+        """Return every rank's value, in their order."""
+        found = [value] * self.size
+        if self.size > 1:
+            torch.distributed.all_gather_object(found, value)
+        return found
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Return the mean over ranks."""

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from blockyard.errors import InputError
 from blockyard.nn.dropout import Dropout, set_dropout_keys
 from blockyard.nn.finite import watched_elsewhere
-from blockyard.training.checkpoint import Checkpoint
+from blockyard.training.checkpoint import Checkpoint, with_content
 from blockyard.training.compilation import Extent, compile_model, eager
 from blockyard.training.config import TrainConfig
 from blockyard.training.decisions import Decisions
 from blockyard.training.distributed import Ranks, last_pass_only, load_whole_state, replicate, shard
 from blockyard.training.guard import NonFiniteError, locate
 from blockyard.training.optim import Optimizers
-from blockyard.training.parts import read_parts
 from blockyard.training.precision import autocast, float32_matmul
 from blockyard.training.task import Batch, Task
 
@@ -146,7 +145,7 @@ class Engine:
         if loaded.parts is not None:
             # Laid out as the ranks now are, whatever wrote them.
             parameters = {name: parameter for parameter, name in self.optimizers.names.items()}
-            loaded = read_parts(loaded, self.model.state_dict(), parameters)
+            loaded = with_content(loaded, self.model.state_dict(), parameters)
         load_whole_state(self.model, loaded.model)
         self.optimizers.load_state(loaded.optimizer)
 

@@ -31,7 +31,7 @@ from blockyard.training.folder import CHECKPOINTS, Meaning, RunFolder, resumptio
 from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.training.loggers import Loggers, find_loggers
 from blockyard.training.optim import lr_factor
-from blockyard.training.parts import own_state, save_parts
+from blockyard.training.parts import own_state
 from blockyard.training.progress import Progress, Silent, make_progress
 from blockyard.training.task import Task, check_task
 
@@ -100,7 +100,7 @@ class Trainer:
         self._extension = ""
         loaded = self.ranks.together(lambda: self._prepare_folder(resolved, resume), None)
         loaded = self.ranks.share(loaded)
-        if loaded is not None and loaded.parts is not None and not self.ranks.all_say(loaded.parts.is_dir()):
+        if loaded is not None and loaded.parts is not None and not all(self.ranks.gathered(loaded.parts.is_dir())):
             # Machines without a common disk: one reads for all.
             path = loaded.parts.parent
             loaded = self.ranks.share(self.ranks.together(lambda: checkpoints.load_checkpoint(path), None))
@@ -258,7 +258,7 @@ class Trainer:
         """Write a checkpoint to which every rank adds its parts; False where they do not see one folder."""
         model, optimizer = own_state(self.engine.model), dict(self.engine.optimizers.own_state())
         folder = self.out / CHECKPOINTS
-        saved = save_parts(folder, self.step, self.ranks, model=model, optimizer=optimizer, state=state)
+        saved = checkpoints.save_in_parts(folder, self.step, self.ranks, model=model, optimizer=optimizer, state=state)
         if saved:
             self.ranks.together(lambda: self._prune(folder), None)
         return saved

@@ -11,8 +11,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from blockyard.compare.engine import launcher
 from blockyard.compare.jobs import Job
+from blockyard.compare.launch import launcher
 from blockyard.compare.live import make_board as make_runs_board
 from blockyard.compare.processes import STOPPED, Ending, Workers
 from blockyard.compare.provenance import machine_of, versions
