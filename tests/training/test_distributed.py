@@ -24,6 +24,7 @@ SCENARIOS = {
     "fsdp2_then_one": "2:fsdp2:4,1:ddp:8",
     "one_then_fsdp2": "1:ddp:4,2:fsdp2:8",
     "fsdp2_then_ddp": "2:fsdp2:4,2:ddp:8",
+    "two_then_four_then_one": "2:fsdp2:3,4:fsdp2:6,1:ddp:8",
     "moe": "1:ddp:8",
     "moe_accumulated": "1:ddp:8:4",
     "moe_ddp": "2:ddp:8",

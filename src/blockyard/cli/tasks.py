@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 FOLDER = "comparison"
-BUDGET = "budget_"
+BUDGET, RAY = "budget_", "ray_"
 # Of a training that begins with a trained model: rates for random weights would undo it.
 TUNED = {"optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01}
 # Terms of a comparison that only models have that write.
@@ -164,16 +164,26 @@ def compare_groups(task: str) -> dict[str, Group]:
     )
 
 
-def terms_groups(
-    terms: Mapping[str, Option], help: str, budget_help: str, hidden: Sequence[str] = ()
-) -> tuple[Group, Group]:
-    """Return the terms of a comparison or a search as the command's own options, and those of its budget as a group."""
+def terms_groups(terms: Mapping[str, Option], help: str, budget_help: str, hidden: Sequence[str] = ()) -> list[Group]:
+    """Return the terms of a comparison or a search as the command's own options, and those of its budget and of a Ray
+    cluster as groups."""
     from blockyard.tasks.groups import Group
 
-    own = {name: option for name, option in terms.items() if not name.startswith(BUDGET) and name not in hidden}
-    short = {name.removeprefix(BUDGET): option for name, option in terms.items() if name.startswith(BUDGET)}
-    budget = {name: replace(option, name=name) for name, option in short.items()}
-    return Group("", help, own), Group("budget", budget_help, budget)
+    prefixes = {BUDGET: budget_help, RAY: "the cluster, with --engine ray"}
+    own = {n: option for n, option in terms.items() if not n.startswith(tuple(prefixes)) and n not in hidden}
+    found = [Group("", help, own)]
+    for prefix, title in prefixes.items():
+        short = {n.removeprefix(prefix): option for n, option in terms.items() if n.startswith(prefix)}
+        found.append(Group(prefix.rstrip("_"), title, {n: replace(option, name=n) for n, option in short.items()}))
+    return found
+
+
+def grouped_terms(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the terms out of what was given, by the fields of their dataclass: `budget.unit` is `budget_unit`."""
+    terms = settings.pop("", {})
+    for prefix in (BUDGET, RAY):
+        terms |= {prefix + key: value for key, value in settings.pop(prefix.rstrip("_"), {}).items()}
+    return terms
 
 
 def tell_page(out: str) -> int:
@@ -240,8 +250,7 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
         known = compare_groups(task)
         given, plugins = given_settings(arguments, settings_files(arguments.config, None, False), known, task)
         settings = read_given(known, given)
-        budget = {BUDGET + key: value for key, value in settings.pop("budget").items()}
-        config = CompareConfig(**{**task_kind(task).compare_defaults, **settings.pop(""), **budget})
+        config = CompareConfig(**{**task_kind(task).compare_defaults, **grouped_terms(settings)})
         shared: dict[str, Any] = {name: options for name, options in settings.items() if options}
         if plugins:
             shared[PLUGINS] = plugins
@@ -281,7 +290,7 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
         from blockyard.cli.sources import PLUGINS, given_settings, settings_files
         from blockyard.tasks.kind import task_kind
         from blockyard.tune.run import tune
-        from blockyard.tune.settings import BUDGET, TuneConfig
+        from blockyard.tune.settings import TuneConfig
         from blockyard.tune.space import read_space
 
         groups = tune_groups(task)
@@ -289,13 +298,13 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
         given, plugins = given_settings(arguments, files, groups, task, skip=(OVER,))
         over, given = without_overruled(searched(arguments.over, files), given)
         settings = read_as_given(groups, given)
-        budget = {BUDGET + key: value for key, value in settings.pop("budget", {}).items()}
         terms = {name: value for name, value in task_kind(task).compare_defaults.items() if name.startswith(BUDGET)}
-        config = TuneConfig(**{**terms, **settings.pop("", {}), **budget})
+        config = TuneConfig(**{**terms, **grouped_terms(settings)})
         space = read_space(task, {name: o.value for name, o in over.items()}, {n: o.origin for n, o in over.items()})
         shared: dict[str, Any] = {**settings, PLUGINS: plugins} if plugins else dict(settings)
-        tune(task, space, config, shared, Path(arguments.out))
-        return tell_page(arguments.out)
+        record = tune(task, space, config, shared, Path(arguments.out))
+        # Whoever joins a search has no report to show.
+        return 0 if record is None else tell_page(arguments.out)
 
     return Command(
         f"tune {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example, builds=True

@@ -14,7 +14,8 @@ Files, in reading order:
     seeds.py       how many seeds, and more where the verdict needs them; confirm.py: the same on a second text;
                    beside.py: models that were trained elsewhere
     runs.py        trains every run: by turns.py, a slice of steps each, so that a slow hour falls on all alike;
-                   or in several processes, which processes.py starts and stops (worker.py is one)
+                   or by several workers (worker.py is one), which processes.py listens to and stops
+    engine.py      where workers run; launch.py starts them here, or on a Ray cluster (cluster.py), beside a keeper.py
     jobs.py        one run: what it needs, and the record of how it ended
     results.py     what a run's folder says of it: metrics, and that record
     measure.py     speed, generation, cache bytes, peak memory (peak_memory.py, in a fresh process)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from blockyard.compare.engine import LOCAL, EngineConfig
 from blockyard.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ SLACK = 3.0
 
 
 @dataclass(frozen=True)
-# A frozen record of numbers: it goes to workers as JSON.
 class Budget:
     """What every run may spend, and how runs take turns with it.
 
@@ -28,13 +28,17 @@ class Budget:
         unit: what is counted.
         value: how much of it.
         slice_steps: steps a run makes before it is the next one's turn.
-        workers: processes that train at once.
+        engine: where runs are trained, and how many at once.
     """
 
     unit: Unit
     value: float
     slice_steps: int = 25
-    workers: int = 1
+    engine: EngineConfig = LOCAL
+
+    def as_request(self) -> dict[str, Any]:
+        """Return it as plain data for a worker, which trains its share by itself."""
+        return {"unit": self.unit, "value": self.value, "slice_steps": self.slice_steps}
 
     def steps(self, task: Task, pace: float | None = None) -> int:
         """Return steps of a run of this task; `pace` is the training clock of one, for a budget in seconds."""

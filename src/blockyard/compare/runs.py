@@ -9,15 +9,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
-
-import torch
 
 from blockyard.compare.budget import Budget
 from blockyard.compare.jobs import Job, Key, end_line, kept_results, lines_of, lost_run
+from blockyard.compare.launch import launcher
 from blockyard.compare.live import Board
-from blockyard.compare.processes import Workers, signal_name
+from blockyard.compare.processes import Ending, Workers
 from blockyard.compare.results import read_result
 from blockyard.compare.turns import train_all
 from blockyard.report import schema
@@ -28,6 +26,8 @@ from blockyard.training.folder import LOCK, held
 POLL_SECONDS = 0.2
 # How long a worker whose starter was killed may take to save and stop: a slice of steps and an evaluation.
 ORPHAN_SECONDS = 120.0
+# Machines of a cluster come and go; a run that has lost so many may be what ends them.
+MOST_LOSSES = 5
 
 
 def train_jobs(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) -> dict[Key, schema.Run]:
@@ -39,14 +39,14 @@ def train_jobs(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) -> d
         Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
     """
     wait_for_orphans(jobs, board)
-    return (train_spread if budget.workers > 1 else train_all)(jobs, budget, board)
+    return (train_spread if budget.engine.spreads else train_all)(jobs, budget, board)
 
 
 def train_spread(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) -> dict[Key, schema.Run]:
-    """Train what is missing with `budget.workers` processes; returns every run by (choice, seed).
+    """Train what is missing with as many workers as the budget's engine has; returns every run by (choice, seed).
 
     The runs of a worker that is killed are begun again, each by itself; one that takes its process with it once more is
-    recorded as killed.
+    recorded as killed. One whose machine is lost is not to blame for it, until that has happened too often.
 
     Raises:
         InputError: for what a worker could not do, when the others have been stopped and saved.
@@ -58,7 +58,8 @@ def train_spread(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) ->
     missing = [job for group in jobs.values() for job in group if job.key not in results]
     if missing:
         # Dealt like cards: every worker has runs of every seed, and ends about when the others do.
-        shares = [missing[i :: budget.workers] for i in range(min(budget.workers, len(missing)))]
+        many = min(budget.engine.workers, len(missing))
+        shares = [missing[i::many] for i in range(many)]
 
         def heard(message: dict[str, Any]) -> None:
             for found in message.get("lines", []):
@@ -70,16 +71,19 @@ def train_spread(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) ->
             board.show(list(lines.values()))
 
         # By run: the process that memory ended held several, of which one is to blame.
-        deaths: Counter[Key] = Counter()
+        deaths, losses = Counter[Key](), Counter[Key]()
 
-        def lost(request: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
+        def lost(request: Mapping[str, Any], ending: Ending) -> list[dict[str, Any]]:
             keys = {(job["name"], job["seed"]) for job in request["jobs"]}
             left = [j for j in missing if j.key in keys and read_result(j.folder) is None]
             again = []
             for job in left:
-                deaths[job.key] += 1
-                if deaths[job.key] > 1 and len(left) == 1:
-                    why = f"its process died of {signal_name(number)} twice, the second time by itself"
+                (deaths if ending.blamed else losses)[job.key] += 1
+                alone = deaths[job.key] > 1 and len(left) == 1
+                if alone or losses[job.key] > MOST_LOSSES:
+                    why = f"its process {ending.lost} {losses[job.key]} times"
+                    if ending.blamed:
+                        why = f"its process {ending.lost} twice, the second time by itself"
                     killed = lost_run(job, "killed", why)
                     lines[job.key].status = killed["status"]
                     board.say(end_line(job, killed, job.quality))
@@ -87,10 +91,12 @@ def train_spread(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) ->
                     # Each by itself, so that the next death names the one that cannot be trained here.
                     again.append([job])
             if again:
-                board.say(f"a worker died of {signal_name(number)}; begun again: {_named(again)}")
+                board.say(f"a worker {ending.lost}; begun again: {_named(again)}")
             return _requests(again, budget, request["threads"])
 
-        Workers("blockyard.compare.worker", _requests(shares, budget), heard, lost=lost).wait()
+        # Of a run its choice's folder, and of that the one in which all of them are.
+        with launcher(budget.engine, "blockyard.compare.worker", missing[0].folder.parents[1]) as launch:
+            Workers(launch, _requests(shares, budget), heard, lost).wait()
     for job in missing:
         run = read_result(job.folder)
         assert run is not None, f"{job.folder} holds no result"
@@ -121,15 +127,15 @@ def _requests(shares: Sequence[Sequence[Job]], budget: Budget, threads: int | No
     if not shares:
         return []
     # Runs that are to be compared by the clock share the cores evenly; the option, when given, has the last word.
-    threads = threads or shares[0][0].run.train.threads or max(1, torch.get_num_threads() // len(shares))
-    return [{"budget": asdict(budget), "threads": threads, "jobs": [_described(job) for job in s]} for s in shares]
+    threads = threads or shares[0][0].run.train.threads or budget.engine.threads(len(shares))
+    return [{"budget": budget.as_request(), "threads": threads, "jobs": [_described(job) for job in s]} for s in shares]
 
 
 def _described(job: Job) -> dict[str, Any]:
     return {
         "name": job.planned.name,
         "seed": job.seed,
-        "folder": str(job.folder),
+        "folder": str(job.folder.absolute()),
         # As option groups, which is what a run is everywhere: on the command line, in its folder, in a worker.
         "groups": as_groups(job.run),
         "fitted": {name: getattr(job.run.model, name) for name in job.run.kind.from_data},

@@ -7,29 +7,30 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from blockyard.compare.budget import Budget
+from blockyard.compare.engine import RAY, EngineConfig
 from blockyard.errors import InputError, at_least, at_most, one_of
 from blockyard.registry.pattern import split_choices
 from blockyard.report.units import command_line
 from blockyard.report.wants import parse_want
 
 Groups = Mapping[str, Mapping[str, Any]]
+# Fields whose names begin so are options of a group of that name.
+BUDGET = "budget_"
 # What a comparison or a search decides for every run by itself: options of the group `train` that neither has.
 DECIDED = ("steps", "init", "eval_every", "save_every", "log_every", "keep", "save_best", "on_non_finite", "progress",
            "log", "tensorboard")  # fmt: skip
 
-# More processes than any machine trains in; and of what is listed or kept for each, more than anybody asks for.
-MOST_WORKERS = 1024
+# Of what is listed or kept for each, more than anybody asks for.
 MOST = {
     "seeds": 10_000,
     "most_seeds": 10_000,
     "evaluations": 1_000_000,
     "sample_tokens": 1_000_000,
-    "workers": MOST_WORKERS,
 }
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(EngineConfig):
     """The terms of a comparison; what the models, the training and the data are comes as option groups beside it.
 
     Args:
@@ -53,8 +54,6 @@ class CompareConfig:
         most_seeds: with `auto`, seeds that a choice has at most.
         slice_steps: steps a run makes before it is the next one's turn.
         evaluations: evaluations spread over each run.
-        workers: processes that train at once, each a share of the runs; with a budget in seconds they share the clock's
-            machine, so one is fairer.
         prompt: text that every model continues; none takes the beginning of the validation text.
         sample_tokens: tokens each model writes for the report.
         temperature: temperature of that sampling.
@@ -76,7 +75,6 @@ class CompareConfig:
     most_seeds: int = 12
     slice_steps: int = 25
     evaluations: int = 12
-    workers: int = 1
     prompt: str | None = None
     sample_tokens: int = 300
     temperature: float = 0.8
@@ -85,6 +83,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         # Checked here and not by the option's type alone: a comparison can be asked for from Python, too.
+        self.check_engine()
         one_of(("params", "flops", "none"), match=self.match)
         one_of(("tokens", "seconds", "flops"), **{"budget.unit": self.budget_unit})
         if not 0 < self.budget_value < float("inf"):
@@ -121,7 +120,7 @@ class CompareConfig:
     @property
     def budget(self) -> Budget:
         """What every run may spend, and how runs take turns."""
-        return Budget(self.budget_unit, self.budget_value, self.slice_steps, self.workers)
+        return Budget(self.budget_unit, self.budget_value, self.slice_steps, self)
 
     @property
     def ladder(self) -> tuple[float, ...] | None:
@@ -182,4 +181,7 @@ def check_margin(margin: float | None) -> None:
 
 def flag(field: str) -> str:
     """Return the option's name on the command line: `budget.unit`, not `budget_unit`."""
-    return field.replace("budget_", "budget.")
+    for group in (BUDGET, RAY):
+        if field.startswith(group):
+            return field.replace("_", ".", 1)
+    return field

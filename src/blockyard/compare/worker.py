@@ -35,6 +35,7 @@ def work(request: dict[str, Any]) -> None:
     from blockyard.compare.budget import Budget
     from blockyard.compare.jobs import Job
     from blockyard.compare.plan import Planned
+    from blockyard.compare.runs import wait_for_orphans
     from blockyard.compare.turns import train_all
     from blockyard.registry.plugins import load_plugins
     from blockyard.tasks.run import DataCache
@@ -49,6 +50,8 @@ def work(request: dict[str, Any]) -> None:
         planned = Planned(job["name"], run.model, job["match"], run.train.steps, job["seconds_per_step"])
         place, data = Path(job["folder"]), cache.load(run)
         jobs.setdefault(job["seed"], []).append(Job(planned, job["seed"], place, run, data, job["searched"]))
+    # A worker that is begun again elsewhere may come before the one that was cut off has saved and stopped.
+    wait_for_orphans(jobs, Reporter())
     train_all(jobs, Budget(**request["budget"]), Reporter())
 
 

@@ -18,7 +18,8 @@ Where to read, in this order:
     folder.py        the run folder, and what must be the same to go on in it; checkpoint.py: folders that appear whole
                      or not at all, without pickles
     loggers.py       where figures go beside metrics.jsonl: TensorBoard, and what plug-ins register
-    distributed.py   several ranks as one run, by DDP or FSDP2, and parts and wholes of their tensors
+    distributed.py   several ranks as one run, by DDP or FSDP2, and parts and wholes of their tensors; parts.py:
+                     their checkpoints, each rank its parts
     the rest         interruptions, numbers that are not finite, progress, records of the machine
 
 Use `blockyard.tasks.train` for a whole run of a task, `Trainer` for a task object of your own; `Muon` and `lr_factor`

@@ -10,7 +10,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,37 @@ from torch import Tensor
 
 from blockyard.errors import InputError, require
 from blockyard.files import parse_json, remove_folder, writing_folder
+from blockyard.training.distributed import Ranks
+from blockyard.training.parts import PARTS, digest, outline, read_parts, write_parts
 
 # Format 1, the first, has no checksum of state.json itself and does not name the data.
-FORMAT, READABLE = 2, (1, 2)
+# Format 3 is that of a sharded run, whose tensors stand in parts.
+FORMAT, IN_PARTS, READABLE = 2, 3, (1, 2, 3)
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 # The key under which state.json holds the checksum of all its other content.
 # The tensors' checksums stand in state.json, so it is the one file whose own has to stand within it.
 STATE_SUM = "sha256"
+# Of the tensors' names, where model and optimizer stand together in parts.
+_MODEL, _OPTIMIZER = "model/", "optimizer/"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One loaded checkpoint: whole tensors on the CPU, whatever the number of ranks that wrote it.
+    """One loaded checkpoint: whole tensors on the CPU, whatever the number of ranks that wrote it, unless its parts are
+    yet to be read.
 
     Args:
         model: the state dict.
         optimizer: tensors by "parameter name/state key".
         state: step, clocks, decisions, the data's fingerprint, and what else the trainer put in.
+        parts: the folder in which the tensors' content still stands, in parts; none once it has been read.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    parts: Path | None = None
 
 
 def checkpoint_name(step: int) -> str:
@@ -75,21 +84,100 @@ def save_checkpoint(
         with writing_folder(final) as temporary:
             safetensors.save_file(_apart(model), temporary / MODEL, metadata={"format": "pt"})
             safetensors.save_file(_apart(optimizer), temporary / OPTIMIZER)
-            sums = {name: _digest(temporary / name) for name in (MODEL, OPTIMIZER)}
-            content = {"format": FORMAT, **state, "files": sums}
-            text = json.dumps({**content, STATE_SUM: state_digest(content)}, indent=1)
-            (temporary / STATE).write_text(text, encoding="utf-8")
+            write_state(temporary, state, {name: digest(temporary / name) for name in (MODEL, OPTIMIZER)})
         # It replaces only a checkpoint of this very step: the same numbers, written once more.
     except (OSError, require("safetensors", extra="train").SafetensorError) as error:
-        raise InputError(
-            f"cannot write checkpoint {final}: {getattr(error, 'strerror', None) or error}; "
-            "the checkpoints before it are intact"
-        ) from error
+        raise _unwritten(final, getattr(error, "strerror", None) or str(error)) from error
     return final
 
 
-def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
+def save_in_parts(
+    folder: Path,
+    step: int,
+    ranks: Ranks,
+    *,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> bool:
+    """Write a checkpoint of a sharded run, each rank its parts; a collective call.
+
+    Args:
+        folder: of the checkpoints.
+        step: of the run.
+        ranks: who writes.
+        model: the state dict, sharded; tied weights once.
+        optimizer: tensors by "parameter name/state key", sharded.
+        state: what else the first rank writes; that of the others is not read.
+
+    Returns: False, and nothing is written, where the ranks do not all see one folder.
+
+    Raises:
+        InputError: on every rank, when the disk is full or the folder cannot be written; earlier checkpoints are
+            untouched.
+    """
+    tensors = {_MODEL + n: t for n, t in model.items()} | {_OPTIMIZER + n: t for n, t in optimizer.items()}
+    final = folder / checkpoint_name(step)
+    with ExitStack() as stack:
+
+        def begin() -> str:
+            try:
+                temporary = stack.enter_context(writing_folder(final))
+                (temporary / PARTS).mkdir()
+            except OSError as error:
+                raise _unwritten(final, error.strerror or str(error)) from error
+            return str(temporary)
+
+        # Only the first rank's: it makes the folder, and renames or removes it at the end.
+        temporary = Path(ranks.share(ranks.together(begin, "")))
+        if not all(ranks.gathered(temporary.is_dir())):
+            ranks.together(lambda: _abandon(stack), None)
+            return False
+        sums, failed = write_parts(tensors, temporary, ranks)
+
+        def end() -> None:
+            if failed is not None:
+                _abandon(stack)
+                raise _unwritten(final, failed)
+            try:
+                write_state(temporary, {**state, "parts": ranks.size}, dict(sorted(sums.items())))
+                stack.close()
+            except OSError as error:
+                raise _unwritten(final, error.strerror or str(error)) from error
+
+        ranks.together(end, None)
+    return True
+
+
+class _Abandoned(Exception):
+    """Ends the writing of a folder without renaming it."""
+
+
+def _abandon(stack: ExitStack) -> None:
+    # A folder that is written vanishes when its block fails.
+    try:
+        with stack.pop_all():
+            raise _Abandoned
+    except _Abandoned:
+        return
+
+
+def write_state(folder: Path, state: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """Write state.json into a checkpoint's folder, with the checksums of its other files and its own."""
+    # What older versions cannot read says so by its number; all else they go on reading.
+    content = {"format": IN_PARTS if "parts" in state else FORMAT, **state, "files": dict(files)}
+    text = json.dumps({**content, STATE_SUM: state_digest(content)}, indent=1)
+    (folder / STATE).write_text(text, encoding="utf-8")
+
+
+def load_checkpoint(path: Path, *, with_optimizer: bool = True, in_parts: bool = False) -> Checkpoint:
     """Read a checkpoint and verify it.
+
+    Args:
+        path: its folder.
+        with_optimizer: whether the optimizer's state is wanted.
+        in_parts: leave the parts of a sharded run's where they are: its tensors have no content yet then
+            (`with_content` reads them).
 
     Raises:
         InputError: naming the file that is missing, truncated or corrupt, and the checkpoint before it, if any.
@@ -107,12 +195,14 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
         raise InputError(f"{state_path} has format {state.get('format')!r}; this version reads format {FORMAT}")
     if (state["format"] >= 2 or STATE_SUM in state) and state.pop(STATE_SUM, None) != state_digest(state):
         raise _damaged(state_path, "is not as it was written (its checksum differs)")
+    if state["format"] == IN_PARTS:
+        return _load_parts(path, state, files, with_optimizer, in_parts)
     loaded = {}
     for name in (MODEL, OPTIMIZER) if with_optimizer else (MODEL,):
         file = path / name
         try:
             # Before it is parsed: safetensors would read what a disk made of it without a word.
-            if _digest(file) != files.get(name):
+            if digest(file) != files.get(name):
                 raise _damaged(file, "is truncated or corrupt (its checksum differs)")
             loaded[name] = safetensors.load_file(file)
         except OSError as error:
@@ -120,6 +210,56 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
         except safetensors_error as error:
             raise _damaged(file, f"is no file of tensors ({error})") from error
     return Checkpoint(loaded[MODEL], loaded.get(OPTIMIZER, {}), state)
+
+
+def _load_parts(
+    path: Path, state: dict[str, Any], files: Mapping[str, str], with_optimizer: bool, in_parts: bool
+) -> Checkpoint:
+    # Whatever else lies there would be read with them.
+    there = {f"{PARTS}/{file.name}" for file in (path / PARTS).glob("*.safetensors")}
+    odd = next(iter(sorted(there ^ set(files))), None)
+    if odd is not None:
+        raise _damaged(path / odd, "is not of this checkpoint" if odd in there else "is missing")
+    for name, known in files.items():
+        try:
+            if digest(path / name) != known:
+                raise _damaged(path / name, "is truncated or corrupt (its checksum differs)")
+        except OSError as error:
+            raise _damaged(path / name, f"cannot be read ({error.strerror or error})") from error
+    whole = outline(path / PARTS)
+    model = {n.removeprefix(_MODEL): t for n, t in whole.items() if n.startswith(_MODEL)}
+    optimizer = {n.removeprefix(_OPTIMIZER): t for n, t in whole.items() if n.startswith(_OPTIMIZER)}
+    found = Checkpoint(model, optimizer if with_optimizer else {}, state, path / PARTS)
+    return found if in_parts else with_content(found)
+
+
+def with_content(
+    loaded: Checkpoint, like: Mapping[str, Tensor] | None = None, states: Mapping[str, Tensor] | None = None
+) -> Checkpoint:
+    """Return a checkpoint with the content of its tensors, read from its parts; each rank reads what it needs.
+
+    Args:
+        loaded: from `load_checkpoint`, with its parts where they are.
+        like: tensors of the model by name, sharded as its own are to be; whole on the CPU where there is none.
+        states: parameters by name, as which the optimizer's state of each is to be sharded.
+
+    Raises:
+        InputError: when a part cannot be read.
+    """
+    assert loaded.parts is not None
+    wanted = {_MODEL + n: t for n, t in loaded.model.items()} | {_OPTIMIZER + n: t for n, t in loaded.optimizer.items()}
+    shaped = {_MODEL + name: tensor for name, tensor in (like or {}).items()}
+    for name in loaded.optimizer:
+        parameter = (states or {}).get(name.rpartition("/")[0])
+        if parameter is not None:
+            shaped[_OPTIMIZER + name] = parameter
+    found = read_parts(loaded.parts, wanted, shaped)
+    return replace(
+        loaded,
+        model={name: found[_MODEL + name] for name in loaded.model},
+        optimizer={name: found[_OPTIMIZER + name] for name in loaded.optimizer},
+        parts=None,
+    )
 
 
 def prune_checkpoints(folder: Path, *, keep: int, best: int | None) -> None:
@@ -147,11 +287,6 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def state_digest(content: Mapping[str, Any]) -> str:
     """Return the checksum of what state.json says, whatever its spaces and the order of its keys."""
     # By way of JSON, so that what is about to be written and what was read are the same: keys are text, tuples lists.
@@ -160,10 +295,16 @@ def state_digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+def _unwritten(final: Path, reason: str) -> InputError:
+    return InputError(f"cannot write checkpoint {final}: {reason}; the checkpoints before it are intact")
+
+
 def _damaged(file: Path, what: str) -> InputError:
-    older = [p.name for _, p in list_checkpoints(file.parent.parent) if p.name < file.parent.name]
+    # Parts stand in a folder of their own within the checkpoint's.
+    checkpoint = file.parent if _NAME.fullmatch(file.parent.name) else file.parent.parent
+    older = [p.name for _, p in list_checkpoints(checkpoint.parent) if p.name < checkpoint.name]
     advice = (
-        f"remove {file.parent} to resume from {older[-1]}, which is older"
+        f"remove {checkpoint} to resume from {older[-1]}, which is older"
         if older
         else "there is no older checkpoint; train again from the start"
     )

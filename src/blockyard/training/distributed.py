@@ -74,6 +74,13 @@ class Ranks:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gathered(self, value: T) -> list[T]:
+        """Return every rank's value, in their order."""
+        found = [value] * self.size
+        if self.size > 1:
+            torch.distributed.all_gather_object(found, value)
+        return found
+
     def mean(self, tensor: Tensor) -> Tensor:
         """Return the mean over ranks."""
         if self.size > 1:
@@ -268,8 +275,9 @@ def part(full: Tensor, model: Tensor) -> Tensor:
 
 
 def spread(full: Tensor, model: Tensor) -> Tensor:
-    """Return a whole tensor that every rank holds, sharded as `model` is. Nothing is sent."""
-    if not is_sharded(model):
+    """Return a whole tensor that every rank holds, sharded as `model` is; one that is already stays. Nothing is
+    sent."""
+    if not is_sharded(model) or is_sharded(full):
         return full
     from torch.distributed.tensor import distribute_tensor
 

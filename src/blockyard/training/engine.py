@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from blockyard.errors import InputError
 from blockyard.nn.dropout import Dropout, set_dropout_keys
 from blockyard.nn.finite import watched_elsewhere
-from blockyard.training.checkpoint import Checkpoint
+from blockyard.training.checkpoint import Checkpoint, with_content
 from blockyard.training.compilation import Extent, compile_model, eager
 from blockyard.training.config import TrainConfig
 from blockyard.training.decisions import Decisions
@@ -142,6 +142,10 @@ class Engine:
         # Veins that lost ranks in training have other shapes than the options say; the model follows the file.
         self.config.match(self.model, loaded.model)
         self.optimizers.forget_all_but(self.model)
+        if loaded.parts is not None:
+            # Laid out as the ranks now are, whatever wrote them.
+            parameters = {name: parameter for parameter, name in self.optimizers.names.items()}
+            loaded = with_content(loaded, self.model.state_dict(), parameters)
         load_whole_state(self.model, loaded.model)
         self.optimizers.load_state(loaded.optimizer)
 

@@ -289,7 +289,7 @@ def resumption(
         )
     latest = folder.latest()
     # Whole, with checksums: a damaged one is told before the run's folder is touched.
-    loaded = load_checkpoint(latest) if latest else None
+    loaded = load_checkpoint(latest, in_parts=True) if latest else None
     state = loaded.state if loaded is not None else {}
     if "imported" in state:
         raise InputError(

@@ -135,12 +135,17 @@ class Optimizers:
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every state tensor, whole, as ("parameter name/state key", tensor); a collective call when sharded."""
+        for name, tensor in self.own_state():
+            yield name, whole(tensor)
+
+    def own_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every state tensor, sharded as it is, as ("parameter name/state key", tensor)."""
         for optimizer in self.members:
             for parameter, state in optimizer.state.items():
                 assert isinstance(parameter, nn.Parameter)
                 for key, value in state.items():
                     if isinstance(value, Tensor):
-                        yield f"{self.names[parameter]}/{key}", whole(value)
+                        yield f"{self.names[parameter]}/{key}", value
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state` gave, sharded and laid out in memory as the parameters now are.

@@ -27,10 +27,11 @@ from blockyard.training.decisions import Decisions, decide_precision
 from blockyard.training.distributed import join_ranks, whole_state
 from blockyard.training.engine import Engine, StepResult
 from blockyard.training.environment import describe_environment
-from blockyard.training.folder import Meaning, RunFolder, resumption
+from blockyard.training.folder import CHECKPOINTS, Meaning, RunFolder, resumption
 from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.training.loggers import Loggers, find_loggers
 from blockyard.training.optim import lr_factor
+from blockyard.training.parts import own_state
 from blockyard.training.progress import Progress, Silent, make_progress
 from blockyard.training.task import Task, check_task
 
@@ -99,6 +100,10 @@ class Trainer:
         self._extension = ""
         loaded = self.ranks.together(lambda: self._prepare_folder(resolved, resume), None)
         loaded = self.ranks.share(loaded)
+        if loaded is not None and loaded.parts is not None and not all(self.ranks.gathered(loaded.parts.is_dir())):
+            # Machines without a common disk: one reads for all.
+            path = loaded.parts.parent
+            loaded = self.ranks.share(self.ranks.together(lambda: checkpoints.load_checkpoint(path), None))
         decided = self.ranks.share(self._stored_decisions(loaded))
         self.decisions = decided or decide_precision(self.config, self.ranks.device)
         # With the decisions of the run and not of this machine: a run that moved computes as it began.
@@ -241,16 +246,38 @@ class Trainer:
         """Write a checkpoint of this step, unless there is one. A collective call with several ranks."""
         if self._saved_step == self.step:
             return
-        model = whole_state(self.engine.model, keep=self.ranks.first)
-        optimizer = dict(self.engine.optimizers.state()) if self.ranks.first else _drain(self.engine.optimizers)
-        self.ranks.together(lambda: self._write_checkpoint(model, optimizer), None)
+        nothing: dict[str, Any] = {}
+        state = self.ranks.together(self._state, nothing)
+        if self.engine.kind != "fsdp2" or not self._save_parts(state):
+            model = whole_state(self.engine.model, keep=self.ranks.first)
+            optimizer = dict(self.engine.optimizers.state()) if self.ranks.first else _drain(self.engine.optimizers)
+            self.ranks.together(lambda: self._save_whole(model, optimizer, state), None)
         self._saved_step = self.step
 
-    def _write_checkpoint(self, model: dict[str, Any], optimizer: dict[str, Any]) -> None:
+    def _save_parts(self, state: Mapping[str, Any]) -> bool:
+        """Write a checkpoint to which every rank adds its parts; False where they do not see one folder."""
+        model, optimizer = own_state(self.engine.model), dict(self.engine.optimizers.own_state())
+        folder = self.out / CHECKPOINTS
+        saved = checkpoints.save_in_parts(folder, self.step, self.ranks, model=model, optimizer=optimizer, state=state)
+        if saved:
+            self.ranks.together(lambda: self._prune(folder), None)
+        return saved
+
+    def _save_whole(self, model: dict[str, Any], optimizer: dict[str, Any], state: Mapping[str, Any]) -> None:
+        folder = self.out / CHECKPOINTS
+        checkpoints.save_checkpoint(folder, self.step, model=model, optimizer=optimizer, state=state)
+        self._prune(folder)
+
+    def _prune(self, folder: Path) -> None:
+        best = int(self.best["step"]) if self.best else None
+        checkpoints.prune_checkpoints(folder, keep=self.config.keep, best=best)
+
+    def _state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beside tensors, once the metrics up to it are on the disk."""
         assert self._folder is not None
         # The metrics first: no checkpoint may be newer than they are.
         self._folder.sync_metrics()
-        state = {
+        return {
             "step": self.step,
             "clock": vars(self.clock),
             "best": self.best,
@@ -260,10 +287,6 @@ class Trainer:
             "data": plain(self.task.fingerprint),
             "timings": self._timings,
         }
-        folder = self._folder.checkpoints
-        checkpoints.save_checkpoint(folder, self.step, model=model, optimizer=optimizer, state=state)
-        best = int(self.best["step"]) if self.best else None
-        checkpoints.prune_checkpoints(folder, keep=self.config.keep, best=best)
 
     def close(self) -> None:
         """Let the run folder and the process group go."""

@@ -10,7 +10,7 @@ Where to read, in this order:
     run.py         tune: the call
     settings.py    TuneConfig: the terms; space.py, dimension.py: what is searched
     session.py     from the first trial to the report
-    search.py      Optuna's part: who draws, who stops
+    search.py      Optuna's part: who draws, who stops; storage.py: in a database, for several machines (joining.py)
     plan.py        SearchSpec: what was asked for; a run of a search as a job (compare/jobs.py), which compare/ trains
     trials.py      draw, train, judge, tell
     finals.py      the best trials as choices of a comparison with fresh seeds; verdict.py: what that allows one to say

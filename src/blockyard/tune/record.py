@@ -24,6 +24,7 @@ from blockyard.tune import schema
 from blockyard.tune.finals import DEFAULT, Candidate, best_trials
 from blockyard.tune.importance import importances
 from blockyard.tune.plan import SearchSpec
+from blockyard.tune.storage import begun
 from blockyard.tune.trials import DRAWN, NOTE, PLAN, RESULT, SAME_AS, STATUS, folder_of
 from blockyard.tune.verdict import judge, sign_of
 
@@ -39,7 +40,7 @@ def make_record(
 ) -> schema.Tuning:
     """Collect the contents of tune.json."""
     quality, config = spec.quality, spec.config
-    trials = [trial_of(t, spec) for t in study.get_trials(deepcopy=False)]
+    trials = [trial_of(t, spec) for t in begun(study)]
     record: schema.Tuning = {
         "schema": schema.SCHEMA,
         "status": status,
@@ -55,7 +56,7 @@ def make_record(
             "margin": margin_for(spec, {row["name"]: [row["mean"]] for row in finals if row["mean"] is not None}),
         },
         "budget": {"unit": config.budget_unit, "value": config.budget_value},
-        "search": asdict(config),
+        "search": asdict(config.public),
         "space": [dimension.to_dict() for dimension in spec.space.dimensions],
         "fixed": plain(spec.fixed),
         "trials": trials,

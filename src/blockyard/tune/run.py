@@ -30,7 +30,7 @@ def tune(
     *,
     show: bool = True,
     force: bool = False,
-) -> schema.Tuning:
+) -> schema.Tuning | None:
     """Search for the best options of a task and write what was found into a folder.
 
     The folder can be given again after a kill (finished trials are kept, one that was cut off goes on where its last
@@ -45,7 +45,7 @@ def tune(
         show: show progress on standard error.
         force: train also what by its estimate does not fit into memory; without it such a trial fails.
 
-    Returns: the record, as tune.json holds it.
+    Returns: the record, as tune.json holds it; none where a search was joined that another machine leads.
 
     Raises:
         InputError: for anything the user can put right, before anything is trained where it can be known; and when
@@ -57,6 +57,7 @@ def tune(
     require("optuna", extra="tune")
     require("matplotlib", extra="report")
     # It stands on Optuna, whose absence has just been told in a line.
+    from blockyard.tune.joining import join
     from blockyard.tune.session import Session
 
     fixed = plain_groups(groups or {})
@@ -68,6 +69,10 @@ def tune(
         start = DefaultRun(task, space, fixed, config)
     if start.threads:
         torch.set_num_threads(start.threads)
+    if config.join:
+        with nothing_left(Path(out)) as keep, forcing(force):
+            join(start, Path(out), keep)
+        return None
     with nothing_left(Path(out)) as keep, closing(SearchState(Path(out))) as state:
         state.agree(terms_of(start))
         state.data |= {"space": [d.to_dict() for d in space.dimensions], "fixed": plain(fixed), "task": task}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -26,8 +26,9 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from blockyard.errors import InputError
-from blockyard.files import open_without_links
+from blockyard.files import open_without_links, plain
 from blockyard.tune.settings import STARTUP, TuneConfig
+from blockyard.tune.storage import OWNER, TERMS, missing_search, open_storage, study_name
 
 JOURNAL, JOURNAL_LOCK = "journal.log", "journal.lock"
 NAME = "blockyard"
@@ -36,7 +37,9 @@ MEDIAN_TRIALS, MEDIAN_PART = 5, 0.25
 REDUCTION = 3
 
 
-def open_study(folder: Path, config: TuneConfig, better: str, *, mend: bool = True) -> Study:
+def open_study(
+    folder: Path, config: TuneConfig, better: str, *, mend: bool = True, terms: Mapping[str, Any] | None = None
+) -> Study:
     """Return the search in a folder, begun when there is none.
 
     Args:
@@ -44,11 +47,16 @@ def open_study(folder: Path, config: TuneConfig, better: str, *, mend: bool = Tr
         config: the terms.
         better: "lower" or "higher" figures are better.
         mend: nobody else has it open, and what a kill left half written may be removed.
+        terms: of the search, which tell it from others in a database; of no matter to a folder.
 
     Raises:
-        InputError: when the journal is damaged or cannot be written.
+        InputError: when the journal is damaged or cannot be written, or the database is not there; and for a search to
+            be joined that it does not hold.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if config.storage is not None:
+        assert terms is not None
+        return _stored_study(config, config.storage, terms, better)
     path = folder / JOURNAL
     try:
         if mend:
@@ -69,6 +77,25 @@ def open_study(folder: Path, config: TuneConfig, better: str, *, mend: bool = Tr
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}; begin again in another --out") from error
+
+
+def _stored_study(config: TuneConfig, url: str, terms: Mapping[str, Any], better: str) -> Study:
+    """Return the search on these terms in a database; begun when there is none, unless it is to be joined."""
+    storage, name = open_storage(url), study_name(terms)
+    there = any(study.study_name == name for study in storage.get_all_studies())
+    if config.join and not there:
+        raise missing_search(storage, url, terms)
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        sampler=SeededSampler(config.sampler, config.seed),
+        pruner=make_pruner(config),
+        direction="minimize" if better == "lower" else "maximize",
+        load_if_exists=True,
+    )
+    if not there:
+        study.set_user_attr(TERMS, plain(dict(terms)))
+    return study
 
 
 def mend_journal(path: Path) -> None:
@@ -202,9 +229,10 @@ def _figure_at(trial: FrozenTrial, rung: int) -> tuple[int, float] | None:
     return (min(steps), trial.intermediate_values[min(steps)]) if steps else None
 
 
-def unfinished(study: Study) -> list[int]:
-    """Return numbers of the trials that were cut off."""
-    return [t.number for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+def unfinished(study: Study, owner: str | None = None) -> list[int]:
+    """Return numbers of the trials that were cut off; of one owner's, where a search has several."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [t.number for t in running if owner is None or t.user_attrs.get(OWNER) == owner]
 
 
 def ended_trials(study: Study) -> Sequence[FrozenTrial]:

@@ -9,17 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from blockyard.compare.jobs import Job
+from blockyard.compare.launch import launcher
 from blockyard.compare.live import make_board as make_runs_board
-from blockyard.compare.processes import Workers, signal_name
+from blockyard.compare.processes import STOPPED, Ending, Workers
 from blockyard.compare.provenance import machine_of, versions
 from blockyard.compare.runs import train_jobs
 from blockyard.errors import InputError
 from blockyard.files import plain
-from blockyard.training.interrupt import StopRequest
+from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.tune import schema
 from blockyard.tune.board import Line, make_board
 from blockyard.tune.finals import Candidate, best_trials, candidates_of, fresh_seeds, jobs_of, read_finals
@@ -28,10 +28,13 @@ from blockyard.tune.plan import SearchSpec
 from blockyard.tune.record import finals_of, make_record
 from blockyard.tune.report import write_report
 from blockyard.tune.search import open_study, unfinished
-from blockyard.tune.start import DefaultRun, SearchState
+from blockyard.tune.start import DefaultRun, SearchState, terms_of
+from blockyard.tune.storage import GRACE_SECONDS, Others, begun, offer, owner_of, take_over
 from blockyard.tune.trials import DRAWN, NOTE, RESULT, SAME_AS, STATUS, Search, fail_trial, sweep
 
 WORKER = "blockyard.tune.worker"
+# Between two looks at what others are at.
+LOOK_SECONDS = 1.0
 
 
 class Session:
@@ -46,7 +49,8 @@ class Session:
 
     def __init__(self, start: DefaultRun, out: Path, state: SearchState, show: bool) -> None:
         self.start, self.out, self.state, self.config = start, out, state, start.config
-        self.study = open_study(out, start.config, start.quality.better)
+        self.study = open_study(out, start.config, start.quality.better, terms=terms_of(start))
+        self.owner = owner_of(out, joined=False)
         self.board: Any = make_board(show, start.quality.metric)
         self.shown = show
         self.spec = SearchSpec(start.task, start.quality, start.config, start.space, start.fixed, start.default, out)
@@ -63,7 +67,7 @@ class Session:
     def run(self) -> schema.Tuning:
         sweep(self.out, self.study)
         try:
-            self._search(unfinished(self.study))
+            self._search_all()
             self._refuse_nothing()
             self.candidates = candidates_of(self.study, self.spec)
             seeds = fresh_seeds(self.candidates, self.spec)
@@ -86,31 +90,56 @@ class Session:
         self.state.data["seconds"] = self.before + time.monotonic() - self.began
         self.state.save()
 
+    def _search_all(self) -> None:
+        """Make the trials; of a search that others have joined until theirs have ended, too."""
+        if self.config.storage is None:
+            self._search(unfinished(self.study))
+            return
+        offer(self.study, self.config.trials)
+        self._search(unfinished(self.study, self.owner))
+        others = Others(self.study, self.owner)
+        with StopRequest().listening() as stop:
+            while others.running():
+                if stop.signal is not None:
+                    raise Interrupted(stop.signal, STOPPED)
+                lost = others.lost()
+                for number in lost:
+                    self.board.say(f"trial {number}: nothing was heard of it for {GRACE_SECONDS:.0f} s; made here")
+                    take_over(self.study, number, self.owner)
+                if lost:
+                    self._search(lost)
+                self.watch()
+                time.sleep(LOOK_SECONDS)
+        self.watch(now=True)
+
     def _search(self, waiting: list[int]) -> None:
-        if self.config.workers > 1:
+        if self.config.spreads:
             self._search_spread(waiting)
             return
         with StopRequest().listening() as stop:
-            Search(self.spec, self.study, self.start.cache, stop, self.watch).run(waiting)
+            Search(self.spec, self.study, self.start.cache, stop, self.watch, self.owner).run(waiting)
         self.watch(now=True)
 
     def _search_spread(self, waiting: list[int]) -> None:
         """Search with several processes, begun again where they were killed, until there are enough trials."""
         many, deaths = self.config.workers, Counter[int]()
         while True:
-            before = len(self.study.get_trials(deepcopy=False))
+            before = len(begun(self.study))
             self._spread([waiting[i::many] for i in range(many)])
-            left = unfinished(self.study)
+            left = self._unfinished()
             deaths.update(left)
             for number in left:
                 if deaths[number] > 1:
                     fail_trial(self.study, number, "its process was killed twice")
-            waiting = unfinished(self.study)
-            made = len(self.study.get_trials(deepcopy=False))
+            waiting = self._unfinished()
+            made = len(begun(self.study))
             if not waiting and made >= self.config.trials:
                 return
             if not left and made == before:
                 raise RuntimeError("every worker was killed before it began a trial")
+
+    def _unfinished(self) -> list[int]:
+        return unfinished(self.study, None if self.config.storage is None else self.owner)
 
     def _spread(self, shares: Sequence[Sequence[int]]) -> None:
         def heard(message: dict[str, Any]) -> None:
@@ -118,7 +147,7 @@ class Session:
                 self.board.say(message["say"])
             self.watch()
 
-        threads = self.start.threads or max(1, torch.get_num_threads() // len(shares))
+        threads = self.start.threads or self.config.threads(len(shares))
         requests = [
             {
                 "folder": str(self.out.absolute()),
@@ -131,20 +160,23 @@ class Session:
                 "space": [dimension.to_dict() for dimension in self.start.space.dimensions],
                 "first": plain(self.start.groups),
                 "better": self.start.quality.better,
+                "owner": self.owner,
+                "terms": plain(terms_of(self.start)),
             }
             for share in shares
         ]
         # The search is in use for as long as one of them lives, even if this process is killed.
-        Workers(WORKER, requests, heard, held=[self.state.lock], lost=self._lost).wait()
+        with launcher(self.config, WORKER, self.out, held=[self.state.lock]) as launch:
+            Workers(launch, requests, heard, self._lost).wait()
 
-    def _lost(self, request: Mapping[str, Any], number: int) -> list[Mapping[str, Any]]:
+    def _lost(self, request: Mapping[str, Any], ending: Ending) -> list[Mapping[str, Any]]:
         """Say that a worker died. The others go on with the search; what it was at is begun again after them."""
-        self.board.say(f"a worker died of {signal_name(number)}; what it was at is begun again")
+        self.board.say(f"a worker {ending.lost}; what it was at is begun again")
         return []
 
     def watch(self, *, now: bool = False) -> None:
         """Show all trials, and keep the record when one has ended."""
-        trials = self.study.get_trials(deepcopy=False)
+        trials = begun(self.study)
         best = best_trials(self.study, 1)
         lines = [_line(trial, self.config.evaluations, trial.number in best) for trial in trials]
         over = sum(trial.state.is_finished() for trial in trials)

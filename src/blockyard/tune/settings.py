@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from blockyard.compare.budget import Budget
-from blockyard.compare.settings import MOST_WORKERS, Groups, check_margin, command_of, flag
+from blockyard.compare.engine import EngineConfig
+from blockyard.compare.settings import Groups, check_margin, command_of, flag
 from blockyard.errors import InputError, at_least, at_most, one_of
 
-BUDGET = "budget_"
 # Steps between two looks at whether a signal came.
 SLICE_STEPS = 10
 # Trials drawn blindly before the sampler learns from what it has seen.
@@ -21,13 +22,12 @@ MOST = {
     "evaluations": 1_000_000,
     "finalists": 1_000,
     "seeds": 1_000,
-    "workers": MOST_WORKERS,
     "seed": 2**32 - 1,
 }
 
 
 @dataclass(frozen=True)
-class TuneConfig:
+class TuneConfig(EngineConfig):
     """The terms of a search; what is searched and what is fixed come beside it.
 
     Args:
@@ -42,9 +42,12 @@ class TuneConfig:
         seed: seed of the search's draws; train.seed is that of the training.
         finalists: how many of the best trials are run again with fresh seeds, beside the default configuration.
         seeds: fresh seeds of each; 0 runs nothing again, and then nothing is claimed.
+        storage: URL of a database that several machines search in together, such as sqlite:////shared/search.db or
+            postgresql://NAME@HOST/DATABASE; none keeps the trials in the folder alone.
+        join: make trials of the search on these terms that another machine leads, and end when there are no more; the
+            leader makes the report.
         margin: differences in the figure that do not matter: what is shown to be as near is equivalent; none for 1 % of
             the best loss, or .01 of an accuracy.
-        workers: processes that train at once; with several, what is drawn depends on which trial ends first.
     """
 
     trials: int = 30
@@ -56,10 +59,12 @@ class TuneConfig:
     seed: int = 0
     finalists: int = 3
     seeds: int = 3
+    storage: str | None = None
+    join: bool = False
     margin: float | None = None
-    workers: int = 1
 
     def __post_init__(self) -> None:
+        self.check_engine()
         choices = {
             "budget_unit": ("tokens", "steps", "seconds", "flops"),
             "sampler": ("tpe", "random"),
@@ -69,7 +74,11 @@ class TuneConfig:
             one_of(allowed, **{flag(name): getattr(self, name)})
         if not 0 < self.budget_value < float("inf"):
             raise InputError(f"budget.value={self.budget_value} must be a number above 0")
-        at_least(1, **{name: getattr(self, name) for name in ("trials", "evaluations", "finalists", "workers")})
+        if self.join and self.storage is None:
+            raise InputError("join: name the database of the search, too: --storage URL")
+        if self.join and self.spreads:
+            raise InputError("join: one process joins; start the command once for each, without workers or an engine")
+        at_least(1, **{name: getattr(self, name) for name in ("trials", "evaluations", "finalists")})
         at_least(0, seeds=self.seeds, seed=self.seed)
         check_margin(self.margin)
         for name, most in MOST.items():
@@ -78,11 +87,21 @@ class TuneConfig:
     @property
     def budget(self) -> Budget:
         """What every run may spend, and how runs take turns."""
-        return Budget(self.budget_unit, self.budget_value, SLICE_STEPS, self.workers)
+        return Budget(self.budget_unit, self.budget_value, SLICE_STEPS, self)
+
+    @property
+    def public(self) -> TuneConfig:
+        """The terms as a report may tell them: without the password of a database."""
+        return replace(self, storage=None if self.storage is None else hidden(self.storage))
 
     def command(self, task: str, over: str, groups: Groups, out: str) -> str:
         """Return the command line that asks for this search again."""
-        return command_of(f"blockyard tune {task}", [("over", over)], self, groups, out)
+        return command_of(f"blockyard tune {task}", [("over", over)], self.public, groups, out)
+
+
+def hidden(text: str) -> str:
+    """Return a text without the passwords of the URLs in it."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
 
 
 def plain_groups(groups: Mapping[str, Any]) -> dict[str, Any]:

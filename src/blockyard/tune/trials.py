@@ -30,6 +30,7 @@ from blockyard.training.folder import CHECKPOINTS
 from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.tune.plan import Plan, SearchSpec, job_of, make_plan
 from blockyard.tune.search import ended_trials
+from blockyard.tune.storage import beating, claim, is_mine
 
 TRIALS, CLAIM = "trials", "claim.lock"
 # What a trial notes about itself in the journal.
@@ -46,6 +47,7 @@ class Search:
         cache: the task's data.
         stop: asks to save and end.
         watch: called whenever something happened.
+        owner: who makes trials here, where several machines search in one database.
     """
 
     spec: SearchSpec
@@ -53,6 +55,7 @@ class Search:
     cache: DataCache
     stop: StopRequest
     watch: Callable[[], None]
+    owner: str = ""
 
     def run(self, unfinished: list[int]) -> None:
         """Go on with these trials, then begin new ones until there are enough.
@@ -71,6 +74,12 @@ class Search:
         """Return the next trial, drawn, or None when there are enough."""
         if self.stop.signal is not None:
             raise Interrupted(self.stop.signal, STOPPED)
+        if self.spec.config.storage is not None:
+            offered = claim(self.study, self.owner)
+            if offered is not None:
+                with suppress(InputError):
+                    self._draw(offered)
+            return offered
         with self._claiming():
             if len(self.study.get_trials(deepcopy=False)) >= self.spec.config.trials:
                 return None
@@ -93,6 +102,13 @@ class Search:
         return groups
 
     def _make(self, trial: Trial) -> None:
+        if self.spec.config.storage is None:
+            self._run(trial)
+        elif is_mine(self.study, trial.number, self.owner):
+            with beating(self.study, trial):
+                self._run(trial)
+
+    def _run(self, trial: Trial) -> None:
         self.watch()
         folder = folder_of(self.spec.out, trial.number)
         try:
@@ -101,7 +117,10 @@ class Search:
             if twin is not None:
                 self._repeat(trial, twin)
             else:
-                self._end(trial, *self._train(trial, groups, folder))
+                made = self._train(trial, groups, folder)
+                # A machine that was thought lost comes back to find that its trial is another's.
+                if self.spec.config.storage is None or is_mine(self.study, trial.number, self.owner):
+                    self._end(trial, *made)
         except Exception as error:
             if is_of_the_machine(error):
                 raise

@@ -31,11 +31,11 @@ def work(request: dict[str, Any]) -> None:
     task, fixed = request["task"], request["fixed"]
     load_plugins(fixed.get("plugins") or (), here=True)
     space = Space(task, tuple(Dimension.from_dict(found) for found in request["space"]))
-    study = open_study(out, config, request["better"], mend=False)
+    study = open_study(out, config, request["better"], mend=False, terms=request["terms"])
     run, data = cache.fitted(resolve(request["first"], task))
     spec = SearchSpec(task, run.kind.quality(data), config, space, fixed, None, out)
     with StopRequest().listening() as stop:
-        Search(spec, study, cache, stop, lambda: None).run(request["share"])
+        Search(spec, study, cache, stop, lambda: None, request["owner"]).run(request["share"])
 
 
 if __name__ == "__main__":

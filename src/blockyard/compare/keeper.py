@@ -1,0 +1,87 @@
+"""What stands beside a worker on another machine: starts it there, hands on what it says, asks it to stop.
+
+Its process is the worker's starter. When that goes, by whatever way, the worker's standard input ends, and it saves and
+stops by itself.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import blockyard
+from blockyard.compare.processes import ProcessWorker
+from blockyard.errors import InputError
+
+
+def versions_here() -> dict[str, str]:
+    """Return the versions that must be the same on all machines: runs of others would not be the same runs."""
+    # A build for another accelerator is still the same version.
+    return {"blockyard": blockyard.__version__, "torch": version("torch").partition("+")[0]}
+
+
+class Keeper:
+    """A worker's starter on its machine.
+
+    Args:
+        module: what the worker runs, as `python -m`.
+        request: what it is asked, as plain data.
+        here: of the machine that asks: its current folder `cwd`, a file `probe` that holds `token` where the storage is
+            shared, and its `versions`.
+
+    What is wrong with this machine is told at the first `hear`: an actor whose constructor fails says it badly.
+    """
+
+    def __init__(self, module: str, request: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._wrong = self._refusal(here)
+        self._worker: ProcessWorker | None = None
+        if self._wrong is None:
+            # Paths that the user gave are read from where they were given; plug-ins, too.
+            self._worker = ProcessWorker(module, request, self._lines.put, folder=here["cwd"])
+
+    def hear(self, seconds: float) -> tuple[list[str], dict[str, Any] | None]:
+        """Return the lines that came since it was last asked, waiting so long for one, and how the worker ended.
+
+        Raises:
+            InputError: when this machine cannot do the work.
+        """
+        if self._wrong is not None:
+            raise InputError(self._wrong)
+        assert self._worker is not None
+        # Before the lines: what was said before it ended is then among them.
+        ending = self._worker.poll()
+        lines: list[str] = []
+        try:
+            while True:
+                lines.append(self._lines.get(timeout=0 if lines or ending is not None else seconds))
+        except queue.Empty:
+            return lines, None if ending is None else asdict(ending)
+
+    def stop(self) -> None:
+        """Ask the worker to save and stop."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    @staticmethod
+    def _refusal(here: Mapping[str, Any]) -> str | None:
+        """Return why this machine cannot do the work; None when it can."""
+        name = socket.gethostname()
+        try:
+            seen = Path(here["probe"]).read_text() == here["token"]
+        except OSError:
+            seen = False
+        if not seen:
+            folder = Path(here["probe"]).parent
+            return f"{name} does not see {folder}: put --out on storage that all machines of the cluster share"
+        if not Path(here["cwd"]).is_dir():
+            return f"{name} has no folder {here['cwd']}: start the command from a folder that all machines see"
+        for package, mine in versions_here().items():
+            if mine != here["versions"][package]:
+                return f"{name} has {package} {mine}, and {here['versions'][package]} is asked for"
+        return None

@@ -1,0 +1,157 @@
+"""Runs on the machines of a Ray cluster, one of which is lost: two nodes of one machine, each of its own processes."""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install 'blockyard[ray]'")
+from ray.cluster_utils import Cluster
+
+from blockyard.compare import measure
+from blockyard.compare.compare import compare_lm
+from blockyard.compare.results import read_metrics
+from blockyard.compare.settings import CompareConfig
+from blockyard.errors import InputError
+from blockyard.report import html, write
+from blockyard.report import text as report_text
+from blockyard.tune import session
+from blockyard.tune.run import tune
+from blockyard.tune.settings import TuneConfig
+from tests.compare.test_compare import without_timings
+from tests.fixtures.folders import PLUGINS
+from tests.tune.test_tune import GROUPS, OVER, found
+
+STORE = 80 * 2**20
+
+
+class Nodes:
+    """Two nodes with a core each; the first one holds the cluster together."""
+
+    def __init__(self) -> None:
+        head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.second = self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        self.address = self.cluster.address
+
+    def lose_one_when(self, due: Callable[[], bool]) -> threading.Thread:
+        def watch() -> None:
+            while not due():
+                time.sleep(0.05)
+            self.cluster.remove_node(self.second, allow_graceful=False)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Nodes]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name, value in (("ROUND_SECONDS", 0.005), ("ROUNDS", 3), ("DECODE_ROUNDS", 1)):
+        monkeypatch.setattr(measure, name, value)
+    for module in (write, html, report_text):
+        monkeypatch.setattr(module, "charts_of", lambda found, parts: [])
+    monkeypatch.setenv("BLOCKYARD_CACHE", str(tmp_path / "cache"))
+    found = Nodes()
+    yield found
+    ray.shutdown()
+    found.cluster.shutdown()
+    torch.set_num_threads(threads)
+
+
+class Heard:
+    """A board that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def show(self, lines: Any, *, now: bool = False) -> None:
+        return
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def close(self) -> None:
+        return
+
+
+def compared(tmp_path: Path, out: str, heard: Heard, monkeypatch: pytest.MonkeyPatch, **terms: Any) -> Any:
+    draw = random.Random(0)
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(draw.choice(["yard", "block", "vein", "of", "the", "a"]) for _ in range(1500)))
+    groups = {
+        "model": {"d_model": 32, "n_layers": 2, "n_heads": 2, "context": 16},
+        "train": {"batch_size": 4, "threads": 1, "compile": "off", "precision": "fp32", "eval_batches": 2, "warmup": 2},
+        "data": {"path": str(text)},
+    }
+    monkeypatch.setattr(import_module("blockyard.compare.compare"), "make_board", lambda show, unit: heard)
+    quick = {"budget_value": 300 * 64, "seeds": 2, "slice_steps": 25, "rates": "one", "measure_memory": False}
+    config = CompareConfig("standard;relu2", **{**quick, "sample_tokens": 8, **terms})
+    return compare_lm(config, groups, tmp_path / out, show=False)
+
+
+def test_a_comparison_that_loses_a_machine_ends_in_the_report_of_one_machine(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = compared(tmp_path, "here", Heard(), monkeypatch)
+    heard, out = Heard(), tmp_path / "there"
+
+    def midway() -> bool:
+        # Every choice has made a part of its steps by then, on whichever machine.
+        folders = [path.parent for path in out.glob("runs/*/seed-*/metrics.jsonl")]
+        steps = [rows[-1]["step"] for folder in folders if (rows := read_metrics(folder))]
+        return len(steps) >= 2 and all(50 <= step < 300 for step in steps)
+
+    lost = nodes.lose_one_when(midway)
+    there = compared(tmp_path, "there", heard, monkeypatch, engine="ray", ray_address=nodes.address, workers=2)
+    lost.join(timeout=60)
+    assert any("was lost with its machine; begun again" in line for line in heard.said), heard.said
+    for report, workers, engine in ((here, 1, "local"), (there, 2, "ray")):
+        terms = report["settings"]["compare"]
+        assert (terms.pop("workers"), terms.pop("engine")) == (workers, engine)
+        terms.pop("ray_address")
+    assert without_timings(there) == without_timings(here)
+    # Every run ends once.
+    ends = [line for line in heard.said if "val_loss" in line]
+    assert len(ends) == 4 and len({line.split(":")[0] for line in ends}) == 4
+
+
+def test_what_the_cluster_cannot_do_is_one_line(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = {"engine": "ray", "ray_address": nodes.address}
+    with pytest.raises(InputError, match=r"no machine of the cluster has ray.cores=3, .*; there are: 1 cores"):
+        compared(tmp_path, "out", Heard(), monkeypatch, ray_cores=3, **terms)
+
+
+def test_a_search_that_loses_a_machine_ends_in_the_trials_of_one_machine(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.setenv("PYTHONPATH", str(PLUGINS), prepend=os.pathsep)
+    monkeypatch.setattr(session, "write_report", lambda record, out: {"html": Path(out) / "report.html"})
+    # Drawn by the trial's number alone, so that it does not matter which trial ends first.
+    fixed = {"sampler": "random", "pruner": "none", "trials": 6, "budget_unit": "steps", "budget_value": 300}
+    groups = {**GROUPS, "plugins": ["toy_task"]}
+
+    def search(out: str, **terms: Any) -> Any:
+        config = TuneConfig(**{**fixed, "evaluations": 4, "seeds": 0, **terms})
+        return tune("majority", OVER, config, groups, tmp_path / out, show=False)
+
+    here = search("here")
+    out = tmp_path / "there"
+    lost = nodes.lose_one_when(lambda: len(list(out.glob("trials/*/metrics.jsonl"))) >= 3)
+    there = search("there", engine="ray", ray_address=nodes.address, workers=2)
+    lost.join(timeout=60)
+    assert found(there) == found(here)
+    assert [trial["status"] for trial in there["trials"]] == ["finished"] * 6
