@@ -160,8 +160,8 @@ def draw_weighted(weights: Tensor, uniform: Tensor) -> Tensor:
 def check_finite(logits: Tensor) -> Tensor:
     """Return the logits in float32, or InputError when they hold NaN or no token has a finite one."""
     logits = logits.float()
-    # −inf is a filter's word for "never" and may stand anywhere but everywhere.
-    if bool(logits.isnan().any()) or not bool((logits.amax(-1).isfinite()).all()):
+    # −inf is a filter's word for "never" and may stand anywhere but everywhere. NaN is the largest of whatever it is in.
+    if not bool(logits.amax(-1).isfinite().all()):
         raise InputError("the model's logits are not finite: its weights are broken")
     return logits
 
@@ -174,15 +174,14 @@ class Sampler:
 
     Args:
         config: the sampling options.
-        rows: number of rows.
     """
 
-    def __init__(self, config: SamplingConfig, rows: int) -> None:
+    def __init__(self, config: SamplingConfig) -> None:
         self.config = config
         # From the system and not from torch: drawing a seed must not change what a program's own generator draws.
         self.seed = secrets.randbits(62) if config.seed is None else config.seed
         # On the CPU whatever the device: the same numbers everywhere, one per token, which costs nothing.
-        self._generators = [torch.Generator().manual_seed((self.seed + row) % 2**63) for row in range(rows)]
+        self._generators: dict[int, torch.Generator] = {}
 
     def __call__(self, logits: Tensor, rows: list[int], seen: Tensor | None = None) -> Tensor:
         """Return the next token, int64 [B], of the given rows from their logits [B, V].
@@ -199,4 +198,10 @@ class Sampler:
     def uniform(self, row: int, count: int = 1) -> Tensor:
         """Return the row's next random numbers, float64 [count] in [0, 1), on the CPU."""
         # 53 bits: float32 has 24, too few to reach every token of a large vocabulary.
+        if row not in self._generators:
+            self._generators[row] = torch.Generator().manual_seed((self.seed + row) % 2**63)
         return torch.rand(count, dtype=torch.float64, generator=self._generators[row])
+
+    def forget(self, row: int) -> None:
+        """Give up the generator of a row that draws no more."""
+        self._generators.pop(row, None)

@@ -313,6 +313,10 @@ class LayerCache(Cache[Snapshot]):
         # What is stored, not what room is held: the figure that reports compare is a property of the mixer.
         return sum(math.prod(shape) for shape in self.slots.values()) * self.dtype.itemsize
 
+    def nbytes_of(self, tokens: int) -> int:
+        """Return bytes that so many tokens of a sequence take when they are stored."""
+        return tokens * self.bytes_per_token
+
     @property
     def nbytes(self) -> int:
         """Bytes of the stored tokens of all sequences."""

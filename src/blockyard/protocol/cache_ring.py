@@ -316,6 +316,10 @@ class RingCache(Cache[RingSnapshot]):
         """Bytes that a token adds per sequence, until the window is full."""
         return self.width * self.dtype.itemsize
 
+    def nbytes_of(self, tokens: int) -> int:
+        """Return bytes that so many tokens of a sequence take in the ring."""
+        return min(tokens, self.window) * self.bytes_per_token
+
     @property
     def nbytes(self) -> int:
         """Bytes of the stored tokens and of the state, of all sequences."""

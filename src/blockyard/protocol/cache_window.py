@@ -129,6 +129,9 @@ class WindowCache(LayerCache):
     def _allocate(self, capacity: int) -> None:
         super()._allocate(min(capacity, 2 * self.most))
 
+    def nbytes_of(self, tokens: int) -> int:
+        return min(tokens, self.most) * self.bytes_per_token
+
     def _shift(self, columns: int) -> None:
         held, stored = self.held, self._stored()
         self.length, self._base = self.length + columns, self._base + columns
