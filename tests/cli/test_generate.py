@@ -100,7 +100,18 @@ def test_unequal_prompts_for_beams_of_a_mixer_without_padding_are_refused_before
 ) -> None:
     with toys():
         capsys.readouterr()
-        command = ["generate", run_without_padding, "--prompt", "line", "--prompt", "fox", "--tokens", "3", "--beams", "2"]
+        command = [
+            "generate",
+            run_without_padding,
+            "--prompt",
+            "line",
+            "--prompt",
+            "fox",
+            "--tokens",
+            "3",
+            "--beams",
+            "2",
+        ]
         assert main(command) == 2
         assert capsys.readouterr() == (
             "",
@@ -121,7 +132,10 @@ def test_a_mixer_without_padding_writes_texts_of_equal_length_together_and_says_
         command = [run_without_padding, *prompts, "--tokens", "5", "--seed", "1"]
         assert main(["generate", *command]) == 0
         written = capsys.readouterr()
-        assert "note: ToyMixer does not take padding_mask: only texts of equal length are written together\n" in written.err
+        assert (
+            "note: ToyMixer does not take padding_mask: only texts of equal length are written together\n"
+            in written.err
+        )
         assert text_of(capsys, *command, "--batch_size", "1") == written.out
 
 
@@ -148,7 +162,11 @@ def test_prompts_come_from_lines_of_standard_input(
     [
         (["--prompt_file", "-"], b" \n\n", "--prompt_file -: standard input holds no prompt"),
         (["--prompt_file", "-"], b"a\xff", "--prompt_file -: standard input is not UTF-8 text (byte 1)"),
-        (["--prompt_file", "-", "--prompt", "-"], b"a", "- is given twice, by --prompt or --prompt_file; standard input"),
+        (
+            ["--prompt_file", "-", "--prompt", "-"],
+            b"a",
+            "- is given twice, by --prompt or --prompt_file; standard input",
+        ),
     ],
 )
 def test_bad_standard_input_is_told(

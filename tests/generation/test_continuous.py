@@ -10,12 +10,13 @@ import torch
 from blockyard.errors import InputError
 from blockyard.generation import Batch, SamplingConfig, generate, generate_batch
 from blockyard.generation.beginnings import in_common, shared_beginnings
+from blockyard.generation.sampling import Sampler
 from blockyard.machine.memory import forcing
 from blockyard.registry import register as registry
 from tests.fixtures.generation import PROMPT, build
 
 GREEDY = SamplingConfig(temperature=0)
-# Every mixer with a cache of its kind, and hybrids of kinds; see tests/protocol/test_cache_rows.py for the caches alone.
+# Every kind of cache, and hybrids of them; the caches alone are tested in tests/protocol/test_cache_rows.py.
 BLOCKS = [
     "standard",
     "standard[n_kv_heads=1]",
@@ -92,8 +93,6 @@ def test_sampled_rows_draw_by_their_own_seed(blocks):
 @pytest.mark.parametrize("blocks", ["standard", "standard[window=4]", "spectral[window=8,chunk=4]"])
 def test_scores_along_the_way_are_those_of_the_text_alone(blocks, monkeypatch):
     model, seen = model_of(blocks).double(), []
-    from blockyard.generation.sampling import Sampler
-
     draw = Sampler.__call__
 
     def listen(self, logits, rows, known=None):
@@ -123,12 +122,12 @@ def test_a_row_that_passes_the_context_leaves_the_others_where_they_are(past_con
     assert [len(text) for text in expected] == (limits if past_context == "slide" else [6, 10, 4, 3])
 
 
-@pytest.mark.parametrize("scaling", ["dynamic[factor=2,original=8]", "longrope[short=1.0;1.1;1.2;1.3,long=2.0;3.0;4.0;5.0,original=8]"])
+SCALINGS = ["dynamic[factor=2,original=8]", "longrope[short=1 1.1 1.2 1.3,long=2 3 4 5,original=8]"]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
 def test_rows_that_are_turned_by_their_length_are_read_again_alone(scaling):
-    try:
-        model = model_of("standard", rope_scaling=scaling)
-    except InputError as error:
-        pytest.fail(str(error))
+    model = model_of("standard", rope_scaling=scaling)
     expected = alone(model, PROMPTS, LIMITS, GREEDY, use_cache=False)
     for size in (1, 3, 8):
         assert generate_batch(model, PROMPTS, max_new_tokens=LIMITS, sampling=GREEDY, batch_size=size) == expected
@@ -264,7 +263,9 @@ def test_rows_are_as_many_as_the_memory_holds_unless_forced(monkeypatch):
     monkeypatch.setattr("blockyard.generation.room.available_bytes", lambda device=None: 40_000)
     batch = Batch(model, PROMPTS, max_new_tokens=4, sampling=GREEDY)
     # 24 tokens of 2 layers, keys and values of 16 numbers, twice, and the scores of 256 tokens.
-    assert batch.notes[1].startswith("2 texts at a time instead of 8: with its cache each takes up to 18.4 kB, and 40.0 kB")
+    assert batch.notes[1].startswith(
+        "2 texts at a time instead of 8: with its cache each takes up to 18.4 kB, and 40.0 kB"
+    )
     most, written = 0, [[] for _ in PROMPTS]
     for step in batch.steps():
         most = max(most, len(step))
@@ -274,7 +275,9 @@ def test_rows_are_as_many_as_the_memory_holds_unless_forced(monkeypatch):
     with forcing():
         assert Batch(model, PROMPTS[:2], max_new_tokens=4).notes == []
     monkeypatch.setattr("blockyard.machine.memory.available_bytes", lambda device=None: 100)
-    with pytest.raises(InputError, match="the cache of a prompt of 24 tokens takes at least 6.1 kB, and this machine has 100"):
+    with pytest.raises(
+        InputError, match=r"the cache of a prompt of 24 tokens takes at least 6\.1 kB, and this machine has 100"
+    ):
         Batch(model, PROMPTS, max_new_tokens=4)
 
 

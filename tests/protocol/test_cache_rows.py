@@ -114,7 +114,10 @@ def test_copies_of_a_beginning_go_on_by_themselves(choice):
         rows.texts, rows.cache = [beginning], source
         rows.step(2)
         if copies.goes_back:
-            rows.texts, rows.cache = [beginning[:, :5], beginning], rows.read(beginning).fork(torch.tensor([0, 0]), [5, 9])
+            rows.texts, rows.cache = (
+                [beginning[:, :5], beginning],
+                rows.read(beginning).fork(torch.tensor([0, 0]), [5, 9]),
+            )
             rows.step(3)
         else:
             with pytest.raises(InputError, match="copies its"):

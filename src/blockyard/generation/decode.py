@@ -96,6 +96,7 @@ class Decoder:
         longest = max(lengths)
         most = min(self.context, longest + new_tokens)
         wanted = min(batch_size, len(prompts))
+        self._new_tokens = new_tokens
         self._most = rows_in_memory(model, wanted, longest, most, note, self.use_cache)
         # Rows come and go one by one only in caches that can take them in, and stand beside longer ones only where a
         # mixer knows padding.
@@ -173,7 +174,7 @@ class Decoder:
         for row in new:
             if self.sampler.config.repetition_penalty != 1:
                 self._seen[row] = self._tokens_of(row)
-        fresh = {row: None for row in new}
+        fresh = dict.fromkeys(new)
         for row in self.live:
             length = len(self.windows[row])
             if length > self.context:
@@ -189,7 +190,7 @@ class Decoder:
                 return read(self.model, ids, None, mask=mask)[:, -1]
         if fresh and not self._joins:
             # What cannot take a row in is read again as a whole.
-            fresh = {row: None for row in (*self.live, *new)}
+            fresh = dict.fromkeys((*self.live, *new))
         stay = [row for row in self.live if row not in fresh]
         pieces = self._read(list(fresh)) if fresh else []
         logits = [self._forward(stay)] if stay else []
@@ -241,13 +242,16 @@ class Decoder:
         if not stay and len(pieces) == 1:
             self._cache = pieces[0].cache
             return
+        longest = max(len(self.windows[row]) for row in self.live)
         if not stay:
             self._cache = self.model.new_cache(len(self._places))
+            # Room for what is read and as much again: memory that is new costs more than what is written into it.
+            self._cache.reserve(longest + min(self._new_tokens, longest))
         assert self._cache is not None
         if stay:
             # Places for them, copies of the first row until they come.
             self._cache.select(torch.tensor([*range(len(stay)), *[0] * (len(self._places) - len(stay))]))
-        self._cache.align(max(len(self.windows[row]) for row in self.live))
+        self._cache.align(longest)
         start = len(stay)
         for piece in pieces:
             end = start + len(piece.rows)

@@ -237,7 +237,9 @@ class Reader:
                 cache = self.model.new_cache(1)
             else:
                 cache = self._held(node.parent, text).fork(torch.zeros(1, dtype=torch.long))
-            self._through(torch.tensor([text[past : node.length]], device=self._device), cache, None, self.chunk, node.length)
+            self._through(
+                torch.tensor([text[past : node.length]], device=self._device), cache, None, self.chunk, node.length
+            )
             self._keep(node)
             node.cache = cache
         return node.cache

@@ -206,7 +206,9 @@ def limits_of(max_new_tokens: int | Sequence[int], rows: int) -> list[int]:
     given = [max_new_tokens] * rows if isinstance(max_new_tokens, SupportsIndex) else list(max_new_tokens)
     limits = [operator.index(limit) for limit in given]
     if len(limits) != rows:
-        raise InputError(f"max_new_tokens has {len(limits)} limits for {rows} prompts; give one for each, or one number")
+        raise InputError(
+            f"max_new_tokens has {len(limits)} limits for {rows} prompts; give one for each, or one number"
+        )
     # Asked of the number, too: without a prompt there is no row that has it.
     if min([*limits, operator.index(max_new_tokens) if isinstance(max_new_tokens, SupportsIndex) else 0]) < 0:
         raise InputError(f"max_new_tokens={max_new_tokens} is negative; use 0 or more")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -257,7 +257,7 @@ class LayerCache(Cache[Snapshot]):
             # Zeros: what nobody sees has weight 0, and 0 times what an empty buffer may hold is not 0.
             buffer.narrow(-2, self._front, columns).zero_()
 
-    def _put(self, rows: Tensor, source: LayerCache) -> None:
+    def _put(self, rows: Tensor, source: Self) -> None:
         rows, held = rows.to(self.device), min(self.held, source.held)
         for name, buffer in self._buffers.items() if held else ():
             end = self._stored().stop
@@ -276,7 +276,7 @@ class LayerCache(Cache[Snapshot]):
         """Whether any number of tokens can be taken back."""
         return True
 
-    def _copy(self, source: LayerCache, index: Tensor, lengths: Sequence[int] | None) -> None:
+    def _copy(self, source: Self, index: Tensor, lengths: Sequence[int] | None) -> None:
         self.prepared, self._buffers, self._room, self._capacity = {}, {}, {}, 0
         self.batch, index, stored = index.numel(), index.to(self.device), source._stored()
         if lengths is not None:

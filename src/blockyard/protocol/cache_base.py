@@ -127,10 +127,12 @@ class Cache(Generic[S]):
             raise InputError(f"put() of {source.length} columns into a text of {self.length}; align() it first")
 
     def check_fork(self, index: Tensor, lengths: Sequence[int] | None = None) -> None:
-        """Raise InputError unless such copies can be made: shorter ones only of a cache that goes back to any length."""
+        """Raise InputError unless such copies can be made: shorter ones only where a cache goes back to any length."""
         self.check_select(index)
         if lengths is not None and (len(lengths) != index.numel() or set(lengths) != {self.length}):
-            raise InputError(f"fork() to lengths {list(lengths)}: this cache copies its {self.length} tokens as a whole")
+            raise InputError(
+                f"fork() to lengths {list(lengths)}: this cache copies its {self.length} tokens as a whole"
+            )
 
     def check_to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         """Raise InputError unless the device is there and the dtype floating."""
@@ -238,7 +240,7 @@ class Cache(Generic[S]):
         # Side by side, as beams and samples of one prompt are rows beside one another.
         self.select(torch.arange(self.batch).repeat_interleave(n))
 
-    # Rows of texts that begin at different times: all end at the same column, with padding in front of the shorter ones.
+    # Rows of texts that begin at different times: all end at the same column, with padding in front of shorter ones.
 
     def align(self, length: int) -> None:
         """Make the text so many columns long at its front: columns of padding come there, or columns go.

@@ -7,6 +7,7 @@ that moment is gone. It crops to where a snapshot was taken (and is still held),
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -270,9 +271,9 @@ class RingCache(Cache[RingSnapshot]):
         if known != given and self.counts.any() and source.counts.any():
             raise InputError(f"put(): one state has {sorted(known)}, the other {sorted(given)}")
 
-    def _put(self, rows: Tensor, source: RingCache) -> None:
+    def _put(self, rows: Tensor, source: Self) -> None:
         here = rows.to(self.device)
-        # Before a ring has its full size nothing has wrapped around in it: tokens lie in the same slots of a larger one.
+        # Before a ring has its full size nothing has wrapped around in it: a larger one has tokens in the same slots.
         if self.capacity < source.capacity:
             self._grow(source.capacity)
         with torch.inference_mode(False):
@@ -291,7 +292,7 @@ class RingCache(Cache[RingSnapshot]):
             state[name] = own
         self.state = state
 
-    def _copy(self, source: RingCache, index: Tensor, lengths: Sequence[int] | None) -> None:
+    def _copy(self, source: Self, index: Tensor, lengths: Sequence[int] | None) -> None:
         self._select(index)
 
     def reset(self) -> None:

@@ -7,6 +7,7 @@ stored row by row, beside the window, with the places where they stood. They are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -158,7 +159,7 @@ class SinkCache(WindowCache):
         self.places = places
         self.rows_agree = torch.equal(places, self._places_of_first(None, self.length))
 
-    def _put(self, rows: Tensor, source: SinkCache) -> None:
+    def _put(self, rows: Tensor, source: Self) -> None:
         super()._put(rows, source)
         rows, places = rows.to(self.device), self.places.clone()
         for name, tensor in self._first.items():
@@ -166,7 +167,7 @@ class SinkCache(WindowCache):
         places[rows] = torch.where(source.places < NOT_YET, source.places + self.length - source.length, NOT_YET)
         self._stand(places)
 
-    def _copy(self, source: SinkCache, index: Tensor, lengths: Sequence[int] | None) -> None:
+    def _copy(self, source: Self, index: Tensor, lengths: Sequence[int] | None) -> None:
         super()._copy(source, index, lengths)
         self._take(index)
 

@@ -9,6 +9,7 @@ held moves to its front, so that a token is copied about once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -154,7 +155,7 @@ class WindowCache(LayerCache):
         if not self.length:
             self._start = self._base = 0
 
-    def _put(self, rows: Tensor, source: WindowCache) -> None:
+    def _put(self, rows: Tensor, source: Self) -> None:
         super()._put(rows, source)
         if source._start:
             # No row goes back further than each of them can.
