@@ -160,7 +160,7 @@ def draw_weighted(weights: Tensor, uniform: Tensor) -> Tensor:
 def check_finite(logits: Tensor) -> Tensor:
     """Return the logits in float32, or InputError when they hold NaN or no token has a finite one."""
     logits = logits.float()
-    # −inf is a filter's word for "never" and may stand anywhere but everywhere. NaN is the largest of whatever it is in.
+    # −inf is a filter's word for "never" and may stand anywhere but everywhere; a maximum with NaN is NaN.
     if not bool(logits.amax(-1).isfinite().all()):
         raise InputError("the model's logits are not finite: its weights are broken")
     return logits
