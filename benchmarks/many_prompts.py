@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="16,32,64", help="rows at a time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--once", default="one by one", help="ways that are timed once alone: their name's ending")
-    parser.add_argument("--leave_out", default="", help="ways that are not run: names' beginnings, by commas")
+    parser.add_argument("--leave_out", default="", help="ways that are not run: names' beginnings, by semicolons")
     parser.add_argument("--continuous", action="store_true", help="transformers' continuous batching, too")
     parser.add_argument("--out", help="write JSON here")
     options = parser.parse_args()
@@ -146,7 +146,7 @@ def main() -> None:
     runs = ours(model, prompts, limits, [int(size) for size in options.sizes.split(",")])
     if options.model:
         runs |= theirs(options.model, prompts, limits, options.continuous)
-    skipped = tuple(name for name in options.leave_out.split(",") if name)
+    skipped = tuple(name for name in options.leave_out.split(";") if name)
     runs = {name: run for name, run in runs.items() if not (skipped and name.startswith(skipped))}
     times: dict[str, list[float]] = {name: [] for name in runs}
     texts: dict[str, list[list[int]]] = {}

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockyard.errors import InputError
+from blockyard.generation import sampling
 from blockyard.generation.sampling import (
     Sampler,
     SamplingConfig,
@@ -43,6 +44,17 @@ def rows(*lists):
 @given(logit_rows, st.integers(1, 15))
 def test_top_k_keeps_a_token_exactly_when_fewer_than_k_are_more_likely(row, k):
     assert kept(keep_top_k(rows(row), k)) == [sum(other > x for other in row) < k for x in row]
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 8.0], ids=["flat", "usual", "peaked"])
+@pytest.mark.parametrize("ties", [False, True], ids=["", "ties"])
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_sorting_all_of_it(p, spread, ties, monkeypatch):
+    logits = torch.randn(6, 5000, generator=torch.Generator().manual_seed(3)) * spread
+    logits = logits.round() if ties else logits
+    found = keep_top_p(logits, p)
+    monkeypatch.setattr(sampling, "CANDIDATES", 5000)
+    assert torch.equal(found, keep_top_p(logits, p))
 
 
 @quick

@@ -81,10 +81,26 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < kth, -math.inf)
 
 
+# In vocabularies larger than this the nucleus is looked for among so many of the most likely tokens, where it nearly
+# always lies. Sorting them takes a tenth of sorting 49,152 tokens, which for 64 rows takes as long as a step of a model
+# of 135 million parameters (AMD EPYC Zen 4, one thread).
+CANDIDATES = 1024
+
+
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Return -inf outside the nucleus: the smallest set of most likely tokens whose probabilities reach p."""
+    if logits.shape[-1] > 4 * CANDIDATES:
+        # In float64: a float32 sum of a vocabulary's probabilities may pass p = 1 early, and the tail would be cut.
+        likely, wide = logits.topk(CANDIDATES).values, logits.double()
+        chances = (likely.double() - wide.logsumexp(-1, keepdim=True)).exp()
+        before = chances.cumsum(-1) - chances
+        least = likely.gather(-1, (before < p).sum(-1, keepdim=True) - 1)
+        inside = logits >= least
+        # Only where it ends among the candidates, and no token beyond it is as likely as its last one: which of those
+        # belong to it is a matter of their order.
+        if bool((before[:, -1] >= p).all()) and torch.equal(inside.sum(-1), (before < p).sum(-1)):
+            return logits.masked_fill(~inside, -math.inf)
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    # In float64: a float32 sum of a vocabulary's probabilities may pass p = 1 early, and the tail would be cut.
     probabilities = ordered.double().softmax(-1)
     # A token stays when those before it have not reached p yet: the most likely one always does.
     before = probabilities.cumsum(-1) - probabilities
@@ -148,12 +164,12 @@ def draw_weighted(weights: Tensor, uniform: Tensor) -> Tensor:
     """
     # Weights, not probabilities: dividing by a sum that rounding made inexact would shift every border.
     cumulated = weights.double().cumsum(-1)
-    total = cumulated[:, -1:]
+    total = cumulated[:, -1:].contiguous()
     # A share of the total instead of dividing all weights by it.
     target = uniform.to(cumulated).unsqueeze(-1) * total
     chosen = torch.searchsorted(cumulated, target, right=True)
     # Rounding may lift the target to the total itself: never go past the last token that has any probability.
-    last = (cumulated >= total).int().argmax(-1, keepdim=True)
+    last = torch.searchsorted(cumulated, total)
     return torch.minimum(chosen, last).squeeze(-1)
 
 
