@@ -151,7 +151,7 @@ class Decoder:
             self.windows[row] = []
 
     def skip(self, rows: Sequence[int]) -> None:
-        """Write nothing for rows that have not come in yet."""
+        """Take rows from those that wait to come in."""
         gone = set(rows)
         self.waiting = deque(row for row in self.waiting if row not in gone)
 
@@ -166,7 +166,7 @@ class Decoder:
         # Side by side stand rows of one length, which advance together.
         length = len(self.windows[(live or self.waiting)[0]]) if live or self.waiting else 0
         chosen = [row for row in self.waiting if len(self.windows[row]) == length][:free]
-        self.waiting = deque(row for row in self.waiting if row not in set(chosen))
+        self.skip(chosen)
         return chosen
 
     def _logits(self, new: list[int]) -> Tensor:

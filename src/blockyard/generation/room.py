@@ -1,4 +1,4 @@
-"""How many texts are written at a time: as many as were asked for, unless their caches would not fit into the memory."""
+"""How many texts are written at a time: as many as were asked for, unless the memory would not hold their caches."""
 
 from __future__ import annotations
 
