@@ -85,16 +85,33 @@ def test_several_prompts_are_written_together_as_each_alone(run: str, capsys: py
         assert text_of(capsys, run, *given, "--tokens", "20", "--seed", "3", "--batch_size", size) == together
 
 
-@pytest.mark.parametrize("more", [[], ["--beams", "2"]], ids=["drawn", "beams"])
-def test_unequal_prompts_for_a_mixer_without_padding_are_refused_before_any_output(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
-) -> None:
-    (tmp_path / "text.txt").write_text(TEXT)
+@pytest.fixture(scope="module")
+def run_without_padding(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A trained run of a mixer that knows neither padding nor a cache."""
+    folder = tmp_path_factory.mktemp("cli_generate_toy")
+    (folder / "text.txt").write_text(TEXT)
     with toys():
-        run = str(tmp_path / "run")
-        assert main([*words(tmp_path), "--attn.impl", "toy_mixer", "--out", run]) == 0
+        assert main([*words(folder), "--attn.impl", "toy_mixer", "--out", str(folder / "run")]) == 0
+    return str(folder / "run")
+
+
+def test_unequal_prompts_for_beams_of_a_mixer_without_padding_are_refused_before_any_output(
+    run_without_padding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with toys():
         capsys.readouterr()
-        command = ["generate", run, "--prompt", "line", "--prompt", "fox", "--tokens", "3", *more]
+        command = [
+            "generate",
+            run_without_padding,
+            "--prompt",
+            "line",
+            "--prompt",
+            "fox",
+            "--tokens",
+            "3",
+            "--beams",
+            "2",
+        ]
         assert main(command) == 2
         assert capsys.readouterr() == (
             "",
@@ -103,7 +120,23 @@ def test_unequal_prompts_for_a_mixer_without_padding_are_refused_before_any_outp
         )
         assert text_of(capsys, *command[1:], "--batch_size", "1").startswith("--- 1 of 2")
         assert text_of(capsys, *command[1:], "--prompt", "dog", "--batch_size", "1").startswith("--- 1 of 3")
-        assert text_of(capsys, run, "--prompt", "dog", "--prompt", "fox", "--tokens", "3", *more).count("---") == 2
+        equal = [run_without_padding, "--prompt", "dog", "--prompt", "fox", "--tokens", "3", "--beams", "2"]
+        assert text_of(capsys, *equal).count("---") == 2
+
+
+def test_a_mixer_without_padding_writes_texts_of_equal_length_together_and_says_so(
+    run_without_padding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with toys():
+        prompts = [word for prompt in ("line", "fox", "dogs", "the") for word in ("--prompt", prompt)]
+        command = [run_without_padding, *prompts, "--tokens", "5", "--seed", "1"]
+        assert main(["generate", *command]) == 0
+        written = capsys.readouterr()
+        assert (
+            "note: ToyMixer does not take padding_mask: only texts of equal length are written together\n"
+            in written.err
+        )
+        assert text_of(capsys, *command, "--batch_size", "1") == written.out
 
 
 def test_prompts_come_from_files(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +146,39 @@ def test_prompts_come_from_files(run: str, tmp_path: Path, capsys: pytest.Captur
     files = ["--prompt_file", str(tmp_path / "lines.txt"), "--prompt_file", str(tmp_path / "lines.jsonl")]
     given = [word for prompt in ("line", "fox", "quick", "dogs\n") for word in ("--prompt", prompt)]
     assert text_of(capsys, *command, *files) == text_of(capsys, *command, *given)
+
+
+def test_prompts_come_from_lines_of_standard_input(
+    run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (run, "--tokens", "5", "--seed", "3")
+    expected = text_of(capsys, *command, "--prompt", "line", "--prompt", "fox")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"line\n\nfox\n")))
+    assert text_of(capsys, *command, "--prompt_file", "-") == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "stdin", "told"),
+    [
+        (["--prompt_file", "-"], b" \n\n", "--prompt_file -: standard input holds no prompt"),
+        (["--prompt_file", "-"], b"a\xff", "--prompt_file -: standard input is not UTF-8 text (byte 1)"),
+        (
+            ["--prompt_file", "-", "--prompt", "-"],
+            b"a",
+            "- is given twice, by --prompt or --prompt_file; standard input",
+        ),
+    ],
+)
+def test_bad_standard_input_is_told(
+    run: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+    stdin: bytes,
+    told: str,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    assert told in error_of(capsys, "generate", run, *given)
 
 
 def test_beams_find_the_same_text_every_time_and_rank_several(run: str, capsys: pytest.CaptureFixture[str]) -> None:

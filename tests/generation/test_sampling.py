@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockyard.errors import InputError
+from blockyard.generation import sampling
 from blockyard.generation.sampling import (
     Sampler,
     SamplingConfig,
@@ -43,6 +44,17 @@ def rows(*lists):
 @given(logit_rows, st.integers(1, 15))
 def test_top_k_keeps_a_token_exactly_when_fewer_than_k_are_more_likely(row, k):
     assert kept(keep_top_k(rows(row), k)) == [sum(other > x for other in row) < k for x in row]
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 8.0], ids=["flat", "usual", "peaked"])
+@pytest.mark.parametrize("ties", [False, True], ids=["", "ties"])
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_sorting_all_of_it(p, spread, ties, monkeypatch):
+    logits = torch.randn(6, 5000, generator=torch.Generator().manual_seed(3)) * spread
+    logits = logits.round() if ties else logits
+    found = keep_top_p(logits, p)
+    monkeypatch.setattr(sampling, "CANDIDATES", 5000)
+    assert torch.equal(found, keep_top_p(logits, p))
 
 
 @quick
@@ -118,25 +130,25 @@ def test_drawn_frequencies_follow_the_processed_distribution(options):
 
 def test_temperature_zero_takes_the_most_likely_token_and_draws_no_number():
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 1.0, 4.0]])
-    assert Sampler(SamplingConfig(temperature=0), 2)(logits, [0, 1]).tolist() == [1, 0]
+    assert Sampler(SamplingConfig(temperature=0))(logits, [0, 1]).tolist() == [1, 0]
 
 
 def test_repetition_penalty_also_counts_at_temperature_zero():
     seen = torch.tensor([[False, True, False]])
-    sampler = Sampler(SamplingConfig(temperature=0, repetition_penalty=4.0), 1)
+    sampler = Sampler(SamplingConfig(temperature=0, repetition_penalty=4.0))
     assert sampler(torch.tensor([[0.0, 3.0, 1.0]]), [0], seen).item() == 2
 
 
 def test_a_tiny_temperature_is_almost_greedy_and_never_nan():
-    sampler = Sampler(SamplingConfig(temperature=1e-30, seed=1), 1)
+    sampler = Sampler(SamplingConfig(temperature=1e-30, seed=1))
     assert sampler(torch.tensor([[90.0, 80.0, -90.0]]), [0]).item() == 0
 
 
 def test_the_same_seed_draws_the_same_tokens_whatever_else_draws():
     logits = torch.zeros(1, 50)
-    first = Sampler(SamplingConfig(seed=3), 1)
+    first = Sampler(SamplingConfig(seed=3))
     a = [first(logits, [0]).item() for _ in range(20)]
-    second = Sampler(SamplingConfig(seed=3), 1)
+    second = Sampler(SamplingConfig(seed=3))
     b = []
     for step in range(20):
         torch.manual_seed(step)
@@ -148,7 +160,7 @@ def test_the_same_seed_draws_the_same_tokens_whatever_else_draws():
 
 def test_sampling_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
-    Sampler(SamplingConfig(), 1)(torch.zeros(1, 50), [0])
+    Sampler(SamplingConfig())(torch.zeros(1, 50), [0])
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -177,4 +189,4 @@ def test_values_out_of_range_are_refused_by_name(options):
 @pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
 def test_logits_that_are_not_finite_are_an_error_and_not_a_token(bad):
     with pytest.raises(InputError, match="not finite"):
-        Sampler(SamplingConfig(), 1)(torch.tensor([[0.0, bad]]), [0])
+        Sampler(SamplingConfig())(torch.tensor([[0.0, bad]]), [0])

@@ -12,12 +12,24 @@ from blockyard.files import parse_json
 
 def read_prompts(given: Sequence[str], files: Sequence[str]) -> list[str]:
     """Return the prompts of the command line and of files, in that order; a line break when there is none."""
-    if given.count("-") > 1:
-        raise InputError("--prompt - is given twice; standard input can be read once")
-    prompts = [read_standard_input() if prompt == "-" else prompt for prompt in given]
+    if given.count("-") + files.count("-") > 1:
+        raise InputError("- is given twice, by --prompt or --prompt_file; standard input can be read once")
+    prompts = [read_standard_input("--prompt -") if prompt == "-" else prompt for prompt in given]
     for name in files:
-        prompts += read_prompt_file(Path(name))
+        prompts += read_prompt_lines() if name == "-" else read_prompt_file(Path(name))
     return prompts or ["\n"]
+
+
+def read_prompt_lines() -> list[str]:
+    """Return one prompt from each line of standard input that is not empty.
+
+    Raises:
+        InputError: when there is none, or it is not text.
+    """
+    lines = [line for line in read_standard_input("--prompt_file -").splitlines() if line.strip()]
+    if not lines:
+        raise InputError("--prompt_file -: standard input holds no prompt")
+    return lines
 
 
 def read_prompt_file(path: Path) -> list[str]:
@@ -51,9 +63,9 @@ def json_prompt(path: Path, number: int, line: str) -> str:
     return prompt
 
 
-def read_standard_input() -> str:
-    """Return the whole standard input as text."""
+def read_standard_input(what: str) -> str:
+    """Return the whole standard input as text; `what` names the option in the error."""
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"--prompt -: standard input is not UTF-8 text (byte {error.start})") from None
+        raise InputError(f"{what}: standard input is not UTF-8 text (byte {error.start})") from None

@@ -9,14 +9,17 @@ distribution.
 Files, in reading order:
 
     sampling.py      SamplingConfig, and every filter as a small function on [B, V]
-    decode.py        the prompt read once, in chunks, then a token per row and step, with the mixers' own caches
+    reading.py       prompts into caches: in chunks, those of similar length side by side
+    beginnings.py    what prompts begin with alike, found once for all and read once
+    room.py          how many rows the memory holds
+    decode.py        a token per row and step, with the mixers' own caches; the next prompt where a row has ended
     stream.py        generate, generate_batch, generate_text: what is certain, as soon as it is
     text.py          no half characters, and nothing from a stop string on
     beam.py          beam_search: the most probable continuations
     speculative.py   a small model proposes, the model checks several tokens in one pass
 
-Use generate_text for one prompt, generate_batch for many, beam_search where the most probable text is wanted, a draft
-where it is several times faster than the model and often right.
+Use generate_text for one prompt, generate_batch for any number of them, beam_search where the most probable text is
+wanted, a draft where it is several times faster than the model and often right.
 
 What a token costs, and when a draft pays: docs/decoding.md.
 """

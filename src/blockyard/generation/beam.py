@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blockyard.errors import InputError, at_least
-from blockyard.generation.decode import PREFILL_CHUNK, check_chunk, check_prompt, evaluating, has_cache, pad_left, read
+from blockyard.generation.decode import check_prompt
+from blockyard.generation.reading import PREFILL_CHUNK, check_chunk, evaluating, has_cache, pad_left, read
 from blockyard.generation.sampling import check_finite
 
 if TYPE_CHECKING:

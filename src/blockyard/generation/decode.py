@@ -1,20 +1,34 @@
-"""Decoding with a cache: read the prompts once, then one token per row and step.
+"""Decoding with a cache: read the prompts, then one token per row and step, and a further prompt where a row has ended.
 
-Rows of different length are padded on the left, so that every row's next token stands in the last column. A
-row's tokens are a function of its own prompt and seed: neither its neighbours nor their lengths change them.
+All rows end at the last column of the cache, with padding in front of the shorter ones, so that every row's next token
+stands in one column. A row that ends leaves its place to the next prompt (continuous batching, Orca, OSDI 2022). A row's
+tokens are a function of its own prompt and seed: neither its neighbours nor their lengths change them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from blockyard.errors import InputError, at_least
+from blockyard.generation.beginnings import Beginning, shared_beginnings
+from blockyard.generation.reading import (
+    PREFILL_CHUNK,
+    Piece,
+    Reader,
+    check_chunk,
+    check_padding,
+    evaluating,
+    has_cache,
+    keep_last,
+    pad_left,
+    read,
+)
+from blockyard.generation.room import rows_in_memory
 from blockyard.generation.sampling import Sampler, SamplingConfig
 from blockyard.nn.rotary import RotaryPositionalEmbedding
 
@@ -23,100 +37,10 @@ if TYPE_CHECKING:
     from blockyard.protocol.cache import ModelCache
 
 PastContext = Literal["slide", "stop"]
-# Prompt tokens read at a time: what a long prompt takes in memory beside its cache is that of one chunk.
-# At 2,048 tokens the scores of twelve heads are 200 MB in float32; all of a long prompt would be the square of it.
-PREFILL_CHUNK = 2048
-
-
-def check_chunk(chunk: int | None) -> int | None:
-    """Return the chunk length, or InputError below 1."""
-    # 0 tokens at a time would never end.
-    at_least(1, ", or none to read a prompt at once", prefill_chunk=chunk)
-    return chunk
-
-
-def read(
-    model: TransformerLM,
-    ids: Tensor,
-    cache: ModelCache | None,
-    *,
-    mask: Tensor | None = None,
-    chunk: int | None = None,
-    last: int = 1,
-) -> Tensor:
-    """Return logits [B, last, V] of the last positions of new tokens; with a cache, long ones are read in chunks.
-
-    Args:
-        model: in eval mode, gradients off.
-        ids: [B, T].
-        cache: holds what came before, and receives the new tokens; None when ids are all there is.
-        mask: padding mask [B, past + T].
-        chunk: most tokens read at a time; None reads all at once.
-        last: number of positions to score.
-    """
-    start, length = 0, ids.shape[1]
-    # Without a cache nothing would be left of a chunk when the next one is read.
-    while cache is not None and chunk is not None and length - start > max(chunk, last):
-        # What is left for the end is at least as long as what is scored.
-        end = min(start + chunk, length - last)
-        seen = None if mask is None else mask[:, : cache.length + end - start]
-        # No logits of the chunks in between: a vocabulary is wider than the model.
-        model(ids[:, start:end], padding_mask=seen, cache=cache, last=0)
-        start = end
-    return model(ids[:, start:], padding_mask=mask, cache=cache, last=last).logits
-
-
-def has_cache(model: TransformerLM, note: Callable[[str], None]) -> bool:
-    """Return whether every mixer of the model has a cache; if not, the user is told what that means."""
-    try:
-        # Asked by trying: a mixer from elsewhere declares nothing, and an empty cache costs nothing.
-        model.new_cache(1)
-    except InputError as error:
-        # A mixer from elsewhere may have none; its model still writes, in quadratic time.
-        note(f"{error}: the whole text is read again for every token")
-        return False
-    return True
-
-
-def check_padding(model: TransformerLM) -> None:
-    """Raise the model's InputError if it cannot read rows of unequal length side by side; tried with two tokens."""
-    device = next(model.parameters()).device
-    with evaluating(list(model.modules())):
-        cache = model.new_cache(2) if has_cache(model, lambda line: None) else None
-        # Two rows, one of them shorter: the smallest batch that has padding.
-        ids = torch.zeros(2, 2, dtype=torch.long, device=device)
-        read(model, ids, cache, mask=torch.tensor([[0, 1], [1, 1]], device=device) > 0)
-
-
-@contextmanager
-def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Turn dropout and gradients off inside; every module's own mode is put back afterwards.
-
-    Args:
-        modules: all modules of a model (walking through it for every token would cost as much as a layer).
-    """
-    # Only those are touched: a frozen part that is in eval mode within a training model stays so.
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Return (ids [B, T], padding mask [B, T] with 1 = keep, or None when no row is shorter)."""
-    # On the left: the newest token of every row then stands in the last column, where one product scores them all.
-    longest = max(map(len, rows))
-    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
-    if min(map(len, rows)) == longest:
-        return ids, None
-    # No mask where none is needed: the kernels without one are faster.
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return ids, torch.arange(longest, device=device) >= longest - lengths[:, None]
+# Rows at a time unless told otherwise.
+BATCH_SIZE = 64
+# Prompts come in when so many places of a batch are free: read together they take less time than one by one.
+FREE_SHARE = 16
 
 
 class Decoder:
@@ -130,10 +54,13 @@ class Decoder:
             of them, reads that half again from position 0 and goes on; "stop" ends the row.
         use_cache: False reads the whole window again for each token (slow; the cache's own proof).
         prefill_chunk: prompt tokens read at a time; None reads a prompt at once.
-        note: receives a line when the context is passed.
+        batch_size: most rows at a time; fewer where memory does not hold their caches.
+        new_tokens: the most that any row may get, for that estimate.
+        note: receives a line when the context is passed, or rows have to wait for one another.
 
     Raises:
-        InputError: for an empty or out-of-vocabulary prompt, or one longer than the context under "stop".
+        InputError: for an empty or out-of-vocabulary prompt, one longer than the context under "stop", or one whose
+            cache the memory would not hold.
     """
 
     def __init__(
@@ -145,10 +72,13 @@ class Decoder:
         past_context: PastContext = "slide",
         use_cache: bool = True,
         prefill_chunk: int | None = PREFILL_CHUNK,
+        batch_size: int = BATCH_SIZE,
+        new_tokens: int = 0,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
         if past_context not in ("slide", "stop"):
             raise InputError(f"past_context={past_context!r} is not known; use 'slide' or 'stop'")
+        at_least(1, batch_size=batch_size)
         self.model, self.past_context, self.note = model, past_context, note
         # Listed once; see `evaluating`.
         self._modules = list(model.modules())
@@ -159,31 +89,51 @@ class Decoder:
         self.device = next(model.parameters()).device
         # Every prompt is checked before any is read: one bad line of a thousand is told at once.
         self.windows = [self._fit(check_prompt(prompt, vocabulary)) for prompt in prompts]
-        self.live = list(range(len(prompts)))
-        self.sampler = Sampler(sampling, len(prompts))
-        # Everything a row has read and written, slid out of the window or not: what "repetition" means.
-        self._seen = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=self.device)
-        for row, prompt in enumerate(prompts):
-            self._seen[row, torch.tensor(list(prompt), device=self.device)] = True
-        # Made with the first step: a decoder that is only asked for its seed takes no memory.
-        self._cache: ModelCache | None = None
-        self._mask: Tensor | None = None
-        self._noted = False
+        self.sampler = Sampler(sampling)
         ropes = (module for module in self._modules if isinstance(module, RotaryPositionalEmbedding))
         self._scalings = {rope.scaling for rope in ropes if rope.scaling is not None and rope.scaling.by_length}
+        lengths = [len(window) for window in self.windows]
+        longest = max(lengths)
+        most = min(self.context, longest + new_tokens)
+        wanted = min(batch_size, len(prompts))
+        self._new_tokens = new_tokens
+        self._most = rows_in_memory(model, wanted, longest, most, note, self.use_cache)
+        # Rows come and go one by one only in caches that can take them in, and stand beside longer ones only where a
+        # mixer knows padding.
+        self._joins = not self.use_cache or model.new_cache(1).joins
+        self._pads = self._most == 1 or (len(set(lengths)) == 1 and wanted == len(prompts)) or self._takes_padding()
+        self.waiting = deque(range(len(prompts)))
+        # By place in the cache; None where a row has ended.
+        self._places: list[int | None] = []
+        # What each row has read and written, slid out of the window or not: what "repetition" means.
+        self._prompts, self._seen = prompts, dict[int, Tensor]()
+        # Made with the first step: a decoder that is only asked for its seed takes no memory.
+        self._cache: ModelCache | None = None
+        self._reader: Reader | None = None
+        self._noted = False
+
+    @property
+    def live(self) -> list[int]:
+        """Rows that are being written."""
+        return [row for row in self._places if row is not None]
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens of prompts that went through the model so far, those of shared beginnings once."""
+        return 0 if self._reader is None else self._reader.tokens
 
     def step(self) -> dict[int, int]:
         """Draw the next token of every live row: {row: token}."""
-        logits = self._logits()
-        live = torch.tensor(self.live, device=self.device)
+        logits = self._logits(self._admit())
+        rows = self.live
         # One transfer for all rows; a token at a time would wait for the device B times a step.
-        tokens = self.sampler(logits, self.live, self._seen[live])
-        self._seen[live, tokens] = True
+        tokens = self.sampler(logits, rows, self._seen_by(rows)).tolist()
         # By row and not by place: rows leave, and a caller knows them by number.
-        drawn = dict(zip(self.live, tokens.tolist()))
-        for row, token in drawn.items():
+        for row, token in zip(rows, tokens):
             self.windows[row].append(token)
-        return drawn
+            if row in self._seen:
+                self._seen[row][token] = True
+        return dict(zip(rows, tokens))
 
     def full(self, row: int) -> bool:
         """Return whether the row cannot go on because its tokens fill the context and `past_context` is "stop"."""
@@ -191,50 +141,140 @@ class Decoder:
         return self.past_context == "stop" and len(self.windows[row]) > self.context
 
     def finish(self, rows: Sequence[int]) -> None:
-        """Take rows out of the batch."""
-        keep = [place for place, row in enumerate(self.live) if row not in rows]
-        if len(keep) == len(self.live):
-            return
-        self.live = [self.live[place] for place in keep]
-        index = torch.tensor(keep, dtype=torch.long, device=self.device)
-        # A cache without rows is none; the last row leaves it as it is.
-        if self._cache is not None and keep:
-            self._cache.select(index)
-        if self._mask is not None:
-            self._mask = self._mask[index]
+        """Take rows out of the batch; their places go to others with the next step."""
+        gone = set(rows)
+        self._places = [None if row in gone else row for row in self._places]
+        for row in gone:
+            self._seen.pop(row, None)
+            self.sampler.forget(row)
+            # Nobody reads it again, and there may be a hundred thousand.
+            self.windows[row] = []
 
-    def _logits(self) -> Tensor:
+    def skip(self, rows: Sequence[int]) -> None:
+        """Take rows from those that wait to come in."""
+        gone = set(rows)
+        self.waiting = deque(row for row in self.waiting if row not in gone)
+
+    def _admit(self) -> list[int]:
+        """Return prompts that come in with this step."""
+        live = self.live
+        free = self._most - len(live)
+        if live and (not self._joins or free * FREE_SHARE < self._most):
+            return []
+        if self._pads:
+            return [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        # Side by side stand rows of one length, which advance together.
+        length = len(self.windows[(live or self.waiting)[0]]) if live or self.waiting else 0
+        chosen = [row for row in self.waiting if len(self.windows[row]) == length][:free]
+        self.skip(chosen)
+        return chosen
+
+    def _logits(self, new: list[int]) -> Tensor:
         """Return logits [live rows, V] of each live row's next token."""
-        slid = [row for row in self.live if len(self.windows[row]) > self.context]
-        for row in slid:
-            self._slide(row)
-        # One row that slides makes all be read again: positions of a batch's cache advance together.
-        if self._cache is None or slid or any(self._parts(len(self.windows[row])) for row in self.live):
-            return self._read()
-        ids = torch.tensor([self.windows[row][-1:] for row in self.live], device=self.device)
-        return self._forward(ids, self._cache.length + 1)
+        for row in new:
+            if self.sampler.config.repetition_penalty != 1:
+                self._seen[row] = self._tokens_of(row)
+        fresh = dict.fromkeys(new)
+        for row in self.live:
+            length = len(self.windows[row])
+            if length > self.context:
+                self._slide(row)
+                fresh[row] = None
+            elif any(scaling.parts(length - 1, length) for scaling in self._scalings):
+                # Turned otherwise than when it was a token shorter: what the cache holds of it is of no use.
+                fresh[row] = None
+        if not self.use_cache:
+            self._places = [*self.live, *new]
+            ids, mask = pad_left([self.windows[row] for row in self.live], self.device)
+            with evaluating(self._modules):
+                return read(self.model, ids, None, mask=mask)[:, -1]
+        if fresh and not self._joins:
+            # What cannot take a row in is read again as a whole.
+            fresh = dict.fromkeys((*self.live, *new))
+        stay = [row for row in self.live if row not in fresh]
+        pieces = self._read(list(fresh)) if fresh else []
+        logits = [self._forward(stay)] if stay else []
+        self._join(stay, pieces)
+        return torch.cat([*logits, *(piece.logits for piece in pieces)])
 
-    def _read(self) -> Tensor:
-        """Read all live windows from their beginning, into a new cache."""
-        ids, mask = pad_left([self.windows[row] for row in self.live], self.device)
-        # Nothing is padded after the prompts: one mask with room for the whole context serves every step.
-        # Made once at full width: a mask that grew by a column a token would be copied every time.
-        room = self.context + 1 - ids.shape[1]
-        self._mask = None if mask is None else F.pad(mask, (0, room), value=True)
-        self._cache = self.model.new_cache(len(self.live)) if self.use_cache else None
-        return self._forward(ids, ids.shape[1])
-
-    def _parts(self, length: int) -> bool:
-        """Return whether a row of this length is turned otherwise than when it was a token shorter, so that what its
-        cache holds is of no use."""
-        return any(scaling.parts(length - 1, length) for scaling in self._scalings)
-
-    def _forward(self, ids: Tensor, length: int) -> Tensor:
-        mask = None if self._mask is None else self._mask[:, :length]
+    def _read(self, rows: list[int]) -> list[Piece]:
+        """Read the windows of rows from their beginnings."""
+        if self._reader is None:
+            self._reader = Reader(self.model, self._modules, self._chunk, self._beginnings(), max(4, self._most // 4))
+        texts = {row: self.windows[row] for row in rows}
         # Such a row is read as a whole: its first chunk alone would be turned as a short row.
-        whole = any(length > scaling.original for scaling in self._scalings)
+        whole = frozenset(row for row in rows if self._by_length(row))
+        return self._reader.read(texts, whole=whole, together=not self._joins)
+
+    def _by_length(self, row: int) -> bool:
+        return any(len(self.windows[row]) > scaling.original for scaling in self._scalings)
+
+    def _beginnings(self) -> list[Beginning | None]:
+        if not self._joins:
+            return [None] * len(self.windows)
+        return shared_beginnings([[] if self._by_length(row) else text for row, text in enumerate(self.windows)])
+
+    def _forward(self, rows: list[int]) -> Tensor:
+        """Return logits [rows, V] behind the last token of rows that the cache holds, which then holds no others."""
+        assert self._cache is not None
+        if self._places != rows:
+            # Only what has to move does: rows from the end take the places that are free.
+            kept: list[int | None] = [row if row in set(rows) else None for row in self._places]
+            index = [place for place, row in enumerate(kept) if row is not None]
+            ends = [place for place in index if place >= len(index)]
+            index = [place if kept[place] is not None else ends.pop() for place in range(len(index))]
+            self._cache.select(torch.tensor(index))
+            rows[:] = [row for place in index if (row := kept[place]) is not None]
+            if self._joins:
+                # The longest row holds all but its last token.
+                self._cache.align(max(len(self.windows[row]) for row in rows) - 1)
+        lengths = [len(self.windows[row]) for row in rows]
+        ids = torch.tensor([[self.windows[row][-1]] for row in rows], device=self.device)
+        mask = keep_last(lengths, self._cache.length + 1, self.device)
         with evaluating(self._modules):
-            return read(self.model, ids, self._cache, mask=mask, chunk=None if whole else self._chunk)[:, -1]
+            return read(self.model, ids, self._cache, mask=mask)[:, -1]
+
+    def _join(self, stay: list[int], pieces: list[Piece]) -> None:
+        """Bring rows that were read into the cache, behind those that it holds."""
+        self._places = [*stay, *(row for piece in pieces for row in piece.rows)]
+        if not pieces:
+            return
+        if not stay and len(pieces) == 1:
+            self._cache = pieces[0].cache
+            return
+        longest = max(len(self.windows[row]) for row in self.live)
+        if not stay:
+            self._cache = self.model.new_cache(len(self._places))
+            # Room for what is read and as much again: memory that is new costs more than what is written into it.
+            self._cache.reserve(longest + min(self._new_tokens, longest))
+        assert self._cache is not None
+        if stay:
+            # Places for them, copies of the first row until they come.
+            self._cache.select(torch.tensor([*range(len(stay)), *[0] * (len(self._places) - len(stay))]))
+        self._cache.align(longest)
+        start = len(stay)
+        for piece in pieces:
+            end = start + len(piece.rows)
+            self._cache.put(torch.arange(start, end), piece.cache)
+            start = end
+
+    def _takes_padding(self) -> bool:
+        try:
+            check_padding(self.model)
+        except InputError as error:
+            self.note(f"{error}: only texts of equal length are written together")
+            return False
+        return True
+
+    def _tokens_of(self, row: int) -> Tensor:
+        """Return which tokens the prompt of a row has, bool [V]."""
+        seen = torch.zeros(self.model.config.vocab_size, dtype=torch.bool, device=self.device)
+        seen[torch.tensor(list(self._prompts[row]), device=self.device)] = True
+        return seen
+
+    def _seen_by(self, rows: list[int]) -> Tensor | None:
+        """Return what a repetition penalty counts, bool [rows, V]; None without one."""
+        return torch.stack([self._seen[row] for row in rows]) if self._seen else None
 
     def _fit(self, prompt: list[int]) -> list[int]:
         if len(prompt) <= self.context:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError, at_least
-from blockyard.generation.decode import PREFILL_CHUNK, Decoder, PastContext, evaluating, has_cache, read
+from blockyard.generation.decode import Decoder, PastContext
+from blockyard.generation.reading import PREFILL_CHUNK, evaluating, has_cache, read
 from blockyard.generation.sampling import SamplingConfig, check_finite, draw_weighted, probabilities
 
 if TYPE_CHECKING:
@@ -126,7 +127,9 @@ class SpeculativeDecoder(Decoder):
             note=note,
         )
         self.acceptance = Acceptance()
-        self._most = draft_tokens
+        # The one row is there from the beginning.
+        self._places, self._seen = [self.waiting.popleft()], {0: self._tokens_of(0)}
+        self._proposes = draft_tokens
         self._target = _Reader(model, self._modules, self.use_cache, self._chunk)
         self._draft = _Reader(draft, list(draft.modules()), use_cache and has_cache(draft, note), self._chunk)
         self._begin = 0  # where the draft's own, possibly shorter, window begins in the model's
@@ -137,7 +140,7 @@ class SpeculativeDecoder(Decoder):
         if not self._ready:
             self._ready = self._round()
         token = self._ready.pop(0)
-        self._seen[0, token] = True
+        self._seen[0][token] = True
         self.windows[0].append(token)
         return {0: token}
 
@@ -149,7 +152,7 @@ class SpeculativeDecoder(Decoder):
             self._draft.forget()
         window = self.windows[0]
         # At the end of the context fewer are proposed, so that windows slide where they would without a draft.
-        proposals, q = self._propose(window, min(self._most, self.context - len(window)))
+        proposals, q = self._propose(window, min(self._proposes, self.context - len(window)))
         count = len(proposals)
         self._target.start(window)
         logits = self._target.score([*window, *proposals], count + 1)
@@ -189,7 +192,7 @@ class SpeculativeDecoder(Decoder):
     def _seen_with(self, proposals: list[int]) -> Tensor:
         """Return what a repetition penalty counts [k + 1, V]: before the first proposal, and behind each."""
         # A penalty counts what stands before a position, so every position of the pass has its own.
-        seen = self._seen.repeat(len(proposals) + 1, 1)
+        seen = self._seen[0].repeat(len(proposals) + 1, 1)
         for place, token in enumerate(proposals):
             seen[place + 1 :, token] = True
         return seen

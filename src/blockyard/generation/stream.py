@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Required, SupportsIndex, TypedDict, Unpack
 
 from torch import Tensor
 
 from blockyard.errors import InputError
-from blockyard.generation.decode import PREFILL_CHUNK, Decoder, PastContext
+from blockyard.generation.decode import BATCH_SIZE, Decoder, PastContext
+from blockyard.generation.reading import PREFILL_CHUNK
 from blockyard.generation.sampling import SamplingConfig
 from blockyard.generation.speculative import Acceptance, SpeculativeDecoder
 from blockyard.generation.text import Decoder as TextDecoder
@@ -29,12 +30,13 @@ class Coder(TextDecoder, Protocol):
 class WritingOptions(TypedDict, total=False):
     """Options that every way of writing hands on to `Batch`, which describes them and has their defaults."""
 
-    max_new_tokens: Required[int]
+    max_new_tokens: Required[int | Sequence[int]]
     sampling: SamplingConfig | None
     stop: str | Sequence[str]
     past_context: PastContext
     use_cache: bool
     prefill_chunk: int | None
+    batch_size: int
     draft: TransformerLM | None
     draft_tokens: int
     on_note: Callable[[str], None] | None
@@ -48,15 +50,16 @@ class BatchOptions(WritingOptions, total=False):
 
 
 class Batch:
-    """The rows of a batch while they are written; iterate over it to get what became certain in each step.
+    """The texts of several prompts while they are written; iterate over it to get what became certain in each step.
 
     Each step gives a list with one `(tokens, text)` per row, empty for rows that wait or have ended. Without
-    a tokenizer the texts are "".
+    a tokenizer the texts are "". At most `batch_size` rows are written at a time; when one ends, the next prompt takes
+    its place.
 
     Args:
         model: a language model of this library.
         prompts: token ids, one list per row.
-        max_new_tokens: upper limit of new tokens per row, 0 or more.
+        max_new_tokens: upper limit of new tokens per row, 0 or more; one for all, or one for each prompt.
         sampling: how tokens are drawn; row i of a batch uses seed + i.
         stop: strings that end a row; they are not emitted, and text that may begin one is held back. Only new
             text is searched, not the prompt.
@@ -65,6 +68,7 @@ class Batch:
         past_context: "slide" or "stop", see `decode.Decoder`.
         use_cache: False recomputes everything for each token.
         prefill_chunk: prompt tokens read at a time; None reads a prompt at once.
+        batch_size: most rows written at a time; fewer where the memory does not hold their caches, which is noted.
         draft: a smaller model that proposes tokens (one prompt only), see `speculative.SpeculativeDecoder`.
         draft_tokens: most tokens that it proposes at a time.
         on_note: called with a line when something the user should know happens (the context was passed).
@@ -83,7 +87,7 @@ class Batch:
         model: TransformerLM,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         sampling: SamplingConfig | None = None,
         stop: str | Sequence[str] = (),
         tokenizer: TextDecoder | None = None,
@@ -91,13 +95,12 @@ class Batch:
         past_context: PastContext = "slide",
         use_cache: bool = True,
         prefill_chunk: int | None = PREFILL_CHUNK,
+        batch_size: int = BATCH_SIZE,
         draft: TransformerLM | None = None,
         draft_tokens: int = 4,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
-        # `index` refuses 2.5 and takes numpy's integers.
-        if operator.index(max_new_tokens) < 0:
-            raise InputError(f"max_new_tokens={max_new_tokens} is negative; use 0 or more")
+        limits = limits_of(max_new_tokens, len(prompts))
         if len(prompts) == 0:
             raise InputError("there is no prompt; give at least one")
         StopMatcher(stop)  # refuses bad stop strings even where no tokenizer is there to find them
@@ -106,8 +109,10 @@ class Batch:
         self.notes: list[str] = []
         # Everything is refused here, not at the first token: a stream is often read far from where it was made.
         self.finished: list[str | None] = [None] * len(prompts)
-        self._on_note, self._limit, self._end = on_note, max_new_tokens, frozenset(end_tokens)
-        self._streams = [None if tokenizer is None else TextStream(tokenizer, stop) for _ in prompts]
+        self._on_note, self._end = on_note, frozenset(end_tokens)
+        # Of each row: tokens still to be drawn, and what makes text of them, from its first token to its last.
+        self._left, self._streams = limits, dict[int, TextStream]()
+        self._tokenizer, self._stop = tokenizer, stop
         # Without stop strings no token ever has to wait for what follows it.
         self._hold = bool(stop)
         common: dict[str, Any] = {
@@ -119,6 +124,7 @@ class Batch:
         sampling = sampling or SamplingConfig()
         self.acceptance: Acceptance | None = None
         if draft is None:
+            common |= {"batch_size": batch_size, "new_tokens": max(limits)}
             self._decoder: Decoder = Decoder(model, prompts, sampling, **common)
         else:
             fast = SpeculativeDecoder(model, prompts, sampling, draft=draft, draft_tokens=draft_tokens, **common)
@@ -129,22 +135,38 @@ class Batch:
         """The seed in use, also when none was given."""
         return self._decoder.sampler.seed
 
+    @property
+    def tokens_read(self) -> int:
+        """Tokens of prompts that went through the model so far; those of a beginning that prompts share count once."""
+        return self._decoder.tokens_read
+
     def __iter__(self) -> Iterator[list[tuple[list[int], str]]]:
-        for count in range(1, self._limit + 1):
-            if not self._decoder.live:
-                return
-            drawn = self._decoder.step()
+        for drawn in self.steps():
             out: list[tuple[list[int], str]] = [([], "")] * len(self.finished)
-            for row, token in drawn.items():
-                out[row] = self._take(row, token, last=count == self._limit)
+            for row, found in drawn.items():
+                out[row] = found
+            yield out
+
+    def steps(self) -> Iterator[dict[int, tuple[list[int], str]]]:
+        """Yield what became certain in each step by row, of those rows alone that were written."""
+        idle = [row for row, left in enumerate(self._left) if not left]
+        self._decoder.skip(idle)
+        for row in idle:
+            self.finished[row] = self.finished[row] or "length"
+        while self._decoder.live or self._decoder.waiting:
+            drawn = self._decoder.step()
+            out = {row: self._take(row, token) for row, token in drawn.items()}
             # Before the step is given: a caller that stops reading leaves no row behind that nobody wants.
             self._decoder.finish([row for row in drawn if self.finished[row] is not None])
             yield out
-        self.finished = [reason or "length" for reason in self.finished]
 
-    def _take(self, row: int, token: int, last: bool) -> tuple[list[int], str]:
+    def _take(self, row: int, token: int) -> tuple[list[int], str]:
         """Return one new token of one row: (tokens, text) that it makes certain."""
-        stream = self._streams[row]
+        self._left[row] -= 1
+        last, stream = not self._left[row], None
+        if self._tokenizer is not None:
+            stream = self._streams.get(row) or TextStream(self._tokenizer, self._stop)
+            self._streams[row] = stream
         ended = token in self._end
         tokens, text = [] if ended else [token], ""
         if stream is not None:
@@ -166,6 +188,8 @@ class Batch:
             elif self._decoder.full(row):
                 self.finished[row] = "context"
                 self._note(f"stopped: the context of {self._decoder.context} tokens is full")
+        if self.finished[row] is not None:
+            self._streams.pop(row, None)
         return tokens, text
 
     def _note(self, line: str) -> None:
@@ -174,6 +198,21 @@ class Batch:
             self.notes.append(line)
             if self._on_note is not None:
                 self._on_note(line)
+
+
+def limits_of(max_new_tokens: int | Sequence[int], rows: int) -> list[int]:
+    """Return the upper limit of every row; InputError for a negative one, or another number of them."""
+    # `index` refuses 2.5 and takes numpy's integers.
+    given = [max_new_tokens] * rows if isinstance(max_new_tokens, SupportsIndex) else list(max_new_tokens)
+    limits = [operator.index(limit) for limit in given]
+    if len(limits) != rows:
+        raise InputError(
+            f"max_new_tokens has {len(limits)} limits for {rows} prompts; give one for each, or one number"
+        )
+    # Asked of the number, too: without a prompt there is no row that has it.
+    if min([*limits, operator.index(max_new_tokens) if isinstance(max_new_tokens, SupportsIndex) else 0]) < 0:
+        raise InputError(f"max_new_tokens={max_new_tokens} is negative; use 0 or more")
+    return limits
 
 
 def generate(
@@ -206,15 +245,16 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     **options: Unpack[BatchOptions],
 ) -> list[list[int]]:
-    """Return the new tokens of several prompts at once (padded on the left); each row is what it would be alone.
+    """Return the new tokens of several prompts, in their order; each row is what it would be alone.
 
-    Row i draws with seed + i. Arguments and errors as for `Batch`.
+    Row i draws with seed + i. At most `batch_size` rows are written at a time, each place by one prompt after another;
+    a beginning that prompts share is read once. Arguments and errors as for `Batch`.
     """
     batch = Batch(model, prompts, **options)
     rows: list[list[int]] = [[] for _ in prompts]
-    for step in batch:
-        for row, (tokens, _text) in zip(rows, step):
-            row += tokens
+    for step in batch.steps():
+        for row, (tokens, _text) in step.items():
+            rows[row] += tokens
     return rows
 
 

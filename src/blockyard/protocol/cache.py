@@ -8,8 +8,8 @@ error. (Growing with `torch.cat` copies everything at every step.)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class LayerCache(Cache[Snapshot]):
         InputError: for a batch or `max_len` below 1.
     """
 
+    joins = True
+
     def __init__(
         self,
         batch: int,
@@ -49,8 +51,12 @@ class LayerCache(Cache[Snapshot]):
         self.slots = dict(slots)
         self.lengthwise = lengthwise
         self._capacity = 0
+        # The buffers' column where the text begins: columns in front of it were dropped (`align`).
+        self._front = 0
         # Made with the first token: a cache that is only counted, or moved to a device, takes no memory.
         self._buffers: dict[str, Tensor] = {}
+        # Those are the first `batch` rows of what is held: rows that left make room for others without an allocation.
+        self._room: dict[str, Tensor] = {}
         # What the layer made of its weights for steps of one token; a new text, or a reset, drops it.
         # It lives here and not on the module, so that two texts read by one module never share it.
         self.prepared: dict[str, Any] = {}
@@ -90,12 +96,12 @@ class LayerCache(Cache[Snapshot]):
     def _store(self, tensors: Mapping[str, Tensor], new: int) -> tuple[Tensor, ...]:
         # Before the loop, for all slots alike: keys without their values would be worse than an error.
         self.reserve(new)
-        end, shown = self.length + new, []
+        front, end, shown = self._front, self.length + new, []
         for name, tensor in tensors.items():
             buffer = self._buffers[name]
             # A view that is copied into, and one that is shown: no step allocates.
-            buffer.narrow(-2, self.length, new).copy_(tensor)
-            shown.append(buffer.narrow(-2, 0, end))
+            buffer.narrow(-2, front + self.length, new).copy_(tensor)
+            shown.append(buffer.narrow(-2, front, end))
         self.length = end
         return tuple(shown)
 
@@ -117,7 +123,7 @@ class LayerCache(Cache[Snapshot]):
 
     def _stored(self) -> slice:
         """Return where the held tokens lie in the buffers."""
-        return slice(0, self.length)
+        return slice(self._front, self._front + self.length)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the stored contents of a slot, `[batch, *lead, held, width]`, as a view."""
@@ -131,15 +137,30 @@ class LayerCache(Cache[Snapshot]):
 
     def _make_room(self, new: int) -> None:
         wanted = self.length + new
-        if wanted > self._capacity or not self._buffers:
+        if self._front + wanted <= self._capacity and self._buffers:
+            return
+        if self._buffers and wanted <= self._capacity and (self._front >= self.length or self.max_len is not None):
+            # Half of the room is columns that were dropped: the rest moves there, once for as many tokens as it holds.
+            stored, overlap = self._stored(), self._front < self.length
+            for buffer in self._buffers.values():
+                part = buffer[..., stored, :]
+                buffer[..., : self.length, :] = part.clone() if overlap else part
+            self._front = 0
+        else:
             self._allocate(self._grown(wanted))
 
     def _allocate(self, capacity: int) -> None:
         made, stored = self._made(self.batch, capacity), self._stored()
         for name, buffer in self._buffers.items():
             # Room that was never written is not copied.
-            made[name][..., stored, :] = buffer[..., stored, :]
-        self._buffers, self._capacity = made, capacity
+            made[name][..., stored.start - self._front : stored.stop - self._front, :] = buffer[..., stored, :]
+        self._hold(made, capacity)
+        self._front = 0
+
+    def _hold(self, room: dict[str, Tensor], capacity: int) -> None:
+        """Take buffers, whose first rows are the sequences."""
+        self._room, self._capacity = room, capacity
+        self._buffers = {name: buffer.narrow(0, 0, self.batch) for name, buffer in room.items()}
 
     def _made(self, batch: int, capacity: int) -> dict[str, Tensor]:
         """Return new buffers, [batch, *lead, capacity, width] by slot."""
@@ -202,23 +223,88 @@ class LayerCache(Cache[Snapshot]):
 
     def _select(self, index: Tensor) -> None:
         # Before the first token there is nothing to copy, and the batch may change all the same.
-        index, stored, made = index.to(self.device), self._stored(), {}
-        if self._buffers:
+        index, before = index.to(self.device), self.batch
+        self.batch = index.numel()
+        if not self._buffers:
+            return
+        stored = self._stored()
+        if self.batch > next(iter(self._room.values())).shape[0]:
             # Of the same capacity: a batch that is widened in the middle of a text goes on growing from there.
-            made = self._made(index.numel(), self._capacity)
+            made = self._made(self.batch, self._capacity)
             for name, buffer in self._buffers.items():
                 # Only the stored part is copied, straight to its place.
                 torch.index_select(buffer[..., stored, :], 0, index, out=made[name][..., stored, :])
-        self.batch, self._buffers = index.numel(), made
+        else:
+            # Rows that leave take none of the others along: only those that move are copied.
+            moved = (index != torch.arange(self.batch, device=self.device)).nonzero().flatten()
+            made, chosen = self._room, index[moved]
+            for buffer in made.values() if moved.numel() else ():
+                rows = buffer[:before, ..., stored, :].index_select(0, chosen)
+                buffer[..., stored, :].index_copy_(0, moved, rows)
+        self._hold(made, self._capacity)
+
+    def _shift(self, columns: int) -> None:
+        length, stored = self.length + columns, self._stored()
+        if columns > self._front or (columns > 0 and not self._buffers):
+            capacity = self._capacity if length <= self._capacity else self._grown(length)
+            made = self._made(self.batch, capacity)
+            for name, buffer in self._buffers.items():
+                made[name][..., columns:length, :] = buffer[..., stored, :]
+            self._hold(made, capacity)
+            self._front = columns
+        self._front, self.length = (self._front - columns, length) if length else (0, 0)
+        for buffer in self._buffers.values() if columns > 0 else ():
+            # Zeros: what nobody sees has weight 0, and 0 times what an empty buffer may hold is not 0.
+            buffer.narrow(-2, self._front, columns).zero_()
+
+    def _put(self, rows: Tensor, source: Self) -> None:
+        rows, held = rows.to(self.device), min(self.held, source.held)
+        for name, buffer in self._buffers.items() if held else ():
+            end = self._stored().stop
+            buffer[..., end - held : end, :].index_copy_(0, rows, source[name][..., source.held - held :, :])
+
+    def check_fork(self, index: Tensor, lengths: Sequence[int] | None = None) -> None:
+        if lengths is None or not self.goes_back:
+            super().check_fork(index, lengths)
+            return
+        self.check_select(index)
+        if len(lengths) != index.numel() or not 0 <= min(lengths) <= max(lengths) <= self.length:
+            raise InputError(f"fork() to lengths {list(lengths)} of {self.length} tokens and {index.numel()} sequences")
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether any number of tokens can be taken back."""
+        return True
+
+    def _copy(self, source: Self, index: Tensor, lengths: Sequence[int] | None) -> None:
+        self.prepared, self._buffers, self._room, self._capacity = {}, {}, {}, 0
+        self.batch, index, stored = index.numel(), index.to(self.device), source._stored()
+        if lengths is not None:
+            self.length = max(lengths)
+        if not source._buffers:
+            return
+        capacity = source._capacity
+        self._hold(self._made(self.batch, capacity), capacity)
+        for name, buffer in self._buffers.items():
+            kept = source._buffers[name]
+            if lengths is None or min(lengths) == source.length:
+                torch.index_select(kept[..., stored, :], 0, index, out=buffer[..., stored, :])
+                continue
+            end = self._front + self.length
+            buffer.narrow(-2, self._front, self.length).zero_()
+            for row, (origin, length) in enumerate(zip(index.tolist(), lengths)):
+                first = kept[origin, ..., stored.start : stored.start + length, :]
+                buffer[row, ..., end - length : end, :] = first
 
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
         super().reset()
+        self._front = 0
         self.prepared.clear()
 
     def _move(self, device: torch.device, dtype: torch.dtype) -> None:
         # What was prepared are weights in the old type, in the old place.
-        self._buffers = {name: buffer.to(device, dtype) for name, buffer in self._buffers.items()}
+        self._hold({name: buffer.to(device, dtype) for name, buffer in self._room.items()}, self._capacity)
         self.prepared.clear()
 
     @property
@@ -226,6 +312,10 @@ class LayerCache(Cache[Snapshot]):
         """Bytes per token and sequence."""
         # What is stored, not what room is held: the figure that reports compare is a property of the mixer.
         return sum(math.prod(shape) for shape in self.slots.values()) * self.dtype.itemsize
+
+    def nbytes_of(self, tokens: int) -> int:
+        """Return bytes that so many tokens of a sequence take when they are stored."""
+        return tokens * self.bytes_per_token
 
     @property
     def nbytes(self) -> int:
@@ -235,7 +325,7 @@ class LayerCache(Cache[Snapshot]):
     @property
     def allocated_nbytes(self) -> int:
         """Bytes held, including room not yet used."""
-        return sum(buffer.nbytes for buffer in self._buffers.values())
+        return sum(buffer.nbytes for buffer in self._room.values())
 
     def __repr__(self) -> str:
         size = f"batch={self.batch}, length={self.length}, slots={self.slots}, max_len={self.max_len}"
@@ -292,6 +382,32 @@ class ModelCache:
     def repeat(self, n: int) -> None:
         """Repeat every sequence n times, copies side by side."""
         self._all("repeat", n)
+
+    def align(self, length: int) -> None:
+        """Make the text so many columns long at its front, where padding comes or goes (`Cache.align`)."""
+        self._all("align", length)
+
+    def put(self, rows: Tensor, source: ModelCache) -> None:
+        """Replace sequences by those of another cache, which end at the last column (`Cache.put`)."""
+        if len(source) != len(self):
+            raise InputError(f"put() of a cache of {len(source)} layers into one of {len(self)}")
+        self._each("put", [(rows, layer) for layer in source])
+
+    def fork(self, index: Tensor, lengths: Sequence[int] | None = None) -> ModelCache:
+        """Return a new cache with copies of sequences, or of their beginnings (`Cache.fork`)."""
+        for layer in self.layers:
+            layer.check_fork(index, lengths)
+        return ModelCache([layer.fork(index, lengths) for layer in self.layers])
+
+    @property
+    def joins(self) -> bool:
+        """Whether sequences can come and go one by one: a cache of foreign make need not have what that takes."""
+        return all(isinstance(layer, Cache) and layer.joins for layer in self.layers)
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether any number of tokens can be taken back, in every layer."""
+        return all(getattr(layer, "goes_back", False) for layer in self.layers)
 
     def reset(self) -> None:
         """Forget everything."""

@@ -6,8 +6,10 @@ model ask all layers first, so that an operation is done by all of them or by no
 
 from __future__ import annotations
 
+import copy
 import weakref
-from typing import Generic, Self, TypeVar
+from collections.abc import Sequence
+from typing import ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,6 +47,15 @@ class Cache(Generic[S]):
     Raises:
         InputError: for a batch or `max_len` below 1.
     """
+
+    # Whether sequences come and go one by one (`align`, `put`, `fork`). Not inherited: a class that keeps more than its
+    # base should say that these take it along.
+    joins: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "joins" not in cls.__dict__:
+            cls.joins = False
 
     def __init__(
         self, batch: int, max_len: int | None, dtype: torch.dtype | None, device: torch.device | str | None
@@ -100,6 +111,29 @@ class Cache(Generic[S]):
         if n < 1:
             raise InputError(f"repeat({n}) should be at least 1")
 
+    def check_align(self, length: int) -> None:
+        """Raise InputError unless the text can be made so many columns long."""
+        if length < 0 or (self.max_len is not None and length > self.max_len):
+            raise InputError(f"align({length}): expected 0 to max_len={self.max_len} columns")
+
+    def check_put(self, rows: Tensor, source: Cache[S]) -> None:
+        """Raise InputError unless `source` is of the same kind, one sequence for each of `rows`, and no longer."""
+        self.check_select(rows)
+        if type(source) is not type(self) or source.dtype != self.dtype or source.device != self.device:
+            raise InputError(f"put() of {source!r} into {self!r}: the two should be alike")
+        if source.batch != rows.numel() or len(set(rows.tolist())) != source.batch:
+            raise InputError(f"put() of {source.batch} sequences into rows {rows.tolist()}; expected one row for each")
+        if source.length > self.length:
+            raise InputError(f"put() of {source.length} columns into a text of {self.length}; align() it first")
+
+    def check_fork(self, index: Tensor, lengths: Sequence[int] | None = None) -> None:
+        """Raise InputError unless such copies can be made: shorter ones only where a cache goes back to any length."""
+        self.check_select(index)
+        if lengths is not None and (len(lengths) != index.numel() or set(lengths) != {self.length}):
+            raise InputError(
+                f"fork() to lengths {list(lengths)}: this cache copies its {self.length} tokens as a whole"
+            )
+
     def check_to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         """Raise InputError unless the device is there and the dtype floating."""
         if dtype is not None and not dtype.is_floating_point:
@@ -121,6 +155,11 @@ class Cache(Generic[S]):
             raise InputError("a cache is for inference; call the model under torch.no_grad() or inference_mode()")
 
     # Room, and places.
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether any number of tokens can be taken back."""
+        return False
 
     @property
     def capacity(self) -> int:
@@ -200,6 +239,67 @@ class Cache(Generic[S]):
         self.check_repeat(n)
         # Side by side, as beams and samples of one prompt are rows beside one another.
         self.select(torch.arange(self.batch).repeat_interleave(n))
+
+    # Rows of texts that begin at different times: all end at the same column, with padding in front of shorter ones.
+
+    def align(self, length: int) -> None:
+        """Make the text so many columns long at its front: columns of padding come there, or columns go.
+
+        What goes should be padding in every row; it is forgotten without a look. Masks are then of the new columns.
+
+        Raises:
+            InputError: for a negative length, or one beyond `max_len`.
+        """
+        self.check_align(length)
+        if length == self.length:
+            return
+        self._invalidate()
+        self._shift(length - self.length)
+
+    def _shift(self, columns: int) -> None:
+        """Add columns of padding in front, or drop as many as the number is below 0; `length` changes with them."""
+        raise NotImplementedError
+
+    def put(self, rows: Tensor, source: Self) -> None:
+        """Replace sequences by those of another cache, which end at this one's last column.
+
+        Columns in front of them are padding from then on, and should be masked: what they hold is finite, no more.
+
+        Args:
+            rows: which, LongTensor [n].
+            source: of n sequences and no more columns; it is only read.
+
+        Raises:
+            InputError: for another kind of cache, dtype or device, other rows, or more columns.
+        """
+        self.check_put(rows, source)
+        self._invalidate()
+        self._put(rows, source)
+
+    def _put(self, rows: Tensor, source: Self) -> None:
+        raise NotImplementedError
+
+    def fork(self, index: Tensor, lengths: Sequence[int] | None = None) -> Self:
+        """Return a new cache with copies of the sequences `index`; this one stays as it is.
+
+        Args:
+            index: LongTensor [n].
+            lengths: how many tokens of each, its first ones, which all end at the same column; None = all. The
+                sequences should then have no padding.
+
+        Raises:
+            InputError: for rows that are not there, or lengths that it cannot go back to.
+        """
+        self.check_fork(index, lengths)
+        made = copy.copy(self)
+        # Of its own: what happens to one of the two is nothing to the other's points.
+        made._snapshots = weakref.WeakSet()
+        made._copy(self, index, lengths)
+        return made
+
+    def _copy(self, source: Self, index: Tensor, lengths: Sequence[int] | None) -> None:
+        """Replace everything that is shared with `source` by copies of its sequences `index`."""
+        raise NotImplementedError
 
     # Snapshots.
 

@@ -6,6 +6,9 @@ that moment is gone. It crops to where a snapshot was taken (and is still held),
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -31,6 +34,7 @@ class RingCache(Cache[RingSnapshot]):
         batch: number of sequences.
         width: numbers per token; 0 = no ring.
         window: tokens that are kept, 0 without a ring; the ring doubles until it has that size.
+        derived: names of the state's entries that follow from the others: an owner that misses one makes it anew.
         max_len: most tokens that will be written; None = any number.
         dtype: floating type of the ring (default: torch's default dtype).
         device: where it lives.
@@ -44,12 +48,15 @@ class RingCache(Cache[RingSnapshot]):
         InputError: for a batch or `max_len` below 1, or a width or window below 1 where the other is not 0.
     """
 
+    joins = True
+
     def __init__(
         self,
         batch: int,
         width: int = 0,
         window: int = 0,
         *,
+        derived: Sequence[str] = (),
         max_len: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -58,7 +65,7 @@ class RingCache(Cache[RingSnapshot]):
         if (width, window) != (0, 0) and min(width, window) < 1:
             raise InputError(f"width={width} and window={window} should be at least 1, or both 0 for a state alone")
         # Neither is a state alone: a causal filter that is a recurrence keeps sums and no values.
-        self.width, self.window = width, window
+        self.width, self.window, self.derived = width, window, tuple(derived)
         self._clear()
         if max_len is not None:
             self._grow(max_len)
@@ -252,6 +259,42 @@ class RingCache(Cache[RingSnapshot]):
         self.batch, self.counts = index.numel(), self.counts[index.cpu()]
         self.ring, self._shared = ring, False
 
+    def _shift(self, columns: int) -> None:
+        # Padding is counted and not stored.
+        self.length += columns
+
+    def check_put(self, rows: Tensor, source: Cache[RingSnapshot]) -> None:
+        super().check_put(rows, source)
+        if not isinstance(source, RingCache) or (source.width, source.window) != (self.width, self.window):
+            raise InputError(f"put() of {source!r} into {self!r}: the two should be alike")
+        known, given = ({*cache.state} - {*cache.derived} for cache in (self, source))
+        if known != given and self.counts.any() and source.counts.any():
+            raise InputError(f"put(): one state has {sorted(known)}, the other {sorted(given)}")
+
+    def _put(self, rows: Tensor, source: Self) -> None:
+        here = rows.to(self.device)
+        # Before a ring has its full size nothing has wrapped around in it: a larger one has tokens in the same slots.
+        if self.capacity < source.capacity:
+            self._grow(source.capacity)
+        with torch.inference_mode(False):
+            self.ring, self._shared = (self.ring.clone() if self._shared else self.ring), False
+        self.ring[here] = 0
+        self.ring[here, :, : source.capacity] = source.ring
+        self.counts = self.counts.clone()
+        self.counts[rows.cpu()] = source.counts
+        state: dict[str, Tensor] = {}
+        for name, like in {**source.state, **self.state}.items():
+            if name in self.derived:
+                continue
+            # Without a token there is no state yet, and each entry starts at 0.
+            own = self.state.get(name, like.new_zeros(self.batch, *like.shape[1:])).clone()
+            own[here] = source.state.get(name, like.new_zeros(len(here), *like.shape[1:]))
+            state[name] = own
+        self.state = state
+
+    def _copy(self, source: Self, index: Tensor, lengths: Sequence[int] | None) -> None:
+        self._select(index)
+
     def reset(self) -> None:
         super().reset()
         self._clear()
@@ -273,6 +316,10 @@ class RingCache(Cache[RingSnapshot]):
     def bytes_per_token(self) -> int:
         """Bytes that a token adds per sequence, until the window is full."""
         return self.width * self.dtype.itemsize
+
+    def nbytes_of(self, tokens: int) -> int:
+        """Return bytes that so many tokens of a sequence take in the ring."""
+        return min(tokens, self.window) * self.bytes_per_token
 
     @property
     def nbytes(self) -> int:

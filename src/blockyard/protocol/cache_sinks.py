@@ -6,7 +6,8 @@ stored row by row, beside the window, with the places where they stood. They are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class SinkCache(WindowCache):
     Raises:
         InputError: for sinks below 1, and as `WindowCache` says.
     """
+
+    joins = True
 
     def __init__(
         self,
@@ -129,8 +132,7 @@ class SinkCache(WindowCache):
     def crop(self, length: int) -> None:
         """Forget all tokens from position `length` on; raises as `WindowCache.crop` does."""
         super().crop(length)
-        self.places = torch.where(self.places < length, self.places, NOT_YET)
-        self.rows_agree = torch.equal(self.places, self._places_of_first(None, length))
+        self._stand(torch.where(self.places < length, self.places, NOT_YET))
 
     def reorder(self, index: Tensor) -> None:
         """Take sequence `index[i]` as the new sequence i (beam search). index: LongTensor [batch]."""
@@ -148,6 +150,26 @@ class SinkCache(WindowCache):
             tensor.copy_(self._first[name][index])
         self._first = made
         self.places = self.places[index]
+
+    def _shift(self, columns: int) -> None:
+        super()._shift(columns)
+        self._stand(torch.where(self.places < NOT_YET, self.places + columns, NOT_YET))
+
+    def _stand(self, places: Tensor) -> None:
+        self.places = places
+        self.rows_agree = torch.equal(places, self._places_of_first(None, self.length))
+
+    def _put(self, rows: Tensor, source: Self) -> None:
+        super()._put(rows, source)
+        rows, places = rows.to(self.device), self.places.clone()
+        for name, tensor in self._first.items():
+            tensor[rows] = source._first[name]
+        places[rows] = torch.where(source.places < NOT_YET, source.places + self.length - source.length, NOT_YET)
+        self._stand(places)
+
+    def _copy(self, source: Self, index: Tensor, lengths: Sequence[int] | None) -> None:
+        super()._copy(source, index, lengths)
+        self._take(index)
 
     def reset(self) -> None:
         super().reset()

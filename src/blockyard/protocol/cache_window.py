@@ -9,6 +9,7 @@ held moves to its front, so that a token is copied about once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class WindowCache(LayerCache):
         InputError: for a window below 1 or a negative slack, and as `LayerCache` says.
     """
 
+    joins = True
+
     def __init__(
         self,
         batch: int,
@@ -61,6 +64,10 @@ class WindowCache(LayerCache):
     @property
     def held(self) -> int:
         return self.length - self._start
+
+    @property
+    def goes_back(self) -> bool:
+        return False
 
     def _stored(self) -> slice:
         return slice(self._start - self._base, self.length - self._base)
@@ -122,6 +129,37 @@ class WindowCache(LayerCache):
 
     def _allocate(self, capacity: int) -> None:
         super()._allocate(min(capacity, 2 * self.most))
+
+    def nbytes_of(self, tokens: int) -> int:
+        return min(tokens, self.most) * self.bytes_per_token
+
+    def _shift(self, columns: int) -> None:
+        held, stored = self.held, self._stored()
+        self.length, self._base = self.length + columns, self._base + columns
+        # Of what is dropped in front a part may still be held.
+        self._start = max(0, self._start + columns)
+        missing = min(self.most, self.length) - held
+        if columns > 0 and missing > 0:
+            # What the next token's window shows has to be there, padding or not.
+            if missing > stored.start or not self._buffers:
+                needed = missing + held
+                capacity = self._capacity if needed <= self._capacity else min(self._grown(needed), 2 * self.most)
+                made = self._made(self.batch, capacity)
+                for name, buffer in self._buffers.items():
+                    made[name][..., missing:needed, :] = buffer[..., stored, :]
+                self._hold(made, capacity)
+                self._base = self._start - missing
+            self._start -= missing
+            for buffer in self._buffers.values():
+                buffer.narrow(-2, self._start - self._base, missing).zero_()
+        if not self.length:
+            self._start = self._base = 0
+
+    def _put(self, rows: Tensor, source: Self) -> None:
+        super()._put(rows, source)
+        if source._start:
+            # No row goes back further than each of them can.
+            self._start = max(self._start, self.length - source.held)
 
     def check_crop(self, length: int) -> None:
         """Raise InputError unless `crop(length)` can be done: all that the next token sees should still be held."""

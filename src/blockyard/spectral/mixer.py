@@ -224,7 +224,8 @@ class SpectralMixer(Mixer):
     def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> RingCache:
         if not isinstance(self.form, CausalMixing):
             raise InputError("the encoder form has no cache; build the mixer with causal=True")
-        return RingCache(batch, self.d_model, self.form.window, max_len=max_len, **placement)
+        # The kernels of the chunks that rows lie in follow from their anchors.
+        return RingCache(batch, self.d_model, self.form.window, derived=("kernel",), max_len=max_len, **placement)
 
     def kernels(self, x: Tensor | None = None, *, length: int = _USUAL_LENGTH) -> tuple[Tensor, Tensor]:
         """Return impulse responses that an input is filtered with, and the lag of each of their elements.

@@ -34,7 +34,8 @@ class GenerateOptions:
         tokens: how many tokens to write at most.
         past_context: at the end of the trained context, go on with the latest half of it or stop.
         num_samples: how many continuations of each prompt; the next one's seed is one higher. With beams, the best.
-        batch_size: how many texts are written at a time.
+        batch_size: how many texts are written at a time; where one ends, the next begins. Fewer where the memory does
+            not hold their caches.
         echo: print the prompt before its continuation.
         chat: take every prompt for a message, and write the answer as the model's chat template has it; nothing is
             echoed.
@@ -45,7 +46,7 @@ class GenerateOptions:
     tokens: int = 256
     past_context: Literal["slide", "stop"] = "slide"
     num_samples: int = 1
-    batch_size: int = 16
+    batch_size: int = 64
     echo: bool = True
     chat: bool = False
     system: str | None = None
@@ -95,7 +96,8 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.plain(
         "--prompt_file",
-        'a file of prompts: one on each line, or in each line\'s "prompt" of a .jsonl file; may be repeated',
+        'a file of prompts: one on each line, or in each line\'s "prompt" of a .jsonl file; "-" reads lines of standard '
+        "input; may be repeated",
         metavar="FILE",
         action="append",
         default=[],
@@ -141,9 +143,8 @@ def run(arguments: argparse.Namespace) -> int:
         tokenizer, options = Conversation(tokenizer, options.system), dataclasses.replace(options, echo=False)
     # Text number n draws with seed + n, whichever texts are written beside it.
     texts = [prompt for prompt in prompts for _ in range(options.num_samples)]
-    at_a_time = 1 if draft.draft is not None else options.batch_size
-    check_lengths(model, tokenizer, texts if beams.beams is None else prompts, at_a_time)
     if beams.beams is not None:
+        check_lengths(model, tokenizer, prompts, options.batch_size)
         write_beams(model, tokenizer, prompts, options, beams)
         return 0
     chosen = ""
@@ -152,11 +153,12 @@ def run(arguments: argparse.Namespace) -> int:
         chosen = f"seed {sampling.seed}"
     helper = None if draft.draft is None else load_draft(Path(draft.draft), tokenizer, trust)
     proposed = accepted = passes = 0
+    # A draft serves one text at a time; without one all texts are one batch, whose places they take one after another.
+    at_a_time = 1 if helper is not None else len(texts)
     for start in range(0, len(texts), at_a_time):
         drawn = sampling if sampling.seed is None else dataclasses.replace(sampling, seed=sampling.seed + start)
-        batch = make_batch(
-            model, tokenizer, texts[start : start + at_a_time], options, drawn, arguments.stop, helper, draft
-        )
+        some = texts[start : start + at_a_time]
+        batch = make_batch(model, tokenizer, some, options, drawn, arguments.stop, helper, draft)
         if start == 0 and chosen:
             # Now that nothing can be refused any more: an error stands alone.
             note(chosen)
@@ -203,13 +205,13 @@ def check_together(
 
 
 def check_lengths(model: TransformerLM, tokenizer: Tokenizer, texts: Sequence[str], at_a_time: int) -> None:
-    """Refuse texts of unequal length for a model that cannot read them side by side, before any is written.
+    """Refuse prompts of unequal length for beams of a model that cannot read them side by side, before any is written.
 
     Raises:
         InputError: when a batch would have padding, and the model does not take it.
     """
     from blockyard.generation import prompt_tokens
-    from blockyard.generation.decode import check_padding
+    from blockyard.generation.reading import check_padding
 
     lengths = [len(prompt_tokens(tokenizer, text)) for text in texts] if at_a_time > 1 else []
     if any(len(set(lengths[start : start + at_a_time])) > 1 for start in range(0, len(lengths), at_a_time)):
@@ -249,7 +251,7 @@ def make_batch(
     helper: TransformerLM | None,
     draft: DraftOptions,
 ) -> Batch:
-    """Return the texts as rows of one batch, which is read and written together."""
+    """Return the texts as rows of one batch."""
     from blockyard.generation import Batch, end_of_text, prompt_tokens
 
     return Batch(
@@ -262,6 +264,7 @@ def make_batch(
         end_tokens=end_of_text(tokenizer),
         past_context=options.past_context,
         prefill_chunk=options.prefill_chunk,
+        batch_size=options.batch_size,
         draft=helper,
         draft_tokens=draft.draft_tokens,
         on_note=note,
@@ -276,17 +279,16 @@ def write_batch(
     `check` is called after every step: it ends the writing if the user wants it.
     """
     rows = len(batch.finished)
-    waiting = [""] * rows
+    waiting: dict[int, str] = {}
     turn = 0
     begin(texts, start, options)
     try:
-        for step in batch:
+        for step in batch.steps():
             check()
-            for row, (_tokens, text) in enumerate(step):
-                waiting[row] += text
+            for row, (_tokens, text) in step.items():
+                waiting[row] = waiting.get(row, "") + text
             while True:
-                write(waiting[turn])
-                waiting[turn] = ""
+                write(waiting.pop(turn, ""))
                 if batch.finished[turn] is None or turn + 1 == rows:
                     break
                 write("\n")
