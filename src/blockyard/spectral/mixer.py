@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError, at_least
+from blockyard.nn.attention_kernels import as_given
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Linear, plain
 from blockyard.protocol.cache_ring import RingCache
@@ -175,7 +176,7 @@ class SpectralMixer(Mixer):
             # An adapter with a bias would put values where a row has ended.
             v = torch.where(valid[:, None], v, 0)
         # Transforms know no half precision, so what lies between the projections is an island of float32 or float64.
-        with torch.autocast(x.device.type, enabled=False):
+        with as_given(x.device):
             if isinstance(self.form, CausalMixing):
                 mixed = self.form(x, v, self._query, self.gate, counts, cache, seen)
             else:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.nn.attention_kernels import as_given
 from blockyard.nn.derivatives import HandWritten, hand_written, keep, outlasting, transformed
 from blockyard.nn.linear import Linear, check_width, cut, weight_of
 from blockyard.nn.norms import widened
@@ -252,7 +253,7 @@ def orthonormal_rows(weight: Tensor) -> Tensor:
 def _orthonormal_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows, and L in at least float32."""
     # Autocast would form W Wᵀ in bfloat16, and the rows would be orthonormal to two digits only.
-    with torch.autocast(weight.device.type, enabled=False):
+    with as_given(weight.device):
         wide = widened(weight)
         # r × r: making V orthonormal costs what projecting r further rows does.
         gram = wide @ wide.mT
