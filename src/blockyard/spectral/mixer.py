@@ -130,6 +130,7 @@ class SpectralMixer(Mixer):
                 gate_kind=gate or "chunk",
                 window=window,
                 chunk=chunk,
+                buckets=buckets,
                 interpolation=interpolation,
                 bucket_spacing=bucket_spacing,
             )
