@@ -162,6 +162,11 @@ class SpectralMixer(Mixer):
         self.dropout = Dropout(dropout)
 
     def mix(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+        if torch.compiler.is_exporting() and (call.padding_mask is not None or not self.causal):
+            raise InputError(
+                "spectral mixing is exported where it hides the future and rows are whole: both ways, or without their "
+                "padding, rows are transformed at lengths of their own"
+            )
         if call.padding_mask is None:
             return self._filter(x, None, None, call.cache, x.shape[1]), None
         # Padding would count as distance, so rows are filtered without it.
