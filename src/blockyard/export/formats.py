@@ -44,9 +44,7 @@ def require_onnx() -> None:
         require(module, extra="onnx")
 
 
-def save_onnx(
-    program: torch.export.ExportedProgram, scorer: Scorer, folder: Path, about: Mapping[str, Any]
-) -> None:
+def save_onnx(program: torch.export.ExportedProgram, scorer: Scorer, folder: Path, about: Mapping[str, Any]) -> None:
     """Write model.onnx into a folder, its weights beside it where they are too many for one file.
 
     Raises:

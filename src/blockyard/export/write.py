@@ -68,8 +68,8 @@ def _write(run: str | Path, out: str | Path, trust: bool, save: Save, load: Load
     check_new(target)
     check_writable(target, folder=True)
     model, assets, loaded = load_run(folder, tasks=TASKS, trust=trust)
-    # Whatever it was trained in, readers have float32.
-    scorer = Scorer(model.float()).eval()
+    # Whatever it was trained in, readers have float32; and nothing learns any more.
+    scorer = Scorer(model.float().requires_grad_(False)).eval()
     program = trace(scorer.model)
     try:
         with writing_folder(target) as temporary:

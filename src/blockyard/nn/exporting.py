@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from blockyard.nn.norms import widened
 
 
-class Holder(nn.Module):
+class ConstantHolder(nn.Module):
     """Base of a module that holds constants while it is exported.
 
     Attributes:
@@ -38,7 +38,7 @@ class Holder(nn.Module):
 @contextmanager
 def holding_constants(model: nn.Module) -> Iterator[None]:
     """Let the modules of a model hold their constants: trace it within."""
-    holders = [module for module in model.modules() if isinstance(module, Holder)]
+    holders = [module for module in model.modules() if isinstance(module, ConstantHolder)]
     # Any: a model without parameters is of the default type.
     first: Any = next(model.parameters(), torch.empty(0))
     try:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from blockyard.nn.exporting import Holder
+from blockyard.nn.exporting import ConstantHolder
 from blockyard.nn.roles import Role
 from blockyard.protocol.cache_ring import RingCache
 from blockyard.spectral.basis import Interpolation, Spacing, kernel_basis
@@ -46,7 +46,7 @@ class Piece(NamedTuple):
     seen: int
 
 
-class CausalMixing(Holder):
+class CausalMixing(ConstantHolder):
     """The causal forms, in parallel and step by step.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from blockyard.errors import InputError
 from blockyard.nn.attention_kernels import as_given
 from blockyard.nn.derivatives import HandWritten, hand_written, keep, outlasting, transformed
-from blockyard.nn.exporting import Holder
+from blockyard.nn.exporting import ConstantHolder
 from blockyard.nn.linear import Linear, check_width, cut, weight_of
 from blockyard.nn.norms import widened
 from blockyard.nn.roles import Role
@@ -51,7 +51,7 @@ class VeinLinear(Linear):
         return {"weight": VEIN}
 
 
-class VeinProjector(Holder):
+class VeinProjector(ConstantHolder):
     """V: d_model -> rank and U: rank -> d_model, both linear and without bias.
 
     Args:
