@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError, require
-from blockyard.export.graph import Scorer
+from blockyard.export.graph import Scorer, blocks_of
 from blockyard.export.parity import Run
 
 PT2, ONNX, ABOUT = "model.pt2", "model.onnx", "blockyard.json"
@@ -65,7 +65,7 @@ def save_onnx(program: torch.export.ExportedProgram, scorer: Scorer, folder: Pat
             )
     except torch.onnx.errors.OnnxExporterError as error:
         told = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-        raise InputError(f"{scorer.model.config.choice} has an operation that ONNX lacks: {told[0]}") from error
+        raise InputError(f"{blocks_of(scorer.model)} has an operation that ONNX lacks: {told[0]}") from error
     for node in made.model.graph.all_nodes():
         # Names and lines of this library's code, once for every operation.
         node.metadata_props.clear()

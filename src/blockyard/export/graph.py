@@ -12,6 +12,8 @@ from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM
 from blockyard.models.trunk import Trunk
 from blockyard.nn.exporting import holding_constants
+from blockyard.pretrained.folder import bare
+from blockyard.registry.pattern import format_choice
 from blockyard.tasks.classify.model import TextClassifier
 
 # Traced: neither 0 nor 1, which are cases of their own, and not what a usual chunk or window is.
@@ -99,6 +101,11 @@ def trace(model: Trunk) -> torch.export.ExportedProgram:
     return program
 
 
+def blocks_of(model: Trunk) -> str:
+    """Return the layers as text, without the options that are what they are anyhow."""
+    return format_choice([bare(spec) for spec in model.config.layers])
+
+
 def _refusal(model: Trunk, error: Exception) -> str:
     """Return one line for what torch says of a model that it cannot trace, with the module that it was in."""
     inside, frame = "", error.__traceback__
@@ -110,7 +117,7 @@ def _refusal(model: Trunk, error: Exception) -> str:
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     # Of guards the second line tells which.
     first = " ".join(said[:2]) if said else type(error).__name__
-    return f"{model.config.choice} is no graph of every batch and length{inside}: {first}"
+    return f"{blocks_of(model)} is no graph of every batch and length{inside}: {first}"
 
 
 def _refuse_own_operators(model: Trunk, program: torch.export.ExportedProgram) -> None:
@@ -119,6 +126,6 @@ def _refuse_own_operators(model: Trunk, program: torch.export.ExportedProgram) -
         if isinstance(target, torch._ops.OpOverload) and target.namespace not in NAMESPACES:
             where = [kind.rpartition(".")[2] for _, kind in (node.meta.get("nn_module_stack") or {}).values()]
             raise InputError(
-                f"{model.config.choice} is not exported: {where[-1] if where else 'it'} runs {target.name()}, an "
+                f"{blocks_of(model)} is not exported: {where[-1] if where else 'it'} runs {target.name()}, an "
                 "operator that a reader of the file would not have"
             )

@@ -12,7 +12,7 @@ import torch
 import blockyard
 from blockyard.errors import InputError
 from blockyard.export.formats import load_onnx, load_pt2, require_onnx, save_onnx, save_pt2
-from blockyard.export.graph import Scorer, trace
+from blockyard.export.graph import Scorer, blocks_of, trace
 from blockyard.export.parity import Parity, Run, compare
 from blockyard.files import check_writable, writing_folder
 from blockyard.pretrained.folder import check_new
@@ -88,7 +88,7 @@ def _about(scorer: Scorer, task: str, assets: Any) -> dict[str, Any]:
     about: dict[str, Any] = {
         "made_by": f"blockyard {blockyard.__version__}",
         "task": task,
-        "blocks": config.choice,
+        "blocks": blocks_of(scorer.model),
         "inputs": ", ".join(f"{name} int64 [batch, length]" for name in scorer.inputs),
         "vocab_size": scorer.model.config.vocab_size,
         "trained_on": config.length,
