@@ -34,7 +34,7 @@ FLOORS = """
     tasks.run
     tasks.lm tasks.classify tasks.recall tasks.signal tasks.price
     pretrained
-    compat compare hf
+    compat compare hf export
     bench tune transplant
     claims
     cli

@@ -250,6 +250,8 @@ class MoE(FFN):
 
     def _mix(self, x: Tensor, routing: Routing, counts: Tensor, kept: Tensor | None, keys: Tensor | None) -> Tensor:
         """Compute Σ gate · expert(x) over the chosen experts, [N, width]."""
+        if torch.compiler.is_exporting():
+            return self._of_all(x, routing, kept)
         if self.impl == "loop":
             if torch.compiler.is_compiling():
                 from blockyard.nn.uncompiled import uncompiled
@@ -296,6 +298,23 @@ class MoE(FFN):
             y = y * routing.gates[token, choice, None].to(y.dtype)
             total = y.new_zeros(x.shape) if total is None else total
             total = total.index_add(0, token, y)
+        assert total is not None
+        return total
+
+    def _of_all(self, x: Tensor, routing: Routing, kept: Tensor | None) -> Tensor:
+        """Send every token to every expert and keep what was chosen: the form for a graph of all lengths.
+
+        How many tokens an expert gets is known only when it runs, and an exported graph cannot go by that everywhere.
+        """
+        total: Tensor | None = None
+        for e, expert in enumerate(self.experts.each()):
+            here = routing.experts == e
+            here = here if kept is None else here & kept
+            gate = torch.where(here, routing.gates, 0.0).sum(-1, keepdim=True)
+            y = expert(x, None)
+            # Chosen, not multiplied by 0: what an expert makes of another's token may be beyond all bounds.
+            y = torch.where(here.any(-1, keepdim=True), y * gate.to(y.dtype), 0.0)
+            total = y if total is None else total + y
         assert total is not None
         return total
 

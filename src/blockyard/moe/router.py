@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError, at_least
+from blockyard.nn.attention_kernels import as_given
 from blockyard.nn.finite import check_finite
 from blockyard.nn.linear import Linear, weight_of
 from blockyard.protocol.costs import Cost, linear_flops
@@ -108,7 +109,7 @@ class Router(nn.Module):
         """Compute W x, or W |x| of complex x. In half precision near ties would be broken by rounding."""
         x = x.abs() if x.is_complex() else x
         wide = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with as_given(x.device):
             return F.linear(x.to(wide), weight_of(self.linear).to(wide))
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ Files, in reading order:
     roles.py            what a parameter is to the optimizer: modules say it, roles(model) collects it
     derivatives.py      hand-written passes beside their plain formula, for second derivatives and torch.func
     finite.py           numbers that are not finite, refused where they would spread unseen
+    exporting.py        constants of modules whose model is exported as one graph of every length
     parity.py           whether an imported module computes what its original does
     uncompiled.py       a function run as written within compiled code; apart, since importing it costs the compiler
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from blockyard.nn.derivatives import must_read as must_read
     from blockyard.nn.derivatives import outlasting as outlasting
     from blockyard.nn.dropout import Dropout as Dropout
+    from blockyard.nn.exporting import ConstantHolder as ConstantHolder
     from blockyard.nn.linear import Embedding as Embedding
     from blockyard.nn.linear import Linear as Linear
     from blockyard.nn.linear import StackedLinear as StackedLinear
@@ -65,6 +67,7 @@ else:
             "attention_masks": "check_attn_mask check_padding_mask combine_masks",
             "derivatives": "HandWritten fused_or_plain hand_written must_read outlasting",
             "dropout": "Dropout",
+            "exporting": "ConstantHolder",
             "linear": "Embedding Linear StackedLinear weight_of",
             "norms": "LayerNorm RMSNorm make_norm",
             "roles": "Role roles",

@@ -58,7 +58,9 @@ def attend(
     if padding_mask is not None:
         check_padding_mask(padding_mask, q.shape[0], keys)
     if window is not None:
-        plain = attn_mask is None and not return_weights and not dropout
+        # Where blocks begin to pay is a matter of length: an exported graph, which is of all lengths, has the mask.
+        exporting = torch.compiler.is_exporting()
+        plain = attn_mask is None and not return_weights and not dropout and not exporting
         if plain and beside is None and sinks and keys > min(queries + window - 1, window_span(window, causal)):
             beside = sinks_of(k, v, padding_mask, sinks)
         if plain and causal and keys > queries + window - 1:
@@ -84,12 +86,13 @@ def attend(
                 return_weights=return_weights,
             )
         # The one query of a decoding step is the last position and sees what is left.
-        if window >= keys:
+        if not exporting and window >= keys:
             window = None
     # Only the caller's masks can leave a query with nothing to see.
     guard = padding_mask is not None or attn_mask is not None
     matmul = return_weights or dropout > 0 or use_matmul(q, k, v, kernel)
-    if causal and not matmul and not guard and window is None and queries == keys and queries > 1:
+    several = torch.compiler.is_exporting() or queries > 1
+    if causal and not matmul and not guard and window is None and queries == keys and several:
         if kernel == "auto" and thin_attention.suits(q, k, v):
             return thin_attention.thin_attention(q, k, v, scale), None
         # A square causal mask alone is a flag to SDPA: no T x T mask is made, and its fast path skips half the work.

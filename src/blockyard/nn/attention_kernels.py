@@ -45,7 +45,8 @@ def use_matmul(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> bool:
         return True
     if kernel != "auto":
         return kernel == "matmul"
-    if q.device.type != "cpu":
+    # An exported graph is of all lengths, so none of them decides.
+    if q.device.type != "cpu" or torch.compiler.is_exporting():
         return False
     if q.shape[-2] <= FEW_QUERIES and (k.shape[1] != v.shape[1] or (q.shape[-1] != v.shape[-1] and not _within(v, k))):
         # Decoding: SDPA would copy the whole cache to expand shared values or to pad them.
@@ -180,7 +181,7 @@ def by_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, 
         # The kernel wants tokens whole.
         k, v = k.contiguous(), v.contiguous()
     shape = q.shape
-    if q.shape[1] != k.shape[1] and q.shape[2] <= FEW_QUERIES and not causal:
+    if q.shape[1] != k.shape[1] and not causal and not torch.compiler.is_exporting() and q.shape[2] <= FEW_QUERIES:
         q, mask = _fold_groups(q, mask, k.shape[1])
     grouped = q.shape[1] != k.shape[1]
     if v.shape[1] != k.shape[1]:

@@ -27,7 +27,8 @@ def combine_masks(
     """
     queries, keys = q.shape[-2], k.shape[-2]
     mask: Tensor | None = None
-    if (causal and queries > 1) or window is not None:
+    # A graph that is exported meets every length, one query among them, of which the mask hides nothing.
+    if (causal and (torch.compiler.is_exporting() or queries > 1)) or window is not None:
         distance = _distance(queries, keys, q.device)
         mask = distance >= 0 if causal else None
         if window is not None:

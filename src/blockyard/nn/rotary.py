@@ -167,6 +167,9 @@ class RotaryPositionalEmbedding(nn.Module):
         Make them once for queries and keys. x gives device and precision.
         """
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if positions is None and torch.compiler.is_exporting():
+            # A table ends somewhere, and a graph that is exported is of all lengths.
+            positions = torch.arange(offset, offset + length, device=x.device)
         if positions is None:
             cos, sin = self._table(offset + length, x.device, dtype, offset)
             return cos[offset : offset + length], sin[offset : offset + length]

@@ -13,6 +13,7 @@ Files, in reading order:
     mixer.py      SpectralMixer ("spectral"): projections, options, cache; hands on to one of
     encoder.py    EncoderMixing; filter.py: its filter as one operation that recomputes spectra in the backward pass
     causal.py     CausalMixing; chunks.py and tokens.py: causal convolution with a kernel per chunk or per token
+    exported.py   both in real products, for graphs that other programs run
     gate.py       SpectralGate: from a summary of the queries to anchors; pooling.py makes the summary
     basis.py      anchors spread over frequency bins, the kernels they stand for, how far a kernel reaches
     haar.py       the wavelet branch of the encoder form

@@ -14,10 +14,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from blockyard.nn.exporting import ConstantHolder
 from blockyard.nn.roles import Role
 from blockyard.protocol.cache_ring import RingCache
 from blockyard.spectral.basis import Interpolation, Spacing, kernel_basis
 from blockyard.spectral.chunks import chunk_convolution, chunk_flops
+from blockyard.spectral.exported import (
+    chunk_constants,
+    chunks_by_products,
+    means_before,
+    token_constants,
+    tokens_by_products,
+)
 from blockyard.spectral.gate import SpectralGate
 from blockyard.spectral.padding import groups
 from blockyard.spectral.tokens import token_convolution, token_flops
@@ -38,7 +46,7 @@ class Piece(NamedTuple):
     seen: int
 
 
-class CausalMixing(nn.Module):
+class CausalMixing(ConstantHolder):
     """The causal forms, in parallel and step by step.
 
     Args:
@@ -47,6 +55,7 @@ class CausalMixing(nn.Module):
             comes from a learnt descriptor); token: one for each token, from the mean query up to it.
         window: kernel length L, in tokens.
         chunk: chunk length S, in tokens.
+        buckets: anchors per gate.
         interpolation, bucket_spacing: of the anchors.
     """
 
@@ -57,11 +66,12 @@ class CausalMixing(nn.Module):
         gate_kind: GateKind,
         window: int,
         chunk: int,
+        buckets: int,
         interpolation: Interpolation,
         bucket_spacing: Spacing,
     ) -> None:
         super().__init__()
-        self.gate_kind, self.window, self.chunk = gate_kind, window, chunk
+        self.gate_kind, self.window, self.chunk, self.buckets = gate_kind, window, chunk, buckets
         self.interpolation, self.spacing = interpolation, bucket_spacing
         # Of the first chunk, before which there is nothing to summarise.
         self.first = nn.Parameter(torch.randn(width)) if gate_kind == "chunk" else None
@@ -90,6 +100,8 @@ class CausalMixing(nn.Module):
             cache: past tokens of every row.
             seen: tokens of the piece before padding that all rows share was taken out; None = T.
         """
+        if cache is None and self.held is not None and counts is None:
+            return self._exported(x, v, project, gate, self.held)
         if cache is None:
             return self._extend(x, v, project, gate, None, v.new_zeros(v.shape[:2]), None, None)[0]
         seen = v.shape[2] if seen is None else seen
@@ -101,6 +113,22 @@ class CausalMixing(nn.Module):
             cache.state["sum"] = v.new_zeros(v.shape[:2])
         piece = Piece(x, v, project, gate, new, cache, seen)
         return self._step(piece) if v.shape[2] == 1 else self._prefill(piece)
+
+    def constants(self, like: Tensor) -> tuple[Tensor, ...]:
+        settings = (self.interpolation, self.spacing, like)
+        if self.gate_kind == "token":
+            return token_constants(self.buckets, self.window, *settings)
+        return chunk_constants(self.buckets, self.window, self.chunk, *settings)
+
+    def _exported(
+        self, x: Tensor, v: Tensor, project: Project, gate: SpectralGate, constants: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Return mixed values [B, D, T] of whole rows, in operations that every runtime has."""
+        if self.gate_kind == "token":
+            anchors = self._token_anchors(x, project, gate, None, v.new_zeros(v.shape[:2]))
+            return tokens_by_products(v, anchors, constants)
+        means, number = means_before(x, self.chunk, v.dtype)
+        return chunks_by_products(v, gate(self._with_first(project(means), number)), self.chunk, constants)
 
     # One or more new tokens after any number of past ones, in parallel.
 

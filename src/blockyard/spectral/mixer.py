@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError, at_least
+from blockyard.nn.attention_kernels import as_given
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Linear, plain
 from blockyard.protocol.cache_ring import RingCache
@@ -129,6 +130,7 @@ class SpectralMixer(Mixer):
                 gate_kind=gate or "chunk",
                 window=window,
                 chunk=chunk,
+                buckets=buckets,
                 interpolation=interpolation,
                 bucket_spacing=bucket_spacing,
             )
@@ -160,6 +162,11 @@ class SpectralMixer(Mixer):
         self.dropout = Dropout(dropout)
 
     def mix(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+        if torch.compiler.is_exporting() and (call.padding_mask is not None or not self.causal):
+            raise InputError(
+                "spectral mixing is exported where it hides the future and rows are whole: both ways, or without their "
+                "padding, rows are transformed at lengths of their own"
+            )
         if call.padding_mask is None:
             return self._filter(x, None, None, call.cache, x.shape[1]), None
         # Padding would count as distance, so rows are filtered without it.
@@ -175,7 +182,7 @@ class SpectralMixer(Mixer):
             # An adapter with a bias would put values where a row has ended.
             v = torch.where(valid[:, None], v, 0)
         # Transforms know no half precision, so what lies between the projections is an island of float32 or float64.
-        with torch.autocast(x.device.type, enabled=False):
+        with as_given(x.device):
             if isinstance(self.form, CausalMixing):
                 mixed = self.form(x, v, self._query, self.gate, counts, cache, seen)
             else:

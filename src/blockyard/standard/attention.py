@@ -211,7 +211,7 @@ class StandardAttention(Mixer):
         if cache is not None and (step := step_for(self, x, call)) is not None:
             return add_linear(x, step(norm(x), cache), self.output_proj.weight)
         self.check_call(x, call)
-        if x.shape[0] * x.shape[1] >= _STACK_FROM:
+        if _stacks(x):
             x, stacked = norm_linear(x, norm, torch.cat([p.weight for p in self._projections()]))
             q, k, v = self._turned(*self._split(stacked), call)
         else:
@@ -255,7 +255,7 @@ class StandardAttention(Mixer):
     def _projected(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """Return queries and keys of one sequence in one tensor [B, T, H + H_kv, ...], and values [B, T, H_kv, ...]."""
         projections = self._projections()
-        if call.values is None and x.shape[0] * x.shape[1] >= _STACK_FROM and plain(*projections):
+        if call.values is None and _stacks(x) and plain(*projections):
             return self._split(F.linear(x, torch.cat([p.weight for p in projections])))
         # Called, not multiplied by their weights: an adapter, a hook or a bias belongs to the call.
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x if call.values is None else call.values)
@@ -400,3 +400,9 @@ class StandardAttention(Mixer):
     def extra_repr(self) -> str:
         widths = f"head_dim={self.head_dim}" + (f", v_dim={self.v_dim}" if self.v_dim != self.head_dim else "")
         return f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}, {widths}, causal={self.causal}"
+
+
+def _stacks(x: Tensor) -> bool:
+    """Return whether x [B, T, d] has enough rows for one product with stacked weights; a graph that is exported is of
+    all shapes, and has the three."""
+    return not torch.compiler.is_exporting() and x.shape[0] * x.shape[1] >= _STACK_FROM

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from blockyard.errors import InputError, suggest
-from blockyard.files import user_path
+from blockyard.files import user_path, write_atomically
 from blockyard.text.tokenizer import DESCRIPTION_FILE, ByteTokenizer, Tokenizer, described_tokenizer, read_json
 
 
@@ -72,3 +72,14 @@ def _from_file_or_name(path: Path, name: str) -> Tokenizer:
     near = suggest(name, ("byte", "bpe", *ENCODINGS))
     known = f"byte, bpe, a folder with a saved tokenizer, a tokenizer.json, a {SUFFIX} file"
     raise InputError(f"tokenizer={name!r} is not {known} or one of {', '.join(ENCODINGS)}{near}")
+
+
+def copy_tokenizer(run: Path, folder: Path) -> None:
+    """Write the files of a run's tokenizer that other programs read into a folder, unless they are there: those of
+    transformers, or a BPE's vocab.json and merges.txt."""
+    from blockyard.text.library import BESIDE, TOKENIZER
+
+    for name in (TOKENIZER, *BESIDE, "vocab.json", "merges.txt"):
+        kept = run / "tokenizer" / name
+        if kept.is_file() and not (folder / name).exists():
+            write_atomically(folder / name, kept.read_bytes())

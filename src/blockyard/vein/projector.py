@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.nn.attention_kernels import as_given
 from blockyard.nn.derivatives import HandWritten, hand_written, keep, outlasting, transformed
+from blockyard.nn.exporting import ConstantHolder
 from blockyard.nn.linear import Linear, check_width, cut, weight_of
 from blockyard.nn.norms import widened
 from blockyard.nn.roles import Role
@@ -49,7 +51,7 @@ class VeinLinear(Linear):
         return {"weight": VEIN}
 
 
-class VeinProjector(nn.Module):
+class VeinProjector(ConstantHolder):
     """V: d_model -> rank and U: rank -> d_model, both linear and without bias.
 
     Args:
@@ -152,7 +154,13 @@ class VeinProjector(nn.Module):
         """How many directions are in use: the rank, or, after `use_rank`, a scalar tensor (not read, so no wait)."""
         return self.rank if self.active is None else self.active.sum()
 
+    def constants(self, like: Tensor) -> tuple[Tensor, ...]:
+        # No runtime but torch has a Cholesky factor.
+        return (self._orthonormal(self.stored()[0]).detach(),) if self.tied else ()
+
     def _orthonormal(self, weight: Tensor) -> Tensor:
+        if self.held:
+            return self.held[0]
         learns = torch.is_grad_enabled() and weight.requires_grad
         if learns or weight.device.type != "cpu" or torch.compiler.is_compiling() or transformed():
             return orthonormal_rows(weight)
@@ -252,7 +260,7 @@ def orthonormal_rows(weight: Tensor) -> Tensor:
 def _orthonormal_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows, and L in at least float32."""
     # Autocast would form W Wᵀ in bfloat16, and the rows would be orthonormal to two digits only.
-    with torch.autocast(weight.device.type, enabled=False):
+    with as_given(weight.device):
         wide = widened(weight)
         # r × r: making V orthonormal costs what projecting r further rows does.
         gram = wide @ wide.mT
