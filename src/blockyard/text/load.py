@@ -80,8 +80,8 @@ def _load_tokens(config: TextDataConfig, files: Sequence[Path], context: int, pr
     fingerprint = _fingerprint(config, found.sha256, found.n_bytes, found.n_documents, len(found.tokens), tokenizer)
     if config.pack == "documents" and not separates(tokenizer):
         raise InputError(
-            f"data.pack=documents: the tokenizer ({tokenizer.name}) has no token of its own that ends a document, so no "
-            "border in these tokens can be known; name the one that made them with data.tokenizer"
+            f"data.pack=documents: the tokenizer ({tokenizer.name}) has no token of its own that ends a document, so "
+            "no border in these tokens can be known; name the one that made them with data.tokenizer"
         )
     return _split(config, found.tokens, tokenizer, context, fingerprint, found.notes, spell=False)
 

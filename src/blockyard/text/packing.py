@@ -1,10 +1,10 @@
 """Documents in rows: which stretches of the tokens stand together in a row, so that hardly a slot is left empty.
 
 A document of n tokens takes n slots: each token predicts the next one and the last one the separator, which is never
-read. Its first token is predicted by nothing. What is longer than a row is cut into rows, and the rest of it is a piece
-like a short document. Rows are filled with the longest piece that still fits (best-fit decreasing, arXiv 2404.10830);
-where none fits and more than `MOST_FILLING` of the row is empty, the longest piece that is left is cut to fill it. Every
-piece starts anew, at position 0.
+read. Its first token is predicted by nothing. What is longer than a row is cut into rows, and the rest of it is a
+piece like a short document. Rows are filled with the longest piece that still fits (best-fit decreasing, arXiv
+2404.10830); where none fits and more than `MOST_FILLING` of the row is empty, the longest piece that is left is cut to
+fill it. Every piece starts anew, at position 0.
 """
 
 from __future__ import annotations
