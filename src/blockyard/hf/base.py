@@ -173,9 +173,14 @@ def segments_of(position_ids: Tensor | None, ids: Tensor, mask: Tensor | None, p
     """
     if position_ids is None:
         return None
-    if position_ids.shape[-1] != ids.shape[1] or position_ids.ndim > 2 or position_ids.shape[:-1].numel() not in (
-        1,
-        ids.shape[0],
+    if (
+        position_ids.shape[-1] != ids.shape[1]
+        or position_ids.ndim > 2
+        or position_ids.shape[:-1].numel()
+        not in (
+            1,
+            ids.shape[0],
+        )
     ):
         raise InputError(f"position_ids has shape {tuple(position_ids.shape)}, expected {tuple(ids.shape)}")
     places = position_ids.expand(ids.shape)

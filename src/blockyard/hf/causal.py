@@ -59,7 +59,8 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         """Return what `generate` calls the model with, as transformers says, without positions: ours counts them."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        # mypy: transformers' method names a type for self that only its own models have.
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         inputs.pop("position_ids", None)
         return inputs
 
@@ -146,4 +147,6 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
 def refuse_going_on(asked: bool) -> None:
     """Raise InputError where a cache is asked for of rows that hold several sequences."""
     if asked:
-        raise InputError("position_ids restart, and a row of several sequences has no cache to go on with: leave it out")
+        raise InputError(
+            "position_ids restart, and a row of several sequences has no cache to go on with: leave it out"
+        )

@@ -139,7 +139,8 @@ class Segments:
     @contextmanager
     def _keyed(self, module: nn.Module | None, group: Group) -> Iterator[None]:
         """Give a module's dropout a key for each document of a group, of its row's key and its place in the row."""
-        # Not of the group: which documents share one depends on the rank that the row falls to.
+        # Not of the group: which documents share one depends on the rank that the row falls to. A mask of attention
+        # weights depends on the group's length all the same, as it is a hash of places in a matrix of that size.
         keyed = [] if module is None else [m for m in module.modules() if isinstance(m, Dropout) and _has_keys(m)]
         before = [m.keys for m in keyed]
         try:
