@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -100,7 +100,7 @@ def test_groups_cost_as_little_as_any_cuts(lengths: list[int], data: st.DataObje
     for size in range(len(lengths)):
         for inner in combinations(range(1, len(lengths)), size):
             edges = [0, *inner, len(lengths)]
-            every.append(cost(list(zip(edges, edges[1:]))))
+            every.append(cost(list(pairwise(edges))))
     assert cost(cheapest_cuts(lengths, counts)) == pytest.approx(min(every))
 
 
