@@ -125,6 +125,15 @@ class Segments:
         """
         if x.shape[:2] != self.shape:
             raise InputError(f"segments has shape {tuple(self.shape)}, x has {tuple(x.shape)}")
+        if torch.compiler.is_compiling():
+            # Lengths are others in every batch: traced, each would be compiled anew.
+            from blockyard.nn.uncompiled import uncompiled
+
+            mixed: Tensor = uncompiled(self._apart, mixing, x, module)
+            return mixed
+        return self._apart(mixing, x, module)
+
+    def _apart(self, mixing: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module | None) -> Tensor:
         if self.whole:
             with self._keyed(module, self.groups[0]):
                 return mixing(x)

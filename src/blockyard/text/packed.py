@@ -6,7 +6,7 @@ of (seed, step), as one of plain rows is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from blockyard.errors import InputError, at_least
 from blockyard.text.batches import TextData, check_draw
 from blockyard.text.packing import Packing, packed, separators_of
+from blockyard.text.tokenizer import Tokenizer
 from blockyard.text.tokens import byte_lengths
 
 # Number of a slot that holds no text; its target is left out of the loss.
@@ -32,8 +33,26 @@ class PackedText(TextData):
         InputError: as `TextData`, or when a part has no document of two tokens.
     """
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        tokenizer: Tokenizer,
+        *,
+        val_fraction: float,
+        context: int,
+        fingerprint: dict[str, Any],
+        notes: Sequence[str] = (),
+        specials_spell: bool = True,
+    ) -> None:
+        super().__init__(
+            tokens,
+            tokenizer,
+            val_fraction=val_fraction,
+            context=context,
+            fingerprint=fingerprint,
+            notes=notes,
+            specials_spell=specials_spell,
+        )
         self._packings: dict[tuple[str, int], Packing] = {}
         self._orders: dict[tuple[int, int, int], np.ndarray] = {}
         self.notes = (*self.notes, *(self._told(part) for part in ("train", "val")))

@@ -111,12 +111,13 @@ def decided_untimed(
         raise InputError("train.compile=on: the model has no blocks to compile")
     if option == "model" and sharded:
         raise InputError("train.compile=model: a sharded model is compiled block by block; use on")
-    if option in ("on", "model") and varies:
-        raise InputError(f"train.compile={option}: {varies}; use auto or off")
+    if option == "model" and varies:
+        raise InputError(f"train.compile=model: {varies}; use on, auto or off")
     if option in ASKED:
         return ASKED[option], "as asked"
     if varies:
-        return "no", varies
+        # What that gains is none of the gains that are known.
+        return "no", f"{varies}; train.compile=on does"
     if missing:
         return "no", missing
     if not blocks or sharded:

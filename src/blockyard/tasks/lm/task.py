@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Of one batch when losses are told by position: 64 MiB of float32.
 MOST_LOGITS = 1 << 24
-VARIES = "with data.pack=documents the lengths that a mixer is given change with every batch, and each would be compiled anew"
+VARIES = "with data.pack=documents mixers see other lengths in every batch, and only the rest of a block is compiled"
 
 
 class LMTask:
