@@ -14,7 +14,7 @@ from blockyard.conformance import mixer_checks
 from blockyard.errors import InputError
 from blockyard.protocol.costs import Cost
 from blockyard.standard.attention import StandardAttention
-from tests.fixtures.faults import PLAIN, Simple, failures
+from tests.fixtures.faults import DOCUMENTS, PLAIN, Simple, failures
 
 # Derivatives
 
@@ -145,7 +145,7 @@ class InPlace(Simple):
 @pytest.mark.parametrize(
     ("cls", "caught"),
     [
-        (Batchwise, {"rows of a batch do not mix"}),
+        (Batchwise, {"rows of a batch do not mix", *DOCUMENTS}),
         (Upcasting, {"bfloat16 weights load and compute close to float32"}),
         (Breaking, {"torch compile captures it as one graph"}),
         (WrongGradient, {"gradients equal finite differences", SECOND}),

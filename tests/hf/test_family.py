@@ -322,3 +322,34 @@ def test_importing_the_package_is_enough_for_the_auto_classes(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "BlockyardForCausalLM", done.stderr
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_sequences_told_apart_by_their_positions_are_read_apart(choice: str):
+    """As `DataCollatorWithFlattening` lays them out, one row of all."""
+    model, ids = family_model(choice), prompts()
+    features = [{"input_ids": row.tolist(), "labels": row.tolist()} for row in (ids[0], ids[1, :5], ids[1, 2:])]
+    flat = transformers.DataCollatorWithFlattening()(features)
+    assert flat["position_ids"].shape[0] == 1
+    out = model(**flat)
+    alone = [model(torch.tensor([f["input_ids"]]), labels=torch.tensor([f["labels"]])) for f in features]
+    torch.testing.assert_close(out.logits, torch.cat([each.logits for each in alone], dim=1), atol=2e-5, rtol=1e-4)
+    targets = [len(f["labels"]) - 1 for f in features]
+    losses = sum(each.loss * count for each, count in zip(alone, targets)) / sum(targets)
+    torch.testing.assert_close(out.loss, losses, atol=1e-5, rtol=1e-5)
+
+
+def test_positions_that_say_nothing_new_change_nothing_and_others_are_refused():
+    model, ids = family_model("standard"), prompts()
+    keep = torch.ones_like(ids)
+    keep[0, :3] = 0
+    padded = (keep.cumsum(-1) - 1).clamp(min=0)
+    same = model(ids, attention_mask=keep).logits
+    assert torch.equal(model(ids, attention_mask=keep, position_ids=padded).logits, same)
+    assert torch.equal(model(ids, position_ids=torch.arange(ids.shape[1])[None]).logits, model(ids).logits)
+    cut = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8]])[:, : ids.shape[1]]
+    for wrong in ({"attention_mask": keep}, {"use_cache": True}, {"past_key_values": transformers.DynamicCache()}):
+        with pytest.raises(InputError, match="position_ids"):
+            model(ids, position_ids=cut, **wrong)
+    with pytest.raises(InputError, match="position_ids are neither"):
+        model(ids, position_ids=torch.arange(ids.shape[1])[None] + 1)

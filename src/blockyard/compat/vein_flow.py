@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from blockyard.nn.segments import Segments
 from blockyard.protocol.cache import LayerCache
 from blockyard.registry.options import check_options, options_of
 from blockyard.registry.register import (
@@ -178,6 +179,7 @@ class VFTBlock(_VFTBlock):
         padding_mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: LayerCache | None = None,
+        segments: Segments | None = None,
     ) -> tuple[Tensor, dict[str, Any] | None]:
         return super().forward(
             x,
@@ -185,6 +187,7 @@ class VFTBlock(_VFTBlock):
             padding_mask=padding_mask,
             positions=positions,
             cache=cache,
+            segments=segments,
             return_metrics=return_metrics,
         )
 

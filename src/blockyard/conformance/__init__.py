@@ -17,6 +17,7 @@ Files, in reading order:
     forms.py        shapes, layouts, rows, precision, positions, weights, cross-attention
     causality.py    the future does not reach the past
     masks.py        what is masked has no influence, and masking everything is no NaN
+    documents.py    documents in the rows of a batch give what they give alone
     caching.py      whatever path tokens take through a cache, the outputs are those of a full pass
     training.py     gradients, second derivatives, checkpointing, compilation, saving
     refusals.py     what cannot be done is refused, never ignored
@@ -29,7 +30,7 @@ Every check in words: docs/conformance.md.
 """
 
 # The modules of checks register themselves in the order in which a report shows them.
-from blockyard.conformance import forms, causality, masks, caching, training, refusals, costs, feedforward  # noqa: F401, I001
+from blockyard.conformance import forms, causality, masks, documents, caching, training, refusals, costs, feedforward  # noqa: F401, I001
 from blockyard.conformance.suite import Case, Report, Row, check, ffn_checks, mixer_checks
 
 __all__ = ["Case", "Report", "Row", "check", "ffn_checks", "mixer_checks"]

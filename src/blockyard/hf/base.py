@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blockyard.errors import InputError, require
 from blockyard.hf.config import BlockyardConfig
 from blockyard.models.lm import Head
+from blockyard.protocol.mixer import default_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -153,3 +154,48 @@ def kept(attention_mask: Tensor | None, ids: Tensor, past: int = 0) -> Tensor | 
     if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(attention_mask.all()):
         return None
     return attention_mask
+
+
+def segments_of(position_ids: Tensor | None, ids: Tensor, mask: Tensor | None, past: int = 0) -> Tensor | None:
+    """Return the documents that positions tell apart, as our models take them: None where there is one a row.
+
+    Positions that restart at 0 are how transformers says that a row holds several sequences
+    (`DataCollatorWithFlattening`). Others must be those that our models count by themselves.
+
+    Args:
+        position_ids: [T], [1, T] or [B, T].
+        ids: [B, T].
+        mask: as `kept` gives it.
+        past: tokens before them, in a cache.
+
+    Raises:
+        InputError: for positions of another shape, or others than these.
+    """
+    if position_ids is None:
+        return None
+    if (
+        position_ids.shape[-1] != ids.shape[1]
+        or position_ids.ndim > 2
+        or position_ids.shape[:-1].numel()
+        not in (
+            1,
+            ids.shape[0],
+        )
+    ):
+        raise InputError(f"position_ids has shape {tuple(position_ids.shape)}, expected {tuple(ids.shape)}")
+    places = position_ids.expand(ids.shape)
+    if mask is not None:
+        counted = default_positions(mask, ids.shape[1])
+        assert counted is not None
+        if bool(((places == counted) | (mask[:, -ids.shape[1] :] == 0)).all()):
+            return None
+    elif torch.equal(places, torch.arange(past, past + ids.shape[1], device=ids.device).expand(ids.shape)):
+        return None
+    begins = torch.ones_like(places, dtype=torch.bool)
+    begins[:, 1:] = places[:, 1:] != places[:, :-1] + 1
+    if mask is not None or past or bool((places[begins] != 0).any()):
+        raise InputError(
+            "position_ids are neither those that follow from attention_mask and cache nor sequences that each begin at "
+            "0, without padding and cache; leave them out"
+        )
+    return begins.cumsum(-1)

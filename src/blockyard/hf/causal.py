@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError, require
-from blockyard.hf.base import BlockyardPreTrainedModel, kept
+from blockyard.hf.base import BlockyardPreTrainedModel, kept, segments_of
 from blockyard.hf.cache import past_of
 from blockyard.hf.config import BlockyardConfig
 from blockyard.models.lm import TransformerLM
@@ -57,6 +57,13 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
         """Return the mask itself: `generate` asks for one of pairs where it takes a cache for transformers' own."""
         return attention_mask
 
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what `generate` calls the model with, as transformers says, without positions: ours counts them."""
+        # mypy: transformers' method names a type for self that only its own models have.
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        inputs.pop("position_ids", None)
+        return inputs
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -67,6 +74,7 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
+        position_ids: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -82,6 +90,8 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
             use_cache: return a cache; by default as the configuration says, in inference without labels.
             logits_to_keep: score only the last so many positions; 0 = all.
             num_items_in_batch: labels of all batches that are accumulated, by which the loss is divided.
+            position_ids: [B, T]; where they restart at 0, a row holds several sequences, which are read apart
+                (`DataCollatorWithFlattening`). Others follow from mask and cache and need not be given.
             output_attentions: refused.
             output_hidden_states: refused.
             return_dict: False gives a tuple.
@@ -91,6 +101,12 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
         """
         self.refuse(output_attentions=output_attentions, output_hidden_states=output_hidden_states)
         input_ids = self.ids_of(input_ids, inputs_embeds)
+        segments = None
+        if position_ids is not None and past_key_values is None:
+            segments = segments_of(position_ids, input_ids, kept(attention_mask, input_ids))
+        if segments is not None:
+            refuse_going_on(bool(use_cache))
+            use_cache = False
         if use_cache is None:
             # A cache holds no graph: in training it would cut the gradients of what it keeps.
             inference = labels is None and not torch.is_grad_enabled()
@@ -103,12 +119,13 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
             held = past_of(past_key_values, self.model, input_ids)
             cache, past = held.cache, held.length
             mask = kept(attention_mask, input_ids, past)
+            refuse_going_on(segments_of(position_ids, input_ids, mask, past) is not None)
             input_ids = held.read(input_ids)
         else:
             mask = kept(attention_mask, input_ids)
         # Tokens that are read again stand in front, and nobody asks for their scores.
         last = logits_to_keep or (new if input_ids.shape[1] > new else None)
-        found = self.model(input_ids, padding_mask=mask, cache=cache, last=last)
+        found = self.model(input_ids, padding_mask=mask, cache=cache, last=last, segments=segments)
         loss, aux = None, self.auxiliary(found.aux)
         if labels is not None:
             # Labels are shifted against all logits, which would then not be there.
@@ -125,3 +142,11 @@ class BlockyardForCausalLM(BlockyardPreTrainedModel, GenerationMixin):
                 loss = loss + aux
         out = MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux, logits=found.logits, past_key_values=past_key_values)
         return out.to_tuple() if return_dict is False else out
+
+
+def refuse_going_on(asked: bool) -> None:
+    """Raise InputError where a cache is asked for of rows that hold several sequences."""
+    if asked:
+        raise InputError(
+            "position_ids restart, and a row of several sequences has no cache to go on with: leave it out"
+        )

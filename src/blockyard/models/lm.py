@@ -21,6 +21,7 @@ from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Embedding, Linear
 from blockyard.nn.norms import widened
 from blockyard.nn.roles import Role
+from blockyard.nn.segments import Segments
 from blockyard.protocol.cache import ModelCache
 from blockyard.protocol.costs import Cost, linear_flops
 
@@ -130,6 +131,7 @@ class TransformerLM(Trunk):
         positions: Tensor | None = None,
         cache: ModelCache | None = None,
         last: int | None = None,
+        segments: Tensor | Segments | None = None,
     ) -> LMOutput:
         """Score every next token.
 
@@ -140,20 +142,29 @@ class TransformerLM(Trunk):
             positions: [T] or [B, T]; by default from the cache and the padding mask.
             cache: from `new_cache`.
             last: score only the last so many positions (all by default): reading a prompt needs one.
+            segments: [B, T] integers, equal within each of several documents in a row: every one is read as if it were
+                alone, from position 0. Below 0 is filling between them. Goes without padding, positions and cache.
 
         Raises:
             InputError: for ids of the wrong shape or type, a cache of another batch or depth, a negative `last` or one
-                together with targets, or positions beyond the context where they are learned.
+                together with targets, positions beyond the context where they are learned, or segments beside what
+                they do not go with.
         """
         self._check(input_ids, targets, cache)
+        if segments is not None:
+            beside = {"padding_mask": padding_mask, "positions": positions, "cache": cache}
+            segments = _laid_out(segments, input_ids, beside)
         if last is not None and (last < 0 or targets is not None):
             raise InputError(f"last={last} should be 0 or more, and goes without targets")
         x = self.token_embeddings(input_ids)
         if self.position_embeddings is not None:
             past = 0 if cache is None else cache.length
-            x = x + self.position_embeddings(input_ids.shape[1], past, padding_mask, positions)
+            places = positions if segments is None else segments.positions
+            x = x + self.position_embeddings(input_ids.shape[1], past, padding_mask, places)
         x = self.dropout(x)
-        x, aux = self.through_blocks(x, padding_mask=padding_mask, positions=positions, cache=cache, last=last)
+        x, aux = self.through_blocks(
+            x, padding_mask=padding_mask, positions=positions, cache=cache, last=last, segments=segments
+        )
         logits = self.lm_head(x)
         if self.config.logit_softcap is not None:
             logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
@@ -181,6 +192,21 @@ class TransformerLM(Trunk):
             rows += self.config.context
         head = Cost(rows * width, linear_flops(length, (width, vocabulary)))
         return self.blocks_cost(length) + head
+
+
+def _laid_out(segments: Tensor | Segments, ids: Tensor, beside: Mapping[str, object]) -> Segments:
+    """Return the layout of documents in rows.
+
+    Raises:
+        InputError: for another shape than the ids have, or arguments that segments do not go with.
+    """
+    for name, value in beside.items():
+        if value is not None:
+            raise InputError(f"segments go without {name}: every document is read alone, from position 0")
+    found = segments if isinstance(segments, Segments) else Segments(segments)
+    if found.shape != ids.shape:
+        raise InputError(f"segments has shape {tuple(found.shape)}, input_ids {tuple(ids.shape)}")
+    return found
 
 
 def build_lm(config: LMConfig, seed: int) -> TransformerLM:

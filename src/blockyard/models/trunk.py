@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from blockyard.errors import InputError
 from blockyard.models.config import BlocksConfig
 from blockyard.models.positions import takes_positions
 from blockyard.nn.derivatives import transformed
 from blockyard.nn.rotary import RotaryPositionalEmbedding
+from blockyard.nn.segments import Segments
 from blockyard.protocol.block import Aux
 from blockyard.protocol.cache import ModelCache
 from blockyard.protocol.costs import Cost
+from blockyard.registry.register import accepted_arguments
 
 
 class Trunk(nn.Module):
@@ -63,6 +66,7 @@ class Trunk(nn.Module):
         positions: Tensor | None = None,
         cache: ModelCache | None = None,
         last: int | None = None,
+        segments: Segments | None = None,
     ) -> tuple[Tensor, Aux | None]:
         """Pass activations through the blocks and the last norm.
 
@@ -72,6 +76,7 @@ class Trunk(nn.Module):
             positions: [T] or [B, T]; by default from the cache and the padding mask.
             cache: from `new_cache`.
             last: return only the last so many positions; all by default.
+            segments: documents in the rows, each mixed as if it were alone; the mixers are causal.
 
         Returns: [B, T, d_model], and `{"losses": {name: sum over layers}, "stats": {"layers.0": …}}` when a block has
             something to say.
@@ -87,6 +92,10 @@ class Trunk(nn.Module):
                 "positions": None if optional and not takes_positions(layer) else positions,
                 "cache": None if cache is None else cache[i],
             }
+            if segments is not None:
+                # Named only where it is asked for: a block of a user's own need not know the word.
+                check_takes_segments(layer)
+                arguments = {"segments": segments}
             if recompute:
                 x, aux = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=True, **arguments)
             else:
@@ -133,6 +142,15 @@ class Trunk(nn.Module):
     def non_embedding_parameters(self) -> int:
         """Parameters of the blocks and norms: without the embedding and the head."""
         return sum(p.numel() for m in (self.layers, self.ln_final) for p in m.parameters())
+
+
+def check_takes_segments(layer: Any) -> None:
+    """Raise InputError for a block that cannot mix documents apart: one of another's making, FFN and mixer in one."""
+    if "segments" not in accepted_arguments(layer.forward):
+        raise InputError(
+            f"{type(layer).__name__} does not take segments, by which documents in a row are kept apart: name the "
+            "argument in its forward and mix by `segments.apart`, or register its mixer and its FFN apart"
+        )
 
 
 def _merge_aux(collected: list[tuple[int, Aux]]) -> Aux | None:

@@ -16,6 +16,7 @@ Files, in reading order:
     attention_sinks.py  the first tokens of a sequence, seen beside a window
     thin_attention.py   causal attention of heads a few numbers wide, on a CPU
     fused.py            thin products that read the residual stream and add to it; Stamp, whether tensors changed
+    segments.py         documents in the rows of a batch, mixed apart by any causal mixer
     dropout.py          dropout whose mask is a function of (seed, step, sample)
     roles.py            what a parameter is to the optimizer: modules say it, roles(model) collects it
     derivatives.py      hand-written passes beside their plain formula, for second derivatives and torch.func
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from blockyard.nn.roles import roles as roles
     from blockyard.nn.rotary import RotaryPositionalEmbedding as RotaryPositionalEmbedding
     from blockyard.nn.rotary import convert_layout as convert_layout
+    from blockyard.nn.segments import Segments as Segments
 else:
     __all__ = exports(
         __name__,
@@ -72,5 +74,6 @@ else:
             "norms": "LayerNorm RMSNorm make_norm",
             "roles": "Role roles",
             "rotary": "RotaryPositionalEmbedding convert_layout",
+            "segments": "Segments",
         },
     )

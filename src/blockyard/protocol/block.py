@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.nn.segments import Segments
 from blockyard.protocol.costs import Cost, cost_of
 from blockyard.protocol.mixer import NORM_EPS, Mixer, make_norm_of
 from blockyard.registry.options import check_options, options_of
@@ -99,21 +100,24 @@ class ResidualBlock(nn.Module):
         padding_mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Any = None,
+        segments: Segments | None = None,
     ) -> tuple[Tensor, Aux | None]:
-        given = {"padding_mask": padding_mask, "positions": positions, "cache": cache}
+        given = {"padding_mask": padding_mask, "positions": positions, "cache": cache, "segments": segments}
+        # Filling between documents is to experts what padding is.
+        fed = given if segments is None else {**given, "padding_mask": segments.keep}
         if self.parallel:
-            change, aux = self._feed(self.ln2(x), given)
+            change, aux = self._feed(self.ln2(x), fed)
             return self._with_mixed(x, given) + change, aux
         if self.pre:
             x = self._with_mixed(x, given)
-            change, aux = self._feed(self.ln2(x), given)
+            change, aux = self._feed(self.ln2(x), fed)
             return x + change, aux
         if self.norm_position == "branch":
             x = x + self.ln1(self.mix(x, given))
-            change, aux = self._feed(x, given)
+            change, aux = self._feed(x, fed)
             return x + self.ln2(change), aux
         x = self.ln1(x + self.mix(x, given))
-        change, aux = self._feed(x, given)
+        change, aux = self._feed(x, fed)
         return self.ln2(x + change), aux
 
     @property
@@ -125,21 +129,27 @@ class ResidualBlock(nn.Module):
         """Compute x + attn(ln1(x)); a mixer of ours with norm and addition inside its products (`add_to`) does it
         itself."""
         add_to = getattr(self.attn, "add_to", None) if isinstance(self.attn, Mixer) else None
-        if add_to is not None:
-            return add_to(x, self.ln1, **given)
-        return x + self.mix(self.ln1(x), given)
+        if add_to is None:
+            return x + self.mix(self.ln1(x), given)
+        segments, rest = _apart(given)
+        if segments is not None:
+            return segments.apart(lambda rows: add_to(rows, self.ln1, **rest), x, self.attn)
+        return add_to(x, self.ln1, **rest)
 
     def mix(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
         """Return the mixer's output for x, the future hidden as this block does it.
 
         Args:
             x: [B, T, d_model], normalised as the mixer wants it.
-            given: arguments of `forward`; those that are None are left out.
+            given: arguments of `forward`; those that are None are left out. Segments are mixed apart: the mixer, which
+                need not know of them, is called with rows that are one document each.
 
         Raises:
             InputError: for an argument that the mixer does not take.
         """
-        arguments = {name: value for name, value in given.items() if value is not None}
+        segments, arguments = _apart(given)
+        if segments is not None:
+            return segments.apart(lambda rows: self.mix(rows, arguments), x, self.attn)
         unknown = arguments.keys() - self._accepts
         if unknown:
             raise InputError(f"{type(self.attn).__name__} does not take {', '.join(sorted(unknown))}")
@@ -180,6 +190,12 @@ class ResidualBlock(nn.Module):
         if not hasattr(self.attn, "new_cache"):
             raise InputError(f"{type(self.attn).__name__} has no cache")
         return self.attn.new_cache(*arguments)
+
+
+def _apart(given: Mapping[str, Any]) -> tuple[Segments | None, dict[str, Any]]:
+    """Return the segments among a call's arguments, and those of the others that are given."""
+    arguments = {name: value for name, value in given.items() if value is not None}
+    return arguments.pop("segments", None), arguments
 
 
 def check_parallel(parallel: bool, norm_position: str) -> None:

@@ -22,6 +22,7 @@ Files, in reading order:
     load.py           load_text: from a configuration to tokens; understanding.py: what a text is taken for;
                       progress.py: what is shown meanwhile
     batches.py        TextData: the two parts, and the batches cut from them
+    packed.py         PackedText: batches whose rows hold documents; packing.py: which ones stand together
 
 The tasks lm and classify read text through it; use `load_text` for a loop of your own.
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from blockyard.text.config import TextDataConfig as TextDataConfig
     from blockyard.text.library import LibraryTokenizer as LibraryTokenizer
     from blockyard.text.load import load_text as load_text
+    from blockyard.text.packed import PackedText as PackedText
     from blockyard.text.saved import load_tokenizer as load_tokenizer
     from blockyard.text.tokenizer import ByteTokenizer as ByteTokenizer
     from blockyard.text.tokenizer import Tokenizer as Tokenizer
@@ -52,6 +54,7 @@ else:
             "config": "TextDataConfig",
             "library": "LibraryTokenizer",
             "load": "load_text",
+            "packed": "PackedText",
             "saved": "load_tokenizer",
             "tokenizer": "ByteTokenizer Tokenizer",
         },

@@ -96,9 +96,7 @@ class TextData:
         """
         context = self.context if context is None else context
         windows = self._view("train", self._train, context)
-        at_least(1, batch_size=batch_size)
-        if not (0 <= seed < 1 << 64 and 0 <= step < 1 << 64):
-            raise InputError(f"seed={seed} and step={step} must lie between 0 and 2**64 - 1")
+        check_draw(seed, step, batch_size)
         # The raw bits of Philox are fixed for good; numpy's distributions may change between versions.
         bits = np.random.Philox(key=seed | step << 64).random_raw(batch_size)
         starts = bits % np.uint64(len(windows))
@@ -140,7 +138,7 @@ class TextData:
             self._windows[part, context] = view
         return view
 
-    def _count_bytes(self) -> int:
+    def _count_bytes(self) -> float:
         if self.tokenizer.name == "byte" and not self.tokenizer.special_tokens:
             return len(self._val)
         lengths = byte_lengths(self.tokenizer, separator=1, specials=self._specials_spell)
@@ -148,6 +146,13 @@ class TextData:
         for start in range(0, len(self._val), 1 << 22):
             counts += np.bincount(self._val[start : start + (1 << 22)], minlength=len(lengths))
         return int(counts @ lengths)
+
+
+def check_draw(seed: int, step: int, batch_size: int) -> None:
+    """Raise InputError for a batch that cannot be drawn."""
+    at_least(1, batch_size=batch_size)
+    if not (0 <= seed < 1 << 64 and 0 <= step < 1 << 64):
+        raise InputError(f"seed={seed} and step={step} must lie between 0 and 2**64 - 1")
 
 
 def _as_batch(rows: np.ndarray) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from blockyard.errors import InputError, at_least, one_of
 from blockyard.files import cache_home, user_path
 
 TextFormat = Literal["auto", "txt", "jsonl", "json", "parquet", "arrow", "tokens", "folder"]
+Pack = Literal["stream", "documents"]
 TokenType = Literal["auto", "uint8", "uint16", "uint32", "int32", "int64"]
 
 
@@ -29,6 +30,8 @@ class TextDataConfig:
             .tiktoken file, or one of tiktoken's names (gpt2, cl100k_base, …) whose file is on this machine.
         vocab_size: number of tokens of a bpe tokenizer, its 256 bytes and special tokens included.
         special_tokens: let a special token that is written in a document (<|endoftext|>) be one; else it is text.
+        pack: what stands in a row: stream cuts rows anywhere out of all documents one behind the other; documents puts
+            whole ones side by side, each read as if it were alone.
         val_fraction: share of the tokens, at the end of the text, kept for validation.
         cache_dir: where encoded tokens are kept; none means $BLOCKYARD_CACHE or ~/.cache/blockyard.
         max_bytes: read no more than this many UTF-8 bytes of text; none reads everything.
@@ -44,6 +47,7 @@ class TextDataConfig:
     tokenizer: str = "byte"
     vocab_size: int = 4096
     special_tokens: bool = False
+    pack: Pack = "stream"
     val_fraction: float = 0.1
     cache_dir: str | None = None
     max_bytes: int | None = None
@@ -51,6 +55,7 @@ class TextDataConfig:
     def __post_init__(self) -> None:
         one_of(get_args(TextFormat), **{"data.format": self.format})
         one_of(get_args(TokenType), **{"data.token_dtype": self.token_dtype})
+        one_of(get_args(Pack), **{"data.pack": self.pack})
         if self.path == "":
             raise InputError("data.path is an empty string; give a file or folder, or leave it out")
         if not 0.0 < self.val_fraction < 1.0:

@@ -19,6 +19,8 @@ from blockyard.text.saved import load_tokenizer
 from blockyard.text.tokenizer import ByteTokenizer, Tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from blockyard.text.batches import TextData
     from blockyard.text.tokens import ScannedText
 
@@ -35,7 +37,6 @@ def load_text(config: TextDataConfig, context: int, progress: Progress | None = 
         InputError: when the text cannot be read, is not text, or is too short for the context.
     """
     require("numpy", extra="train")
-    from blockyard.text.batches import TextData
     from blockyard.text.tokens import encoded, scan
 
     files = token_files_of(config)
@@ -59,15 +60,15 @@ def load_text(config: TextDataConfig, context: int, progress: Progress | None = 
         fingerprint["special_tokens_sha256"] = sha256(str(config.special_tokens).encode()).hexdigest()
     spells = text.spells_separator and bool(tokenizer.special_tokens)
     notes = notes_on(config, listing_of(config), spells, left_out)
-    return TextData(
-        tokens, tokenizer, val_fraction=config.val_fraction, context=context, fingerprint=fingerprint, notes=notes
-    )
+    # Special tokens that documents spell end them there: then the separators alone say where the borders are.
+    documents = None if spells and config.special_tokens else text.n_documents
+    return _split(config, tokens, tokenizer, context, fingerprint, notes, documents=documents)
 
 
 def _load_tokens(config: TextDataConfig, files: Sequence[Path], context: int, progress: Progress | None) -> TextData:
     """Load a text that comes as tokens."""
-    from blockyard.text.batches import TextData
     from blockyard.text.token_files import read_token_files
+    from blockyard.text.tokens import separates
 
     if config.tokenizer == "bpe":
         raise InputError(
@@ -76,14 +77,50 @@ def _load_tokens(config: TextDataConfig, files: Sequence[Path], context: int, pr
         )
     tokenizer = ByteTokenizer() if config.tokenizer == "byte" else load_tokenizer(config.tokenizer)
     found = read_token_files(files, config, tokenizer, None if progress is None else partial(progress, "reading"))
-    return TextData(
-        found.tokens,
+    fingerprint = _fingerprint(config, found.sha256, found.n_bytes, found.n_documents, len(found.tokens), tokenizer)
+    if config.pack == "documents" and not separates(tokenizer):
+        raise InputError(
+            f"data.pack=documents: the tokenizer ({tokenizer.name}) has no token of its own that ends a document, so "
+            "no border in these tokens can be known; name the one that made them with data.tokenizer"
+        )
+    return _split(config, found.tokens, tokenizer, context, fingerprint, found.notes, spell=False)
+
+
+def _split(
+    config: TextDataConfig,
+    tokens: np.ndarray,
+    tokenizer: Tokenizer,
+    context: int,
+    fingerprint: dict[str, Any],
+    notes: Sequence[str],
+    *,
+    documents: int | None = None,
+    spell: bool = True,
+) -> TextData:
+    """Return the two parts of a text, in plain rows or in rows of documents.
+
+    Args:
+        documents: how many there are; None where the separators alone say so.
+        spell: whether special tokens stand for the text that spells them.
+
+    Raises:
+        InputError: when rows of documents are asked for and no border between documents can be known.
+    """
+    from blockyard.text.batches import TextData
+    from blockyard.text.packed import PackedText, check_borders
+
+    kind = TextData
+    if config.pack == "documents":
+        check_borders(tokens, tokenizer.separator_id, documents, tokenizer.name)
+        kind = PackedText
+    return kind(
+        tokens,
         tokenizer,
         val_fraction=config.val_fraction,
         context=context,
-        fingerprint=_fingerprint(config, found.sha256, found.n_bytes, found.n_documents, len(found.tokens), tokenizer),
-        notes=found.notes,
-        specials_spell=False,
+        fingerprint=fingerprint,
+        notes=notes,
+        specials_spell=spell,
     )
 
 

@@ -89,7 +89,9 @@ def compilation_plan(
     return best, plans[best], words
 
 
-def decided_untimed(option: str, blocks: Sequence[nn.Module], *, sharded: bool) -> tuple[Extent, str] | None:
+def decided_untimed(
+    option: str, blocks: Sequence[nn.Module], *, sharded: bool, varies: str | None = None
+) -> tuple[Extent, str] | None:
     """Return what can be said about compiling before any step was timed: the extent and why, None when timing must
     tell.
 
@@ -97,6 +99,7 @@ def decided_untimed(option: str, blocks: Sequence[nn.Module], *, sharded: bool) 
         option: train.compile.
         blocks: the model's blocks.
         sharded: whether FSDP2 holds the model.
+        varies: why the shapes that are computed with change from step to step; None where they do not.
 
     Raises:
         InputError: when what is asked for cannot be done here.
@@ -108,8 +111,13 @@ def decided_untimed(option: str, blocks: Sequence[nn.Module], *, sharded: bool) 
         raise InputError("train.compile=on: the model has no blocks to compile")
     if option == "model" and sharded:
         raise InputError("train.compile=model: a sharded model is compiled block by block; use on")
+    if option == "model" and varies:
+        raise InputError(f"train.compile=model: {varies}; use on, auto or off")
     if option in ASKED:
         return ASKED[option], "as asked"
+    if varies:
+        # What that gains is none of the gains that are known.
+        return "no", f"{varies}; train.compile=on does"
     if missing:
         return "no", missing
     if not blocks or sharded:

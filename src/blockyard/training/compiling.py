@@ -48,7 +48,8 @@ class Compiling:
     def decide_untimed(self) -> None:
         """Decide as far as can be said before any step was timed."""
         engine = self._engine
-        found = decided_untimed(self._config.compile, engine.blocks, sharded=engine.kind == "fsdp2")
+        varies = getattr(engine.task, "varies", None)
+        found = decided_untimed(self._config.compile, engine.blocks, sharded=engine.kind == "fsdp2", varies=varies)
         if found is not None:
             extent, words = found
             self._decide(f"compile: {extent}, {words}", extent)

@@ -277,6 +277,9 @@ class Engine:
             with eager(self.compiled):
                 # The same seed and so the same masks: a fault that comes of dropout comes again.
                 place, rows = locate(self.model, self._loss_of(step, micro), self.ranks.rows(micro, self.rows))
+            if getattr(self.task, "varies", None) is not None:
+                # Rows are regrouped: a first axis as long as the batch need not be its rows.
+                rows = []
             # The first pass in which it shows is where it began; later ones may only have caught it.
             if not place.startswith("nothing"):
                 break

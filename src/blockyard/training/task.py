@@ -20,6 +20,8 @@ class Task(Protocol):
         tokens_per_step: tokens (or other units of input) of one global batch.
         flops_per_step: training FLOPs of one global batch, by formula (three times the forward pass).
         fingerprint: what identifies the data (source, sha256, sizes), written into the run folder.
+
+    One whose batches have the model compute with other shapes at every step says why in `varies`.
     """
 
     model: nn.Module

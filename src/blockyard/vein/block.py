@@ -20,6 +20,7 @@ from blockyard.nn.attention_kernels import Kernel
 from blockyard.nn.derivatives import transformed
 from blockyard.nn.fused import Stamp, norm_linear
 from blockyard.nn.norms import make_norm
+from blockyard.nn.segments import Segments
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_ring import RingCache
 from blockyard.protocol.costs import Cost
@@ -195,6 +196,7 @@ class VFTBlock(nn.Module):
         padding_mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: LayerCache | None = None,
+        segments: Segments | None = None,
         return_metrics: bool = False,
     ) -> tuple[Tensor, dict[str, Any] | None]:
         """Return one block.
@@ -205,11 +207,15 @@ class VFTBlock(nn.Module):
             padding_mask: [B, T], nonzero = keep; with a cache [B, past + T].
             positions: [T] or [B, T].
             cache: from `new_cache`.
+            segments: documents in the rows that are mixed apart, in place of the four above.
             return_metrics: return the metrics themselves instead of the aux: eps_mean, eps_max, eps_frac_over_tau,
                 correction_norm, effective_rank (detached scalars without a device sync; padding is left out), rank.
         """
         check_input(x, self.d_model)
-        x = self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask, positions=positions, cache=cache)
+        if segments is None:
+            x = self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask, positions=positions, cache=cache)
+        else:
+            x, padding_mask = segments.apart(self._attended, x, self.attn), segments.keep
         # FFN and error read the same vein, so z = V h is computed once.
         v, u = self._veins(x, cache)
         wanted = return_metrics or self.metrics

@@ -6,12 +6,13 @@ see the same stretches with nothing before them. A row's first token is given to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from blockyard.generation.stream import prompt_tokens
 from blockyard.models.lm import LMConfig
@@ -56,8 +57,20 @@ def loss_beside(folder: Path, run: Run[LMConfig, TextDataConfig], data: TextData
 
 
 def rows_of(run: Run[LMConfig, TextDataConfig], data: TextData) -> Iterator[str]:
-    """Yield the validation rows as text; characters that a row's ends cut through are left out."""
+    """Yield the validation rows as text, or, of rows that hold documents, each of these without what ends it;
+    characters that their ends cut through are left out."""
     for batch in data.val_batches(run.train.batch_size, run.model.context, run.train.eval_batches):
-        whole = torch.cat([batch["input_ids"], batch["targets"][:, -1:]], dim=1)
-        for row in whole.tolist():
+        for row in _stretches(batch, data.tokenizer.separator_id):
             yield data.tokenizer.decode(row).strip(REPLACEMENT)
+
+
+def _stretches(batch: Mapping[str, Tensor], separator: int) -> Iterator[list[int]]:
+    """Yield the tokens of every row of a batch, or of every document in its rows."""
+    if "segments" not in batch:
+        yield from torch.cat([batch["input_ids"], batch["targets"][:, -1:]], dim=1).tolist()
+        return
+    for ids, targets, numbers in zip(batch["input_ids"], batch["targets"], batch["segments"]):
+        for number in range(int(numbers.max()) + 1):
+            part = numbers == number
+            last = int(targets[part][-1])
+            yield ids[part].tolist() + ([] if last == separator else [last])

@@ -32,7 +32,10 @@ class LMParts(Parts):
     def attention(self, folder: Path, data: TextData) -> list[dict[str, Any]] | None:
         model: Any = load_run(folder).model
         rows = next(iter(data.val_batches(ATTENTION_ROWS, model.config.context, 1)))
-        return attention_of(model, rows["input_ids"])
+        ids, segments = rows["input_ids"], rows.get("segments")
+        # Of rows that hold documents the first one, and so much of it as every row has.
+        length = ids.shape[1] if segments is None else int((segments == segments[:, :1]).sum(1).min())
+        return attention_of(model, ids[:, :length]) if length > 1 else None
 
     def notes(self, terms: Terms, data: TextData, units_read: Mapping[str, int]) -> list[str]:
         read = [

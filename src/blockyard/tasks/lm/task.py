@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.models.lm import LMConfig, TransformerLM, build_lm
+from blockyard.nn.segments import Segments
 from blockyard.tasks.kind import Quality, Run, TaskKind, register_task
 from blockyard.text import TextData, TextDataConfig, Tokenizer, load_text, load_tokenizer
+from blockyard.text.packed import PackedText
 from blockyard.text.progress import ReadingLines
 from blockyard.training.auxiliary import with_auxiliary
 from blockyard.training.config import TrainConfig
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 # Of one batch when losses are told by position: 64 MiB of float32.
 MOST_LOGITS = 1 << 24
+VARIES = "with data.pack=documents mixers see other lengths in every batch, and only the rest of a block is compiled"
 
 
 class LMTask:
@@ -44,6 +48,8 @@ class LMTask:
         # The backward pass does every product twice: for the inputs and for the weights.
         self.flops_per_step = 3 * config.batch_size * model.cost(self.context).flops
         self.fingerprint: dict[str, Any] = data.fingerprint
+        # Why the shapes that are computed with change from step to step.
+        self.varies = VARIES if isinstance(data, PackedText) else None
 
     def batch(self, step: int, rows: slice) -> Batch:
         """Return rows of the global batch of a step."""
@@ -51,8 +57,13 @@ class LMTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean nats per token, plus the blocks' own losses, weighted; what the blocks report is logged."""
-        output = model(batch["input_ids"], targets=batch["targets"])
-        return with_auxiliary(output.loss, output.aux, self.config, "lm_loss")
+        segments = batch.get("segments")
+        if segments is None:
+            output = model(batch["input_ids"], targets=batch["targets"])
+            return with_auxiliary(output.loss, output.aux, self.config, "lm_loss")
+        output = model(batch["input_ids"], targets=batch["targets"], segments=segments)
+        # Rows hold differently many targets: so weighted, the mean over passes and ranks is that over all of them.
+        return with_auxiliary(output.loss * batch["share"], output.aux, self.config, "lm_loss")
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return `val_loss`: nats per token over the validation batches; `val_loss_per_byte` for tokens that are not
@@ -60,10 +71,10 @@ class LMTask:
         total, count = 0.0, 0
         device = next(model.parameters()).device
         for batch in self.data.val_batches(self.config.batch_size, self.context, self.config.eval_batches):
+            predicted = int((batch["targets"] >= 0).sum())
             moved = {k: v.to(device) for k, v in batch.items()}
-            rows = moved["input_ids"].shape[0]
-            total += float(model(moved["input_ids"], targets=moved["targets"]).loss) * rows
-            count += rows
+            total += float(model(**moved).loss) * predicted
+            count += predicted
         figures = {"val_loss": total / count}
         if self.data.tokenizer.name != "byte":
             figures["val_loss_per_byte"] = figures["val_loss"] / self.data.bytes_per_token
@@ -93,6 +104,9 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
 
     def load_data(self, data: TextDataConfig, model: LMConfig) -> TextData:
         return load_text(data, model.context, ReadingLines())
+
+    def older_data(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"pack": "stream"}
 
     def make_task(self, run: Run[LMConfig, TextDataConfig], data: TextData) -> LMTask:
         return LMTask(run.model, data, run.train)
@@ -138,22 +152,27 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
         rows = max(1, min(run.train.batch_size, MOST_LOGITS // (context * run.model.vocab_size)))
         limit = math.ceil(run.train.eval_batches * run.train.batch_size / rows)
         device = next(model.parameters()).device
-        total, count = torch.zeros(context, dtype=torch.float64), 0
+        total, count = torch.zeros(2, context, dtype=torch.float64)
         for batch in data.val_batches(rows, context, limit):
-            logits = model(batch["input_ids"].to(device)).logits.float()
-            losses = F.cross_entropy(logits.transpose(1, 2), batch["targets"].to(device), reduction="none")
-            total += losses.sum(0).double().cpu()
-            count += len(losses)
+            targets, segments = batch["targets"], batch.get("segments")
+            logits = model(batch["input_ids"].to(device), segments=segments).logits.float()
+            losses = F.cross_entropy(logits.transpose(1, 2), targets.to(device), reduction="none").double().cpu()
+            places = torch.arange(context).expand_as(targets) if segments is None else Segments(segments).positions
+            counted = targets >= 0
+            total.index_add_(0, places[counted], losses[counted])
+            count.index_add_(0, places[counted], torch.ones_like(losses[counted]))
         ends = [1 << power for power in range(context.bit_length()) if 1 << power < context] + [context]
-        starts = [0, *ends[:-1]]
+        # Documents may all be shorter than a row.
+        groups = [(a, b) for a, b in zip([0, *ends[:-1]], ends) if count[a:b].any()]
         return {
-            "positions": ends,
-            "position_loss": [round(float(total[a:b].mean()) / count, 5) for a, b in zip(starts, ends)],
+            "positions": [b for _, b in groups],
+            "position_loss": [round(float(total[a:b].sum() / count[a:b].sum()), 5) for a, b in groups],
         }
 
     def terms(self, run: Run[LMConfig, TextDataConfig], data: TextData) -> dict[str, Any]:
         spelt = data.fingerprint.get("special_tokens_sha256")
         return {
+            **({} if run.data.pack == "stream" else {"pack": run.data.pack}),
             **({"special_tokens": run.data.special_tokens} if spelt else {}),
             "data sha256": data.fingerprint.get("sha256"),
             "tokenizer": data.fingerprint.get("tokenizer_sha256") or data.tokenizer.name,
