@@ -57,6 +57,7 @@ def tune(
     require("optuna", extra="tune")
     require("matplotlib", extra="report")
     # It stands on Optuna, whose absence has just been told in a line.
+    from blockyard.tune.report import shown
     from blockyard.tune.session import Session
 
     fixed = plain_groups(groups or {})
@@ -74,4 +75,4 @@ def tune(
         state.save()
         with forcing(force), closing(Session(start, Path(out), state, show)) as session:
             keep()
-            return session.run()
+            return shown(session.run())
