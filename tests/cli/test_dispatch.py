@@ -28,10 +28,9 @@ def test_top_level_help_imports_no_torch() -> None:
 
 def test_help_lists_every_command_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     for name in command_names():
-        assert name in shown
-        assert load_command(name).summary in shown
+        assert f" {name} {load_command(name).summary}" in shown
 
 
 @pytest.mark.parametrize("name", command_names())
