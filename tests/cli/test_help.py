@@ -89,15 +89,19 @@ def test_all_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--attn.impl", "tva"], ["--vft.v_rank"], ["--mla.kv_rank", "--vft.stabilizer", "--moe.k"]),
         (["--attn.impl=mla", "--ffn.impl=moe"], ["--mla.kv_rank", "--moe.k"], ["--vft.rank", "--spectral.gate"]),
-        (["--model.pattern", "spectral[window=4]*3/tva+vft"], ["--spectral.gate", "--vft.stabilizer"], ["--mla.kv_rank"]),
+        (
+            ["--model.pattern", "spectral[window=4]*3/tva+vft"],
+            ["--spectral.gate", "--vft.stabilizer"],
+            ["--mla.kv_rank"],
+        ),
     ],
     ids=["mixer", "both", "pattern"],
 )
 @pytest.mark.parametrize("asked", [[], ["all"]], ids=["short", "all"])
 def test_chosen_blocks_alone_are_described(words, there, absent, asked, capsys) -> None:
     text = shown(capsys, "train", "lm", *words, "--help", *asked)
-    assert all(f"{flag} " in text for flag in there)
-    assert not [flag for flag in absent if f"{flag} " in text]
+    assert all(f"\n  {flag} " in text for flag in there)
+    assert not [flag for flag in absent if f"\n  {flag} " in text]
 
 
 def test_an_expert_is_a_block_that_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +140,8 @@ def test_help_after_the_first_call_imports_no_torch(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "BLOCKYARD_CACHE": str(tmp_path)}
     first, second = (
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment) for _ in range(2)
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+        for _ in range(2)
     )
     assert first.returncode == 1 and second.returncode == 0, second.stderr
     assert first.stdout == second.stdout and "--attn.impl" in first.stdout

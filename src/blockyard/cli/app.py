@@ -12,8 +12,6 @@ from blockyard import __version__
 from blockyard.cli.console import fill_descriptors, one_line, say, tolerant_streams
 from blockyard.cli.finding import TASK_VERBS, command_names, find_command, load_command
 from blockyard.cli.help import asks_help, help_text
-from blockyard.cli.overview import first_page, overview
-from blockyard.cli.shape_cache import shape_of
 from blockyard.errors import InputError, is_out_of_memory
 from blockyard.machine.memory import forcing
 from blockyard.registry.options import MOST_THREADS
@@ -97,12 +95,16 @@ def dispatch(words: list[str]) -> int:
             named = words[1:]
             length = 2 if " ".join(named[:2]) in command_names() or named[0] in TASK_VERBS else 1
             return dispatch([*named[:length], "--help", *named[length:]])
+        from blockyard.cli.overview import first_page, overview
+
         print(overview() if words else first_page())
         return 0
     if words[0] in ("--version", "-V"):
         print(f"blockyard {__version__}")
         return 0
     if len(words) == 2 and words[1] in HELP_WORDS and any(n.startswith(f"{words[0]} ") for n in command_names()):
+        from blockyard.cli.overview import overview
+
         print(overview(words[0]))
         return 0
     # Plug-ins add tasks, implementations and with them options: they are imported before anything is declared.
@@ -111,6 +113,8 @@ def dispatch(words: list[str]) -> int:
     command = load_command(name, whole=True)
     command.prepare(rest)
     if asks_help(rest):
+        from blockyard.cli.shape_cache import shape_of
+
         print(help_text(command, shape_of(command), rest))
         return 0
     arguments = command.parser().parse(rest)

@@ -22,6 +22,8 @@ from blockyard.errors import InputError, suggest
 HELP, ALL = ("-h", "--help"), "all"
 # Lines that are read without scrolling much; a longer help begins with what people use.
 PAGE = 60
+# Options that such a help describes.
+MOST = 10
 ASK = Flag(HELP, "[GROUP]", (Meaning("show this help; with a group's name its options, with `all` every option"),))
 
 
@@ -108,7 +110,7 @@ def _asked(shape: Shape, wanted: str) -> tuple[list[Section], frozenset[str] | N
 
 def _short(command: Command, shape: Shape, chosen: frozenset[str] | None) -> str:
     """Return what people use, the options of the blocks that are chosen, and the names of the groups."""
-    common = [flag for word in command.common if (flag := shape.find(word)) is not None]
+    common = [flag for word in command.common if (flag := shape.find(word)) is not None][:MOST]
     placed = [flag for flag in shape.sections[0].flags if not flag.words]
     shown = [Section("", "what people use", (*placed, *common))]
     for section in shape.sections if chosen is not None else ():
@@ -145,7 +147,7 @@ def _page(
     parser = WholeValues(
         prog=f"blockyard {command.name}",
         usage=f"%(prog)s {shape.usage}",
-        description=command.summary,
+        description="\n".join(textwrap.wrap(command.summary, _columns())),
         epilog="\n\n".join(filter(None, [below, example])).replace("%", "%%"),
         formatter_class=HelpFormatter,
         add_help=False,

@@ -37,7 +37,7 @@ def first_page() -> str:
             "  blockyard train lm --data.path my_texts/ --out runs/mine",
             "  blockyard compare lm --blocks 'standard,tva+vft' --data.path my_texts/",
             "",
-            "`blockyard --help`: what each command does; `blockyard COMMAND --help`: its options",
+            "`blockyard --help`: what commands do; `blockyard COMMAND --help`: their options",
         ]
     )
 
@@ -57,7 +57,7 @@ def overview(first: str = "") -> str:
     width = max(len(command.name) for command in loaded)
     lines = [f"usage: blockyard {first or 'COMMAND'} ..."]
     if not first:
-        lines += ["", "A yard of interchangeable Transformer blocks: train, generate, compare at equal budgets."]
+        lines += ["", "Interchangeable Transformer blocks: train, generate, compare at equal budgets."]
     for purpose, what in PURPOSES.items():
         mine = [command for command in loaded if command.purpose == purpose]
         if mine:
@@ -65,7 +65,7 @@ def overview(first: str = "") -> str:
         for command in mine:
             head = f"  {command.name:<{width}}  "
             lines += textwrap.wrap(head + command.summary, _columns(), subsequent_indent=" " * len(head))
-    lines += ["", "`blockyard COMMAND --help`: a command's options; `blockyard --version`: the version"]
+    lines += ["", "`blockyard COMMAND --help`: a command's options; `blockyard --version`"]
     return "\n".join(lines)
 
 

@@ -62,14 +62,15 @@ TUNE = (
 OF_TASK = {
     "classify": ("--data.text_field", "--data.label_field"),
     "recall": ("--data.task", "--data.sizes"),
-    "signal": ("--data.scenario", "--data.modulations", "--data.recordings"),
-    "price": ("--preset", "--data.freq", "--model.horizons"),
+    "signal": ("--data.scenario", "--data.modulations"),
+    "price": ("--preset", "--model.horizons"),
 }
 
 
 def common_of(verb: str, task: str) -> tuple[str, ...]:
-    """Return the options that people use of a task's command; those that it lacks are among them."""
-    own = OF_TASK.get(task, ())
+    """Return the options that people use of a task's command, the most wanted first; some of them it may lack."""
+    # What is compared or searched is asked of everybody's options above all.
+    own = OF_TASK.get(task, ())[: None if verb == "train" else 1]
     return (*own, *{"train": TRAIN, "compare": COMPARE, "tune": TUNE}[verb])
 
 

@@ -178,6 +178,22 @@ def shown(value: Any) -> Any:
 
 
 COMMAND = Command(
-    "classify", "classes for rows of text or frames of samples, by a trained run", add_arguments, run, order=22,
-    builds=True, common=("--out", "--format", "--top", "--detect", "--by", "--waterfall", "--data.sample_rate", "--text_field", "--label_field"), example="blockyard classify runs/signal-001 recording.sigmf-meta --top 3",
-)  # fmt: skip
+    "classify",
+    "classes for rows of text or frames of samples, by a trained run",
+    add_arguments,
+    run,
+    order=22,
+    builds=True,
+    common=(
+        "--out",
+        "--format",
+        "--top",
+        "--detect",
+        "--by",
+        "--waterfall",
+        "--data.sample_rate",
+        "--text_field",
+        "--label_field",
+    ),
+    example="blockyard classify runs/signal-001 recording.sigmf-meta --top 3",
+)
