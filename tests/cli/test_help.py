@@ -16,7 +16,7 @@ from blockyard.cli.help import PAGE
 from blockyard.cli.overview import PURPOSES
 from blockyard.cli.shape import Shape, chosen_blocks
 from blockyard.cli.shape_cache import fingerprint, shape_of
-from blockyard.registry.register import entries
+from blockyard.registry.register import entries, has_additions
 from tests.fixtures.cli import error_of, shown, toys
 
 
@@ -151,6 +151,9 @@ def test_help_after_the_first_call_imports_no_torch(tmp_path: Path) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """How often a command declared its arguments, with a cache of its own."""
     monkeypatch.setenv("BLOCKYARD_CACHE", str(tmp_path / "cache"))
+    # Other tests of this process register tasks of their own.
+    monkeypatch.setattr(shape_cache, "has_more_tasks", lambda: False)
+    monkeypatch.setattr(shape_cache, "has_additions", lambda: False)
     made = []
     command = load_command("list")
     declare = command.add_arguments
@@ -191,7 +194,8 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(counted, tmp_path, monk
     assert counted()[1] == 3
 
 
-def test_added_blocks_are_never_kept(counted, tmp_path, capsys) -> None:
+def test_added_blocks_are_never_kept(counted, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(shape_cache, "has_additions", has_additions)
     with toys():
         assert counted()[1] + counted()[1] == 3
         assert not kept(tmp_path).exists()

@@ -55,9 +55,7 @@ TUNE = (
     "--budget.unit",
     "--budget.value",
     "--seeds",
-    "--workers",
     "--attn.impl",
-    "--train.batch_size",
 )
 OF_TASK = {
     "classify": ("--data.text_field", "--data.label_field"),
