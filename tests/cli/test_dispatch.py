@@ -51,6 +51,10 @@ def test_help_of_a_first_word_lists_its_commands(capsys: pytest.CaptureFixture[s
     assert "generate" not in shown
 
 
+def test_a_mistyped_option_before_any_command_is_told_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, "--hlep") == "unknown option '--hlep' (did you mean '--help'?); see `blockyard --help`"
+
+
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     from blockyard import __version__
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from blockyard.cli.command import Command
-from blockyard.cli.finding import command_names, load_command
+from blockyard.cli.finding import TOP, command_names, load_command
 from blockyard.cli.help import ALL, HELP
 from blockyard.cli.shape import Flag, Shape, chosen_blocks
 from blockyard.cli.shape_cache import shape_of
-
-# Options that stand before any command.
-TOP = ("--help", "--version")
 
 
 def following(words: Sequence[str]) -> list[str]:
