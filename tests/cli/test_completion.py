@@ -140,10 +140,14 @@ def test_bash_completes(home: Path, line: str, wanted: str) -> None:
     assert wanted in found
 
 
-def test_zsh_completes(home: Path) -> None:
+@pytest.mark.parametrize("way", ["sourced", "in fpath"])
+def test_zsh_completes(home: Path, way: str) -> None:
     if shutil.which("zsh") is None:
         pytest.skip("no zsh here")
-    begin = "autoload -U compinit; compinit -u; source blockyard.zsh\n"
+    if way == "sourced":
+        begin = "autoload -U compinit; compinit -u; source blockyard.zsh\n"
+    else:
+        begin = "mkdir f; cp blockyard.zsh f/_blockyard; fpath=($PWD/f $fpath); autoload -U compinit; compinit -u\n"
     found = typed(home, ["zsh", "-f", "-i"], [begin, "blockyard train lm --attn.impl=spec\t"], "=spectral")
     assert "--attn.impl=spectral" in found
 

@@ -40,7 +40,12 @@ _blockyard() {
         _files
     fi
 }
-compdef _blockyard blockyard
+# Found in fpath, this file is the function's body at its first call; sourced, it announces the function.
+if [[ "$funcstack[1]" == _blockyard ]]; then
+    _blockyard "$@"
+else
+    compdef _blockyard blockyard
+fi
 """
 FISH = """\
 function __blockyard_words
