@@ -11,6 +11,7 @@ import torch
 
 from blockyard.bench.schema import SCHEMA, Bench, Choice, Row
 from blockyard.bench.subject import REFERENCE, Subject
+from blockyard.bench.write import shown
 from blockyard.errors import InputError, at_least, at_most
 from blockyard.registry.options import MOST_SEED, MOST_THREADS
 from blockyard.training.environment import describe_environment
@@ -55,8 +56,8 @@ def make_record(
     command: str,
     notes: list[str],
 ) -> Bench:
-    """Return the contents of bench.json."""
-    return {
+    """Return the contents of bench.json, which a notebook shows as the page."""
+    record: Bench = {
         "schema": SCHEMA,
         "kind": kind,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -70,6 +71,7 @@ def make_record(
         "rows": rows,
         "notes": notes,
     }
+    return shown(record)
 
 
 def _choice(subject: Subject) -> Choice:

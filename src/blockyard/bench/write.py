@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from blockyard.bench.charts import charts_of
 from blockyard.bench.schema import SCHEMA, Bench, Measured
 from blockyard.report import units
+from blockyard.report.notebook import Record, in_a_cell, own_prefix
 from blockyard.report.page import grid, key_of, page, provenance, section
 from blockyard.report.render import figure_png, figure_svg
 from blockyard.report.write import read_record, write_files
@@ -38,8 +39,12 @@ def load_bench(path: str | Path) -> Bench:
     Raises:
         InputError: when there is none, or it is of another kind.
     """
-    bench: Bench = read_record(path, "bench.json", SCHEMA, "benchmark")
-    return bench
+    return shown(read_record(path, "bench.json", SCHEMA, "benchmark"))
+
+
+def shown(bench: Bench) -> Bench:
+    """Return the same benchmark, which a notebook shows as the page."""
+    return cast(Bench, Record(bench, render_cell))
 
 
 # What a terminal has no room for.
@@ -120,20 +125,28 @@ def _plain(value: Any) -> str:
 
 def render_html(bench: Bench) -> str:
     """Return the whole page: figures and table inside, no scripts, no network."""
+    return page(bench["title"], _sections(bench))
+
+
+def render_cell(bench: Bench) -> str:
+    """Return the page for a notebook's cell: figures at once, the table to be opened."""
+    sections = _sections(bench, own_prefix(bench))
+    return in_a_cell(sections[:2], sections[2:], "All figures, provenance")
+
+
+def _sections(bench: Bench, prefix: str = "") -> list[str]:
+    """Return the sections of the page in order; `prefix` stands before the ids in its figures."""
     names = [choice["name"] for choice in bench["choices"]]
     columns, rows = table(bench)
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    figures = grid(charts_of(bench), lambda chart: figure_svg(chart, names), key_of(names))
-    return page(
-        bench["title"],
-        [
-            f"<header><h1>{escape(bench['title'])}</h1></header>",
-            f"<section>\n{figures}\n</section>",
-            section(
-                "All figures",
-                f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
-            ),
-            provenance(about(bench)),
-        ],
-    )
+    figures = grid(charts_of(bench), lambda chart: figure_svg(chart, names, prefix), key_of(names))
+    return [
+        f"<header><h1>{escape(bench['title'])}</h1></header>",
+        f"<section>\n{figures}\n</section>",
+        section(
+            "All figures",
+            f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
+        ),
+        provenance(about(bench)),
+    ]

@@ -9,7 +9,9 @@ Files, in reading order:
 
     app.py         the edge: from words to an exit status
     command.py     what a subcommand is; finding.py, which one is meant
-    parser.py      argparse with the errors and help of this command
+    parser.py      argparse with the errors of this command
+    overview.py    what `blockyard` prints; help.py, what `--help` does; completing.py, what may follow on a line
+    shape.py       a command's arguments as data, of which help is made; shape_cache.py keeps them, so that it is fast
     settings.py    flags and help of the option groups, and what was given by them
     sources.py     where settings come from: --config, --plugin, --trust
     tasks.py       train, compare and tune of every task; task_words.py, what the overview says of them
@@ -20,7 +22,8 @@ Files, in reading order:
 In a program use the calls behind it: `blockyard.tasks.train`, `blockyard.compare.compare`, `blockyard.tune.tune`,
 `blockyard.generation.generate_text`.
 
-What it promises about errors: docs/errors.md; its commands: README.md.
+What it promises about errors: docs/errors.md; its commands: README.md; help, completion,
+settings in an editor: docs/command-line.md.
 """
 
 from __future__ import annotations

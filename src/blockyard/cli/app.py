@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from blockyard import __version__
 from blockyard.cli.console import fill_descriptors, one_line, say, tolerant_streams
-from blockyard.cli.finding import command_names, find_command, load_command
-from blockyard.cli.parser import Parser
+from blockyard.cli.finding import TASK_VERBS, command_names, find_command, load_command
+from blockyard.cli.help import asks_help, help_text
 from blockyard.errors import InputError, is_out_of_memory
 from blockyard.machine.memory import forcing
 from blockyard.registry.options import MOST_THREADS
@@ -90,12 +90,21 @@ def prepare_openmp() -> None:
 def dispatch(words: list[str]) -> int:
     """Run the command that the words name and return its exit status."""
     if not words or words[0] in HELP_WORDS:
-        print(overview(""))
+        if len(words) > 1 and words[0] == "help":
+            # As with other tools: `blockyard help train lm`.
+            named = words[1:]
+            length = 2 if " ".join(named[:2]) in command_names() or named[0] in TASK_VERBS else 1
+            return dispatch([*named[:length], "--help", *named[length:]])
+        from blockyard.cli.overview import first_page, overview
+
+        print(overview() if words else first_page())
         return 0
     if words[0] in ("--version", "-V"):
         print(f"blockyard {__version__}")
         return 0
     if len(words) == 2 and words[1] in HELP_WORDS and any(n.startswith(f"{words[0]} ") for n in command_names()):
+        from blockyard.cli.overview import overview
+
         print(overview(words[0]))
         return 0
     # Plug-ins add tasks, implementations and with them options: they are imported before anything is declared.
@@ -103,36 +112,14 @@ def dispatch(words: list[str]) -> int:
     name, rest = find_command(words)
     command = load_command(name, whole=True)
     command.prepare(rest)
-    parser = Parser(command.name, command.summary, command.example)
-    command.add_arguments(parser)
-    parser.plain(
-        "--plugin",
-        "import this module first (it registers blocks); may be repeated",
-        action="append",
-        metavar="PKG.MODULE",
-        default=[],
-    )
-    if command.builds:
-        parser.plain("--force", "build also what by its estimate does not fit into memory", action="store_true")
-    if any(word in ("-h", "--help") for word in rest):
-        parser.print_help()
+    if asks_help(rest):
+        from blockyard.cli.shape_cache import shape_of
+
+        print(help_text(command, shape_of(command), rest))
         return 0
-    arguments = parser.parse(rest)
+    arguments = command.parser().parse(rest)
     with forcing(command.builds and arguments.force):
         return command.run(arguments)
-
-
-def overview(first: str) -> str:
-    """Return the help of `blockyard` (or of `blockyard train`, with first="train"): every command with its line."""
-    names = [name for name in command_names() if not first or name.split()[0] == first]
-    loaded = sorted((load_command(name) for name in names), key=lambda command: (command.order, command.name))
-    width = max(len(command.name) for command in loaded)
-    lines = [f"usage: blockyard {first or 'COMMAND'} ...", ""]
-    if not first:
-        lines += ["A yard of interchangeable Transformer blocks: train, generate, compare at equal budgets.", ""]
-    lines += [f"  {command.name:<{width}}  {command.summary}" for command in loaded]
-    lines += ["", "`blockyard COMMAND --help` lists a command's options; `blockyard --version` the version."]
-    return "\n".join(lines)
 
 
 def say_error(message: str) -> None:

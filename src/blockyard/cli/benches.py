@@ -20,7 +20,7 @@ def add_bench_arguments(parser: Parser, config: type, folder: str) -> None:
     parser.plain(
         "--out", f"folder of bench.json, bench.html, bench.md and the figures ({folder})", metavar="DIR", default=folder
     )
-    add_flat(parser, "what is timed", options_of(config))
+    add_flat(parser, "timing", "what is timed", options_of(config))
 
 
 def run_bench(arguments: argparse.Namespace, name: str, config: type, measure: Callable[..., Any]) -> int:

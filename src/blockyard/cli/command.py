@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from blockyard.cli.parser import Parser
+
+Purpose = Literal["train", "use", "compare", "understand", "extend"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Command:
         order: place in the overview, small first.
         example: a command line shown below the help.
         builds: it builds models, so it has `--force`.
+        purpose: what people want of it, for the overview.
+        common: options that people use, which its help shows where there are too many for all.
     """
 
     name: str
@@ -37,3 +42,20 @@ class Command:
     order: int = 50
     example: str = ""
     builds: bool = False
+    purpose: Purpose = "use"
+    common: tuple[str, ...] = ()
+
+    def parser(self) -> Parser:
+        """Return a parser with all arguments declared; `prepare` has been called before."""
+        parser = Parser(self.name, self.summary, self.example)
+        self.add_arguments(parser)
+        parser.plain(
+            "--plugin",
+            "import this module first (it registers blocks); may be repeated",
+            action="append",
+            metavar="PKG.MODULE",
+            default=[],
+        )
+        if self.builds:
+            parser.plain("--force", "build also what by its estimate does not fit into memory", action="store_true")
+        return parser

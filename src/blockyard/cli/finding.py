@@ -14,6 +14,8 @@ from blockyard.cli.task_words import TASK_WORDS, Words
 from blockyard.errors import InputError, suggest
 from blockyard.registry.builtin import TASKS
 
+# Options that stand before any command.
+TOP = ("--help", "--version")
 # Commands that every task has.
 TASK_VERBS = ("train", "compare", "tune")
 # The place of a task without words in the overview.
@@ -70,6 +72,8 @@ def find_command(words: list[str]) -> tuple[str, list[str]]:
         if len(words) >= length and name in names:
             return name, words[length:]
     first = words[0]
+    if first.startswith("-"):
+        raise InputError(f"unknown option {first!r}{suggest(first, TOP)}; see `blockyard --help`")
     if first in TASK_VERBS and len(words) > 1 and not words[1].startswith("-"):
         from blockyard.cli.sources import prepare_plugins
         from blockyard.tasks.kind import task_names

@@ -8,9 +8,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+from blockyard.cli.shape import Flag, Meaning, Section, Shape
 from blockyard.errors import InputError
 from blockyard.registry.options import TRUTH_VALUES
 
+# The section of what belongs to a command itself.
+OWN = "command"
 FLAG = re.compile(r"--[A-Za-z][\w.-]*(?==|$)")
 
 
@@ -53,6 +56,8 @@ class Parser(WholeValues):
             allow_abbrev=False,
             usage="%(prog)s [options]",
         )
+        # What help, completion and schemas are made of, gathered as arguments are declared.
+        self.sections: list[tuple[str, str, list[Flag]]] = [(OWN, "options of the command itself", [])]
         # A command may know better than "unknown option": it may say whose option it is.
         self.explain_unknown: Callable[[str], str | None] = lambda flag: None
 
@@ -102,7 +107,24 @@ class Parser(WholeValues):
 
     def plain(self, name: str, help: str, **settings: Any) -> None:
         """Declare an argument that belongs to the command itself, not to a group of options."""
-        self.add_argument(name, help=help.replace("%", "%%"), **settings)
+        action = self.add_argument(name, help=help.replace("%", "%%"), **settings)
+        values = tuple(map(str, settings.get("choices") or ()))
+        usual = settings.get("metavar") or ("|".join(values) if values else action.dest.upper())
+        takes = action.nargs != 0
+        flag = Flag(
+            (name,) if name.startswith("-") else (),
+            usual if takes else "",
+            (Meaning(help),),
+            value="needed" if takes else "none",
+            values=values,
+        )
+        self.sections[0][2].append(flag)
+
+    @property
+    def shape(self) -> Shape:
+        """All that was declared, as plain data."""
+        found = tuple(Section(name, title, tuple(flags)) for name, title, flags in self.sections if flags)
+        return Shape((self.usage or "").removeprefix("%(prog)s").strip(), found)
 
 
 def nearest(flag: str, known: Iterable[str]) -> str:

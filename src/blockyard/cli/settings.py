@@ -7,44 +7,87 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from blockyard.cli.parser import Parser
+from blockyard.cli.shape import Flag, Meaning
 from blockyard.errors import InputError
 from blockyard.registry.options import Option
+from blockyard.registry.pattern import default_ffn_of
+from blockyard.registry.register import Entry, names
+from blockyard.registry.schema import option_schema
 from blockyard.tasks.given import WORDS, Setting, Settings, check_groups, check_required, latest, read_value
 from blockyard.tasks.groups import Group, unknown_group, unknown_key
+
+# The section of options that stand at the top of a settings file.
+TERMS = "terms"
 
 
 def add_groups(parser: Parser, groups: Mapping[str, Group]) -> None:
     """Declare a flag for every option of every group, with type, default, choices and text in the help."""
     for group in groups.values():
         section = parser.add_argument_group(f"{group.name}: {group.help}" if group.name else group.help)
+        flags = []
         for option in group.options.values():
-            _declare(section, group.flag(option.name), option, option_help(option, group))
+            flag = _group_flag(option, group)
+            _declare(section, flag, option)
+            if flag.meanings:
+                flags.append(flag)
+        parser.sections.append((group.name or TERMS, group.help, flags))
     parser.explain_unknown = lambda flag: explain_flag(flag, groups)
 
 
-def _declare(section: argparse._ActionsContainer, flag: str, option: Option, help: str) -> None:
-    section.add_argument(
-        flag,
-        dest=flag,
-        default=argparse.SUPPRESS,
-        metavar=option.type_name.replace(" | ", "|").replace(" ", "_"),
-        help=help,
-        # mypy: argparse types every keyword apart.
-        **({"nargs": "?", "const": "true"} if bool in option.alternatives else {}),  # type: ignore[arg-type]
+def _group_flag(option: Option, group: Group) -> Flag:
+    """Return an option of a group as data; without a meaning where no model of the task can have its blocks."""
+    holders = group.holders(option.name)
+    fit = [entry for entry in holders if (entry.kind, entry.name) not in group.unfit]
+    chooses = group.chooses(option.name)
+    known = group.names_for(option.name)
+    default = option.default if isinstance(option.default, str) else ""
+    return Flag(
+        (group.flag(option.name),),
+        _metavar(option),
+        _meanings(option, fit) if fit or not holders else (),
+        shared=len(fit) in (0, len(group.members)) and len({_text(entry.options[option.name]) for entry in fit}) <= 1,
+        value="optional" if bool in option.alternatives else "needed",
+        values=known or _values(option),
+        chooses=chooses,
+        default=default if chooses else "",
+        follows={mixer: default_ffn_of(mixer, default) for mixer in names("attn")} if chooses == "ffn" else {},
+        schema=option_schema(option, known),
     )
 
 
-def option_help(option: Option, group: Group) -> str:
+def _meanings(option: Option, holders: Iterable[Entry]) -> tuple[Meaning, ...]:
     """Return the docstring's text and the default; where blocks share an option but mean it differently, each one's."""
-    meanings: dict[str, list[str]] = {}
-    for entry in group.holders(option.name):
-        meant = entry.options[option.name]
-        meanings.setdefault(f"{meant.help.rstrip('.')} ({default_text(meant)})", []).append(entry.name)
-    if not meanings:
-        meanings[f"{option.help.rstrip('.')} ({default_text(option)})"] = []
-    shared_by_all = len(meanings) == 1 and len(next(iter(meanings.values()))) in (0, len(group.members))
-    texts = [text if shared_by_all else f"[{', '.join(names)}] {text}" for text, names in meanings.items()]
-    return "; ".join(texts).strip().replace("%", "%%")
+    found: dict[str, list[str]] = {}
+    for entry in holders:
+        found.setdefault(_text(entry.options[option.name]), []).append(f"{entry.kind}:{entry.name}")
+    return tuple(Meaning(text, tuple(blocks)) for text, blocks in (found or {_text(option): []}).items())
+
+
+def _text(option: Option) -> str:
+    return f"{option.help.rstrip('.')} ({default_text(option)})".strip()
+
+
+def _metavar(option: Option) -> str:
+    return option.type_name.replace(" | ", "|").replace(" ", "_")
+
+
+def _values(option: Option) -> tuple[str, ...]:
+    """Return the values that an option may have, where they are few."""
+    if bool in option.alternatives:
+        return ("true", "false")
+    return tuple(map(str, option.choices))
+
+
+def _declare(section: argparse._ActionsContainer, flag: Flag, option: Option) -> None:
+    section.add_argument(
+        flag.name,
+        dest=flag.name,
+        default=argparse.SUPPRESS,
+        metavar=flag.metavar,
+        help=flag.help().replace("%", "%%"),
+        # mypy: argparse types every keyword apart.
+        **({"nargs": "?", "const": "true"} if bool in option.alternatives else {}),  # type: ignore[arg-type]
+    )
 
 
 def default_text(option: Option) -> str:
@@ -103,13 +146,19 @@ def read_given(groups: Mapping[str, Group], given: Iterable[Setting]) -> Setting
     return settings
 
 
-def add_flat(parser: Parser, title: str, options: Mapping[str, Option]) -> None:
-    """Declare `--name` for each option, under a heading."""
+def add_flat(parser: Parser, name: str, title: str, options: Mapping[str, Option]) -> None:
+    """Declare `--name` for each option, under a heading; `--help NAME` shows them."""
     section = parser.add_argument_group(title)
+    flags = []
     for option in options.values():
         if option.settable:
-            text = f"{option.help.rstrip('.')} ({default_text(option)})"
-            _declare(section, f"--{option.name}", option, text.replace("%", "%%"))
+            switch = "optional" if bool in option.alternatives else "needed"
+            flag = Flag(
+                (f"--{option.name}",), _metavar(option), (Meaning(_text(option)),), value=switch, values=_values(option)
+            )
+            _declare(section, flag, option)
+            flags.append(flag)
+    parser.sections.append((name, title, flags))
 
 
 def read_flat(namespace: argparse.Namespace, options: Mapping[str, Option]) -> dict[str, Any]:

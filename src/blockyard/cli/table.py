@@ -17,6 +17,8 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
             pass
         else:
             table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+            # Nine columns of traits fit eighty characters so.
+            table.pad_edge, table.collapse_padding = False, True
             for number, name in enumerate(head):
                 last = number == len(head) - 1
                 table.add_column(name, no_wrap=not last, style="" if number else "cyan")

@@ -22,6 +22,56 @@ class Words(NamedTuple):
     example: str
 
 
+# Options that people use, of a task that has them.
+TRAIN = (
+    "--data.path",
+    "--out",
+    "--attn.impl",
+    "--ffn.impl",
+    "--model.d_model",
+    "--model.n_layers",
+    "--model.context",
+    "--train.steps",
+    "--train.batch_size",
+    "--resume",
+)
+COMPARE = (
+    "--blocks",
+    "--data.path",
+    "--out",
+    "--match",
+    "--budget.unit",
+    "--budget.value",
+    "--seeds",
+    "--want",
+    "--model.d_model",
+    "--model.n_layers",
+)
+TUNE = (
+    "--over",
+    "--data.path",
+    "--out",
+    "--trials",
+    "--budget.unit",
+    "--budget.value",
+    "--seeds",
+    "--attn.impl",
+)
+OF_TASK = {
+    "classify": ("--data.text_field", "--data.label_field"),
+    "recall": ("--data.task", "--data.sizes"),
+    "signal": ("--data.scenario", "--data.modulations"),
+    "price": ("--preset", "--model.horizons"),
+}
+
+
+def common_of(verb: str, task: str) -> tuple[str, ...]:
+    """Return the options that people use of a task's command, the most wanted first; some of them it may lack."""
+    # What is compared or searched is asked of everybody's options above all.
+    own = OF_TASK.get(task, ())[: None if verb == "train" else 1]
+    return (*own, *{"train": TRAIN, "compare": COMPARE, "tune": TUNE}[verb])
+
+
 TASK_WORDS: dict[str, Words] = {
     "train lm": Words(
         "train a language model on text",

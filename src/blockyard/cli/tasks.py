@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
+from blockyard.cli.task_words import common_of
 from blockyard.errors import InputError
 from blockyard.machine.launch import world_size
 
@@ -64,7 +65,16 @@ def train_command(task: str, summary: str, *, order: int = 12, example: str = ""
         return 0
 
     return Command(
-        f"train {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example, builds=True
+        f"train {task}",
+        summary,
+        add_arguments,
+        run,
+        prepare=prepare,
+        order=order,
+        example=example,
+        builds=True,
+        purpose="train",
+        common=common_of("train", task),
     )
 
 
@@ -258,7 +268,16 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
         return tell_page(arguments.out)
 
     return Command(
-        f"compare {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example, builds=True
+        f"compare {task}",
+        summary,
+        add_arguments,
+        run,
+        prepare=prepare,
+        order=order,
+        example=example,
+        builds=True,
+        purpose="compare",
+        common=common_of("compare", task),
     )
 
 
@@ -307,7 +326,16 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
         return 0 if record is None else tell_page(arguments.out)
 
     return Command(
-        f"tune {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example, builds=True
+        f"tune {task}",
+        summary,
+        add_arguments,
+        run,
+        prepare=prepare,
+        order=order,
+        example=example,
+        builds=True,
+        purpose="train",
+        common=common_of("tune", task),
     )
 
 

@@ -22,7 +22,7 @@ Files, in reading order:
     costs.py       what of that is missing, and what was found, kept with the comparison
     failures.py    what goes wrong with one choice alone, kept for its author
     provenance.py  versions and machine
-    output.py      write_report: a record as pages, with what its task adds
+    output.py      write_report: a record as pages, with what its task adds; load_report: one that a notebook shows so
     live.py        what a person watching sees
 
 Every run is an ordinary run folder, so a comparison that is killed goes on where it was.
@@ -40,6 +40,7 @@ from blockyard.names import exports
 
 if TYPE_CHECKING:
     from blockyard.compare.compare import compare as compare
+    from blockyard.compare.output import load_report as load_report
     from blockyard.compare.output import write_report as write_report
     from blockyard.compare.settings import CompareConfig as CompareConfig
 else:
@@ -47,7 +48,7 @@ else:
         __name__,
         {
             "compare": "compare",
-            "output": "write_report",
+            "output": "load_report write_report",
             "settings": "CompareConfig",
         },
     )

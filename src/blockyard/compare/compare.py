@@ -23,7 +23,7 @@ from blockyard.compare.confirm import SecondText, can_confirm, confirm, second_t
 from blockyard.compare.costs import measurements, scaling
 from blockyard.compare.failures import is_of_the_machine, keep_failure
 from blockyard.compare.live import Board, make_board
-from blockyard.compare.output import write_report
+from blockyard.compare.output import load_report, write_report
 from blockyard.compare.plan import (
     Planned,
     State,
@@ -49,7 +49,6 @@ from blockyard.models.inside import kernels_of
 from blockyard.models.order import order_note
 from blockyard.report import schema
 from blockyard.report.parts import first_finished
-from blockyard.report.write import load_report
 from blockyard.tasks.kind import Run
 from blockyard.tasks.run import load_run
 from blockyard.tasks.sizes import check_data, check_training

@@ -8,7 +8,6 @@ from blockyard.errors import InputError
 from blockyard.report import write
 from blockyard.report.parts import Parts
 from blockyard.report.schema import Report
-from blockyard.report.write import load_report as load_report  # beside its counterpart, as it was before 0.2
 from blockyard.tasks.kind import task_kind
 
 
@@ -33,3 +32,13 @@ def write_report(report: Report, out: str | Path) -> dict[str, Path]:
         InputError: when the folder cannot be written.
     """
     return write.write_report(report, out, parts_of(report["task"]))
+
+
+def load_report(path: str | Path) -> Report:
+    """Read report.json (or the folder that holds it); a notebook shows it as the page, with what its task adds.
+
+    Raises:
+        InputError: when the file is missing, is not JSON, or is of another schema version.
+    """
+    found = write.load_report(path)
+    return write.shown(found, parts_of(str(found.get("task"))))

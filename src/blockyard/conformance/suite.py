@@ -17,6 +17,7 @@ import torch
 from blockyard.conformance.subject import Subject, subject_of
 from blockyard.errors import InputError
 from blockyard.registry.register import Traits
+from blockyard.report.notebook import small_table
 
 # What a check returns is said in the report: how far it went, what it found out.
 Check = Callable[[Subject], str | None]
@@ -150,6 +151,12 @@ class Report:
         lines = [f"{row.outcome:7}  {row.name:{width}}  {row.reason}".rstrip() for row in self.rows]
         summary = ", ".join(f"{count} {outcome}" for outcome, count in self.counts().items())
         return "\n".join([f"conformance of {self.subject}", *lines, summary])
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the checks that say something; those that passed are counted."""
+        rows = [[row.name, row.outcome, row.reason] for row in self.rows if row.outcome != "passed"]
+        summary = ", ".join(f"{count} {outcome}" for outcome, count in self.counts().items())
+        return small_table(f"Conformance of {self.subject}: {summary}", ["check", "outcome", "why"], rows)
 
 
 def cases(subject: Subject, slow: bool = False) -> list[Case]:

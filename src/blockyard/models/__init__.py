@@ -13,6 +13,7 @@ Files, in reading order:
     positions.py   learned positions, for mixers that do not know the order of tokens
     order.py       whether a mixer knows it: found out by changing the order
     estimate.py    what a model would take, before it is built
+    table.py       a model as a notebook shows it
     inside.py      what attention and filters of a trained model do, as plain data
 
 Take TransformerLM to train and generate; inherit from Trunk and BlocksConfig for a model of your own, as the tasks do.

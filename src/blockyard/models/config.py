@@ -94,6 +94,11 @@ class BlocksConfig:
         """Whether the activations are complex numbers."""
         return False
 
+    @classmethod
+    def may_be_complex(cls) -> bool:
+        """Return whether there are choices of blocks with which the activations are complex numbers."""
+        return cls.is_complex is not BlocksConfig.is_complex
+
     @property
     def is_ordered(self) -> bool:
         """Whether it matters to the model in which order positions stand."""

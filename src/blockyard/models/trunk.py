@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from blockyard.errors import InputError
 from blockyard.models.config import BlocksConfig
 from blockyard.models.positions import takes_positions
+from blockyard.models.table import model_table
 from blockyard.nn.derivatives import transformed
 from blockyard.nn.rotary import RotaryPositionalEmbedding
 from blockyard.nn.segments import Segments
@@ -137,6 +138,10 @@ class Trunk(nn.Module):
     def cost(self, length: int) -> Cost:
         """Return the same of the whole model, embedding and head included."""
         raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the layers, their parameters and what decoding keeps, as a small table."""
+        return model_table(self, self.config, self.layers)
 
     @property
     def non_embedding_parameters(self) -> int:

@@ -24,6 +24,7 @@ from blockyard.nn.linear import untouched, weight_of
 from blockyard.nn.parity import answer, deviation, evaluating, probe
 from blockyard.registry.options import options_of
 from blockyard.registry.register import implementation
+from blockyard.report.notebook import small_table
 
 # A projection: its matrix, its bias if there is one, and for how many heads it is.
 Part = tuple[Tensor, Tensor | None, int]
@@ -74,6 +75,16 @@ class SwapReport:
         lines = [f"{len(self.swapped)} attentions are {self.mixer!r} now", *map(str, self.swapped)]
         lines += [f"{path} was left alone: {why}" for path, why in self.left.items()]
         return "\n".join([*lines, *self.notes])
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a row for every attention, exchanged or left alone."""
+        rows = [
+            [one.path, one.was, "the same outputs" if one.same else ", ".join(one.carried), ", ".join(one.fresh)]
+            for one in self.swapped
+        ]
+        rows += [[path, "left alone", why, ""] for path, why in self.left.items()]
+        heading = f"{len(self.swapped)} attentions are {self.mixer!r} now"
+        return small_table(heading, ["where", "was", "carried", "fresh"], rows, "; ".join(self.notes))
 
 
 def swap(model: nn.Module, mixer: str = "standard", *, causal: bool = False, **options: Any) -> SwapReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,12 @@ class Pretrained:
     where: str
     dtype: str
     parity: Parity | None
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: where the model came from, how near it is to the original, its own table."""
+        near = "not compared with the original" if self.parity is None else str(self.parity)
+        told = f"{self.family} from {self.where}, its weights {self.dtype}; {near}"
+        return f"<p>{escape(told)}</p>{self.model._repr_html_()}"
 
 
 def load_pretrained(

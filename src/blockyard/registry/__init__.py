@@ -16,6 +16,7 @@ Files, in reading order:
     register.py   Traits, Entry; register_attn, register_ffn, register_block; get_*, list_*, *_class. Built-in modules
                   are imported on first use, so that listing their names costs no torch
     options.py    options_of reads them from a signature, check_options checks and converts what is given
+    schema.py     options as JSON Schema, for editors
     pattern.py    layers as data: choices, patterns, LayerSpec
     plugins.py    modules that a user names are imported; those that a file names, only when agreed to
     yamlfile.py   settings files, with errors that name the line, written so that they read back

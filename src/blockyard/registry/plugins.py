@@ -171,6 +171,9 @@ def plugins_in(words: Sequence[str]) -> list[str]:
     found = []
     # By hand, since the parser is made of the options that these very modules bring.
     for index, word in enumerate(words):
+        # What stands behind is no option: a line that is being typed, say, which shall import nothing.
+        if word == "--":
+            break
         if word == "--plugin" and index + 1 < len(words):
             found.append(words[index + 1])
         elif word.startswith("--plugin="):

@@ -230,6 +230,12 @@ def _installed(group: str, path: tuple[str, ...]) -> tuple[metadata.EntryPoint, 
     return tuple(metadata.entry_points(group=group))
 
 
+def has_additions() -> bool:
+    """Return whether anything is registered or installed beside what is built in."""
+    decorated = any(name not in BUILTIN[kind] for kind, name in _register.entries)
+    return decorated or any(_installed(group, tuple(sys.path)) for group in ENTRY_POINT_GROUPS)
+
+
 def names(kind: Kind) -> list[str]:
     """Return all registered names of a kind: built-in, installed (entry points, but for those found broken),
     decorated."""

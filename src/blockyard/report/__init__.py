@@ -14,6 +14,7 @@ Files, in reading order:
     reading.py   tables and sentences that both forms share; units.py: numbers and command lines as people read them
     page.py      the one page of comparisons, searches and benchmarks (report.css): its frame, header, figures, tables
     html.py      a comparison on it; text.py: Markdown and CSV
+    notebook.py  Record, a dictionary that a notebook shows as a page; small tables for other objects
     parts.py     Parts: what a task adds to a comparison and its report
     chart.py     Chart, a figure; charts/ makes them of the pieces in drawing.py; palette.py and render.py draw them
     write.py     every form of a report into a folder; load_report reads one

@@ -1,10 +1,14 @@
-"""The report as one HTML file: style and figures inside, no scripts, no network; light, dark, phone and paper."""
+"""The report as one HTML file: style and figures inside, no scripts, no network; light, dark, phone and paper.
+
+The same within a notebook's cell, where what follows the answer and the ranking is folded.
+"""
 
 from __future__ import annotations
 
 from html import escape
 
 from blockyard.report.chart import Chart, seeds_in
+from blockyard.report.notebook import in_a_cell, own_prefix
 from blockyard.report.page import (
     cards_table,
     figure,
@@ -27,8 +31,24 @@ from blockyard.report.schema import Report, higher_is_better, quality_word
 
 def render_html(report: Report, parts: Parts) -> str:
     """Make the whole page. `report` has been through `verdict.analyse`."""
+    names = ", ".join(choice["name"] for choice in report["choices"])
+    return page(f"{title(report)}: {names}", _sections(report, parts))
+
+
+def render_cell(report: Report, parts: Parts) -> str:
+    """Make the page for a notebook's cell: answer and ranking at once, the rest to be opened."""
+    sections = _sections(report, parts, own_prefix(report))
+    return in_a_cell(sections[:SHOWN], sections[SHOWN:], "Curves, costs, samples, every run, provenance")
+
+
+# Header, what that means, ranking: the sections that a cell shows unfolded.
+SHOWN = 3
+
+
+def _sections(report: Report, parts: Parts, prefix: str = "") -> list[str]:
+    """Return the sections of the page in order; `prefix` stands before the ids in its figures."""
     charts = charts_of(report, parts)
-    drawn = {chart.name: render_svg(chart, report) for chart in charts}
+    drawn = {chart.name: render_svg(chart, report, prefix) for chart in charts}
     own = parts.sections(report)
     listed = {chart.name for part in own for chart in part.charts}
     key = key_of(choice["name"] for choice in report["choices"])
@@ -44,27 +64,23 @@ def render_html(report: Report, parts: Parts) -> str:
 
     curves = f"How the {quality_word(report)} {'rises' if higher_is_better(report) else 'falls'}"
     filters = "Layers that filter: how far back their kernels reach, and which frequencies their gates pass."
-    names = ", ".join(choice["name"] for choice in report["choices"])
     verdict = report["verdict"]
-    return page(
-        f"{title(report)}: {names}",
-        [
-            header(title(report), verdict, verdict["kind"], facts(report, parts)),
-            _answers(report, [figure(chart, svg, wide=True) for chart in of("answer")]),
-            section("Ranking", _ranking(report), *(figure(chart, svg, wide=True) for chart in of("runs"))),
-            figures(curves, "curves"),
-            figures("Each at its own learning rate", "rates"),
-            figures("What quality costs", "costs"),
-            *(_own(part, grid([c for c in part.charts if c.name in drawn], svg, key)) for part in own),
-            figures("What attention looks at", "attention"),
-            section("What the filters learnt", grid(of("kernels"), svg), lede=filters),
-            figures("How busy the experts are", "experts"),
-            _samples(report),
-            _fairness(report),
-            section("How to read this", items(how_to_read(report, parts), "reading")),
-            provenance(provenance_rows(report), str(report["provenance"].get("command") or ""), "report.json", report),
-        ],
-    )
+    return [
+        header(title(report), verdict, verdict["kind"], facts(report, parts)),
+        _answers(report, [figure(chart, svg, wide=True) for chart in of("answer")]),
+        section("Ranking", _ranking(report), *(figure(chart, svg, wide=True) for chart in of("runs"))),
+        figures(curves, "curves"),
+        figures("Each at its own learning rate", "rates"),
+        figures("What quality costs", "costs"),
+        *(_own(part, grid([c for c in part.charts if c.name in drawn], svg, key)) for part in own),
+        figures("What attention looks at", "attention"),
+        section("What the filters learnt", grid(of("kernels"), svg), lede=filters),
+        figures("How busy the experts are", "experts"),
+        _samples(report),
+        _fairness(report),
+        section("How to read this", items(how_to_read(report, parts), "reading")),
+        provenance(provenance_rows(report), str(report["provenance"].get("command") or ""), "report.json", report),
+    ]
 
 
 def _answers(report: Report, pictures: list[str]) -> str:

@@ -67,9 +67,9 @@ def charts_of(report: Report, parts: Parts) -> list[Chart]:
     return [chart for chart in found if chart is not None]
 
 
-def render_svg(chart: Chart, report: Report) -> str:
+def render_svg(chart: Chart, report: Report, prefix: str = "") -> str:
     """Return a figure of a report as `figure_svg` draws it."""
-    return figure_svg(chart, [choice["name"] for choice in report["choices"]])
+    return figure_svg(chart, [choice["name"] for choice in report["choices"]], prefix)
 
 
 def render_png(chart: Chart, report: Report) -> bytes:
@@ -77,18 +77,19 @@ def render_png(chart: Chart, report: Report) -> bytes:
     return figure_png(chart, [choice["name"] for choice in report["choices"]])
 
 
-def figure_svg(chart: Chart, names: Sequence[str]) -> str:
+def figure_svg(chart: Chart, names: Sequence[str], prefix: str = "") -> str:
     """Return inline SVG without network addresses; text and lines in CSS colours, ids prefixed with the chart's name.
 
     Args:
         chart: what to draw.
         names: the choices, in the order of their colours and markers.
+        prefix: of the ids, before the chart's name, where several pages stand in one.
     """
     figure = _figure(chart, names, PLACEHOLDER, legend=False)
     buffer = io.StringIO()
     with drawing_style():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return for_the_page(buffer.getvalue(), chart.name, chart.title)
+    return for_the_page(buffer.getvalue(), prefix + chart.name, chart.title)
 
 
 def figure_png(chart: Chart, names: Sequence[str]) -> bytes:

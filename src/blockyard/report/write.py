@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from blockyard.errors import InputError
 from blockyard.files import parse_json, without_nan, write_atomically
-from blockyard.report.html import render_html
+from blockyard.report.html import render_cell, render_html
+from blockyard.report.notebook import Record
 from blockyard.report.parts import Parts
 from blockyard.report.render import charts_of, render_png
 from blockyard.report.schema import SCHEMA, Report
@@ -86,10 +88,19 @@ def read_record(path: str | Path, name: str, schema: str, what: str) -> Any:
 
 
 def load_report(path: str | Path) -> Report:
-    """Read report.json (or the folder that holds it).
+    """Read report.json (or the folder that holds it); a notebook shows it as the page, without what its task adds.
 
     Raises:
         InputError: when the file is missing, is not JSON, or is of another schema version.
     """
-    found: Report = read_record(path, "report.json", SCHEMA, "report")
-    return found
+    return shown(read_record(path, "report.json", SCHEMA, "report"), Parts())
+
+
+def shown(report: Report, parts: Parts) -> Report:
+    """Return the same report, which a notebook shows as the page.
+
+    Args:
+        report: analysed, as report.json holds it.
+        parts: what the report's task adds to it.
+    """
+    return cast(Report, Record(report, partial(render_cell, parts=parts)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from blockyard.errors import InputError, suggest
 from blockyard.registry.options import Option, belongs_to, options_of
-from blockyard.registry.register import Entry, entries, names, owners
+from blockyard.registry.register import Entry, Kind, entries, names, owners
 
 MIXER_GROUP, FFN_GROUP = "attn", "ffn"
 PATTERN = Option(
@@ -32,12 +32,15 @@ class Group:
         help: what the options are for.
         own: options that always exist.
         members: registered blocks whose options live here; theirs count when the block is selected.
+        unfit: blocks, by kind and name, that no model of the task can have: known, so that an error says why, but not
+            offered.
     """
 
     name: str
     help: str
     own: Mapping[str, Option]
     members: tuple[Entry, ...] = ()
+    unfit: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def options(self) -> dict[str, Option]:
@@ -51,6 +54,19 @@ class Group:
     def flag(self, option: str) -> str:
         """Return --name.option."""
         return f"--{self.name}.{option}" if self.name else f"--{option}"
+
+    def chooses(self, option: str) -> str:
+        """Return the kind of block that an option names: of the model's own, or of a member's (a mixture's expert)."""
+        if option == "impl" and option in self.own:
+            return self.name
+        kinds = [getattr(entry.cls, "members", {}).get(option, "") for entry in self.holders(option)]
+        return next(filter(None, kinds), "")
+
+    def names_for(self, option: str) -> tuple[str, ...]:
+        """Return the blocks that such an option may name in a model of the task; none for other options."""
+        chosen = self.chooses(option)
+        kinds: tuple[Kind, ...] = ("attn", "ffn")
+        return tuple(name for kind in kinds if kind == chosen for name in names(kind) if (kind, name) not in self.unfit)
 
     def holders(self, option: str) -> list[Entry]:
         """Return the members that have the option."""
@@ -73,17 +89,25 @@ def dataclass_group(
     return Group(name, help, own | {option.name: option for option in extra})
 
 
-def block_groups(default_attn: str, default_ffn: str) -> list[Group]:
+def block_groups(default_attn: str, default_ffn: str, *, real: bool = False) -> list[Group]:
     """Return `attn`, `ffn` and a group per family, from the register (plug-ins are to be imported before).
 
     The standard mixer's and FFN's own options sit under `attn` and `ffn`; every other block's under its family.
+
+    Args:
+        default_attn: the mixer of a model that names none.
+        default_ffn: likewise the FFN.
+        real: the stream between the blocks is real, whatever is chosen: complex ones are not offered.
     """
+    every = [entry for kind in ("attn", "ffn") for entry in entries(kind)]
+    unfit = frozenset((entry.kind, entry.name) for entry in every if real and entry.traits.complex_valued)
     members: dict[str, list[Entry]] = {MIXER_GROUP: [], FFN_GROUP: []}
     for kind in ("attn", "ffn", "block"):
         for entry in entries(kind):
             home = kind if entry.name == "standard" else entry.group
             members.setdefault(home, []).append(entry)
-    mixers, ffns = ", ".join(names("attn")), ", ".join(names("ffn"))
+    mixers = ", ".join(name for name in names("attn") if ("attn", name) not in unfit)
+    ffns = ", ".join(name for name in names("ffn") if ("ffn", name) not in unfit)
     impls = {
         MIXER_GROUP: ("the mixer", Option("impl", str, default_attn, f"which mixer: {mixers}")),
         FFN_GROUP: ("the feed-forward part", Option("impl", str, default_ffn, f"which FFN: {ffns}")),
@@ -95,7 +119,7 @@ def block_groups(default_attn: str, default_ffn: str) -> list[Group]:
         if name in impls:
             what, impl = impls[name]
             own, help = {"impl": impl}, f"{what}" + (f"; {help}" if served else "")
-        group = Group(name, help, own, tuple(served))
+        group = Group(name, help, own, tuple(served), unfit)
         # A family without options has no flags and needs no heading.
         if group.options:
             groups.append(group)
@@ -130,7 +154,9 @@ def train_groups(task: str) -> dict[str, Group]:
     model = dataclass_group("model", f"the {kind.title}", kind.model_config, without=hidden, extra=(PATTERN,))
     train = dataclass_group("train", "the training run", TrainConfig, defaults=kind.train_defaults)
     data = dataclass_group("data", kind.data_title, kind.data_config)
-    return by_name([model, *block_groups(kind.attn, kind.ffn), train, data])
+    return by_name(
+        [model, *block_groups(kind.attn, kind.ffn, real=not kind.model_config.may_be_complex()), train, data]
+    )
 
 
 # What is wrong with a setting, in the same words from Python, a settings file and the command line. `origin` is where

@@ -331,6 +331,11 @@ def task_names() -> list[str]:
     return list(dict.fromkeys([*TASKS, *installed, *_registered]))
 
 
+def has_more_tasks() -> bool:
+    """Return whether a task is registered or installed beside those that are built in."""
+    return any(name not in TASKS for name in task_names())
+
+
 def task_kind(name: str) -> TaskKind[Any, Any, Any]:
     """Return the kind of a name.
 

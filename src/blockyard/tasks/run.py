@@ -15,6 +15,7 @@ from blockyard.machine.memory import forcing
 from blockyard.models.config import BlocksConfig
 from blockyard.registry.options import options_of
 from blockyard.registry.plugins import load_file_plugins, load_plugins
+from blockyard.report.notebook import small_table
 from blockyard.tasks.kind import Run
 from blockyard.tasks.meaning import RunMeaning, as_begun, missing_options, with_older
 from blockyard.tasks.settings import as_groups, resolve
@@ -43,6 +44,21 @@ class Trained(NamedTuple):
     model: Any
     assets: Any
     run: Run[Any, Any]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what was trained, how and on what, and the model's own table."""
+        train, data = self.run.train, self.run.data
+        source = getattr(data, "path", None)
+        facts = [
+            ["blocks", self.run.model.choice],
+            ["training", f"{train.steps:,} steps of {train.batch_size} rows, {train.optimizer}, seed {train.seed}"],
+            ["data", "the default of the task" if source is None else str(source)],
+        ]
+        if self.assets is not None:
+            facts.append(["assets", type(self.assets).__name__])
+        told = small_table(f"A run of train {self.run.task}", ["", "what it is"], facts)
+        # A plug-in's model need not be a trunk.
+        return told + (self.model._repr_html_() if hasattr(self.model, "_repr_html_") else "")
 
 
 def train(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM
+from blockyard.report.notebook import small_table
 from blockyard.transplant.measure import Difference, difference, token_losses
 from blockyard.transplant.model import transplant
 from blockyard.transplant.moments import Moments
@@ -49,6 +50,16 @@ class LayerChoice:
     cost: Difference
     alone: tuple[Trial, ...]
     together: tuple[Trial, ...]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the layers, and every measurement that led to them."""
+        rows = [[_listed(trial.layers), f"{trial.cost} nats per token"] for trial in (*self.together, *self.alone)]
+        heading = f"Layers to transplant: {_listed(self.layers)}, at {self.cost} nats per token"
+        return small_table(heading, ["layers", "loss above the original's"], rows)
+
+
+def _listed(layers: Iterable[int]) -> str:
+    return ", ".join(map(str, layers)) or "none"
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,10 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} ± {self.half:.3f}"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the difference with its unit and what it rests on."""
+        return f"<p><b>{escape(str(self))}</b> nats per token, over {self.tokens:,} tokens (95 % interval)</p>"
 
 
 def pieces_of(tokens: Tensor, length: int, count: int | None = None) -> Tensor:

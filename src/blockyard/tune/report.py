@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from blockyard.report import units
 from blockyard.report.chart import Chart
+from blockyard.report.notebook import Record, in_a_cell, own_prefix
 from blockyard.report.page import (
     cards_table,
     command_box,
@@ -53,29 +54,48 @@ def write_report(record: Tuning, out: str | Path) -> dict[str, Path]:
 
 def render_html(record: Tuning, charts: list[Chart] | None = None) -> str:
     """Make the whole page: figures and tables inside, no scripts, no network."""
-    charts = charts_of(record) if charts is None else charts
-    title = f"Search for the best options: {record['title']}"
+    return page(_title(record), _sections(record, charts_of(record) if charts is None else charts))
+
+
+def render_cell(record: Tuning) -> str:
+    """Make the page for a notebook's cell: the answer at once, the rest to be opened."""
+    sections = _sections(record, charts_of(record), own_prefix(record))
+    return in_a_cell(sections[:SHOWN], sections[SHOWN:], "The search, every option, trials, provenance")
+
+
+def shown(record: Tuning) -> Tuning:
+    """Return the same record, which a notebook shows as the page."""
+    return cast(Tuning, Record(record, render_cell))
+
+
+# Header, the best options, fresh seeds: the sections that a cell shows unfolded.
+SHOWN = 3
+
+
+def _title(record: Tuning) -> str:
+    return f"Search for the best options: {record['title']}"
+
+
+def _sections(record: Tuning, charts: list[Chart], prefix: str = "") -> list[str]:
+    """Return the sections of the page in order; `prefix` stands before the ids in its figures."""
     kind = "winner" if record["verdict"]["kind"] == "better" else "tie"
 
     def svg(chart: Chart) -> str:
-        return figure_svg(chart, [])
+        return figure_svg(chart, [], prefix)
 
     def of(group: str) -> list[Chart]:
         return [chart for chart in charts if chart.group == group]
 
-    return page(
-        title,
-        [
-            header(title, record["verdict"], kind, _facts(record)),
-            _best(record),
-            _fresh(record, [figure(chart, svg, wide=True) for chart in of("answer")]),
-            section("The search", grid(of("curves"), svg, _key())),
-            section("Every option", grid(of("options"), svg, _key())),
-            _trials(record),
-            section("How to read this", items(_reading(record), "reading")),
-            provenance(_provenance(record), str(record["provenance"].get("command", "")), RECORD, record),
-        ],
-    )
+    return [
+        header(_title(record), record["verdict"], kind, _facts(record)),
+        _best(record),
+        _fresh(record, [figure(chart, svg, wide=True) for chart in of("answer")]),
+        section("The search", grid(of("curves"), svg, _key())),
+        section("Every option", grid(of("options"), svg, _key())),
+        _trials(record),
+        section("How to read this", items(_reading(record), "reading")),
+        provenance(_provenance(record), str(record["provenance"].get("command", "")), RECORD, record),
+    ]
 
 
 def _facts(record: Tuning) -> list[tuple[str, str]]:

@@ -58,6 +58,7 @@ def tune(
     require("matplotlib", extra="report")
     # It stands on Optuna, whose absence has just been told in a line.
     from blockyard.tune.joining import join
+    from blockyard.tune.report import shown
     from blockyard.tune.session import Session
 
     fixed = plain_groups(groups or {})
@@ -79,4 +80,4 @@ def tune(
         state.save()
         with forcing(force), closing(Session(start, Path(out), state, show)) as session:
             keep()
-            return session.run()
+            return shown(session.run())

@@ -33,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.plain("--folds", "stretches before each of which baselines are fitted anew (4)", type=int, default=4)
     parser.plain("--retrain", "train the model anew before each fold, too", action="store_true")
-    add_flat(parser, "how forecasts become positions", options_of(BacktestConfig))
+    add_flat(parser, "positions", "how forecasts become positions", options_of(BacktestConfig))
     add_files(parser, "to walk over")
 
 
@@ -125,5 +125,17 @@ COMMAND = Command(
     run,
     order=24,
     builds=True,
+    common=(
+        "--out",
+        "--from",
+        "--folds",
+        "--retrain",
+        "--rule",
+        "--lag",
+        "--cost",
+        "--horizon",
+        "--data.date_column",
+        "--data.price_column",
+    ),
     example="blockyard backtest runs/prices prices.csv --folds 4 --rule volatility",
 )

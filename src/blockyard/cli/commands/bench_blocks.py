@@ -32,6 +32,7 @@ COMMAND = Command(
     add_arguments,
     run,
     order=41,
+    purpose="compare",
     builds=True,
     example="blockyard bench blocks --blocks 'standard;tva+vft' --part layer --lengths 128,1024",
 )

@@ -44,6 +44,7 @@ COMMAND = Command(
     add_arguments,
     run,
     order=40,
+    purpose="compare",
     builds=True,
     example="blockyard bench decode --blocks 'standard;standard[n_kv_heads=2];tva' --contexts 512,4096",
 )

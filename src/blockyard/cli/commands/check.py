@@ -164,6 +164,7 @@ COMMAND = Command(
     add_arguments,
     run,
     order=50,
+    purpose="extend",
     builds=True,
     example="blockyard check my_package.mixers:MyMixer --with window=64",
 )

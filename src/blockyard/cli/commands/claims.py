@@ -80,5 +80,6 @@ COMMAND = Command(
     add_arguments,
     run,
     order=35,
+    purpose="compare",
     example="blockyard claims vein --upto instant",
 )

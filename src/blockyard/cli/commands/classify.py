@@ -47,7 +47,7 @@ def add_arguments(parser: Parser) -> None:
     parser.plain("--out", "write there; to standard output when not given. With .sigmf-meta as suffix: what was "
                  "found in a recording, as SigMF annotations", metavar="FILE")  # fmt: skip
     add_trust(parser, "the run")
-    add_flat(parser, "how to classify", options_of(ClassifyOptions))
+    add_flat(parser, "classify", "how to classify", options_of(ClassifyOptions))
     add_groups(parser, recording_groups())
 
 
@@ -178,6 +178,22 @@ def shown(value: Any) -> Any:
 
 
 COMMAND = Command(
-    "classify", "classes for rows of text or frames of samples, by a trained run", add_arguments, run, order=22,
-    builds=True, example="blockyard classify runs/signal-001 recording.sigmf-meta --top 3",
-)  # fmt: skip
+    "classify",
+    "classes for rows of text or frames of samples, by a trained run",
+    add_arguments,
+    run,
+    order=22,
+    builds=True,
+    common=(
+        "--out",
+        "--format",
+        "--top",
+        "--detect",
+        "--by",
+        "--waterfall",
+        "--data.sample_rate",
+        "--text_field",
+        "--label_field",
+    ),
+    example="blockyard classify runs/signal-001 recording.sigmf-meta --top 3",
+)

@@ -43,5 +43,6 @@ COMMAND = Command(
     add_arguments,
     run,
     order=21,
+    purpose="understand",
     example="blockyard data prices prices.csv",
 )

@@ -80,5 +80,6 @@ COMMAND = Command(
     add_arguments,
     run,
     order=23,
+    purpose="understand",
     example="blockyard data signal recording.sigmf-meta",
 )

@@ -53,5 +53,6 @@ COMMAND = Command(
     add_arguments,
     run,
     order=14,
+    purpose="understand",
     example="blockyard data text my_texts/",
 )

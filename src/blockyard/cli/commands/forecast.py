@@ -78,5 +78,6 @@ COMMAND = Command(
     run,
     order=22,
     builds=True,
+    common=("--out", "--at", "--plot", "--data.date_column", "--data.price_column", "--data.decimal"),
     example="blockyard forecast runs/prices prices.csv --out forecast.csv",
 )

@@ -103,13 +103,13 @@ def add_arguments(parser: Parser) -> None:
         default=[],
     )
     add_trust(parser, "the run or the draft")
-    add_flat(parser, "what to write", options_of(GenerateOptions))
+    add_flat(parser, "writing", "what to write", options_of(GenerateOptions))
     parser.plain(
         "--stop", "end at this text, which is not printed; may be repeated", metavar="TEXT", action="append", default=[]
     )
-    add_flat(parser, "how each token is drawn", options_of(SamplingConfig))
-    add_flat(parser, "beam search", options_of(BeamOptions))
-    add_flat(parser, "a draft", options_of(DraftOptions))
+    add_flat(parser, "sampling", "how each token is drawn", options_of(SamplingConfig))
+    add_flat(parser, "beams", "beam search", options_of(BeamOptions))
+    add_flat(parser, "draft", "a smaller model that proposes", options_of(DraftOptions))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -358,5 +358,17 @@ COMMAND = Command(
     run,
     order=20,
     builds=True,
+    common=(
+        "--prompt",
+        "--tokens",
+        "--temperature",
+        "--top_k",
+        "--top_p",
+        "--seed",
+        "--num_samples",
+        "--stop",
+        "--chat",
+        "--draft",
+    ),
     example='blockyard generate runs/lm-001 --prompt "def main(" --tokens 200 --temperature 0.8',
 )

@@ -217,5 +217,6 @@ COMMAND = Command(
     add_arguments,
     run,
     order=41,
+    purpose="understand",
     example="blockyard info tva",
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import textwrap
 from typing import TYPE_CHECKING
 
 from blockyard.cli.command import Command
@@ -43,24 +45,33 @@ def print_lists(mixers: list[Entry], ffns: list[Entry], blocks: list[Entry]) -> 
     """Print three tables and where to read on."""
     from blockyard.cli.table import print_table
 
-    heads = ["name", *TRAIT_HEADS.values(), "order", "cache", "options"]
+    heads = ["name", *TRAIT_HEADS.values(), "order", "cache"]
     rows = [
         [
             mixer.name,
             *("yes" if getattr(mixer.traits, trait) else "-" for trait in TRAIT_HEADS),
             order_word(mixer),
             mixer.traits.cache,
-            option_names(mixer),
         ]
         for mixer in mixers
     ]
     print_table("Mixers (--attn.impl)", heads, rows)
-    rows = [[ffn.name, option_names(ffn)] for ffn in ffns]
-    print_table("Feed-forward parts (--ffn.impl)", ["name", "options"], rows)
+    print_words("Options of the mixers", [(mixer.name, option_names(mixer)) for mixer in mixers])
+    print_words("Feed-forward parts (--ffn.impl) and their options", [(ffn.name, option_names(ffn)) for ffn in ffns])
     if blocks:
-        rows = [[block.name, block.summary] for block in blocks]
-        print_table("Paired blocks (built when both are chosen)", ["name", "what it is"], rows)
+        print_words("Paired blocks (built when both are chosen)", [(block.name, block.summary) for block in blocks])
     print("`blockyard info NAME` shows one of them: traits, options, costs, source.")
+
+
+def print_words(title: str, rows: list[tuple[str, str]]) -> None:
+    """Print names with words behind them that go on below where the line ends."""
+    print(title)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, words in rows:
+        head = f"  {name:<{width}}  "
+        columns = shutil.get_terminal_size().columns
+        print("\n".join(textwrap.wrap(head + words, max(columns, len(head) + 20), subsequent_indent=" " * len(head))))
+    print()
 
 
 def order_word(entry: Entry) -> str:
@@ -82,5 +93,6 @@ COMMAND = Command(
     add_arguments,
     run,
     order=40,
+    purpose="understand",
     example="blockyard list --json",
 )

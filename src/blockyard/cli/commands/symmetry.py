@@ -95,6 +95,7 @@ COMMAND = Command(
     add_arguments,
     run,
     order=52,
+    purpose="understand",
     builds=True,
     example="blockyard symmetry complex --with score=phase",
 )

@@ -65,6 +65,8 @@ COMMAND = Command(
     run,
     prepare=prepare,
     order=12,
+    purpose="train",
+    common=BASE.common,
     builds=True,
     example="blockyard train price prices.csv --out runs/prices --attn.impl mla",
 )

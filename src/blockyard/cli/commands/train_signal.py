@@ -22,6 +22,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "train signal", "train a classifier or equaliser of radio signals", BASE.add_arguments, run, prepare=prepare,
-    order=14, builds=True,
+    order=14, purpose="train", common=BASE.common, builds=True,
     example="blockyard train signal --out runs/radio --attn.impl complex --ffn.impl complex_swiglu",
 )  # fmt: skip
