@@ -328,7 +328,7 @@ def test_frames_are_those_of_each_stretch_whatever_the_blocks(counts, length, si
     assert all(len(block) <= max(size, length) for _, block in blocks)
     assert [int(v.real) for _, block in blocks for v in block] == list(range(first, first + sum(counts)))
     if not expected:
-        with pytest.raises(InputError, match="samples? in a row"):
+        with pytest.raises(InputError, match=r"samples? in a row"):
             recording.frames(length)
         return
     found, begins = recording.frames(length)
