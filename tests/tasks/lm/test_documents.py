@@ -84,7 +84,10 @@ def test_a_compilation_of_the_whole_model_is_refused(tmp_path: Path, records: Pa
         train_lm(groups(records, compile="model"), tmp_path / "run")
 
 
-@pytest.mark.parametrize("blocks", ["standard", "tva+vft", "spectral+moe[n_experts=4]"])
+@pytest.mark.parametrize(
+    "blocks",
+    ["standard", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tva+vft", "spectral+moe[n_experts=4]"))],
+)
 def test_compiled_blocks_are_compiled_once_for_all_batches(records: Path, blocks: str) -> None:
     """By what the compiler captures alone: the code that it makes of that takes minutes."""
     torch._dynamo.reset()
