@@ -275,6 +275,8 @@ def test_other_mistakes_are_one_line_and_status_2(trained, file, tmp_path, capsy
 
 def test_help_names_the_task_s_own_defaults(capsys):
     assert main(["train", "price", "--help"]) == 0
+    assert "--preset" in capsys.readouterr().out
+    assert main(["train", "price", "--help", "all"]) == 0
     shown = capsys.readouterr().out
     assert "--preset" in shown and "0.0003" in shown and "--data.embargo" in shown
 

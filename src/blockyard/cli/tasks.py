@@ -37,6 +37,22 @@ def prepare(words: list[str]) -> None:
     prepare_plugins(words)
 
 
+def task_command(
+    verb: str,
+    task: str,
+    summary: str,
+    add_arguments: Callable[[Parser], None],
+    run: Callable[[argparse.Namespace], int],
+    order: int,
+    example: str,
+) -> Command:
+    """Make a command that every task has."""
+    return Command(
+        f"{verb} {task}", summary, add_arguments, run, prepare=prepare, order=order, example=example, builds=True,
+        purpose="compare" if verb == "compare" else "train", common=common_of(verb, task),
+    )  # fmt: skip
+
+
 def train_command(task: str, summary: str, *, order: int = 12, example: str = "") -> Command:
     """Make `blockyard train TASK`.
 
@@ -64,18 +80,7 @@ def train_command(task: str, summary: str, *, order: int = 12, example: str = ""
         train_as_told(task, arguments)
         return 0
 
-    return Command(
-        f"train {task}",
-        summary,
-        add_arguments,
-        run,
-        prepare=prepare,
-        order=order,
-        example=example,
-        builds=True,
-        purpose="train",
-        common=common_of("train", task),
-    )
+    return task_command("train", task, summary, add_arguments, run, order, example)
 
 
 def train_as_told(
@@ -267,18 +272,7 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
         compare(task, config, shared, Path(arguments.out))
         return tell_page(arguments.out)
 
-    return Command(
-        f"compare {task}",
-        summary,
-        add_arguments,
-        run,
-        prepare=prepare,
-        order=order,
-        example=example,
-        builds=True,
-        purpose="compare",
-        common=common_of("compare", task),
-    )
+    return task_command("compare", task, summary, add_arguments, run, order, example)
 
 
 TUNING, OVER = "tuning", "over"
@@ -325,18 +319,7 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
         # Whoever joins a search has no report to show.
         return 0 if record is None else tell_page(arguments.out)
 
-    return Command(
-        f"tune {task}",
-        summary,
-        add_arguments,
-        run,
-        prepare=prepare,
-        order=order,
-        example=example,
-        builds=True,
-        purpose="train",
-        common=common_of("tune", task),
-    )
+    return task_command("tune", task, summary, add_arguments, run, order, example)
 
 
 def tune_groups(task: str) -> dict[str, Group]:
