@@ -19,6 +19,10 @@ Files, in reading order:
     choose.py      as many layers as a budget of loss allows, by measuring whole choices
     heal.py        a short training towards the original's predictions
     measure.py     loss above the original's with an interval, and the copy test
+    account.py     all that is measured of a model: make_probe, measure, decode_costs
+    record.py      what is kept of a transplant, transplant.json
+    findings.py    what that says in words, plainly where a choice is worse; tables.py, charts.py: in figures
+    report.py      the page of it, made from the record alone: write_report(load_record("DIR"), "DIR")
     migration.py   from a standard block to a vein block: SVD on activations, then distillation
 
 Use it to make a trained model's cache smaller. Smaller is not faster: attention over latents multiplies more. Read the
@@ -34,6 +38,10 @@ from typing import TYPE_CHECKING
 from blockyard.names import exports
 
 if TYPE_CHECKING:
+    from blockyard.transplant.account import Probe as Probe
+    from blockyard.transplant.account import decode_costs as decode_costs
+    from blockyard.transplant.account import make_probe as make_probe
+    from blockyard.transplant.account import measure as measure
     from blockyard.transplant.choose import LayerChoice as LayerChoice
     from blockyard.transplant.choose import Trial as Trial
     from blockyard.transplant.choose import choose_layers as choose_layers
@@ -51,15 +59,23 @@ if TYPE_CHECKING:
     from blockyard.transplant.moments import LayerMoments as LayerMoments
     from blockyard.transplant.moments import Moments as Moments
     from blockyard.transplant.moments import gather_moments as gather_moments
+    from blockyard.transplant.record import Choice as Choice
+    from blockyard.transplant.record import Measures as Measures
+    from blockyard.transplant.record import Record as Record
+    from blockyard.transplant.record import load_record as load_record
+    from blockyard.transplant.report import write_report as write_report
 else:
     __all__ = exports(
         __name__,
         {
+            "account": "Probe decode_costs make_probe measure",
             "choose": "LayerChoice Trial choose_layers",
             "heal": "heal",
             "measure": "Difference difference pieces_of recall_losses token_losses",
             "migration": "distill from_standard",
             "model": "needs_moments transplant",
             "moments": "FFNMoments LayerMoments Moments gather_moments",
+            "record": "Choice Measures Record load_record",
+            "report": "write_report",
         },
     )
