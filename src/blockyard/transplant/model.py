@@ -56,7 +56,7 @@ def transplant(
         InputError: for a mixer or option that is not fitted, layers that are not there or hold what is not read (by its
             name), moments that are missing, or widths beyond those of the layer.
     """
-    target = _target(blocks)
+    target = read_target(blocks)
     chosen = _chosen(layers, len(model.layers))
     specs: list[LayerSpec] = list(model.config.layers)
     states: dict[str, dict[str, Tensor]] = {}
@@ -85,11 +85,12 @@ def transplant(
 def needs_moments(blocks: str) -> bool:
     """Return whether the fit of a choice reads moments: one that changes a window alone does not; raises as
     `transplant`."""
-    target = _target(blocks)
+    target = read_target(blocks)
     return target.ffn == "vft" or target.attn != "standard" or any(name in target.attn_options for name in SHAPE)
 
 
-def _target(blocks: str) -> LayerSpec:
+def read_target(blocks: str) -> LayerSpec:
+    """Return what a form asks for, refusing what is not fitted: as `transplant`."""
     specs = parse_choice(blocks)
     if len(specs) != 1 or len(split_outside(blocks, "+")) > 1:
         raise InputError(f"blocks={blocks!r} should be one mixer or FFN, and layers are chosen by number")
