@@ -184,7 +184,10 @@ def _heads(attention: StandardAttention, form: str) -> list[str]:
     found = []
     for keys, values in HEADS:
         widths = {"head_dim": _even(keys * size * attention.head_dim), "v_dim": round(values * size * attention.v_dim)}
-        found.append(OPEN.sub(lambda match, widths=widths: f"{match[1]}={widths[match[1]]}", form))
+        settled = form
+        for name, width in widths.items():
+            settled = settled.replace(f"{name}=auto", f"{name}={width}")
+        found.append(settled)
     return list(dict.fromkeys(found))
 
 
@@ -192,6 +195,14 @@ def _even(width: float) -> int:
     return max(2, 2 * round(width / 2))
 
 
-def spec_of(form: str) -> LayerSpec:
-    """Return what a settled form asks for."""
-    return read_target(form)
+def shape_of(form: str, model: TransformerLM, layer: int) -> LayerSpec:
+    """Return a layer as a settled form makes it, but for what only its fit says: frequencies."""
+    target, old = read_target(form), model.config.layers[layer]
+    attention = model.layers[layer].attn
+    if target.ffn != old.ffn and target.ffn == "vft":
+        return old
+    asked = dict(target.attn_options)
+    if target.attn == "mla":
+        own = {"nope_dim": attention.head_dim, "v_dim": attention.v_dim, "latent_norm": False}
+        return LayerSpec("mla", old.ffn, {**own, **asked}, old.ffn_options)
+    return LayerSpec("standard", old.ffn, {**old.attn_options, **asked}, old.ffn_options)

@@ -39,9 +39,7 @@ def fit_grouped(
     Raises:
         InputError: for key heads that do not divide the source's, or widths beyond a group's heads together.
     """
-    size = _group_size(source, n_kv_heads)
-    _check_width("head_dim", head_dim, size * source.head_dim, even_only=True)
-    _check_width("v_dim", v_dim, size * source.v_dim)
+    size = check_grouped(source, n_kv_heads=n_kv_heads, head_dim=head_dim, v_dim=v_dim)
     parts: dict[str, list[Tensor]] = {"q": [], "k": [], "v": [], "output": []}
     frequencies = []
     for start in range(0, source.key_heads, size):
@@ -61,6 +59,14 @@ def fit_grouped(
     shared = own * n_kv_heads == frequencies
     options["rope_frequencies"] = tuple(own if shared else frequencies)
     return options, weights
+
+
+def check_grouped(source: Source, *, n_kv_heads: int, head_dim: int, v_dim: int) -> int:
+    """Refuse what `fit_grouped` does; returns how many key heads become one."""
+    size = _group_size(source, n_kv_heads)
+    _check_width("head_dim", head_dim, size * source.head_dim, even_only=True)
+    _check_width("v_dim", v_dim, size * source.v_dim)
+    return size
 
 
 def _group_size(source: Source, n_kv_heads: int) -> int:

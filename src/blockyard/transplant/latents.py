@@ -38,15 +38,8 @@ def fit_latent(
     Raises:
         InputError: for widths beyond what there is, or an odd rotary one.
     """
+    check_latent(source, kv_rank=kv_rank, rope_dim=rope_dim)
     everything = range(source.key_heads)
-    most = source.key_heads * source.head_dim
-    if rope_dim % 2 or not 2 <= rope_dim <= most:
-        raise InputError(f"rope_dim={rope_dim} should be even, at least 2 and at most {most}, what all key heads hold")
-    held = most - rope_dim + source.key_heads * source.v_dim
-    if not 1 <= kv_rank <= held:
-        raise InputError(
-            f"kv_rank={kv_rank} should be at least 1 and at most {held}, what the other keys and the values hold"
-        )
     components = components_of(source, everything, moments.of_keys, moments.uniform)
     turns = mean_turns(moments.distances, source.frequencies)
     rotary = _rotary(components.strength, turns, rope_dim // 2, source.head_dim)
@@ -76,6 +69,18 @@ def fit_latent(
         "rope_frequencies": tuple(source.frequencies[chosen[0]].tolist()),
     }
     return options, weights
+
+
+def check_latent(source: Source, *, kv_rank: int, rope_dim: int) -> None:
+    """Refuse widths beyond what there is, or an odd rotary one, as `fit_latent` does."""
+    most = source.key_heads * source.head_dim
+    if rope_dim % 2 or not 2 <= rope_dim <= most:
+        raise InputError(f"rope_dim={rope_dim} should be even, at least 2 and at most {most}, what all key heads hold")
+    held = most - rope_dim + source.key_heads * source.v_dim
+    if not 1 <= kv_rank <= held:
+        raise InputError(
+            f"kv_rank={kv_rank} should be at least 1 and at most {held}, what the other keys and the values hold"
+        )
 
 
 def mean_turns(distances: Tensor, frequencies: Tensor) -> Tensor:

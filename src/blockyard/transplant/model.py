@@ -14,11 +14,11 @@ from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM, build_lm
 from blockyard.registry.pattern import DEFAULT_FFN, LayerSpec, check_layer, parse_choice, split_outside
 from blockyard.standard.attention import StandardAttention
-from blockyard.transplant.grouped import fit_grouped
-from blockyard.transplant.latents import fit_latent
+from blockyard.transplant.grouped import check_grouped, fit_grouped
+from blockyard.transplant.latents import check_latent, fit_latent
 from blockyard.transplant.moments import Moments
-from blockyard.transplant.source import read_source
-from blockyard.transplant.veins import WARNING, fit_vein
+from blockyard.transplant.source import Source, read_source
+from blockyard.transplant.veins import WARNING, check_gated, fit_vein
 
 # What may be asked of the new mixer; all else is decided by the weights that it is made of.
 SHAPE = ("n_kv_heads", "head_dim", "v_dim")
@@ -118,6 +118,38 @@ def read_target(blocks: str) -> LayerSpec:
     return target
 
 
+def check_form(model: TransformerLM, form: str, layer: int, *, widths: bool = True) -> None:
+    """Refuse a form for a layer as `transplant` would, before any text is read.
+
+    Args:
+        model: trained.
+        form: one mixer or FFN; with `widths` off only its names count, so that widths may still be open.
+        layer: where it is to stand.
+        widths: whether those asked for are compared with what there is.
+
+    Raises:
+        InputError: saying what is wrong.
+    """
+    mixer, block = form.partition("[")[0], model.layers[layer]
+    attention = getattr(block, "attn", None)
+    if mixer == "vft":
+        check_gated(block.ffn, layer)
+        if widths and not 1 <= (rank := read_target(form).ffn_options["rank"]) < model.config.d_model:
+            raise InputError(f"rank={rank} should be at least 1 and below d_model={model.config.d_model}")
+    elif mixer == "standard" and not any(f"{name}=" in form for name in SHAPE):
+        _check_standard(attention, model.config.layers[layer], layer)
+    else:
+        source = read_source(attention, layer)
+        if widths:
+            _checked_widths(source, read_target(form))
+
+
+def _check_standard(attention: object, old: LayerSpec, layer: int) -> StandardAttention:
+    if not isinstance(attention, StandardAttention) or old.attn != "standard":
+        raise InputError(f"layer {layer} has {old.attn}; what is fitted starts from standard attention")
+    return attention
+
+
 def _chosen(layers: Iterable[int] | Literal["all"], depth: int) -> list[int]:
     if layers == "all":
         return list(range(depth))
@@ -130,25 +162,35 @@ def _chosen(layers: Iterable[int] | Literal["all"], depth: int) -> list[int]:
 
 def _fit(block: Any, target: LayerSpec, old: LayerSpec, layer: int, moments: Moments | None) -> Fitted:
     """Return options of the layer's new mixer, and its weights; None for the old ones."""
-    attention, asked = getattr(block, "attn", None), dict(target.attn_options)
-    if not isinstance(attention, StandardAttention) or old.attn != "standard":
-        raise InputError(f"layer {layer} has {old.attn}; what is fitted starts from standard attention")
+    attention, asked = _check_standard(getattr(block, "attn", None), old, layer), dict(target.attn_options)
     # A window hides keys and moves none: every weight stays, and no text is needed.
     if target.attn == "standard" and not any(name in asked for name in SHAPE):
         return {**old.attn_options, **asked}, None
     source = read_source(attention, layer)
+    widths = _checked_widths(source, target)
     if moments is None:
         raise InputError(f"{target} is fitted to a text: give moments, from gather_moments(model, ids)")
     # Options of the old attention stay only where the new one is of the same kind.
     found = moments.of(layer)
+    asked = {name: value for name, value in asked.items() if name not in widths}
     if target.attn == "mla":
-        widths = {name: asked.pop(name) for name in ("kv_rank", "rope_dim")}
         options, state = fit_latent(source, found, **widths)
         return {**options, **asked}, state
+    options, state = fit_grouped(source, found, **widths)
+    return {**old.attn_options, **asked, **options}, state
+
+
+def _checked_widths(source: Source, target: LayerSpec) -> dict[str, int]:
+    """Return the widths that a fit is asked for; raises for those beyond what there is."""
+    asked = target.attn_options
+    if target.attn == "mla":
+        widths = {name: asked[name] for name in ("kv_rank", "rope_dim")}
+        check_latent(source, **widths)
+        return widths
     usual = {"n_kv_heads": source.key_heads, "head_dim": source.head_dim, "v_dim": source.v_dim}
     widths = {name: usual[name] if asked.get(name) is None else asked[name] for name in SHAPE}
-    options, state = fit_grouped(source, found, **widths)
-    return {**old.attn_options, **{n: v for n, v in asked.items() if n not in SHAPE}, **options}, state
+    check_grouped(source, **widths)
+    return widths
 
 
 def _fit_ffn(

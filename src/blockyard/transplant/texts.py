@@ -98,7 +98,7 @@ def read_texts(texts: Texts, sizes: Pieces, tokenizer: Tokenizer, context: int, 
     Raises:
         InputError: for a path that cannot be read, a name that stands twice, or a text that is too short.
     """
-    first = tuple(getattr(tokenizer, "prefix_ids", ())) if sizes.first == "auto" else ()
+    first = tuple(getattr(tokenizer, "prefix_ids", ()))[-1:] if sizes.first == "auto" else ()
     length = min(context, 1024) if sizes.length is None else sizes.length
     if length > context:
         raise InputError(f"text.length={length} is beyond the model's context of {context}")
@@ -149,7 +149,7 @@ def kinds_of(paths: tuple[str, ...] | None) -> list[tuple[str, str | None]]:
         if not path or not name:
             raise InputError(f"data.path={said!r} should be a path, or NAME=PATH")
         found.append((name, path))
-    for what, each in (("name", [name for name, _ in found]), ("path", [path for _, path in found])):
+    for what, each in (("name", [name for name, _ in found]), ("path", [str(path) for _, path in found])):
         twice = next((one for one in each if each.count(one) > 1), None)
         if twice:
             more = "; write NAME=PATH to name them apart" if what == "name" else ""
@@ -179,8 +179,8 @@ def _cut(
     if len(tokens) < needed:
         told = ", ".join(f"{count} to {role}" for role, count in wanted.items())
         raise InputError(
-            f"data.path: the text {name!r} ({source}) has {len(tokens):,} tokens and needs {needed:,}, pieces of {own}: "
-            f"{told}; give more of it, or ask for less with text.calibrate, text.select, text.report, text.length"
+            f"data.path: the text {name!r} ({source}) has {len(tokens):,} tokens and needs {needed:,}, pieces of "
+            f"{own}: {told}; give more of it, or ask for less (text.calibrate, text.select, text.report, text.length)"
         )
     rows = tokens[: len(tokens) // own * own].view(-1, own)
     parts, start, seen = {}, 0, set[Key]()
