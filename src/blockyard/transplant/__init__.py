@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from blockyard.transplant.choose import LayerChoice as LayerChoice
     from blockyard.transplant.choose import Trial as Trial
     from blockyard.transplant.choose import choose_layers as choose_layers
+    from blockyard.transplant.heal import Healing as Healing
+    from blockyard.transplant.heal import HealPoint as HealPoint
+    from blockyard.transplant.heal import HealSettings as HealSettings
     from blockyard.transplant.heal import heal as heal
     from blockyard.transplant.measure import Difference as Difference
     from blockyard.transplant.measure import difference as difference
@@ -56,7 +59,7 @@ else:
         __name__,
         {
             "choose": "LayerChoice Trial choose_layers",
-            "heal": "heal",
+            "heal": "HealPoint HealSettings Healing heal",
             "measure": "Difference difference pieces_of recall_losses token_losses",
             "migration": "distill from_standard",
             "model": "needs_moments transplant",
