@@ -62,7 +62,7 @@ def adapt(modules: Iterable[tuple[str, nn.Module]], rank: int, seed: int) -> dic
     most = min(min(module.weight.shape) for module in linear.values())
     if rank > most:
         raise InputError(f"lora={rank} should be at most {most}, the width of the narrowest matrix")
-    made = {}
+    made: dict[str, tuple[nn.Module, LowRank]] = {}
     for name, module in linear.items():
         added = LowRank(module.weight.detach(), rank, generator)
         parametrize.register_parametrization(module, "weight", added)

@@ -296,7 +296,7 @@ class _Distilling:
         select: Mapping[str, Tensor],
     ) -> None:
         self.whole, self.original, self.select = model, original, select
-        self.model = Parts(parts, self._divergence)
+        self.model: nn.Module = Parts(parts, self._divergence)
         self.order = _order(pieces, settings.seed)
         # Below it both models are one: they compute the same, and no gradient is wanted.
         self.lowest = min(int(name.split(".")[1]) for name in parts)

@@ -1,7 +1,7 @@
 """A training of some parts of a model, as a run of the usual loop: resumed bit for bit, and no file holds what stays.
 
-What trains is registered in one module, the whole model stands outside it: so checkpoints and the optimizer see the parts
-alone. The rest of the model is in eval mode, without gradients of weights, and as it was when the training ends.
+What trains is registered in one module, and the whole model stands outside it: so checkpoints and the optimizer see
+the parts alone. The rest of the model is in eval mode, without gradients of weights, and as it was when the training ends.
 """
 
 from __future__ import annotations
