@@ -7,12 +7,11 @@ sees, and less elsewhere: take it as varied as the use. Pieces of different kind
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +20,19 @@ from blockyard.errors import InputError
 from blockyard.files import parse_json, write_atomically
 from blockyard.models.lm import TransformerLM, check_ids
 from blockyard.nn.parity import evaluating
-from blockyard.training import TrainConfig
 from blockyard.transplant.adapters import adapt, take_off
 from blockyard.transplant.divergence import divergence
 from blockyard.transplant.measure import token_losses
-from blockyard.transplant.moments import add_weights
-from blockyard.transplant.parts import Parts, StepProgress, train_parts, training_only
+from blockyard.transplant.parts import (
+    Parts,
+    PartSettings,
+    StepProgress,
+    fingerprint,
+    in_turns,
+    pieces_by_kind,
+    train_parts,
+    training_only,
+)
 
 # Losses before the first step, beside the run's metrics.
 START = "start.json"
@@ -35,7 +41,7 @@ ON = "on/"
 
 
 @dataclass(frozen=True)
-class HealSettings:
+class HealSettings(PartSettings):
     """How a model is healed.
 
     Args:
@@ -43,43 +49,21 @@ class HealSettings:
         length: tokens of a piece, read from position 0: some hundred, and no more than the context of use.
         batch: pieces of a step.
         lr: learning rate of AdamW at its height: it rises over the first tenth of the steps and falls along a cosine.
-        lora: rank of what is added to the matrices that were not transplanted; 0 leaves them.
         seed: of the order of the pieces, and of LoRA's starts.
-        points: how often losses on other text are taken on the way, the last one at the end.
         save_every: steps between checkpoints.
         precision: `fp32`, `bf16` (mixed), or `auto`: bf16 where the machine has units for it.
+        lora: rank of what is added to the matrices that were not transplanted; 0 leaves them.
+        points: how often losses on other text are taken on the way, the last one at the end.
 
     Raises:
         InputError: for a number that is out of range, or fewer tokens than one step reads.
     """
 
-    tokens: int = 46_080
-    length: int = 512
-    batch: int = 1
-    lr: float = 1e-4
+    group: ClassVar[str] = "heal"
+    least: ClassVar[Mapping[str, int]] = {**PartSettings.least, "lora": 0, "points": 1}
+
     lora: int = 0
-    seed: int = 0
     points: int = 6
-    save_every: int = 15
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        for name, least in (("length", 2), ("batch", 1), ("lora", 0), ("seed", 0), ("points", 1), ("save_every", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"heal.{name}={getattr(self, name)} should be at least {least}")
-        if not 0 < self.lr < float("inf"):
-            raise InputError(f"heal.lr={self.lr} should be a number above 0")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise InputError(f"heal.precision={self.precision!r} should be auto, fp32 or bf16")
-        if self.steps < 1:
-            raise InputError(
-                f"heal.tokens={self.tokens} is less than one step reads, {self.batch} x {self.length} tokens"
-            )
-
-    @property
-    def steps(self) -> int:
-        """Steps of the whole healing."""
-        return self.tokens // (self.length * self.batch)
 
 
 @dataclass(frozen=True)
@@ -146,23 +130,32 @@ def heal(
         Interrupted: after SIGTERM or SIGINT, when the state has been saved in the folder.
     """
     new = transplanted(model, original)
-    pieces = _pieces(texts, settings, first)
-    for ids in [*pieces.values(), *(select or {}).values()]:
+    select = select or {}
+    pieces = pieces_by_kind(texts, settings, first, model.config.vocab_size)
+    for ids in select.values():
         check_ids(ids, model.config.vocab_size)
-    task_text, task_models = _text_digest(pieces, select), _models_digest(model, original)
-    rest = _rest(model, set(new))
-    adapted = adapt(rest, settings.lora, settings.seed) if settings.lora else {}
-    # Merged only by a healing that came to its end: the run folder has the additions until then.
+    known = fingerprint(model, original, heal=pieces, select=select)
+    adapted = adapt(_rest(model, set(new)), settings.lora, settings.seed) if settings.lora else {}
+    # Merged only by a healing that came to its end: until then the run folder has the additions.
     merge = False
     try:
         parts = {**new, **{f"{name}.weight": added for name, (_, added) in adapted.items()}}
         with training_only(model, list(parts.values())) as trained:
-            task = _Distilling(model, original, parts, pieces, settings, select or {})
-            task.fingerprint = {"source": ", ".join(pieces), "sha256": task_text, "models_sha256": task_models}
-            config, resolved = _options(settings)
-            rows = train_parts(task, config, resolved, None if folder is None else Path(folder), progress)
+            task = _Distilling(model, original, parts, in_turns(pieces, settings.seed), settings, select, known)
+            every = -(-settings.steps // settings.points)
+            rows = train_parts(task, settings, folder, progress, eval_every=every)
             merge = True
-            return _healing(task, rows, settings, sum(p.numel() for p in trained))
+        curve = [HealPoint(0, task.start)] if task.start else []
+        for row in rows:
+            if loss := {kind: row[ON + kind] for kind in select if ON + kind in row}:
+                curve.append(HealPoint(int(row["tokens"]), loss))
+        return Healing(
+            tokens=settings.steps * task.tokens_per_step,
+            divergences=tuple(float(row["loss"]) for row in rows),
+            curve=tuple(curve),
+            parameters=sum(p.numel() for p in trained),
+            cpu_seconds=float(rows[-1]["cpu_seconds"]),
+        )
     finally:
         take_off(adapted.values(), merge=merge)
 
@@ -197,92 +190,6 @@ def _rest(model: TransformerLM, new: set[str]) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def _pieces(texts: Mapping[str, Tensor], settings: HealSettings, first: int | None) -> dict[str, Tensor]:
-    """Cut each kind's tokens into pieces [n, length].
-
-    Raises:
-        InputError: naming the kind that has too few.
-    """
-    if not texts:
-        raise InputError("healing needs text: give token ids by kind of text")
-    own = settings.length - (first is not None)
-    # Of every kind equally many, as they come in turns; the first kinds have one more where it does not come out even.
-    needed = settings.steps * settings.batch
-    cut = {}
-    for i, (kind, tokens) in enumerate(texts.items()):
-        if tokens.ndim != 1:
-            raise InputError(f"the {kind} text has shape {tuple(tokens.shape)}, expected token ids [n]")
-        share = (needed - i + len(texts) - 1) // len(texts)
-        there = len(tokens) // own
-        if there < share:
-            raise InputError(
-                f"the {kind} text has {len(tokens):,} tokens; heal.tokens={settings.tokens} of {len(texts)} kinds takes "
-                f"{share * own:,} of it"
-            )
-        pieces = tokens[: there * own].view(there, own)
-        if first is not None:
-            pieces = torch.cat([pieces.new_full((there, 1), first), pieces], 1)
-        cut[kind] = pieces
-    return cut
-
-
-def _order(pieces: Mapping[str, Tensor], seed: int) -> list[Tensor]:
-    """Return the pieces as they are read: kinds in turns, those of a kind shuffled by the seed."""
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = [ids[torch.randperm(len(ids), generator=generator)] for ids in pieces.values()]
-    most = max(len(ids) for ids in shuffled)
-    # The same whatever the number of steps: more tokens go on with what fewer began.
-    return [ids[i] for i in range(most) for ids in shuffled if i < len(ids)]
-
-
-def _text_digest(pieces: Mapping[str, Tensor], select: Mapping[str, Tensor] | None) -> str:
-    digest = hashlib.sha256()
-    for role, texts in (("heal", pieces), ("select", select or {})):
-        for kind, ids in texts.items():
-            digest.update(f"{role} {kind} {tuple(ids.shape)} ".encode())
-            digest.update(ids.cpu().to(torch.int64).contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _models_digest(model: TransformerLM, original: TransformerLM) -> str:
-    digest = hashlib.sha256()
-    for each in (model, original):
-        digest.update(each.config.choice.encode())
-        add_weights(digest, each)
-    return digest.hexdigest()
-
-
-def _options(settings: HealSettings) -> tuple[TrainConfig, dict[str, Any]]:
-    """Return the loop's options, and all that a healing which is gone on with must share."""
-    steps = settings.steps
-    config = TrainConfig(
-        steps=steps,
-        batch_size=settings.batch,
-        # One piece a pass: activations of a whole model are what memory goes for.
-        accumulate=settings.batch,
-        optimizer="adamw",
-        lr=settings.lr,
-        weight_decay=0.0,
-        warmup=max(1, steps // 10),
-        final_lr=0.0,
-        # One piece is a small batch: a rare token must not move everything.
-        grad_clip=1.0,
-        precision=settings.precision,
-        compile="off",
-        seed=settings.seed,
-        eval_every=max(1, -(-steps // settings.points)),
-        save_every=settings.save_every,
-        save_best=False,
-        keep=1,
-        log_every=1,
-        progress=False,
-    )
-    named = asdict(settings)
-    train = {name: named.pop(name) for name in ("lr", "seed", "save_every", "precision")}
-    del named["tokens"], named["points"]
-    return config, {"heal": named, "train": {**train, "steps": steps, "warmup": config.warmup}}
-
-
 class _Distilling:
     """The task that the loop trains: pieces in turns, KL to the original."""
 
@@ -291,19 +198,19 @@ class _Distilling:
         model: TransformerLM,
         original: TransformerLM,
         parts: Mapping[str, nn.Module],
-        pieces: Mapping[str, Tensor],
+        order: list[Tensor],
         settings: HealSettings,
         select: Mapping[str, Tensor],
+        known: dict[str, Any],
     ) -> None:
         self.whole, self.original, self.select = model, original, select
         self.model: nn.Module = Parts(parts, self._divergence)
-        self.order = _order(pieces, settings.seed)
+        self.order, self.fingerprint = order, known
         # Below it both models are one: they compute the same, and no gradient is wanted.
         self.lowest = min(int(name.split(".")[1]) for name in parts)
         self.batch_size = settings.batch
         self.tokens_per_step = settings.length * settings.batch
         self.flops_per_step = settings.batch * self._flops(settings.length)
-        self.fingerprint: dict[str, Any] = {}
         self.start: dict[str, float] = {}
 
     def _flops(self, length: int) -> int:
@@ -371,18 +278,3 @@ def _scores(model: TransformerLM) -> Any:
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     return score
-
-
-def _healing(task: _Distilling, rows: list[dict[str, Any]], settings: HealSettings, parameters: int) -> Healing:
-    curve = [HealPoint(0, task.start)] if task.start else []
-    for row in rows:
-        loss = {kind: row[ON + kind] for kind in task.select if ON + kind in row}
-        if loss:
-            curve.append(HealPoint(int(row["tokens"]), loss))
-    return Healing(
-        tokens=settings.steps * task.tokens_per_step,
-        divergences=tuple(float(row["loss"]) for row in rows),
-        curve=tuple(curve),
-        parameters=parameters,
-        cpu_seconds=float(rows[-1]["cpu_seconds"]) if rows else 0.0,
-    )
