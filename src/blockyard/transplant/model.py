@@ -57,7 +57,7 @@ def transplant(
             name), moments that are missing, or widths beyond those of the layer.
     """
     target = read_target(blocks)
-    chosen = _chosen(layers, len(model.layers))
+    chosen = chosen_layers(layers, len(model.layers))
     specs: list[LayerSpec] = list(model.config.layers)
     states: dict[str, dict[str, Tensor]] = {}
     for done, i in enumerate(chosen):
@@ -78,7 +78,7 @@ def transplant(
     made = build_lm(replace(model.config, blocks=tuple(specs)), 0)
     first = next(model.parameters())
     made = made.to(first.device, first.dtype)
-    _load(made, model, states)
+    fill(made, model, states)
     return made.train(model.training)
 
 
@@ -104,7 +104,10 @@ def read_target(blocks: str) -> LayerSpec:
     known = {"standard": STANDARD, "mla": LATENT}.get(target.attn)
     if known is None:
         hint = "; standard[head_dim=…,v_dim=…] is the same attention" if target.attn == "tva" else ""
-        raise InputError(f"{target.attn!r} cannot be fitted to trained attention: use standard or mla{hint}")
+        raise InputError(
+            f"{target.attn!r} cannot be fitted to trained attention: use standard or mla, or train it with "
+            f"fit_by_output (research){hint}"
+        )
     odd = [name for name in target.attn_options if name not in known]
     if odd:
         raise InputError(
@@ -150,7 +153,8 @@ def _check_standard(attention: object, old: LayerSpec, layer: int) -> StandardAt
     return attention
 
 
-def _chosen(layers: Iterable[int] | Literal["all"], depth: int) -> list[int]:
+def chosen_layers(layers: Iterable[int] | Literal["all"], depth: int) -> list[int]:
+    """Return the numbers of layers, rising; InputError for none, or one that is not there."""
     if layers == "all":
         return list(range(depth))
     chosen = sorted(set(layers))
@@ -201,7 +205,7 @@ def _fit_ffn(
     return fit_vein(getattr(block, "ffn", None), moments.of_ffn(layer), rank=target.ffn_options["rank"], layer=layer)
 
 
-def _load(made: TransformerLM, model: TransformerLM, states: Mapping[str, dict[str, Tensor]]) -> None:
+def fill(made: TransformerLM, model: TransformerLM, states: Mapping[str, dict[str, Tensor]]) -> None:
     """Fill the new model: by prefix what was fitted, and all else from the old one."""
     new = {}
     for name, tensor in model.state_dict().items():

@@ -37,10 +37,11 @@ from blockyard.training.environment import describe_environment
 from blockyard.training.folder import CONFIG
 from blockyard.transplant import account
 from blockyard.transplant.choices import Part, read_choice, written
+from blockyard.transplant.heal import HealSettings, heal
 from blockyard.transplant.measure import Difference, token_losses
 from blockyard.transplant.model import check_form, needs_moments, transplant
 from blockyard.transplant.moments import Moments, gather_moments
-from blockyard.transplant.record import Choice, Decode, Measures, Record, TextSet, Tried, made_from, save_record
+from blockyard.transplant.record import Choice, Decode, Healed, Measures, Record, TextSet, Tried, made_from, save_record
 from blockyard.transplant.search import Deciding, Found, Search
 from blockyard.transplant.settings import TransplantConfig, flat
 from blockyard.transplant.state import MOMENTS, STATE, TransplantState, weights_digest
@@ -160,7 +161,15 @@ class _Transplant:
                 self._check_part(part)
         self.context = budget.context or min(self.model.config.context, MOST_CONTEXT)
         assert origin.tokenizer is not None
-        self.texts = read_texts(config.data, config.text, origin.tokenizer, self.model.config.context, show=show)
+        self.texts = read_texts(
+            config.data,
+            config.text,
+            origin.tokenizer,
+            self.model.config.context,
+            healing=config.heal,
+            show=show,
+        )
+        self.first = self.texts.first[0] if self.texts.first else None
         lines = ReadingLines(unit=("steps", 1))
         self.progress: Callable[[str, int, int], None] = lines if show else lambda what, done, total: None
 
@@ -313,9 +322,26 @@ class _Transplant:
                 for form, layers in settled.parts:
                     made = self._put(made, form, layers, moments)
                 made.eval()
+            if self.config.heal is not None:
+                self._heal(name, made, self.config.heal, state)
             write_run(replace(self.origin, model=made, parity=None), folder)
         share_weights(made, self.model)
         return made
+
+    def _heal(self, name: str, made: TransformerLM, settings: HealSettings, state: TransplantState) -> None:
+        """Train what was put in; a healing that was ended goes on."""
+        with state.timing(f"heal/{name}"):
+            healing = heal(
+                made,
+                self.model,
+                {kind.name: kind.heal[:, len(self.texts.first) :].flatten() for kind in self.texts.kinds},
+                settings=settings,
+                folder=self.out / "healing" / slug_of(name),
+                select={kind.name: kind.select for kind in self.texts.kinds},
+                first=self.first,
+                progress=lambda step, steps, loss: self.progress(f"healing {name}, steps", step, steps),
+            )
+        state.keep([asdict(point) for point in healing.curve], "healing", name)
 
     # Measuring.
 
@@ -323,10 +349,10 @@ class _Transplant:
         self, made: Mapping[str, TransformerLM], state: TransplantState
     ) -> tuple[Measures, dict[str, Measures]]:
         """Measure the original and all choices on the text that nothing was chosen on."""
-        first, tokenizer = self.texts.first[0] if self.texts.first else None, self.origin.tokenizer
+        tokenizer = self.origin.tokenizer
         assert tokenizer is not None
         reported = {kind.name: kind.report for kind in self.texts.kinds}
-        probe = account.make_probe(reported, first)
+        probe = account.make_probe(reported, self.first)
         models = {"": self.model, **made}
         known = {name: state.known("measures", name) for name in models}
         if any(found is None for found in known.values()):
@@ -397,6 +423,7 @@ class _Transplant:
                 choices.append(Choice(name, name, refused=refused[name]))
                 continue
             done = settled[name]
+            curve = state.known("healing", name)
             alone: Mapping[int, Difference] = done.found.alone if done.found else {}
             trials: tuple[Tried, ...] = done.found.trials if done.found else ()
             choices.append(
@@ -409,6 +436,7 @@ class _Transplant:
                     trials=trials,
                     measures=measures[name],
                     notes=done.found.notes if done.found else (),
+                    healing=None if curve is None else tuple(made_from(Healed, point) for point in curve),
                     cpu_seconds={k.partition("/")[0]: v for k, v in seconds.items() if k.partition("/")[2] == name},
                 )
             )

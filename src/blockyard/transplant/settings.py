@@ -8,6 +8,7 @@ from typing import Any, Literal
 from blockyard.errors import InputError, at_least, one_of
 from blockyard.registry.pattern import split_outside
 from blockyard.text.config import TextFormat
+from blockyard.transplant.heal import HealSettings
 
 # Fewer pieces of a kind say nothing of how much they differ; the first of them is spent on an order of layers.
 LEAST_SELECT = 3
@@ -99,6 +100,7 @@ class TransplantConfig:
         budget: what a choice may cost.
         data: the text.
         text: how much of it is read for what.
+        heal: how what was put in is trained afterwards; none leaves it as it was computed.
     """
 
     blocks: str
@@ -106,6 +108,7 @@ class TransplantConfig:
     budget: Budget = field(default_factory=Budget)
     data: Texts = field(default_factory=Texts)
     text: Pieces = field(default_factory=Pieces)
+    heal: HealSettings | None = None
 
     @property
     def names(self) -> list[str]:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
-import torch
 from torch import nn
 
 from blockyard.compare.plan import State
+from blockyard.transplant.moments import add_weights
 
 STATE, LOCK, MOMENTS = "transplant-state.json", "transplant.lock", "moments.safetensors"
 
@@ -50,8 +50,5 @@ class TransplantState(State):
 def weights_digest(model: nn.Module) -> str:
     """Return what tells a model's weights from others."""
     digest = sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        # As bytes: numpy knows no bfloat16.
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    add_weights(digest, model)
     return digest.hexdigest()

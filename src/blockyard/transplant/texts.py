@@ -1,6 +1,6 @@
-"""Three sets of text by kind: to fit on, to choose on, to report on; no piece is in two of them.
+"""Sets of text by kind: to fit on, to heal on, to choose on, to report on; no piece is in two of them.
 
-Each kind's tokens are cut into three stretches, one behind the other, as long as their shares, and pieces are spread
+Each kind's tokens are cut into stretches, one behind the other, as long as their shares, and pieces are spread
 evenly over each: neighbours of a report's pieces are then pieces of the report, and all of a text has a say.
 """
 
@@ -20,9 +20,10 @@ from blockyard.text.config import TextDataConfig
 from blockyard.text.load import load_text
 from blockyard.text.progress import ReadingLines
 from blockyard.text.tokenizer import Tokenizer
+from blockyard.transplant.heal import HealSettings
 from blockyard.transplant.settings import LEAST_SELECT, Pieces, Texts
 
-ROLES = ("calibrate", "select", "report")
+ROLES = ("calibrate", "heal", "select", "report")
 # A piece that stands in a text twice would be in two sets.
 Key = bytes
 
@@ -35,6 +36,7 @@ class Kind:
         name: it.
         source: where it comes from.
         calibrate: to fit on.
+        heal: to train on; none where nothing is healed.
         select: to choose on.
         report: to report on.
     """
@@ -42,6 +44,7 @@ class Kind:
     name: str
     source: str
     calibrate: Tensor
+    heal: Tensor
     select: Tensor
     report: Tensor
 
@@ -69,7 +72,8 @@ class TextSets:
     def together(self, role: str) -> Tensor:
         """Return the pieces of a role, kinds in turns: so that any first part of them is as varied as the whole."""
         rows = [(i, n, row) for n, kind in enumerate(self.kinds) for i, row in enumerate(getattr(kind, role))]
-        return torch.stack([row for _, _, row in sorted(rows, key=lambda each: each[:2])])
+        found = [row for _, _, row in sorted(rows, key=lambda each: each[:2])]
+        return torch.stack(found) if found else torch.zeros(0, self.length, dtype=torch.int64)
 
     def kinds_of(self, role: str) -> list[int]:
         """Return the kind, by number, of each piece of `together(role)`."""
@@ -85,14 +89,23 @@ class TextSets:
         return found.hexdigest()
 
 
-def read_texts(texts: Texts, sizes: Pieces, tokenizer: Tokenizer, context: int, *, show: bool = True) -> TextSets:
-    """Read the three sets of every kind.
+def read_texts(
+    texts: Texts,
+    sizes: Pieces,
+    tokenizer: Tokenizer,
+    context: int,
+    *,
+    healing: HealSettings | None = None,
+    show: bool = True,
+) -> TextSets:
+    """Read the sets of every kind.
 
     Args:
         texts: where they are.
         sizes: how much of them.
         tokenizer: the model's.
         context: of the model.
+        healing: how much is trained on afterwards, if anything.
         show: tell on standard error how far the reading is.
 
     Raises:
@@ -105,6 +118,11 @@ def read_texts(texts: Texts, sizes: Pieces, tokenizer: Tokenizer, context: int, 
     if length <= len(first) + 1:
         raise InputError(f"text.length={length} leaves no text behind the {len(first)} tokens that begin one")
     named = kinds_of(texts.path)
+    wanted = _pieces(sizes, length, len(named))
+    if healing is not None:
+        # Its pieces may be shorter than ours, and each begins as every text does.
+        each = -(-healing.steps * healing.batch // len(named)) * (healing.length - len(first))
+        wanted["heal"] = -(-each // (length - len(first)))
     kinds, notes = [], []
     for name, path in named:
         config = TextDataConfig(
@@ -118,7 +136,7 @@ def read_texts(texts: Texts, sizes: Pieces, tokenizer: Tokenizer, context: int, 
         data = load_text(config, 1, ReadingLines() if show else None, tokenizer=tokenizer)
         tokens = torch.from_numpy(_joined(data.train, data.val))
         source = "the Python standard library" if path is None else path
-        kinds.append(_cut(name, source, tokens, _pieces(sizes, length, len(named)), length, first))
+        kinds.append(_cut(name, source, tokens, wanted, length, first))
         # That a text goes on behind the limit is no loss: it was not asked to be read whole.
         notes += [f"{name}: {note}" for note in data.notes if "data.max_bytes" not in note]
     if len(kinds) == 1:
@@ -159,7 +177,8 @@ def kinds_of(paths: tuple[str, ...] | None) -> list[tuple[str, str | None]]:
 
 def _pieces(sizes: Pieces, length: int, kinds: int) -> dict[str, int]:
     """Return how many pieces a kind has in each role: as many tokens as asked for, at least."""
-    found = {role: -(-getattr(sizes, role) // (length * kinds)) for role in ROLES}
+    found = {role: -(-getattr(sizes, role) // (length * kinds)) for role in ("calibrate", "select", "report")}
+    found["heal"] = 0
     # Fewer would not say how much pieces of a kind differ, and an interval is all that keeps a budget.
     return found | {"select": max(LEAST_SELECT, found["select"]), "report": max(2, found["report"])}
 
@@ -177,7 +196,7 @@ def _cut(
     own = length - len(first)
     needed = sum(wanted.values()) * own
     if len(tokens) < needed:
-        told = ", ".join(f"{count} to {role}" for role, count in wanted.items())
+        told = ", ".join(f"{wanted[role]} to {role}" for role in ROLES if wanted[role])
         raise InputError(
             f"data.path: the text {name!r} ({source}) has {len(tokens):,} tokens and needs {needed:,}, pieces of "
             f"{own}: {told}; give more of it, or ask for less (text.calibrate, text.select, text.report, text.length)"
@@ -187,7 +206,7 @@ def _cut(
     total = sum(wanted.values())
     for number, role in enumerate(ROLES):
         count = wanted[role]
-        end = len(rows) if number == 2 else start + max(count, len(rows) * count // total)
+        end = len(rows) if role == ROLES[-1] else start + max(count, len(rows) * count // total)
         # What is left must do for the roles behind.
         end = min(end, len(rows) - sum(wanted[later] for later in ROLES[number + 1 :]))
         chosen = _spread(rows, start, end, count, seen)
@@ -196,7 +215,8 @@ def _cut(
                 f"data.path: the text {name!r} ({source}) repeats itself: there are no {count} pieces to {role} that "
                 "stand in no other set"
             )
-        parts[role] = torch.cat([torch.tensor(first, dtype=torch.int64).expand(count, -1), rows[chosen]], 1)
+        chosen_rows = rows[chosen] if chosen else rows[:0]
+        parts[role] = torch.cat([torch.tensor(first, dtype=torch.int64).expand(count, -1), chosen_rows], 1)
         start = end
     return Kind(name, source, **parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from blockyard.cli.command import Command
@@ -18,8 +19,12 @@ def groups() -> dict[str, Group]:
     """Return the terms of a transplant as option groups."""
     from blockyard.registry.options import options_of
     from blockyard.tasks.groups import Group, by_name, dataclass_group
+    from blockyard.transplant.heal import HealSettings
     from blockyard.transplant.settings import Budget, Pieces, Texts, TransplantConfig
 
+    healing = options_of(HealSettings)
+    # Without it nothing is trained.
+    healing["tokens"] = replace(healing["tokens"], annotation=int | None, default=None)
     own = {name: option for name, option in options_of(TransplantConfig).items() if name in ("blocks", "layers")}
     return by_name(
         [
@@ -27,6 +32,7 @@ def groups() -> dict[str, Group]:
             dataclass_group("budget", "what it may cost: chooses layers and open widths", Budget),
             dataclass_group("data", "the text", Texts),
             dataclass_group("text", "how much of it is read for what", Pieces),
+            Group("heal", "a training of what was put in, where heal.tokens says how much", healing),
         ]
     )
 
@@ -51,6 +57,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.settings import given_words, read_given
     from blockyard.cli.sources import trusted
+    from blockyard.transplant.heal import HealSettings
     from blockyard.transplant.run import run_transplant
     from blockyard.transplant.settings import Budget, Pieces, Texts, TransplantConfig
 
@@ -63,11 +70,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("where to? Give the folder: --out DIR")
     given: dict[str, Any] = read_given(groups(), given_words(arguments))
     own = given.pop("")
+    healing = given.get("heal", {})
+    if healing and healing.get("tokens") is None:
+        raise InputError(f"--heal.{next(iter(healing))} belongs to a healing: give --heal.tokens N too")
     config = TransplantConfig(
         **own,
         budget=Budget(**given.get("budget", {})),
         data=Texts(**given.get("data", {})),
         text=Pieces(**given.get("text", {})),
+        heal=HealSettings(**healing) if healing else None,
     )
     record = run_transplant(
         arguments.model, config, arguments.out, tokenizer=arguments.tokenizer, trust=trusted(arguments)
