@@ -16,10 +16,14 @@ Files, in reading order:
     latents.py     MLA from standard
     veins.py       a vein FFN from SwiGLU, with its warning
     model.py       transplant: a copy of a model with another mixer in some layers
-    choose.py      as many layers as a budget of loss allows, by measuring whole choices
+    choices.py     a choice read: forms, their layers, widths left open
+    search.py      layers and widths within a budget of loss or cache: trials.py measures, caches.py counts bytes
     parts.py       a training of some parts of a model, as a run of the usual loop
     heal.py        a short training towards the original's predictions: divergence.py, its loss; adapters.py, LoRA
     outputs.py     research: mixers that share nothing with attention, trained on their blocks' outputs
+    settings.py    the terms of a whole transplant; texts.py its text by kind, no piece in two roles
+    run.py         a whole transplant, gone on with after a kill (state.py)
+    record.py      what it found, as its page is made of; account.py measures it
     measure.py     loss above the original's with an interval, and the copy test
     migration.py   from a standard block to a vein block: SVD on activations, then distillation
 
@@ -36,9 +40,6 @@ from typing import TYPE_CHECKING
 from blockyard.names import exports
 
 if TYPE_CHECKING:
-    from blockyard.transplant.choose import LayerChoice as LayerChoice
-    from blockyard.transplant.choose import Trial as Trial
-    from blockyard.transplant.choose import choose_layers as choose_layers
     from blockyard.transplant.heal import Healing as Healing
     from blockyard.transplant.heal import HealPoint as HealPoint
     from blockyard.transplant.heal import HealSettings as HealSettings
@@ -59,16 +60,28 @@ if TYPE_CHECKING:
     from blockyard.transplant.outputs import OutputFit as OutputFit
     from blockyard.transplant.outputs import OutputSettings as OutputSettings
     from blockyard.transplant.outputs import fit_by_output as fit_by_output
+    from blockyard.transplant.record import Record as Record
+    from blockyard.transplant.record import load_record as load_record
+    from blockyard.transplant.run import run_transplant as run_transplant
+    from blockyard.transplant.search import LayerChoice as LayerChoice
+    from blockyard.transplant.search import choose_layers as choose_layers
+    from blockyard.transplant.settings import Budget as Budget
+    from blockyard.transplant.settings import Pieces as Pieces
+    from blockyard.transplant.settings import Texts as Texts
+    from blockyard.transplant.settings import TransplantConfig as TransplantConfig
 else:
     __all__ = exports(
         __name__,
         {
-            "choose": "LayerChoice Trial choose_layers",
             "heal": "HealPoint HealSettings Healing heal",
             "measure": "Difference difference pieces_of recall_losses token_losses",
             "migration": "distill from_standard",
             "model": "needs_moments transplant",
             "moments": "FFNMoments LayerMoments Moments gather_moments",
             "outputs": "OutputFit OutputSettings fit_by_output",
+            "record": "Record load_record",
+            "run": "run_transplant",
+            "search": "LayerChoice choose_layers",
+            "settings": "Budget Pieces Texts TransplantConfig",
         },
     )

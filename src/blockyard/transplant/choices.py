@@ -75,7 +75,7 @@ def read_choice(name: str, layers: str, depth: int) -> tuple[Part, ...]:
         if len(own) > 1 or not form or (own and not own[0]):
             raise InputError(f"blocks={text!r} should be a mixer or FFN, and its layers behind @ if they are its own")
         parts.append(Part(form, read_layers(own[0] if own else layers, depth)))
-        _check_form(parts[-1])
+        check_part(parts[-1])
     if sum(not part.settled for part in parts) > 1:
         raise InputError(f"blocks={name!r}: one part may be left to the budget; name layers and widths of the others")
     taken: set[int] = set()
@@ -89,8 +89,9 @@ def read_choice(name: str, layers: str, depth: int) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _check_form(part: Part) -> None:
-    """Refuse a form that `transplant` would, with any number in the place of an open width."""
+def check_part(part: Part) -> None:
+    """Refuse a form that `transplant` would, with any number in the place of an open width, or a width that cannot be
+    left open."""
     mixer = part.form.partition("[")[0]
     for name in OPEN.findall(part.form):
         if name not in WIDTHS.get(mixer, ()):

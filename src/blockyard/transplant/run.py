@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -42,16 +43,13 @@ from blockyard.transplant.measure import Difference, token_losses
 from blockyard.transplant.model import check_form, needs_moments, transplant
 from blockyard.transplant.moments import Moments, gather_moments
 from blockyard.transplant.record import Choice, Decode, Healed, Measures, Record, TextSet, Tried, made_from, save_record
-from blockyard.transplant.search import Deciding, Found, Search
-from blockyard.transplant.settings import TransplantConfig, flat
+from blockyard.transplant.search import Deciding, LayerChoice, Search
+from blockyard.transplant.settings import MOST_CONTEXT, TransplantConfig, flat
 from blockyard.transplant.state import MOMENTS, STATE, TransplantState, weights_digest
 from blockyard.transplant.texts import read_texts
 from blockyard.transplant.trials import share_weights
 
-# Of the pieces that decide, the share that is spent on an order of layers.
-ORDERING = 3
-# Contexts beyond this take long to fill, whatever the model was trained for.
-MOST_CONTEXT = 8192
+Terms = dict[str, Any]
 
 
 def run_transplant(
@@ -92,7 +90,7 @@ def run_transplant(
         work = _Transplant(config, names, folder, _original(model, tokenizer, trust), show)
         # A folder that was made for a transplant that never began goes with it.
         with nothing_left(folder) as begun, closing(TransplantState(folder)) as state:
-            state.agree(work.terms())
+            state.begin(work.reading, work.asked)
             return work.run(state, begun, named="" if isinstance(model, nn.Module | Pretrained) else str(model))
 
 
@@ -131,7 +129,7 @@ class _Settled:
     """
 
     parts: list[tuple[str, tuple[int, ...]]]
-    found: Found | None
+    found: LayerChoice | None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -171,6 +169,8 @@ class _Transplant:
         )
         self.first = self.texts.first[0] if self.texts.first else None
         lines = ReadingLines(unit=("steps", 1))
+        self.reading, self.asked = self._terms()
+        self.warnings: list[str] = []
         self.progress: Callable[[str, int, int], None] = lines if show else lambda what, done, total: None
 
     def _check_budget(self) -> None:
@@ -200,16 +200,18 @@ class _Transplant:
                 check_form(self.model, part.form, layer)
                 break
 
-    def terms(self) -> dict[str, Any]:
-        """Return everything that must stay the same for what was measured to be measured again."""
-        told = {name: value for name, value in flat(self.config).items() if name not in ("blocks", "data.cache_dir")}
-        return {
-            "blocks": list(self.choices),
-            **plain(told),
+    def _terms(self) -> tuple[Terms, Terms]:
+        """Return what measurements hold for, and what was asked for beside it."""
+        told = plain({name: value for name, value in flat(self.config).items() if name != "data.cache_dir"})
+        said = {name: value for name, value in told.items() if name.partition(".")[0] in ("data", "text")}
+        reading = {
             "model sha256": weights_digest(self.model),
-            "model": sha256(self.model.config.choice.encode()).hexdigest(),
+            "architecture sha256": sha256(self.model.config.choice.encode()).hexdigest(),
+            **said,
             "text sha256": self.texts.digest,
         }
+        asked = {name: value for name, value in told.items() if name not in said}
+        return reading, {**asked, "blocks": list(self.choices)}
 
     # The whole.
 
@@ -218,7 +220,7 @@ class _Transplant:
         started = time.monotonic()
         state.data.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
         for note in self.texts.notes:
-            self.say(f"note: {note}")
+            self.warn(note)
         begun()
         state.save()
         moments = self._moments(state)
@@ -245,6 +247,12 @@ class _Transplant:
         save_record(record, self.out)
         return record
 
+    def warn(self, line: str) -> None:
+        """Say once what the report says, too."""
+        if line not in self.warnings:
+            self.warnings.append(line)
+            self.say(f"warning: {line}")
+
     def _begins(self, what: str, line: str) -> None:
         self.say(f"{what}: {line}")
 
@@ -262,7 +270,7 @@ class _Transplant:
                 self.texts.together("calibrate"),
                 ffns=any(form.startswith("vft") for form in forms),
                 path=self.out / MOMENTS,
-                progress=lambda done, total: self.progress("gathering moments, pieces", done, total),
+                progress=lambda done, total: self.progress("gathering moments", done, total),
             )
 
     def _settle(self, name: str, moments: Moments | None, state: TransplantState) -> _Settled:
@@ -284,7 +292,7 @@ class _Transplant:
                 self.config.budget,
                 self.context,
                 moments,
-                self._deciding(),
+                Deciding.of(self.texts.together("select"), self.texts.kinds_of("select")),
                 state.known,
                 lambda name, value: state.keep(value, name),
                 self.progress,
@@ -293,20 +301,20 @@ class _Transplant:
         self.say(f"{name}: {written([(found.form, found.layers)])}")
         return _Settled([*closed, (found.form, found.layers)], found)
 
-    def _deciding(self) -> Deciding:
-        """Return the selection text in two parts: every kind's first pieces for an order, the others for wholes."""
-        pieces, kinds = self.texts.together("select"), self.texts.kinds_of("select")
-        count = max(1, len(self.texts.kinds[0].select) // ORDERING) * len(self.texts.kinds)
-        return Deciding(pieces[:count], kinds[:count], pieces[count:], kinds[count:])
-
     def _put(self, model: TransformerLM, form: str, layers: tuple[int, ...], moments: Moments | None) -> TransformerLM:
-        return transplant(
-            model,
-            form,
-            layers=layers,
-            moments=moments,
-            progress=lambda done, total: self.progress(f"fitting {form}, layers", done, total),
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            made = transplant(
+                model,
+                form,
+                layers=layers,
+                moments=moments,
+                progress=lambda done, total: self.progress(f"fitting {form}", done, total),
+            )
+        # Into the report, too: whoever reads that has not seen the screen.
+        for warning in caught:
+            self.warn(str(warning.message))
+        return made
 
     def _folder(self, name: str) -> Path:
         return self.out if len(self.choices) == 1 else self.out / slug_of(name)
@@ -314,6 +322,7 @@ class _Transplant:
     def _make(self, name: str, settled: _Settled, moments: Moments | None, state: TransplantState) -> TransformerLM:
         """Return the model of a choice, from its run folder if it is there; written there if it is not."""
         folder = self._folder(name)
+        state.settle(self.reading, self.asked)
         if (folder / CONFIG).exists():
             made: TransformerLM = load_run(folder, trust=True).model
         else:
@@ -339,7 +348,7 @@ class _Transplant:
                 folder=self.out / "healing" / slug_of(name),
                 select={kind.name: kind.select for kind in self.texts.kinds},
                 first=self.first,
-                progress=lambda step, steps, loss: self.progress(f"healing {name}, steps", step, steps),
+                progress=lambda step, steps, loss: self.progress(f"healing {name}", step, steps),
             )
         state.keep([asdict(point) for point in healing.curve], "healing", name)
 
@@ -402,7 +411,7 @@ class _Transplant:
             for piece in ids:
                 rows.append(token_losses(model, piece[None]))
                 done += 1
-                self.progress(f"reporting on {name or 'the original'}, pieces", done, total)
+                self.progress(f"reporting on {name or 'the original'}", done, total)
             found[kind] = torch.cat(rows)
         return found
 
@@ -457,7 +466,7 @@ class _Transplant:
             context=self.context,
             original=original,
             choices=tuple(choices),
-            warnings=self.texts.notes,
+            warnings=tuple(self.warnings),
             command=command,
             created=state.data["created"],
             seconds=state.data["wall"],

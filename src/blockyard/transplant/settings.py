@@ -12,6 +12,8 @@ from blockyard.transplant.heal import HealSettings
 
 # Fewer pieces of a kind say nothing of how much they differ; the first of them is spent on an order of layers.
 LEAST_SELECT = 3
+# Contexts beyond this take long to fill, whatever a model was trained for.
+MOST_CONTEXT = 8192
 
 
 @dataclass(frozen=True)
