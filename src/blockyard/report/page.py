@@ -14,6 +14,7 @@ from importlib import resources
 from blockyard.report import units
 from blockyard.report.chart import Chart
 from blockyard.report.palette import LIGHT, MARKER_PATHS, PLACEHOLDER, SERIES
+from blockyard.report.parts import Section
 
 Drawn = Callable[[Chart], str]
 
@@ -83,6 +84,15 @@ def section(heading: str, *parts: str, lede: str = "", kind: str = "") -> str:
     opening = f'<section class="{kind}">' if kind else "<section>"
     below = f'<p class="lede">{prose(lede)}</p>\n' if lede else ""
     return f"{opening}\n<h2>{escape(heading)}</h2>\n{below}{body}\n</section>"
+
+
+def own_section(part: Section, charts: str = "") -> str:
+    """Return a section that is given as data: tables, then charts."""
+    tables = [
+        (f"<h3>{escape(table.caption)}</h3>\n" if table.caption else "") + cards_table(table.columns, table.rows)
+        for table in part.tables
+    ]
+    return section(part.heading, *tables, charts, lede=part.lede)
 
 
 def figure(chart: Chart, drawn: Drawn, *, wide: bool = False) -> str:
