@@ -11,9 +11,11 @@ tokens count by the attention they receive. A window with sinks needs no fit: it
 Files, in reading order:
 
     moments.py     what a text says of the layers' inputs: gather_moments, kept in a file and gone on with
+    target.py      what is asked for: a mixer, and the method that fits it
     source.py      a trained attention as the fits read it; components of keys, paths of values
     grouped.py     standard from standard: thin heads, fewer key heads, rotary PCA
     latents.py     MLA from standard
+    published.py   mean pooling, weight SVD, MHA2MLA, TransMLA and Palu, to be measured beside
     veins.py       a vein FFN from SwiGLU, with its warning
     model.py       transplant: a copy of a model with another mixer in some layers
     choose.py      as many layers as a budget of loss allows, by measuring whole choices
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from blockyard.transplant.moments import LayerMoments as LayerMoments
     from blockyard.transplant.moments import Moments as Moments
     from blockyard.transplant.moments import gather_moments as gather_moments
+    from blockyard.transplant.target import TransplantChoice as TransplantChoice
+    from blockyard.transplant.target import parse_transplant_choice as parse_transplant_choice
 else:
     __all__ = exports(
         __name__,
@@ -61,5 +65,6 @@ else:
             "migration": "distill from_standard",
             "model": "needs_moments transplant",
             "moments": "FFNMoments LayerMoments Moments gather_moments",
+            "target": "TransplantChoice parse_transplant_choice",
         },
     )
