@@ -13,23 +13,23 @@ from tests.transplant.test_transplant import FORMS, build, far, text
 
 # Two key heads of 8, and of values 8: full width.
 FULL = {
-    "mean_pool": "standard[n_kv_heads=2]@mean_pool",
-    "svd of heads": "standard[head_dim=8,v_dim=8]@svd",
-    "svd of latents": "mla[kv_rank=16,rope_dim=16]@svd",
-    "mha2mla": "mla[kv_rank=16,rope_dim=16]@mha2mla",
-    "transmla": "mla[kv_rank=16,rope_dim=16]@transmla",
-    "palu": "mla[kv_rank=32]@palu",
-    "palu by head": "mla[kv_rank=32]@palu[group=1]",
+    "mean_pool": "standard[n_kv_heads=2,method=mean_pool]",
+    "svd of heads": "standard[head_dim=8,v_dim=8,method=svd]",
+    "svd of latents": "mla[kv_rank=16,rope_dim=16,method=svd]",
+    "mha2mla": "mla[kv_rank=16,rope_dim=16,method=mha2mla]",
+    "transmla": "mla[kv_rank=16,rope_dim=16,method=transmla]",
+    "palu": "mla[kv_rank=32,method=palu]",
+    "palu by head": "mla[kv_rank=32,method=palu,group=1]",
 }
 PARTS = {
-    "svd of heads": "standard[head_dim=6,v_dim=5]@svd",
-    "svd of latents": "mla[kv_rank=16,rope_dim=8]@svd",
-    "mha2mla": "mla[kv_rank=16,rope_dim=8]@mha2mla",
-    "transmla": "mla[kv_rank=16,rope_dim=8]@transmla",
-    "transmla, folded": "mla[kv_rank=14,rope_dim=4]@transmla[fold=2]",
-    "palu": "mla[kv_rank=20]@palu",
-    "palu by head, fewer keys": "mla[kv_rank=20]@palu[group=1,keys=8]",
-    "mean_pool": "standard[n_kv_heads=1]@mean_pool",
+    "svd of heads": "standard[head_dim=6,v_dim=5,method=svd]",
+    "svd of latents": "mla[kv_rank=16,rope_dim=8,method=svd]",
+    "mha2mla": "mla[kv_rank=16,rope_dim=8,method=mha2mla]",
+    "transmla": "mla[kv_rank=16,rope_dim=8,method=transmla]",
+    "transmla, folded": "mla[kv_rank=14,rope_dim=4,method=transmla,fold=2]",
+    "palu": "mla[kv_rank=20,method=palu]",
+    "palu by head, fewer keys": "mla[kv_rank=20,method=palu,group=1,keys=8]",
+    "mean_pool": "standard[n_kv_heads=1,method=mean_pool]",
 }
 
 
@@ -62,10 +62,10 @@ def test_the_caches_are_as_small_as_they_say():
     model, ids = build(), text(2)
     moments = gather_moments(model, ids)
     for blocks, numbers in (
-        ("mla[kv_rank=20]@palu", 20),
-        ("mla[kv_rank=16,rope_dim=8]@mha2mla", 24),
-        ("mla[kv_rank=14,rope_dim=4]@transmla[fold=2]", 18),
-        ("standard[n_kv_heads=1]@mean_pool", 16),
+        ("mla[kv_rank=20,method=palu]", 20),
+        ("mla[kv_rank=16,rope_dim=8,method=mha2mla]", 24),
+        ("mla[kv_rank=14,rope_dim=4,method=transmla,fold=2]", 18),
+        ("standard[n_kv_heads=1,method=mean_pool]", 16),
     ):
         attention = transplant(model, blocks, moments=moments).layers[0].attn
         assert attention.cost(8).cache_bytes_per_token == 4 * numbers, blocks
@@ -77,7 +77,7 @@ def test_a_group_of_like_key_heads_is_pooled_without_loss():
         for layer in model.layers:
             for projection in (layer.attn.k_proj, layer.attn.v_proj):
                 projection.weight[8:] = projection.weight[:8]
-    assert far(transplant(model, "standard[n_kv_heads=1]@mean_pool"), model, ids) < 1e-3
+    assert far(transplant(model, "standard[n_kv_heads=1,method=mean_pool]"), model, ids) < 1e-3
 
 
 def test_real_rotations_gather_what_key_heads_share():
@@ -87,14 +87,19 @@ def test_real_rotations_gather_what_key_heads_share():
         for layer in model.layers:
             layer.attn.k_proj.weight[8:] = -0.7 * layer.attn.k_proj.weight[:8]
     moments = gather_moments(model, ids)
-    assert far(transplant(model, "mla[kv_rank=16,rope_dim=8]@transmla", moments=moments), model, ids) < 1e-3
+    assert far(transplant(model, "mla[kv_rank=16,rope_dim=8,method=transmla]", moments=moments), model, ids) < 1e-3
 
 
 def test_equal_frequencies_fold_without_loss():
     model, ids = build("standard[n_kv_heads=2,qk_norm=false,rope_frequencies=0.5 0.5 0.1 0.1]"), text(4)
     moments = gather_moments(model, ids)
-    assert far(transplant(model, "mla[kv_rank=16,rope_dim=16]@transmla[fold=2]", moments=moments), model, ids) < 1e-3
-    assert far(transplant(build(), "mla[kv_rank=16,rope_dim=16]@transmla[fold=2]", moments=moments), model, ids) > 1e-3
+    assert (
+        far(transplant(model, "mla[kv_rank=16,rope_dim=16,method=transmla,fold=2]", moments=moments), model, ids) < 1e-3
+    )
+    assert (
+        far(transplant(build(), "mla[kv_rank=16,rope_dim=16,method=transmla,fold=2]", moments=moments), model, ids)
+        > 1e-3
+    )
 
 
 def test_kept_pairs_are_those_of_the_largest_norms():
@@ -114,36 +119,36 @@ def test_kept_pairs_are_those_of_the_largest_norms():
 def test_a_choice_is_written_as_it_is_read_and_says_what_it_needs():
     for blocks in (*FULL.values(), *PARTS.values(), "mla[kv_rank=8,rope_dim=4]", "standard[window=8,sinks=2]"):
         assert str(parse_transplant_choice(blocks)) == blocks
-    assert str(parse_transplant_choice(" mla[kv_rank=8,rope_dim=4] @ transmla[ fold = 1 ]")) == (
-        "mla[kv_rank=8,rope_dim=4]@transmla"
-    )
+    spaced = parse_transplant_choice(" mla[ fold = 1, method = transmla, kv_rank=8, rope_dim=4 ]")
+    assert str(spaced) == "mla[kv_rank=8,rope_dim=4,method=transmla]"
     assert {name for name, method in METHODS.items() if not method.needs_moments} == {"mean_pool", "svd"}
-    with pytest.raises(InputError, match="@transmla is fitted to a text: give moments"):
-        transplant(build(), "mla[kv_rank=8,rope_dim=8]@transmla")
+    with pytest.raises(InputError, match="method=transmla] is fitted to a text: give moments"):
+        transplant(build(), "mla[kv_rank=8,rope_dim=8,method=transmla]")
 
 
 def test_a_window_goes_with_a_method_that_makes_standard_attention():
     model = build()
-    new = transplant(model, "standard[n_kv_heads=1,window=9,sinks=2]@mean_pool")
+    new = transplant(model, "standard[n_kv_heads=1,window=9,sinks=2,method=mean_pool]")
     assert (new.layers[0].attn.window, new.layers[0].attn.sinks, new.layers[0].attn.n_kv_heads) == (9, 2, 1)
 
 
 REFUSED = {
-    "an unknown method": ("mla[kv_rank=8,rope_dim=4]@transml", "'transml' is no method: there are mean_pool, svd"),
-    "two methods": ("mla[kv_rank=8,rope_dim=4]@svd@palu", "names 2 methods"),
-    "another mixer": ("mla[kv_rank=8,rope_dim=4]@mean_pool", r"@mean_pool fits standard\[n_kv_heads=…\], not mla"),
-    "a width too many": ("mla[kv_rank=8,rope_dim=4]@palu", "@palu does not change rope_dim"),
-    "a width too few": ("mla[kv_rank=8]@transmla", "@transmla needs rope_dim"),
-    "a width that is none": ("mla[kv_rank=8,rope_dim=none]@transmla", "@transmla needs rope_dim"),
-    "an option that it lacks": ("mla[kv_rank=8,rope_dim=4]@mha2mla[fold=2]", "mha2mla has no options, not 'fold=2'"),
-    "an option without a number": ("mla[kv_rank=8,rope_dim=4]@transmla[fold=x]", "transmla has fold, a whole number"),
-    "an FFN": ("vft[rank=4]@svd", "the published methods fit attention"),
-    "a fold that leaves no pairs": ("mla[kv_rank=8,rope_dim=4]@transmla", "use fold=2, 4"),
-    "unequal pairs of key heads": ("mla[kv_rank=8,rope_dim=6]@mha2mla", "should be a multiple of 4"),
-    "no divisor": ("standard[n_kv_heads=3]@mean_pool", "should divide the 2 key heads there are: 1, 2"),
-    "a group that is none": ("mla[kv_rank=8]@palu[group=3]", "group=3 should divide the 2 key heads"),
-    "more than keys hold": ("mla[kv_rank=30]@palu[keys=20]", "leaves 20 numbers for keys"),
-    "a width beyond": ("standard[head_dim=10,v_dim=4]@svd", "head_dim=10 should be even and at most 8"),
+    "an unknown method": ("mla[kv_rank=8,rope_dim=4,method=x]", "method=x: there are mean_pool, svd"),
+    "two methods": ("mla[kv_rank=8,rope_dim=4,method=svd,method=palu]", "method stands twice"),
+    "another mixer": ("mla[method=mean_pool]", r"method=mean_pool fits standard\[n_kv_heads=…\], not mla"),
+    "a width too many": ("mla[kv_rank=8,rope_dim=4,method=palu]", "method=palu does not change rope_dim"),
+    "a width too few": ("mla[kv_rank=8,method=transmla]", "method=transmla needs rope_dim=… in mla"),
+    "a width that is none": ("mla[kv_rank=8,rope_dim=none,method=transmla]", "method=transmla needs rope_dim"),
+    "an option that it lacks": ("mla[kv_rank=8,rope_dim=4,method=mha2mla,fold=2]", "'mla' has no option 'fold'"),
+    "an option without a number": ("mla[kv_rank=8,rope_dim=4,method=transmla,fold=x]", "should be a whole number"),
+    "a method's option alone": ("mla[kv_rank=8,rope_dim=4,fold=2]", "'mla' has no option 'fold'"),
+    "an FFN": ("vft[rank=4,method=svd]", "the published methods fit attention"),
+    "a fold that leaves no pairs": ("mla[kv_rank=8,rope_dim=4,method=transmla]", "use fold=2, 4"),
+    "unequal pairs of key heads": ("mla[kv_rank=8,rope_dim=6,method=mha2mla]", "should be a multiple of 4"),
+    "no divisor": ("standard[n_kv_heads=3,method=mean_pool]", "should divide the 2 key heads there are: 1, 2"),
+    "a group that is none": ("mla[kv_rank=8,method=palu,group=3]", "group=3 should divide the 2 key heads"),
+    "more than keys hold": ("mla[kv_rank=30,method=palu,keys=20]", "leaves 20 numbers for keys"),
+    "a width beyond": ("standard[head_dim=10,v_dim=4,method=svd]", "head_dim=10 should be even and at most 8"),
 }
 
 

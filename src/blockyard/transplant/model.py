@@ -39,7 +39,7 @@ def transplant(
     `standard[window=256,sinks=4]` changes no weight; `standard[n_kv_heads=1,head_dim=144,v_dim=192]` is rotary PCA,
     `standard[head_dim=48]` thin heads, `mla[kv_rank=192,rope_dim=64]` latent attention, and `vft[rank=384]` puts the
     FFNs into veins, with a warning. Options that are not named stay those of the layer. A published method is named
-    behind the mixer: `mla[kv_rank=192,rope_dim=64]@transmla` (`transplant/published.py`).
+    among its options: `mla[kv_rank=192,rope_dim=64,method=transmla]` (`transplant/published.py`).
 
     Args:
         model: trained, with causal standard attention in these layers; it is left as it is.

@@ -38,7 +38,7 @@ class Method:
     """A published method.
 
     Attributes:
-        name: as it stands behind the @ of a choice.
+        name: as a choice names it, method=NAME.
         source: where it was published.
         widths: by mixer that it makes, the options that it needs.
         fit: options of the new mixer that differ from the source's, and its weights in float64, of a source, its

@@ -1,7 +1,7 @@
 """What a transplant is asked to make: a mixer or FFN as a layer of a choice names it, and the method that fits it.
 
-    mla[kv_rank=192,rope_dim=64]                     this package's own fit
-    mla[kv_rank=192,rope_dim=64]@transmla[fold=2]    a published one (`published.py`), with its own options
+    mla[kv_rank=192,rope_dim=64]                           this package's own fit
+    mla[kv_rank=192,rope_dim=64,method=transmla,fold=2]    a published one (`published.py`), with its own options
 
 The text of a choice says all of it, so that a report, a folder's record and the command line name it alike.
 """
@@ -9,7 +9,7 @@ The text of a choice says all of it, so that a report, a folder's record and the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blockyard.errors import InputError
 from blockyard.registry.pattern import DEFAULT_FFN, LayerSpec, parse_choice, split_outside
@@ -48,45 +48,72 @@ class TransplantChoice:
         return self.part == "ffn" or self.spec.attn != "standard" or any(name in asked for name in SHAPE)
 
     def __str__(self) -> str:
-        text = str(self.spec).split("+")[self.part == "ffn"]
-        if self.method is None:
-            return text
-        usual = METHODS[self.method].settings
-        own = [f"{name}={value}" for name, value in self.settings.items() if value != usual[name]]
-        return f"{text}@{self.method}" + (f"[{','.join(own)}]" if own else "")
+        spec = self.spec
+        if self.method is not None:
+            usual = METHODS[self.method].settings
+            own = {name: value for name, value in self.settings.items() if value != usual[name]}
+            spec = replace(spec, attn_options={**spec.attn_options, "method": self.method, **own})
+        return str(spec).split("+")[self.part == "ffn"]
 
 
 def parse_transplant_choice(text: str) -> TransplantChoice:
-    """Read `MIXER[k=v,…]`, `vft[rank=…]` or `MIXER[k=v,…]@METHOD[k=v,…]`.
+    """Read `MIXER[k=v,…]` or `vft[rank=…]`; `method=NAME` and that method's options may stand in a mixer's brackets.
 
     Raises:
         InputError: for what is no mixer or FFN that can be fitted, an option that the trained weights decide, one that
             is missing, or a method that is unknown or fits another mixer.
     """
-    written, *methods = split_outside(text, "@")
-    if len(methods) > 1:
-        raise InputError(f"{text!r} names {len(methods)} methods; a choice is fitted by one")
+    written, method, settings = _without_method(text)
     specs = parse_choice(written)
     if len(specs) != 1 or len(split_outside(written, "+")) > 1:
-        raise InputError(f"blocks={written!r} should be one mixer or FFN, and layers are chosen by number")
+        raise InputError(f"blocks={text!r} should be one mixer or FFN, and layers are chosen by number")
     spec = specs[0]
     # An FFN alone: the mixer is then what a choice that names none has.
     if spec.attn == "standard" and not spec.attn_options and (spec.ffn != DEFAULT_FFN or spec.ffn_options):
         if spec.ffn != "vft" or set(spec.ffn_options) != {"rank"}:
             raise InputError(f"{spec.ffn!r}: an FFN is fitted as a vein of a rank alone; write vft[rank=384]")
-        if methods:
-            raise InputError(f"{text!r}: the published methods fit attention; write vft[rank=384] alone")
+        if method is not None:
+            raise InputError(f"{text!r}: the published methods fit attention; write {written}")
         return TransplantChoice(spec, "ffn")
     _check_mixer(spec)
-    if methods:
-        name, settings = _method(methods[0])
-        _check_asked(spec, METHODS[name])
-        return TransplantChoice(spec, "attn", name, settings)
+    if method is not None:
+        _check_asked(spec, METHODS[method])
+        return TransplantChoice(spec, "attn", method, settings)
     if spec.attn == "mla" and None in (spec.attn_options.get("kv_rank"), spec.attn_options.get("rope_dim")):
         raise InputError("mla needs kv_rank and rope_dim here: write mla[kv_rank=192,rope_dim=64]")
     if spec.attn == "standard" and not spec.attn_options:
         raise InputError("standard without options changes nothing: name a window, or other heads")
     return TransplantChoice(spec, "attn")
+
+
+def _without_method(text: str) -> tuple[str, str | None, dict[str, int]]:
+    """Return a choice without its method and that method's options; those that are not written at their usual values.
+
+    Raises:
+        InputError: for an unknown method, two of them, or an option of one that is no whole number.
+    """
+    name, bracket, rest = text.strip().partition("[")
+    if not bracket or not rest.endswith("]"):
+        return text, None, {}
+    items = split_outside(rest.removesuffix("]"), ",")
+    pairs = [tuple(word.strip() for word in item.partition("=")[::2]) for item in items]
+    methods = [value for key, value in pairs if key == "method"]
+    if not methods:
+        return text, None, {}
+    if len(methods) > 1:
+        raise InputError(f"{text!r}: method stands twice")
+    if methods[0] not in METHODS:
+        raise InputError(
+            f"method={methods[0]}: there are {', '.join(METHODS)}; without one a choice is fitted by this package's own"
+        )
+    settings = dict(METHODS[methods[0]].settings)
+    for key, value in pairs:
+        if key in settings:
+            if not value.isdecimal():
+                raise InputError(f"{key}={value} of method={methods[0]} should be a whole number")
+            settings[key] = int(value)
+    left = [item for item, (key, _) in zip(items, pairs) if key != "method" and key not in settings]
+    return f"{name}[{','.join(left)}]" if left else name, methods[0], settings
 
 
 def _check_mixer(spec: LayerSpec) -> None:
@@ -103,32 +130,13 @@ def _check_mixer(spec: LayerSpec) -> None:
         )
 
 
-def _method(text: str) -> tuple[str, dict[str, int]]:
-    """Read a method's name and its options, those that are not written at their usual values."""
-    name, bracket, rest = text.partition("[")
-    name = name.strip()
-    if name not in METHODS:
-        raise InputError(f"{name!r} is no method: there are {', '.join(METHODS)}; without @ it is the yard's own fit")
-    usual, settings = METHODS[name].settings, dict(METHODS[name].settings)
-    for item in split_outside(rest.rstrip().removesuffix("]"), ",") if bracket else []:
-        key, _, value = (word.strip() for word in item.partition("="))
-        if key not in usual or not value.isdecimal():
-            has = f"has {', '.join(f'{key}, a whole number' for key in usual)}" if usual else "has no options"
-            raise InputError(f"{text!r}: {name} {has}, not {item!r}")
-        settings[key] = int(value)
-    return name, settings
-
-
 def _check_asked(spec: LayerSpec, method: Method) -> None:
     """Refuse another mixer than the method's, and widths that it lacks or has no use for."""
     wanted = method.widths.get(spec.attn)
     if wanted is None:
-        example = " or ".join(f"{mixer}[{','.join(f'{n}=…' for n in names)}]" for mixer, names in method.widths.items())
-        raise InputError(f"@{method.name} fits {example}, not {spec.attn}")
-    own = [name for name in spec.attn_options if name in WIDTHS]
+        forms = " or ".join(f"{mixer}[{','.join(f'{n}=…' for n in names)}]" for mixer, names in method.widths.items())
+        raise InputError(f"method={method.name} fits {forms}, not {spec.attn}")
     if missing := [name for name in wanted if spec.attn_options.get(name) is None]:
-        raise InputError(
-            f"@{method.name} needs {', '.join(missing)}: {spec.attn}[{','.join(f'{n}=…' for n in wanted)}]"
-        )
-    if odd := [name for name in own if name not in wanted]:
-        raise InputError(f"@{method.name} does not change {', '.join(odd)}: it has {', '.join(wanted)}")
+        raise InputError(f"method={method.name} needs {', '.join(f'{name}=…' for name in missing)} in {spec.attn}")
+    if odd := [name for name in spec.attn_options if name in WIDTHS and name not in wanted]:
+        raise InputError(f"method={method.name} does not change {', '.join(odd)}: it has {', '.join(wanted)}")
