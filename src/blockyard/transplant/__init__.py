@@ -11,9 +11,11 @@ tokens count by the attention they receive. A window with sinks needs no fit: it
 Files, in reading order:
 
     moments.py     what a text says of the layers' inputs: gather_moments, kept in a file and gone on with
+    target.py      what is asked for: a mixer, and the method that fits it
     source.py      a trained attention as the fits read it; components of keys, paths of values
     grouped.py     standard from standard: thin heads, fewer key heads, rotary PCA
     latents.py     MLA from standard
+    published.py   mean pooling, weight SVD, MHA2MLA, TransMLA and Palu, to be measured beside
     veins.py       a vein FFN from SwiGLU, with its warning
     model.py       transplant: a copy of a model with another mixer in some layers
     choices.py     a choice read: forms, their layers, widths left open
@@ -69,6 +71,8 @@ if TYPE_CHECKING:
     from blockyard.transplant.settings import Pieces as Pieces
     from blockyard.transplant.settings import Texts as Texts
     from blockyard.transplant.settings import TransplantConfig as TransplantConfig
+    from blockyard.transplant.target import TransplantChoice as TransplantChoice
+    from blockyard.transplant.target import parse_transplant_choice as parse_transplant_choice
 else:
     __all__ = exports(
         __name__,
@@ -83,5 +87,6 @@ else:
             "run": "run_transplant",
             "search": "LayerChoice choose_layers",
             "settings": "Budget Pieces Texts TransplantConfig",
+            "target": "TransplantChoice parse_transplant_choice",
         },
     )

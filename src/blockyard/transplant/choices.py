@@ -17,7 +17,7 @@ from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM
 from blockyard.registry.pattern import LayerSpec, split_outside
 from blockyard.standard.attention import StandardAttention
-from blockyard.transplant.model import read_target
+from blockyard.transplant.target import parse_transplant_choice
 
 OPEN = re.compile(r"(?<=[\[,])([a-z_]+)=auto(?=[\],])")
 # Widths that may be left open, by mixer; all of a mixer's that takes none without them.
@@ -97,8 +97,14 @@ def check_part(part: Part) -> None:
         if name not in WIDTHS.get(mixer, ()):
             known = " and ".join(f"{n} of {m}" for m, names in WIDTHS.items() for n in names)
             raise InputError(f"{part.form!r}: {name}=auto is none of the widths that the search chooses: {known}")
-    if part.form != "mla":
-        read_target(OPEN.sub(r"\1=2", part.form))
+    parse_transplant_choice(narrowest(part.form))
+
+
+def narrowest(form: str) -> str:
+    """Return a form with the least width wherever one is open: what is refused of that is refused of all."""
+    if form == "mla":
+        form = "mla[kv_rank=auto,rope_dim=auto]"
+    return OPEN.sub(lambda match: f"{match[1]}={2 if match[1] in ('rope_dim', 'head_dim') else 1}", form)
 
 
 def read_layers(text: str, depth: int) -> Layers:
@@ -198,12 +204,14 @@ def _even(width: float) -> int:
 
 def shape_of(form: str, model: TransformerLM, layer: int) -> LayerSpec:
     """Return a layer as a settled form makes it, but for what only its fit says: frequencies."""
-    target, old = read_target(form), model.config.layers[layer]
-    attention = model.layers[layer].attn
-    if target.ffn != old.ffn and target.ffn == "vft":
+    target, old = parse_transplant_choice(form), model.config.layers[layer]
+    attention, asked = model.layers[layer].attn, dict(target.spec.attn_options)
+    if target.part == "ffn":
         return old
-    asked = dict(target.attn_options)
-    if target.attn == "mla":
+    if target.spec.attn == "mla":
         own = {"nope_dim": attention.head_dim, "v_dim": attention.v_dim, "latent_norm": False}
+        if target.method == "palu":
+            # Its keys are rebuilt from the latent, which alone is kept.
+            own |= {"rope": "full", "cache": "latent"}
         return LayerSpec("mla", old.ffn, {**own, **asked}, old.ffn_options)
     return LayerSpec("standard", old.ffn, {**old.attn_options, **asked}, old.ffn_options)

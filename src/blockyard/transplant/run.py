@@ -37,12 +37,13 @@ from blockyard.text.saved import load_tokenizer
 from blockyard.training.environment import describe_environment
 from blockyard.training.folder import CONFIG
 from blockyard.transplant import account
-from blockyard.transplant.choices import Part, read_choice, written
+from blockyard.transplant.choices import Part, narrowest, read_choice, written
 from blockyard.transplant.heal import HealSettings, heal
 from blockyard.transplant.measure import Difference, token_losses
-from blockyard.transplant.model import check_form, needs_moments, transplant
+from blockyard.transplant.model import needs_moments, refusals, transplant
 from blockyard.transplant.moments import Moments, gather_moments
-from blockyard.transplant.record import Choice, Decode, Healed, Measures, Record, TextSet, Tried, made_from, save_record
+from blockyard.transplant.record import Choice, Decode, Healed, Measures, Record, TextSet, Tried, made_from
+from blockyard.transplant.report import write_report
 from blockyard.transplant.search import Deciding, LayerChoice, Search
 from blockyard.transplant.settings import MOST_CONTEXT, TransplantConfig, flat
 from blockyard.transplant.state import MOMENTS, STATE, TransplantState, weights_digest
@@ -187,18 +188,12 @@ class _Transplant:
             )
 
     def _check_part(self, part: Part) -> None:
-        if part.layers != "auto":
-            for layer in part.layers:
-                check_form(self.model, part.form, layer, widths=not part.open)
-        elif not part.open:
-            # The same widths everywhere; which layers can be taken is for the search.
-            for layer in range(len(self.model.layers)):
-                try:
-                    check_form(self.model, part.form, layer, widths=False)
-                except InputError:
-                    continue
-                check_form(self.model, part.form, layer)
-                break
+        """Refuse what the fits would refuse, before minutes of reading; layers of a kind are asked once."""
+        layers = range(len(self.model.layers)) if part.layers == "auto" else part.layers
+        refused = refusals(self.model, narrowest(part.form), layers)
+        # The search leaves out layers that it cannot take, as long as there are others.
+        if refused and (part.layers != "auto" or len(refused) == len(layers)):
+            raise InputError(next(iter(refused.values())))
 
     def _terms(self) -> tuple[Terms, Terms]:
         """Return what measurements hold for, and what was asked for beside it."""
@@ -244,7 +239,7 @@ class _Transplant:
         state.data["peak"] = peak or None
         state.save()
         record = self._record(named, settled, refused, made, original, measures, state)
-        save_record(record, self.out)
+        write_report(record, self.out)
         return record
 
     def warn(self, line: str) -> None:

@@ -18,9 +18,9 @@ from torch import Tensor
 from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM
 from blockyard.transplant.caches import cache_bytes, spec_bytes
-from blockyard.transplant.choices import Part, check_part, forms_of, numbers, shape_of, written
+from blockyard.transplant.choices import Part, check_part, forms_of, narrowest, numbers, shape_of, written
 from blockyard.transplant.measure import Difference, token_losses
-from blockyard.transplant.model import check_form, chosen_layers, transplant
+from blockyard.transplant.model import chosen_layers, refusals, transplant
 from blockyard.transplant.moments import Moments
 from blockyard.transplant.record import Tried
 from blockyard.transplant.settings import MOST_CONTEXT, Budget
@@ -188,14 +188,9 @@ class Search:
         taken = {layer for _, layers in self.others for layer in layers}
         if self.part.layers != "auto":
             return list(self.part.layers)
-        found, odd = list[int](), dict[int, str]()
-        for i in range(len(self.base.layers)):
-            try:
-                if i not in taken:
-                    check_form(self.original, self.part.form, i, widths=False)
-                    found.append(i)
-            except InputError as error:
-                odd[i] = str(error)
+        free = [i for i in range(len(self.base.layers)) if i not in taken]
+        odd = refusals(self.original, narrowest(self.part.form), free)
+        found = [i for i in free if i not in odd]
         if not found:
             raise InputError(next(iter(odd.values()), "no layer is left for the search"))
         for reason, same in itertools.groupby(odd.items(), key=lambda item: item[1].partition(" has ")[2]):
