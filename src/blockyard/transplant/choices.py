@@ -214,4 +214,6 @@ def shape_of(form: str, model: TransformerLM, layer: int) -> LayerSpec:
             # Its keys are rebuilt from the latent, which alone is kept.
             own |= {"rope": "full", "cache": "latent"}
         return LayerSpec("mla", old.ffn, {**own, **asked}, old.ffn_options)
-    return LayerSpec("standard", old.ffn, {**old.attn_options, **asked}, old.ffn_options)
+    # Values are as wide as keys where nobody says more, and those of the old attention may be wider.
+    own = {"n_kv_heads": attention.n_kv_heads, "head_dim": attention.head_dim, "v_dim": attention.v_dim}
+    return LayerSpec("standard", old.ffn, {**old.attn_options, **own, **asked}, old.ffn_options)
