@@ -64,7 +64,7 @@ def test_too_short_a_text_is_refused_with_what_is_there_and_what_is_needed(texts
 
 def test_a_text_that_repeats_itself_gives_no_piece_to_two_sets(texts, sizes, tmp_path):
     (tmp_path / "same.txt").write_text("x" * 9000)
-    with pytest.raises(InputError, match="'same' .* repeats itself: there are no 8 pieces to calibrate"):
+    with pytest.raises(InputError, match=r"'same' .* repeats itself: there are no 8 pieces to calibrate"):
         read(Texts(path=(str(tmp_path / "same.txt"),), cache_dir=texts.cache_dir), sizes)
 
 
