@@ -59,6 +59,11 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(False, axis="y")
 
 
+def short(name: str, most: int = 22) -> str:
+    """Return a name cut to so many characters, to be written into a figure; a dollar in it begins no formula."""
+    return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")
+
+
 def name_powers(axes: Axes, ticks: Sequence[float], written: Callable[[Any], str] = str) -> None:
     """Make the horizontal axis logarithmic, with ticks at these values alone."""
     axes.set_xscale("log", base=2)

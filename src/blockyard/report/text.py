@@ -70,7 +70,7 @@ def section_text(section: Section) -> list[str]:
     """Return a section without its charts: heading, sentence, tables."""
     parts = [f"## {section.heading}", plain(section.lede)]
     for table in section.tables:
-        parts += [table.caption, table_of(list(table.columns), [list(row) for row in table.rows])]
+        parts += [plain(table.caption), table_of(list(table.columns), [list(row) for row in table.rows])]
     return parts
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from blockyard.errors import require
 from blockyard.report import units
+from blockyard.report.drawing import short
 from blockyard.report.palette import Palette
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def draw_trade_off(
     _plain_ticks(axes, label)
     _name_points(
         axes,
-        [(point.cost, point.quality, _short(point.name)) for point in points],
+        [(point.cost, point.quality, short(point.name)) for point in points],
         [point.half or 0.0 for point in points],
         front,
         palette,
@@ -136,10 +137,6 @@ def _plain_ticks(axes: Axes, label: str) -> None:
         axes.set_xticks([tick for tick in ticks if low <= tick <= high])
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: written(value).replace(".00", "")))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 22 else name[:21] + "…"
 
 
 def _name_points(

@@ -27,6 +27,10 @@ Files, in reading order:
     run.py         a whole transplant, gone on with after a kill (state.py)
     record.py      what it found, as its page is made of; account.py measures it
     measure.py     loss above the original's with an interval, and the copy test
+    account.py     all that is measured of a model: make_probe, measure, decode_costs
+    record.py      what is kept of a transplant, transplant.json
+    findings.py    what that says in words, plainly where a choice is worse; tables.py, charts.py: in figures
+    report.py      the page of it, made from the record alone: write_report(load_record("DIR"), "DIR")
     migration.py   from a standard block to a vein block: SVD on activations, then distillation
 
 Use it to make a trained model's cache smaller. Smaller is not faster: attention over latents multiplies more. Read the
@@ -42,6 +46,10 @@ from typing import TYPE_CHECKING
 from blockyard.names import exports
 
 if TYPE_CHECKING:
+    from blockyard.transplant.account import Probe as Probe
+    from blockyard.transplant.account import decode_costs as decode_costs
+    from blockyard.transplant.account import make_probe as make_probe
+    from blockyard.transplant.account import measure as measure
     from blockyard.transplant.heal import Healing as Healing
     from blockyard.transplant.heal import HealPoint as HealPoint
     from blockyard.transplant.heal import HealSettings as HealSettings
@@ -62,8 +70,11 @@ if TYPE_CHECKING:
     from blockyard.transplant.outputs import OutputFit as OutputFit
     from blockyard.transplant.outputs import OutputSettings as OutputSettings
     from blockyard.transplant.outputs import fit_by_output as fit_by_output
+    from blockyard.transplant.record import Choice as Choice
+    from blockyard.transplant.record import Measures as Measures
     from blockyard.transplant.record import Record as Record
     from blockyard.transplant.record import load_record as load_record
+    from blockyard.transplant.report import write_report as write_report
     from blockyard.transplant.run import run_transplant as run_transplant
     from blockyard.transplant.search import LayerChoice as LayerChoice
     from blockyard.transplant.search import choose_layers as choose_layers
@@ -77,13 +88,15 @@ else:
     __all__ = exports(
         __name__,
         {
+            "account": "Probe decode_costs make_probe measure",
             "heal": "HealPoint HealSettings Healing heal",
             "measure": "Difference difference pieces_of recall_losses token_losses",
             "migration": "distill from_standard",
             "model": "needs_moments transplant",
             "moments": "FFNMoments LayerMoments Moments gather_moments",
             "outputs": "OutputFit OutputSettings fit_by_output",
-            "record": "Record load_record",
+            "record": "Choice Measures Record load_record",
+            "report": "write_report",
             "run": "run_transplant",
             "search": "LayerChoice choose_layers",
             "settings": "Budget Pieces Texts TransplantConfig",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from blockyard.report import units
 from blockyard.report.chart import HEIGHT, Chart
-from blockyard.report.drawing import draw_line, name_powers, name_rows, plain_decades
+from blockyard.report.drawing import draw_line, name_powers, name_rows, plain_decades, short
 from blockyard.report.palette import Palette
 from blockyard.report.trade_off import Point, draw_trade_off
 from blockyard.transplant.findings import Made, at, made
@@ -51,7 +51,7 @@ def loss_chart(record: Record) -> Chart | None:
                     capsize=3,
                     zorder=2,
                 )
-        name_rows(axes, [_short(kind) for kind in kinds])
+        name_rows(axes, [short(kind, 18) for kind in kinds])
         axes.set_xlabel("loss above the original (nats per token)")
 
     return Chart(
@@ -174,6 +174,42 @@ def _draw_costs(
     return draw
 
 
+def alone_chart(record: Record) -> Chart | None:
+    """Return what each layer by itself costs; None where that was not measured."""
+    known = [
+        (i + 1, [row for row in found.choice.rows if row.alone is not None]) for i, found in enumerate(made(record))
+    ]
+    if not any(rows for _, rows in known):
+        return None
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        axes.axhline(0.0, color=palette.soft, linewidth=1, dashes=(2, 2), zorder=1)
+        for i, rows in known:
+            look = palette.style(i)
+            costs = [row.alone for row in rows if row.alone is not None]
+            axes.errorbar(
+                [row.layer for row in rows],
+                [cost.mean for cost in costs],
+                yerr=[0.0 if math.isnan(cost.half) else cost.half for cost in costs],
+                color=look.colour,
+                marker=look.marker,
+                markersize=4,
+                linestyle="none",
+                linewidth=1,
+                zorder=2,
+            )
+        axes.set_xlabel("layer")
+        axes.set_ylabel("loss above the original (nats)")
+
+    return Chart(
+        "layers-alone",
+        "Each layer alone",
+        "What a layer costs when it alone is transplanted, on the choosing text, with 95 % intervals.",
+        draw,
+        group="layers",
+    )
+
+
 def healing_chart(record: Record) -> Chart | None:
     """Return the loss over the tokens of a healing; None where nothing was healed."""
     healed = [(i + 1, found) for i, found in enumerate(made(record)) if found.choice.healing]
@@ -196,7 +232,3 @@ def healing_chart(record: Record) -> Chart | None:
         draw,
         group="healing",
     )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:17]}…"

@@ -244,14 +244,13 @@ def _brief(found: Made) -> str:
 
 def details(record: Record) -> list[str]:
     """Return what else to know at once: the other choices, budgets that are not kept, refusals, warnings."""
-    there, said = made(record), list[str]()
-    if len(there) > 1:
-        said += [f"{found.name}: {summary(found)}." for found in there]
+    there, answer, said = made(record), headline(record), list[str]()
+    # The one of the headline has been told.
+    said += [f"{found.name}: {summary(found)}." for found in there if summary(found) not in answer]
     for found in there:
         if record.budget_loss is not None and found.cost.mean > record.budget_loss:
             said.append(
-                f"{found.name} was chosen within {record.budget_loss:g} nats per token on other text, and costs "
-                f"{difference_text(found.cost)} on the text reported here."
+                f"{found.name} is beyond the budget of {record.budget_loss:g} nats per token on the text reported here."
             )
         if record.budget_cache is not None and found.share is not None and found.share > record.budget_cache + 5e-4:
             said.append(f"{found.name} has {share_text(found.share, found.context)}, beyond the budget.")

@@ -25,7 +25,14 @@ from blockyard.report.render import figure_svg
 from blockyard.report.text import fenced, plain, section_text
 from blockyard.report.write import write_files
 from blockyard.transplant import tables
-from blockyard.transplant.charts import decode_charts, healing_chart, loss_chart, model_names, trade_off_chart
+from blockyard.transplant.charts import (
+    alone_chart,
+    decode_charts,
+    healing_chart,
+    loss_chart,
+    model_names,
+    trade_off_chart,
+)
 from blockyard.transplant.findings import details, headline, made, worse_than_original
 from blockyard.transplant.record import NAME, SCHEMA, Record, save_record
 
@@ -102,7 +109,7 @@ def _told(record: Record) -> str:
 
 def sections(record: Record) -> tuple[list[Section], list[Section]]:
     """Return the sections with tables and figures, before and after the samples; empty ones are left out."""
-    pareto, loss, healing = trade_off_chart(record), loss_chart(record), healing_chart(record)
+    pareto, loss, healing, alone = (make(record) for make in (trade_off_chart, loss_chart, healing_chart, alone_chart))
     recall_note, warned = tables.recall_table(record)
     before = [
         Section(
@@ -131,7 +138,7 @@ def sections(record: Record) -> tuple[list[Section], list[Section]]:
         ),
     ]
     after = [
-        Section("What stands in which layer", tables.LAYERS, tables.layers(record)),
+        Section("What stands in which layer", tables.LAYERS, tables.layers(record), [] if alone is None else [alone]),
         Section("How layers were chosen", tables.TRIALS, tables.trials(record)),
         Section("Healing", "", tables.healing(record), [] if healing is None else [healing]),
         Section("Refused", "Choices that were asked for and not made, with the reason.", tables.refusals(record)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 from blockyard.report import units
 from blockyard.report.parts import Table
@@ -118,7 +117,7 @@ def recall_table(record: Record) -> tuple[str, Table]:
     rows += [_recall_row(found.name, found.measures, record) for found in made(record)]
     if not tests:
         return "", Table("", columns, [])
-    warned = [f"{found.name}: {warning}." for found in made(record) if (warning := recall_warning(found)) is not None]
+    warned = [found.name for found in made(record) if recall_warning(found) is not None]
     sizes = f"{min(t.copied for t in tests)} to {max(t.copied for t in tests)}"
     copied = str(tests[0].copied) if len({t.copied for t in tests}) == 1 else sizes
     lede = (
@@ -127,8 +126,8 @@ def recall_table(record: Record) -> tuple[str, Table]:
         f"{RISE:g} nats more than the original's, or where less than {100 * (1 - LOST):.0f} % of the gain from a copy "
         f"is left. "
     )
-    none = "No choice comes to that." if made(record) else ""
-    return lede + (" ".join(f"⚠ {line}" for line in warned) or none), Table("", columns, rows)
+    told = f"Warning of {join(warned)}." if warned else "No choice comes to that." if made(record) else ""
+    return lede + told, Table("", columns, rows)
 
 
 def _test_name(test: Recall) -> str:
@@ -193,31 +192,33 @@ def memory(record: Record) -> Table:
 
 
 def layers(record: Record) -> list[Table]:
-    """Return what stands in every layer, a table for each choice; equal neighbours share a row where nothing was
-    measured of each."""
+    """Return what stands in which layer, for each choice: its blocks and their layers, then layer by layer."""
     found = []
     for entry in made(record):
         rows, cost = entry.choice.rows, at(entry.measures, record.context)
         held = cost.layer_bytes if cost is not None and len(cost.layer_bytes) == len(rows) else None
-        measured = any(row.alone is not None for row in rows)
-        columns = ["layer", "block", "numbers per token", *([f"bytes at {record.context:,}"] if held else [])]
-        columns += ["alone"] if measured else []
-        shown: list[list[str]] = []
-        # Neighbours that are alike share a row, where nothing was measured of each.
-        keyed = [
-            ((row.block, row.numbers, held[i] if held else 0, row.layer if measured else 0), row)
+        title = f"{entry.name}: " if len(made(record)) > 1 else ""
+        blocks: dict[tuple[str, bool], list[int]] = {}
+        for row in rows:
+            blocks.setdefault((row.block, row.changed), []).append(row.layer)
+        # What is new first.
+        kinds = sorted(blocks.items(), key=lambda item: not item[0][1])
+        shown = [[block, "new" if changed else "as it was", ranges(where)] for (block, changed), where in kinds]
+        if not shown:
+            continue
+        found.append(Table(entry.name if title else "", ["block", "", "layers"], shown, (1, 2)))
+        columns = ["layer", "", "numbers per token", *([f"bytes at {record.context:,}"] if held else []), "alone"]
+        lines = [
+            [
+                str(row.layer),
+                "new" if row.changed else "as it was",
+                str(row.numbers),
+                *([units.size(held[i])] if held else []),
+                units.NOTHING if row.alone is None else difference_text(row.alone),
+            ]
             for i, row in enumerate(rows)
         ]
-        for (block, numbers, size, _), group in groupby(keyed, lambda pair: pair[0]):
-            here = [row for _, row in group]
-            span = f"{here[0].layer}" if len(here) == 1 else f"{here[0].layer} to {here[-1].layer}"
-            line = [f"{span} (new)" if here[0].changed else span, block, str(numbers)]
-            line += [units.size(size)] if held else []
-            alone = here[0].alone
-            line += ([units.NOTHING if alone is None else difference_text(alone)]) if measured else []
-            shown.append(line)
-        if shown:
-            found.append(Table(entry.name if len(made(record)) > 1 else "", columns, shown))
+        found.append(Table(f"{title}layer by layer", columns, lines, (1,), folded=True))
     return found
 
 
@@ -237,7 +238,7 @@ def trials(record: Record) -> list[Table]:
                 for trial in choice.trials
             ]
             columns = ["blocks", "layers", "how many", "loss above", f"cache at {record.context:,}"]
-            found.append(Table(choice.name if len(record.choices) > 1 else "", columns, rows))
+            found.append(Table(choice.name if len(record.choices) > 1 else "", columns, rows, (1,)))
     return found
 
 
@@ -266,7 +267,7 @@ def healing(record: Record) -> list[Table]:
 def refusals(record: Record) -> list[Table]:
     """Return the choices that were refused, and why."""
     rows = [[choice.name, choice.blocks, choice.refused or ""] for choice in refused(record)]
-    return [Table("", ["choice", "blocks", "why"], rows)] if rows else []
+    return [Table("", ["choice", "blocks", "why"], rows, (1, 2))] if rows else []
 
 
 def texts_lede(record: Record) -> str:
@@ -284,14 +285,14 @@ def texts(record: Record) -> Table:
         [text.kind, ", ".join(text.sources), f"{text.calibrate:,}", f"{text.select:,}", f"{text.report:,}"]
         for text in record.texts
     ]
-    return Table("", ["kind", "from", "to fit", "to choose", "to report"], rows)
+    return Table("", ["kind", "from", "to fit", "to choose", "to report"], rows, (1,))
 
 
 def stages(record: Record) -> list[Table]:
     """Return CPU seconds by stage, of what all choices share and of each."""
     rows = [["all", stage, units.duration(spent)] for stage, spent in record.cpu_seconds.items()]
     rows += [[c.name, stage, units.duration(spent)] for c in record.choices for stage, spent in c.cpu_seconds.items()]
-    return [Table("", ["choice", "stage", "CPU time"], rows)] if rows else []
+    return [Table("", ["choice", "stage", "CPU time"], rows, (1,))] if rows else []
 
 
 def provenance_rows(record: Record) -> list[tuple[str, str]]:
