@@ -138,6 +138,16 @@ def test_a_merged_model_gives_the_logits_of_the_adapted_one():
         assert merge or all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
+def test_a_model_that_shares_its_weights_with_the_original_leaves_them_to_it():
+    model, new = put_in()
+    for mine, its in zip(new.layers, model.layers):
+        mine.ffn.w1.weight = its.ffn.w1.weight
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    heal(new, model, {"all": text(3).flatten()}, settings=short(3, lr=1e-2, lora=2))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not torch.equal(new.layers[0].ffn.w1.weight, model.layers[0].ffn.w1.weight)
+
+
 def test_every_parameter_wants_gradients_as_before_whatever_happens():
     model, new = put_in("standard[head_dim=4]")
     new.lm_head.requires_grad_(False)
