@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -26,13 +27,17 @@ STEPS, LENGTH = 30, 40
 ENDS = ((signal.SIGTERM, 3), (signal.SIGKILL, 6), (signal.SIGKILL, 1), (signal.SIGKILL, 11))
 
 
-def healed(folder: Path, lora: int) -> dict[str, torch.Tensor]:
+def healed(folder: Path, lora: int, pause: float = 0.0) -> dict[str, torch.Tensor]:
+    """Heal, resting so many seconds after every step: a whole healing takes less than a busy machine may take to kill
+    it."""
     torch.set_num_threads(1)
     model, ids = build(n_layers=3), text(STEPS)
     new = transplant(model, "mla[kv_rank=10,rope_dim=6]", layers=[1, 2], moments=gather_moments(model, ids[:4]))
     texts = {"one": ids.flatten(), "other": ids.flip(0, 1).flatten()}
     settings = HealSettings(tokens=STEPS * LENGTH, length=LENGTH, lr=1e-3, lora=lora, save_every=2, points=3)
-    heal(new, model, texts, settings=settings, folder=folder, select={"one": text(2, 30)})
+    select = {"one": text(2, 30)}
+    rest = lambda step, steps, loss: time.sleep(pause)  # noqa: E731
+    heal(new, model, texts, settings=settings, folder=folder, select=select, progress=rest)
     return new.state_dict()
 
 
@@ -41,7 +46,7 @@ def start(folder: Path, lora: int) -> int:
     child = os.fork()
     if child == 0:
         try:
-            torch.save(healed(folder / "heal", lora), folder / "healed.pt")
+            torch.save(healed(folder / "heal", lora, 0.05), folder / "healed.pt")
             os._exit(0)
         except SystemExit as error:
             os._exit(int(error.code or 0))
