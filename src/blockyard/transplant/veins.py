@@ -15,7 +15,7 @@ from blockyard.errors import InputError
 from blockyard.nn.linear import weight_of
 from blockyard.standard.gated import SwiGLU
 from blockyard.transplant.moments import FFNMoments
-from blockyard.transplant.source import leading
+from blockyard.transplant.source import even, leading
 
 WARNING = (
     "the FFNs of trained models hardly compress: what they read fills all directions, so a vein loses much and saves "
@@ -38,21 +38,22 @@ def fit_vein(ffn: Any, moments: FFNMoments, *, rank: int, layer: int) -> tuple[d
     Raises:
         InputError: for another FFN, biases, or a rank out of range.
     """
-    if not isinstance(ffn, SwiGLU) or ffn.w1.bias is not None:
-        raise InputError(f"layer {layer} has {type(ffn).__name__}; a vein is fitted to swiglu without biases")
+    check_gated(ffn, layer)
     if not 1 <= rank < ffn.d_model:
         raise InputError(f"rank={rank} should be at least 1 and below d_model={ffn.d_model}")
     up, gate, down = (weight_of(each).detach().cpu().double() for each in (ffn.w1, ffn.w3, ffn.w2))
     whole = torch.eye(ffn.d_model, dtype=torch.float64)
     # Two veins: what an FFN writes lies in other directions than what it reads.
-    into, _ = leading(whole, moments.read, rank)  # [d, rank], orthonormal
-    back, _ = leading(whole, moments.written, rank)
+    into, sizes_read = leading(whole, moments.read, rank)  # [d, rank], orthonormal
+    back, sizes_written = leading(whole, moments.written, rank)
+    # Directions of very different sizes would be moved alike by an optimizer.
+    read, written = even(sizes_read), even(sizes_written)
     weights = {
-        "vein.V.weight": into.mT,
-        "vein.U.weight": back,
-        "w1.weight": up @ into,
-        "w3.weight": gate @ into,
-        "w2.weight": back.mT @ down,
+        "vein.V.weight": read.unsqueeze(-1) * into.mT,
+        "vein.U.weight": back / written,
+        "w1.weight": up @ into / read,
+        "w3.weight": gate @ into / read,
+        "w2.weight": written.unsqueeze(-1) * (back.mT @ down),
     }
     # The trained FFN has none.
     weights |= {
@@ -60,3 +61,9 @@ def fit_vein(ffn: Any, moments: FFNMoments, *, rank: int, layer: int) -> tuple[d
     }
     options = {"rank": rank, "r_hidden": len(up), "activation": "silu", "gated": True, "stabilizer": "none"}
     return options, weights
+
+
+def check_gated(ffn: Any, layer: int) -> None:
+    """Raise InputError for another FFN than SwiGLU without biases."""
+    if not isinstance(ffn, SwiGLU) or ffn.w1.bias is not None:
+        raise InputError(f"layer {layer} has {type(ffn).__name__}; a vein is fitted to swiglu without biases")
