@@ -299,9 +299,11 @@ def test_claims_about_migration_are_measured_on_a_tiny_model(monkeypatch):
     model = build(n_layers=3)
     found = trained.Trained.__new__(trained.Trained)
     monkeypatch.setattr(trained, "LENGTH", 32)
-    monkeypatch.setattr(migration, "SPECTRAL_STEPS", 4)
+    monkeypatch.setattr(migration, "LENGTH", 32)
+    monkeypatch.setattr(migration, "SPECTRAL_TOKENS", 128)
+    monkeypatch.setattr(trained, "CHARACTERS", 2_000)
     found.name, found.model = "tiny", model
-    found.calibrate, found.report = trained._texts(Letters())
+    found.calibrate, found.report, found.running = trained._texts(Letters())
     assert found.calibrate.shape == (12, 32) and found.report.shape == (8, 32)
     # No piece has two roles.
     assert not {tuple(p) for p in found.calibrate.tolist()} & {tuple(p) for p in found.report.tolist()}

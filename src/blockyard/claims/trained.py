@@ -30,8 +30,8 @@ from blockyard.transplant.moments import Moments, gather_moments, stamp_of
 LENGTH = 512
 # Pieces of each kind: six for the moments, four that are reported on.
 CALIBRATE, REPORT = 6, 4
-# Characters of each kind that are cut into them; a token has three or more.
-CHARACTERS = 8 * LENGTH * (CALIBRATE + REPORT)
+# Characters that are read of each half of a kind; a token has three or more, and training takes most of them.
+CHARACTERS = 120_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class Trained:
     Args:
         folder: of a pretrained model that `load_pretrained` reads.
 
+    Attributes:
+        calibrate: token ids [12, 512] for the moments.
+        report: token ids [8, 512] that losses are measured on.
+        running: token ids by kind of text, to train on; the moments' are among them.
+
     Raises:
         InputError: for a model that is not read, or comes without its tokenizer.
     """
@@ -62,7 +67,7 @@ class Trained:
         if found.tokenizer is None:
             raise InputError(f"{folder} has no tokenizer: claims about a trained model are measured on text")
         self.name, self.model = Path(found.where).name, found.model
-        self.calibrate, self.report = _texts(found.tokenizer)
+        self.calibrate, self.report, self.running = _texts(found.tokenizer)
 
     @cached_property
     def stamp(self) -> str:
@@ -108,15 +113,17 @@ class Trained:
             return transplant(model, step.blocks, layers="all" if step.layers is None else step.layers, moments=moments)
 
 
-def _texts(tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
-    """Return pieces for the moments and pieces to report on, of code and of prose."""
-    calibrate, report = list[Tensor](), list[Tensor]()
-    for text in (_code(), _prose()):
+def _texts(tokenizer: Tokenizer) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return pieces for the moments, pieces to report on, and what comes before the latter by kind, of code and of
+    prose."""
+    calibrate, report, running = list[Tensor](), list[Tensor](), dict[str, Tensor]()
+    for kind, text in (("code", _code()), ("prose", _prose())):
         # From the two halves of a text, so that no piece continues one of the other role.
-        for place, count, into in ((0, CALIBRATE, calibrate), (len(text) // 2, REPORT, report)):
-            tokens = torch.tensor(tokenizer.encode(text[place : place + CHARACTERS]))
-            into.append(pieces_of(tokens, LENGTH, count))
-    return torch.cat(calibrate), torch.cat(report)
+        running[kind] = torch.tensor(tokenizer.encode(text[: min(CHARACTERS, len(text) // 2)]))
+        calibrate.append(pieces_of(running[kind], LENGTH, CALIBRATE))
+        rest = tokenizer.encode(text[len(text) // 2 :][:CHARACTERS])
+        report.append(pieces_of(torch.tensor(rest), LENGTH, REPORT))
+    return torch.cat(calibrate), torch.cat(report), running
 
 
 def _code() -> str:
