@@ -136,8 +136,8 @@ def spectral() -> Finding:
         f"{said[0]} for one layer of {len(subject.model.layers)}; {said[1]} without any mixer there",
         "holds" if replaced < LITTLE and replaced < dropped else "partly" if replaced < dropped else "false",
         f"{subject.name}, layer {layer}, value and output maps copied, {SPECTRAL_TOKENS:,} tokens of training on "
-        f"the block's own output (relative squared error {found['error']:.2f} at the end). A window of 64 tokens with its "
-        f"first four costs {said[2]} there, without any training.",
+        f"the block's own output (relative squared error {found['error']:.2f} at the end). A window of 64 tokens with "
+        f"its first four costs {said[2]} there, without any training.",
         {"replaced": replaced, "dropped": dropped, "window": window, "error": found["error"]},
     )
 
