@@ -19,7 +19,9 @@ Files, in reading order:
     veins.py       a vein FFN from SwiGLU, with its warning
     model.py       transplant: a copy of a model with another mixer in some layers
     choose.py      as many layers as a budget of loss allows, by measuring whole choices
-    heal.py        a short training towards the original's predictions
+    parts.py       a training of some parts of a model, as a run of the usual loop
+    heal.py        a short training towards the original's predictions: divergence.py, its loss; adapters.py, LoRA
+    outputs.py     research: mixers that share nothing with attention, trained on their blocks' outputs
     measure.py     loss above the original's with an interval, and the copy test
     migration.py   from a standard block to a vein block: SVD on activations, then distillation
 
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from blockyard.transplant.choose import LayerChoice as LayerChoice
     from blockyard.transplant.choose import Trial as Trial
     from blockyard.transplant.choose import choose_layers as choose_layers
+    from blockyard.transplant.heal import Healing as Healing
+    from blockyard.transplant.heal import HealPoint as HealPoint
+    from blockyard.transplant.heal import HealSettings as HealSettings
     from blockyard.transplant.heal import heal as heal
     from blockyard.transplant.measure import Difference as Difference
     from blockyard.transplant.measure import difference as difference
@@ -53,6 +58,9 @@ if TYPE_CHECKING:
     from blockyard.transplant.moments import LayerMoments as LayerMoments
     from blockyard.transplant.moments import Moments as Moments
     from blockyard.transplant.moments import gather_moments as gather_moments
+    from blockyard.transplant.outputs import OutputFit as OutputFit
+    from blockyard.transplant.outputs import OutputSettings as OutputSettings
+    from blockyard.transplant.outputs import fit_by_output as fit_by_output
     from blockyard.transplant.target import TransplantChoice as TransplantChoice
     from blockyard.transplant.target import parse_transplant_choice as parse_transplant_choice
 else:
@@ -60,11 +68,12 @@ else:
         __name__,
         {
             "choose": "LayerChoice Trial choose_layers",
-            "heal": "heal",
+            "heal": "HealPoint HealSettings Healing heal",
             "measure": "Difference difference pieces_of recall_losses token_losses",
             "migration": "distill from_standard",
             "model": "needs_moments transplant",
             "moments": "FFNMoments LayerMoments Moments gather_moments",
+            "outputs": "OutputFit OutputSettings fit_by_output",
             "target": "TransplantChoice parse_transplant_choice",
         },
     )

@@ -287,8 +287,13 @@ def _stamp(model: TransformerLM, ids: Tensor) -> str:
     """Return what tells this model and text from others."""
     digest = hashlib.sha256(f"{model.config.choice} {tuple(ids.shape)}".encode())
     digest.update(ids.cpu().contiguous().numpy().tobytes())
+    add_weights(digest, model)
+    return digest.hexdigest()
+
+
+def add_weights(digest: Any, model: nn.Module) -> None:
+    """Let a digest of hashlib take in the weights of a model, by name."""
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         # As bytes: numpy knows no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

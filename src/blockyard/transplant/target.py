@@ -121,7 +121,10 @@ def _check_mixer(spec: LayerSpec) -> None:
     known = {"standard": STANDARD, "mla": LATENT}.get(spec.attn)
     if known is None:
         hint = "; standard[head_dim=…,v_dim=…] is the same attention" if spec.attn == "tva" else ""
-        raise InputError(f"{spec.attn!r} cannot be fitted to trained attention: use standard or mla{hint}")
+        raise InputError(
+            f"{spec.attn!r} cannot be fitted to trained attention: use standard or mla, or train it with "
+            f"fit_by_output (research){hint}"
+        )
     odd = [name for name in spec.attn_options if name not in known]
     if odd:
         raise InputError(
