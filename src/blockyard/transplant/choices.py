@@ -17,6 +17,7 @@ from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM
 from blockyard.registry.pattern import LayerSpec, split_outside
 from blockyard.standard.attention import StandardAttention
+from blockyard.transplant.published import METHODS
 from blockyard.transplant.target import parse_transplant_choice
 
 OPEN = re.compile(r"(?<=[\[,])([a-z_]+)=auto(?=[\],])")
@@ -97,6 +98,8 @@ def check_part(part: Part) -> None:
         if name not in WIDTHS.get(mixer, ()):
             known = " and ".join(f"{n} of {m}" for m, names in WIDTHS.items() for n in names)
             raise InputError(f"{part.form!r}: {name}=auto is none of the widths that the search chooses: {known}")
+    if part.open and "method=" in part.form:
+        raise InputError(f"{part.form!r}: a published method is fitted to widths that are named, not auto")
     parse_transplant_choice(narrowest(part.form))
 
 
@@ -210,9 +213,7 @@ def shape_of(form: str, model: TransformerLM, layer: int) -> LayerSpec:
         return old
     if target.spec.attn == "mla":
         own = {"nope_dim": attention.head_dim, "v_dim": attention.v_dim, "latent_norm": False}
-        if target.method == "palu":
-            # Its keys are rebuilt from the latent, which alone is kept.
-            own |= {"rope": "full", "cache": "latent"}
+        own |= {} if target.method is None else METHODS[target.method].makes
         return LayerSpec("mla", old.ffn, {**own, **asked}, old.ffn_options)
     # Values are as wide as keys where nobody says more, and those of the old attention may be wider.
     own = {"n_kv_heads": attention.n_kv_heads, "head_dim": attention.head_dim, "v_dim": attention.v_dim}
