@@ -12,7 +12,15 @@ import torch
 from blockyard.errors import InputError
 from blockyard.pretrained import load_pretrained
 from blockyard.tasks.run import load_run
-from blockyard.transplant import Budget, HealSettings, TransplantConfig, account, load_record, run_transplant
+from blockyard.transplant import (
+    Budget,
+    HealSettings,
+    OutputSettings,
+    TransplantConfig,
+    account,
+    load_record,
+    run_transplant,
+)
 from blockyard.transplant.state import TransplantState
 from tests.transplant.test_transplant import build
 
@@ -89,6 +97,17 @@ def test_healing_is_part_of_it(transplanted, tmp_path):
     curve = record.choices[0].healing
     assert [point.tokens for point in curve] == [0, 96] and set(curve[0].loss) == {"vowels", "k"}
     assert not equal(weights(tmp_path / "bare"), weights(tmp_path / "out"))
+
+
+def test_mixers_unlike_attention_are_trained_on_the_outputs_of_the_layers_that_are_named(transplanted, tmp_path):
+    settings = OutputSettings(tokens=96, length=16)
+    with pytest.raises(InputError, match="name them, as in --layers 4,14"):
+        transplanted("spectral[window=8]", budget=Budget(loss=1.0), outputs=settings)
+    record = transplanted(f"spectral[window=8]@1&{WINDOW}@0", outputs=settings)
+    choice, mixers = record.choices[0], [spec.attn for spec in load_run(tmp_path / "out").model.config.layers]
+    assert mixers == ["standard", "spectral", "standard"] and choice.layers == (0, 1)
+    assert any("relative squared error" in note for note in choice.notes)
+    assert any("research" in warning for warning in record.warnings)
 
 
 class Killed(BaseException):

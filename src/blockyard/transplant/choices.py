@@ -15,7 +15,8 @@ from typing import Literal
 
 from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM
-from blockyard.registry.pattern import LayerSpec, split_outside
+from blockyard.registry.pattern import LayerSpec, check_layer, parse_choice, split_outside
+from blockyard.registry.register import names
 from blockyard.standard.attention import StandardAttention
 from blockyard.transplant.published import METHODS
 from blockyard.transplant.target import parse_transplant_choice
@@ -28,6 +29,9 @@ WIDTHS = {"mla": ("kv_rank", "rope_dim"), "standard": ("head_dim", "v_dim")}
 # SmolLM2-135M: docs/transplant.md.
 LATENTS = ((5 / 6, 1.5), (3 / 4, 1.25), (2 / 3, 1.0), (7 / 12, 1.0), (1 / 2, 1.0), (5 / 12, 1.0))
 HEADS = ((3 / 4, 1.0), (3 / 4, 7 / 8), (5 / 8, 3 / 4), (1 / 2, 5 / 8), (1 / 2, 1 / 2))
+
+# Mixers with weights that follow from those of attention; tva is standard attention by another name.
+FITTED = ("standard", "mla", "tva")
 
 Layers = tuple[int, ...] | Literal["auto"]
 
@@ -48,6 +52,12 @@ class Part:
     def open(self) -> bool:
         """Whether it leaves a width to the search."""
         return self.form == "mla" or OPEN.search(self.form) is not None
+
+    @property
+    def trained(self) -> bool:
+        """Whether its mixer shares nothing with attention, so that it is trained and not fitted (`fit_by_output`)."""
+        mixer = re.match(r"[\w.-]*", self.form)
+        return mixer is not None and mixer[0] in names("attn") and mixer[0] not in FITTED
 
     @property
     def settled(self) -> bool:
@@ -93,6 +103,15 @@ def read_choice(name: str, layers: str, depth: int) -> tuple[Part, ...]:
 def check_part(part: Part) -> None:
     """Refuse a form that `transplant` would, with any number in the place of an open width, or a width that cannot be
     left open."""
+    if part.trained:
+        if part.layers == "auto":
+            raise InputError(
+                f"{part.form!r} is trained on its layers' outputs, which the search cannot do for every layer that it "
+                "tries: name them, as in --layers 4,14"
+            )
+        for spec in parse_choice(part.form):
+            check_layer(spec)
+        return
     mixer = part.form.partition("[")[0]
     for name in OPEN.findall(part.form):
         if name not in WIDTHS.get(mixer, ()):
