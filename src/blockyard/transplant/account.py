@@ -132,7 +132,8 @@ def text_losses(model: TransformerLM, texts: Mapping[str, Tensor]) -> dict[str, 
     """
     for ids in texts.values():
         check_ids(ids, model.config.vocab_size)
-    return {kind: token_losses(model, ids) for kind, ids in texts.items()}
+    # On the CPU, where those of all models meet.
+    return {kind: token_losses(model, ids).cpu() for kind, ids in texts.items()}
 
 
 def above_original(new: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> dict[str, Difference]:

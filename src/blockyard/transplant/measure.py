@@ -48,6 +48,7 @@ def pieces_of(tokens: Tensor, length: int, count: int | None = None) -> Tensor:
 
 def token_losses(model: TransformerLM, ids: Tensor) -> Tensor:
     """Return the loss of every token but the first of each piece, in nats: [pieces, length − 1]."""
+    ids = ids.to(next(model.parameters()).device)
     with evaluating(model):
         return torch.stack(
             [F.cross_entropy(model(piece[None, :-1]).logits[0].float(), piece[1:], reduction="none") for piece in ids]
@@ -110,7 +111,7 @@ def recall_losses(
     Returns: losses of the first and of the second copy's tokens but their first ones, [n − 1] each.
     """
     front = text.new_tensor([] if first_token is None else [first_token])
-    whole = torch.cat([front, text, between, text])
+    whole = torch.cat([front, text, between, text]).to(next(model.parameters()).device)
     with evaluating(model):
         losses = F.cross_entropy(model(whole[None, :-1]).logits[0].float(), whole[1:], reduction="none")
     n, start = len(text), len(front)

@@ -155,7 +155,7 @@ def gather_moments(
     sums = _Sums.empty({i: width + has_biases(attn) for i, attn in watched.items()}, read, width, heads, length)
     path = None if path is None else Path(path)
     # Sums of another model or text would be added to without a word.
-    stamp = _stamp(model, ids) if path is not None else ""
+    stamp = stamp_of(model, ids) if path is not None else ""
     done = sums.load(path, stamp) if path is not None and path.exists() else 0
     with evaluating(model), _watching(watched, read, sums):
         for piece in range(done, len(ids)):
@@ -283,7 +283,7 @@ def _watching(attentions: dict[int, StandardAttention], blocks: dict[int, Any], 
         yield
 
 
-def _stamp(model: TransformerLM, ids: Tensor) -> str:
+def stamp_of(model: TransformerLM, ids: Tensor) -> str:
     """Return what tells this model and text from others."""
     digest = hashlib.sha256(f"{model.config.choice} {tuple(ids.shape)}".encode())
     digest.update(ids.cpu().contiguous().numpy().tobytes())
