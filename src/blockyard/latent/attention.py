@@ -59,7 +59,8 @@ class LatentAttention(Mixer):
         rope_frequencies: radians per position of each rotated pair, in place of those of base and scaling.
         scale: factor of the scores; None = (nope_dim + rope_dim)^(-1/2).
         latent_norm: RMS-normalise the latents, with a gain.
-        bias: biases in the maps into latents and in the output (DeepSeek's attention_bias).
+        bias: biases in the maps into latents and in the output (DeepSeek's attention_bias), in those of queries and
+            into latents (qkv), or in all of these.
         dropout: probability of dropping an attention weight in training.
         decode: naive expands every latent into keys and values; absorbed moves the up-projections to the queries
             and the output instead, and attends to the latents themselves; auto takes what costs fewer FLOPs.
@@ -90,7 +91,7 @@ class LatentAttention(Mixer):
         rope_frequencies: tuple[float, ...] | None = None,
         scale: float | None = None,
         latent_norm: bool = True,
-        bias: bool = False,
+        bias: bool | Literal["qkv", "all"] = False,
         dropout: float = 0.0,
         decode: Literal["auto", "naive", "absorbed"] = "auto",
         cache: Literal["latent", "mixed", "expanded"] | None = None,
@@ -111,16 +112,16 @@ class LatentAttention(Mixer):
         check_absorbing(decode, self.cache_kind, decoupled=self.decoupled)
         queries = n_heads * (self.nope_dim + self.rope_dim)
         # Queries are not cached: a latent of theirs saves parameters, not memory.
-        self.q_down_proj = Linear(d_model, self.q_rank, bias=bias) if self.q_rank else None
+        self.q_down_proj = Linear(d_model, self.q_rank, bias=bool(bias)) if self.q_rank else None
         self.q_norm = RMSNorm(self.q_rank, _EPS) if self.q_rank else None
-        self.q_proj = Linear(self.q_rank or d_model, queries)
+        self.q_proj = Linear(self.q_rank or d_model, queries, bias=bias in ("qkv", "all"))
         # One product makes latent and rotary key; to the optimizer they are two maps.
         parts = (self.kv_rank, self.rope_dim) if self.decoupled else (self.kv_rank,)
-        self.kv_down_proj = StackedLinear(d_model, parts, bias=bias)
+        self.kv_down_proj = StackedLinear(d_model, parts, bias=bool(bias))
         self.kv_norm = RMSNorm(self.kv_rank, _EPS) if latent_norm else None
         self.k_up = nn.Parameter(torch.empty(n_heads, self.nope_dim, self.kv_rank))
         self.v_up = nn.Parameter(torch.empty(n_heads, self.v_dim, self.kv_rank))
-        self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias)
+        self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias in (True, "all"))
         scaling = rope_scaling if rope_frequencies is None else given(rope_frequencies)
         width = self.rope_dim or self.nope_dim
         self.rope = RotaryPositionalEmbedding(rope_theta, width, layout=rope_layout, scaling=scaling)
@@ -332,8 +333,8 @@ class LatentAttention(Mixer):
         if self.q_rank:
             shapes.append((self.d_model, self.q_rank))
             vectors += self.q_rank
-        if self.output_proj.bias is not None:
-            vectors += rank + self.rope_dim + (self.q_rank or 0) + self.d_model
+        maps = (self.q_down_proj, self.q_proj, self.kv_down_proj, self.output_proj)
+        vectors += sum(each.weight.shape[0] for each in maps if each is not None and each.bias is not None)
         # With as many queries as keys, absorbing a matrix costs what expanding by it does; the pairs differ.
         form = self._form(tokens, tokens, True)
         pair = (rank + self.rope_dim if form == "both" else key) + (self.v_dim if form == "naive" else rank)

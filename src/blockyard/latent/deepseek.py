@@ -165,6 +165,8 @@ def to_deepseek(attention: Latent) -> DeepseekV3Attention:
         raise InputError(
             "rope_scaling and scale are settings of a whole model in transformers: a layer by itself has neither"
         )
+    if attention.q_proj.bias is not None:
+        raise InputError("biases of queries (bias=qkv or all) have no DeepseekV3Attention, which has none there")
     if attention.kv_norm is None:
         raise InputError("latent_norm=False has no DeepseekV3Attention: that always normalises its latents")
     deepseek = require("transformers.models.deepseek_v3.modeling_deepseek_v3", extra="hf")

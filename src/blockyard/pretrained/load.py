@@ -25,6 +25,7 @@ from blockyard.pretrained.weights import read_weights
 from blockyard.text.library import GENERATION, TOKENIZER, LibraryTokenizer, read_files
 
 if TYPE_CHECKING:
+    from blockyard.tasks.kind import Run
     from blockyard.text.tokenizer import Tokenizer
 
 
@@ -40,6 +41,7 @@ class Pretrained:
         where: where it came from.
         dtype: the type that its weights had, by its name in torch.
         parity: how far its logits are from the original's; None where that was not asked.
+        run: the run that it was trained in, where it is none of others'.
     """
 
     model: TransformerLM
@@ -49,6 +51,7 @@ class Pretrained:
     where: str
     dtype: str
     parity: Parity | None
+    run: Run[Any, Any] | None = None
 
 
 def load_pretrained(

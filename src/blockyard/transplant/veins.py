@@ -38,8 +38,7 @@ def fit_vein(ffn: Any, moments: FFNMoments, *, rank: int, layer: int) -> tuple[d
     Raises:
         InputError: for another FFN, biases, or a rank out of range.
     """
-    if not isinstance(ffn, SwiGLU) or ffn.w1.bias is not None:
-        raise InputError(f"layer {layer} has {type(ffn).__name__}; a vein is fitted to swiglu without biases")
+    check_gated(ffn, layer)
     if not 1 <= rank < ffn.d_model:
         raise InputError(f"rank={rank} should be at least 1 and below d_model={ffn.d_model}")
     up, gate, down = (weight_of(each).detach().cpu().double() for each in (ffn.w1, ffn.w3, ffn.w2))
@@ -62,3 +61,9 @@ def fit_vein(ffn: Any, moments: FFNMoments, *, rank: int, layer: int) -> tuple[d
     }
     options = {"rank": rank, "r_hidden": len(up), "activation": "silu", "gated": True, "stabilizer": "none"}
     return options, weights
+
+
+def check_gated(ffn: Any, layer: int) -> None:
+    """Raise InputError for another FFN than SwiGLU without biases."""
+    if not isinstance(ffn, SwiGLU) or ffn.w1.bias is not None:
+        raise InputError(f"layer {layer} has {type(ffn).__name__}; a vein is fitted to swiglu without biases")
