@@ -206,8 +206,9 @@ def shape_of(form: str, model: TransformerLM, layer: int) -> LayerSpec:
     if target.ffn != old.ffn and target.ffn == "vft":
         return old
     asked = dict(target.attn_options)
-    if target.attn == "mla":
+    if target.attn == "mla" and choice.changes_weights:
         own = {"nope_dim": attention.head_dim, "v_dim": attention.v_dim, "latent_norm": False}
+        own |= {name: old.attn_options[name] for name in ("window", "sinks") if name in old.attn_options}
         own |= {} if choice.method is None else METHODS[choice.method].makes
         return LayerSpec("mla", old.ffn, {**own, **asked}, old.ffn_options)
-    return LayerSpec("standard", old.ffn, {**old.attn_options, **asked}, old.ffn_options)
+    return LayerSpec(target.attn, old.ffn, {**old.attn_options, **asked}, old.ffn_options)
