@@ -282,3 +282,39 @@ def test_the_new_layers_are_written_as_text_that_reads_back():
     new = transplant(model, "standard[n_kv_heads=1,head_dim=12]", layers=[0], moments=gather_moments(model, ids))
     new = transplant(new, "mla[kv_rank=12,rope_dim=6]", layers=[1], moments=gather_moments(model, ids))
     assert parse_choice(new.config.choice) == new.config.layers
+
+
+@pytest.mark.filterwarnings("ignore:the FFNs of trained models")
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        "standard[head_dim=6,v_dim=5]",
+        "standard[n_kv_heads=1,head_dim=12,v_dim=9]",
+        "mla[kv_rank=10,rope_dim=6]",
+        "vft[rank=12]",
+    ],
+)
+def test_latents_and_components_have_a_common_size_so_that_they_can_be_trained(blocks):
+    model, ids = build(d_model=32), text(12)
+    moments = gather_moments(model, ids, ffns=True)
+    block = transplant(model, blocks, moments=moments).layers[1]
+    found, of_ffn = moments.of(1), moments.of_ffn(1)
+
+    def sizes(rows, moment, pairs=False):
+        square = (rows.double() @ moment * rows.double()).sum(-1).detach()
+        # Half the rows are the real parts of components, the others their imaginary ones.
+        return (square.view(2, -1).sum(0) if pairs else square).sqrt()
+
+    if blocks.startswith("standard"):
+        width, values = (getattr(block.attn, name) for name in ("head_dim", "v_dim"))
+        together = [sizes(k, found.of_keys, True) for k in block.attn.k_proj.weight.split(width)]
+        together += [sizes(v, found.of_values) for v in block.attn.v_proj.weight.split(values)]
+    elif blocks.startswith("mla"):
+        latent, key = block.attn.kv_down_proj.weight.split([10, 6])
+        together = [sizes(latent, found.of_both), sizes(key, found.of_keys, True)]
+    else:
+        back = torch.linalg.pinv(block.ffn.vein.U.weight.double())
+        together = [sizes(block.ffn.vein.V.weight, of_ffn.read), sizes(back, of_ffn.written)]
+    for each in together:
+        # Float32 weights; moments of float64.
+        assert float(each.max() / each.min()) < 1.001

@@ -15,7 +15,8 @@ Files, in reading order:
     page.py      the one page of comparisons, searches and benchmarks (report.css): its frame, header, figures, tables
     html.py      a comparison on it; text.py: Markdown and CSV
     parts.py     Parts: what a task adds to a comparison and its report
-    chart.py     Chart, a figure; charts/ makes them of the pieces in drawing.py; palette.py and render.py draw them
+    chart.py     Chart, a figure; charts/ makes them of the pieces in drawing.py and trade_off.py; palette.py and
+                 render.py draw them
     write.py     every form of a report into a folder; load_report reads one
 
     A report is handed what its task adds; `blockyard.compare.write_report(load_report("DIR"), "DIR")` finds that out,

@@ -26,7 +26,7 @@ from blockyard.models.lm import TransformerLM, check_ids
 from blockyard.nn.parity import evaluating
 from blockyard.report.stats import quartiles, speed_word
 from blockyard.transplant.measure import Difference, difference, difference_over, recall_losses, token_losses
-from blockyard.transplant.record import Decode, LayerRow, Measures, Recall, Sample
+from blockyard.transplant.record import ALL, Decode, LayerRow, Measures, Recall, Sample
 
 # Contexts at which a token is timed: a page, a chapter, and what a cache is feared for.
 CONTEXTS = (512, 2048, 8192)
@@ -36,8 +36,6 @@ COPIED, APART = 400, (300, 900)
 # A copy shorter than this says nothing of recall.
 LEAST_COPIED = 16
 PROMPT_TOKENS, SAMPLE_TOKENS = 48, 64
-# All kinds of text together.
-ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -99,10 +97,12 @@ def make_probe(
         sample_tokens: of the continuation.
 
     Raises:
-        InputError: for no text.
+        InputError: for no text, or a kind called "all".
     """
     if not texts:
         raise InputError("texts: name at least one kind of text to report on")
+    if ALL in texts:
+        raise InputError(f"texts: {ALL!r} stands for all kinds together; call that kind something else")
     # Copies are cut from running text, without the first tokens of its pieces.
     running = {kind: (ids if first_token is None else ids[:, 1:]).reshape(-1) for kind, ids in texts.items()}
     kinds, copies = list(texts), list[CopyTest]()

@@ -5,6 +5,7 @@ Done by torch's parametrisation of `weight`, so whatever reads a weight (`nn.lin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -41,8 +42,7 @@ def adapt(modules: Iterable[tuple[str, nn.Module]], rank: int, seed: int) -> dic
     """Put low-rank additions to the weights of linear maps.
 
     Args:
-        modules: names and modules; those that are not linear maps are left out, and a weight that two share is taken
-            once.
+        modules: names and modules; those that are not linear maps are left out, and weights that two of them share.
         rank: of every addition.
         seed: of their starts.
 
@@ -51,12 +51,10 @@ def adapt(modules: Iterable[tuple[str, nn.Module]], rank: int, seed: int) -> dic
     Raises:
         InputError: when there is no linear map, or the rank is beyond the widths of one.
     """
-    generator, seen = torch.Generator().manual_seed(seed), set[int]()
-    linear = {}
-    for name, module in modules:
-        if isinstance(module, nn.Linear) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            linear[name] = module
+    generator = torch.Generator().manual_seed(seed)
+    maps = {name: module for name, module in modules if isinstance(module, nn.Linear)}
+    users = Counter(id(module.weight) for module in maps.values())
+    linear = {name: module for name, module in maps.items() if users[id(module.weight)] == 1}
     if not linear:
         raise InputError(f"lora={rank}: no linear map of these layers stays as it is, so there is nothing to adapt")
     most = min(min(module.weight.shape) for module in linear.values())
@@ -64,6 +62,9 @@ def adapt(modules: Iterable[tuple[str, nn.Module]], rank: int, seed: int) -> dic
         raise InputError(f"lora={rank} should be at most {most}, the width of the narrowest matrix")
     made: dict[str, tuple[nn.Module, LowRank]] = {}
     for name, module in linear.items():
+        # Of its own: torch merges into the same memory, and a model may share it with the one that it was made of.
+        wished = module.weight.requires_grad
+        module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=wished)
         added = LowRank(module.weight.detach(), rank, generator)
         parametrize.register_parametrization(module, "weight", added)
         made[name] = (module, added)

@@ -15,7 +15,8 @@ from typing import Literal
 
 from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM
-from blockyard.registry.pattern import LayerSpec, split_outside
+from blockyard.registry.pattern import LayerSpec, check_layer, parse_choice, split_outside
+from blockyard.registry.register import names
 from blockyard.standard.attention import StandardAttention
 from blockyard.transplant.published import METHODS
 from blockyard.transplant.target import parse_transplant_choice
@@ -28,6 +29,9 @@ WIDTHS = {"mla": ("kv_rank", "rope_dim"), "standard": ("head_dim", "v_dim")}
 # SmolLM2-135M: docs/transplant.md.
 LATENTS = ((5 / 6, 1.5), (3 / 4, 1.25), (2 / 3, 1.0), (7 / 12, 1.0), (1 / 2, 1.0), (5 / 12, 1.0))
 HEADS = ((3 / 4, 1.0), (3 / 4, 7 / 8), (5 / 8, 3 / 4), (1 / 2, 5 / 8), (1 / 2, 1 / 2))
+
+# Mixers with weights that follow from those of attention; tva is standard attention by another name.
+FITTED = ("standard", "mla", "tva")
 
 Layers = tuple[int, ...] | Literal["auto"]
 
@@ -48,6 +52,12 @@ class Part:
     def open(self) -> bool:
         """Whether it leaves a width to the search."""
         return self.form == "mla" or OPEN.search(self.form) is not None
+
+    @property
+    def trained(self) -> bool:
+        """Whether its mixer shares nothing with attention, so that it is trained and not fitted (`fit_by_output`)."""
+        mixer = re.match(r"[\w.-]*", self.form)
+        return mixer is not None and mixer[0] in names("attn") and mixer[0] not in FITTED
 
     @property
     def settled(self) -> bool:
@@ -76,7 +86,7 @@ def read_choice(name: str, layers: str, depth: int) -> tuple[Part, ...]:
         if len(own) > 1 or not form or (own and not own[0]):
             raise InputError(f"blocks={text!r} should be a mixer or FFN, and its layers behind @ if they are its own")
         parts.append(Part(form, read_layers(own[0] if own else layers, depth)))
-        _check_form(parts[-1])
+        check_part(parts[-1])
     if sum(not part.settled for part in parts) > 1:
         raise InputError(f"blocks={name!r}: one part may be left to the budget; name layers and widths of the others")
     taken: set[int] = set()
@@ -90,8 +100,18 @@ def read_choice(name: str, layers: str, depth: int) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _check_form(part: Part) -> None:
-    """Refuse a form that `transplant` would, with any number in the place of an open width."""
+def check_part(part: Part) -> None:
+    """Refuse a form that `transplant` would, with any number in the place of an open width, or a width that cannot be
+    left open."""
+    if part.trained:
+        if part.layers == "auto":
+            raise InputError(
+                f"{part.form!r} is trained on its layers' outputs, which the search cannot do for every layer that it "
+                "tries: name them, as in --layers 4,14"
+            )
+        for spec in parse_choice(part.form):
+            check_layer(spec)
+        return
     mixer = part.form.partition("[")[0]
     for name in OPEN.findall(part.form):
         if name not in WIDTHS.get(mixer, ()):
@@ -99,8 +119,14 @@ def _check_form(part: Part) -> None:
             raise InputError(f"{part.form!r}: {name}=auto is none of the widths that the search chooses: {known}")
     if part.open and "method=" in part.form:
         raise InputError(f"{part.form!r}: a published method is fitted to widths that are named, not auto")
-    if part.form != "mla":
-        parse_transplant_choice(OPEN.sub(r"\1=2", part.form))
+    parse_transplant_choice(narrowest(part.form))
+
+
+def narrowest(form: str) -> str:
+    """Return a form with the least width wherever one is open: what is refused of that is refused of all."""
+    if form == "mla":
+        form = "mla[kv_rank=auto,rope_dim=auto]"
+    return OPEN.sub(lambda match: f"{match[1]}={2 if match[1] in ('rope_dim', 'head_dim') else 1}", form)
 
 
 def read_layers(text: str, depth: int) -> Layers:
@@ -200,15 +226,17 @@ def _even(width: float) -> int:
 
 def shape_of(form: str, model: TransformerLM, layer: int) -> LayerSpec:
     """Return a layer as a settled form makes it, but for what only its fit says: frequencies."""
-    choice, old = parse_transplant_choice(form), model.config.layers[layer]
-    target = choice.spec
-    attention = model.layers[layer].attn
-    if target.ffn != old.ffn and target.ffn == "vft":
+    target, old = parse_transplant_choice(form), model.config.layers[layer]
+    attention, asked = model.layers[layer].attn, dict(target.spec.attn_options)
+    if target.part == "ffn":
         return old
-    asked = dict(target.attn_options)
-    if target.attn == "mla" and choice.changes_weights:
+    if target.spec.attn == "mla" and target.changes_weights:
         own = {"nope_dim": attention.head_dim, "v_dim": attention.v_dim, "latent_norm": False}
         own |= {name: old.attn_options[name] for name in ("window", "sinks") if name in old.attn_options}
-        own |= {} if choice.method is None else METHODS[choice.method].makes
+        own |= {} if target.method is None else METHODS[target.method].makes
         return LayerSpec("mla", old.ffn, {**own, **asked}, old.ffn_options)
-    return LayerSpec(target.attn, old.ffn, {**old.attn_options, **asked}, old.ffn_options)
+    if not target.changes_weights:
+        return LayerSpec(old.attn, old.ffn, {**old.attn_options, **asked}, old.ffn_options)
+    # Values are as wide as keys where nobody says more, and those of the old attention may be wider.
+    own = {"n_kv_heads": attention.n_kv_heads, "head_dim": attention.head_dim, "v_dim": attention.v_dim}
+    return LayerSpec("standard", old.ffn, {**old.attn_options, **own, **asked}, old.ffn_options)

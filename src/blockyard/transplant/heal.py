@@ -141,7 +141,7 @@ def heal(
     try:
         parts = {**new, **{f"{name}.weight": added for name, (_, added) in adapted.items()}}
         with training_only(model, list(parts.values())) as trained:
-            task = _Distilling(model, original, parts, in_turns(pieces, settings.seed), settings, select, known)
+            task = Distilling(model, original, parts, in_turns(pieces, settings.seed), settings, select, known)
             every = -(-settings.steps // settings.points)
             rows = train_parts(task, settings, folder, progress, eval_every=every)
             merge = True
@@ -190,7 +190,7 @@ def _rest(model: TransformerLM, new: set[str]) -> list[tuple[str, nn.Module]]:
     return found
 
 
-class _Distilling:
+class Distilling:
     """The task that the loop trains: pieces in turns, KL to the original."""
 
     def __init__(

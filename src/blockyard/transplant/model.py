@@ -85,34 +85,43 @@ def needs_moments(blocks: str) -> bool:
     return parse_transplant_choice(blocks).needs_moments
 
 
-def check_form(model: TransformerLM, form: str, layer: int, *, widths: bool = True) -> None:
-    """Refuse a form for a layer as `transplant` would, before any text is read.
+def refusals(model: TransformerLM, form: str, layers: Iterable[int]) -> dict[int, str]:
+    """Return why a form cannot be put into layers, by layer, before any text is read; nothing where it can.
 
-    Args:
-        model: trained.
-        form: one mixer or FFN; with `widths` off only its names count, so that widths may still be open.
-        layer: where it is to stand.
-        widths: whether those asked for are compared with what there is.
+    Raises:
+        InputError: for what is no form.
+    """
+    parse_transplant_choice(form)
+    found, taken = {}, set[str]()
+    for layer in layers:
+        # Of layers of one kind one is asked.
+        kind = str(model.config.layers[layer])
+        if kind in taken:
+            continue
+        try:
+            check_form(model, form, layer)
+            taken.add(kind)
+        except InputError as error:
+            found[layer] = str(error)
+    return found
+
+
+def check_form(model: TransformerLM, form: str, layer: int) -> None:
+    """Refuse what `transplant` would refuse of a form in a layer, before any text is read.
 
     Raises:
         InputError: saying what is wrong.
     """
-    mixer, block, old = form.partition("[")[0], model.layers[layer], model.config.layers[layer]
-    if mixer == "vft":
+    target, block, old = parse_transplant_choice(form), model.layers[layer], model.config.layers[layer]
+    if target.part == "ffn":
         check_gated(block.ffn, layer)
-        if widths and not 1 <= (rank := parse_transplant_choice(form).spec.ffn_options["rank"]) < model.config.d_model:
+        if not 1 <= (rank := target.spec.ffn_options["rank"]) < model.config.d_model:
             raise InputError(f"rank={rank} should be at least 1 and below d_model={model.config.d_model}")
         return
-    if widths:
-        target = parse_transplant_choice(form)
-        if target.changes_weights:
-            _source(_check_standard(getattr(block, "attn", None), old, layer), target, layer)
-        else:
-            _check_same(target, old, layer)
-        return
-    attention = _check_standard(getattr(block, "attn", None), old, layer)
-    if mixer == "mla" or any(f"{name}=" in form for name in SHAPE):
-        read_source(attention, layer)
+    if target.changes_weights:
+        _source(_check_standard(getattr(block, "attn", None), old, layer), target, layer)
+    else:
+        _check_same(target, old, layer)
 
 
 def _check_standard(attention: object, old: LayerSpec, layer: int) -> StandardAttention:

@@ -22,6 +22,7 @@ from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM, build_lm
 from blockyard.nn.linear import weight_of
 from blockyard.nn.parity import evaluating
+from blockyard.registry.builtin import COMPLEX_FFN
 from blockyard.registry.pattern import DEFAULT_FFN, check_layer, parse_choice, split_outside
 from blockyard.standard.attention import StandardAttention
 from blockyard.transplant.model import chosen_layers, fill
@@ -138,6 +139,8 @@ ERROR = "error/"
 def _with_mixer(model: TransformerLM, blocks: str, chosen: list[int], seed: int) -> TransformerLM:
     """Return a copy with new mixers, their value and output maps those of the attention where both have the shape."""
     specs = parse_choice(blocks)
+    if specs[0].ffn == COMPLEX_FFN:
+        raise InputError(f"blocks={blocks!r}: complex mixers read complex streams, and the model's is real")
     if len(specs) != 1 or len(split_outside(blocks, "+")) > 1 or specs[0].ffn != DEFAULT_FFN or specs[0].ffn_options:
         raise InputError(f"blocks={blocks!r} should be one mixer, and layers are chosen by number")
     target = specs[0]

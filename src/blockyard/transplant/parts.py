@@ -242,7 +242,9 @@ def train_parts(
     if folder is None:
         with TemporaryDirectory() as temporary:
             return train_parts(task, settings, Path(temporary) / "run", progress, **changes)
-    folder, config = Path(folder), settings.train_config(**changes)
+    # Where the model lies: it is more than what the loop moves.
+    device = str(next(task.model.parameters()).device)
+    folder, config = Path(folder), settings.train_config(device=device, **changes)
     shown = _Told(config.steps, progress)
     resume = (folder / CONFIG).exists()
     trainer = Trainer(task, config, folder, resolved=settings.resolved(config), resume=resume, shown=shown)

@@ -21,6 +21,8 @@ from blockyard.transplant.measure import Difference
 
 NAME = "transplant.json"
 SCHEMA = "blockyard.transplant/1"
+# All kinds of text together, in `Measures.above`.
+ALL = "all"
 
 Made = TypeVar("Made")
 

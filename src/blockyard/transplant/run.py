@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -36,22 +37,22 @@ from blockyard.text.saved import load_tokenizer
 from blockyard.training.environment import describe_environment
 from blockyard.training.folder import CONFIG
 from blockyard.transplant import account
-from blockyard.transplant.choices import Part, read_choice, written
+from blockyard.transplant.choices import Part, narrowest, read_choice, written
 from blockyard.transplant.heal import HealSettings, heal
 from blockyard.transplant.measure import Difference, token_losses
-from blockyard.transplant.model import check_form, needs_moments, transplant
+from blockyard.transplant.model import needs_moments, refusals, transplant
 from blockyard.transplant.moments import Moments, gather_moments
-from blockyard.transplant.record import Choice, Decode, Healed, Measures, Record, TextSet, Tried, made_from, save_record
-from blockyard.transplant.search import Deciding, Found, Search
-from blockyard.transplant.settings import TransplantConfig, flat
+from blockyard.transplant.outputs import fit_by_output
+from blockyard.transplant.parts import PartSettings
+from blockyard.transplant.record import Choice, Decode, Healed, Measures, Record, TextSet, Tried, made_from
+from blockyard.transplant.report import write_report
+from blockyard.transplant.search import Deciding, LayerChoice, Search
+from blockyard.transplant.settings import MOST_CONTEXT, TransplantConfig, flat
 from blockyard.transplant.state import MOMENTS, STATE, TransplantState, weights_digest
 from blockyard.transplant.texts import read_texts
 from blockyard.transplant.trials import share_weights
 
-# Of the pieces that decide, the share that is spent on an order of layers.
-ORDERING = 3
-# Contexts beyond this take long to fill, whatever the model was trained for.
-MOST_CONTEXT = 8192
+Terms = dict[str, Any]
 
 
 def run_transplant(
@@ -92,7 +93,7 @@ def run_transplant(
         work = _Transplant(config, names, folder, _original(model, tokenizer, trust), show)
         # A folder that was made for a transplant that never began goes with it.
         with nothing_left(folder) as begun, closing(TransplantState(folder)) as state:
-            state.agree(work.terms())
+            state.begin(work.reading, work.asked)
             return work.run(state, begun, named="" if isinstance(model, nn.Module | Pretrained) else str(model))
 
 
@@ -131,7 +132,7 @@ class _Settled:
     """
 
     parts: list[tuple[str, tuple[int, ...]]]
-    found: Found | None
+    found: LayerChoice | None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -161,16 +162,23 @@ class _Transplant:
                 self._check_part(part)
         self.context = budget.context or min(self.model.config.context, MOST_CONTEXT)
         assert origin.tokenizer is not None
+        self.trained = any(part.trained for parts in self.choices.values() for part in parts)
+        training: list[PartSettings] = [config.outputs] if self.trained else []
+        training += [config.heal] if config.heal is not None else []
         self.texts = read_texts(
             config.data,
             config.text,
             origin.tokenizer,
             self.model.config.context,
-            healing=config.heal,
+            training=training,
             show=show,
         )
         self.first = self.texts.first[0] if self.texts.first else None
         lines = ReadingLines(unit=("steps", 1))
+        self.reading, self.asked = self._terms()
+        self.warnings: list[str] = []
+        # Of blocks whose mixers were trained, by part and layer.
+        self.errors: dict[str, dict[str, float]] = {}
         self.progress: Callable[[str, int, int], None] = lines if show else lambda what, done, total: None
 
     def _check_budget(self) -> None:
@@ -187,29 +195,27 @@ class _Transplant:
             )
 
     def _check_part(self, part: Part) -> None:
-        if part.layers != "auto":
-            for layer in part.layers:
-                check_form(self.model, part.form, layer, widths=not part.open)
-        elif not part.open:
-            # The same widths everywhere; which layers can be taken is for the search.
-            for layer in range(len(self.model.layers)):
-                try:
-                    check_form(self.model, part.form, layer, widths=False)
-                except InputError:
-                    continue
-                check_form(self.model, part.form, layer)
-                break
+        """Refuse what the fits would refuse, before minutes of reading; layers of a kind are asked once."""
+        if part.trained:
+            return
+        layers = range(len(self.model.layers)) if part.layers == "auto" else part.layers
+        refused = refusals(self.model, narrowest(part.form), layers)
+        # The search leaves out layers that it cannot take, as long as there are others.
+        if refused and (part.layers != "auto" or len(refused) == len(layers)):
+            raise InputError(next(iter(refused.values())))
 
-    def terms(self) -> dict[str, Any]:
-        """Return everything that must stay the same for what was measured to be measured again."""
-        told = {name: value for name, value in flat(self.config).items() if name not in ("blocks", "data.cache_dir")}
-        return {
-            "blocks": list(self.choices),
-            **plain(told),
+    def _terms(self) -> tuple[Terms, Terms]:
+        """Return what measurements hold for, and what was asked for beside it."""
+        told = plain({name: value for name, value in flat(self.config).items() if name != "data.cache_dir"})
+        said = {name: value for name, value in told.items() if name.partition(".")[0] in ("data", "text")}
+        reading = {
             "model sha256": weights_digest(self.model),
-            "model": sha256(self.model.config.choice.encode()).hexdigest(),
+            "architecture sha256": sha256(self.model.config.choice.encode()).hexdigest(),
+            **said,
             "text sha256": self.texts.digest,
         }
+        asked = {name: value for name, value in told.items() if name not in said}
+        return reading, {**asked, "blocks": list(self.choices)}
 
     # The whole.
 
@@ -218,7 +224,7 @@ class _Transplant:
         started = time.monotonic()
         state.data.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
         for note in self.texts.notes:
-            self.say(f"note: {note}")
+            self.warn(note)
         begun()
         state.save()
         moments = self._moments(state)
@@ -242,8 +248,14 @@ class _Transplant:
         state.data["peak"] = peak or None
         state.save()
         record = self._record(named, settled, refused, made, original, measures, state)
-        save_record(record, self.out)
+        write_report(record, self.out)
         return record
+
+    def warn(self, line: str) -> None:
+        """Say once what the report says, too."""
+        if line not in self.warnings:
+            self.warnings.append(line)
+            self.say(f"warning: {line}")
 
     def _begins(self, what: str, line: str) -> None:
         self.say(f"{what}: {line}")
@@ -253,16 +265,16 @@ class _Transplant:
             print(line, file=sys.stderr, flush=True)
 
     def _moments(self, state: TransplantState) -> Moments | None:
-        forms = [part.form for parts in self.choices.values() for part in parts]
-        if not any(part.open or needs_moments(part.form) for parts in self.choices.values() for part in parts):
+        fitted = [part for parts in self.choices.values() for part in parts if not part.trained]
+        if not any(part.open or needs_moments(part.form) for part in fitted):
             return None
         with state.timing("moments"):
             return gather_moments(
                 self.model,
                 self.texts.together("calibrate"),
-                ffns=any(form.startswith("vft") for form in forms),
+                ffns=any(part.form.startswith("vft") for part in fitted),
                 path=self.out / MOMENTS,
-                progress=lambda done, total: self.progress("gathering moments, pieces", done, total),
+                progress=lambda done, total: self.progress("gathering moments", done, total),
             )
 
     def _settle(self, name: str, moments: Moments | None, state: TransplantState) -> _Settled:
@@ -284,7 +296,7 @@ class _Transplant:
                 self.config.budget,
                 self.context,
                 moments,
-                self._deciding(),
+                Deciding.of(self.texts.together("select"), self.texts.kinds_of("select")),
                 state.known,
                 lambda name, value: state.keep(value, name),
                 self.progress,
@@ -293,20 +305,43 @@ class _Transplant:
         self.say(f"{name}: {written([(found.form, found.layers)])}")
         return _Settled([*closed, (found.form, found.layers)], found)
 
-    def _deciding(self) -> Deciding:
-        """Return the selection text in two parts: every kind's first pieces for an order, the others for wholes."""
-        pieces, kinds = self.texts.together("select"), self.texts.kinds_of("select")
-        count = max(1, len(self.texts.kinds[0].select) // ORDERING) * len(self.texts.kinds)
-        return Deciding(pieces[:count], kinds[:count], pieces[count:], kinds[count:])
-
     def _put(self, model: TransformerLM, form: str, layers: tuple[int, ...], moments: Moments | None) -> TransformerLM:
-        return transplant(
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            made = (
+                self._trained(model, form, layers)
+                if Part(form, layers).trained
+                else transplant(
+                    model,
+                    form,
+                    layers=layers,
+                    moments=moments,
+                    progress=lambda done, total: self.progress(f"fitting {form}", done, total),
+                )
+            )
+        # Into the report, too: whoever reads that has not seen the screen.
+        for warning in caught:
+            self.warn(str(warning.message))
+        return made
+
+    def _trained(self, model: TransformerLM, form: str, layers: tuple[int, ...]) -> TransformerLM:
+        """Put in a mixer that is trained; what was trained is kept, so that it is done once."""
+        found = fit_by_output(
             model,
             form,
+            self._running(),
             layers=layers,
-            moments=moments,
-            progress=lambda done, total: self.progress(f"fitting {form}, layers", done, total),
+            settings=self.config.outputs,
+            folder=self.out / "outputs" / slug_of(written([(form, layers)])),
+            first=self.first,
+            progress=lambda step, steps, error: self.progress(f"training {form}", step, steps),
         )
+        self.errors[written([(form, layers)])] = {str(layer): error for layer, error in found.errors.items()}
+        return found.model
+
+    def _running(self) -> dict[str, Tensor]:
+        """Return the text to train on by kind, [n], without what begins a piece."""
+        return {kind.name: kind.train[:, len(self.texts.first) :].flatten() for kind in self.texts.kinds}
 
     def _folder(self, name: str) -> Path:
         return self.out if len(self.choices) == 1 else self.out / slug_of(name)
@@ -314,6 +349,7 @@ class _Transplant:
     def _make(self, name: str, settled: _Settled, moments: Moments | None, state: TransplantState) -> TransformerLM:
         """Return the model of a choice, from its run folder if it is there; written there if it is not."""
         folder = self._folder(name)
+        state.settle(self.reading, self.asked)
         if (folder / CONFIG).exists():
             made: TransformerLM = load_run(folder, trust=True).model
         else:
@@ -322,6 +358,8 @@ class _Transplant:
                 for form, layers in settled.parts:
                     made = self._put(made, form, layers, moments)
                 made.eval()
+            if self.errors:
+                state.keep({**(state.known("errors") or {}), **self.errors}, "errors")
             if self.config.heal is not None:
                 self._heal(name, made, self.config.heal, state)
             write_run(replace(self.origin, model=made, parity=None), folder)
@@ -334,12 +372,12 @@ class _Transplant:
             healing = heal(
                 made,
                 self.model,
-                {kind.name: kind.heal[:, len(self.texts.first) :].flatten() for kind in self.texts.kinds},
+                self._running(),
                 settings=settings,
                 folder=self.out / "healing" / slug_of(name),
                 select={kind.name: kind.select for kind in self.texts.kinds},
                 first=self.first,
-                progress=lambda step, steps, loss: self.progress(f"healing {name}, steps", step, steps),
+                progress=lambda step, steps, loss: self.progress(f"healing {name}", step, steps),
             )
         state.keep([asdict(point) for point in healing.curve], "healing", name)
 
@@ -402,7 +440,7 @@ class _Transplant:
             for piece in ids:
                 rows.append(token_losses(model, piece[None]))
                 done += 1
-                self.progress(f"reporting on {name or 'the original'}, pieces", done, total)
+                self.progress(f"reporting on {name or 'the original'}", done, total)
             found[kind] = torch.cat(rows)
         return found
 
@@ -435,7 +473,7 @@ class _Transplant:
                     rows=account.layer_rows(made[name], self.model, alone),
                     trials=trials,
                     measures=measures[name],
-                    notes=done.found.notes if done.found else (),
+                    notes=(*(done.found.notes if done.found else ()), *_errors_told(done, state.known("errors") or {})),
                     healing=None if curve is None else tuple(made_from(Healed, point) for point in curve),
                     cpu_seconds={k.partition("/")[0]: v for k, v in seconds.items() if k.partition("/")[2] == name},
                 )
@@ -457,7 +495,7 @@ class _Transplant:
             context=self.context,
             original=original,
             choices=tuple(choices),
-            warnings=self.texts.notes,
+            warnings=tuple(self.warnings),
             command=command,
             created=state.data["created"],
             seconds=state.data["wall"],
@@ -470,3 +508,12 @@ class _Transplant:
 
 def _defaults() -> dict[str, Any]:
     return flat(TransplantConfig(""))
+
+
+def _errors_told(done: _Settled, errors: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return what is to be known of mixers that were trained."""
+    return [
+        f"{form} in layer {layer}: relative squared error of the block's output {error:.2f}"
+        for form, layers in done.parts
+        for layer, error in errors.get(written([(form, layers)]), {}).items()
+    ]

@@ -9,7 +9,7 @@ looks better on it than it is.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,17 +18,21 @@ from torch import Tensor
 from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM
 from blockyard.transplant.caches import cache_bytes, spec_bytes
-from blockyard.transplant.choices import Part, forms_of, numbers, shape_of, written
+from blockyard.transplant.choices import Part, check_part, forms_of, narrowest, numbers, shape_of, written
 from blockyard.transplant.measure import Difference, token_losses
-from blockyard.transplant.model import check_form, transplant
+from blockyard.transplant.model import chosen_layers, refusals, transplant
 from blockyard.transplant.moments import Moments
 from blockyard.transplant.record import Tried
-from blockyard.transplant.settings import Budget
+from blockyard.transplant.settings import MOST_CONTEXT, Budget
 from blockyard.transplant.trials import lone_costs, mixed, over_kinds, share_weights
 
 Known = Callable[[str], list[float] | None]
 Keep = Callable[[str, list[float]], None]
 Progress = Callable[[str, int, int], None]
+
+
+# Of the pieces that decide, the share that is spent on an order of layers.
+ORDERING = 3
 
 
 @dataclass(frozen=True)
@@ -47,24 +51,77 @@ class Deciding:
     whole: Tensor
     whole_kinds: list[int]
 
+    @classmethod
+    def of(cls, pieces: Tensor, kinds: Sequence[int]) -> Deciding:
+        """Divide pieces [n, length], whose kinds come in turns: the first third of every kind is for the order."""
+        each = min(kinds.count(kind) for kind in set(kinds))
+        count = max(1, each // ORDERING) * len(set(kinds))
+        if count == len(pieces):
+            raise InputError(
+                f"the text to choose on has {len(pieces)} piece{'s' if count > 1 else ''} of {len(set(kinds))} kinds: "
+                "an order of layers takes some, and whole choices are measured on others"
+            )
+        return cls(pieces[:count], list(kinds[:count]), pieces[count:], list(kinds[count:]))
+
 
 @dataclass(frozen=True)
-class Found:
+class LayerChoice:
     """What a search came to.
 
     Attributes:
         form: what is put in.
-        layers: where.
-        trials: the whole choices that were measured.
+        layers: where, rising.
+        cost: of it as a whole, on the text that decided.
+        trials: the whole choices that were measured, in the order in which they were.
         alone: what each layer cost by itself, on the text of the order; none where the layers were given.
         notes: what was left out, and why.
     """
 
     form: str
     layers: tuple[int, ...]
+    cost: Difference
     trials: tuple[Tried, ...]
     alone: dict[int, Difference]
     notes: tuple[str, ...]
+
+
+def choose_layers(
+    model: TransformerLM,
+    blocks: str,
+    ids: Tensor,
+    *,
+    budget: Budget,
+    layers: Iterable[int] | None = None,
+    kinds: Sequence[int] | None = None,
+    moments: Moments | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> LayerChoice:
+    """Find the layers, and the widths where some are `auto`, that a budget allows when all are transplanted together.
+
+    Args:
+        model: trained.
+        blocks: one mixer or FFN, as for `transplant`; `mla` alone leaves both its widths open.
+        ids: the text that decides, token ids [pieces, length]: neither the one of the moments nor the one reported on.
+        budget: what it may cost, in loss or in bytes of the cache.
+        layers: exactly these, so that only widths are chosen; None chooses among all.
+        kinds: the kind of text of each piece, kinds in turns; None where all are of one.
+        moments: as for `transplant`.
+        progress: told what is being done, how much of it is, and out of how much.
+
+    Raises:
+        InputError: for a budget that cannot be met, naming what came nearest, and as `transplant` does.
+    """
+    if not budget.given:
+        raise InputError("budget has neither a loss nor a cache: nothing decides")
+    depth, known = len(model.layers), dict[str, list[float]]()
+    part = Part(blocks, "auto" if layers is None else tuple(chosen_layers(layers, depth)))
+    check_part(part)
+    deciding = Deciding.of(ids, [0] * len(ids) if kinds is None else list(kinds))
+    context = budget.context or min(model.config.context, MOST_CONTEXT)
+    search = Search(
+        model, model, [], part, budget, context, moments, deciding, known.get, known.__setitem__, progress
+    )  # fmt: skip
+    return search.run()
 
 
 class Search:
@@ -110,7 +167,7 @@ class Search:
         self._sizes: dict[tuple[str, str], int] = {}
         self.candidates = self._candidates()
 
-    def run(self) -> Found:
+    def run(self) -> LayerChoice:
         """Search.
 
         Raises:
@@ -122,22 +179,18 @@ class Search:
             form, layers, alone = self._layers(forms, candidates)
         else:
             form, layers, alone = self._widths(forms, candidates), tuple(candidates), {}
+        cost = self.whole(form, layers).cost
         self._fitted = None
-        return Found(form, layers, tuple(self.trials), alone, tuple(self.notes))
+        return LayerChoice(form, layers, cost, tuple(self.trials), alone, tuple(self.notes))
 
     def _candidates(self) -> list[int]:
         """Return the layers that may be taken; those that cannot be are left out by name."""
         taken = {layer for _, layers in self.others for layer in layers}
         if self.part.layers != "auto":
             return list(self.part.layers)
-        found, odd = list[int](), dict[int, str]()
-        for i in range(len(self.base.layers)):
-            try:
-                if i not in taken:
-                    check_form(self.original, self.part.form, i, widths=False)
-                    found.append(i)
-            except InputError as error:
-                odd[i] = str(error)
+        free = [i for i in range(len(self.base.layers)) if i not in taken]
+        odd = refusals(self.original, narrowest(self.part.form), free)
+        found = [i for i in free if i not in odd]
         if not found:
             raise InputError(next(iter(odd.values()), "no layer is left for the search"))
         for reason, same in itertools.groupby(odd.items(), key=lambda item: item[1].partition(" has ")[2]):

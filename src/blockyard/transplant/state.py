@@ -25,6 +25,29 @@ class TransplantState(State):
     file, lock_file, schema, what = STATE, LOCK, "blockyard.transplant-state/1", "transplant"
     empty: Mapping[str, Any] = {"measured": {}, "seconds": {}}
 
+    def begin(self, reading: dict[str, Any], asked: dict[str, Any]) -> None:
+        """Check the terms against those that the folder was begun with.
+
+        What was measured holds for a model and a text; which choices were asked for may change, after a budget that
+        could not be met, say, until the first of them is written.
+
+        Args:
+            reading: model and text.
+            asked: choices, budget and the like.
+
+        Raises:
+            InputError: naming what differs.
+        """
+        settled = self.data.get("asked", False)
+        self.agree({**reading, **asked} if settled else reading)
+
+    def settle(self, reading: dict[str, Any], asked: dict[str, Any]) -> None:
+        """Note that runs are written from now on: what was asked for stays."""
+        if not self.data.get("asked"):
+            self.data |= {"asked": True, "terms": None}
+            self.agree({**reading, **asked})
+            self.save()
+
     def known(self, *names: str) -> Any:
         """Return what was measured under a name, None for nothing yet."""
         return self.data["measured"].get("/".join(names))
