@@ -230,10 +230,13 @@ def shape_of(form: str, model: TransformerLM, layer: int) -> LayerSpec:
     attention, asked = model.layers[layer].attn, dict(target.spec.attn_options)
     if target.part == "ffn":
         return old
-    if target.spec.attn == "mla":
+    if target.spec.attn == "mla" and target.changes_weights:
         own = {"nope_dim": attention.head_dim, "v_dim": attention.v_dim, "latent_norm": False}
+        own |= {name: old.attn_options[name] for name in ("window", "sinks") if name in old.attn_options}
         own |= {} if target.method is None else METHODS[target.method].makes
         return LayerSpec("mla", old.ffn, {**own, **asked}, old.ffn_options)
+    if not target.changes_weights:
+        return LayerSpec(old.attn, old.ffn, {**old.attn_options, **asked}, old.ffn_options)
     # Values are as wide as keys where nobody says more, and those of the old attention may be wider.
     own = {"n_kv_heads": attention.n_kv_heads, "head_dim": attention.head_dim, "v_dim": attention.v_dim}
     return LayerSpec("standard", old.ffn, {**old.attn_options, **own, **asked}, old.ffn_options)

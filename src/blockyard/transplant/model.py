@@ -19,7 +19,7 @@ from blockyard.transplant.latents import check_latent, fit_latent
 from blockyard.transplant.moments import Moments
 from blockyard.transplant.published import METHODS
 from blockyard.transplant.source import Source, read_source
-from blockyard.transplant.target import SHAPE, WIDTHS, TransplantChoice, parse_transplant_choice
+from blockyard.transplant.target import SHAPE, WIDTHS, TransplantChoice, check_widths, parse_transplant_choice
 from blockyard.transplant.veins import WARNING, check_gated, fit_vein
 
 Fitted = tuple[dict[str, Any], dict[str, Tensor] | None]
@@ -118,20 +118,25 @@ def check_form(model: TransformerLM, form: str, layer: int) -> None:
         if not 1 <= (rank := target.spec.ffn_options["rank"]) < model.config.d_model:
             raise InputError(f"rank={rank} should be at least 1 and below d_model={model.config.d_model}")
         return
-    attention = _check_standard(getattr(block, "attn", None), old, layer, target.spec.attn)
-    if any(name in target.spec.attn_options for name in WIDTHS):
-        _source(attention, target, layer)
+    if target.changes_weights:
+        _source(_check_standard(getattr(block, "attn", None), old, layer), target, layer)
+    else:
+        _check_same(target, old, layer)
 
 
-def _check_standard(attention: object, old: LayerSpec, layer: int, mixer: str) -> StandardAttention:
-    """Refuse a layer that no fit of this mixer starts from."""
+def _check_standard(attention: object, old: LayerSpec, layer: int) -> StandardAttention:
+    """Refuse a layer that no fit starts from."""
     if not isinstance(attention, StandardAttention) or old.attn != "standard":
         raise InputError(f"layer {layer} has {old.attn}; what is fitted starts from standard attention")
-    if mixer == "mla" and attention.window is not None:
-        raise InputError(
-            f"layer {layer} has a window, and mla sees all tokens: leave the layer out, or fit standard, which keeps it"
-        )
     return attention
+
+
+def _check_same(target: TransplantChoice, old: LayerSpec, layer: int) -> None:
+    """Refuse a change of the window alone for a layer with another mixer."""
+    if target.spec.attn != old.attn and target.spec.attn == "mla":
+        check_widths(target.spec)
+    if target.spec.attn != old.attn:
+        raise InputError(f"layer {layer} has {old.attn}; write {old.attn}[window=…] to give it a window")
 
 
 def chosen_layers(layers: Iterable[int] | Literal["all"], depth: int) -> list[int]:
@@ -148,13 +153,15 @@ def chosen_layers(layers: Iterable[int] | Literal["all"], depth: int) -> list[in
 def _fit(block: Any, target: TransplantChoice, old: LayerSpec, layer: int, moments: Moments | None) -> Fitted:
     """Return options of the layer's new mixer, and its weights; None for the old ones."""
     made, asked = target.spec.attn, target.spec.attn_options
-    attention = _check_standard(getattr(block, "attn", None), old, layer, made)
-    # Options of the old attention stay only where the new one is of the same kind.
-    kept = dict(old.attn_options) if made == "standard" else {}
     other = {name: value for name, value in asked.items() if name not in WIDTHS}
     # A window hides keys and moves none: every weight stays, and no text is needed.
-    if len(other) == len(asked):
-        return {**kept, **other}, None
+    if not target.changes_weights:
+        _check_same(target, old, layer)
+        return {**old.attn_options, **other}, None
+    attention = _check_standard(getattr(block, "attn", None), old, layer)
+    # Options of the old attention stay where the new one is of the same kind; what it sees stays in any.
+    stay = old.attn_options if made == "standard" else ("window", "sinks")
+    kept = {name: old.attn_options[name] for name in stay if name in old.attn_options}
     source, widths = _source(attention, target, layer)
     if target.needs_moments and moments is None:
         raise InputError(f"{target} is fitted to a text: give moments, from gather_moments(model, ids)")
@@ -178,6 +185,8 @@ def _source(attention: StandardAttention, target: TransplantChoice, layer: int) 
     is."""
     asked = {name: width for name, width in target.spec.attn_options.items() if name in WIDTHS and width is not None}
     if target.method is not None:
+        if attention.window is not None and METHODS[target.method].makes:
+            raise InputError(f"layer {layer} has a window, which method={target.method} has no place for")
         source, widths = read_source(attention, layer), {**asked, **target.settings}
         METHODS[target.method].check(source, widths)
     elif target.spec.attn == "mla":
