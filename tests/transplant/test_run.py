@@ -78,6 +78,25 @@ def test_several_choices_share_the_text_and_each_is_a_run(transplanted, tmp_path
     assert record.choices[1].rows[0].alone is not None
 
 
+def test_published_methods_stand_beside_ours_and_latents_take_windows(transplanted, tmp_path):
+    blocks = [
+        "mla[kv_rank=12,rope_dim=8]",
+        "mla[kv_rank=12,rope_dim=8,method=transmla]",
+        "mla[kv_rank=20,method=palu]@0,2",
+        "mla[kv_rank=12,rope_dim=8,window=4,sinks=1]@1",
+    ]
+    record = transplanted(";".join(blocks), layers="all")
+    assert [choice.refused for choice in record.choices] == [None] * 4
+    # The same widths fitted otherwise: other weights in a cache of the same size, and the method stays in the name.
+    ours, theirs = (load_run(tmp_path / "out" / str(choice.run)).model for choice in record.choices[:2])
+    assert not equal(ours.state_dict(), theirs.state_dict()) and ours.new_cache(1).bytes_per_token == (
+        theirs.new_cache(1).bytes_per_token
+    )
+    assert record.choices[1].blocks == f"{blocks[1]}@0-2" and record.choices[2].layers == (0, 2)
+    with pytest.raises(InputError, match="fitted to widths that are named, not auto"):
+        transplanted("mla[kv_rank=auto,rope_dim=8,method=transmla]", tmp_path / "x", budget=Budget(loss=1.0))
+
+
 def test_a_budget_of_loss_chooses_layers_by_the_selection_text_alone(transplanted):
     record = transplanted(WINDOW, budget=Budget(loss=9.0))
     choice = record.choices[0]

@@ -27,7 +27,7 @@ from blockyard.transplant.moments import LayerMoments
 from blockyard.transplant.source import Source, even, leading, real
 
 Fitted = tuple[dict[str, Any], dict[str, Tensor]]
-# Key heads that share a latent in Palu's grouped form, where they divide (section 4.1).
+# Key heads that share a latent in the grouped form that Palu advises, where they divide.
 _GROUP = 4
 # What is kept is the latent, as in the paper: rotated keys would be as large as they were.
 _REBUILT: Mapping[str, str] = {"rope": "full", "cache": "latent"}
