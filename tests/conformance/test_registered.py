@@ -33,6 +33,8 @@ MIXER_OPTIONS = {
         {"kv_rank": 24, "decode": "absorbed", "q_rank": 12, "bias": True},
         {"kv_rank": 24, "cache": "mixed", "rope_layout": "interleaved", "bias": "qkv"},
         {"cache": "mixed", "decode": "absorbed", "kernel": "sdpa"},
+        {"window": 3},
+        {"window": 3, "sinks": 2, "cache": "mixed"},
         {"cache": "expanded", "kernel": "matmul", "bias": "all"},
         {"rope": "full"},
         {"rope": "full", "cache": "latent", "kv_rank": 24, "rope_layout": "interleaved"},

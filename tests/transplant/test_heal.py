@@ -14,6 +14,7 @@ from blockyard.nn.parity import evaluating
 from blockyard.transplant import HealSettings, gather_moments, heal, token_losses, transplant
 from blockyard.transplant.adapters import adapt, take_off
 from blockyard.transplant.divergence import divergence
+from blockyard.transplant.parts import training_only
 from tests.kill.healing import healed
 from tests.transplant.test_transplant import LENGTH, build, text
 
@@ -80,6 +81,17 @@ def test_the_divergence_of_many_rows_and_its_slope_are_those_of_the_slow_definit
     torch.testing.assert_close(fast.grad.double(), slow.grad, atol=1e-5, rtol=1e-5)
     (second,) = torch.autograd.grad(divergence(fast, wanted, scores, scores), fast, create_graph=True)
     assert second.requires_grad
+
+
+def test_gradients_are_made_for_what_trains_alone():
+    _, new = put_in()
+    new.train()
+    with training_only(new, [new.layers[1].attn]) as trained:
+        assert not any(m.training for m in new.modules())
+        new(text(1)).logits.square().mean().backward()
+        given = [p for p in new.parameters() if p.grad is not None]
+        assert {id(p) for p in given} == {id(p) for p in trained} == {id(p) for p in new.layers[1].attn.parameters()}
+    assert all(p.grad is None for p in new.parameters()) and all(m.training for m in new.modules())
 
 
 def test_layers_below_the_lowest_transplanted_one_are_shared():

@@ -12,7 +12,15 @@ import torch
 from blockyard.errors import InputError
 from blockyard.pretrained import load_pretrained
 from blockyard.tasks.run import load_run
-from blockyard.transplant import Budget, HealSettings, TransplantConfig, account, load_record, run_transplant
+from blockyard.transplant import (
+    Budget,
+    HealSettings,
+    OutputSettings,
+    TransplantConfig,
+    account,
+    load_record,
+    run_transplant,
+)
 from blockyard.transplant.state import TransplantState
 from tests.transplant.test_transplant import build
 
@@ -70,6 +78,25 @@ def test_several_choices_share_the_text_and_each_is_a_run(transplanted, tmp_path
     assert record.choices[1].rows[0].alone is not None
 
 
+def test_published_methods_stand_beside_ours_and_latents_take_windows(transplanted, tmp_path):
+    blocks = [
+        "mla[kv_rank=12,rope_dim=8]",
+        "mla[kv_rank=12,rope_dim=8,method=transmla]",
+        "mla[kv_rank=20,method=palu]@0,2",
+        "mla[kv_rank=12,rope_dim=8,window=4,sinks=1]@1",
+    ]
+    record = transplanted(";".join(blocks), layers="all")
+    assert [choice.refused for choice in record.choices] == [None] * 4
+    # The same widths fitted otherwise: other weights in a cache of the same size, and the method stays in the name.
+    ours, theirs = (load_run(tmp_path / "out" / str(choice.run)).model for choice in record.choices[:2])
+    assert not equal(ours.state_dict(), theirs.state_dict()) and ours.new_cache(1).bytes_per_token == (
+        theirs.new_cache(1).bytes_per_token
+    )
+    assert record.choices[1].blocks == f"{blocks[1]}@0-2" and record.choices[2].layers == (0, 2)
+    with pytest.raises(InputError, match="fitted to widths that are named, not auto"):
+        transplanted("mla[kv_rank=auto,rope_dim=8,method=transmla]", tmp_path / "x", budget=Budget(loss=1.0))
+
+
 def test_a_budget_of_loss_chooses_layers_by_the_selection_text_alone(transplanted):
     record = transplanted(WINDOW, budget=Budget(loss=9.0))
     choice = record.choices[0]
@@ -89,6 +116,17 @@ def test_healing_is_part_of_it(transplanted, tmp_path):
     curve = record.choices[0].healing
     assert [point.tokens for point in curve] == [0, 96] and set(curve[0].loss) == {"vowels", "k"}
     assert not equal(weights(tmp_path / "bare"), weights(tmp_path / "out"))
+
+
+def test_mixers_unlike_attention_are_trained_on_the_outputs_of_the_layers_that_are_named(transplanted, tmp_path):
+    settings = OutputSettings(tokens=96, length=16)
+    with pytest.raises(InputError, match="name them, as in --layers 4,14"):
+        transplanted("spectral[window=8]", budget=Budget(loss=1.0), outputs=settings)
+    record = transplanted(f"spectral[window=8]@1&{WINDOW}@0", outputs=settings)
+    choice, mixers = record.choices[0], [spec.attn for spec in load_run(tmp_path / "out").model.config.layers]
+    assert mixers == ["standard", "spectral", "standard"] and choice.layers == (0, 1)
+    assert any("relative squared error" in note for note in choice.notes)
+    assert any("research" in warning for warning in record.warnings)
 
 
 class Killed(BaseException):

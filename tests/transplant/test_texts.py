@@ -18,13 +18,13 @@ def read(texts, sizes, tokenizer=None, **options):
 
 
 def test_no_piece_is_in_two_roles_and_every_kind_has_its_share(texts, sizes):
-    found = read(texts, sizes, healing=HealSettings(tokens=128, length=16))
+    found = read(texts, sizes, training=[HealSettings(tokens=128, length=16)])
     assert [kind.name for kind in found.kinds] == ["vowels", "k"]
     rows = [tuple(row.tolist()) for role in ROLES for row in found.together(role)]
     assert len(set(rows)) == len(rows)
     for kind in found.kinds:
         assert {role: kind.tokens(role) for role in ROLES} == {
-            "calibrate": 128, "heal": 64, "select": 192, "report": 96
+            "calibrate": 128, "train": 64, "select": 192, "report": 96
         }  # fmt: skip
     # Kinds take turns, so that a first part is as varied as the whole.
     assert found.kinds_of("select") == [0, 1] * 6

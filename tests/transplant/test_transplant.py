@@ -112,7 +112,7 @@ def test_decoding_with_a_cache_gives_what_the_whole_text_gives():
     model, ids = build(), text(2)
     moments = gather_moments(model, ids)
     new = transplant(model, "standard[n_kv_heads=1,head_dim=12,v_dim=10,window=9,sinks=2]", layers=[0], moments=moments)
-    new = transplant(new, "mla[kv_rank=12,rope_dim=6]", layers=[1], moments=moments)
+    new = transplant(new, "mla[kv_rank=12,rope_dim=6,window=8,sinks=1]", layers=[1], moments=moments)
     cache, parts = new.new_cache(2), []
     with torch.no_grad():
         for start, end in ((0, 13), (13, 14), (14, 30), (30, LENGTH)):
@@ -226,13 +226,29 @@ def test_keys_that_are_not_linear_are_refused_by_name_and_values_are_fitted_all_
         assert thin.layers[0].attn.v_dim == 6 and far(thin, model, ids) > 1e-3
 
 
-def test_a_window_is_kept_by_standard_attention_and_refused_by_name_for_latents():
-    model, ids = build("standard[n_kv_heads=2,qk_norm=false,window=7]"), text()
+def test_a_window_of_the_source_is_kept():
+    model, ids = build("standard[n_kv_heads=2,qk_norm=false,window=7,sinks=1]"), text()
     moments = gather_moments(model, ids)
-    new = transplant(model, "standard[n_kv_heads=1,head_dim=16,v_dim=16]", moments=moments)
-    assert new.layers[0].attn.window == 7 and far(new, model, ids) < 1e-3
-    with pytest.raises(InputError, match="layer 0 has a window, and mla sees all tokens"):
-        transplant(model, "mla[kv_rank=8,rope_dim=4]", moments=moments)
+    for blocks in exact("grouped")[1:]:
+        new = transplant(model, blocks, moments=moments)
+        assert (new.layers[0].attn.window, new.layers[0].attn.sinks) == (7, 1) and far(new, model, ids) < 1e-3
+    with pytest.raises(InputError, match="layer 0 has a window, which method=palu has no place for"):
+        transplant(model, "mla[kv_rank=8,method=palu]", moments=moments)
+
+
+def test_fitted_latents_take_a_window_at_once_and_afterwards():
+    model, ids = build(), text()
+    moments = gather_moments(model, ids)
+    whole = transplant(model, "mla[kv_rank=12,rope_dim=6]", moments=moments)
+    at_once = transplant(model, "mla[kv_rank=12,rope_dim=6,window=9,sinks=2]", moments=moments)
+    after = transplant(whole, "mla[window=9,sinks=2]")
+    assert not needs_moments("mla[window=9,sinks=2]") and after.layers[1].attn.window == 9
+    assert far(at_once, after, ids) == 0 and far(after, whole, ids) > 1e-3
+    assert far(transplant(whole, f"mla[window={LENGTH + 9}]"), whole, ids) < 1e-4
+    with pytest.raises(InputError, match="layer 0 has mla; write mla"):
+        transplant(whole, "standard[window=9]")
+    with pytest.raises(InputError, match="mla needs kv_rank and rope_dim here"):
+        transplant(model, "mla[window=9]")
 
 
 def test_frequencies_that_go_by_the_length_of_a_text_are_refused():
@@ -247,7 +263,7 @@ def test_layers_that_are_not_there_and_missing_moments_are_refused():
         transplant(model, "standard[window=4]", layers=[7, 1])
     with pytest.raises(InputError, match="give moments, from gather_moments"):
         transplant(model, "standard[head_dim=4]")
-    with pytest.raises(InputError, match="layer 0 has mla; what is fitted starts from standard attention"):
+    with pytest.raises(InputError, match=r"layer 0 has mla; write mla\[window=…\] to give it a window"):
         transplant(build("mla/standard"), "standard[window=4]")
 
 

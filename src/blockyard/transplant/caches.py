@@ -8,6 +8,7 @@ import torch
 
 from blockyard.models.estimate import on_meta
 from blockyard.models.lm import TransformerLM
+from blockyard.nn.parity import evaluating
 from blockyard.protocol.cache import LayerCache
 from blockyard.registry.pattern import LayerSpec
 
@@ -36,8 +37,10 @@ def block_bytes(block: Any, d_model: int, context: int, dtype: torch.dtype) -> i
     """Return the bytes of a block's cache behind `context` tokens."""
     cache = block.new_cache(1, None, dtype, "cpu")
     if not isinstance(cache, LayerCache):
-        # What is no list of tokens does not grow with them, or says itself by how much.
-        return int(block.attn.cost(context).cache_bytes_per_token) * context
+        # A state is there once something was read, whatever that says.
+        with evaluating(block):
+            block(torch.zeros(1, context, d_model, dtype=dtype), cache=cache)
+        return int(cache.nbytes)
     cache.append(
         **{name: torch.zeros(1, *lead, context, width, dtype=dtype) for name, (*lead, width) in cache.slots.items()}
     )

@@ -15,8 +15,10 @@ from typing import Literal
 
 from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM
-from blockyard.registry.pattern import LayerSpec, split_outside
+from blockyard.registry.pattern import LayerSpec, check_layer, parse_choice, split_outside
+from blockyard.registry.register import names
 from blockyard.standard.attention import StandardAttention
+from blockyard.transplant.published import METHODS
 from blockyard.transplant.target import parse_transplant_choice
 
 OPEN = re.compile(r"(?<=[\[,])([a-z_]+)=auto(?=[\],])")
@@ -27,6 +29,9 @@ WIDTHS = {"mla": ("kv_rank", "rope_dim"), "standard": ("head_dim", "v_dim")}
 # SmolLM2-135M: docs/transplant.md.
 LATENTS = ((5 / 6, 1.5), (3 / 4, 1.25), (2 / 3, 1.0), (7 / 12, 1.0), (1 / 2, 1.0), (5 / 12, 1.0))
 HEADS = ((3 / 4, 1.0), (3 / 4, 7 / 8), (5 / 8, 3 / 4), (1 / 2, 5 / 8), (1 / 2, 1 / 2))
+
+# Mixers with weights that follow from those of attention; tva is standard attention by another name.
+FITTED = ("standard", "mla", "tva")
 
 Layers = tuple[int, ...] | Literal["auto"]
 
@@ -47,6 +52,12 @@ class Part:
     def open(self) -> bool:
         """Whether it leaves a width to the search."""
         return self.form == "mla" or OPEN.search(self.form) is not None
+
+    @property
+    def trained(self) -> bool:
+        """Whether its mixer shares nothing with attention, so that it is trained and not fitted (`fit_by_output`)."""
+        mixer = re.match(r"[\w.-]*", self.form)
+        return mixer is not None and mixer[0] in names("attn") and mixer[0] not in FITTED
 
     @property
     def settled(self) -> bool:
@@ -92,11 +103,22 @@ def read_choice(name: str, layers: str, depth: int) -> tuple[Part, ...]:
 def check_part(part: Part) -> None:
     """Refuse a form that `transplant` would, with any number in the place of an open width, or a width that cannot be
     left open."""
+    if part.trained:
+        if part.layers == "auto":
+            raise InputError(
+                f"{part.form!r} is trained on its layers' outputs, which the search cannot do for every layer that it "
+                "tries: name them, as in --layers 4,14"
+            )
+        for spec in parse_choice(part.form):
+            check_layer(spec)
+        return
     mixer = part.form.partition("[")[0]
     for name in OPEN.findall(part.form):
         if name not in WIDTHS.get(mixer, ()):
             known = " and ".join(f"{n} of {m}" for m, names in WIDTHS.items() for n in names)
             raise InputError(f"{part.form!r}: {name}=auto is none of the widths that the search chooses: {known}")
+    if part.open and "method=" in part.form:
+        raise InputError(f"{part.form!r}: a published method is fitted to widths that are named, not auto")
     parse_transplant_choice(narrowest(part.form))
 
 
@@ -208,12 +230,13 @@ def shape_of(form: str, model: TransformerLM, layer: int) -> LayerSpec:
     attention, asked = model.layers[layer].attn, dict(target.spec.attn_options)
     if target.part == "ffn":
         return old
-    if target.spec.attn == "mla":
+    if target.spec.attn == "mla" and target.changes_weights:
         own = {"nope_dim": attention.head_dim, "v_dim": attention.v_dim, "latent_norm": False}
-        if target.method == "palu":
-            # Its keys are rebuilt from the latent, which alone is kept.
-            own |= {"rope": "full", "cache": "latent"}
+        own |= {name: old.attn_options[name] for name in ("window", "sinks") if name in old.attn_options}
+        own |= {} if target.method is None else METHODS[target.method].makes
         return LayerSpec("mla", old.ffn, {**own, **asked}, old.ffn_options)
+    if not target.changes_weights:
+        return LayerSpec(old.attn, old.ffn, {**old.attn_options, **asked}, old.ffn_options)
     # Values are as wide as keys where nobody says more, and those of the old attention may be wider.
     own = {"n_kv_heads": attention.n_kv_heads, "head_dim": attention.head_dim, "v_dim": attention.v_dim}
     return LayerSpec("standard", old.ffn, {**old.attn_options, **own, **asked}, old.ffn_options)

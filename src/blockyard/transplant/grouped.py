@@ -39,9 +39,7 @@ def fit_grouped(
     Raises:
         InputError: for key heads that do not divide the source's, or widths beyond a group's heads together.
     """
-    size = _group_size(source, n_kv_heads)
-    _check_width("head_dim", head_dim, size * source.head_dim, even_only=True)
-    _check_width("v_dim", v_dim, size * source.v_dim)
+    size = check_grouped(source, n_kv_heads=n_kv_heads, head_dim=head_dim, v_dim=v_dim)
     parts: dict[str, list[Tensor]] = {"q": [], "k": [], "v": [], "output": []}
     frequencies: list[float] = []
     for start in range(0, source.key_heads, size):
@@ -59,7 +57,7 @@ def fit_grouped(
     return {"n_kv_heads": n_kv_heads, "head_dim": head_dim, "v_dim": v_dim, **turning}, weights
 
 
-def fit_values(source: Source, moments: LayerMoments, v_dim: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def fit_values(source: Source, moments: LayerMoments, *, v_dim: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Fit thinner values beside queries and keys that stay as they are, whatever is done to them.
 
     Args:
@@ -72,11 +70,24 @@ def fit_values(source: Source, moments: LayerMoments, v_dim: int) -> tuple[dict[
     Raises:
         InputError: for a width beyond the source's.
     """
-    _check_width("v_dim", v_dim, source.v_dim)
+    check_values(source, v_dim)
     found = [_values(source, range(g, g + 1), moments, v_dim) for g in range(source.key_heads)]
     outputs = [out for _, maps in found for out in maps]
     weights = {"v_proj.weight": torch.cat([rows for rows, _ in found]), "output_proj.weight": torch.cat(outputs, 1)}
     return {"v_dim": v_dim}, weights
+
+
+def check_grouped(source: Source, *, n_kv_heads: int, head_dim: int, v_dim: int) -> int:
+    """Refuse what `fit_grouped` does; returns how many key heads become one."""
+    size = _group_size(source, n_kv_heads)
+    _check_width("head_dim", head_dim, size * source.head_dim, even_only=True)
+    _check_width("v_dim", v_dim, size * source.v_dim)
+    return size
+
+
+def check_values(source: Source, v_dim: int) -> None:
+    """Refuse what `fit_values` does."""
+    _check_width("v_dim", v_dim, source.v_dim)
 
 
 def _group_size(source: Source, n_kv_heads: int) -> int:

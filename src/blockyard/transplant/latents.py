@@ -38,7 +38,7 @@ def fit_latent(
     Raises:
         InputError: for widths beyond what there is, or an odd rotary one.
     """
-    check_widths(source, kv_rank, rope_dim)
+    check_latent(source, kv_rank=kv_rank, rope_dim=rope_dim)
     components = components_of(source, range(source.key_heads), moments.of_keys, moments.uniform)
     turns = mean_turns(moments.distances, source.frequencies)
     rotary = _rotary(components.strength, turns, rope_dim // 2, source.head_dim)
@@ -58,12 +58,8 @@ def fit_latent(
     )
 
 
-def check_widths(source: Source, kv_rank: int, rope_dim: int) -> None:
-    """Refuse widths of a latent and a rotary key that are none, or beyond what the source's keys and values hold.
-
-    Raises:
-        InputError: for such a width, or an odd rotary one.
-    """
+def check_latent(source: Source, *, kv_rank: int, rope_dim: int) -> None:
+    """Refuse widths beyond what there is, or an odd rotary one, as `fit_latent` does."""
     most = source.key_heads * source.head_dim
     if rope_dim % 2 or not 2 <= rope_dim <= most:
         raise InputError(f"rope_dim={rope_dim} should be even, at least 2 and at most {most}, what all key heads hold")

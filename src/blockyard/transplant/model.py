@@ -14,13 +14,13 @@ from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM, build_lm
 from blockyard.registry.pattern import LayerSpec, check_layer
 from blockyard.standard.attention import StandardAttention
-from blockyard.transplant.grouped import fit_grouped, fit_values
-from blockyard.transplant.latents import fit_latent
-from blockyard.transplant.moments import FFNMoments, LayerMoments, Moments
+from blockyard.transplant.grouped import check_grouped, check_values, fit_grouped, fit_values
+from blockyard.transplant.latents import check_latent, fit_latent
+from blockyard.transplant.moments import Moments
 from blockyard.transplant.published import METHODS
-from blockyard.transplant.source import read_source
-from blockyard.transplant.target import SHAPE, WIDTHS, TransplantChoice, parse_transplant_choice
-from blockyard.transplant.veins import WARNING, fit_vein
+from blockyard.transplant.source import Source, read_source
+from blockyard.transplant.target import SHAPE, WIDTHS, TransplantChoice, check_widths, parse_transplant_choice
+from blockyard.transplant.veins import WARNING, check_gated, fit_vein
 
 Fitted = tuple[dict[str, Any], dict[str, Tensor] | None]
 
@@ -94,7 +94,7 @@ def refusals(model: TransformerLM, form: str, layers: Iterable[int]) -> dict[int
     parse_transplant_choice(form)
     found, taken = {}, set[str]()
     for layer in layers:
-        # Of layers of one kind one is asked: a fit takes a while.
+        # Of layers of one kind one is asked.
         kind = str(model.config.layers[layer])
         if kind in taken:
             continue
@@ -112,19 +112,31 @@ def check_form(model: TransformerLM, form: str, layer: int) -> None:
     Raises:
         InputError: saying what is wrong.
     """
-    target, block = parse_transplant_choice(form), model.layers[layer]
-    # Asked of the fit itself, on moments of no text: whatever it refuses is refused here.
+    target, block, old = parse_transplant_choice(form), model.layers[layer], model.config.layers[layer]
     if target.part == "ffn":
-        whole = torch.eye(model.config.d_model, dtype=torch.float64)
-        _fit_ffn(block, target.spec, layer, Moments({}, 1, {layer: FFNMoments(whole, whole)}))
+        check_gated(block.ffn, layer)
+        if not 1 <= (rank := target.spec.ffn_options["rank"]) < model.config.d_model:
+            raise InputError(f"rank={rank} should be at least 1 and below d_model={model.config.d_model}")
         return
-    moments = None
-    if target.needs_moments and isinstance(block.attn, StandardAttention):
-        source = read_source(block.attn, layer, keys=False)
-        whole = torch.eye(source.width, dtype=torch.float64)
-        near = torch.zeros(block.attn.n_heads, 1, dtype=torch.float64).fill_(1.0)
-        moments = Moments({layer: LayerMoments(whole, whole, whole, near)}, 1)
-    _fit(block, target, model.config.layers[layer], layer, moments)
+    if target.changes_weights:
+        _source(_check_standard(getattr(block, "attn", None), old, layer), target, layer)
+    else:
+        _check_same(target, old, layer)
+
+
+def _check_standard(attention: object, old: LayerSpec, layer: int) -> StandardAttention:
+    """Refuse a layer that no fit starts from."""
+    if not isinstance(attention, StandardAttention) or old.attn != "standard":
+        raise InputError(f"layer {layer} has {old.attn}; what is fitted starts from standard attention")
+    return attention
+
+
+def _check_same(target: TransplantChoice, old: LayerSpec, layer: int) -> None:
+    """Refuse a change of the window alone for a layer with another mixer."""
+    if target.spec.attn != old.attn and target.spec.attn == "mla":
+        check_widths(target.spec)
+    if target.spec.attn != old.attn:
+        raise InputError(f"layer {layer} has {old.attn}; write {old.attn}[window=…] to give it a window")
 
 
 def chosen_layers(layers: Iterable[int] | Literal["all"], depth: int) -> list[int]:
@@ -140,37 +152,57 @@ def chosen_layers(layers: Iterable[int] | Literal["all"], depth: int) -> list[in
 
 def _fit(block: Any, target: TransplantChoice, old: LayerSpec, layer: int, moments: Moments | None) -> Fitted:
     """Return options of the layer's new mixer, and its weights; None for the old ones."""
-    attention, asked, made = getattr(block, "attn", None), dict(target.spec.attn_options), target.spec.attn
-    if not isinstance(attention, StandardAttention) or old.attn != "standard":
-        raise InputError(f"layer {layer} has {old.attn}; what is fitted starts from standard attention")
-    if made == "mla" and attention.window is not None:
-        raise InputError(
-            f"layer {layer} has a window, and mla sees all tokens: leave the layer out, or fit standard, which keeps it"
-        )
-    # Options of the old attention stay only where the new one is of the same kind.
-    kept = dict(old.attn_options) if made == "standard" else {}
-    shape = {name: asked.pop(name) for name in WIDTHS if name in asked}
+    made, asked = target.spec.attn, target.spec.attn_options
+    other = {name: value for name, value in asked.items() if name not in WIDTHS}
     # A window hides keys and moves none: every weight stays, and no text is needed.
-    if not shape:
-        return {**kept, **asked}, None
+    if not target.changes_weights:
+        _check_same(target, old, layer)
+        return {**old.attn_options, **other}, None
+    attention = _check_standard(getattr(block, "attn", None), old, layer)
+    # Options of the old attention stay where the new one is of the same kind; what it sees stays in any.
+    stay = old.attn_options if made == "standard" else ("window", "sinks")
+    kept = {name: old.attn_options[name] for name in stay if name in old.attn_options}
+    source, widths = _source(attention, target, layer)
     if target.needs_moments and moments is None:
         raise InputError(f"{target} is fitted to a text: give moments, from gather_moments(model, ids)")
     found = moments.of(layer) if target.needs_moments and moments is not None else None
-    usual = {"n_kv_heads": attention.n_kv_heads, "head_dim": attention.head_dim, "v_dim": attention.v_dim}
-    # Where the keys stay as they are, whatever is done to them may stay, too.
-    keys = target.method is not None or any(shape.get(name) not in (None, usual[name]) for name in SHAPE[:2])
-    source = read_source(attention, layer, keys=keys or made == "mla")
     if target.method is not None:
-        options, weights = METHODS[target.method].fit(source, found, {**shape, **target.settings})
+        options, weights = METHODS[target.method].fit(source, found, widths)
+    elif found is None:
+        raise AssertionError("this package's own fits read moments")
     elif made == "mla":
-        assert found is not None
-        options, weights = fit_latent(source, found, kv_rank=shape["kv_rank"], rope_dim=shape["rope_dim"])
+        options, weights = fit_latent(source, found, **widths)
+    elif source.head_dim:
+        options, weights = fit_grouped(source, found, **widths)
     else:
-        assert found is not None
-        widths = {name: usual[name] if shape.get(name) is None else shape[name] for name in SHAPE}
-        options, weights = fit_grouped(source, found, **widths) if keys else fit_values(source, found, widths["v_dim"])
+        options, weights = fit_values(source, found, v_dim=widths["v_dim"])
     options, weights = source.finished(options, weights)
-    return {**kept, **options, **asked}, weights
+    return {**kept, **options, **other}, weights
+
+
+def _source(attention: StandardAttention, target: TransplantChoice, layer: int) -> tuple[Source, dict[str, int]]:
+    """Return what a fit reads of a layer, and the widths that it is asked for; raises for those beyond what there
+    is."""
+    asked = {name: width for name, width in target.spec.attn_options.items() if name in WIDTHS and width is not None}
+    if target.method is not None:
+        if attention.window is not None and METHODS[target.method].makes:
+            raise InputError(f"layer {layer} has a window, which method={target.method} has no place for")
+        source, widths = read_source(attention, layer), {**asked, **target.settings}
+        METHODS[target.method].check(source, widths)
+    elif target.spec.attn == "mla":
+        source, widths = read_source(attention, layer), asked
+        check_latent(source, **widths)
+    else:
+        usual = {"n_kv_heads": attention.n_kv_heads, "head_dim": attention.head_dim, "v_dim": attention.v_dim}
+        widths = {**usual, **asked}
+        # Keys that stay as they are need not be read: whatever is done to them may stay, too.
+        keys = any(widths[name] != usual[name] for name in SHAPE[:2])
+        source = read_source(attention, layer, keys=keys)
+        if keys:
+            check_grouped(source, **widths)
+        else:
+            check_values(source, widths["v_dim"])
+    return source, widths
 
 
 def _fit_ffn(

@@ -22,13 +22,15 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
-from blockyard.transplant.latents import check_widths, latent_attention
+from blockyard.transplant.latents import check_latent, latent_attention
 from blockyard.transplant.moments import LayerMoments
 from blockyard.transplant.source import Source, even, leading, real
 
 Fitted = tuple[dict[str, Any], dict[str, Tensor]]
-# Key heads that share a latent in Palu's grouped form, where they divide (section 4.1).
+# Key heads that share a latent in the grouped form that Palu advises, where they divide.
 _GROUP = 4
+# What is kept is the latent, as in the paper: rotated keys would be as large as they were.
+_REBUILT: Mapping[str, str] = {"rope": "full", "cache": "latent"}
 # Keys smaller than this share of the values are rounding of float32 weights.
 _ROUNDING = 1e-6
 
@@ -39,29 +41,36 @@ class Method:
 
     Attributes:
         name: as a choice names it, method=NAME.
-        source: where it was published.
         widths: by mixer that it makes, the options that it needs.
+        check: refuses widths and settings, by name, that a source has no room for.
         fit: options of the new mixer that differ from the source's, and its weights in float64, of a source, its
             moments (none where it needs none), and the widths and settings by name.
         needs_moments: whether it reads a text.
         settings: its own options, at their usual values.
+        makes: options of the mixer that it always sets, and that say how much is cached.
     """
 
     name: str
-    source: str
     widths: Mapping[str, tuple[str, ...]]
+    check: Callable[[Source, Mapping[str, int]], None]
     fit: Callable[[Source, LayerMoments | None, Mapping[str, int]], Fitted]
     needs_moments: bool
     settings: Mapping[str, int] = field(default_factory=dict)
+    makes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def mean_pool(source: Source, moments: LayerMoments | None, asked: Mapping[str, int]) -> Fitted:
-    """Give neighbouring key heads one head, the mean of theirs; exact where they are alike."""
+def check_pooled(source: Source, asked: Mapping[str, int]) -> None:
+    """Refuse key heads that do not divide the source's."""
     count, there = asked["n_kv_heads"], source.key_heads
     if not 1 <= count <= there or there % count:
         fitting = ", ".join(str(n) for n in range(1, there + 1) if there % n == 0)
         raise InputError(f"n_kv_heads={count} should divide the {there} key heads there are: {fitting}")
-    size = there // count
+
+
+def mean_pool(source: Source, moments: LayerMoments | None, asked: Mapping[str, int]) -> Fitted:
+    """Give neighbouring key heads one head, the mean of theirs; exact where they are alike."""
+    count = asked["n_kv_heads"]
+    size = source.key_heads // count
     keys = source.keys.unflatten(0, (count, size)).mean(1)
     weights = {
         "q_proj.weight": real(source.queries).flatten(0, 1),
@@ -72,15 +81,22 @@ def mean_pool(source: Source, moments: LayerMoments | None, asked: Mapping[str, 
     return {"n_kv_heads": count, **source.turning(source.frequencies.tolist(), 1)}, weights
 
 
+def check_thinner(source: Source, asked: Mapping[str, int]) -> None:
+    """Refuse widths beyond the source's, of heads or of a latent."""
+    if "kv_rank" in asked:
+        check_kept(source, asked)
+        return
+    for name, most in (("head_dim", source.head_dim), ("v_dim", source.v_dim)):
+        if not 1 <= asked[name] <= most or (name == "head_dim" and asked[name] % 2):
+            raise InputError(f"{name}={asked[name]} should be {'even and ' * (name == 'head_dim')}at most {most}")
+
+
 def svd(source: Source, moments: LayerMoments | None, asked: Mapping[str, int]) -> Fitted:
     """Fit from the weights alone: MHA2MLA with every moment the identity, or thinner heads; exact at full width."""
     unknown = torch.eye(source.width, dtype=torch.float64)
     if "kv_rank" in asked:
         return _kept_pairs(source, unknown, asked["kv_rank"], asked["rope_dim"])
     head_dim, v_dim = asked["head_dim"], asked["v_dim"]
-    for name, width, most in (("head_dim", head_dim, source.head_dim), ("v_dim", v_dim, source.v_dim)):
-        if not 1 <= width <= most or (name == "head_dim" and width % 2):
-            raise InputError(f"{name}={width} should be {'even and ' * (name == 'head_dim')}at most {most}")
     chosen = largest_pairs(source, unknown, head_dim // 2)
     queries, keys, values, outputs, frequencies = [], [], [], [], list[float]()
     for g, pairs in enumerate(chosen):
@@ -101,6 +117,16 @@ def svd(source: Source, moments: LayerMoments | None, asked: Mapping[str, int]) 
     return {"head_dim": head_dim, "v_dim": v_dim, **source.turning(frequencies, source.key_heads)}, weights
 
 
+def check_kept(source: Source, asked: Mapping[str, int]) -> None:
+    """Refuse widths that there is no room for, or pairs that key heads cannot share evenly."""
+    check_latent(source, kv_rank=asked["kv_rank"], rope_dim=asked["rope_dim"])
+    if asked["rope_dim"] % (2 * source.key_heads):
+        raise InputError(
+            f"rope_dim={asked['rope_dim']} should be a multiple of {2 * source.key_heads}: each key head keeps as many "
+            f"pairs"
+        )
+
+
 def mha2mla(source: Source, moments: LayerMoments | None, asked: Mapping[str, int]) -> Fitted:
     """Keep the rotation of each key head's pairs that contribute most to the scores, and take the joint SVD of the
     other keys' and the values' weights; exact where all pairs are kept and all values held.
@@ -114,9 +140,6 @@ def mha2mla(source: Source, moments: LayerMoments | None, asked: Mapping[str, in
 
 def _kept_pairs(source: Source, uniform: Tensor, kv_rank: int, rope_dim: int) -> Fitted:
     heads = source.key_heads
-    check_widths(source, kv_rank, rope_dim)
-    if rope_dim % (2 * heads):
-        raise InputError(f"rope_dim={rope_dim} should be a multiple of {2 * heads}: each key head keeps as many pairs")
     chosen = largest_pairs(source, uniform, rope_dim // (2 * heads))
     kept = torch.zeros(heads, source.head_dim // 2, dtype=torch.bool)
     kept.scatter_(1, chosen, True)
@@ -141,6 +164,19 @@ def _kept_pairs(source: Source, uniform: Tensor, kv_rank: int, rope_dim: int) ->
     )
 
 
+def check_folds(source: Source, asked: Mapping[str, int]) -> None:
+    """Refuse widths that there is no room for, or groups of frequencies that do not divide them."""
+    check_latent(source, kv_rank=asked["kv_rank"], rope_dim=asked["rope_dim"])
+    pairs, width, fold = source.head_dim // 2, asked["rope_dim"], asked["fold"]
+    if not 1 <= fold <= pairs or pairs % fold or width * fold % source.head_dim:
+        fitting = [n for n in range(1, pairs + 1) if pairs % n == 0 and width * n % source.head_dim == 0]
+        use = f"use fold={', '.join(map(str, fitting))}" if fitting else "use another rope_dim"
+        raise InputError(
+            f"fold={fold} with rope_dim={width}: each group of so many of the {pairs} frequencies keeps as many "
+            f"components; {use}"
+        )
+
+
 def transmla(source: Source, moments: LayerMoments | None, asked: Mapping[str, int]) -> Fitted:
     """Mix key heads by real rotations at each frequency (RoRoPE), so that few components hold most of the keys, keep
     the rotation of the leading ones, and take the PCA of the others and the values, brought to one size; exact with
@@ -150,14 +186,7 @@ def transmla(source: Source, moments: LayerMoments | None, asked: Mapping[str, i
     """
     assert moments is not None
     kv_rank, rope_dim, fold = asked["kv_rank"], asked["rope_dim"], asked["fold"]
-    check_widths(source, kv_rank, rope_dim)
     pairs, heads, uniform = source.head_dim // 2, source.key_heads, moments.uniform
-    if not 1 <= fold <= pairs or pairs % fold or rope_dim * fold % source.head_dim:
-        fitting = [n for n in range(1, pairs + 1) if pairs % n == 0 and rope_dim * n % source.head_dim == 0]
-        raise InputError(
-            f"fold={fold} with rope_dim={rope_dim}: each of the groups of so many of the {pairs} frequencies keeps as "
-            f"many components; use fold={', '.join(map(str, fitting))}"
-        )
     groups, count = pairs // fold, rope_dim * fold // source.head_dim
     # [groups, heads · fold, d]: what one rotation mixes.
     keys = source.keys.unflatten(1, (groups, fold)).transpose(0, 1).flatten(1, 2)
@@ -196,6 +225,27 @@ def transmla(source: Source, moments: LayerMoments | None, asked: Mapping[str, i
     )
 
 
+def _shares(source: Source, asked: Mapping[str, int]) -> tuple[int, int, int]:
+    """Return Palu's groups of key heads, and the numbers of the latent for keys and for values."""
+    heads = source.key_heads
+    size = asked["group"] or max(n for n in range(1, _GROUP + 1) if heads % n == 0)
+    of_keys = asked["keys"] or asked["kv_rank"] // 2
+    return heads // size if heads % size == 0 else 0, of_keys, asked["kv_rank"] - of_keys
+
+
+def check_shares(source: Source, asked: Mapping[str, int]) -> None:
+    """Refuse a group that does not divide the key heads, and ranks that groups cannot share evenly or do not hold."""
+    groups, of_keys, of_values = _shares(source, asked)
+    if not groups:
+        raise InputError(f"group={asked['group']} should divide the {source.key_heads} key heads there are")
+    for name, rank, width in (("keys", of_keys, source.head_dim), ("values", of_values, source.v_dim)):
+        if not groups <= rank <= source.key_heads * width or rank % groups:
+            raise InputError(
+                f"kv_rank={asked['kv_rank']} leaves {rank} numbers for {name}: they should be a multiple of the "
+                f"{groups} groups and at most {source.key_heads * width}"
+            )
+
+
 def palu(source: Source, moments: LayerMoments | None, asked: Mapping[str, int]) -> Fitted:
     """Give each group of key heads a latent for keys and one for values, of the rank that loses least of what they are
     on the text (the paper's whitened SVD); keys are rebuilt and rotated at every step. Exact at full rank.
@@ -204,18 +254,8 @@ def palu(source: Source, moments: LayerMoments | None, asked: Mapping[str, int])
     (0 = half), and groups share evenly. `group` key heads share a latent; 0 = the most up to 4 that divide.
     """
     assert moments is not None
-    kv_rank, heads = asked["kv_rank"], source.key_heads
-    size = asked["group"] or max(n for n in range(1, _GROUP + 1) if heads % n == 0)
-    if heads % size:
-        raise InputError(f"group={size} should divide the {heads} key heads there are")
-    of_keys, groups = asked["keys"] or kv_rank // 2, heads // size
-    of_values = kv_rank - of_keys
-    for name, rank, most in (("keys", of_keys, source.head_dim), ("values", of_values, source.v_dim)):
-        if not groups <= rank <= heads * most or rank % groups:
-            raise InputError(
-                f"kv_rank={kv_rank} leaves {rank} numbers for {name}: they should be a multiple of the {groups} groups "
-                f"and at most {heads * most}"
-            )
+    heads, (groups, of_keys, of_values) = source.key_heads, _shares(source, asked)
+    size = heads // groups
     keys = real(source.keys).unflatten(0, (groups, size)).flatten(1, 2)
     values = source.values.unflatten(0, (groups, size)).flatten(1, 2)
     downs, ups = [], []
@@ -233,14 +273,12 @@ def palu(source: Source, moments: LayerMoments | None, asked: Mapping[str, int])
         "output_proj.weight": torch.cat(list(source.outputs), 1),
     }
     options = {
-        "kv_rank": kv_rank,
-        "rope": "full",
+        **_REBUILT,
+        "kv_rank": of_keys + of_values,
         "nope_dim": source.head_dim,
         "v_dim": source.v_dim,
         "latent_norm": False,
         "rope_frequencies": tuple(source.frequencies.tolist()),
-        # What is kept is the latent, as in the paper: rotated keys would be as large as they were.
-        "cache": "latent",
     }
     return options, weights
 
@@ -288,10 +326,10 @@ _LATENT = {"mla": ("kv_rank", "rope_dim")}
 METHODS = {
     method.name: method
     for method in (
-        Method("mean_pool", "arXiv 2305.13245", {"standard": ("n_kv_heads",)}, mean_pool, False),
-        Method("svd", "weights alone", {"standard": ("head_dim", "v_dim"), **_LATENT}, svd, False),
-        Method("mha2mla", "arXiv 2502.14837", _LATENT, mha2mla, True),
-        Method("transmla", "arXiv 2502.07864", _LATENT, transmla, True, {"fold": 1}),
-        Method("palu", "arXiv 2407.21118", {"mla": ("kv_rank",)}, palu, True, {"group": 0, "keys": 0}),
+        Method("mean_pool", {"standard": ("n_kv_heads",)}, check_pooled, mean_pool, False),
+        Method("svd", {"standard": ("head_dim", "v_dim"), **_LATENT}, check_thinner, svd, False),
+        Method("mha2mla", _LATENT, check_kept, mha2mla, True),
+        Method("transmla", _LATENT, check_folds, transmla, True, {"fold": 1}),
+        Method("palu", {"mla": ("kv_rank",)}, check_shares, palu, True, {"group": 0, "keys": 0}, makes=_REBUILT),
     )
 }

@@ -42,6 +42,8 @@ from blockyard.transplant.heal import HealSettings, heal
 from blockyard.transplant.measure import Difference, token_losses
 from blockyard.transplant.model import needs_moments, refusals, transplant
 from blockyard.transplant.moments import Moments, gather_moments
+from blockyard.transplant.outputs import fit_by_output
+from blockyard.transplant.parts import PartSettings
 from blockyard.transplant.record import Choice, Decode, Healed, Measures, Record, TextSet, Tried, made_from
 from blockyard.transplant.report import write_report
 from blockyard.transplant.search import Deciding, LayerChoice, Search
@@ -160,18 +162,23 @@ class _Transplant:
                 self._check_part(part)
         self.context = budget.context or min(self.model.config.context, MOST_CONTEXT)
         assert origin.tokenizer is not None
+        self.trained = any(part.trained for parts in self.choices.values() for part in parts)
+        training: list[PartSettings] = [config.outputs] if self.trained else []
+        training += [config.heal] if config.heal is not None else []
         self.texts = read_texts(
             config.data,
             config.text,
             origin.tokenizer,
             self.model.config.context,
-            healing=config.heal,
+            training=training,
             show=show,
         )
         self.first = self.texts.first[0] if self.texts.first else None
         lines = ReadingLines(unit=("steps", 1))
         self.reading, self.asked = self._terms()
         self.warnings: list[str] = []
+        # Of blocks whose mixers were trained, by part and layer.
+        self.errors: dict[str, dict[str, float]] = {}
         self.progress: Callable[[str, int, int], None] = lines if show else lambda what, done, total: None
 
     def _check_budget(self) -> None:
@@ -189,6 +196,8 @@ class _Transplant:
 
     def _check_part(self, part: Part) -> None:
         """Refuse what the fits would refuse, before minutes of reading; layers of a kind are asked once."""
+        if part.trained:
+            return
         layers = range(len(self.model.layers)) if part.layers == "auto" else part.layers
         refused = refusals(self.model, narrowest(part.form), layers)
         # The search leaves out layers that it cannot take, as long as there are others.
@@ -256,14 +265,14 @@ class _Transplant:
             print(line, file=sys.stderr, flush=True)
 
     def _moments(self, state: TransplantState) -> Moments | None:
-        forms = [part.form for parts in self.choices.values() for part in parts]
-        if not any(part.open or needs_moments(part.form) for parts in self.choices.values() for part in parts):
+        fitted = [part for parts in self.choices.values() for part in parts if not part.trained]
+        if not any(part.open or needs_moments(part.form) for part in fitted):
             return None
         with state.timing("moments"):
             return gather_moments(
                 self.model,
                 self.texts.together("calibrate"),
-                ffns=any(form.startswith("vft") for form in forms),
+                ffns=any(part.form.startswith("vft") for part in fitted),
                 path=self.out / MOMENTS,
                 progress=lambda done, total: self.progress("gathering moments", done, total),
             )
@@ -299,17 +308,40 @@ class _Transplant:
     def _put(self, model: TransformerLM, form: str, layers: tuple[int, ...], moments: Moments | None) -> TransformerLM:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            made = transplant(
-                model,
-                form,
-                layers=layers,
-                moments=moments,
-                progress=lambda done, total: self.progress(f"fitting {form}", done, total),
+            made = (
+                self._trained(model, form, layers)
+                if Part(form, layers).trained
+                else transplant(
+                    model,
+                    form,
+                    layers=layers,
+                    moments=moments,
+                    progress=lambda done, total: self.progress(f"fitting {form}", done, total),
+                )
             )
         # Into the report, too: whoever reads that has not seen the screen.
         for warning in caught:
             self.warn(str(warning.message))
         return made
+
+    def _trained(self, model: TransformerLM, form: str, layers: tuple[int, ...]) -> TransformerLM:
+        """Put in a mixer that is trained; what was trained is kept, so that it is done once."""
+        found = fit_by_output(
+            model,
+            form,
+            self._running(),
+            layers=layers,
+            settings=self.config.outputs,
+            folder=self.out / "outputs" / slug_of(written([(form, layers)])),
+            first=self.first,
+            progress=lambda step, steps, error: self.progress(f"training {form}", step, steps),
+        )
+        self.errors[written([(form, layers)])] = {str(layer): error for layer, error in found.errors.items()}
+        return found.model
+
+    def _running(self) -> dict[str, Tensor]:
+        """Return the text to train on by kind, [n], without what begins a piece."""
+        return {kind.name: kind.train[:, len(self.texts.first) :].flatten() for kind in self.texts.kinds}
 
     def _folder(self, name: str) -> Path:
         return self.out if len(self.choices) == 1 else self.out / slug_of(name)
@@ -326,6 +358,8 @@ class _Transplant:
                 for form, layers in settled.parts:
                     made = self._put(made, form, layers, moments)
                 made.eval()
+            if self.errors:
+                state.keep({**(state.known("errors") or {}), **self.errors}, "errors")
             if self.config.heal is not None:
                 self._heal(name, made, self.config.heal, state)
             write_run(replace(self.origin, model=made, parity=None), folder)
@@ -338,7 +372,7 @@ class _Transplant:
             healing = heal(
                 made,
                 self.model,
-                {kind.name: kind.heal[:, len(self.texts.first) :].flatten() for kind in self.texts.kinds},
+                self._running(),
                 settings=settings,
                 folder=self.out / "healing" / slug_of(name),
                 select={kind.name: kind.select for kind in self.texts.kinds},
@@ -439,7 +473,7 @@ class _Transplant:
                     rows=account.layer_rows(made[name], self.model, alone),
                     trials=trials,
                     measures=measures[name],
-                    notes=done.found.notes if done.found else (),
+                    notes=(*(done.found.notes if done.found else ()), *_errors_told(done, state.known("errors") or {})),
                     healing=None if curve is None else tuple(made_from(Healed, point) for point in curve),
                     cpu_seconds={k.partition("/")[0]: v for k, v in seconds.items() if k.partition("/")[2] == name},
                 )
@@ -474,3 +508,12 @@ class _Transplant:
 
 def _defaults() -> dict[str, Any]:
     return flat(TransplantConfig(""))
+
+
+def _errors_told(done: _Settled, errors: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return what is to be known of mixers that were trained."""
+    return [
+        f"{form} in layer {layer}: relative squared error of the block's output {error:.2f}"
+        for form, layers in done.parts
+        for layer, error in errors.get(written([(form, layers)]), {}).items()
+    ]

@@ -9,6 +9,7 @@ from blockyard.errors import InputError, at_least, one_of
 from blockyard.registry.pattern import split_outside
 from blockyard.text.config import TextFormat
 from blockyard.transplant.heal import HealSettings
+from blockyard.transplant.outputs import OutputSettings
 
 # Fewer pieces of a kind say nothing of how much they differ; the first of them is spent on an order of layers.
 LEAST_SELECT = 3
@@ -103,6 +104,7 @@ class TransplantConfig:
         data: the text.
         text: how much of it is read for what.
         heal: how what was put in is trained afterwards; none leaves it as it was computed.
+        outputs: how mixers that share nothing with attention are trained, where a choice has one. Research.
     """
 
     blocks: str
@@ -111,6 +113,7 @@ class TransplantConfig:
     data: Texts = field(default_factory=Texts)
     text: Pieces = field(default_factory=Pieces)
     heal: HealSettings | None = None
+    outputs: OutputSettings = field(default_factory=OutputSettings)
 
     @property
     def names(self) -> list[str]:

@@ -18,7 +18,7 @@ from blockyard.transplant.published import METHODS, Method
 # What may be asked of the new mixer; all else is decided by the weights that it is made of.
 SHAPE = ("n_kv_heads", "head_dim", "v_dim")
 STANDARD = (*SHAPE, "window", "sinks", "kernel", "dropout")
-LATENT = ("kv_rank", "rope_dim", "decode", "cache", "kernel", "dropout")
+LATENT = ("kv_rank", "rope_dim", "window", "sinks", "decode", "cache", "kernel", "dropout")
 # Those that weights are fitted for; the others say how attention is computed, and what it sees.
 WIDTHS = (*SHAPE, "kv_rank", "rope_dim")
 
@@ -44,8 +44,12 @@ class TransplantChoice:
         """Whether the fit reads moments; one that changes a window alone, or goes by weights alone, does not."""
         if self.method is not None:
             return METHODS[self.method].needs_moments
-        asked = self.spec.attn_options
-        return self.part == "ffn" or self.spec.attn != "standard" or any(name in asked for name in SHAPE)
+        return self.part == "ffn" or self.changes_weights
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the mixer is fitted; without widths a window alone changes, which hides keys and moves none."""
+        return any(name in self.spec.attn_options for name in WIDTHS)
 
     def __str__(self) -> str:
         spec = self.spec
@@ -79,11 +83,18 @@ def parse_transplant_choice(text: str) -> TransplantChoice:
     if method is not None:
         _check_asked(spec, METHODS[method])
         return TransplantChoice(spec, "attn", method, settings)
-    if spec.attn == "mla" and None in (spec.attn_options.get("kv_rank"), spec.attn_options.get("rope_dim")):
-        raise InputError("mla needs kv_rank and rope_dim here: write mla[kv_rank=192,rope_dim=64]")
+    choice = TransplantChoice(spec, "attn")
+    if spec.attn == "mla" and (choice.changes_weights or "window" not in spec.attn_options):
+        check_widths(spec)
     if spec.attn == "standard" and not spec.attn_options:
         raise InputError("standard without options changes nothing: name a window, or other heads")
-    return TransplantChoice(spec, "attn")
+    return choice
+
+
+def check_widths(spec: LayerSpec) -> None:
+    """Refuse latent attention that is to be fitted and lacks a width."""
+    if None in (spec.attn_options.get("kv_rank"), spec.attn_options.get("rope_dim")):
+        raise InputError("mla needs kv_rank and rope_dim here: write mla[kv_rank=192,rope_dim=64]")
 
 
 def _without_method(text: str) -> tuple[str, str | None, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""Sets of text by kind: to fit on, to heal on, to choose on, to report on; no piece is in two of them.
+"""Sets of text by kind: to fit on, to train on, to choose on, to report on; no piece is in two of them.
 
 Each kind's tokens are cut into stretches, one behind the other, as long as their shares, and pieces are spread
 evenly over each: neighbours of a report's pieces are then pieces of the report, and all of a text has a say.
@@ -6,7 +6,7 @@ evenly over each: neighbours of a report's pieces are then pieces of the report,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,10 +20,10 @@ from blockyard.text.config import TextDataConfig
 from blockyard.text.load import load_text
 from blockyard.text.progress import ReadingLines
 from blockyard.text.tokenizer import Tokenizer
-from blockyard.transplant.heal import HealSettings
+from blockyard.transplant.parts import PartSettings
 from blockyard.transplant.settings import LEAST_SELECT, Pieces, Texts
 
-ROLES = ("calibrate", "heal", "select", "report")
+ROLES = ("calibrate", "train", "select", "report")
 # A piece that stands in a text twice would be in two sets.
 Key = bytes
 
@@ -36,7 +36,7 @@ class Kind:
         name: it.
         source: where it comes from.
         calibrate: to fit on.
-        heal: to train on; none where nothing is healed.
+        train: to heal on, say; none where nothing is trained.
         select: to choose on.
         report: to report on.
     """
@@ -44,7 +44,7 @@ class Kind:
     name: str
     source: str
     calibrate: Tensor
-    heal: Tensor
+    train: Tensor
     select: Tensor
     report: Tensor
 
@@ -95,7 +95,7 @@ def read_texts(
     tokenizer: Tokenizer,
     context: int,
     *,
-    healing: HealSettings | None = None,
+    training: Sequence[PartSettings] = (),
     show: bool = True,
 ) -> TextSets:
     """Read the sets of every kind.
@@ -105,7 +105,7 @@ def read_texts(
         sizes: how much of them.
         tokenizer: the model's.
         context: of the model.
-        healing: how much is trained on afterwards, if anything.
+        training: of what is trained, how much each reads; they share their text.
         show: tell on standard error how far the reading is.
 
     Raises:
@@ -119,10 +119,10 @@ def read_texts(
         raise InputError(f"text.length={length} leaves no text behind the {len(first)} tokens that begin one")
     named = kinds_of(texts.path)
     wanted = _pieces(sizes, length, len(named))
-    if healing is not None:
+    for settings in training:
         # Its pieces may be shorter than ours, and each begins as every text does.
-        each = -(-healing.steps * healing.batch // len(named)) * (healing.length - len(first))
-        wanted["heal"] = -(-each // (length - len(first)))
+        each = -(-settings.steps * settings.batch // len(named)) * (settings.length - len(first))
+        wanted["train"] = max(wanted["train"], -(-each // (length - len(first))))
     kinds, notes = [], []
     for name, path in named:
         config = TextDataConfig(
@@ -178,7 +178,7 @@ def kinds_of(paths: tuple[str, ...] | None) -> list[tuple[str, str | None]]:
 def _pieces(sizes: Pieces, length: int, kinds: int) -> dict[str, int]:
     """Return how many pieces a kind has in each role: as many tokens as asked for, at least."""
     found = {role: -(-getattr(sizes, role) // (length * kinds)) for role in ("calibrate", "select", "report")}
-    found["heal"] = 0
+    found["train"] = 0
     # Fewer would not say how much pieces of a kind differ, and an interval is all that keeps a budget.
     return found | {"select": max(LEAST_SELECT, found["select"]), "report": max(2, found["report"])}
 

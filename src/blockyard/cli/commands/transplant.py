@@ -20,6 +20,7 @@ def groups() -> dict[str, Group]:
     from blockyard.registry.options import options_of
     from blockyard.tasks.groups import Group, by_name, dataclass_group
     from blockyard.transplant.heal import HealSettings
+    from blockyard.transplant.outputs import OutputSettings
     from blockyard.transplant.settings import Budget, Pieces, Texts, TransplantConfig
 
     healing = options_of(HealSettings)
@@ -33,6 +34,7 @@ def groups() -> dict[str, Group]:
             dataclass_group("data", "the text", Texts),
             dataclass_group("text", "how much of it is read for what", Pieces),
             Group("heal", "a training of what was put in, where heal.tokens says how much", healing),
+            dataclass_group("outputs", "training of mixers unlike attention: research", OutputSettings),
         ]
     )
 
@@ -58,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.settings import given_words, read_given
     from blockyard.cli.sources import trusted
     from blockyard.transplant.heal import HealSettings
+    from blockyard.transplant.outputs import OutputSettings
     from blockyard.transplant.run import run_transplant
     from blockyard.transplant.settings import Budget, Pieces, Texts, TransplantConfig
 
@@ -79,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         data=Texts(**given.get("data", {})),
         text=Pieces(**given.get("text", {})),
         heal=HealSettings(**healing) if healing else None,
+        outputs=OutputSettings(**given.get("outputs", {})),
     )
     record = run_transplant(
         arguments.model, config, arguments.out, tokenizer=arguments.tokenizer, trust=trusted(arguments)
