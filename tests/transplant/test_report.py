@@ -25,7 +25,7 @@ from blockyard.transplant.record import (
     load_record,
 )
 from blockyard.transplant.report import render_csv, render_html, render_markdown, write_report
-from blockyard.transplant.tables import layers, ranges
+from blockyard.transplant.tables import layers, overview, ranges
 
 EVIL = '$\\frac{$</pre><script>alert("x")</script> ``` | ![a](http://evil.example/x.png)'
 
@@ -179,6 +179,7 @@ def test_what_was_not_measured_is_left_out_and_said():
     text = render_markdown(found)
     assert "## Recall" not in text and "## Time and cache" not in text and "What they write" not in text
     assert headline(found) == "bare: +0.100 ± 0.010 nats per token."
+    assert overview(found).columns == ["choice", "loss above", "parameters", "layers changed"]
     render_html(found), render_csv(found)
 
 

@@ -71,7 +71,9 @@ def overview(record: Record) -> Table:
     columns += ["parameters", "second copy", "layers changed"]
     rows = [_overview_row(ORIGINAL, record.original, record, None)]
     rows += [_overview_row(found.name, found.measures, record, found.choice) for found in made(record)]
-    return Table("", columns, rows)
+    # What was not measured of any has no column.
+    kept = [i for i in range(len(columns)) if any(row[i] != units.NOTHING for row in rows)]
+    return Table("", [columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def _overview_row(name: str, measures: Measures, record: Record, choice: Choice | None) -> list[str]:
