@@ -290,31 +290,45 @@ def test_the_new_layers_are_written_as_text_that_reads_back():
     [
         "standard[head_dim=6,v_dim=5]",
         "standard[n_kv_heads=1,head_dim=12,v_dim=9]",
+        "standard[v_dim=5]",
         "mla[kv_rank=10,rope_dim=6]",
+        "mla[kv_rank=10,method=palu]",
         "vft[rank=12]",
     ],
 )
-def test_latents_and_components_have_a_common_size_so_that_they_can_be_trained(blocks):
-    model, ids = build(d_model=32), text(12)
-    moments = gather_moments(model, ids, ffns=True)
-    block = transplant(model, blocks, moments=moments).layers[1]
-    found, of_ffn = moments.of(1), moments.of_ffn(1)
+def test_what_makes_a_number_and_what_reads_it_have_one_size_so_that_they_can_be_trained(blocks):
+    model = build()
+    block = transplant(model, blocks, layers=[1], moments=gather_moments(model, text(12), ffns=True)).layers[1]
+    attn, ffn = block.attn, block.ffn
 
-    def sizes(rows, moment, pairs=False):
-        square = (rows.double() @ moment * rows.double()).sum(-1).detach()
-        # Half the rows are the real parts of components, the others their imaginary ones.
-        return (square.view(2, -1).sum(0) if pairs else square).sqrt()
+    def sizes(weight, groups):
+        """Roots of the mean squares of what belongs to each number; zeros are no weights."""
+        there = [weight[groups == i] for i in range(int(groups.max()) + 1)]
+        return torch.stack([w[w != 0].square().mean().sqrt() for w in there])
+
+    def pairs(heads, width, shared=1):
+        """The number that each row of keys (or of the queries that meet them) belongs to: the pair of its head."""
+        own = torch.arange(heads)[:, None, None] * (width // 2) + torch.arange(width) % (width // 2)
+        return own.expand(heads, shared, width).flatten()
 
     if blocks.startswith("standard"):
-        width, values = (getattr(block.attn, name) for name in ("head_dim", "v_dim"))
-        together = [sizes(k, found.of_keys, True) for k in block.attn.k_proj.weight.split(width)]
-        together += [sizes(v, found.of_values) for v in block.attn.v_proj.weight.split(values)]
+        heads, width = attn.n_kv_heads, attn.v_dim
+        values = torch.arange(heads * width).view(heads, 1, width)
+        read = sizes(attn.output_proj.weight.T, values.expand(heads, 4 // heads, width).flatten())
+        both = [(sizes(attn.v_proj.weight, values.flatten()), read)]
+        if "head_dim" in blocks:
+            keys = pairs(heads, attn.head_dim), pairs(heads, attn.head_dim, 4 // heads)
+            both.append((sizes(attn.k_proj.weight, keys[0]), sizes(attn.q_proj.weight, keys[1])))
     elif blocks.startswith("mla"):
-        latent, key = block.attn.kv_down_proj.weight.split([10, 6])
-        together = [sizes(latent, found.of_both), sizes(key, found.of_keys, True)]
+        latent = attn.kv_down_proj.weight[:10]
+        each = torch.arange(10)
+        both = [(sizes(latent, each), sizes(torch.cat([attn.k_up, attn.v_up], 1).flatten(0, 1).T, each))]
+        if "rope_dim" in blocks:
+            rotary = attn.q_proj.weight.unflatten(0, (4, -1))[:, -6:].flatten(0, 1)
+            both.append((sizes(attn.kv_down_proj.weight[10:], pairs(1, 6)), sizes(rotary, pairs(1, 6, 4))))
     else:
-        back = torch.linalg.pinv(block.ffn.vein.U.weight.double())
-        together = [sizes(block.ffn.vein.V.weight, of_ffn.read), sizes(back, of_ffn.written)]
-    for each in together:
-        # Float32 weights; moments of float64.
-        assert float(each.max() / each.min()) < 1.001
+        each = torch.arange(12)
+        both = [(sizes(ffn.vein.V.weight, each), sizes(torch.cat([ffn.w1.weight, ffn.w3.weight]).T, each))]
+        both.append((sizes(ffn.w2.weight, each), sizes(ffn.vein.U.weight.T, each)))
+    for made, read in both:
+        torch.testing.assert_close(made, read, rtol=1e-4, atol=0)

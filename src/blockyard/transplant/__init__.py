@@ -24,7 +24,7 @@ Files, in reading order:
     heal.py        a short training towards the original's predictions: divergence.py, its loss; adapters.py, LoRA
     outputs.py     research: mixers that share nothing with attention, trained on their blocks' outputs
     settings.py    the terms of a whole transplant; texts.py its text by kind, no piece in two roles
-    run.py         a whole transplant, gone on with after a kill (state.py)
+    run.py         a whole transplant, gone on with after a kill (state.py): original.py, measuring.py, recording.py
     measure.py     loss above the original's with an interval, and the copy test
     account.py     all that is measured of a model: make_probe, measure, decode_costs
     record.py      what is kept of a transplant, transplant.json

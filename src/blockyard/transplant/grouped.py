@@ -19,7 +19,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.transplant.moments import LayerMoments
-from blockyard.transplant.source import Components, Source, components_of, even, leading, real, value_paths
+from blockyard.transplant.source import Components, Source, components_of, leading, real, value_paths
 
 
 def fit_grouped(
@@ -119,24 +119,20 @@ def _rotary_rows(
 ) -> tuple[list[Tensor], Tensor]:
     """Return real rows in the half layout: queries of each head of the group [head_dim, d_model], and their one
     key's."""
-    # Rows of very different sizes would be moved alike by an optimizer.
-    balance = even(components.strength[chosen].sqrt()).unsqueeze(-1)
-    key = components.key_rows[chosen] * balance
     queries = []
     for head in range(group.start * source.shared, group.stop * source.shared):
         rows = components.query_rows(source, head, source.key_head(head) - group.start)[chosen]
         # Scores are divided by the root of the width: the new one here, the old one in the source.
-        queries.append(real(rows / balance) * (head_dim / source.head_dim) ** 0.5)
-    return queries, real(key)
+        queries.append(real(rows) * (head_dim / source.head_dim) ** 0.5)
+    return queries, real(components.key_rows[chosen])
 
 
 def _values(source: Source, group: range, moments: LayerMoments, v_dim: int) -> tuple[Tensor, list[Tensor]]:
     """Return rows of a group's value latent [v_dim, d_model], and output maps of its heads [d_model, v_dim]."""
     paths = value_paths(source, group)
-    latent, sizes = leading(paths.rows, moments.of_values, v_dim)
-    balance = even(sizes)
+    latent = leading(paths.rows, moments.of_values, v_dim)
     outputs = []
     for i, out in enumerate(paths.outputs):
         place = i // source.shared
-        outputs.append(out @ latent[place * source.v_dim : (place + 1) * source.v_dim] / balance)
-    return balance.unsqueeze(-1) * (latent.mT @ paths.rows), outputs
+        outputs.append(out @ latent[place * source.v_dim : (place + 1) * source.v_dim])
+    return latent.mT @ paths.rows, outputs

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.transplant.moments import LayerMoments
-from blockyard.transplant.source import Components, Source, components_of, even, leading, real, value_paths
+from blockyard.transplant.source import Components, Source, components_of, leading, real, value_paths
 
 # Weight of keys beside values in the latent, measured: docs/transplant.md.
 KEYS = 0.5
@@ -44,12 +44,11 @@ def fit_latent(
     rotary = _rotary(components.strength, turns, rope_dim // 2, source.head_dim)
     still = (~rotary).nonzero(as_tuple=True)
     chosen = rotary.nonzero(as_tuple=True)
-    balance = even(components.strength[chosen].sqrt()).unsqueeze(-1)
-    queries = [components.query_rows(source, h, source.key_head(h))[chosen] / balance for h in range(source.heads)]
+    queries = [components.query_rows(source, h, source.key_head(h))[chosen] for h in range(source.heads)]
     down, k_up, v_up = _latent(source, components, moments, still, turns, kv_rank)
     return latent_attention(
         source,
-        keys=components.key_rows[chosen] * balance,
+        keys=components.key_rows[chosen],
         queries=torch.stack(queries),
         frequencies=source.frequencies[chosen[0]],
         down=down,
@@ -155,11 +154,9 @@ def _latent(
     of_keys, of_values = (((r @ moment) * r).sum() for r in (keys, paths.rows))
     weight = KEYS * (of_values / of_keys).sqrt() if len(keys) and of_keys > 0 else torch.ones((), dtype=torch.float64)
     both = torch.cat([weight * keys, paths.rows])
-    latent, sizes = leading(both, moment, kv_rank)
-    balance = even(sizes)
-    down = balance.unsqueeze(-1) * (latent.mT @ both)
-    # [a k, z] = latent · c, with c divided by what its rows were multiplied by.
-    back = latent / balance
+    back = leading(both, moment, kv_rank)
+    # [a k, z] ≈ back · c.
+    down = back.mT @ both
     of_k, of_z = back[: len(keys)] / weight, back[len(keys) :]
     k_up, v_up = [], []
     for head in range(source.heads):

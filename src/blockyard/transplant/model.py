@@ -14,6 +14,7 @@ from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM, build_lm
 from blockyard.registry.pattern import LayerSpec, check_layer
 from blockyard.standard.attention import StandardAttention
+from blockyard.transplant.balance import balanced_attention
 from blockyard.transplant.grouped import check_grouped, check_values, fit_grouped, fit_values
 from blockyard.transplant.latents import check_latent, fit_latent
 from blockyard.transplant.moments import Moments
@@ -176,7 +177,9 @@ def _fit(block: Any, target: TransplantChoice, old: LayerSpec, layer: int, momen
         options, weights = fit_grouped(source, found, **widths)
     else:
         options, weights = fit_values(source, found, v_dim=widths["v_dim"])
-    options, weights = source.finished(options, weights)
+    # Whatever the method: Adam moves all weights alike.
+    usual = {"n_kv_heads": source.key_heads, "head_dim": source.head_dim, "v_dim": source.v_dim}
+    options, weights = source.finished(options, balanced_attention({**usual, **options}, weights))
     return {**kept, **options, **other}, weights
 
 

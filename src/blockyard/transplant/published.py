@@ -24,7 +24,7 @@ from torch import Tensor
 from blockyard.errors import InputError
 from blockyard.transplant.latents import check_latent, latent_attention
 from blockyard.transplant.moments import LayerMoments
-from blockyard.transplant.source import Source, even, leading, real
+from blockyard.transplant.source import Source, leading, real
 
 Fitted = tuple[dict[str, Any], dict[str, Tensor]]
 # Key heads that share a latent in the grouped form that Palu advises, where they divide.
@@ -298,9 +298,8 @@ def largest_pairs(source: Source, moment: Tensor, count: int) -> Tensor:
 
 def _principal(rows: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return rows of a latent [rank, d] and the map back [n, rank]: the projection of rows · x that loses least."""
-    basis, sizes = leading(rows, moment, rank)
-    balance = even(sizes)
-    return balance.unsqueeze(-1) * (basis.mT @ rows), basis / balance
+    basis = leading(rows, moment, rank)
+    return basis.mT @ rows, basis
 
 
 def _balance(rows: Tensor, moment: Tensor) -> float:

@@ -255,24 +255,11 @@ def value_paths(source: Source, group: range) -> ValuePaths:
     return ValuePaths(torch.cat(rows), outputs)
 
 
-def leading(rows: Tensor, moment: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the leading eigenvectors [n, count] of E[(rows x)(rows x)ᵀ], and the sizes (roots of the eigenvalues)
-    [count]."""
-    values, vectors = torch.linalg.eigh(rows @ moment @ rows.mT)
-    return vectors[:, -count:].flip(-1), values[-count:].flip(-1).clamp(min=0).sqrt()
+def leading(rows: Tensor, moment: Tensor, count: int) -> Tensor:
+    """Return the leading eigenvectors [n, count] of E[(rows x)(rows x)ᵀ]."""
+    return torch.linalg.eigh(rows @ moment @ rows.mT).eigenvectors[:, -count:].flip(-1)
 
 
 def real(rows: Tensor) -> Tensor:
     """Return complex rows [..., n, d] as real ones in the half layout [..., 2n, d]."""
     return torch.cat([rows.real, rows.imag], -2)
-
-
-def even(sizes: Tensor) -> Tensor:
-    """Return factors [n] that bring rows of these sizes to a common one; their readers are divided by them.
-
-    Rows of principal components differ by orders of magnitude, and Adam moves them all alike.
-    """
-    largest = float(sizes.max()) if sizes.numel() else 0.0
-    if largest == 0:
-        return torch.ones_like(sizes)
-    return largest / sizes.clamp(min=1e-3 * largest)

@@ -37,6 +37,7 @@ def lone_costs(
 
     Returns: by layer, nats per token: KL(model ‖ with the other layer), and how much larger the loss is.
     """
+    piece = piece.to(next(model.parameters()).device)
     with evaluating(model, *layers.values()):
         x = model.embedded(piece[None, :-1])
         entries = []

@@ -14,8 +14,9 @@ from torch import Tensor
 from blockyard.errors import InputError
 from blockyard.nn.linear import weight_of
 from blockyard.standard.gated import SwiGLU
+from blockyard.transplant.balance import balanced_vein
 from blockyard.transplant.moments import FFNMoments
-from blockyard.transplant.source import even, leading
+from blockyard.transplant.source import leading
 
 WARNING = (
     "the FFNs of trained models hardly compress: what they read fills all directions, so a vein loses much and saves "
@@ -44,23 +45,21 @@ def fit_vein(ffn: Any, moments: FFNMoments, *, rank: int, layer: int) -> tuple[d
     up, gate, down = (weight_of(each).detach().cpu().double() for each in (ffn.w1, ffn.w3, ffn.w2))
     whole = torch.eye(ffn.d_model, dtype=torch.float64)
     # Two veins: what an FFN writes lies in other directions than what it reads.
-    into, sizes_read = leading(whole, moments.read, rank)  # [d, rank], orthonormal
-    back, sizes_written = leading(whole, moments.written, rank)
-    # Directions of very different sizes would be moved alike by an optimizer.
-    read, written = even(sizes_read), even(sizes_written)
+    into = leading(whole, moments.read, rank)  # [d, rank], orthonormal
+    back = leading(whole, moments.written, rank)
     weights = {
-        "vein.V.weight": read.unsqueeze(-1) * into.mT,
-        "vein.U.weight": back / written,
-        "w1.weight": up @ into / read,
-        "w3.weight": gate @ into / read,
-        "w2.weight": written.unsqueeze(-1) * (back.mT @ down),
+        "vein.V.weight": into.mT,
+        "vein.U.weight": back,
+        "w1.weight": up @ into,
+        "w3.weight": gate @ into,
+        "w2.weight": back.mT @ down,
     }
     # The trained FFN has none.
     weights |= {
         f"{name}.bias": torch.zeros(len(weights[f"{name}.weight"]), dtype=torch.float64) for name in ("w1", "w2", "w3")
     }
     options = {"rank": rank, "r_hidden": len(up), "activation": "silu", "gated": True, "stabilizer": "none"}
-    return options, weights
+    return options, balanced_vein(weights)
 
 
 def check_gated(ffn: Any, layer: int) -> None:
