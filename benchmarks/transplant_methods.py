@@ -35,8 +35,6 @@ ORIGINAL = "original"
 CALIBRATE = (6, 512)
 PIECES = {"select": 1, "report": 3}
 BEFORE = {"select": 70_000, "report": 80_000}
-# Tokens between the two copies of a text.
-APART = 600
 
 
 def read_text(path: Path) -> str:
@@ -61,6 +59,8 @@ def main() -> None:
     parser.add_argument("--decode", action="store_true", help="time the choices behind full caches, in turns")
     parser.add_argument("--contexts", default="512,2048")
     parser.add_argument("--length", type=int, default=1024, help="tokens of a piece")
+    parser.add_argument("--copied", type=int, default=400, help="tokens of the copy test's text")
+    parser.add_argument("--apart", type=int, default=600, help="tokens between its copies")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     out: Path = arguments.out
@@ -75,7 +75,7 @@ def main() -> None:
         tokens[kind] = torch.tensor(tokenizer.encode(read_text(Path(path))[: 8 * needed])[:needed])
     calibrate = torch.cat([pieces_of(ids, CALIBRATE[1], CALIBRATE[0]) for ids in tokens.values()])
     texts = {kind: pieces_of(ids[BEFORE[role] :], length, PIECES[role]) for kind, ids in tokens.items()}
-    probe = make_probe(texts, apart=(APART,))
+    probe = make_probe(texts, copied=arguments.copied, apart=(arguments.apart,))
     choices = split_outside(arguments.blocks, ";")
 
     def made(blocks: str) -> TransformerLM:

@@ -61,6 +61,15 @@ def test_bytes_of_a_form_are_known_before_it_is_fitted(form):
     assert spec_bytes(model, shape_of(form, model, 1), 100) == cache_bytes(made, 100)[1]
 
 
+def test_a_window_on_latents_that_are_there_is_searched_and_counted():
+    model, ids, moments = setting()
+    model = transplant(model, "mla[kv_rank=12,rope_dim=4]", moments=moments)
+    found = choose_layers(model, "mla[window=4,sinks=1]", ids, budget=Budget(cache=0.7, context=300))
+    made = transplant(model, found.form, layers=found.layers)
+    assert 0 < sum(cache_bytes(made, 300)) <= 0.7 * sum(cache_bytes(model, 300))
+    assert spec_bytes(model, shape_of(found.form, model, 1), 300) == cache_bytes(made, 300)[found.layers[0]]
+
+
 def test_a_large_budget_takes_all_layers_after_measuring_them_once():
     model, ids, moments = setting()
     found = choose_layers(model, BLOCKS, ids, budget=Budget(loss=99.0), moments=moments)
