@@ -48,7 +48,7 @@ def prose(text: str) -> str:
 
 def name_html(name: str) -> str:
     """Return a choice's name, to be broken at a line's end only between its parts."""
-    parts = re.sub(r"([+/])", "\\1\u200b", name)
+    parts = re.sub(r"([+/&,])", "\\1\u200b", name)
     return f'<span class="name">{escape(parts).replace(chr(0x200B), "<wbr>")}</span>'
 
 
