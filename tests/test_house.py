@@ -35,7 +35,8 @@ FLOORS = """
     tasks.lm tasks.classify tasks.recall tasks.signal tasks.price
     pretrained
     compat compare hf export
-    bench tune transplant
+    bench tune
+    transplant
     claims
     cli
 """

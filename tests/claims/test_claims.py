@@ -12,8 +12,8 @@ import torch
 from blockyard import get_attention
 from blockyard.claims import timing, training
 from blockyard.claims.claim import DOCUMENTS, judge_all, judge_number, judge_ratio
-from blockyard.claims.collect import all_claims, choose, measure_claims, page, row_line
-from blockyard.claims.keep import MeasurementStore
+from blockyard.claims.collect import BEGIN, END, all_claims, choose, measure_claims, page, row_line
+from blockyard.claims.keep import MeasurementStore, keeping_in
 from blockyard.claims.memory import saved_bytes
 from blockyard.cli import main
 from blockyard.errors import InputError
@@ -247,3 +247,73 @@ def test_saved_bytes_are_what_the_graph_keeps_and_no_table_that_others_use():
     before = saved_bytes(attention, torch.zeros(1, 8, 16))
     attention(torch.zeros(1, 3000, 16))  # makes the shared rotary tables longer
     assert saved_bytes(attention, torch.zeros(1, 8, 16)) == before
+
+
+MIGRATION = [claim.key for claim in all_claims() if claim.needs]
+
+
+def test_claims_about_migration_are_left_out_without_a_model_and_named(tmp_path, capsys):
+    assert set(MIGRATION) == {
+        f"migration.{name}" for name in ["loss", "high_rank", "ffn_width", "steps", "latent", "spectral"]
+    }
+    page_file = str(tmp_path / "c.md")
+    assert main(["claims", "vein.compression", "migration", "--page", page_file]) == 0
+    assert f"{len(MIGRATION)} claims need a trained model (--model) and are left out" in capsys.readouterr().err
+    text = Path(page_file).read_text()
+    assert "Not measured: `blockyard claims migration.loss --model MODEL`" in text and "1 claims: 0 hold" in text
+
+
+@pytest.mark.parametrize(
+    "words", [["migration.loss", "vein.compression"], ["migration"]], ids=["by name", "nothing left"]
+)
+def test_asking_for_one_without_a_model_is_one_line(words, capsys):
+    assert main(["claims", *words]) == 2
+    assert "is measured on a trained model: name its folder with --model" in capsys.readouterr().err
+
+
+def test_a_page_that_is_made_again_keeps_what_was_written_by_hand(tmp_path, capsys):
+    file, own = tmp_path / "c.md", f"{BEGIN}\n## Mine\n\nwords | of a person\n{END}"
+    words = ["claims", "vein.compression", "--page", str(file)]
+    assert main(words) == 0
+    made = file.read_text()
+    file.write_text(f"{made}\n{own}\n\n{BEGIN}\nand without an end\n")
+    for _ in range(2):
+        assert main(words) == 0
+        assert file.read_text() == f"{made}\n{own}\n\n{BEGIN}\nand without an end\n{END}\n"
+    file.write_bytes(b"\xff")
+    assert main(words) == 2 and file.read_bytes() == b"\xff"
+    capsys.readouterr()
+
+
+class Letters:
+    """A tokenizer of characters, for a tiny model."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % 61 for letter in text]
+
+
+def test_claims_about_migration_are_measured_on_a_tiny_model(monkeypatch):
+    from blockyard.claims import migration, trained
+    from tests.transplant.test_transplant import build
+
+    model = build(n_layers=3)
+    found = trained.Trained.__new__(trained.Trained)
+    monkeypatch.setattr(trained, "LENGTH", 32)
+    monkeypatch.setattr(migration, "LENGTH", 32)
+    monkeypatch.setattr(migration, "SPECTRAL_TOKENS", 128)
+    monkeypatch.setattr(trained, "CHARACTERS", 2_000)
+    found.name, found.model = "tiny", model
+    found.calibrate, found.report, found.running = trained._texts(Letters())
+    assert found.calibrate.shape == (12, 32) and found.report.shape == (8, 32)
+    # No piece has two roles.
+    assert not {tuple(p) for p in found.calibrate.tolist()} & {tuple(p) for p in found.report.tolist()}
+    monkeypatch.setattr(migration, "trained", lambda: found)
+    wide = trained.Step("standard[head_dim=8,v_dim=8]")
+    assert abs(found.excess(wide)) < 1e-5
+    rows = {row["key"]: row for row in measure_claims(c for c in all_claims() if c.key in ("migration.spectral",))}
+    figures = rows["migration.spectral"]["figures"]
+    assert figures["replaced"] != figures["dropped"] and figures["error"] > 0
+    store = MeasurementStore()
+    with keeping_in(store):
+        assert found.loss((migration._ffn(4),)) == found.loss((migration._ffn(4),)) > 0
+    assert list(store.values) == [f"trained {found.stamp} vft[rank=4] in all"]

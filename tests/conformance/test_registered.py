@@ -31,9 +31,11 @@ MIXER_OPTIONS = {
     "mla": [
         {"kv_rank": 24, "decode": "naive"},
         {"kv_rank": 24, "decode": "absorbed", "q_rank": 12, "bias": True},
-        {"kv_rank": 24, "cache": "mixed", "rope_layout": "interleaved"},
+        {"kv_rank": 24, "cache": "mixed", "rope_layout": "interleaved", "bias": "qkv"},
         {"cache": "mixed", "decode": "absorbed", "kernel": "sdpa"},
-        {"cache": "expanded", "kernel": "matmul"},
+        {"window": 3},
+        {"window": 3, "sinks": 2, "cache": "mixed"},
+        {"cache": "expanded", "kernel": "matmul", "bias": "all"},
         {"rope": "full"},
         {"rope": "full", "cache": "latent", "kv_rank": 24, "rope_layout": "interleaved"},
         {"rope": "full", "cache": "expanded", "v_dim": 5, "kernel": "sdpa"},

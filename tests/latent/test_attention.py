@@ -26,12 +26,15 @@ OPTIONS = [
     {},
     {"decode": "naive", "q_rank": 6},
     {"decode": "absorbed", "bias": True},
-    {"decode": "absorbed", "kernel": "sdpa", "rope_layout": "interleaved"},
+    {"decode": "absorbed", "kernel": "sdpa", "rope_layout": "interleaved", "bias": "qkv"},
     {"rope_dim": 6, "nope_dim": 5, "v_dim": 7, "kv_rank": 11},
-    {"nope_dim": 2, "v_dim": 9, "kv_rank": 4},
+    {"nope_dim": 2, "v_dim": 9, "kv_rank": 4, "bias": "all"},
     {"rope": "full"},
     {"rope": "full", "rope_layout": "interleaved", "v_dim": 7, "rope_theta": 50.0},
     {"latent_norm": False, "kernel": "matmul"},
+    {"window": 3},
+    {"window": 2, "sinks": 2, "decode": "absorbed"},
+    {"window": 3, "sinks": 1, "decode": "naive", "cache": "expanded"},
 ]
 CACHES = ["latent", "mixed", "expanded"]
 
@@ -129,7 +132,14 @@ def test_absorbed_equals_naive_to_twelve_digits(cache, queries, kernel):
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 17])
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("options", [{}, {"decode": "naive"}, {"rope": "full"}, {"rope": "full", "v_dim": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({}, {"decode": "naive"}, {"rope": "full"}, {"rope": "full", "v_dim": 3}),
+        *({"window": 4}, {"window": 3, "sinks": 2}, {"window": 3, "sinks": 2, "decode": "naive"}),
+    ],
+    ids=str,
+)
 def test_incremental_equals_full_for_every_rope_cache_and_chunk_size(options, cache, chunk):
     attention, x = build(causal=True, cache=cache, **options), random(2, 17, 16)
     held = attention.new_cache(2)

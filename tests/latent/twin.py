@@ -82,7 +82,9 @@ def latent_attention(
         for t in range(len(x)):
             q, scores = query(h, t), {}
             for s in range(len(source)):
-                if (causal and s > t) or not keep[s]:
+                far = context is None and attention.window is not None and abs(t - s) >= attention.window
+                far = far and not positions[s] < attention.sinks
+                if (causal and s > t) or not keep[s] or far:
                     continue
                 bias = 0.0
                 if mask is not None and mask.dtype == torch.bool:

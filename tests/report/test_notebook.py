@@ -23,7 +23,8 @@ from blockyard.report.page import style_sheet
 from blockyard.report.parts import Parts
 from blockyard.report.verdict import analyse
 from blockyard.tasks.lm.report import LMParts
-from blockyard.transplant.choose import LayerChoice, Trial
+from blockyard.transplant.record import Tried
+from blockyard.transplant.search import LayerChoice
 from blockyard.transplant.measure import Difference
 from tests.fixtures.reports import synthetic_report
 from tests.report.test_render import Checker
@@ -153,7 +154,10 @@ ONE = Difference(0.0123, 0.004, 4096)
     ("thing", "told"),
     [
         (ONE, ["+0.012 ± 0.004", "nats per token", "4,096"]),
-        (LayerChoice((1, 3), ONE, (Trial((1,), ONE),), (Trial((), ONE),)), ["1, 3", "none", "+0.012 ± 0.004"]),
+        (
+            LayerChoice("standard[window=8]", (1, 3), ONE, (Tried("mla", (), ONE),), {1: ONE}, ()),
+            ["standard[window=8] in layers 1, 3", "mla in no layer", "layer 1 alone", "+0.012 ± 0.004"],
+        ),
         (
             Report(HOSTILE, (Row("is causal", "passed", "", 0.0), Row("has a cache", "failed", HOSTILE, 0.0))),
             ["1 passed, 1 failed", "has a cache", HOSTILE],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from blockyard.bench.schema import Bench, Row
 from blockyard.report import units
 from blockyard.report.chart import Chart
-from blockyard.report.drawing import name_powers
+from blockyard.report.drawing import name_powers, plain_decades
 from blockyard.report.palette import Palette
 
 if TYPE_CHECKING:
@@ -32,7 +32,13 @@ def charts_of(bench: Bench) -> list[Chart]:
                 "cache-bytes",
                 "Bytes of the cache",
                 f"What the cache holds per layer, batch {smallest}, in the dtype of the run.",
-                _lines(bench, smallest, lambda row: _fact(row, "cache_bytes"), "cache per layer ({})", scale=_bytes),
+                _lines(
+                    bench,
+                    smallest,
+                    lambda row: _fact(row, "cache_bytes"),
+                    "cache per layer ({})",
+                    scale=units.binary_prefix,
+                ),
                 group="costs",
             )
         )
@@ -43,7 +49,11 @@ def charts_of(bench: Bench) -> list[Chart]:
                 "Peak memory of a training step",
                 f"Per layer, beyond the idle process with the parameters and their gradients, batch {smallest}.",
                 _lines(
-                    bench, smallest, lambda row: _fact(row, "training_peak_bytes"), "peak per layer ({})", scale=_bytes
+                    bench,
+                    smallest,
+                    lambda row: _fact(row, "training_peak_bytes"),
+                    "peak per layer ({})",
+                    scale=units.binary_prefix,
                 ),
                 group="costs",
             )
@@ -95,14 +105,6 @@ def _fact(row: Row, name: str) -> tuple[float, float, float] | None:
     return None if not value else (float(value), float(value), float(value))
 
 
-def _bytes(largest: float) -> tuple[str, float]:
-    """Return the binary unit for an axis."""
-    for unit, factor in (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)):
-        if largest >= factor:
-            return unit, factor
-    return "bytes", 1.0
-
-
 def _lines(
     bench: Bench,
     batch: int,
@@ -143,19 +145,8 @@ def _lines(
             )
         ticks = sorted({row["length"] for row in rows})
         name_powers(axes, ticks, units.count)
-        axes.set_yscale("log")
-        _plain_ticks(axes)
+        plain_decades(axes)
         axes.set_xlabel("tokens in the cache" if bench["kind"] == "decode" else "tokens in the sequence")
         axes.set_ylabel(label.format(unit))
 
     return draw
-
-
-def _plain_ticks(axes: Axes) -> None:
-    """Put ticks at 1, 2, 5 of each decade, written as numbers and not as powers."""
-    from blockyard.errors import require
-
-    ticker = require("matplotlib.ticker", extra="report")
-    axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())

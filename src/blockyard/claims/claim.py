@@ -59,6 +59,7 @@ class Claim:
         how: how it is measured here.
         cost: whether measuring is instant (counting), takes seconds (timing) or minutes (training).
         measure: does it.
+        needs: "model" where it takes a trained model (`trained.measuring_on`); "" for nothing.
     """
 
     key: str
@@ -69,6 +70,7 @@ class Claim:
     how: str
     cost: Cost
     measure: Callable[[], Finding]
+    needs: Literal["", "model"] = ""
 
 
 _claims: dict[str, Claim] = {}
@@ -76,7 +78,8 @@ _claims: dict[str, Claim] = {}
 
 @cache
 def statements() -> dict[str, dict[str, Any]]:
-    """Return what the documents say: for each claim `document`, `line`, `says`, `claimed`, `how` and `cost`."""
+    """Return what the documents say: for each claim `document`, `line`, `says`, `claimed`, `how`, `cost`
+    and, where it takes something, `needs`."""
     return tomllib.loads(resources.files(__package__).joinpath("statements.toml").read_text(encoding="utf-8"))
 
 

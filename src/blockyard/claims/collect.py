@@ -12,6 +12,8 @@ from blockyard.claims.keep import MeasurementStore, keeping_in
 from blockyard.errors import InputError, one_of, suggest
 
 SCHEMA = "blockyard.claims/1"
+# Around what a person has added to the page: it is kept when the page is made again.
+BEGIN, END = "<!-- written by hand -->", "<!-- end of what is written by hand -->"
 
 
 def all_claims() -> list[Claim]:
@@ -21,6 +23,7 @@ def all_claims() -> list[Claim]:
         basics,
         complex,
         latent,
+        migration,
         prices,
         spectral,
         timing,
@@ -103,13 +106,48 @@ def measure_claims(
     return rows
 
 
-def page(rows: Sequence[dict[str, Any]], machine: str, left_out: Sequence[Claim] = ()) -> str:
+def without_model(claims: Sequence[Claim], keys: Sequence[str] = ()) -> list[Claim]:
+    """Return the claims that can be measured without a trained model.
+
+    Args:
+        claims: to be measured.
+        keys: names that were asked for.
+
+    Raises:
+        InputError: when one that needs a model was asked for by its name, or nothing is left.
+    """
+    needy = [claim for claim in claims if claim.needs]
+    if needy and (len(needy) == len(claims) or any(claim.key in keys for claim in needy)):
+        raise InputError(
+            f"{needy[0].key} is measured on a trained model: name its folder with --model, as in "
+            "--model SmolLM2-135M-Instruct"
+        )
+    return [claim for claim in claims if not claim.needs]
+
+
+def by_hand(text: str) -> list[str]:
+    """Return the sections of a page that were written by hand: what stands between the two marks, marks included.
+
+    One whose end is missing goes to the end of the page: rather too much is kept than a word lost.
+    """
+    found = []
+    while BEGIN in text:
+        begin = text.index(BEGIN)
+        end = text.find(END, begin)
+        stop = len(text) if end < 0 else end + len(END)
+        found.append(text[begin:stop].rstrip() + ("" if end >= 0 else f"\n{END}"))
+        text = text[stop:]
+    return found
+
+
+def page(rows: Sequence[dict[str, Any]], machine: str, left_out: Sequence[Claim] = (), kept: Sequence[str] = ()) -> str:
     """Return the outcome as a page of Markdown, a section per document.
 
     Args:
         rows: what `measure_claims` gave.
         machine: in words.
         left_out: claims that were not measured; the page names them as such.
+        kept: sections of the page before that were written by hand (`by_hand`); they stand at the end.
     """
     counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("holds", "partly", "false")}
     lines = [
@@ -123,7 +161,8 @@ def page(rows: Sequence[dict[str, Any]], machine: str, left_out: Sequence[Claim]
     if left_out:
         lines += [
             "",
-            f"{len(left_out)} more were not measured for this page, because they take long: they are named below.",
+            f"{len(left_out)} more were not measured for this page, because they take long or a trained model: they "
+            "are named below.",
         ]
     for document, title in DOCUMENTS.items():
         found = [row for row in rows if row["document"] == document]
@@ -143,8 +182,12 @@ def page(rows: Sequence[dict[str, Any]], machine: str, left_out: Sequence[Claim]
         for row in found:
             lines.append(f"- **{row['key']}** (claimed: {row['claimed']}). {row['how']} {row['why']}")
         lines += [
-            f"- **{c.key}** (claimed: {c.claimed}). {c.how} Not measured: `blockyard claims {c.key}`." for c in missing
+            f"- **{c.key}** (claimed: {c.claimed}). {c.how} Not measured: `blockyard claims {c.key}"
+            f"{' --model MODEL' if c.needs else ''}`."
+            for c in missing
         ]
+    for text in kept:
+        lines += ["", text]
     return "\n".join(lines) + "\n"
 
 

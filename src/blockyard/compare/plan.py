@@ -186,12 +186,17 @@ def watched(train: TrainConfig, steps: int, expected: int, every: int, seed: int
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
-    """Return where a run lives: runs/CHOICE/seed-N, the choice's name reduced to what every file system takes."""
+    """Return where a run lives: runs/CHOICE/seed-N."""
+    return out / "runs" / slug_of(name) / f"seed-{seed}"
+
+
+def slug_of(name: str) -> str:
+    """Return a choice's name reduced to what every file system takes."""
     # Brackets, stars and equals signs mean something to shells and are forbidden on some disks.
     slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
     if slug != name:  # two choices may reduce to the same letters
         slug = f"{slug[:60]}-{sha256(name.encode()).hexdigest()[:6]}"
-    return out / "runs" / slug / f"seed-{seed}"
+    return slug
 
 
 class State:

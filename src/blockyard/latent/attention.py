@@ -8,6 +8,7 @@ Defined in loops and float64 in tests/latent/twin.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,7 @@ from blockyard.errors import InputError, at_least
 from blockyard.latent.absorbing import Form, cheapest_form, check_absorbing, isometries, per_head
 from blockyard.nn.attention import attend
 from blockyard.nn.attention_kernels import Kernel
+from blockyard.nn.attention_windows import windowed_pairs
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Linear, StackedLinear
 from blockyard.nn.norms import RMSNorm
@@ -26,8 +28,11 @@ from blockyard.nn.roles import Role
 from blockyard.nn.rotary import Layout, RotaryPositionalEmbedding, rotate
 from blockyard.nn.rotary_scaling import given
 from blockyard.protocol.cache import LayerCache
+from blockyard.protocol.cache_sinks import SinkCache
+from blockyard.protocol.cache_window import WindowCache
 from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, default_positions
+from blockyard.protocol.windows import check_window, over_all, sinks_beside, visible
 from blockyard.registry.register import ATTENTION, register_attn
 
 if TYPE_CHECKING:
@@ -59,7 +64,10 @@ class LatentAttention(Mixer):
         rope_frequencies: radians per position of each rotated pair, in place of those of base and scaling.
         scale: factor of the scores; None = (nope_dim + rope_dim)^(-1/2).
         latent_norm: RMS-normalise the latents, with a gain.
-        bias: biases in the maps into latents and in the output (DeepSeek's attention_bias).
+        bias: biases in the maps into latents and in the output (DeepSeek's attention_bias), in those of queries and
+            into latents (qkv), or in all of these.
+        window: see only keys less than this many positions away; None = all. Only for decoupled.
+        sinks: beside the window, see the first so many tokens of the sequence from everywhere.
         dropout: probability of dropping an attention weight in training.
         decode: naive expands every latent into keys and values; absorbed moves the up-projections to the queries
             and the output instead, and attends to the latents themselves; auto takes what costs fewer FLOPs.
@@ -90,7 +98,9 @@ class LatentAttention(Mixer):
         rope_frequencies: tuple[float, ...] | None = None,
         scale: float | None = None,
         latent_norm: bool = True,
-        bias: bool = False,
+        bias: bool | Literal["qkv", "all"] = False,
+        window: int | None = None,
+        sinks: int = 0,
         dropout: float = 0.0,
         decode: Literal["auto", "naive", "absorbed"] = "auto",
         cache: Literal["latent", "mixed", "expanded"] | None = None,
@@ -109,18 +119,24 @@ class LatentAttention(Mixer):
         self.decode = decode
         self.cache_kind = cache if cache is not None else "latent" if self.decoupled else "mixed"
         check_absorbing(decode, self.cache_kind, decoupled=self.decoupled)
+        check_window(window, sinks)
+        if window is not None and not self.decoupled:
+            raise InputError(
+                f"window={window} with rope='full': past keys are rotated anew by their places in the cache"
+            )
+        self.window, self.sinks = window, sinks
         queries = n_heads * (self.nope_dim + self.rope_dim)
         # Queries are not cached: a latent of theirs saves parameters, not memory.
-        self.q_down_proj = Linear(d_model, self.q_rank, bias=bias) if self.q_rank else None
+        self.q_down_proj = Linear(d_model, self.q_rank, bias=bool(bias)) if self.q_rank else None
         self.q_norm = RMSNorm(self.q_rank, _EPS) if self.q_rank else None
-        self.q_proj = Linear(self.q_rank or d_model, queries)
+        self.q_proj = Linear(self.q_rank or d_model, queries, bias=bias in ("qkv", "all"))
         # One product makes latent and rotary key; to the optimizer they are two maps.
         parts = (self.kv_rank, self.rope_dim) if self.decoupled else (self.kv_rank,)
-        self.kv_down_proj = StackedLinear(d_model, parts, bias=bias)
+        self.kv_down_proj = StackedLinear(d_model, parts, bias=bool(bias))
         self.kv_norm = RMSNorm(self.kv_rank, _EPS) if latent_norm else None
         self.k_up = nn.Parameter(torch.empty(n_heads, self.nope_dim, self.kv_rank))
         self.v_up = nn.Parameter(torch.empty(n_heads, self.v_dim, self.kv_rank))
-        self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias)
+        self.output_proj = Linear(n_heads * self.v_dim, d_model, bias=bias in (True, "all"))
         scaling = rope_scaling if rope_frequencies is None else given(rope_frequencies)
         width = self.rope_dim or self.nope_dim
         self.rope = RotaryPositionalEmbedding(rope_theta, width, layout=rope_layout, scaling=scaling)
@@ -205,51 +221,77 @@ class LatentAttention(Mixer):
         q, latents = self._project(x, x if call.context is None else call.context, turn)
         # What products give: under autocast neither x's dtype nor the weights'. A cache may hold yet another.
         native = latents.dtype
-        k, v, latents = self._cached(latents, turn, call)
+        held = self._cached(latents, turn, call)
         # Where the cache holds values there is nothing left to absorb.
-        form: Form = "naive" if v is not None else self._form(x.shape[1], latents.shape[1], k is None)
+        form: Form = "naive" if "v" in held else self._form(x.shape[1], _tokens(held), "k" not in held)
         if form == "both":
             # q · (W_uk c) = (W_ukᵀ q) · c: the queries meet latents instead of keys, the same ones for all heads.
-            q, k = [per_head(q[0], self.k_up), q[1]], latents.unsqueeze(1)
-        elif k is None:
-            k = self._keys(latents.to(native), key_turn)
-        if v is None:
-            v = self._values(latents.to(native)) if form == "naive" else latents[..., : self.kv_rank].unsqueeze(1)
+            q = [per_head(q[0], self.k_up), q[1]]
+        k, v = self._met(held, form, key_turn, native)
+        padding_mask, attn_mask, hidden, beside = call.padding_mask, call.attn_mask, 0, None
+        if call.cache is not None and self.window is not None:
+            # A windowed cache shows no more than the new tokens can see; the caller's masks cover all tokens.
+            hidden = call.past + x.shape[1] - k.shape[2]
+            if isinstance(call.cache, SinkCache):
+                beside = sinks_beside(call.cache, hidden, lambda first: self._met(first, form, key_turn, native))
+            shape = (*q[0].shape[:3], hidden + k.shape[2])
+            padding_mask, attn_mask = visible(hidden, padding_mask, attn_mask, shape, beside)
         mixed, weights = attend(
             (torch.cat(q, dim=-1) if len(q) > 1 else q[0]).to(k.dtype),
             k,
-            v.to(k.dtype),
+            v,
             causal=bool(call.causal),
-            padding_mask=call.padding_mask,
-            attn_mask=call.attn_mask,
+            padding_mask=padding_mask,
+            attn_mask=attn_mask,
+            # A context is not a neighbourhood: its positions have no distance from x.
+            window=self.window if call.context is None else None,
+            # A cache has kept the first tokens, and shows them where a window has left them.
+            sinks=self.sinks if call.cache is None else 0,
+            beside=beside,
             scale=self.scale,
             kernel=self.kernel,
             dropout=self.attn_dropout.p if self.training else 0.0,
             dropout_keys=self.attn_dropout.keys,
             return_weights=call.return_weights,
         )
+        if weights is not None and (hidden or beside is not None):
+            weights = over_all(weights, hidden, beside)
         mixed = mixed.to(native)
         if form != "naive":
             # Σ p (W_uv c) = W_uv (Σ p c): the means of latents become means of values.
             mixed = per_head(mixed, self.v_up.mT)
         return self.output_proj(mixed.transpose(1, 2).flatten(2)), weights
 
-    def _cached(self, latents: Tensor, turn: Turn, call: Call) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Return keys and values where the cache keeps them, and latents, of past and new tokens."""
+    def _met(self, held: Mapping[str, Tensor], form: Form, turn: Turn, native: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the keys and values that queries meet [B, 1 or H, S, …], of what is held of tokens."""
+        latents = held.get("latent")
+        k, v = held.get("k"), held.get("v")
+        if k is None:
+            assert latents is not None
+            k = latents.unsqueeze(1) if form == "both" else self._keys(latents.to(native), turn)
+        if v is None:
+            assert latents is not None
+            v = self._values(latents.to(native)) if form == "naive" else latents[..., : self.kv_rank].unsqueeze(1)
+        return k, v.to(k.dtype)
+
+    def _cached(self, latents: Tensor, turn: Turn, call: Call) -> dict[str, Tensor]:
+        """Return what is held of past and new tokens: k and v where the cache keeps them, and latents."""
         cache = call.cache
         if cache is None:
-            return None, None, latents
+            return {"latent": latents}
         dtype = cache.dtype
         if self.cache_kind == "latent":
-            (latents,) = cache.append(latent=latents.to(dtype))
-            return None, None, latents
-        # Kept turned: a past token's position does not change.
-        k = self._keys(latents, turn).to(dtype)
-        if self.cache_kind == "mixed":
-            k, latents = cache.append(k=k, latent=latents[..., : self.kv_rank].to(dtype))
-            return k, None, latents
-        k, v = cache.append(k=k, v=self._values(latents).to(dtype))
-        return k, v, latents
+            new = {"latent": latents.to(dtype)}
+        else:
+            # Kept turned: a past token's position does not change.
+            new = {"k": self._keys(latents, turn).to(dtype)}
+            if self.cache_kind == "mixed":
+                new["latent"] = latents[..., : self.kv_rank].to(dtype)
+            else:
+                new["v"] = self._values(latents).to(dtype)
+        # The first tokens of a row are those behind its padding.
+        padding = {"padding_mask": call.padding_mask} if isinstance(cache, SinkCache) else {}
+        return dict(zip(new, cache.append(**new, **padding)))
 
     def _project(self, x: Tensor, source: Tensor, turn: Turn) -> tuple[list[Tensor], Tensor]:
         """Return queries and latents, with what is rotary in them rotated.
@@ -316,6 +358,11 @@ class LatentAttention(Mixer):
         return v.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
     def empty_cache(self, batch: int, max_len: int | None, placement: Placement) -> LayerCache:
+        if self.window is not None and self.sinks:
+            own = {"window": self.window, "sinks": self.sinks}
+            return SinkCache(batch, self._slots(), **own, max_len=max_len, **placement)
+        if self.window is not None:
+            return WindowCache(batch, self._slots(), window=self.window, max_len=max_len, **placement)
         return LayerCache(batch, self._slots(), max_len=max_len, **placement)
 
     def _slots(self) -> dict[str, tuple[int, ...]]:
@@ -335,16 +382,21 @@ class LatentAttention(Mixer):
         if self.q_rank:
             shapes.append((self.d_model, self.q_rank))
             vectors += self.q_rank
-        if self.output_proj.bias is not None:
-            vectors += rank + self.rope_dim + (self.q_rank or 0) + self.d_model
+        maps = (self.q_down_proj, self.q_proj, self.kv_down_proj, self.output_proj)
+        vectors += sum(each.weight.shape[0] for each in maps if each is not None and each.bias is not None)
         # With as many queries as keys, absorbing a matrix costs what expanding by it does; the pairs differ.
         form = self._form(tokens, tokens, True)
         pair = (rank + self.rope_dim if form == "both" else key) + (self.v_dim if form == "naive" else rank)
         return Cost(
             parameters=sum(a * b for a, b in shapes) + vectors,
-            flops=linear_flops(tokens, *shapes) + 2 * heads * pair * tokens * tokens,
+            flops=linear_flops(tokens, *shapes) + 2 * heads * pair * self._pairs(tokens),
             cache_bytes_per_token=4 * sum(torch.Size(shape).numel() for shape in self._slots().values()),
         )
+
+    def _pairs(self, tokens: int) -> int:
+        """Return query-key pairs that are scored."""
+        # A dense count, as the counter has it: causality earns no credit.
+        return tokens * tokens if self.window is None else windowed_pairs(tokens, self.window, self.causal, self.sinks)
 
     def zero_init_output(self) -> None:
         nn.init.zeros_(self.output_proj.weight)
@@ -381,6 +433,11 @@ class LatentAttention(Mixer):
             f"n_heads={self.n_heads}, kv_rank={self.kv_rank}, q_rank={self.q_rank}, {rope}, nope_dim={self.nope_dim}, "
             f"v_dim={self.v_dim}, decode={self.decode}, cache={self.cache_kind}, causal={self.causal}"
         )
+
+
+def _tokens(held: Mapping[str, Tensor]) -> int:
+    """Return how many tokens something is held of."""
+    return next(iter(held.values())).shape[-2]
 
 
 def _rank(name: str, value: int, d_model: int) -> int:

@@ -165,6 +165,10 @@ def to_deepseek(attention: Latent) -> DeepseekV3Attention:
         raise InputError(
             "rope_scaling and scale are settings of a whole model in transformers: a layer by itself has neither"
         )
+    if attention.q_proj.bias is not None:
+        raise InputError("biases of queries (bias=qkv or all) have no DeepseekV3Attention, which has none there")
+    if attention.window is not None:
+        raise InputError(f"window={attention.window} has no DeepseekV3Attention, which sees all tokens")
     if attention.kv_norm is None:
         raise InputError("latent_norm=False has no DeepseekV3Attention: that always normalises its latents")
     deepseek = require("transformers.models.deepseek_v3.modeling_deepseek_v3", extra="hf")

@@ -156,22 +156,34 @@ class TransformerLM(Trunk):
             segments = _laid_out(segments, input_ids, beside)
         if last is not None and (last < 0 or targets is not None):
             raise InputError(f"last={last} should be 0 or more, and goes without targets")
-        x = self.token_embeddings(input_ids)
-        if self.position_embeddings is not None:
-            past = 0 if cache is None else cache.length
-            places = positions if segments is None else segments.positions
-            x = x + self.position_embeddings(input_ids.shape[1], past, padding_mask, places)
-        x = self.dropout(x)
+        past = 0 if cache is None else cache.length
+        places = positions if segments is None else segments.positions
+        x = self.embedded(input_ids, padding_mask=padding_mask, positions=places, past=past)
         x, aux = self.through_blocks(
             x, padding_mask=padding_mask, positions=positions, cache=cache, last=last, segments=segments
         )
-        logits = self.lm_head(x)
-        if self.config.logit_softcap is not None:
-            logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
+        logits = self.scored(x)
         loss = None
         if targets is not None:
             loss = F.cross_entropy(widened(logits).flatten(0, 1), targets.flatten(), ignore_index=-100)
         return LMOutput(logits, loss, aux)
+
+    def embedded(
+        self, input_ids: Tensor, *, padding_mask: Tensor | None = None, positions: Tensor | None = None, past: int = 0
+    ) -> Tensor:
+        """Return what the first block reads of ids [B, T] behind `past` cached tokens: [B, T, d_model]."""
+        x = self.token_embeddings(input_ids)
+        if self.position_embeddings is not None:
+            x = x + self.position_embeddings(input_ids.shape[1], past, padding_mask, positions)
+        dropped: Tensor = self.dropout(x)
+        return dropped
+
+    def scored(self, x: Tensor) -> Tensor:
+        """Return the logits of what the last norm gives, [..., d_model] -> [..., vocab_size]."""
+        logits: Tensor = self.lm_head(x)
+        if self.config.logit_softcap is not None:
+            logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
+        return logits
 
     def _check(self, input_ids: Tensor, targets: Tensor | None, cache: ModelCache | None) -> None:
         check_ids(input_ids, self.config.vocab_size)

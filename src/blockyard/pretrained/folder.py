@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,13 @@ def write_run(found: Pretrained, out: str | Path) -> Path:
     # Locked and checked as a training's folder is.
     folder = RunFolder(path, resume=False)
     try:
-        data = TextDataConfig(tokenizer=str((path / "tokenizer").absolute()))
-        groups = as_groups(Run(found.model.config, data, TrainConfig()))
+        begun = found.run or Run(found.model.config, TextDataConfig(), TrainConfig())
+        data = replace(begun.data, tokenizer=str((path / "tokenizer").absolute()))
+        # Its own training options, which say how its weights are read; whatever it was begun with is in them.
+        groups = as_groups(replace(begun, model=found.model.config, data=data, train=replace(begun.train, init=None)))
         found.tokenizer.save(path / "tokenizer")
-        write_origin(path, Origin(found.family, found.config, found.dtype, found.where))
+        if found.config:
+            write_origin(path, Origin(found.family, found.config, found.dtype, found.where))
         parity = None if found.parity is None else {"largest": found.parity.largest, "size": found.parity.size}
         state = {"step": 0, "best": None, "config": groups, "imported": {"from": found.where, "parity": parity}}
         save_checkpoint(folder.checkpoints, 0, model=found.model.state_dict(), optimizer={}, state=plain(state))
@@ -87,6 +90,21 @@ def write_run(found: Pretrained, out: str | Path) -> Path:
 def lacks_tokenizer(where: str | Path) -> InputError:
     """Return the error for a model without a tokenizer that is read."""
     return InputError(f"{where} brings no {TOKENIZER}; name a folder that has one with --tokenizer FOLDER")
+
+
+def read_trained(folder: str | Path, *, trust: bool = False) -> Pretrained:
+    """Read the language model of a run as `load_pretrained` reads that of others, to be written again by `write_run`.
+
+    Args:
+        folder: a run folder, of an imported or a trained model.
+        trust: as for `load_run`.
+
+    Raises:
+        InputError: as `load_run`.
+    """
+    model, tokenizer, run = load_run(folder, tasks=("lm",), trust=trust)
+    origin = read_origin(Path(folder)) or Origin("blockyard", {}, "float32", str(folder))
+    return Pretrained(model, tokenizer, origin.family, origin.config, origin.where, origin.dtype, None, run)
 
 
 def check_new(target: Path) -> None:

@@ -26,6 +26,7 @@ from blockyard.pretrained.weights import read_weights
 from blockyard.text.library import GENERATION, TOKENIZER, LibraryTokenizer, read_files
 
 if TYPE_CHECKING:
+    from blockyard.tasks.kind import Run
     from blockyard.text.tokenizer import Tokenizer
 
 
@@ -41,6 +42,7 @@ class Pretrained:
         where: where it came from.
         dtype: the type that its weights had, by its name in torch.
         parity: how far its logits are from the original's; None where that was not asked.
+        run: the run that it was trained in, where it is none of others'.
     """
 
     model: TransformerLM
@@ -50,6 +52,7 @@ class Pretrained:
     where: str
     dtype: str
     parity: Parity | None
+    run: Run[Any, Any] | None = None
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: where the model came from, how near it is to the original, its own table."""

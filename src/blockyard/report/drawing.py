@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from blockyard.errors import require
 from blockyard.report.palette import Style
 
 if TYPE_CHECKING:
@@ -58,8 +59,22 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(False, axis="y")
 
 
+def short(name: str, most: int = 22) -> str:
+    """Return a name cut to so many characters, to be written into a figure; a dollar in it begins no formula."""
+    return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")
+
+
 def name_powers(axes: Axes, ticks: Sequence[float], written: Callable[[Any], str] = str) -> None:
     """Make the horizontal axis logarithmic, with ticks at these values alone."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [written(tick) for tick in ticks])
     axes.minorticks_off()
+
+
+def plain_decades(axes: Axes) -> None:
+    """Make the vertical axis logarithmic, with ticks at 1, 2, 5 of each decade, written as numbers."""
+    ticker = require("matplotlib.ticker", extra="report")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())

@@ -17,13 +17,14 @@ from blockyard.report.page import (
     items,
     key_of,
     name_html,
+    own_section,
     page,
     prose,
     provenance,
     section,
     swatch,
 )
-from blockyard.report.parts import Parts, Section
+from blockyard.report.parts import Parts
 from blockyard.report.reading import facts, how_to_read, match_rows, provenance_rows, ranking_rows, run_rows, title
 from blockyard.report.render import charts_of, render_svg
 from blockyard.report.schema import Report, higher_is_better, quality_word
@@ -72,7 +73,7 @@ def _sections(report: Report, parts: Parts, prefix: str = "") -> list[str]:
         figures(curves, "curves"),
         figures("Each at its own learning rate", "rates"),
         figures("What quality costs", "costs"),
-        *(_own(part, grid([c for c in part.charts if c.name in drawn], svg, key)) for part in own),
+        *(own_section(part, grid([c for c in part.charts if c.name in drawn], svg, key)) for part in own),
         figures("What attention looks at", "attention"),
         section("What the filters learnt", grid(of("kernels"), svg), lede=filters),
         figures("How busy the experts are", "experts"),
@@ -119,15 +120,6 @@ def _ranking_note(report: Report) -> str:
         f"Mean ± 95 % interval over {seeds_in(report)} seeds." if len(report["seeds"]) > 1 else "One seed: no interval."
     )
     return f"{intervals} Small figures compare with {report['reference']}, the reference."
-
-
-def _own(part: Section, charts: str) -> str:
-    """Return a section of the task's own: tables, then charts."""
-    tables = [
-        (f"<h3>{escape(table.caption)}</h3>\n" if table.caption else "") + cards_table(table.columns, table.rows)
-        for table in part.tables
-    ]
-    return section(part.heading, *tables, charts, lede=part.lede)
 
 
 def _samples(report: Report) -> str:

@@ -14,8 +14,11 @@ from importlib import resources
 from blockyard.report import units
 from blockyard.report.chart import Chart
 from blockyard.report.palette import LIGHT, MARKER_PATHS, PLACEHOLDER, SERIES
+from blockyard.report.parts import Section, Table
 
 Drawn = Callable[[Chart], str]
+# Characters of a figure that is not broken at a line's end: "+0.231 ± 0.052".
+SHORT = 15
 
 
 def page(title: str, sections: Iterable[str]) -> str:
@@ -45,7 +48,7 @@ def prose(text: str) -> str:
 
 def name_html(name: str) -> str:
     """Return a choice's name, to be broken at a line's end only between its parts."""
-    parts = re.sub(r"([+/])", "\\1\u200b", name)
+    parts = re.sub(r"([+/&,])", "\\1\u200b", name)
     return f'<span class="name">{escape(parts).replace(chr(0x200B), "<wbr>")}</span>'
 
 
@@ -83,6 +86,18 @@ def section(heading: str, *parts: str, lede: str = "", kind: str = "") -> str:
     opening = f'<section class="{kind}">' if kind else "<section>"
     below = f'<p class="lede">{prose(lede)}</p>\n' if lede else ""
     return f"{opening}\n<h2>{escape(heading)}</h2>\n{below}{body}\n</section>"
+
+
+def own_section(part: Section, charts: str = "") -> str:
+    """Return a section that is given as data: tables, then charts."""
+    return section(part.heading, *map(_captioned, part.tables), charts, lede=part.lede)
+
+
+def _captioned(table: Table) -> str:
+    found = cards_table(table.columns, table.rows, table.words)
+    if table.folded:
+        return f"<details><summary>{escape(table.caption)}</summary>\n{found}</details>"
+    return (f"<h3>{escape(table.caption)}</h3>\n" if table.caption else "") + found
 
 
 def figure(chart: Chart, drawn: Drawn, *, wide: bool = False) -> str:
@@ -144,11 +159,16 @@ def cards_table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: Ite
         cells = "".join(
             f'<td class="first">{name_html(cell)}</td>'
             if i == 0
-            else f'<td{kind(i)} data-label="{escape(columns[i])}"><span>{escape(cell)}</span></td>'
+            else f'<td{kind(i)} data-label="{escape(columns[i])}"><span>{_cell(cell, i in words)}</span></td>'
             for i, cell in enumerate(row)
         )
         body += f"<tr>{cells}</tr>"
     return f'<div class="scroll"><table class="cards"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(text: str, words: bool) -> str:
+    """Return a cell; a short figure stays together with its unit or interval."""
+    return f'<span class="nw">{escape(text)}</span>' if len(text) <= SHORT and not words else escape(text)
 
 
 def command_box(command: str) -> str:

@@ -42,11 +42,15 @@ class Table:
         caption: what it shows, above it; "" for none.
         columns: the heads.
         rows: cells as they are to be read.
+        words: columns that hold words rather than figures, by number.
+        folded: whether the page shows it on request, under its caption.
     """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: Sequence[int] = ()
+    folded: bool = False
 
 
 @dataclass(frozen=True)

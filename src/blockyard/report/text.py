@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from blockyard.report.parts import Parts
+from blockyard.report.parts import Parts, Section
 from blockyard.report.reading import (
     facts,
     how_to_read,
@@ -32,59 +32,64 @@ def render_markdown(report: Report, own: Parts) -> str:
     ]
     parts = [
         f"# {title(report)}",
-        f"**{_plain(verdict['headline'])}**",
-        "\n".join(f"- {_plain(line)}" for line in verdict["details"]),
-        "\n".join(f"- {label}: {_plain(value)}" for label, value in facts(report, own)),
+        f"**{plain(verdict['headline'])}**",
+        "\n".join(f"- {plain(line)}" for line in verdict["details"]),
+        "\n".join(f"- {label}: {plain(value)}" for label, value in facts(report, own)),
         *(
-            f"### {_plain(answer['question'])}\n\n" + "\n".join(f"- {_plain(line)}" for line in answer["sentences"])
+            f"### {plain(answer['question'])}\n\n" + "\n".join(f"- {plain(line)}" for line in answer["sentences"])
             for answer in report["answers"]
         ),
         "## Ranking",
-        _table(columns, ranking),
+        table_of(columns, ranking),
         "## Figures",
         *(f"![{chart.title}]({chart.name}.png)\n\n{chart.caption}" for chart in charts_of(report, own)),
     ]
     for section in own.sections(report):
-        parts += [f"## {section.heading}", _plain(section.lede)]
-        for table in section.tables:
-            parts += [table.caption, _table(list(table.columns), [list(row) for row in table.rows])]
+        parts += section_text(section)
     samples = [choice for choice in report["choices"] if choice["sample"]]
     if samples:
         parts.append("## What they write")
         for choice in samples:
             assert choice["sample"] is not None
-            parts.append(
-                f"{_plain(choice['name'])}:\n\n{_fenced(choice['sample']['prompt'] + choice['sample']['text'])}"
-            )
+            parts.append(f"{plain(choice['name'])}:\n\n{fenced(choice['sample']['prompt'] + choice['sample']['text'])}")
     parts += [
         "## Was it fair?",
-        _table(*match_rows(report)),
-        _table(*run_rows(report)),
+        table_of(*match_rows(report)),
+        table_of(*run_rows(report)),
         "## How to read this",
         "\n".join(f"- {line}" for line in how_to_read(report, own)),
         "## Provenance",
     ]
     if report["provenance"].get("command"):
-        parts.append(_fenced(str(report["provenance"]["command"])))
-    parts.append("\n".join(f"- {label}: {_plain(value)}" for label, value in provenance_rows(report)))
+        parts.append(fenced(str(report["provenance"]["command"])))
+    parts.append("\n".join(f"- {label}: {plain(value)}" for label, value in provenance_rows(report)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _plain(text: str) -> str:
+def section_text(section: Section) -> list[str]:
+    """Return a section without its charts: heading, sentence, tables."""
+    parts = [f"## {section.heading}", plain(section.lede)]
+    for table in section.tables:
+        parts += [plain(table.caption), table_of(list(table.columns), [list(row) for row in table.rows])]
+    return parts
+
+
+def plain(text: str) -> str:
     """Return text that Markdown and the HTML within it leave alone."""
     for mark in "\\`*_[]<>|#":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
+def table_of(columns: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown; the first column holds names, the others figures."""
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     return "\n".join(
-        "| " + " | ".join(cell if i == 1 else _plain(cell) for cell in line) + " |" for i, line in enumerate(lines)
+        "| " + " | ".join(cell if i == 1 else plain(cell) for cell in line) + " |" for i, line in enumerate(lines)
     )
 
 
-def _fenced(text: str) -> str:
+def fenced(text: str) -> str:
     """Return a code block whose fence is longer than any run of backticks inside it."""
     longest = max((len(run) for run in _runs_of_backticks(text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -20,6 +20,14 @@ def prefix(largest: float) -> tuple[str, float]:
     return chosen
 
 
+def binary_prefix(largest: float) -> tuple[str, float]:
+    """Return the binary unit and factor under which `largest` bytes are at least 1, for an axis."""
+    for unit, factor in (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)):
+        if largest >= factor:
+            return unit, factor
+    return "bytes", 1.0
+
+
 def digits(value: float) -> str:
     """Return three significant digits, with thousands separators and no exponent."""
     if value == 0:

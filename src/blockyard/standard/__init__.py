@@ -10,7 +10,6 @@ Files, in reading order:
     attention.py   StandardAttention ("standard"): multi-head, grouped or single key heads of any width, rotary
                    positions, QK-norm, a sliding window; the shortest complete example of a mixer
     heads.py       what heads turn by, and how they lie beside one another
-    windows.py     masks and weights over the whole text where a windowed cache shows a part of it
     step.py        its decoding step: one token behind a cache, in as few calls as they can be
     dense.py       StandardFFN ("standard": GELU, ReLU or SiLU) and ReLU2FFN ("relu2"): two matrices
     gated.py       SwiGLU ("swiglu") and GLU ("glu"): three matrices

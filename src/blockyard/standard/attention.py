@@ -29,11 +29,11 @@ from blockyard.protocol.cache_sinks import SinkCache
 from blockyard.protocol.cache_window import WindowCache
 from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, default_positions
+from blockyard.protocol.windows import check_window, over_all, sinks_beside, visible
 from blockyard.registry.register import ATTENTION, register_attn
 from blockyard.standard.heads import by_head, normed_whole, rope_of
 from blockyard.standard.heads import side_by_side as side_by_side
 from blockyard.standard.step import step_for
-from blockyard.standard.windows import over_all, sinks_beside, visible
 
 # From this many rows on, one product with the stacked q, k, v weights pays for stacking them.
 _STACK_FROM = 64
@@ -113,11 +113,7 @@ class StandardAttention(Mixer):
         self.n_kv_heads = n_kv_heads if n_kv_heads is not None else n_heads
         if self.n_kv_heads < 1 or n_heads % self.n_kv_heads:
             raise InputError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
-        if window is not None and window < 1:
-            raise InputError(f"window={window} should be at least 1, or none")
-        if sinks < 0 or (sinks and window is None):
-            what = "should be 0 or more" if sinks < 0 else "stand beside a window: give one, or leave them out"
-            raise InputError(f"sinks={sinks} {what}")
+        check_window(window, sinks)
         self.window, self.sinks, self.kernel = window, sinks, kernel
         heads, key_heads = n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         self.q_proj = Linear(d_model, heads, bias=bool(bias))
@@ -334,7 +330,7 @@ class StandardAttention(Mixer):
             # A windowed cache shows no more than the new tokens can see; the caller's masks cover all tokens.
             hidden = call.past + q.shape[2] - k.shape[2]
             if keeps_first:
-                beside = sinks_beside(call.cache, hidden)
+                beside = sinks_beside(call.cache, hidden, lambda first: (first["k"], first["v"]))
             if hidden or beside is not None:
                 shape = (*q.shape[:3], hidden + k.shape[2])
                 padding_mask, attn_mask = visible(hidden, padding_mask, attn_mask, shape, beside)

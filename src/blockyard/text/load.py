@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from blockyard.text.tokens import ScannedText
 
 
-def load_text(config: TextDataConfig, context: int, progress: Progress | None = None) -> TextData:
+def load_text(
+    config: TextDataConfig, context: int, progress: Progress | None = None, *, tokenizer: Tokenizer | None = None
+) -> TextData:
     """Load a text as tokens.
 
     Args:
         config: what to read and how to tokenize it.
         context: tokens a batch row will have.
         progress: called with (what is being done, how much is done, out of how much).
+        tokenizer: one that is at hand, such as a trained model's, in place of what `config` names.
 
     Raises:
         InputError: when the text cannot be read, is not text, or is too short for the context.
@@ -41,12 +44,12 @@ def load_text(config: TextDataConfig, context: int, progress: Progress | None = 
 
     files = token_files_of(config)
     if files is not None:
-        return _load_tokens(config, files, context, progress)
+        return _load_tokens(config, files, context, progress, tokenizer)
     left_out = LeftOut()
     text = scan(lambda: pieces_of(config, left_out), None if progress is None else partial(progress, "reading"))
     # As the first reading found it: later ones would count again.
     left_out = replace(left_out)
-    tokenizer = tokenizer_for(config, text, progress)
+    tokenizer = tokenizer_for(config, text, progress) if tokenizer is None else tokenizer
     tokens = encoded(
         text,
         tokenizer,
@@ -65,17 +68,24 @@ def load_text(config: TextDataConfig, context: int, progress: Progress | None = 
     return _split(config, tokens, tokenizer, context, fingerprint, notes, documents=documents)
 
 
-def _load_tokens(config: TextDataConfig, files: Sequence[Path], context: int, progress: Progress | None) -> TextData:
+def _load_tokens(
+    config: TextDataConfig,
+    files: Sequence[Path],
+    context: int,
+    progress: Progress | None,
+    tokenizer: Tokenizer | None,
+) -> TextData:
     """Load a text that comes as tokens."""
     from blockyard.text.token_files import read_token_files
     from blockyard.text.tokens import separates
 
-    if config.tokenizer == "bpe":
+    if config.tokenizer == "bpe" and tokenizer is None:
         raise InputError(
             f"data.tokenizer=bpe is learnt from text, and data.path={config.path!r} holds tokens; name the tokenizer "
             "that made them"
         )
-    tokenizer = ByteTokenizer() if config.tokenizer == "byte" else load_tokenizer(config.tokenizer)
+    if tokenizer is None:
+        tokenizer = ByteTokenizer() if config.tokenizer == "byte" else load_tokenizer(config.tokenizer)
     found = read_token_files(files, config, tokenizer, None if progress is None else partial(progress, "reading"))
     fingerprint = _fingerprint(config, found.sha256, found.n_bytes, found.n_documents, len(found.tokens), tokenizer)
     if config.pack == "documents" and not separates(tokenizer):

@@ -26,13 +26,21 @@ class ReadingLines:
     """Lines like `encoding: 412 of 1,000 MB, 0:52 left`, the first after some seconds.
 
     Args:
-        units: of what is being done; else it is counted in bytes.
+        units: of what is being done.
+        unit: of whatever is not among them.
         seconds: between two lines, and before the first.
         out: where they are written; none means standard error.
     """
 
-    def __init__(self, units: Mapping[str, Unit] = UNITS, *, seconds: float = 5.0, out: TextIO | None = None) -> None:
-        self._units, self._seconds, self._out = units, seconds, out
+    def __init__(
+        self,
+        units: Mapping[str, Unit] = UNITS,
+        unit: Unit = BYTES,
+        *,
+        seconds: float = 5.0,
+        out: TextIO | None = None,
+    ) -> None:
+        self._units, self._unit, self._seconds, self._out = units, unit, seconds, out
         self._what = ""
         self._began = self._shown = time.monotonic()
 
@@ -44,7 +52,7 @@ class ReadingLines:
         if now - self._shown < self._seconds:
             return
         self._shown = now
-        unit, size = self._units.get(what, BYTES)
+        unit, size = self._units.get(what, self._unit)
         line = f"{what}: {done // size:,} {unit}"
         if total:
             left = round((now - self._began) * (total - done) / max(done, 1))

@@ -46,6 +46,7 @@ class Trainer:
         resolved: all options of the run, written to config.yaml.
         resume: continue the run in `out` from its last checkpoint.
         meaning: of the options in `resolved`, where a run that is resumed is compared with what it began with.
+        shown: what is told of every step, in place of the progress that `config` asks for.
 
     Raises:
         InputError: for a task that lacks something, options that do not fit the machine, a folder that is in use,
@@ -61,6 +62,7 @@ class Trainer:
         resolved: Mapping[str, Any],
         resume: bool = False,
         meaning: Meaning | None = None,
+        shown: Progress | None = None,
     ) -> None:
         # Everything that can be refused is, before the folder is made.
         check_task(task)
@@ -75,6 +77,7 @@ class Trainer:
         self._loggers: Loggers | None = None
         # Without a task's knowledge an option left out is unknown, not equal.
         self._meaning = meaning or Meaning()
+        self._shown = shown
         self._folder: RunFolder | None = None
         # A run that is resumed keeps whatever it has.
         with nothing_left(self.out) if self.ranks.first and not resume else contextlib.nullcontext():
@@ -156,7 +159,8 @@ class Trainer:
         Raises:
             Interrupted: after SIGTERM or SIGINT, when the run has been saved.
         """
-        self.progress = make_progress(self.config.steps, self.config.progress and self.ranks.first)
+        shown = self.config.progress and self.ranks.first
+        self.progress = self._shown or make_progress(self.config.steps, shown)
         try:
             with self._stop.listening():
                 if self.step:

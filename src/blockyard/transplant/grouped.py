@@ -19,7 +19,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.transplant.moments import LayerMoments
-from blockyard.transplant.source import Components, Source, components_of, even, leading, value_paths
+from blockyard.transplant.source import Components, Source, components_of, leading, real, value_paths
 
 
 def fit_grouped(
@@ -39,11 +39,9 @@ def fit_grouped(
     Raises:
         InputError: for key heads that do not divide the source's, or widths beyond a group's heads together.
     """
-    size = _group_size(source, n_kv_heads)
-    _check_width("head_dim", head_dim, size * source.head_dim, even_only=True)
-    _check_width("v_dim", v_dim, size * source.v_dim)
+    size = check_grouped(source, n_kv_heads=n_kv_heads, head_dim=head_dim, v_dim=v_dim)
     parts: dict[str, list[Tensor]] = {"q": [], "k": [], "v": [], "output": []}
-    frequencies = []
+    frequencies: list[float] = []
     for start in range(0, source.key_heads, size):
         group = range(start, start + size)
         components = components_of(source, group, moments.of_keys, moments.uniform)
@@ -54,13 +52,42 @@ def fit_grouped(
         for name, found in (("q", q), ("k", [k]), ("v", [v]), ("output", out)):
             parts[name] += found
     weights = {f"{name}_proj.weight": torch.cat(rows, 1 if name == "output" else 0) for name, rows in parts.items()}
-    options = {"n_kv_heads": n_kv_heads, "head_dim": head_dim, "v_dim": v_dim, "rope": "half"}
     # Falling within each head, so that heads which chose alike have the same list.
-    own = frequencies[: head_dim // 2]
-    # Key heads with the same frequencies share them.
-    shared = own * n_kv_heads == frequencies
-    options["rope_frequencies"] = tuple(own if shared else frequencies)
-    return options, weights
+    turning = source.turning(frequencies, n_kv_heads)
+    return {"n_kv_heads": n_kv_heads, "head_dim": head_dim, "v_dim": v_dim, **turning}, weights
+
+
+def fit_values(source: Source, moments: LayerMoments, *, v_dim: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Fit thinner values beside queries and keys that stay as they are, whatever is done to them.
+
+    Args:
+        source: the trained attention; its keys need not be read.
+        moments: of its inputs.
+        v_dim: width of the new values.
+
+    Returns: options and weights as `fit_grouped`.
+
+    Raises:
+        InputError: for a width beyond the source's.
+    """
+    check_values(source, v_dim)
+    found = [_values(source, range(g, g + 1), moments, v_dim) for g in range(source.key_heads)]
+    outputs = [out for _, maps in found for out in maps]
+    weights = {"v_proj.weight": torch.cat([rows for rows, _ in found]), "output_proj.weight": torch.cat(outputs, 1)}
+    return {"v_dim": v_dim}, weights
+
+
+def check_grouped(source: Source, *, n_kv_heads: int, head_dim: int, v_dim: int) -> int:
+    """Refuse what `fit_grouped` does; returns how many key heads become one."""
+    size = _group_size(source, n_kv_heads)
+    _check_width("head_dim", head_dim, size * source.head_dim, even_only=True)
+    _check_width("v_dim", v_dim, size * source.v_dim)
+    return size
+
+
+def check_values(source: Source, v_dim: int) -> None:
+    """Refuse what `fit_values` does."""
+    _check_width("v_dim", v_dim, source.v_dim)
 
 
 def _group_size(source: Source, n_kv_heads: int) -> int:
@@ -92,28 +119,20 @@ def _rotary_rows(
 ) -> tuple[list[Tensor], Tensor]:
     """Return real rows in the half layout: queries of each head of the group [head_dim, d_model], and their one
     key's."""
-    # Rows of very different sizes would be moved alike by an optimizer.
-    balance = even(components.strength[chosen].sqrt()).unsqueeze(-1)
-    key = components.key_rows[chosen] * balance
     queries = []
     for head in range(group.start * source.shared, group.stop * source.shared):
         rows = components.query_rows(source, head, source.key_head(head) - group.start)[chosen]
         # Scores are divided by the root of the width: the new one here, the old one in the source.
-        queries.append(_real(rows / balance) * (head_dim / source.head_dim) ** 0.5)
-    return queries, _real(key)
-
-
-def _real(rows: Tensor) -> Tensor:
-    return torch.cat([rows.real, rows.imag])
+        queries.append(real(rows) * (head_dim / source.head_dim) ** 0.5)
+    return queries, real(components.key_rows[chosen])
 
 
 def _values(source: Source, group: range, moments: LayerMoments, v_dim: int) -> tuple[Tensor, list[Tensor]]:
     """Return rows of a group's value latent [v_dim, d_model], and output maps of its heads [d_model, v_dim]."""
     paths = value_paths(source, group)
-    latent, sizes = leading(paths.rows, moments.of_values, v_dim)
-    balance = even(sizes)
+    latent = leading(paths.rows, moments.of_values, v_dim)
     outputs = []
     for i, out in enumerate(paths.outputs):
         place = i // source.shared
-        outputs.append(out @ latent[place * source.v_dim : (place + 1) * source.v_dim] / balance)
-    return balance.unsqueeze(-1) * (latent.mT @ paths.rows), outputs
+        outputs.append(out @ latent[place * source.v_dim : (place + 1) * source.v_dim])
+    return latent.mT @ paths.rows, outputs

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.transplant.moments import LayerMoments
-from blockyard.transplant.source import Components, Source, components_of, even, leading, value_paths
+from blockyard.transplant.source import Components, Source, components_of, leading, real, value_paths
 
 # Weight of keys beside values in the latent, measured: docs/transplant.md.
 KEYS = 0.5
@@ -38,7 +38,27 @@ def fit_latent(
     Raises:
         InputError: for widths beyond what there is, or an odd rotary one.
     """
-    everything = range(source.key_heads)
+    check_latent(source, kv_rank=kv_rank, rope_dim=rope_dim)
+    components = components_of(source, range(source.key_heads), moments.of_keys, moments.uniform)
+    turns = mean_turns(moments.distances, source.frequencies)
+    rotary = _rotary(components.strength, turns, rope_dim // 2, source.head_dim)
+    still = (~rotary).nonzero(as_tuple=True)
+    chosen = rotary.nonzero(as_tuple=True)
+    queries = [components.query_rows(source, h, source.key_head(h))[chosen] for h in range(source.heads)]
+    down, k_up, v_up = _latent(source, components, moments, still, turns, kv_rank)
+    return latent_attention(
+        source,
+        keys=components.key_rows[chosen],
+        queries=torch.stack(queries),
+        frequencies=source.frequencies[chosen[0]],
+        down=down,
+        k_up=k_up,
+        v_up=v_up,
+    )
+
+
+def check_latent(source: Source, *, kv_rank: int, rope_dim: int) -> None:
+    """Refuse widths beyond what there is, or an odd rotary one, as `fit_latent` does."""
     most = source.key_heads * source.head_dim
     if rope_dim % 2 or not 2 <= rope_dim <= most:
         raise InputError(f"rope_dim={rope_dim} should be even, at least 2 and at most {most}, what all key heads hold")
@@ -47,33 +67,48 @@ def fit_latent(
         raise InputError(
             f"kv_rank={kv_rank} should be at least 1 and at most {held}, what the other keys and the values hold"
         )
-    components = components_of(source, everything, moments.of_keys, moments.uniform)
-    turns = mean_turns(moments.distances, source.frequencies)
-    rotary = _rotary(components.strength, turns, rope_dim // 2, source.head_dim)
-    still = (~rotary).nonzero(as_tuple=True)
-    chosen = rotary.nonzero(as_tuple=True)
-    key_rows, query_rows = _shared_key(source, components, chosen)
-    down, k_up, v_up = _latent(source, components, moments, still, turns, kv_rank)
+
+
+def latent_attention(
+    source: Source,
+    *,
+    keys: Tensor,
+    queries: Tensor,
+    frequencies: Tensor,
+    down: Tensor,
+    k_up: Tensor,
+    v_up: Tensor,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Put the parts of a fitted latent attention together.
+
+    Args:
+        source: whose queries meet what the latent holds of keys, and whose output maps stay.
+        keys: rows of the rotary key, complex [n, width].
+        queries: rows of each head's rotary queries, complex [H, n, width].
+        frequencies: of the n pairs, radians per position.
+        down: rows of the latent [kv_rank, width].
+        k_up: each head's keys without rotation from the latent [H, head_dim, kv_rank], real parts in front.
+        v_up: its values [H, v, kv_rank].
+
+    Returns: options of the new `mla` that differ from its defaults, and its weights in float64.
+    """
+    rope_dim = 2 * keys.shape[0]
     # Scores are divided by the root of the new key's width, nope and rope together.
     scale = ((source.head_dim + rope_dim) / source.head_dim) ** 0.5
-    queries = []
-    for head in range(source.heads):
-        own = torch.cat([source.queries[head].real, source.queries[head].imag])
-        queries.append(torch.cat([own, query_rows[head]]) * scale)
     weights = {
-        "q_proj.weight": torch.cat(queries),
-        "kv_down_proj.weight": torch.cat([down, key_rows]),
+        "q_proj.weight": scale * torch.cat([real(source.queries), real(queries)], 1).flatten(0, 1),
+        "kv_down_proj.weight": torch.cat([down, real(keys)]),
         "k_up": k_up,
         "v_up": v_up,
         "output_proj.weight": torch.cat(list(source.outputs), 1),
     }
     options = {
-        "kv_rank": kv_rank,
+        "kv_rank": len(down),
         "rope_dim": rope_dim,
         "nope_dim": source.head_dim,
         "v_dim": source.v_dim,
         "latent_norm": False,
-        "rope_frequencies": tuple(source.frequencies[chosen[0]].tolist()),
+        "rope_frequencies": tuple(frequencies.tolist()),
     }
     return options, weights
 
@@ -103,16 +138,6 @@ def _rotary(strength: Tensor, turns: Tensor, count: int, head_dim: int) -> Tenso
     return best.view(lost.shape)
 
 
-def _shared_key(source: Source, components: Components, chosen: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-    """Return rows of the rotary key [rope_dim, d_model] and of each head's rotary queries."""
-    balance = even(components.strength[chosen].sqrt()).unsqueeze(-1)
-    key, queries = components.key_rows[chosen] * balance, []
-    for head in range(source.heads):
-        rows = components.query_rows(source, head, source.key_head(head))[chosen] / balance
-        queries.append(torch.cat([rows.real, rows.imag]))
-    return torch.cat([key.real, key.imag]), queries
-
-
 def _latent(
     source: Source,
     components: Components,
@@ -125,15 +150,13 @@ def _latent(
     [H, v, kv_rank]."""
     paths, moment = value_paths(source, range(source.key_heads)), moments.of_both
     rows = components.key_rows[still]
-    keys = torch.cat([rows.real, rows.imag])
+    keys = real(rows)
     of_keys, of_values = (((r @ moment) * r).sum() for r in (keys, paths.rows))
     weight = KEYS * (of_values / of_keys).sqrt() if len(keys) and of_keys > 0 else torch.ones((), dtype=torch.float64)
     both = torch.cat([weight * keys, paths.rows])
-    latent, sizes = leading(both, moment, kv_rank)
-    balance = even(sizes)
-    down = balance.unsqueeze(-1) * (latent.mT @ both)
-    # [a k, z] = latent · c, with c divided by what its rows were multiplied by.
-    back = latent / balance
+    back = leading(both, moment, kv_rank)
+    # [a k, z] ≈ back · c.
+    down = back.mT @ both
     of_k, of_z = back[: len(keys)] / weight, back[len(keys) :]
     k_up, v_up = [], []
     for head in range(source.heads):

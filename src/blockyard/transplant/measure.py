@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -51,6 +53,7 @@ def pieces_of(tokens: Tensor, length: int, count: int | None = None) -> Tensor:
 
 def token_losses(model: TransformerLM, ids: Tensor) -> Tensor:
     """Return the loss of every token but the first of each piece, in nats: [pieces, length − 1]."""
+    ids = ids.to(next(model.parameters()).device)
     with evaluating(model):
         return torch.stack(
             [F.cross_entropy(model(piece[None, :-1]).logits[0].float(), piece[1:], reduction="none") for piece in ids]
@@ -59,34 +62,62 @@ def token_losses(model: TransformerLM, ids: Tensor) -> Tensor:
 
 def difference(new: Tensor, old: Tensor) -> Difference:
     """Return how much larger losses [pieces, tokens] are than those of the original on the same text."""
-    each = (new - old).double().mean(1)
-    half = float("nan")
-    if len(each) > 1:
+    return difference_over([new], [old])
+
+
+def difference_over(new: Sequence[Tensor], old: Sequence[Tensor]) -> Difference:
+    """Return the same over several kinds of text, each token counting alike.
+
+    The interval is that of a stratified mean: how much the kinds differ from one another does not widen it, since which
+    kinds there are is no accident.
+
+    Args:
+        new: losses by kind, [pieces, tokens] each.
+        old: the original's on the same text.
+    """
+    tokens = sum(losses.numel() for losses in new)
+    mean, variances, freedoms = 0.0, list[float](), list[int]()
+    for here, there in zip(new, old, strict=True):
         # Pieces vary independently, tokens of one do not.
-        half = _t95(len(each) - 1) * float(each.std()) / len(each) ** 0.5
-    return Difference(float(each.mean()), half, new.numel())
+        each, share = (here - there).double().mean(1), here.numel() / tokens
+        mean += share * float(each.mean())
+        variances.append(share**2 * float(each.var()) / len(each) if len(each) > 1 else float("nan"))
+        freedoms.append(len(each) - 1)
+    total = sum(variances)
+    if math.isnan(total):
+        return Difference(mean, float("nan"), tokens)
+    # Degrees of freedom of a sum of variances (Satterthwaite), those of a single one being its own.
+    spread = sum(variance**2 / freedom for variance, freedom in zip(variances, freedoms))
+    freedom = sum(freedoms) if spread == 0 else math.floor(total**2 / spread + 1e-9)
+    return Difference(mean, _t95(freedom) * total**0.5, tokens)
 
 
 def _t95(freedom: int) -> float:
     """Return the 97.5 % quantile of Student's t, by its expansion around the normal's (Abramowitz and Stegun
-    26.7.5)."""
+    26.7.5), which is too small at one and two degrees of freedom."""
+    if freedom <= 2:
+        return 12.7062 if freedom <= 1 else 4.3027
     z = 1.959964
     terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
     return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
-def recall_losses(model: TransformerLM, text: Tensor, between: Tensor) -> tuple[Tensor, Tensor]:
+def recall_losses(
+    model: TransformerLM, text: Tensor, between: Tensor, first_token: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Test copying: a text, other text, the same text again. The mean loss hides that a model no longer recalls.
 
     Args:
         model: to be tested.
         text: token ids [n], read twice.
         between: token ids [m].
+        first_token: what stands before everything; None for nothing.
 
     Returns: losses of the first and of the second copy's tokens but their first ones, [n − 1] each.
     """
-    whole = torch.cat([text, between, text])
+    front = text.new_tensor([] if first_token is None else [first_token])
+    whole = torch.cat([front, text, between, text]).to(next(model.parameters()).device)
     with evaluating(model):
         losses = F.cross_entropy(model(whole[None, :-1]).logits[0].float(), whole[1:], reduction="none")
-    n = len(text)
-    return losses[: n - 1], losses[-(n - 1) :]
+    n, start = len(text), len(front)
+    return losses[start : start + n - 1], losses[-(n - 1) :]

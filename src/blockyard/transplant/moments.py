@@ -31,6 +31,7 @@ from blockyard.machine.memory import refuse_beyond_memory
 from blockyard.models.lm import TransformerLM, check_ids
 from blockyard.nn.parity import evaluating
 from blockyard.standard.attention import StandardAttention
+from blockyard.transplant.source import has_biases
 
 FORMAT = "1"
 ATTENTION, FFN = ("uniform", "received", "mixed", "distances"), ("read", "written")
@@ -43,6 +44,8 @@ SHRINK = 0.02
 @dataclass(frozen=True)
 class LayerMoments:
     """Moments of one attention's inputs, in float64.
+
+    Where queries, keys and values have biases, x has a 1 behind it, and d is one more than d_model.
 
     Attributes:
         uniform: C [d, d].
@@ -148,10 +151,11 @@ def gather_moments(
     width, heads, length = model.config.d_model, model.config.n_heads, ids.shape[1]
     needed = 8 * (len(watched) * (3 * width**2 + heads * length) + len(read) * 2 * width**2)
     refuse_beyond_memory(needed, "moments of all layers take {}")
-    sums = _Sums.empty(watched, read, width, heads, length)
+    # With biases the heads are linear in x with a 1 behind it.
+    sums = _Sums.empty({i: width + has_biases(attn) for i, attn in watched.items()}, read, width, heads, length)
     path = None if path is None else Path(path)
     # Sums of another model or text would be added to without a word.
-    stamp = _stamp(model, ids) if path is not None else ""
+    stamp = stamp_of(model, ids) if path is not None else ""
     done = sums.load(path, stamp) if path is not None and path.exists() else 0
     with evaluating(model), _watching(watched, read, sums):
         for piece in range(done, len(ids)):
@@ -176,11 +180,12 @@ class _Sums:
         self.tensors = tensors
 
     @classmethod
-    def empty(cls, layers: Iterable[int], ffns: Iterable[int], width: int, heads: int, length: int) -> _Sums:
+    def empty(cls, layers: dict[int, int], ffns: Iterable[int], width: int, heads: int, length: int) -> _Sums:
+        """Return sums of nothing; `layers` are the attentions' widths."""
         made = {f"{i}.{name}": torch.zeros(width, width, dtype=torch.float64) for i in ffns for name in FFN}
-        for i in layers:
+        for i, own in layers.items():
             for name in ATTENTION[:3]:
-                made[f"{i}.{name}"] = torch.zeros(width, width, dtype=torch.float64)
+                made[f"{i}.{name}"] = torch.zeros(own, own, dtype=torch.float64)
             made[f"{i}.distances"] = torch.zeros(heads, length, dtype=torch.float64)
         return cls(made)
 
@@ -189,6 +194,8 @@ class _Sums:
         heads, length = weights.shape[0], len(x)
         # Products in float32 over one piece, sums over pieces in float64.
         x = x.float()
+        if x.shape[1] < len(self.tensors[f"{layer}.uniform"]):
+            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         weights = weights.float()
         mixed = (weights @ x).flatten(0, 1)
         received = weights.sum((0, 1)).unsqueeze(1) / heads
@@ -248,7 +255,7 @@ class _Sums:
 
 
 @contextmanager
-def _watching(attentions: dict[int, nn.Module], blocks: dict[int, Any], sums: _Sums) -> Iterator[None]:
+def _watching(attentions: dict[int, StandardAttention], blocks: dict[int, Any], sums: _Sums) -> Iterator[None]:
     """Let every call of these attentions, and of the FFNs of these blocks, add to the sums within it."""
 
     def ask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -276,12 +283,17 @@ def _watching(attentions: dict[int, nn.Module], blocks: dict[int, Any], sums: _S
         yield
 
 
-def _stamp(model: TransformerLM, ids: Tensor) -> str:
+def stamp_of(model: TransformerLM, ids: Tensor) -> str:
     """Return what tells this model and text from others."""
     digest = hashlib.sha256(f"{model.config.choice} {tuple(ids.shape)}".encode())
     digest.update(ids.cpu().contiguous().numpy().tobytes())
+    add_weights(digest, model)
+    return digest.hexdigest()
+
+
+def add_weights(digest: Any, model: nn.Module) -> None:
+    """Let a digest of hashlib take in the weights of a model, by name."""
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         # As bytes: numpy knows no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -7,13 +7,13 @@ Re Σ_j q_j conj(k_j) e^{iθ_j (t − s)} / √d. A unitary mix of key heads at 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.nn.linear import weight_of
-from blockyard.nn.rotary import convert_layout
 from blockyard.nn.rotary_scaling import plain_frequencies
 from blockyard.standard.attention import StandardAttention
 
@@ -25,12 +25,16 @@ CUT = 1e-9
 class Source:
     """The matrices of an attention, in float64 on the CPU.
 
+    Their width is d_model, or one more where queries, keys and values have biases: x then has a 1 behind it, as its
+    moments have, and the last column is the bias.
+
     Attributes:
-        queries: complex rows [H, d/2, d_model].
-        keys: complex rows [G, d/2, d_model], G key heads.
-        values: [G, v, d_model].
+        queries: complex rows [H, d/2, width]; [H, 0, width] where keys were not asked for.
+        keys: complex rows [G, d/2, width], G key heads.
+        values: [G, v, width].
         outputs: [H, d_model, v].
-        frequencies: radians per position of each pair [d/2].
+        frequencies: radians per position of each pair [d/2]; 0 of those that do not turn.
+        output_bias: [d_model], or None.
     """
 
     queries: Tensor
@@ -38,6 +42,7 @@ class Source:
     values: Tensor
     outputs: Tensor
     frequencies: Tensor
+    output_bias: Tensor | None = None
 
     @property
     def heads(self) -> int:
@@ -56,6 +61,10 @@ class Source:
         return self.values.shape[1]
 
     @property
+    def width(self) -> int:
+        return self.values.shape[2]
+
+    @property
     def shared(self) -> int:
         """Query heads of each key head."""
         return self.heads // self.key_heads
@@ -64,53 +73,109 @@ class Source:
         """Return the key head that a query head meets."""
         return head // self.shared
 
+    def turning(self, frequencies: list[float], key_heads: int) -> dict[str, Any]:
+        """Return options of `standard` for keys that turn so: the frequencies of each key head in turn."""
+        own = frequencies[: len(frequencies) // key_heads]
+        # Key heads with the same frequencies share them.
+        told = own if own * key_heads == frequencies else frequencies
+        return {"rope": "half", "rope_dim": None, "rope_frequencies": tuple(told)}
 
-def read_source(attention: object, layer: int | None = None) -> Source:
+    def finished(self, options: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return options and weights [n, width] of a new attention with the biases that this one has, as it has them
+        of its own."""
+        made, biased = {}, self.width > self.outputs.shape[1]
+        for name, weight in weights.items():
+            if biased and name in ("q_proj.weight", "k_proj.weight", "v_proj.weight", "kv_down_proj.weight"):
+                made[name], made[name.replace("weight", "bias")] = weight[:, :-1], weight[:, -1]
+            else:
+                made[name] = weight
+        if self.output_bias is not None:
+            made["output_proj.bias"] = self.output_bias
+        if not biased:
+            return options, made
+        # By the words of the new mixer: latent attention means by true what DeepSeek means.
+        whole = "all" if "kv_rank" in options else True
+        return {**options, "bias": "qkv" if self.output_bias is None else whole}, made
+
+
+def read_source(attention: object, layer: int | None = None, *, keys: bool = True) -> Source:
     """Read an attention.
 
+    Args:
+        attention: causal and trained.
+        layer: where it stands, for the error.
+        keys: read queries and keys, too; values and output maps are linear whatever is done to those.
+
     Raises:
-        InputError: naming what the fits do not read: another mixer, biases, normalised queries and keys, rotation of a
-            part of the heads, or frequencies that depend on the text's length or scale the keys.
+        InputError: naming what the fits do not read: another mixer, normalised queries and keys, key heads with
+            frequencies of their own, or frequencies that depend on the text's length.
     """
     where = "this attention" if layer is None else f"layer {layer}"
     if not isinstance(attention, StandardAttention):
         raise InputError(f"{where} has {type(attention).__name__}; what is fitted starts from standard attention")
     if not attention.causal:
         raise InputError(f"{where} sees the future; what is fitted starts from causal attention")
-    rope, odd = attention.rope, None
-    if any(getattr(attention, f"{name}_proj").bias is not None for name in ("q", "k", "v", "output")):
-        odd = "biases"
-    elif isinstance(attention.q_norm, torch.nn.Module) and not isinstance(attention.q_norm, torch.nn.Identity):
-        odd = "normalised queries and keys (qk_norm)"
-    elif attention.window is not None:
-        odd = "a window, which changes what its heads see"
-    elif rope is None or rope.d_k != attention.head_dim or attention.rope_heads > 1:
-        odd = "no rotation of whole heads by shared frequencies (rope, rope_dim, rope_scaling)"
-    elif rope.scaling is not None and (rope.scaling.by_length or rope.scaling.magnitude != 1.0):
-        odd = f"rope_scaling={rope.scaled}, which goes by the text's length or scales the keys"
-    if odd is not None:
-        raise InputError(f"{where} has {odd}: such an attention is not fitted yet")
-    assert rope is not None
-    d = attention.head_dim
-
-    def rows(name: str, heads: int) -> Tensor:
-        weight = weight_of(getattr(attention, f"{name}_proj")).detach().cpu()
-        # One layout for all fits: pairs lie d/2 apart, and each is one complex number.
-        if rope.layout == "interleaved":
-            weight = convert_layout(weight, heads, "half")
-        real, imaginary = weight.double().unflatten(0, (heads, 2, d // 2)).unbind(1)
-        return torch.complex(real, imaginary)
-
-    cpu = torch.device("cpu")
-    plain = plain_frequencies(d, rope.theta, cpu)
+    heads, d = attention.n_kv_heads, attention.head_dim
+    values = _rows(attention, "v").unflatten(0, (heads, -1))
     outputs = weight_of(attention.output_proj).detach().cpu().double().unflatten(1, (attention.n_heads, -1))
-    return Source(
-        queries=rows("q", attention.n_heads),
-        keys=rows("k", attention.n_kv_heads),
-        values=weight_of(attention.v_proj).detach().cpu().double().unflatten(0, (attention.n_kv_heads, -1)),
-        outputs=outputs.movedim(1, 0),
-        frequencies=plain if rope.scaling is None else rope.scaling.frequencies(d, rope.theta, 0, cpu),
-    )
+    given = attention.output_proj.bias
+    bias = None if given is None else given.detach().cpu().double()
+    unread = torch.zeros(attention.n_heads, 0, values.shape[-1], dtype=torch.complex128)
+    if not keys:
+        return Source(unread, unread[:heads], values, outputs.movedim(1, 0), unread.real[0, :, 0], bias)
+    if odd := _unread(attention):
+        raise InputError(f"{where} has {odd}: keys of such an attention are not fitted yet, its values are (v_dim)")
+    rope = attention.rope
+    width = 0 if rope is None else rope.d_k
+
+    def pairs(name: str, heads: int) -> Tensor:
+        turned, still = _rows(attention, name).unflatten(0, (heads, d)).split([width, d - width], 1)
+        # One layout for all fits: each pair is one complex number, those that turn in front.
+        if rope is not None and rope.layout == "interleaved":
+            turned = torch.cat([turned[:, 0::2], turned[:, 1::2]], 1)
+        halves = (
+            torch.complex(rows[:, : rows.shape[1] // 2], rows[:, rows.shape[1] // 2 :]) for rows in (turned, still)
+        )
+        return torch.cat(tuple(halves), 1)
+
+    queries = pairs("q", attention.n_heads)
+    frequencies = torch.zeros(d // 2, dtype=torch.float64)
+    if rope is not None:
+        cpu, scaling = torch.device("cpu"), rope.scaling
+        plain = plain_frequencies(width, rope.theta, cpu)
+        frequencies[: width // 2] = plain if scaling is None else scaling.frequencies(width, rope.theta, 0, cpu)
+        # Longer cosines and sines make queries and keys longer: both of them in the queries is the same.
+        queries[:, : width // 2] *= 1.0 if scaling is None else scaling.magnitude**2
+    return Source(queries, pairs("k", heads), values, outputs.movedim(1, 0), frequencies, bias)
+
+
+def _unread(attention: StandardAttention) -> str | None:
+    """Return what stands in the way of reading queries and keys as linear maps that turn with their positions."""
+    rope = attention.rope
+    if not isinstance(attention.q_norm, torch.nn.Identity | None):
+        return "normalised queries and keys (qk_norm)"
+    if attention.rope_heads > 1:
+        return "key heads with frequencies of their own"
+    if attention.head_dim % 2:
+        return f"heads of an odd width, {attention.head_dim}"
+    if rope is not None and rope.scaling is not None and rope.scaling.by_length:
+        return f"rope_scaling={rope.scaled}, which goes by the text's length"
+    return None
+
+
+def has_biases(attention: StandardAttention) -> bool:
+    """Return whether queries, keys and values have biases, so that they are linear in x with a 1 behind it."""
+    return any(projection.bias is not None for projection in (attention.q_proj, attention.k_proj, attention.v_proj))
+
+
+def _rows(attention: StandardAttention, name: str) -> Tensor:
+    """Return the rows of a projection in float64 [n, width], with the bias behind them where there are biases."""
+    projection = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}[name]
+    weight = weight_of(projection).detach().cpu().double()
+    if not has_biases(attention):
+        return weight
+    bias = weight.new_zeros(len(weight)) if projection.bias is None else projection.bias.detach().cpu().double()
+    return torch.cat([weight, bias.unsqueeze(1)], 1)
 
 
 @dataclass(frozen=True)
@@ -190,19 +255,11 @@ def value_paths(source: Source, group: range) -> ValuePaths:
     return ValuePaths(torch.cat(rows), outputs)
 
 
-def leading(rows: Tensor, moment: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the leading eigenvectors [n, count] of E[(rows x)(rows x)ᵀ], and the sizes (roots of the eigenvalues)
-    [count]."""
-    values, vectors = torch.linalg.eigh(rows @ moment @ rows.mT)
-    return vectors[:, -count:].flip(-1), values[-count:].flip(-1).clamp(min=0).sqrt()
+def leading(rows: Tensor, moment: Tensor, count: int) -> Tensor:
+    """Return the leading eigenvectors [n, count] of E[(rows x)(rows x)ᵀ]."""
+    return torch.linalg.eigh(rows @ moment @ rows.mT).eigenvectors[:, -count:].flip(-1)
 
 
-def even(sizes: Tensor) -> Tensor:
-    """Return factors [n] that bring rows of these sizes to a common one; their readers are divided by them.
-
-    Rows of principal components differ by orders of magnitude, and Adam moves them all alike.
-    """
-    largest = float(sizes.max()) if sizes.numel() else 0.0
-    if largest == 0:
-        return torch.ones_like(sizes)
-    return largest / sizes.clamp(min=1e-3 * largest)
+def real(rows: Tensor) -> Tensor:
+    """Return complex rows [..., n, d] as real ones in the half layout [..., 2n, d]."""
+    return torch.cat([rows.real, rows.imag], -2)

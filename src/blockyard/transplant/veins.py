@@ -14,6 +14,7 @@ from torch import Tensor
 from blockyard.errors import InputError
 from blockyard.nn.linear import weight_of
 from blockyard.standard.gated import SwiGLU
+from blockyard.transplant.balance import balanced_vein
 from blockyard.transplant.moments import FFNMoments
 from blockyard.transplant.source import leading
 
@@ -38,15 +39,14 @@ def fit_vein(ffn: Any, moments: FFNMoments, *, rank: int, layer: int) -> tuple[d
     Raises:
         InputError: for another FFN, biases, or a rank out of range.
     """
-    if not isinstance(ffn, SwiGLU) or ffn.w1.bias is not None:
-        raise InputError(f"layer {layer} has {type(ffn).__name__}; a vein is fitted to swiglu without biases")
+    check_gated(ffn, layer)
     if not 1 <= rank < ffn.d_model:
         raise InputError(f"rank={rank} should be at least 1 and below d_model={ffn.d_model}")
     up, gate, down = (weight_of(each).detach().cpu().double() for each in (ffn.w1, ffn.w3, ffn.w2))
     whole = torch.eye(ffn.d_model, dtype=torch.float64)
     # Two veins: what an FFN writes lies in other directions than what it reads.
-    into, _ = leading(whole, moments.read, rank)  # [d, rank], orthonormal
-    back, _ = leading(whole, moments.written, rank)
+    into = leading(whole, moments.read, rank)  # [d, rank], orthonormal
+    back = leading(whole, moments.written, rank)
     weights = {
         "vein.V.weight": into.mT,
         "vein.U.weight": back,
@@ -59,4 +59,10 @@ def fit_vein(ffn: Any, moments: FFNMoments, *, rank: int, layer: int) -> tuple[d
         f"{name}.bias": torch.zeros(len(weights[f"{name}.weight"]), dtype=torch.float64) for name in ("w1", "w2", "w3")
     }
     options = {"rank": rank, "r_hidden": len(up), "activation": "silu", "gated": True, "stabilizer": "none"}
-    return options, weights
+    return options, balanced_vein(weights)
+
+
+def check_gated(ffn: Any, layer: int) -> None:
+    """Raise InputError for another FFN than SwiGLU without biases."""
+    if not isinstance(ffn, SwiGLU) or ffn.w1.bias is not None:
+        raise InputError(f"layer {layer} has {type(ffn).__name__}; a vein is fitted to swiglu without biases")

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blockyard.errors import InputError
 from blockyard.nn.attention_masks import check_attn_mask
 from blockyard.nn.attention_sinks import NOT_YET, Sinks
 from blockyard.protocol.cache_sinks import SinkCache
 
 
-def sinks_beside(cache: SinkCache, hidden: int) -> Sinks | None:
-    """Return what the new tokens see of the first ones beside what a cache shows of the window, `hidden` tokens on."""
+def check_window(window: int | None, sinks: int) -> None:
+    """Refuse a window below 1, sinks below 0, or sinks without a window."""
+    if window is not None and window < 1:
+        raise InputError(f"window={window} should be at least 1, or none")
+    if sinks < 0 or (sinks and window is None):
+        what = "should be 0 or more" if sinks < 0 else "stand beside a window: give one, or leave them out"
+        raise InputError(f"sinks={sinks} {what}")
+
+
+def sinks_beside(
+    cache: SinkCache, hidden: int, heads: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]]
+) -> Sinks | None:
+    """Return what the new tokens see of the first ones beside what a cache shows of the window, `hidden` tokens on.
+
+    Args:
+        cache: after it has taken in the new tokens.
+        hidden: tokens in front of what it shows.
+        heads: makes keys and values [B, H, n, …] of what it holds of some tokens, by slot.
+    """
     found = cache.first()
     if found is None:
         return None
     tensors, places = found
     # A token that has not come stays where nobody sees it. Rows that agree are shown no more than the last token sees.
     moved = torch.where(places < NOT_YET, places - hidden, NOT_YET)
-    return Sinks(tensors["k"], tensors["v"], moved, all_seen=cache.rows_agree)
+    return Sinks(*heads(tensors), moved, all_seen=cache.rows_agree)
 
 
 def visible(

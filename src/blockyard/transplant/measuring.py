@@ -1,0 +1,99 @@
+"""The original and all choices measured on the text that nothing was chosen on; what was measured is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from blockyard.models.lm import TransformerLM
+from blockyard.text.tokenizer import Tokenizer
+from blockyard.transplant import account
+from blockyard.transplant.measure import token_losses
+from blockyard.transplant.record import Decode, Measures, made_from
+from blockyard.transplant.state import TransplantState
+from blockyard.transplant.texts import TextSets
+
+# The original's name among the models.
+ORIGINAL = ""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What measurements need beside the models.
+
+    Attributes:
+        texts: of which the reported part is read.
+        tokenizer: turns samples into text.
+        context: tokens at which caches are compared.
+        state: keeps what was measured.
+        progress: told what is being done, how much of it is, and out of how much.
+        say: told in a line what begins.
+    """
+
+    texts: TextSets
+    tokenizer: Tokenizer
+    context: int
+    state: TransplantState
+    progress: Callable[[str, int, int], None]
+    say: Callable[[str], None]
+
+    def all(self, original: TransformerLM, made: Mapping[str, TransformerLM]) -> tuple[Measures, dict[str, Measures]]:
+        """Measure the original and every choice; returns what was found of it, and of them by name."""
+        reported = {kind.name: kind.report for kind in self.texts.kinds}
+        probe = account.make_probe(reported, self.texts.first[0] if self.texts.first else None)
+        models = {ORIGINAL: original, **made}
+        known = {name: self.state.known("measures", name) for name in models}
+        if any(found is None for found in known.values()):
+            costs = self._decode(models, reported)
+            with self.state.timing("measure"):
+                before = self._losses("the original", original, reported)
+            for name, each in models.items():
+                if known[name] is not None:
+                    continue
+                with self.state.timing(f"measure/{name}" if name else "measure"):
+                    losses = self._losses(name, each, reported) if name else before
+                    found = account.measure(
+                        each,
+                        probe,
+                        self.tokenizer,
+                        original=before if name else None,
+                        losses=losses,
+                        decode=costs[name],
+                        say=partial(self._begins, name or "the original"),
+                    )
+                known[name] = self.state.keep(asdict(found), "measures", name)
+        measures = {name: made_from(Measures, kept) for name, kept in known.items()}
+        return measures.pop(ORIGINAL), measures
+
+    def _decode(
+        self, models: Mapping[str, TransformerLM], texts: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Decode, ...]]:
+        """Time decoding, all models in turns; once, since times of two occasions are not compared."""
+        known = self.state.known("decode")
+        if known is None or set(known) != set(models):
+            contexts = sorted({*(c for c in account.CONTEXTS if c < self.context), self.context})
+            with self.state.timing("decode"):
+                fill = account.decode_text(texts)
+                told = partial(self._begins, "timing")
+                costs = account.decode_costs(models, fill, contexts, reference=ORIGINAL, say=told)
+            known = self.state.keep({name: [asdict(each) for each in found] for name, found in costs.items()}, "decode")
+        return {name: tuple(made_from(Decode, each) for each in found) for name, found in known.items()}
+
+    def _losses(self, name: str, model: TransformerLM, texts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the loss of every token by kind, piece by piece for whoever watches."""
+        found, done, total = dict[str, Tensor](), 0, sum(len(ids) for ids in texts.values())
+        for kind, ids in texts.items():
+            rows = []
+            for piece in ids:
+                rows.append(token_losses(model, piece[None]))
+                done += 1
+                self.progress(f"reporting on {name}", done, total)
+            found[kind] = torch.cat(rows)
+        return found
+
+    def _begins(self, what: str, line: str) -> None:
+        self.say(f"{what}: {line}")
