@@ -62,6 +62,8 @@ class HealSettings(PartSettings):
     group: ClassVar[str] = "heal"
     least: ClassVar[Mapping[str, int]] = {**PartSettings.least, "lora": 0, "points": 1}
 
+    # Measured with balanced scales: docs/transplant.md.
+    lr: float = 3e-4
     lora: int = 0
     points: int = 6
 
