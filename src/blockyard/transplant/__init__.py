@@ -17,6 +17,7 @@ Files, in reading order:
     latents.py     MLA from standard
     published.py   mean pooling, weight SVD, MHA2MLA, TransMLA and Palu, to be measured beside
     veins.py       a vein FFN from SwiGLU, with its warning
+    balance.py     scales of what was fitted, such that it can be trained
     model.py       transplant: a copy of a model with another mixer in some layers
     choices.py     a choice read: forms, their layers, widths left open
     search.py      layers and widths within a budget of loss or cache: trials.py measures, caches.py counts bytes
