@@ -1,11 +1,11 @@
-"""Many prompts whose outputs differ in length: rows that come and go, beside one padded batch, one by one, transformers.
+"""Many prompts whose outputs differ in length: rows that come and go, a padded batch, one by one, and transformers.
 
-    python benchmarks/many_prompts.py [--model FOLDER] [--prompts 64] [--tokens 8,64] [--rounds 3] [--out FILE.json]
+    python benchmarks/many_prompts.py [--model FOLDER] [--prompts 64] [--tokens 16,128] [--rounds 3] [--out FILE.json]
 
-Greedy, one thread, process CPU time, in turns within one process. --model is a pretrained model in the format of Hugging
-Face; without it a small model of random weights stands in, beside itself alone. Prompt i has its own limit of new tokens,
-spread evenly between the two ends of --tokens; tokens beyond a row's limit count for nothing. "one padded batch" writes
-all rows until the last one ends, which is what transformers' generate does.
+Greedy, one thread, process CPU time, in turns within one process. --model is a pretrained model in the format of
+Hugging Face; without it a small model of random weights stands in, beside itself alone. Every prompt has its own limit
+of new tokens, spread evenly between the two ends of --tokens; tokens beyond a row's limit count for nothing. "one
+padded batch" writes all rows until the last one ends, which is what transformers' generate does.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def theirs(folder: str, prompts: list[list[int]], limits: list[int], continuous:
     return runs | ({"transformers, continuous batching": paged} if continuous else {})
 
 
-def prompts_of(tokenizer: Any, count: int, vocabulary: int) -> list[list[int]]:
-    """Return prompts of 8 to 64 tokens: pieces of this file, or random ones without a tokenizer."""
+def prompts_of(tokenizer: Any, count: int, vocabulary: int, least: int, most: int) -> list[list[int]]:
+    """Return prompts of `least` to `most` tokens: pieces of this file, or random ones without a tokenizer."""
     rng = random.Random(0)
-    lengths = [rng.randrange(8, 65) for _ in range(count)]
+    lengths = [rng.randrange(least, most + 1) for _ in range(count)]
     if tokenizer is None:
         return [[rng.randrange(vocabulary) for _ in range(length)] for length in lengths]
     text = tokenizer.encode(Path(__file__).read_text(encoding="utf-8"))
@@ -122,7 +122,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a pretrained model")
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--tokens", default="8,64", help="fewest and most new tokens of a prompt")
+    parser.add_argument("--lengths", default="8,64", help="fewest and most tokens of a prompt")
+    parser.add_argument("--tokens", default="16,128", help="fewest and most new tokens of a prompt")
     parser.add_argument("--sizes", default="16,32,64", help="rows at a time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--once", default="one by one", help="ways that are timed once alone: their name's ending")
@@ -139,7 +140,7 @@ def main() -> None:
         model, tokenizer = found.model.eval(), found.tokenizer
     else:
         model = own_model()
-    prompts = prompts_of(tokenizer, options.prompts, model.config.vocab_size)
+    prompts = prompts_of(tokenizer, options.prompts, model.config.vocab_size, *map(int, options.lengths.split(",")))
     least, most = map(int, options.tokens.split(","))
     limits = [least + round((most - least) * i / max(1, len(prompts) - 1)) for i in range(len(prompts))]
     random.Random(1).shuffle(limits)
@@ -166,9 +167,7 @@ def main() -> None:
         seconds = statistics.median(spent)
         same = None if expected is None else sum(a == b for a, b in zip(texts[name], expected))
         rows.append({"way": name, "seconds": spent, "tokens_per_second": total / seconds, "rows_as_one_by_one": same})
-        print(
-            f"{name:45s} {seconds:8.2f} CPU-s {total / seconds:8.1f} tokens/CPU-s  {same} of {len(prompts)} rows the same"
-        )
+        print(f"{name:45s} {seconds:8.2f} CPU-s {total / seconds:8.1f} tokens/CPU-s  {same} of {len(prompts)} the same")
     batch = Batch(model, prompts, max_new_tokens=limits, sampling=GREEDY)
     record = {
         "processor": processor(),

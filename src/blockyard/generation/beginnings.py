@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from blockyard.protocol.cache import ModelCache
 
-# Tokens that reading a beginning by itself should save at least. It is a pass of one row, whose weights come from memory
-# for it alone: with 135 million parameters that costs what 10 to 20 tokens cost in company (AMD EPYC Zen 4, one thread).
+# Tokens that reading a beginning by itself should save at least. It is a pass of one row, whose weights come from
+# memory for it alone: with 135 million parameters that costs what 10 to 20 tokens cost in company (AMD EPYC Zen 4).
 LEAST_SAVED = 32
 
 
@@ -53,7 +54,7 @@ def shared_beginnings(prompts: Sequence[Sequence[int]], least: int = LEAST_SAVED
     """
     keys = [list(prompt[:-1]) for prompt in prompts]
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    common = [in_common(keys[one], keys[other]) for one, other in zip(order, order[1:])]
+    common = [in_common(keys[one], keys[other]) for one, other in pairwise(order)]
     deepest: list[Beginning | None] = [None] * len(keys)
     made: list[Beginning] = []
     # Beginnings that the present prompt has, each longer than the one before it.

@@ -1,8 +1,8 @@
 """Decoding with a cache: read the prompts, then one token per row and step, and a further prompt where a row has ended.
 
 All rows end at the last column of the cache, with padding in front of the shorter ones, so that every row's next token
-stands in one column. A row that ends leaves its place to the next prompt (continuous batching, Orca, OSDI 2022). A row's
-tokens are a function of its own prompt and seed: neither its neighbours nor their lengths change them.
+stands in one column. A row that ends leaves its place to the next prompt (continuous batching, Orca, OSDI 2022). A
+row's tokens are a function of its own prompt and seed: neither its neighbours nor their lengths change them.
 """
 
 from __future__ import annotations

@@ -96,8 +96,8 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.plain(
         "--prompt_file",
-        'a file of prompts: one on each line, or in each line\'s "prompt" of a .jsonl file; "-" reads lines of standard '
-        "input; may be repeated",
+        'a file of prompts: one on each line, or in each line\'s "prompt" of a .jsonl file; "-" reads lines of '
+        "standard input; may be repeated",
         metavar="FILE",
         action="append",
         default=[],
