@@ -151,7 +151,7 @@ def test_torch_alone_reads_the_file(
     code = (
         "import sys; sys.modules['blockyard'] = None\n"
         "import torch\n"
-        "about = {'blockyard.json': ''}\n"
+        "about = {'about.json': ''}\n"
         f"module = torch.export.load({str(tmp_path / PT2)!r}, extra_files=about).module()\n"
         f"with torch.no_grad(): print(about, module(torch.tensor({ids.tolist()}))[0, -1].tolist(), sep='\\n')\n"
     )

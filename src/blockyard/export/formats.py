@@ -18,7 +18,7 @@ from blockyard.errors import InputError, require
 from blockyard.export.graph import Scorer, blocks_of
 from blockyard.export.parity import Run
 
-PT2, ONNX, ABOUT = "model.pt2", "model.onnx", "blockyard.json"
+PT2, ONNX, ABOUT = "model.pt2", "model.onnx", "about.json"
 # A protobuf holds no more; weights then stand in a file beside it.
 _LARGEST = 2**31 - 2**20
 

@@ -330,7 +330,7 @@ class LatentAttention(Mixer):
         if self.decode == "absorbed":
             return "both" if can_absorb_keys else "values"
         if torch.compiler.is_exporting():
-            # Where there are as many queries as keys their number does not matter, and a graph that is exported is of any.
+            # Where there are as many queries as keys their number does not matter: an exported graph is of any.
             queries = keys = 1
         return cheapest_form(queries, keys, self.kv_rank, self.nope_dim if can_absorb_keys else None, self.v_dim)
 
