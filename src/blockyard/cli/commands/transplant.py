@@ -112,6 +112,17 @@ COMMAND = Command(
     run,
     order=23,
     builds=True,
-    example="blockyard transplant smollm2 --blocks 'standard[window=256,sinks=4]' --budget.loss 0.05 \\\n"
-    "      --data.path verse=verse.txt,code=src/,prose=docs/ --out runs/smaller",
+    common=(
+        "--out",
+        "--blocks",
+        "--layers",
+        "--budget.loss",
+        "--budget.cache",
+        "--budget.context",
+        "--data.path",
+        "--text.report",
+        "--heal.tokens",
+    ),  # fmt: skip
+    example="blockyard transplant smollm2 --blocks 'standard[window=256,sinks=4]' --budget.loss 0.05 "
+    "--data.path verse=verse.txt,code=src/,prose=docs/ --out runs/smaller",
 )
