@@ -13,6 +13,7 @@ from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, TransformerLM, build_lm
 from blockyard.models.order import randomise
 from blockyard.nn.dropout import set_dropout_keys
+from blockyard.nn.segments import Segments
 from blockyard.registry.register import entries
 
 # Every registered causal mixer of a real stream, the pairs that are one block, hybrids and mixtures.
@@ -98,6 +99,20 @@ def test_learned_positions_begin_anew_with_every_document() -> None:
     out = model(ids, segments=NUMBERS).logits
     for row, part in documents():
         torch.testing.assert_close(out[row : row + 1, part], model(ids[row : row + 1, part]).logits)
+
+
+@pytest.mark.parametrize("choice", ["standard", "mla", "tva+vft"])
+@pytest.mark.parametrize("scaling", ["dynamic[factor=4,original=4]", "longrope[original=8,short={},long={}]"])
+def test_frequencies_that_go_by_length_go_by_the_document_s_own(choice: str, scaling: str) -> None:
+    # Padded to a longer neighbour, a document would be turned as a longer row is.
+    pairs = 4 if choice == "standard" else 2
+    scaling = scaling.format(" ".join(["1"] * pairs), " ".join(["3"] * pairs))
+    model, (ids, _) = model_of(choice, rope_scaling=scaling), batch()
+    out = model(ids, segments=NUMBERS).logits
+    for row, part in documents():
+        torch.testing.assert_close(out[row : row + 1, part], model(ids[row : row + 1, part]).logits)
+    with pytest.raises(InputError, match=r"Segments\(numbers, alike=\d\)"):
+        model(ids, segments=Segments(NUMBERS))
 
 
 def test_experts_count_no_filling() -> None:

@@ -15,7 +15,7 @@ from blockyard.errors import InputError
 from blockyard.models.config import BlocksConfig
 from blockyard.models.order import knows_order
 from blockyard.models.positions import LearnedPositions
-from blockyard.models.trunk import Trunk, seeded
+from blockyard.models.trunk import Trunk, seeded, turned_alike
 from blockyard.nn.derivatives import hidden
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Embedding, Linear
@@ -153,7 +153,7 @@ class TransformerLM(Trunk):
         self._check(input_ids, targets, cache)
         if segments is not None:
             beside = {"padding_mask": padding_mask, "positions": positions, "cache": cache}
-            segments = _laid_out(segments, input_ids, beside)
+            segments = _laid_out(segments, input_ids, beside, turned_alike(self))
         if last is not None and (last < 0 or targets is not None):
             raise InputError(f"last={last} should be 0 or more, and goes without targets")
         past = 0 if cache is None else cache.length
@@ -206,16 +206,22 @@ class TransformerLM(Trunk):
         return self.blocks_cost(length) + head
 
 
-def _laid_out(segments: Tensor | Segments, ids: Tensor, beside: Mapping[str, object]) -> Segments:
+def _laid_out(segments: Tensor | Segments, ids: Tensor, beside: Mapping[str, object], alike: int | None) -> Segments:
     """Return the layout of documents in rows.
 
     Raises:
-        InputError: for another shape than the ids have, or arguments that segments do not go with.
+        InputError: for another shape than the ids have, a layout in which documents are padded that must not be, or
+            arguments that segments do not go with.
     """
     for name, value in beside.items():
         if value is not None:
             raise InputError(f"segments go without {name}: every document is read alone, from position 0")
-    found = segments if isinstance(segments, Segments) else Segments(segments)
+    found = segments if isinstance(segments, Segments) else Segments(segments, alike)
+    if alike is not None and not found.whole and (found.alike is None or found.alike > alike):
+        raise InputError(
+            f"segments are laid out with alike={found.alike}, but rotary frequencies here go by a row's length: give "
+            f"their numbers, or Segments(numbers, alike={alike})"
+        )
     if found.shape != ids.shape:
         raise InputError(f"segments has shape {tuple(found.shape)}, input_ids {tuple(ids.shape)}")
     return found

@@ -158,6 +158,12 @@ def check_takes_segments(layer: Any) -> None:
         )
 
 
+def turned_alike(model: nn.Module) -> int | None:
+    """Return up to which length rows of any length are turned alike by rotary embedding; None for any length."""
+    scalings = (module.scaling for module in model.modules() if isinstance(module, RotaryPositionalEmbedding))
+    return min((scaling.original for scaling in scalings if scaling is not None and scaling.by_length), default=None)
+
+
 def _merge_aux(collected: list[tuple[int, Aux]]) -> Aux | None:
     if not collected:
         return None

@@ -59,6 +59,8 @@ class Segments:
     Args:
         numbers: integers [B, T]: neighbours in a row with the same number are one document. Below 0 is filling, which
             is no text: experts do not count it.
+        alike: positions up to which a mixer computes the same in rows of any length; longer documents are mixed with
+            those of their own length alone, since padding would make them longer. None for any number.
 
     Attributes:
         keep: bool [B, T], false at filling; None where there is none.
@@ -69,14 +71,14 @@ class Segments:
         InputError: for numbers of another shape or type.
     """
 
-    def __init__(self, numbers: Tensor) -> None:
+    def __init__(self, numbers: Tensor, alike: int | None = None) -> None:
         if numbers.ndim != 2 or not numbers.numel() or numbers.is_floating_point() or numbers.dtype == torch.bool:
             raise InputError(
                 f"segments is {numbers.dtype} {tuple(numbers.shape)}, expected integers [batch, length], equal within "
                 "a document"
             )
         must_read(numbers, "segments decide which positions are mixed together")
-        self.shape, device = numbers.shape, numbers.device
+        self.shape, self.alike, device = numbers.shape, alike, numbers.device
         # Counting and sorting a few hundred numbers: on a device it would wait for every one of them.
         read = numbers.cpu()
         self.keep = None if bool((read >= 0).all()) else (read >= 0).to(device)
@@ -86,7 +88,7 @@ class Segments:
         within = torch.arange(read.numel()) - starts[first.flatten().cumsum(0) - 1]
         self.positions = within.view(read.shape).to(device)
         lengths = torch.diff(starts, append=torch.tensor([read.numel()]))
-        self.groups = _grouped(lengths)
+        self.groups = _grouped(lengths, alike)
         # Each row one document: there is nothing to lay out.
         self.whole = len(starts) == len(read)
         back, laid = torch.empty(read.numel(), dtype=torch.long), 0
@@ -166,15 +168,20 @@ def _has_keys(drop: Dropout) -> bool:
     return drop.training and drop.p > 0 and drop.keys is not None
 
 
-def _grouped(lengths: Tensor) -> list[Group]:
-    """Return the documents in groups of similar length, so that padding and calls together cost least."""
+def _grouped(lengths: Tensor, alike: int | None) -> list[Group]:
+    """Return the documents in groups of similar length, so that padding and calls together cost least; those longer
+    than `alike` in groups of one length."""
     order = torch.argsort(lengths, descending=True, stable=True)
     distinct, counts = (found.flip(0) for found in torch.unique(lengths, return_counts=True))
     longest, numbers = distinct.tolist(), counts.tolist()
-    if len(longest) > MOST_LENGTHS:
-        longest, numbers = _coarser(longest, numbers)
+    alone = 0 if alike is None else sum(length > alike for length in longest)
+    if len(longest) - alone > MOST_LENGTHS:
+        coarse, many = _coarser(longest[alone:], numbers[alone:])
+        longest, numbers = longest[:alone] + coarse, numbers[:alone] + many
+    cuts = [(place, place + 1) for place in range(alone)]
+    cuts += [(alone + first, alone + end) for first, end in cheapest_cuts(longest[alone:], numbers[alone:])]
     groups, at = [], 0
-    for first, end in cheapest_cuts(longest, numbers):
+    for first, end in cuts:
         count = sum(numbers[first:end])
         groups.append(Group(count, longest[first], order[at : at + count].sort().values))
         at += count
