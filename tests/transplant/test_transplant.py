@@ -332,3 +332,10 @@ def test_what_makes_a_number_and_what_reads_it_have_one_size_so_that_they_can_be
         both.append((sizes(ffn.w2.weight, each), sizes(ffn.vein.U.weight.T, each)))
     for made, read in both:
         torch.testing.assert_close(made, read, rtol=1e-4, atol=0)
+
+
+def test_a_layer_that_writes_nothing_stays_so():
+    model = build()
+    model.layers[1].attn.output_proj.weight.zero_()
+    new = transplant(model, "mla[kv_rank=16,rope_dim=8]", layers=[1], moments=gather_moments(model, text()))
+    assert far(new, model, text()) < 1e-4

@@ -152,7 +152,9 @@ def _latent(
     rows = components.key_rows[still]
     keys = real(rows)
     of_keys, of_values = (((r @ moment) * r).sum() for r in (keys, paths.rows))
-    weight = KEYS * (of_values / of_keys).sqrt() if len(keys) and of_keys > 0 else torch.ones((), dtype=torch.float64)
+    # A layer that writes nothing has no values to weigh keys against, and division by nothing gives none.
+    weighed = len(keys) and of_keys > 0 and of_values > 0
+    weight = KEYS * (of_values / of_keys).sqrt() if weighed else torch.ones((), dtype=torch.float64)
     both = torch.cat([weight * keys, paths.rows])
     back = leading(both, moment, kv_rank)
     # [a k, z] ≈ back · c.

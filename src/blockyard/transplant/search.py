@@ -25,6 +25,7 @@ from blockyard.transplant.model import chosen_layers, refusals, transplant
 from blockyard.transplant.moments import Moments
 from blockyard.transplant.record import Tried
 from blockyard.transplant.settings import MOST_CONTEXT, Budget
+from blockyard.transplant.target import parse_transplant_choice
 from blockyard.transplant.trials import lone_costs, mixed, over_kinds, share_weights
 
 Known = Callable[[str], list[float] | None]
@@ -324,6 +325,9 @@ class Search:
         return share is None or self._bytes(form, layers) <= share * self.bytes_before
 
     def _layer_bytes(self, form: str, layer: int) -> int:
+        # An FFN has no cache, whatever mixer stands beside it.
+        if parse_transplant_choice(form).part == "ffn":
+            return self.base_bytes[layer]
         key = (form, str(self.original.config.layers[layer]))
         if key not in self._sizes:
             spec = shape_of(form, self.original, layer)
