@@ -211,6 +211,9 @@ def test_another_text_or_model_is_not_gone_on_with(tmp_path):
     _, new = put_in()
     with pytest.raises(InputError, match="other data: the data"):
         heal(new, model, {"all": text(5)[1:].flatten()}, settings=short(4), folder=tmp_path / "heal")
+    turned, turned_new = build(rope_theta=50.0), put_in(rope_theta=50.0)[1]
+    with pytest.raises(InputError, match="other data: the models"):
+        heal(turned_new, turned, texts, settings=short(4), folder=tmp_path / "heal")
     with pytest.raises(InputError, match=r"train\.lr"):
         heal(new, model, texts, settings=short(4, lr=1e-2), folder=tmp_path / "heal")
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from blockyard.errors import InputError
-from blockyard.pretrained import load_pretrained
+from blockyard.pretrained import Pretrained, load_pretrained
 from blockyard.tasks.run import load_run
+from blockyard.text import ByteTokenizer
 from blockyard.transplant import (
     Budget,
     HealSettings,
@@ -116,6 +117,23 @@ def test_healing_is_part_of_it(transplanted, tmp_path):
     curve = record.choices[0].healing
     assert [point.tokens for point in curve] == [0, 96] and set(curve[0].loss) == {"vowels", "k"}
     assert not equal(weights(tmp_path / "bare"), weights(tmp_path / "out"))
+
+
+def test_a_model_with_learned_positions_is_asked_nothing_beyond_them(texts, sizes, tmp_path):
+    form = "standard[n_kv_heads=2,qk_norm=false,rope=none]"
+    model = build(form, vocab_size=256, positions="learned")
+    origin = Pretrained(model, ByteTokenizer(), "blockyard", {}, "tiny", "float32", None)
+    config = TransplantConfig(WINDOW, data=texts, text=sizes)
+    record = run_transplant(origin, config, tmp_path / "out", show=False)
+    assert record.context == 16 and [cost.context for cost in record.original.decode] == [16]
+    with pytest.raises(InputError, match=r"budget\.context=17 .* beyond the 64 positions"):
+        run_transplant(origin, replace(config, budget=Budget(loss=9.0, context=17)), tmp_path / "no", show=False)
+
+
+def test_a_training_in_pieces_beyond_the_context_is_refused(transplanted, tmp_path):
+    with pytest.raises(InputError, match=r"heal\.length=512 is beyond the model's context of 64"):
+        transplanted(WINDOW, heal=HealSettings(tokens=1024))
+    assert not (tmp_path / "out").exists()
 
 
 def test_mixers_unlike_attention_are_trained_on_the_outputs_of_the_layers_that_are_named(transplanted, tmp_path):

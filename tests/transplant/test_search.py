@@ -158,5 +158,5 @@ def test_shared_weights_change_no_output():
 def test_a_vein_saves_nothing_of_a_cache_whatever_mixer_stands_beside_it():
     model = build("standard[qk_norm=false]/spectral")
     moments = gather_moments(model, text(3), ffns=True)
-    with pytest.warns(UserWarning), pytest.raises(InputError, match="vft.* still holds 1.00 of the original's cache"):
+    with pytest.warns(UserWarning), pytest.raises(InputError, match=r"vft.* still holds 1\.00 of the original's cache"):
         choose_layers(model, "vft[rank=8]", text(9), budget=Budget(cache=0.5), moments=moments)

@@ -22,7 +22,7 @@ from blockyard.files import parse_json
 from blockyard.models.lm import TransformerLM, check_ids
 from blockyard.training import Task, TrainConfig, Trainer
 from blockyard.training.folder import CONFIG, METRICS
-from blockyard.transplant.moments import add_weights
+from blockyard.transplant.moments import add_weights, architecture_of
 
 # Of every step: its number from 1 on, how many there are, and its loss.
 StepProgress = Callable[[int, int, float], None]
@@ -159,7 +159,7 @@ def fingerprint(*models: TransformerLM, **texts: Mapping[str, Tensor]) -> dict[s
             of_texts.update(f"{role} {kind} {tuple(ids.shape)} ".encode())
             of_texts.update(ids.cpu().to(torch.int64).contiguous().numpy().tobytes())
     for model in models:
-        of_models.update(model.config.choice.encode())
+        of_models.update(architecture_of(model).encode())
         add_weights(of_models, model)
     named = ", ".join(dict.fromkeys(kind for kinds in texts.values() for kind in kinds))
     return {"source": named, "sha256": of_texts.hexdigest(), "models_sha256": of_models.hexdigest()}

@@ -30,11 +30,12 @@ from blockyard.tasks.run import load_run
 from blockyard.text.progress import ReadingLines
 from blockyard.text.tokenizer import Tokenizer
 from blockyard.training.folder import CONFIG
+from blockyard.transplant.caches import counted_context
 from blockyard.transplant.choices import Part, narrowest, read_choice, written
 from blockyard.transplant.heal import HealSettings, heal
 from blockyard.transplant.measuring import Measuring
 from blockyard.transplant.model import needs_moments, refusals, transplant
-from blockyard.transplant.moments import Moments, gather_moments
+from blockyard.transplant.moments import Moments, architecture_of, gather_moments
 from blockyard.transplant.original import read_original
 from blockyard.transplant.outputs import fit_by_output
 from blockyard.transplant.parts import PartSettings
@@ -42,7 +43,7 @@ from blockyard.transplant.record import Record
 from blockyard.transplant.recording import Done, Settled, record_of, run_name
 from blockyard.transplant.report import write_report
 from blockyard.transplant.search import Deciding, Search
-from blockyard.transplant.settings import MOST_CONTEXT, TransplantConfig, flat
+from blockyard.transplant.settings import TransplantConfig, flat
 from blockyard.transplant.state import MOMENTS, STATE, TransplantState, weights_digest
 from blockyard.transplant.texts import read_texts
 from blockyard.transplant.trials import share_weights
@@ -122,7 +123,7 @@ class _Transplant:
         for parts in self.choices.values():
             for part in parts:
                 self._check_part(part)
-        self.context = budget.context or min(self.model.config.context, MOST_CONTEXT)
+        self.context = counted_context(self.model, budget.context)
         self.trained = any(part.trained for parts in self.choices.values() for part in parts)
         training: list[PartSettings] = [config.outputs] if self.trained else []
         training += [config.heal] if config.heal is not None else []
@@ -173,7 +174,7 @@ class _Transplant:
         said = {name: value for name, value in told.items() if name.partition(".")[0] in ("data", "text")}
         reading = {
             "model sha256": weights_digest(self.model),
-            "architecture sha256": sha256(self.model.config.choice.encode()).hexdigest(),
+            "architecture sha256": sha256(architecture_of(self.model).encode()).hexdigest(),
             **said,
             "text sha256": self.texts.digest,
         }

@@ -18,13 +18,13 @@ from torch import Tensor
 from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM
 from blockyard.report.notebook import small_table
-from blockyard.transplant.caches import cache_bytes, spec_bytes
+from blockyard.transplant.caches import cache_bytes, counted_context, spec_bytes
 from blockyard.transplant.choices import Part, check_part, forms_of, narrowest, numbers, shape_of, written
 from blockyard.transplant.measure import Difference, token_losses
 from blockyard.transplant.model import chosen_layers, refusals, transplant
 from blockyard.transplant.moments import Moments
 from blockyard.transplant.record import Tried
-from blockyard.transplant.settings import MOST_CONTEXT, Budget
+from blockyard.transplant.settings import Budget
 from blockyard.transplant.target import parse_transplant_choice
 from blockyard.transplant.trials import lone_costs, mixed, over_kinds, share_weights
 
@@ -130,7 +130,7 @@ def choose_layers(
     part = Part(blocks, "auto" if layers is None else tuple(chosen_layers(layers, depth)))
     check_part(part)
     deciding = Deciding.of(ids, [0] * len(ids) if kinds is None else list(kinds))
-    context = budget.context or min(model.config.context, MOST_CONTEXT)
+    context = counted_context(model, budget.context)
     search = Search(
         model, model, [], part, budget, context, moments, deciding, known.get, known.__setitem__, progress
     )  # fmt: skip

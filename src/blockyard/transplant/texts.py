@@ -120,6 +120,8 @@ def read_texts(
     named = kinds_of(texts.path)
     wanted = _pieces(sizes, length, len(named))
     for settings in training:
+        if settings.length > context:
+            raise InputError(f"{settings.group}.length={settings.length} is beyond the model's context of {context}")
         # Its pieces may be shorter than ours, and each begins as every text does.
         each = -(-settings.steps * settings.batch // len(named)) * (settings.length - len(first))
         wanted["train"] = max(wanted["train"], -(-each // (length - len(first))))
