@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.text.config import TextDataConfig
+from blockyard.text.listing import listing_of
 from blockyard.text.load import load_text
 from blockyard.text.progress import ReadingLines
 from blockyard.text.tokenizer import Tokenizer
@@ -125,7 +126,7 @@ def read_texts(
         # Its pieces may be shorter than ours, and each begins as every text does.
         each = -(-settings.steps * settings.batch // len(named)) * (settings.length - len(first))
         wanted["train"] = max(wanted["train"], -(-each // (length - len(first))))
-    kinds, notes = [], []
+    kinds, notes, read_by = [], [], dict[Path, str]()
     for name, path in named:
         config = TextDataConfig(
             path=path,
@@ -135,6 +136,12 @@ def read_texts(
             cache_dir=texts.cache_dir,
             val_fraction=0.5,
         )
+        for file in listing_of(config).files:
+            # What one kind is fitted on, another one would report on.
+            if (other := read_by.setdefault(file.resolve(), name)) != name:
+                raise InputError(
+                    f"data.path: the kinds {other!r} and {name!r} both read {file}; every file is of one kind"
+                )
         data = load_text(config, 1, ReadingLines() if show else None, tokenizer=tokenizer)
         tokens = torch.from_numpy(_joined(data.train, data.val))
         source = "the Python standard library" if path is None else path
