@@ -199,6 +199,8 @@ def test_after_a_budget_that_could_not_be_met_another_goes_on_in_the_folder(tran
         ("mla", {}, "give budget.loss .* or budget.cache"),
         (WINDOW, {"layers": "1", "budget": Budget(loss=0.1)}, "leave the budget out"),
         ("mla[kv_rank=999,rope_dim=4]", {}, "kv_rank=999 should be .* at most 28"),
+        ("standard[window=0]", {}, "window=0 should be at least 1"),
+        ("mla[kv_rank=8,rope_dim=4,method=transmla,fold=1,fold=2]", {}, "fold stands twice"),
         ("standard[head_dim=10,v_dim=4]", {"layers": "1"}, "head_dim=10 should be even, at least 2 and at most 8"),
         ("vft[rank=99]", {}, "rank=99 should be"),
         ("tva", {}, "cannot be fitted"),

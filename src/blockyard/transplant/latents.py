@@ -67,6 +67,13 @@ def check_latent(source: Source, *, kv_rank: int, rope_dim: int) -> None:
         raise InputError(
             f"kv_rank={kv_rank} should be at least 1 and at most {held}, what the other keys and the values hold"
         )
+    check_rank(source, kv_rank)
+
+
+def check_rank(source: Source, kv_rank: int) -> None:
+    """Refuse a latent wider than what it is made of, as the mixer would once its weights were fitted."""
+    if kv_rank > (width := source.outputs.shape[1]):
+        raise InputError(f"kv_rank={kv_rank} should be at most d_model={width}: a latent holds no more")
 
 
 def latent_attention(

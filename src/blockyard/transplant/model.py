@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM, build_lm
+from blockyard.protocol.windows import check_window
 from blockyard.registry.pattern import LayerSpec, check_layer
 from blockyard.standard.attention import StandardAttention
 from blockyard.transplant.balance import balanced_attention
@@ -134,10 +135,13 @@ def _check_standard(attention: object, old: LayerSpec, layer: int) -> StandardAt
 
 
 def _check_window(target: TransplantChoice, old: LayerSpec, layer: int) -> None:
-    """Refuse a window wider than the layer's own: it would show what no weight was trained to see."""
-    own, asked = old.attn_options.get("window"), target.spec.attn_options.get("window")
-    if own is not None and asked is not None and asked > own:
-        raise InputError(f"layer {layer} has a window of {own}; window={asked} would show it more than it has learned")
+    """Refuse what is no window, and one wider than the layer's own: it would show what no weight was trained to see."""
+    own = old.attn_options.get("window")
+    asked = target.spec.attn_options.get("window", own)
+    check_window(asked, target.spec.attn_options.get("sinks", old.attn_options.get("sinks", 0)))
+    if own is not None and (asked is None or asked > own):
+        said = "none" if asked is None else asked
+        raise InputError(f"layer {layer} has a window of {own}; window={said} would show it more than it has learned")
 
 
 def _check_same(target: TransplantChoice, old: LayerSpec, layer: int) -> None:

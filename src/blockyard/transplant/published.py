@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
-from blockyard.transplant.latents import check_latent, latent_attention
+from blockyard.transplant.latents import check_latent, check_rank, latent_attention
 from blockyard.transplant.moments import LayerMoments
 from blockyard.transplant.source import Source, leading, real
 
@@ -244,6 +244,7 @@ def check_shares(source: Source, asked: Mapping[str, int]) -> None:
                 f"kv_rank={asked['kv_rank']} leaves {rank} numbers for {name}: they should be a multiple of the "
                 f"{groups} groups and at most {source.key_heads * width}"
             )
+    check_rank(source, asked["kv_rank"])
 
 
 def palu(source: Source, moments: LayerMoments | None, asked: Mapping[str, int]) -> Fitted:
