@@ -136,6 +136,14 @@ def test_a_training_in_pieces_beyond_the_context_is_refused(transplanted, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_half_precision_is_not_trained_and_said_before_text_is_read(texts, sizes, tmp_path):
+    origin = Pretrained(build().bfloat16(), ByteTokenizer(), "blockyard", {}, "tiny", "bfloat16", None)
+    terms = TransplantConfig(WINDOW, data=texts, text=sizes, heal=HealSettings(tokens=96, length=16))
+    with pytest.raises(InputError, match=r"bfloat16, which small steps do not move"):
+        run_transplant(origin, terms, tmp_path / "out", show=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_mixers_unlike_attention_are_trained_on_the_outputs_of_the_layers_that_are_named(transplanted, tmp_path):
     settings = OutputSettings(tokens=96, length=16)
     with pytest.raises(InputError, match="name them, as in --layers 4,14"):

@@ -85,7 +85,9 @@ def test_kinds_are_named_after_their_paths_or_as_written(paths, names):
     assert [name for name, _ in kinds_of(paths)] == names
 
 
-@pytest.mark.parametrize("paths", [("a.txt", "b/a.txt"), ("x=a.txt", "y=a.txt"), ("",), ("x=",), ("=a",)])
+@pytest.mark.parametrize(
+    "paths", [("a.txt", "b/a.txt"), ("x=a.txt", "y=a.txt"), ("",), ("x=",), ("=a",), ("all=a.txt",), ("a/all/",)]
+)
 def test_kinds_without_a_name_or_path_of_their_own_are_refused(paths):
     with pytest.raises(InputError, match=r"data\.path"):
         kinds_of(paths)

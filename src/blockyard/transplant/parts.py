@@ -7,7 +7,7 @@ the parts alone. The rest of the model is in eval mode, without gradients of wei
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -183,6 +183,16 @@ class Parts(nn.Module):
         return self._compute(*inputs)
 
 
+def check_width(parameters: Iterable[nn.Parameter]) -> None:
+    """Refuse to train weights in half precision, which small steps would not move."""
+    narrow = next((p.dtype for p in parameters if p.dtype.itemsize < 4), None)
+    if narrow is not None:
+        raise InputError(
+            f"the weights are {str(narrow).removeprefix('torch.')}, which small steps do not move: call model.float() "
+            "first"
+        )
+
+
 @contextmanager
 def training_only(model: nn.Module, parts: list[nn.Module]) -> Iterator[list[nn.Parameter]]:
     """Let gradients go to some parts of a model alone within it, everything in eval mode but them; yields their
@@ -198,12 +208,7 @@ def training_only(model: nn.Module, parts: list[nn.Module]) -> Iterator[list[nn.
     trained = list({id(p): p for part in parts for p in part.parameters()}.values())
     if not trained:
         raise InputError("what was put in has no weights, so there is nothing to train")
-    narrow = next((p.dtype for p in trained if p.dtype.itemsize < 4), None)
-    if narrow is not None:
-        raise InputError(
-            f"the weights are {str(narrow).removeprefix('torch.')}, which small steps do not move: call model.float() "
-            "first"
-        )
+    check_width(trained)
     try:
         model.eval()
         for parameter in wished:

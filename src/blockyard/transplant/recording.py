@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from blockyard.compare.plan import slug_of
 from blockyard.files import plain
 from blockyard.models.lm import TransformerLM
@@ -118,7 +116,7 @@ def record_of(
         seconds=state.data["wall"],
         cpu_seconds={name: value for name, value in seconds.items() if "/" not in name},
         peak_bytes=state.data["peak"],
-        environment=describe_environment(torch.device("cpu"), 1),
+        environment=describe_environment(next(original.parameters()).device, 1),
         settings=plain(flat(config)),
     )
 

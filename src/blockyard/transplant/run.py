@@ -38,7 +38,7 @@ from blockyard.transplant.model import needs_moments, refusals, transplant
 from blockyard.transplant.moments import Moments, architecture_of, gather_moments
 from blockyard.transplant.original import read_original
 from blockyard.transplant.outputs import fit_by_output
-from blockyard.transplant.parts import PartSettings
+from blockyard.transplant.parts import PartSettings, check_width
 from blockyard.transplant.record import Record
 from blockyard.transplant.recording import Done, Settled, record_of, run_name
 from blockyard.transplant.report import write_report
@@ -127,6 +127,8 @@ class _Transplant:
         self.trained = any(part.trained for parts in self.choices.values() for part in parts)
         training: list[PartSettings] = [config.outputs] if self.trained else []
         training += [config.heal] if config.heal is not None else []
+        if training:
+            check_width(self.model.parameters())
         self.texts = read_texts(
             config.data,
             config.text,

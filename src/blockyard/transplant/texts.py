@@ -22,6 +22,7 @@ from blockyard.text.load import load_text
 from blockyard.text.progress import ReadingLines
 from blockyard.text.tokenizer import Tokenizer
 from blockyard.transplant.parts import PartSettings
+from blockyard.transplant.record import ALL
 from blockyard.transplant.settings import LEAST_SELECT, Pieces, Texts
 
 ROLES = ("calibrate", "train", "select", "report")
@@ -175,6 +176,8 @@ def kinds_of(paths: tuple[str, ...] | None) -> list[tuple[str, str | None]]:
                 name = Path(said).parent.name or "text"
         if not path or not name:
             raise InputError(f"data.path={said!r} should be a path, or NAME=PATH")
+        if name == ALL:
+            raise InputError(f"data.path={said!r}: {ALL!r} stands for all kinds together; call that one something else")
         found.append((name, path))
     for what, each in (("name", [name for name, _ in found]), ("path", [str(path) for _, path in found])):
         twice = next((one for one in each if each.count(one) > 1), None)
