@@ -144,6 +144,21 @@ def test_half_precision_is_not_trained_and_said_before_text_is_read(texts, sizes
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_in_half_precision_is_measured_so_also_when_gone_on_with(texts, sizes, tmp_path, monkeypatch):
+    origin = Pretrained(build(vocab_size=256).bfloat16(), ByteTokenizer(), "blockyard", {}, "tiny", "bfloat16", None)
+    again = partial(run_transplant, origin, TransplantConfig(WINDOW, data=texts, text=sizes), show=False)
+    whole = again(tmp_path / "whole").choices[0].measures
+    with monkeypatch.context() as stopped, pytest.raises(Killed):
+        stopped.setattr(account, "decode_costs", killed)
+        again(tmp_path / "out")
+    found = again(tmp_path / "out").choices[0].measures
+    assert found.above == whole.above and found.parameter_bytes == whole.parameter_bytes
+
+
+def killed(*given, **named):
+    raise Killed
+
+
 def test_mixers_unlike_attention_are_trained_on_the_outputs_of_the_layers_that_are_named(transplanted, tmp_path):
     settings = OutputSettings(tokens=96, length=16)
     with pytest.raises(InputError, match="name them, as in --layers 4,14"):

@@ -320,7 +320,9 @@ class _Transplant:
         folder = self._folder(name)
         state.settle(self.reading, self.asked)
         if (folder / CONFIG).exists():
-            made: TransformerLM = load_run(folder, trust=True).model
+            # A run is read in float32 onto the CPU, whatever it was made in; measured is what was made.
+            first = next(self.model.parameters())
+            made: TransformerLM = load_run(folder, trust=True).model.to(first.device, first.dtype)
         else:
             with state.timing(f"fit/{name}"):
                 made = self.model
