@@ -146,7 +146,9 @@ def test_half_precision_is_not_trained_and_said_before_text_is_read(texts, sizes
 
 def test_a_model_in_half_precision_is_measured_so_also_when_gone_on_with(texts, sizes, tmp_path, monkeypatch):
     origin = Pretrained(build(vocab_size=256).bfloat16(), ByteTokenizer(), "blockyard", {}, "tiny", "bfloat16", None)
-    again = partial(run_transplant, origin, TransplantConfig(WINDOW, data=texts, text=sizes), show=False)
+    again = partial(
+        run_transplant, origin, TransplantConfig("mla[kv_rank=12,rope_dim=4]", data=texts, text=sizes), show=False
+    )
     whole = again(tmp_path / "whole").choices[0].measures
     with monkeypatch.context() as stopped, pytest.raises(Killed):
         stopped.setattr(account, "decode_costs", killed)

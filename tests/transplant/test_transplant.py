@@ -346,3 +346,12 @@ def test_a_layer_that_writes_nothing_stays_so():
     model.layers[1].attn.output_proj.weight.zero_()
     new = transplant(model, "mla[kv_rank=16,rope_dim=8]", layers=[1], moments=gather_moments(model, text()))
     assert far(new, model, text()) < 1e-4
+
+
+@pytest.mark.parametrize("options", ["", ",method=transmla", ",method=mha2mla", ",method=svd"])
+def test_values_that_are_nothing_stay_so(options):
+    model = build()
+    model.layers[1].attn.v_proj.weight.zero_()
+    form = f"mla[kv_rank=8,rope_dim=8{options}]"
+    new = transplant(model, form, layers=[1], moments=gather_moments(model, text()))
+    assert far(new, model, text()) < 1e-4

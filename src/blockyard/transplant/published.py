@@ -210,7 +210,8 @@ def transmla(source: Source, moments: LayerMoments | None, asked: Mapping[str, i
     place = torch.arange(count) % fold if count > fold else torch.arange(count) * fold // count
     turning = source.frequencies.unflatten(0, (groups, fold))[:, place].flatten()
     nope, values = real(components[:, count:].flatten(0, 1)), source.values.flatten(0, 1)
-    ratio = _balance(nope, uniform) / _balance(values, uniform) if len(nope) else 1.0
+    size = _balance(values, uniform)
+    ratio = _balance(nope, uniform) / size if len(nope) and size else 1.0
     # What is left of keys that are all rotary is rounding, and must not be made as large as the values.
     ratio = ratio if ratio > _ROUNDING else 1.0
     down, up = _principal(torch.cat([nope / ratio, values]), uniform, kv_rank)
