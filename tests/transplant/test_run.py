@@ -169,6 +169,9 @@ def test_mixers_unlike_attention_are_trained_on_the_outputs_of_the_layers_that_a
     choice, mixers = record.choices[0], [spec.attn for spec in load_run(tmp_path / "out").model.config.layers]
     assert mixers == ["standard", "spectral", "standard"] and choice.layers == (0, 1)
     assert any("relative squared error" in note for note in choice.notes)
+    both = transplanted(f"spectral[window=8]@1;{WINDOW}@0&spectral[window=8]@1", tmp_path / "both", outputs=settings)
+    notes = [[note for note in each.notes if "squared error" in note] for each in both.choices]
+    assert [each.refused for each in both.choices] == [None, None] and [len(told) for told in notes] == [1, 1]
     assert any("research" in warning for warning in record.warnings)
 
 

@@ -132,7 +132,7 @@ def _choice(name: str, run: str, done: Done, original: TransformerLM, state: Tra
         rows=account.layer_rows(done.model, original, found.alone if found else {}),
         trials=found.trials if found else (),
         measures=done.measures,
-        notes=(*(found.notes if found else ()), *_errors_told(settled, state.known("errors") or {})),
+        notes=(*(found.notes if found else ()), *_errors_told(settled, state.known("errors", name) or {})),
         healing=None if curve is None else tuple(made_from(Healed, point) for point in curve),
         cpu_seconds={k.partition("/")[0]: value for k, value in seconds.items() if k.partition("/")[2] == name},
     )

@@ -294,14 +294,16 @@ class _Transplant:
         return made
 
     def _trained(self, model: TransformerLM, form: str, layers: tuple[int, ...]) -> TransformerLM:
-        """Put in a mixer that is trained; what was trained is kept, so that it is done once."""
+        """Put in a mixer that is trained; what was trained is kept, so that it is done once for a form and what it is
+        put into."""
+        base = sha256(f"{architecture_of(model)} {weights_digest(model)}".encode()).hexdigest()[:8]
         found = fit_by_output(
             model,
             form,
             self._running(),
             layers=layers,
             settings=self.config.outputs,
-            folder=self.out / "outputs" / slug_of(written([(form, layers)])),
+            folder=self.out / "outputs" / slug_of(f"{written([(form, layers)])} {base}"),
             first=self.first,
             progress=lambda step, steps, error: self.progress(f"training {form}", step, steps),
         )
@@ -324,13 +326,15 @@ class _Transplant:
             first = next(self.model.parameters())
             made: TransformerLM = load_run(folder, trust=True).model.to(first.device, first.dtype)
         else:
+            # Of this choice alone: the same form learns something else beside other parts.
+            self.errors = {}
             with state.timing(f"fit/{name}"):
                 made = self.model
                 for form, layers in settled.parts:
                     made = self._put(made, form, layers, moments)
                 made.eval()
             if self.errors:
-                state.keep({**(state.known("errors") or {}), **self.errors}, "errors")
+                state.keep(self.errors, "errors", name)
             if self.config.heal is not None:
                 self._heal(name, made, self.config.heal, state)
             write_run(replace(self.origin, model=made, parity=None), folder)
