@@ -127,6 +127,16 @@ def test_the_first_token_stands_before_a_copy_once_and_not_in_it():
     assert shown.prompt == Letters().decode(texts()["verse"][-1, :5].tolist())
 
 
+@pytest.mark.parametrize("first", [None, 60])
+def test_nothing_that_is_asked_goes_beyond_the_context(first):
+    ids = {kind: torch.cat([piece, piece], 1) for kind, piece in texts().items()}
+    probe = make_probe(ids, first, context=60)
+    front = int(first is not None)
+    sizes = {(len(test.text), len(test.between)) for test in probe.copies}
+    assert sizes and all(front + 2 * text + between <= 60 for text, between in sizes)
+    assert all(len(prompt) + probe.sample_tokens <= 60 for prompt in probe.prompts.values())
+
+
 def test_short_texts_make_no_copies_and_no_text_is_refused():
     assert make_probe({"verse": text(1, 12)}).copies == ()
     with pytest.raises(InputError, match="at least one kind"):

@@ -86,3 +86,9 @@ def test_open_widths_come_from_the_largest_cache_to_the_smallest():
     assert all("rope_dim=8" in form for form in forms_of(Part("mla[kv_rank=auto,rope_dim=8]", "auto"), model, 0))
     assert forms_of(Part(WINDOW, "auto"), model, 0) == [WINDOW]
     assert narrowest("mla") == "mla[kv_rank=1,rope_dim=2]"
+
+
+def test_a_latent_is_no_wider_than_a_model_whose_query_heads_have_keys_of_their_own():
+    model = build("standard[qk_norm=false]")
+    found = forms_of(Part("mla", (0, 1)), model, 0)
+    assert found[0] == "mla[kv_rank=32,rope_dim=12]" and "mla[kv_rank=29,rope_dim=8]" in found

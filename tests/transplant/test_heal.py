@@ -134,6 +134,15 @@ def test_low_rank_additions_are_merged_and_the_tied_matrix_stays():
     assert done.parameters == own + sum(2 * sum(before[name].shape) for name in adapted)
 
 
+def test_routers_are_not_adapted():
+    model = build("standard[n_kv_heads=2,qk_norm=false]+moe[n_experts=4,k=2]")
+    new = transplant(model, "standard[window=8]", layers=[1])
+    before = {n: t.clone() for n, t in new.state_dict().items()}
+    heal(new, model, {"all": text(4).flatten()}, settings=short(4, lr=1e-3, lora=2))
+    moved = {name for name, tensor in new.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert "layers.0.attn.q_proj.weight" in moved and not [name for name in moved if ".ffn." in name]
+
+
 def test_a_merged_model_gives_the_logits_of_the_adapted_one():
     model, ids = build(), text(2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -211,6 +220,9 @@ def test_another_text_or_model_is_not_gone_on_with(tmp_path):
     _, new = put_in()
     with pytest.raises(InputError, match="other data: the data"):
         heal(new, model, {"all": text(5)[1:].flatten()}, settings=short(4), folder=tmp_path / "heal")
+    turned, turned_new = build(rope_theta=50.0), put_in(rope_theta=50.0)[1]
+    with pytest.raises(InputError, match="other data: the models"):
+        heal(turned_new, turned, texts, settings=short(4), folder=tmp_path / "heal")
     with pytest.raises(InputError, match=r"train\.lr"):
         heal(new, model, texts, settings=short(4, lr=1e-2), folder=tmp_path / "heal")
 

@@ -65,6 +65,8 @@ def test_a_file_of_another_model_or_text_or_none_is_refused(tmp_path):
         gather_moments(model, text(3), path=path)
     with pytest.raises(InputError, match="of another model or text"):
         gather_moments(transplant(model, "standard[window=8]"), ids, path=path)
+    with pytest.raises(InputError, match="of another model or text"):
+        gather_moments(build(rope_theta=50.0), ids, path=path)
     path.write_bytes(b"not a file of tensors")
     with pytest.raises(InputError, match="is damaged"):
         gather_moments(model, ids, path=path)

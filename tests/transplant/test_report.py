@@ -175,7 +175,7 @@ def test_nothing_made_is_said_with_its_reason():
 def test_what_was_not_measured_is_left_out_and_said():
     bare = replace(measures(0.1), recall=(), decode=(), samples=())
     found = replace(record(choice("bare", bare)), original=replace(measures(), recall=(), decode=(), samples=()))
-    assert "Recall was not tested: the texts to report on are too short for copies." in details(found)
+    assert any(line.startswith("Recall was not tested: the texts to report on, or") for line in details(found))
     text = render_markdown(found)
     assert "## Recall" not in text and "## Time and cache" not in text and "What they write" not in text
     assert headline(found) == "bare: +0.100 ± 0.010 nats per token."

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from blockyard.errors import InputError
-from blockyard.pretrained import load_pretrained
+from blockyard.pretrained import Pretrained, load_pretrained
 from blockyard.tasks.run import load_run
+from blockyard.text import ByteTokenizer
 from blockyard.transplant import (
     Budget,
     HealSettings,
@@ -118,6 +119,48 @@ def test_healing_is_part_of_it(transplanted, tmp_path):
     assert not equal(weights(tmp_path / "bare"), weights(tmp_path / "out"))
 
 
+def test_a_model_with_learned_positions_is_asked_nothing_beyond_them(texts, sizes, tmp_path):
+    form = "standard[n_kv_heads=2,qk_norm=false,rope=none]"
+    model = build(form, vocab_size=256, positions="learned")
+    origin = Pretrained(model, ByteTokenizer(), "blockyard", {}, "tiny", "float32", None)
+    config = TransplantConfig(WINDOW, data=texts, text=sizes)
+    record = run_transplant(origin, config, tmp_path / "out", show=False)
+    assert record.context == 16 and [cost.context for cost in record.original.decode] == [16]
+    with pytest.raises(InputError, match=r"budget\.context=17 .* beyond the 64 positions"):
+        run_transplant(origin, replace(config, budget=Budget(loss=9.0, context=17)), tmp_path / "no", show=False)
+
+
+def test_a_training_in_pieces_beyond_the_context_is_refused(transplanted, tmp_path):
+    with pytest.raises(InputError, match=r"heal\.length=512 is beyond the model's context of 64"):
+        transplanted(WINDOW, heal=HealSettings(tokens=1024))
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_precision_is_not_trained_and_said_before_text_is_read(texts, sizes, tmp_path):
+    origin = Pretrained(build().bfloat16(), ByteTokenizer(), "blockyard", {}, "tiny", "bfloat16", None)
+    terms = TransplantConfig(WINDOW, data=texts, text=sizes, heal=HealSettings(tokens=96, length=16))
+    with pytest.raises(InputError, match=r"bfloat16, which small steps do not move"):
+        run_transplant(origin, terms, tmp_path / "out", show=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_in_half_precision_is_measured_so_also_when_gone_on_with(texts, sizes, tmp_path, monkeypatch):
+    origin = Pretrained(build(vocab_size=256).bfloat16(), ByteTokenizer(), "blockyard", {}, "tiny", "bfloat16", None)
+    again = partial(
+        run_transplant, origin, TransplantConfig("mla[kv_rank=12,rope_dim=4]", data=texts, text=sizes), show=False
+    )
+    whole = again(tmp_path / "whole").choices[0].measures
+    with monkeypatch.context() as stopped, pytest.raises(Killed):
+        stopped.setattr(account, "decode_costs", killed)
+        again(tmp_path / "out")
+    found = again(tmp_path / "out").choices[0].measures
+    assert found.above == whole.above and found.parameter_bytes == whole.parameter_bytes
+
+
+def killed(*given, **named):
+    raise Killed
+
+
 def test_mixers_unlike_attention_are_trained_on_the_outputs_of_the_layers_that_are_named(transplanted, tmp_path):
     settings = OutputSettings(tokens=96, length=16)
     with pytest.raises(InputError, match="name them, as in --layers 4,14"):
@@ -126,6 +169,9 @@ def test_mixers_unlike_attention_are_trained_on_the_outputs_of_the_layers_that_a
     choice, mixers = record.choices[0], [spec.attn for spec in load_run(tmp_path / "out").model.config.layers]
     assert mixers == ["standard", "spectral", "standard"] and choice.layers == (0, 1)
     assert any("relative squared error" in note for note in choice.notes)
+    both = transplanted(f"spectral[window=8]@1;{WINDOW}@0&spectral[window=8]@1", tmp_path / "both", outputs=settings)
+    notes = [[note for note in each.notes if "squared error" in note] for each in both.choices]
+    assert [each.refused for each in both.choices] == [None, None] and [len(told) for told in notes] == [1, 1]
     assert any("research" in warning for warning in record.warnings)
 
 
@@ -181,6 +227,8 @@ def test_after_a_budget_that_could_not_be_met_another_goes_on_in_the_folder(tran
         ("mla", {}, "give budget.loss .* or budget.cache"),
         (WINDOW, {"layers": "1", "budget": Budget(loss=0.1)}, "leave the budget out"),
         ("mla[kv_rank=999,rope_dim=4]", {}, "kv_rank=999 should be .* at most 28"),
+        ("standard[window=0]", {}, "window=0 should be at least 1"),
+        ("mla[kv_rank=8,rope_dim=4,method=transmla,fold=1,fold=2]", {}, "fold stands twice"),
         ("standard[head_dim=10,v_dim=4]", {"layers": "1"}, "head_dim=10 should be even, at least 2 and at most 8"),
         ("vft[rank=99]", {}, "rank=99 should be"),
         ("tva", {}, "cannot be fitted"),

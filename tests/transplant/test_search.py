@@ -153,3 +153,10 @@ def test_shared_weights_change_no_output():
         assert torch.equal(made(ids[:2]).logits, before)
     assert made.layers[0].ffn.w1.weight is model.layers[0].ffn.w1.weight
     assert made.layers[2].attn.q_proj.weight is not model.layers[2].attn.q_proj.weight
+
+
+def test_a_vein_saves_nothing_of_a_cache_whatever_mixer_stands_beside_it():
+    model = build("standard[qk_norm=false]/spectral")
+    moments = gather_moments(model, text(3), ffns=True)
+    with pytest.warns(UserWarning), pytest.raises(InputError, match=r"vft.* still holds 1\.00 of the original's cache"):
+        choose_layers(model, "vft[rank=8]", text(9), budget=Budget(cache=0.5), moments=moments)

@@ -8,6 +8,7 @@ import torch
 from blockyard.errors import InputError
 from blockyard.pretrained import load_pretrained
 from blockyard.transplant import gather_moments, transplant
+from blockyard.transplant.model import refusals
 from tests.fixtures.pretrained import tiny
 
 pytest.importorskip("transformers")
@@ -54,6 +55,15 @@ def test_a_model_of_transformers_gives_the_same_logits_with_other_attention(name
         for kind, blocks in blocks_of(name).items():
             found = transplant(model, blocks, moments=moments)(ids).logits
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3, msg=lambda m, kind=kind: f"{kind}: {m}")
+
+
+def test_a_window_is_not_widened():
+    model = load_pretrained(tiny("qwen2"), check=False).model
+    for blocks in ("standard[window=6]", "standard[v_dim=8,window=6,sinks=2]", "standard[window=none]"):
+        with pytest.raises(InputError, match=r"layer 1 has a window of 5; window=.* would show it more"):
+            transplant(model, blocks, moments=gather_moments(model, text()))
+    assert refusals(model, "standard[window=6]", range(3)).keys() == {1, 2}
+    assert [layer.attn.window for layer in transplant(model, "standard[window=5]").layers] == [5, 5, 5]
 
 
 def test_experts_and_their_routers_stay():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -83,10 +85,19 @@ def test_kinds_are_named_after_their_paths_or_as_written(paths, names):
     assert [name for name, _ in kinds_of(paths)] == names
 
 
-@pytest.mark.parametrize("paths", [("a.txt", "b/a.txt"), ("x=a.txt", "y=a.txt"), ("",), ("x=",), ("=a",)])
+@pytest.mark.parametrize(
+    "paths", [("a.txt", "b/a.txt"), ("x=a.txt", "y=a.txt"), ("",), ("x=",), ("=a",), ("all=a.txt",), ("a/all/",)]
+)
 def test_kinds_without_a_name_or_path_of_their_own_are_refused(paths):
     with pytest.raises(InputError, match=r"data\.path"):
         kinds_of(paths)
+
+
+def test_a_file_that_two_kinds_would_read_is_refused(texts, sizes):
+    folder = Path(texts.path[1]).parent
+    for other in (str(folder), f"{folder}/*.txt", f"{folder}/../{folder.name}/k.txt"):
+        with pytest.raises(InputError, match=r"the kinds 'k' and 'other' both read .*k\.txt"):
+            read(Texts(path=(texts.path[1], f"other={other}"), cache_dir=texts.cache_dir), sizes)
 
 
 def test_one_kind_of_text_is_said_to_be_one(texts, sizes):

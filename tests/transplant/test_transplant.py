@@ -12,6 +12,7 @@ from blockyard.models.trunk import seeded
 from blockyard.registry.pattern import parse_choice
 from blockyard.transplant import gather_moments, needs_moments, pieces_of, token_losses, transplant
 from blockyard.transplant.latents import mean_turns
+from blockyard.transplant.model import refusals
 from blockyard.transplant.source import components_of, read_source
 
 LENGTH, VOCABULARY = 40, 61
@@ -332,3 +333,25 @@ def test_what_makes_a_number_and_what_reads_it_have_one_size_so_that_they_can_be
         both.append((sizes(ffn.w2.weight, each), sizes(ffn.vein.U.weight.T, each)))
     for made, read in both:
         torch.testing.assert_close(made, read, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("form", ["mla[kv_rank=40,rope_dim=8]", "mla[kv_rank=40,method=palu]"])
+def test_a_latent_wider_than_the_model_is_refused_before_any_text_is_read(form):
+    (said,) = set(refusals(build("standard[qk_norm=false]"), form, [0]).values())
+    assert said == "kv_rank=40 should be at most d_model=32: a latent holds no more"
+
+
+def test_a_layer_that_writes_nothing_stays_so():
+    model = build()
+    model.layers[1].attn.output_proj.weight.zero_()
+    new = transplant(model, "mla[kv_rank=16,rope_dim=8]", layers=[1], moments=gather_moments(model, text()))
+    assert far(new, model, text()) < 1e-4
+
+
+@pytest.mark.parametrize("options", ["", ",method=transmla", ",method=mha2mla", ",method=svd"])
+def test_values_that_are_nothing_stay_so(options):
+    model = build()
+    model.layers[1].attn.v_proj.weight.zero_()
+    form = f"mla[kv_rank=8,rope_dim=8{options}]"
+    new = transplant(model, form, layers=[1], moments=gather_moments(model, text()))
+    assert far(new, model, text()) < 1e-4

@@ -80,6 +80,7 @@ def make_probe(
     *,
     copied: int = COPIED,
     apart: Sequence[int] = APART,
+    context: int | None = None,
     prompt_tokens: int = PROMPT_TOKENS,
     sample_tokens: int = SAMPLE_TOKENS,
 ) -> Probe:
@@ -93,6 +94,8 @@ def make_probe(
         first_token: the token that every piece begins with; None where they begin with text.
         copied: tokens of a copy test's text, at most.
         apart: tokens between its copies, at most.
+        context: of the model: what it reads at once is no longer, since neither model was trained on more, and learned
+            positions end there; None for no end.
         prompt_tokens: of the text that is to be continued, at most.
         sample_tokens: of the continuation.
 
@@ -106,13 +109,18 @@ def make_probe(
     # Copies are cut from running text, without the first tokens of its pieces.
     running = {kind: (ids if first_token is None else ids[:, 1:]).reshape(-1) for kind, ids in texts.items()}
     kinds, copies = list(texts), list[CopyTest]()
+    front = int(first_token is not None)
     for i, kind in enumerate(kinds):
         other = kinds[(i + 1) % len(kinds)]
         for place, distance in enumerate(apart):
             text, between = running[kind], running[other]
             # A place of its own for each test; one text lends from its other half.
             part = len(text) // len(apart)
-            length = min(copied, part // (1 if other != kind else 2))
+            most, wanted = 2 * copied + distance, min(copied, part // (1 if other != kind else 2))
+            if context is not None and front + most > context:
+                # As far apart for their length as they would have been.
+                wanted, distance = min(wanted, (context - front) * copied // most), (context - front) * distance // most
+            length = wanted
             start = place * part
             beside = start + length if other == kind else 0
             room = min(distance, (part - length) if other == kind else len(between))
@@ -120,7 +128,10 @@ def make_probe(
                 test = CopyTest(kind, other, text[start : start + length], between[beside : beside + room])
                 copies.append(test)
     # The last piece: what is copied mostly lies before it.
-    prompts = {kind: ids[-1, : prompt_tokens + (first_token is not None)] for kind, ids in texts.items()}
+    if context is not None:
+        prompt_tokens = min(prompt_tokens, max(1, context // 2 - front))
+        sample_tokens = min(sample_tokens, max(1, context - front - prompt_tokens))
+    prompts = {kind: ids[-1, : prompt_tokens + front] for kind, ids in texts.items()}
     return Probe(dict(texts), tuple(copies), prompts, sample_tokens, first_token)
 
 

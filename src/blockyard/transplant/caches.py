@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 
+from blockyard.bench.decode import MOST_STEPS
+from blockyard.errors import InputError
 from blockyard.models.estimate import on_meta
 from blockyard.models.lm import TransformerLM
 from blockyard.nn.parity import evaluating
 from blockyard.protocol.cache import LayerCache
 from blockyard.registry.pattern import LayerSpec
+from blockyard.transplant.settings import MOST_CONTEXT
 
 
 def cache_bytes(model: TransformerLM, context: int) -> tuple[int, ...]:
@@ -25,6 +28,24 @@ def cache_bytes(model: TransformerLM, context: int) -> tuple[int, ...]:
             known[kind] = block_bytes(block, model.config.d_model, context, dtype)
         found.append(known[kind])
     return tuple(found)
+
+
+def counted_context(model: TransformerLM, asked: int | None) -> int:
+    """Return the tokens at which caches are counted and steps are timed: as asked for, or the model's own context,
+    MOST_CONTEXT at most.
+
+    Raises:
+        InputError: for more than a model with learned positions reads, with the steps that are timed behind them.
+    """
+    if not model.config.learns_positions:
+        return asked or min(model.config.context, MOST_CONTEXT)
+    most = model.config.context - MOST_STEPS
+    if (asked or 1) > most:
+        raise InputError(
+            f"budget.context={asked or 1} and the {MOST_STEPS} steps that are timed behind it are beyond the "
+            f"{model.config.context} positions that the model has learned"
+        )
+    return asked or min(most, MOST_CONTEXT)
 
 
 def spec_bytes(model: TransformerLM, spec: LayerSpec, context: int) -> int:

@@ -198,6 +198,9 @@ def _latents(attention: StandardAttention, asked: dict[str, str]) -> list[str]:
         rope = _even(rotary * head) if asked["rope_dim"] == "auto" else int(asked["rope_dim"])
         rank = round(share * whole) - rope if asked["kv_rank"] == "auto" else int(asked["kv_rank"])
         if rank >= 1 and rope <= attention.n_kv_heads * head:
+            # Where every query head has a key of its own, heads hold more than the model's width, and a latent cannot.
+            if asked["kv_rank"] == "auto":
+                rank = min(rank, attention.d_model)
             widths = asked | {"kv_rank": str(rank), "rope_dim": str(rope)}
             found.append(f"mla[{','.join(f'{name}={value}' for name, value in widths.items())}]")
     if not found:

@@ -258,7 +258,7 @@ def details(record: Record) -> list[str]:
             warning = recall_warning(found)
             said += [] if warning is None else [f"Warning: {warning}."]
     if there and not record.original.recall:
-        said.append("Recall was not tested: the texts to report on are too short for copies.")
+        said.append("Recall was not tested: the texts to report on, or the model's context, are too short for copies.")
     gone = refused(record)
     if gone and there:
         said.append(f"Refused: {join([choice.name for choice in gone])}; the reasons are below.")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from blockyard.errors import InputError
 from blockyard.files import parse_json, write_atomically
 from blockyard.models.lm import TransformerLM, check_ids
+from blockyard.moe.router import Router
 from blockyard.nn.parity import evaluating
 from blockyard.transplant.adapters import adapt, take_off
 from blockyard.transplant.divergence import divergence
@@ -186,9 +187,12 @@ def _rest(model: TransformerLM, new: set[str]) -> list[tuple[str, nn.Module]]:
     found = []
     for i, block in enumerate(model.layers):
         for part in ("attn", "ffn"):
-            name = f"layers.{i}.{part}"
-            if name not in new:
-                found += [(f"{name}.{inner}", m) for inner, m in getattr(block, part).named_modules() if inner]
+            name, module = f"layers.{i}.{part}", getattr(block, part)
+            if name in new:
+                continue
+            # Nothing keeps the load of experts even here, so who is sent where stays as it was learned.
+            routing = {inner for each in module.modules() if isinstance(each, Router) for inner in each.modules()}
+            found += [(f"{name}.{inner}", m) for inner, m in module.named_modules() if inner and m not in routing]
     return found
 
 

@@ -67,6 +67,13 @@ def check_latent(source: Source, *, kv_rank: int, rope_dim: int) -> None:
         raise InputError(
             f"kv_rank={kv_rank} should be at least 1 and at most {held}, what the other keys and the values hold"
         )
+    check_rank(source, kv_rank)
+
+
+def check_rank(source: Source, kv_rank: int) -> None:
+    """Refuse a latent wider than what it is made of, as the mixer would once its weights were fitted."""
+    if kv_rank > (width := source.outputs.shape[1]):
+        raise InputError(f"kv_rank={kv_rank} should be at most d_model={width}: a latent holds no more")
 
 
 def latent_attention(
@@ -152,7 +159,9 @@ def _latent(
     rows = components.key_rows[still]
     keys = real(rows)
     of_keys, of_values = (((r @ moment) * r).sum() for r in (keys, paths.rows))
-    weight = KEYS * (of_values / of_keys).sqrt() if len(keys) and of_keys > 0 else torch.ones((), dtype=torch.float64)
+    # A layer that writes nothing has no values to weigh keys against, and division by nothing gives none.
+    weighed = len(keys) and of_keys > 0 and of_values > 0
+    weight = KEYS * (of_values / of_keys).sqrt() if weighed else torch.ones((), dtype=torch.float64)
     both = torch.cat([weight * keys, paths.rows])
     back = leading(both, moment, kv_rank)
     # [a k, z] ≈ back · c.

@@ -44,7 +44,9 @@ class Measuring:
     def all(self, original: TransformerLM, made: Mapping[str, TransformerLM]) -> tuple[Measures, dict[str, Measures]]:
         """Measure the original and every choice; returns what was found of it, and of them by name."""
         reported = {kind.name: kind.report for kind in self.texts.kinds}
-        probe = account.make_probe(reported, self.texts.first[0] if self.texts.first else None)
+        probe = account.make_probe(
+            reported, self.texts.first[0] if self.texts.first else None, context=original.config.context
+        )
         models = {ORIGINAL: original, **made}
         known = {name: self.state.known("measures", name) for name in models}
         if any(found is None for found in known.values()):

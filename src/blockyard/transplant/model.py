@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM, build_lm
+from blockyard.protocol.windows import check_window
 from blockyard.registry.pattern import LayerSpec, check_layer
 from blockyard.standard.attention import StandardAttention
 from blockyard.transplant.balance import balanced_attention
@@ -119,6 +120,7 @@ def check_form(model: TransformerLM, form: str, layer: int) -> None:
         if not 1 <= (rank := target.spec.ffn_options["rank"]) < model.config.d_model:
             raise InputError(f"rank={rank} should be at least 1 and below d_model={model.config.d_model}")
         return
+    _check_window(target, old, layer)
     if target.changes_weights:
         _source(_check_standard(getattr(block, "attn", None), old, layer), target, layer)
     else:
@@ -130,6 +132,16 @@ def _check_standard(attention: object, old: LayerSpec, layer: int) -> StandardAt
     if not isinstance(attention, StandardAttention) or old.attn != "standard":
         raise InputError(f"layer {layer} has {old.attn}; what is fitted starts from standard attention")
     return attention
+
+
+def _check_window(target: TransplantChoice, old: LayerSpec, layer: int) -> None:
+    """Refuse what is no window, and one wider than the layer's own: it would show what no weight was trained to see."""
+    own = old.attn_options.get("window")
+    asked = target.spec.attn_options.get("window", own)
+    check_window(asked, target.spec.attn_options.get("sinks", old.attn_options.get("sinks", 0)))
+    if own is not None and (asked is None or asked > own):
+        said = "none" if asked is None else asked
+        raise InputError(f"layer {layer} has a window of {own}; window={said} would show it more than it has learned")
 
 
 def _check_same(target: TransplantChoice, old: LayerSpec, layer: int) -> None:
@@ -155,6 +167,7 @@ def _fit(block: Any, target: TransplantChoice, old: LayerSpec, layer: int, momen
     """Return options of the layer's new mixer, and its weights; None for the old ones."""
     made, asked = target.spec.attn, target.spec.attn_options
     other = {name: value for name, value in asked.items() if name not in WIDTHS}
+    _check_window(target, old, layer)
     # A window hides keys and moves none: every weight stays, and no text is needed.
     if not target.changes_weights:
         _check_same(target, old, layer)

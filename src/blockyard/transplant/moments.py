@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -285,10 +285,16 @@ def _watching(attentions: dict[int, StandardAttention], blocks: dict[int, Any], 
 
 def stamp_of(model: TransformerLM, ids: Tensor) -> str:
     """Return what tells this model and text from others."""
-    digest = hashlib.sha256(f"{model.config.choice} {tuple(ids.shape)}".encode())
+    digest = hashlib.sha256(f"{architecture_of(model)} {tuple(ids.shape)}".encode())
     digest.update(ids.cpu().contiguous().numpy().tobytes())
     add_weights(digest, model)
     return digest.hexdigest()
+
+
+def architecture_of(model: TransformerLM) -> str:
+    """Return what tells models of equal weights apart: all of the configuration, since blocks alone say neither how
+    many heads nor how fast they turn."""
+    return repr(replace(model.config, blocks=model.config.choice))
 
 
 def add_weights(digest: Any, model: nn.Module) -> None:

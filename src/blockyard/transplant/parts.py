@@ -7,7 +7,7 @@ the parts alone. The rest of the model is in eval mode, without gradients of wei
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from blockyard.files import parse_json
 from blockyard.models.lm import TransformerLM, check_ids
 from blockyard.training import Task, TrainConfig, Trainer
 from blockyard.training.folder import CONFIG, METRICS
-from blockyard.transplant.moments import add_weights
+from blockyard.transplant.moments import add_weights, architecture_of
 
 # Of every step: its number from 1 on, how many there are, and its loss.
 StepProgress = Callable[[int, int, float], None]
@@ -159,7 +159,7 @@ def fingerprint(*models: TransformerLM, **texts: Mapping[str, Tensor]) -> dict[s
             of_texts.update(f"{role} {kind} {tuple(ids.shape)} ".encode())
             of_texts.update(ids.cpu().to(torch.int64).contiguous().numpy().tobytes())
     for model in models:
-        of_models.update(model.config.choice.encode())
+        of_models.update(architecture_of(model).encode())
         add_weights(of_models, model)
     named = ", ".join(dict.fromkeys(kind for kinds in texts.values() for kind in kinds))
     return {"source": named, "sha256": of_texts.hexdigest(), "models_sha256": of_models.hexdigest()}
@@ -183,6 +183,16 @@ class Parts(nn.Module):
         return self._compute(*inputs)
 
 
+def check_width(parameters: Iterable[nn.Parameter]) -> None:
+    """Refuse to train weights in half precision, which small steps would not move."""
+    narrow = next((p.dtype for p in parameters if p.dtype.itemsize < 4), None)
+    if narrow is not None:
+        raise InputError(
+            f"the weights are {str(narrow).removeprefix('torch.')}, which small steps do not move: call model.float() "
+            "first"
+        )
+
+
 @contextmanager
 def training_only(model: nn.Module, parts: list[nn.Module]) -> Iterator[list[nn.Parameter]]:
     """Let gradients go to some parts of a model alone within it, everything in eval mode but them; yields their
@@ -198,12 +208,7 @@ def training_only(model: nn.Module, parts: list[nn.Module]) -> Iterator[list[nn.
     trained = list({id(p): p for part in parts for p in part.parameters()}.values())
     if not trained:
         raise InputError("what was put in has no weights, so there is nothing to train")
-    narrow = next((p.dtype for p in trained if p.dtype.itemsize < 4), None)
-    if narrow is not None:
-        raise InputError(
-            f"the weights are {str(narrow).removeprefix('torch.')}, which small steps do not move: call model.float() "
-            "first"
-        )
+    check_width(trained)
     try:
         model.eval()
         for parameter in wished:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
-from blockyard.transplant.latents import check_latent, latent_attention
+from blockyard.transplant.latents import check_latent, check_rank, latent_attention
 from blockyard.transplant.moments import LayerMoments
 from blockyard.transplant.source import Source, leading, real
 
@@ -210,7 +210,8 @@ def transmla(source: Source, moments: LayerMoments | None, asked: Mapping[str, i
     place = torch.arange(count) % fold if count > fold else torch.arange(count) * fold // count
     turning = source.frequencies.unflatten(0, (groups, fold))[:, place].flatten()
     nope, values = real(components[:, count:].flatten(0, 1)), source.values.flatten(0, 1)
-    ratio = _balance(nope, uniform) / _balance(values, uniform) if len(nope) else 1.0
+    size = _balance(values, uniform)
+    ratio = _balance(nope, uniform) / size if len(nope) and size else 1.0
     # What is left of keys that are all rotary is rounding, and must not be made as large as the values.
     ratio = ratio if ratio > _ROUNDING else 1.0
     down, up = _principal(torch.cat([nope / ratio, values]), uniform, kv_rank)
@@ -244,6 +245,7 @@ def check_shares(source: Source, asked: Mapping[str, int]) -> None:
                 f"kv_rank={asked['kv_rank']} leaves {rank} numbers for {name}: they should be a multiple of the "
                 f"{groups} groups and at most {source.key_heads * width}"
             )
+    check_rank(source, asked["kv_rank"])
 
 
 def palu(source: Source, moments: LayerMoments | None, asked: Mapping[str, int]) -> Fitted:

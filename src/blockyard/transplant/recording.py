@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from blockyard.compare.plan import slug_of
 from blockyard.files import plain
 from blockyard.models.lm import TransformerLM
@@ -118,7 +116,7 @@ def record_of(
         seconds=state.data["wall"],
         cpu_seconds={name: value for name, value in seconds.items() if "/" not in name},
         peak_bytes=state.data["peak"],
-        environment=describe_environment(torch.device("cpu"), 1),
+        environment=describe_environment(next(original.parameters()).device, 1),
         settings=plain(flat(config)),
     )
 
@@ -134,7 +132,7 @@ def _choice(name: str, run: str, done: Done, original: TransformerLM, state: Tra
         rows=account.layer_rows(done.model, original, found.alone if found else {}),
         trials=found.trials if found else (),
         measures=done.measures,
-        notes=(*(found.notes if found else ()), *_errors_told(settled, state.known("errors") or {})),
+        notes=(*(found.notes if found else ()), *_errors_told(settled, state.known("errors", name) or {})),
         healing=None if curve is None else tuple(made_from(Healed, point) for point in curve),
         cpu_seconds={k.partition("/")[0]: value for k, value in seconds.items() if k.partition("/")[2] == name},
     )

@@ -30,19 +30,20 @@ from blockyard.tasks.run import load_run
 from blockyard.text.progress import ReadingLines
 from blockyard.text.tokenizer import Tokenizer
 from blockyard.training.folder import CONFIG
+from blockyard.transplant.caches import counted_context
 from blockyard.transplant.choices import Part, narrowest, read_choice, written
 from blockyard.transplant.heal import HealSettings, heal
 from blockyard.transplant.measuring import Measuring
 from blockyard.transplant.model import needs_moments, refusals, transplant
-from blockyard.transplant.moments import Moments, gather_moments
+from blockyard.transplant.moments import Moments, architecture_of, gather_moments
 from blockyard.transplant.original import read_original
 from blockyard.transplant.outputs import fit_by_output
-from blockyard.transplant.parts import PartSettings
+from blockyard.transplant.parts import PartSettings, check_width
 from blockyard.transplant.record import Record
 from blockyard.transplant.recording import Done, Settled, record_of, run_name
 from blockyard.transplant.report import write_report
 from blockyard.transplant.search import Deciding, Search
-from blockyard.transplant.settings import MOST_CONTEXT, TransplantConfig, flat
+from blockyard.transplant.settings import TransplantConfig, flat
 from blockyard.transplant.state import MOMENTS, STATE, TransplantState, weights_digest
 from blockyard.transplant.texts import read_texts
 from blockyard.transplant.trials import share_weights
@@ -122,10 +123,12 @@ class _Transplant:
         for parts in self.choices.values():
             for part in parts:
                 self._check_part(part)
-        self.context = budget.context or min(self.model.config.context, MOST_CONTEXT)
+        self.context = counted_context(self.model, budget.context)
         self.trained = any(part.trained for parts in self.choices.values() for part in parts)
         training: list[PartSettings] = [config.outputs] if self.trained else []
         training += [config.heal] if config.heal is not None else []
+        if training:
+            check_width(self.model.parameters())
         self.texts = read_texts(
             config.data,
             config.text,
@@ -173,7 +176,7 @@ class _Transplant:
         said = {name: value for name, value in told.items() if name.partition(".")[0] in ("data", "text")}
         reading = {
             "model sha256": weights_digest(self.model),
-            "architecture sha256": sha256(self.model.config.choice.encode()).hexdigest(),
+            "architecture sha256": sha256(architecture_of(self.model).encode()).hexdigest(),
             **said,
             "text sha256": self.texts.digest,
         }
@@ -291,14 +294,16 @@ class _Transplant:
         return made
 
     def _trained(self, model: TransformerLM, form: str, layers: tuple[int, ...]) -> TransformerLM:
-        """Put in a mixer that is trained; what was trained is kept, so that it is done once."""
+        """Put in a mixer that is trained; what was trained is kept, so that it is done once for a form and what it is
+        put into."""
+        base = sha256(f"{architecture_of(model)} {weights_digest(model)}".encode()).hexdigest()[:8]
         found = fit_by_output(
             model,
             form,
             self._running(),
             layers=layers,
             settings=self.config.outputs,
-            folder=self.out / "outputs" / slug_of(written([(form, layers)])),
+            folder=self.out / "outputs" / slug_of(f"{written([(form, layers)])} {base}"),
             first=self.first,
             progress=lambda step, steps, error: self.progress(f"training {form}", step, steps),
         )
@@ -317,15 +322,19 @@ class _Transplant:
         folder = self._folder(name)
         state.settle(self.reading, self.asked)
         if (folder / CONFIG).exists():
-            made: TransformerLM = load_run(folder, trust=True).model
+            # A run is read in float32 onto the CPU, whatever it was made in; measured is what was made.
+            first = next(self.model.parameters())
+            made: TransformerLM = load_run(folder, trust=True).model.to(first.device, first.dtype)
         else:
+            # Of this choice alone: the same form learns something else beside other parts.
+            self.errors = {}
             with state.timing(f"fit/{name}"):
                 made = self.model
                 for form, layers in settled.parts:
                     made = self._put(made, form, layers, moments)
                 made.eval()
             if self.errors:
-                state.keep({**(state.known("errors") or {}), **self.errors}, "errors")
+                state.keep(self.errors, "errors", name)
             if self.config.heal is not None:
                 self._heal(name, made, self.config.heal, state)
             write_run(replace(self.origin, model=made, parity=None), folder)

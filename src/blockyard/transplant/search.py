@@ -18,13 +18,14 @@ from torch import Tensor
 from blockyard.errors import InputError
 from blockyard.models.lm import TransformerLM
 from blockyard.report.notebook import small_table
-from blockyard.transplant.caches import cache_bytes, spec_bytes
+from blockyard.transplant.caches import cache_bytes, counted_context, spec_bytes
 from blockyard.transplant.choices import Part, check_part, forms_of, narrowest, numbers, shape_of, written
 from blockyard.transplant.measure import Difference, token_losses
 from blockyard.transplant.model import chosen_layers, refusals, transplant
 from blockyard.transplant.moments import Moments
 from blockyard.transplant.record import Tried
-from blockyard.transplant.settings import MOST_CONTEXT, Budget
+from blockyard.transplant.settings import Budget
+from blockyard.transplant.target import parse_transplant_choice
 from blockyard.transplant.trials import lone_costs, mixed, over_kinds, share_weights
 
 Known = Callable[[str], list[float] | None]
@@ -129,7 +130,7 @@ def choose_layers(
     part = Part(blocks, "auto" if layers is None else tuple(chosen_layers(layers, depth)))
     check_part(part)
     deciding = Deciding.of(ids, [0] * len(ids) if kinds is None else list(kinds))
-    context = budget.context or min(model.config.context, MOST_CONTEXT)
+    context = counted_context(model, budget.context)
     search = Search(
         model, model, [], part, budget, context, moments, deciding, known.get, known.__setitem__, progress
     )  # fmt: skip
@@ -324,6 +325,9 @@ class Search:
         return share is None or self._bytes(form, layers) <= share * self.bytes_before
 
     def _layer_bytes(self, form: str, layer: int) -> int:
+        # An FFN has no cache, whatever mixer stands beside it.
+        if parse_transplant_choice(form).part == "ffn":
+            return self.base_bytes[layer]
         key = (form, str(self.original.config.layers[layer]))
         if key not in self._sizes:
             spec = shape_of(form, self.original, layer)

@@ -111,8 +111,10 @@ def _without_method(text: str) -> tuple[str, str | None, dict[str, int]]:
     methods = [value for key, value in pairs if key == "method"]
     if not methods:
         return text, None, {}
-    if len(methods) > 1:
-        raise InputError(f"{text!r}: method stands twice")
+    for key in [key for key, _ in pairs]:
+        # The last one would win without a word.
+        if sum(key == other for other, _ in pairs) > 1:
+            raise InputError(f"{text!r}: {key} stands twice")
     if methods[0] not in METHODS:
         raise InputError(
             f"method={methods[0]}: there are {', '.join(METHODS)}; without one a choice is fitted by this package's own"

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from blockyard.errors import InputError
 from blockyard.text.config import TextDataConfig
+from blockyard.text.listing import listing_of
 from blockyard.text.load import load_text
 from blockyard.text.progress import ReadingLines
 from blockyard.text.tokenizer import Tokenizer
 from blockyard.transplant.parts import PartSettings
+from blockyard.transplant.record import ALL
 from blockyard.transplant.settings import LEAST_SELECT, Pieces, Texts
 
 ROLES = ("calibrate", "train", "select", "report")
@@ -120,10 +122,12 @@ def read_texts(
     named = kinds_of(texts.path)
     wanted = _pieces(sizes, length, len(named))
     for settings in training:
+        if settings.length > context:
+            raise InputError(f"{settings.group}.length={settings.length} is beyond the model's context of {context}")
         # Its pieces may be shorter than ours, and each begins as every text does.
         each = -(-settings.steps * settings.batch // len(named)) * (settings.length - len(first))
         wanted["train"] = max(wanted["train"], -(-each // (length - len(first))))
-    kinds, notes = [], []
+    kinds, notes, read_by = [], [], dict[Path, str]()
     for name, path in named:
         config = TextDataConfig(
             path=path,
@@ -133,6 +137,12 @@ def read_texts(
             cache_dir=texts.cache_dir,
             val_fraction=0.5,
         )
+        for file in listing_of(config).files:
+            # What one kind is fitted on, another one would report on.
+            if (other := read_by.setdefault(file.resolve(), name)) != name:
+                raise InputError(
+                    f"data.path: the kinds {other!r} and {name!r} both read {file}; every file is of one kind"
+                )
         data = load_text(config, 1, ReadingLines() if show else None, tokenizer=tokenizer)
         tokens = torch.from_numpy(_joined(data.train, data.val))
         source = "the Python standard library" if path is None else path
@@ -166,6 +176,8 @@ def kinds_of(paths: tuple[str, ...] | None) -> list[tuple[str, str | None]]:
                 name = Path(said).parent.name or "text"
         if not path or not name:
             raise InputError(f"data.path={said!r} should be a path, or NAME=PATH")
+        if name == ALL:
+            raise InputError(f"data.path={said!r}: {ALL!r} stands for all kinds together; call that one something else")
         found.append((name, path))
     for what, each in (("name", [name for name, _ in found]), ("path", [str(path) for _, path in found])):
         twice = next((one for one in each if each.count(one) > 1), None)
