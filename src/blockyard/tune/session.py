@@ -29,7 +29,7 @@ from blockyard.tune.record import finals_of, make_record
 from blockyard.tune.report import write_report
 from blockyard.tune.search import open_study, unfinished
 from blockyard.tune.start import DefaultRun, SearchState, terms_of
-from blockyard.tune.storage import GRACE_SECONDS, Others, begun, offer, owner_of, take_over
+from blockyard.tune.storage import GRACE_SECONDS, Others, begun, offer, owner_of, reaching, take_over
 from blockyard.tune.trials import DRAWN, NOTE, RESULT, SAME_AS, STATUS, Search, fail_trial, sweep
 
 WORKER = "blockyard.tune.worker"
@@ -67,7 +67,8 @@ class Session:
     def run(self) -> schema.Tuning:
         sweep(self.out, self.study)
         try:
-            self._search_all()
+            with reaching(self.config.storage):
+                self._search_all()
             self._refuse_nothing()
             self.candidates = candidates_of(self.study, self.spec)
             seeds = fresh_seeds(self.candidates, self.spec)
@@ -189,7 +190,7 @@ class Session:
         """Refuse a search in which nothing finished has nothing to say."""
         if best_trials(self.study, 1):
             return
-        trials = self.study.get_trials(deepcopy=False)
+        trials = begun(self.study)
         first = next((t.user_attrs for t in trials if t.user_attrs.get(NOTE)), {})
         raise InputError(
             f"none of {len(trials)} trials finished; the first {first.get(STATUS, 'failed')}: {first.get(NOTE, '')}"
