@@ -122,7 +122,7 @@ COMMAND = Command(
         "--data.path",
         "--text.report",
         "--heal.tokens",
-    ),  # fmt: skip
+    ),
     example="blockyard transplant smollm2 --blocks 'standard[window=256,sinks=4]' --budget.loss 0.05 "
     "--data.path verse=verse.txt,code=src/,prose=docs/ --out runs/smaller",
 )
