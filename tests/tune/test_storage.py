@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 import blockyard
 import toy_task  # registers the task `majority`
 from blockyard.errors import InputError
+from blockyard.training.folder import locked_folder
 from blockyard.tune import search as tune_search
 from blockyard.tune import session, storage, trials
 from blockyard.tune.output import load_record
@@ -126,6 +127,34 @@ def test_a_trial_of_one_that_was_lost_is_made_by_the_leader(tmp_path: Path, monk
     monkeypatch.setattr(session, "offer", then_lose_one)
     there = search(tmp_path / "there", storage=url)
     assert found(there) == found(search(tmp_path / "here"))
+
+
+def test_a_trial_whose_folder_is_in_use_is_not_made_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that the database cannot hear, with one folder for both."""
+    url, out = f"sqlite:///{tmp_path}/search.db", tmp_path / "there"
+    monkeypatch.setattr(session, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 0.2)
+    offered, real, open_runs, said = storage.offer, session.take_over, [], []
+
+    def then_lose_one(study: Any, trials: int) -> None:
+        offered(study, trials)
+        assert storage.claim(study, "elsewhere") is not None
+        open_runs.append(locked_folder(out / "trials" / "0000", "lock", "the run", "process"))
+
+    def say(self: Any, line: str) -> None:
+        said.append(line)
+        if "its folder is in use" in line:
+            open_runs.pop().close()
+
+    def take_over(*arguments: Any) -> None:
+        assert not open_runs
+        real(*arguments)
+
+    monkeypatch.setattr(session, "offer", then_lose_one)
+    monkeypatch.setattr(session, "take_over", take_over)
+    monkeypatch.setattr("blockyard.compare.live.Silent.say", say)
+    assert found(search(out, storage=url, trials=2)) == found(search(tmp_path / "here", trials=2))
+    assert sum("its folder is in use" in line for line in said) == 1
 
 
 def test_a_trial_is_taken_once_whoever_asks_at_the_same_time(tmp_path: Path) -> None:
