@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from blockyard.compare import cluster, keeper
 from blockyard.compare.engine import EngineConfig
 from blockyard.compare.processes import Ending, Workers
 from blockyard.errors import InputError
+from blockyard.machine.memory import forcing, worker_environment
 from tests.fixtures.folders import PLUGINS
 
 
@@ -154,7 +156,8 @@ def test_one_that_dies_of_a_signal_is_blamed(ray: Cluster, tmp_path: Path) -> No
 def test_a_machine_that_cannot_do_the_work_says_so(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     probe = tmp_path / "seen"
     probe.write_text("token")
-    here = {"cwd": str(tmp_path), "probe": str(probe), "token": "token", "versions": keeper.versions_here()}
+    here: dict[str, Any] = {"cwd": str(tmp_path), "probe": str(probe), "token": "token", "forced": False}
+    here["versions"] = keeper.versions_here()
     stood = keeper.Keeper("worker_that_says", {}, {**here, **change})
     with pytest.raises(InputError, match=told):
         stood.hear(0.01)
@@ -201,7 +204,8 @@ def test_lines_that_came_before_the_end_are_not_lost(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PYTHONPATH", str(PLUGINS))
     probe = tmp_path / "seen"
     probe.write_text("token")
-    here = {"cwd": str(tmp_path), "probe": str(probe), "token": "token", "versions": keeper.versions_here()}
+    here: dict[str, Any] = {"cwd": str(tmp_path), "probe": str(probe), "token": "token", "forced": False}
+    here["versions"] = keeper.versions_here()
     stood = keeper.Keeper("worker_that_says", {"say": "last words", "times": 500}, here)
     lines, ending, until = [], None, time.monotonic() + 60
     while ending is None and time.monotonic() < until:
@@ -215,3 +219,20 @@ def test_messages_are_lines_of_json_and_all_else_is_said() -> None:
 
     assert message_of('{"say": "a"}\n') == {"say": "a"} and message_of("[1]\n") == {"say": "[1]"}
     assert message_of("a library prints\n") == {"say": "a library prints"}
+
+
+@pytest.mark.parametrize("forced", [True, False])
+def test_what_memory_is_forced_for_is_forced_on_other_machines_too(
+    ray: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: bool
+) -> None:
+    asked: list[Any] = []
+    # Made elsewhere, later: nothing of this process is there.
+    monkeypatch.setattr(ray, "options", lambda **taken: SimpleNamespace(remote=lambda *given: asked.append(given)))
+    monkeypatch.setattr(cluster, "ClusterWorker", lambda *given: None)
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(keeper, "ProcessWorker", lambda *given, **more: found.append(worker_environment()))
+    with cluster.cluster_launcher(EngineConfig(engine="ray"), "worker_that_says", tmp_path) as launch:
+        with forcing(forced):
+            launch({}, queue.Queue())
+        keeper.Keeper(*asked[0])
+    assert found == [{"BLOCKYARD_FORCE": "1"} if forced else {}]

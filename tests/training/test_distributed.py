@@ -105,3 +105,33 @@ def test_a_mixture_counts_and_balances_over_ranks_and_passes(runs: Path, name: s
     assert len(biases) == 2 and all(first[key].abs().max() > 0.005 for key in biases)
     for key in biases:
         assert second[key].tolist() == pytest.approx(first[key].tolist(), abs=1e-6)
+
+
+SHARDED = """
+import os
+import torch
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
+torch.distributed.init_process_group("gloo")
+from blockyard import LMConfig, TransformerLM
+from blockyard.errors import InputError
+from blockyard.training.distributed import Ranks, load_whole_state, shard, whole_state
+from blockyard.training.parts import own_state
+model = TransformerLM(LMConfig(16, d_model=8, n_layers=1, n_heads=2, tied=True))
+shard(model, list(model.layers), Ranks(0, 1, torch.device("cpu")))
+state = {name: tensor for name, tensor in whole_state(model, True).items() if name in own_state(model)}
+assert len(state) < len(model.state_dict()), "a tied weight is there once"
+load_whole_state(model, state)
+lost = next(name for name in state if "layers" in name)
+del state[lost]
+try:
+    load_whole_state(model, state)
+except InputError as error:
+    print(lost in str(error))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_sharded_model_misses_what_a_checkpoint_lacks() -> None:
+    done = subprocess.run([sys.executable, "-c", SHARDED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True"]

@@ -123,3 +123,23 @@ def test_ranks_that_do_not_see_one_folder_write_nothing(tmp_path: Path, monkeypa
     model, optimizer = tensors()
     assert not save_in_parts(tmp_path, 3, ALONE, model=model, optimizer=optimizer, state={"step": 3})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_rank_of_several_reads_a_whole_checkpoint_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where machines have no common disk: the others take no part, and waiting for them would never end."""
+    path, asked = saved(tmp_path), []
+    real = torch.distributed.checkpoint.load
+
+    def load(*arguments: Any, no_dist: bool = False, **more: Any) -> None:
+        asked.append(no_dist)
+        with monkeypatch.context() as patch:
+            patch.setattr("torch.distributed.is_initialized", lambda: False)
+            real(*arguments, no_dist=True, **more)
+
+    monkeypatch.setattr("torch.distributed.checkpoint.load", load)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    assert torch.equal(load_checkpoint(path).model["count"], torch.tensor(7))
+    assert asked == [True]
+    # Sharded, all of them read, each its own.
+    with_content(load_checkpoint(path, in_parts=True), tensors()[0])
+    assert asked == [True, False]

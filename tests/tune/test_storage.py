@@ -16,10 +16,16 @@ import pytest
 
 pytest.importorskip("optuna")
 
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
+
 import blockyard
 import toy_task  # registers the task `majority`
 from blockyard.errors import InputError
-from blockyard.tune import session, storage
+from blockyard.training.folder import locked_folder
+from blockyard.tune import search as tune_search
+from blockyard.tune import session, storage, trials
 from blockyard.tune.output import load_record
 from blockyard.tune.run import tune
 from blockyard.tune.search import open_study
@@ -123,6 +129,34 @@ def test_a_trial_of_one_that_was_lost_is_made_by_the_leader(tmp_path: Path, monk
     assert found(there) == found(search(tmp_path / "here"))
 
 
+def test_a_trial_whose_folder_is_in_use_is_not_made_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that the database cannot hear, with one folder for both."""
+    url, out = f"sqlite:///{tmp_path}/search.db", tmp_path / "there"
+    monkeypatch.setattr(session, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 0.2)
+    offered, real, open_runs, said = storage.offer, session.take_over, [], []
+
+    def then_lose_one(study: Any, trials: int) -> None:
+        offered(study, trials)
+        assert storage.claim(study, "elsewhere") is not None
+        open_runs.append(locked_folder(out / "trials" / "0000", "lock", "the run", "process"))
+
+    def say(self: Any, line: str) -> None:
+        said.append(line)
+        if "its folder is in use" in line:
+            open_runs.pop().close()
+
+    def take_over(*arguments: Any) -> None:
+        assert not open_runs
+        real(*arguments)
+
+    monkeypatch.setattr(session, "offer", then_lose_one)
+    monkeypatch.setattr(session, "take_over", take_over)
+    monkeypatch.setattr("blockyard.compare.live.Silent.say", say)
+    assert found(search(out, storage=url, trials=2)) == found(search(tmp_path / "here", trials=2))
+    assert sum("its folder is in use" in line for line in said) == 1
+
+
 def test_a_trial_is_taken_once_whoever_asks_at_the_same_time(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/search.db"
     search(tmp_path / "there", storage=url, trials=1)
@@ -177,6 +211,8 @@ def test_what_cannot_be_joined_is_one_line(tmp_path: Path) -> None:
 
 def test_no_password_is_told(tmp_path: Path) -> None:
     assert hidden("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert hidden("'postgresql://me:sec@ret/@host/db?x=1'") == "'postgresql://me:***@host/db?x=1'"
+    assert hidden("mysql://host/db?user=me&Password=secret&a=b") == "mysql://host/db?user=me&Password=***&a=b"
     assert "secret" not in terms(storage="postgresql://me:secret@host/db").command("majority", "", {}, "out")
     with pytest.raises(InputError) as refused:
         search(tmp_path / "a", storage="postgresql://me:secret@host.invalid/db")
@@ -190,3 +226,74 @@ def _study(out: Path, url: str) -> Any:
     groups: Any = {**GROUPS, "plugins": ["toy_task"]}
     start = DefaultRun("majority", read_space("majority", OVER), groups, terms(storage=url))
     return open_study(out, start.config, start.quality.better, terms=terms_of(start))
+
+
+def test_a_trial_that_another_one_has_ended_in_the_meantime_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/search.db"
+    search(tmp_path / "there", storage=url, trials=1)
+    study = _study(tmp_path / "there", url)
+    storage.offer(study, 3)
+    offered = study.get_trials(states=(TrialState.WAITING,))
+    fast = storage.claim(study, "fast")
+    assert fast is not None
+    study.tell(fast, state=TrialState.PRUNED)
+    # What was asked before that.
+    monkeypatch.setattr(study, "get_trials", lambda **options: offered)
+    slow = storage.claim(study, "slow")
+    assert slow is not None and slow.number == 2
+
+
+def test_fewer_trials_than_were_offered_are_made_when_fewer_are_asked_for(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/search.db"
+    search(tmp_path / "there", storage=url, trials=1)
+    storage.offer(_study(tmp_path / "there", url), 6)
+    assert len(search(tmp_path / "there", storage=url, trials=2)["trials"]) == 2
+    assert len(search(tmp_path / "there", storage=url, trials=4)["trials"]) == 4
+
+
+def test_a_machine_that_comes_back_does_not_fail_a_trial_that_is_another_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/search.db"
+
+    def taken_over_and_broken(self: Any, trial: Any, groups: Any, folder: Path) -> Any:
+        storage.take_over(self.study, trial.number, "the leader")
+        raise RuntimeError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trials.Search, "_train", taken_over_and_broken)
+        # Nobody is at them: what would be waited for is not the matter here.
+        patch.setattr(storage.Others, "running", lambda self: [])
+        with pytest.raises(InputError, match="finished"):
+            search(tmp_path / "there", storage=url, trials=1)
+    states = [trial.state for trial in _study(tmp_path / "there", url).get_trials()]
+    assert states == [TrialState.RUNNING]
+
+
+def test_a_database_that_does_not_answer_is_no_fault_of_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/search.db"
+
+    def gone(self: Any, value: float, step: int) -> None:
+        raise StorageInternalError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.trial.Trial, "report", gone)
+        with pytest.raises(InputError, match=r"the database sqlite:.* does not answer: gone; the same command"):
+            search(tmp_path / "there", storage=url)
+    assert found(search(tmp_path / "there", storage=url)) == found(search(tmp_path / "here"))
+
+
+def test_another_version_does_not_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path}/search.db"
+    search(tmp_path / "there", storage=url, trials=1)
+    mine = tune_search.versions_here()
+    monkeypatch.setattr(tune_search, "versions_here", lambda: {**mine, "torch": "1.0"})
+    with pytest.raises(InputError, match=r"torch is \S+ there and 1\.0 here"):
+        search(tmp_path / "a", storage=url, join=True)
+    # The leader goes on with another one, as in a folder.
+    search(tmp_path / "there", storage=url, trials=1)
+    search(tmp_path / "a", storage=url, join=True)

@@ -21,10 +21,12 @@ yaml = pytest.importorskip("yaml")
 import toy_task  # registers the task `majority`
 from blockyard.cli import main
 from blockyard.compare import measure
+from blockyard.compare.processes import Ending
 from blockyard.compare.results import read_result
 from blockyard.errors import InputError
 from blockyard.tasks.run import train
 from blockyard.training import trainer as trainer_module
+from blockyard.training.interrupt import StopRequest
 from blockyard.tune import session
 from blockyard.tune.output import load_record
 from blockyard.tune.run import tune
@@ -432,6 +434,31 @@ def test_a_trial_that_kills_its_worker_twice_is_failed_and_the_others_go_on(
     assert len(statuses) == 6 and set(statuses.values()) == {("standard", "finished"), ("kills_at_once", "failed")}
     failed = [trial for trial in record["trials"] if trial["status"] == "failed"]
     assert all(trial["note"] == "its process was killed twice" for trial in failed)
+
+
+@pytest.mark.parametrize(("blamed", "status", "most"), [(False, "finished", 6), (True, "failed", 2)])
+def test_a_trial_is_not_to_blame_for_the_machines_that_it_was_lost_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blamed: bool, status: str, most: int
+) -> None:
+    rounds: list[list[int]] = []
+
+    def lost_at_first(self: session.Session, shares: Any) -> None:
+        rounds.append([number for share in shares for number in share])
+        if len(rounds) == 1:
+            self.study.ask()
+        if len(rounds) < most:
+            self._lost({}, Ending(lost="was lost with its machine", blamed=blamed))
+            return
+        if blamed:
+            self._lost({}, Ending(lost="died of SIGKILL", blamed=True))
+            return
+        with StopRequest().listening() as stop:
+            Search(self.spec, self.study, self.start.cache, stop, self.watch, self.owner).run(rounds[-1])
+
+    monkeypatch.setattr(session.Session, "_spread", lost_at_first)
+    monkeypatch.setattr(session.Session, "_refuse_nothing", lambda self: None)
+    record = search(tmp_path, trials=1, workers=2)
+    assert [trial["status"] for trial in record["trials"]] == [status] and len(rounds) == most
 
 
 def test_folder_in_use_is_refused(tmp_path: Path) -> None:

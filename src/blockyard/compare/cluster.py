@@ -21,6 +21,7 @@ from blockyard.compare.keeper import Keeper, versions_here
 from blockyard.compare.processes import Ending, Launch, Worker, message_of, module_environment
 from blockyard.errors import InputError, require
 from blockyard.files import make_folder, write_atomically
+from blockyard.machine.memory import is_forced
 
 # A line now and then is all that a worker says; a keeper that has nothing to say answers after this long.
 HEAR_SECONDS = 0.5
@@ -61,7 +62,8 @@ def cluster_launcher(config: EngineConfig, module: str, out: Path) -> Iterator[L
     here = {"cwd": str(Path.cwd()), "probe": str(probe), "token": token, "versions": versions_here()}
 
     def start(request: Mapping[str, Any], said: Queue[dict[str, Any]]) -> Worker:
-        return ClusterWorker(ray, actor.remote(module, dict(request), here), said)
+        # A keeper's process has nothing of this one's environment.
+        return ClusterWorker(ray, actor.remote(module, dict(request), {**here, "forced": is_forced()}), said)
 
     try:
         yield start

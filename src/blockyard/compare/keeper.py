@@ -17,6 +17,7 @@ from typing import Any
 import blockyard
 from blockyard.compare.processes import ProcessWorker
 from blockyard.errors import InputError
+from blockyard.machine.memory import forcing
 
 
 def versions_here() -> dict[str, str]:
@@ -32,7 +33,7 @@ class Keeper:
         module: what the worker runs, as `python -m`.
         request: what it is asked, as plain data.
         here: of the machine that asks: its current folder `cwd`, a file `probe` that holds `token` where the storage is
-            shared, and its `versions`.
+            shared, its `versions`, and whether memory is `forced`.
 
     What is wrong with this machine is told at the first `hear`: an actor whose constructor fails says it badly.
     """
@@ -43,7 +44,8 @@ class Keeper:
         self._worker: ProcessWorker | None = None
         if self._wrong is None:
             # Paths that the user gave are read from where they were given; plug-ins, too.
-            self._worker = ProcessWorker(module, request, self._lines.put, folder=here["cwd"])
+            with forcing(here["forced"]):
+                self._worker = ProcessWorker(module, request, self._lines.put, folder=here["cwd"])
 
     def hear(self, seconds: float) -> tuple[list[str], dict[str, Any] | None]:
         """Return the lines that came since it was last asked, waiting so long for one, and how the worker ended.

@@ -101,7 +101,8 @@ class Decoder:
         # Rows come and go one by one only in caches that can take them in, and stand beside longer ones only where a
         # mixer knows padding.
         self._joins = not self.use_cache or model.new_cache(1).joins
-        self._pads = self._most == 1 or (len(set(lengths)) == 1 and wanted == len(prompts)) or self._takes_padding()
+        together = len(set(lengths)) == 1 and self._most == len(prompts)
+        self._pads = self._most == 1 or together or self._takes_padding()
         self.waiting = deque(range(len(prompts)))
         # By place in the cache; None where a row has ended.
         self._places: list[int | None] = []

@@ -218,9 +218,12 @@ def load_whole_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """
     # Names of the state dict and not of parameters: buffers are a part of a run, too.
     own = model.state_dict()
-    # A tied weight is written once; the other name shares its memory and is filled with it.
-    pointers = {t.data_ptr() for n, t in own.items() if n in state and t.numel()}
-    missing = [n for n, t in own.items() if n not in state and t.data_ptr() not in pointers]
+    # A tied weight is written once; the other name shares its memory and is filled with it. What is sharded has no
+    # address of its own (0, all alike), so it is asked which parameter a name stands for.
+    tied = {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)}
+    places = {n: tied.get(n) if is_sharded(t) else t.data_ptr() for n, t in own.items() if t.numel()}
+    filled = {place for n, place in places.items() if n in state}
+    missing = [n for n in own if n not in state and (n not in places or places[n] not in filled)]
     extra = [n for n in state if n not in own]
     if missing or extra:
         raise InputError(

@@ -151,7 +151,8 @@ class Optimizers:
         """Restore what `state` gave, sharded and laid out in memory as the parameters now are.
 
         Raises:
-            InputError: when a parameter's state is missing or has another shape.
+            InputError: for state of a parameter that is not there, or of another shape. A parameter without any begins
+                anew, as one does that no gradient has reached.
         """
         by_name: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():

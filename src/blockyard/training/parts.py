@@ -53,12 +53,13 @@ def read_parts(
     wanted: Mapping[str, Tensor],
     like: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Read tensors of a checkpoint in parts; each rank what it needs of them.
+    """Read tensors of a checkpoint in parts; each rank what it needs; a collective call where `like` is given.
 
     Args:
         parts: the folder of the parts.
         wanted: from `outline`: shapes and types.
-        like: tensors of the same names, sharded as what is read is to be; whole on the CPU where there is none.
+        like: tensors of the same names, sharded as what is read is to be; whole on the CPU where there is none. Without
+            any of them this process reads all alone, whether there are other ranks or not.
 
     Raises:
         InputError: when a part cannot be read.
@@ -69,7 +70,7 @@ def read_parts(
     try:
         with _quiet():
             reader = dcp.HuggingFaceStorageReader(str(parts))
-            dcp.load(found, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+            dcp.load(found, storage_reader=reader, no_dist=not like or not torch.distributed.is_initialized())
     except (dcp.CheckpointException, OSError, KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"{parts} cannot be read: {_reason(error)}") from error
     return found

@@ -13,7 +13,7 @@ from blockyard.training.interrupt import StopRequest
 from blockyard.tune.plan import SearchSpec
 from blockyard.tune.search import open_study, unfinished
 from blockyard.tune.start import DefaultRun, terms_of
-from blockyard.tune.storage import OWNER, owner_of
+from blockyard.tune.storage import OWNER, owner_of, reaching
 from blockyard.tune.trials import DRAWN, STATUS, Search
 
 JOINED = "joined"
@@ -50,7 +50,7 @@ def join(start: DefaultRun, out: Path, keep: Callable[[], None]) -> int:
                     status = trial.user_attrs.get(STATUS, "failed")
                     print(f"trial {trial.number}: {status}{value} ({settings})", file=sys.stderr)
 
-        with StopRequest().listening() as stop:
+        with StopRequest().listening() as stop, reaching(start.config.storage):
             Search(spec, study, start.cache, stop, watch, owner).run(unfinished(study, owner))
         print("no trial is offered any more; the machine that leads the search makes the report", file=sys.stderr)
         return len(told)

@@ -25,10 +25,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from blockyard.compare.keeper import versions_here
 from blockyard.errors import InputError
 from blockyard.files import open_without_links, plain
-from blockyard.tune.settings import STARTUP, TuneConfig
-from blockyard.tune.storage import OWNER, TERMS, missing_search, open_storage, study_name
+from blockyard.tune.settings import STARTUP, TuneConfig, hidden
+from blockyard.tune.storage import OWNER, TERMS, VERSIONS, missing_search, open_storage, study_name
 
 JOURNAL, JOURNAL_LOCK = "journal.log", "journal.lock"
 NAME = "blockyard"
@@ -95,6 +96,12 @@ def _stored_study(config: TuneConfig, url: str, terms: Mapping[str, Any], better
     )
     if not there:
         study.set_user_attr(TERMS, plain(dict(terms)))
+    mine, leader = versions_here(), study.user_attrs.get(VERSIONS)
+    if not config.join and leader != mine:
+        study.set_user_attr(VERSIONS, mine)
+    elif config.join and leader is not None and leader != mine:
+        said = "; ".join(f"{name} is {leader.get(name)} there and {mine[name]} here" for name in mine)
+        raise InputError(f"{hidden(url)}: other versions make other runs: {said}. Install those of the leader")
     return study
 
 

@@ -16,9 +16,11 @@ from blockyard.compare.launch import launcher
 from blockyard.compare.live import make_board as make_runs_board
 from blockyard.compare.processes import STOPPED, Ending, Workers
 from blockyard.compare.provenance import machine_of, versions
-from blockyard.compare.runs import train_jobs
+from blockyard.compare.runs import MOST_LOSSES, train_jobs
 from blockyard.errors import InputError
 from blockyard.files import plain
+from blockyard.training.folder import LOCK as RUN_LOCK
+from blockyard.training.folder import held
 from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.tune import schema
 from blockyard.tune.board import Line, make_board
@@ -29,8 +31,8 @@ from blockyard.tune.record import finals_of, make_record
 from blockyard.tune.report import write_report
 from blockyard.tune.search import open_study, unfinished
 from blockyard.tune.start import DefaultRun, SearchState, terms_of
-from blockyard.tune.storage import GRACE_SECONDS, Others, begun, offer, owner_of, take_over
-from blockyard.tune.trials import DRAWN, NOTE, RESULT, SAME_AS, STATUS, Search, fail_trial, sweep
+from blockyard.tune.storage import GRACE_SECONDS, Others, begun, offer, owner_of, reaching, take_over
+from blockyard.tune.trials import DRAWN, NOTE, RESULT, SAME_AS, STATUS, Search, fail_trial, folder_of, sweep
 
 WORKER = "blockyard.tune.worker"
 # Between two looks at what others are at.
@@ -59,6 +61,8 @@ class Session:
         self.jobs: dict[int, list[Job]] = {}
         self.parameters: dict[str, int] = {}
         self._written = -1
+        # How workers were lost since they were last started.
+        self._endings: list[Ending] = []
         self._best: schema.Best | None = None
 
     def close(self) -> None:
@@ -67,7 +71,8 @@ class Session:
     def run(self) -> schema.Tuning:
         sweep(self.out, self.study)
         try:
-            self._search_all()
+            with reaching(self.config.storage):
+                self._search_all()
             self._refuse_nothing()
             self.candidates = candidates_of(self.study, self.spec)
             seeds = fresh_seeds(self.candidates, self.spec)
@@ -97,13 +102,20 @@ class Session:
             return
         offer(self.study, self.config.trials)
         self._search(unfinished(self.study, self.owner))
-        others = Others(self.study, self.owner)
+        others, told = Others(self.study, self.owner), set[int]()
         with StopRequest().listening() as stop:
             while others.running():
                 if stop.signal is not None:
                     raise Interrupted(stop.signal, STOPPED)
-                lost = others.lost()
-                for number in lost:
+                lost = []
+                for number in others.lost():
+                    # Of one that we see the folder of: cut off from the database, and at it all the same.
+                    if held(folder_of(self.out, number) / RUN_LOCK):
+                        if number not in told:
+                            self.board.say(f"trial {number}: nothing is heard of it, but its folder is in use; waiting")
+                        told.add(number)
+                        continue
+                    lost.append(number)
                     self.board.say(f"trial {number}: nothing was heard of it for {GRACE_SECONDS:.0f} s; made here")
                     take_over(self.study, number, self.owner)
                 if lost:
@@ -122,15 +134,19 @@ class Session:
 
     def _search_spread(self, waiting: list[int]) -> None:
         """Search with several processes, begun again where they were killed, until there are enough trials."""
-        many, deaths = self.config.workers, Counter[int]()
+        many, deaths, losses = self.config.workers, Counter[int](), Counter[int]()
         while True:
             before = len(begun(self.study))
+            self._endings.clear()
             self._spread([waiting[i::many] for i in range(many)])
             left = self._unfinished()
-            deaths.update(left)
+            # A machine that goes takes trials along that are not to blame; which worker had which, nobody knows.
+            (deaths if any(ending.blamed for ending in self._endings) else losses).update(left)
             for number in left:
                 if deaths[number] > 1:
                     fail_trial(self.study, number, "its process was killed twice")
+                elif losses[number] > MOST_LOSSES:
+                    fail_trial(self.study, number, f"its process was lost with its machine {losses[number]} times")
             waiting = self._unfinished()
             made = len(begun(self.study))
             if not waiting and made >= self.config.trials:
@@ -171,6 +187,7 @@ class Session:
 
     def _lost(self, request: Mapping[str, Any], ending: Ending) -> list[Mapping[str, Any]]:
         """Say that a worker died. The others go on with the search; what it was at is begun again after them."""
+        self._endings.append(ending)
         self.board.say(f"a worker {ending.lost}; what it was at is begun again")
         return []
 
@@ -189,7 +206,7 @@ class Session:
         """Refuse a search in which nothing finished has nothing to say."""
         if best_trials(self.study, 1):
             return
-        trials = self.study.get_trials(deepcopy=False)
+        trials = begun(self.study)
         first = next((t.user_attrs for t in trials if t.user_attrs.get(NOTE)), {})
         raise InputError(
             f"none of {len(trials)} trials finished; the first {first.get(STATUS, 'failed')}: {first.get(NOTE, '')}"

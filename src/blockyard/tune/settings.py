@@ -101,7 +101,10 @@ class TuneConfig(EngineConfig):
 
 def hidden(text: str) -> str:
     """Return a text without the passwords of the URLs in it."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+    # To the last @ of it: a password that was not escaped has one, too.
+    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    # Drivers take it behind the question mark as well.
+    return re.sub(r"([?&][^=&\s]*(?:pass|pwd)[^=&\s]*=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def plain_groups(groups: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,8 +28,10 @@ from blockyard.errors import InputError
 from blockyard.files import plain
 from blockyard.tune.settings import hidden
 
-# Of a trial: who makes it, and a number that grows while it does. Of a study: the terms of the search.
-OWNER, BEAT, TERMS = "owner", "beat", "terms"
+# Of a trial: who makes it, and a number that grows while it does.
+OWNER, BEAT = "owner", "beat"
+# Of a study: the terms of the search, how many trials its leader wants, and with what it makes them.
+TERMS, WANTED, VERSIONS = "terms", "wanted", "versions"
 BEAT_SECONDS, GRACE_SECONDS = 15.0, 90.0
 # A database in one file is written by one at a time; the others wait so long.
 BUSY_SECONDS = 60
@@ -54,6 +56,26 @@ def open_storage(url: str) -> BaseStorage:
         # Errors of a driver quote what it was given.
         reason = hidden(" ".join(str(error).split()))[:200]
         raise InputError(f"storage={hidden(url)!r} cannot be opened: {reason}") from error
+
+
+@contextmanager
+def reaching(url: str | None) -> Iterator[None]:
+    """Tell what goes wrong with the database apart from what goes wrong with a trial; nothing where there is none.
+
+    Raises:
+        InputError: caused by an OSError, as what concerns the machine is: the trial is as good as it was.
+    """
+    if url is None:
+        yield
+        return
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = hidden(" ".join(str(error.__cause__ or error).split()))[:200]
+        said = f"the database {hidden(url)} does not answer: {reason}; the same command continues when it does"
+        raise InputError(said) from OSError(reason)
 
 
 def _write_in_turn(storage: RDBStorage) -> None:
@@ -103,19 +125,24 @@ def owner_of(out: Path, *, joined: bool) -> str:
 
 
 def offer(study: Study, trials: int) -> None:
-    """Offer trials to whoever takes them, until there are so many in all."""
+    """Offer trials to whoever takes them, until there are so many in all; of more that were offered, none is taken."""
+    study.set_user_attr(WANTED, trials)
     for _ in range(trials - len(study.get_trials(deepcopy=False))):
         study.add_trial(create_trial(state=TrialState.WAITING))
 
 
 def claim(study: Study, owner: str) -> Trial | None:
     """Take the first trial that is offered, drawn by the search's sampler; None when all are taken."""
+    wanted = study.user_attrs.get(WANTED)
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        # False where another one was faster.
-        if study._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING):
-            trial = Trial(study, frozen._trial_id)
-            trial.set_user_attr(OWNER, owner)
-            return trial
+        if wanted is not None and frozen.number >= wanted:
+            break
+        # Another one was faster; it may have ended the trial, too.
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            if study._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING):
+                trial = Trial(study, frozen._trial_id)
+                trial.set_user_attr(OWNER, owner)
+                return trial
     return None
 
 

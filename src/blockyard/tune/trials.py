@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -30,7 +31,7 @@ from blockyard.training.folder import CHECKPOINTS
 from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.tune.plan import Plan, SearchSpec, job_of, make_plan
 from blockyard.tune.search import ended_trials
-from blockyard.tune.storage import beating, claim, is_mine
+from blockyard.tune.storage import beating, claim, is_mine, reaching
 
 TRIALS, CLAIM = "trials", "claim.lock"
 # What a trial notes about itself in the journal.
@@ -104,7 +105,7 @@ class Search:
     def _make(self, trial: Trial) -> None:
         if self.spec.config.storage is None:
             self._run(trial)
-        elif is_mine(self.study, trial.number, self.owner):
+        elif self._is_mine(trial):
             with beating(self.study, trial):
                 self._run(trial)
 
@@ -112,23 +113,29 @@ class Search:
         self.watch()
         folder = folder_of(self.spec.out, trial.number)
         try:
-            groups = self._draw(trial)
-            twin = self._twin(trial)
-            if twin is not None:
-                self._repeat(trial, twin)
-            else:
-                made = self._train(trial, groups, folder)
-                # A machine that was thought lost comes back to find that its trial is another's.
-                if self.spec.config.storage is None or is_mine(self.study, trial.number, self.owner):
-                    self._end(trial, *made)
+            with reaching(self.spec.config.storage):
+                groups = self._draw(trial)
+                twin = self._twin(trial)
+                if twin is not None:
+                    self._repeat(trial, twin)
+                else:
+                    made = self._train(trial, groups, folder)
+                    if self._is_mine(trial):
+                        self._end(trial, *made)
         except Exception as error:
             if is_of_the_machine(error):
                 raise
             # A block that cannot do with what was drawn: its author finds where, the search goes on.
-            fail_trial(self.study, trial.number, keep_failure(error, folder))
+            reason = keep_failure(error, folder)
+            if self._is_mine(trial):
+                fail_trial(self.study, trial.number, reason)
         # The weights of the best are made again with fresh seeds; those of all would fill the disk.
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         self.watch()
+
+    def _is_mine(self, trial: Trial) -> bool:
+        """Return whether the trial may be ended here; of a machine that was thought lost it is another's by then."""
+        return self.spec.config.storage is None or is_mine(self.study, trial.number, self.owner)
 
     def _train(self, trial: Trial, groups: dict[str, Any], folder: Path) -> tuple[Run, int]:
         """Train a trial; returns the run and how many parameters its model has."""
@@ -159,14 +166,18 @@ class Search:
 
     def _report(self, trial: Trial, part: int, value: float) -> bool:
         """Report the figure at a part of the budget; returns whether the trial shall be stopped there."""
-        known = self.study.get_trials(deepcopy=False)[trial.number]
-        if known.last_step is not None and part < known.last_step:
-            # A run that had to be made again.
-            return False
-        if part not in known.intermediate_values:
-            trial.report(value, part)
-        self.watch()
-        return bool(trial.should_prune())
+        # Within: whoever trains a run takes any other error for one of the run.
+        with reaching(self.spec.config.storage):
+            known = self.study.get_trials(deepcopy=False)[trial.number]
+            if known.last_step is not None and part < known.last_step:
+                # A run that had to be made again.
+                return False
+            if part not in known.intermediate_values:
+                # Whoever took it over may have ended it.
+                with suppress(UpdateFinishedTrialError):
+                    trial.report(value, part)
+            self.watch()
+            return bool(trial.should_prune())
 
     def _twin(self, trial: Trial) -> FrozenTrial | None:
         """Return the trial that ended with the same settings: its run is a function of them."""

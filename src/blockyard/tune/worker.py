@@ -24,6 +24,7 @@ def work(request: dict[str, Any]) -> None:
     from blockyard.tune.search import open_study
     from blockyard.tune.settings import TuneConfig
     from blockyard.tune.space import Space
+    from blockyard.tune.storage import reaching
     from blockyard.tune.trials import Search
 
     out, config, cache = Path(request["folder"]), TuneConfig(**request["config"]), DataCache()
@@ -34,7 +35,7 @@ def work(request: dict[str, Any]) -> None:
     study = open_study(out, config, request["better"], mend=False, terms=request["terms"])
     run, data = cache.fitted(resolve(request["first"], task))
     spec = SearchSpec(task, run.kind.quality(data), config, space, fixed, None, out)
-    with StopRequest().listening() as stop:
+    with StopRequest().listening() as stop, reaching(config.storage):
         Search(spec, study, cache, stop, lambda: None, request["owner"]).run(request["share"])
 
 
