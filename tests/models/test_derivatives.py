@@ -23,13 +23,14 @@ from blockyard.complex import heads as complex_heads
 from blockyard.complex import planes as complex_planes
 from blockyard.moe import dispatch, grouped
 from blockyard.moe.dispatch import Plan, counts_of, plan
-from blockyard.nn import attention_kernels, derivatives, norms, rotary, thin_attention
+from blockyard.nn import attention_kernels, derivatives, norms, rotary, segments, thin_attention
 from blockyard.nn import fused as thin
 from blockyard.nn.attention import attend
 from blockyard.nn.derivatives import HandWritten, hand_written, transformed
 from blockyard.spectral.chunks import chunk_convolution
 from blockyard.spectral.filter import spectral_filter
 from blockyard.spectral.tokens import token_convolution
+from blockyard.transplant import divergence
 from blockyard.vein import projector as vein
 from tests.fixtures.every_model import BATCH, MIXES, MODELS, Case, figure, outputs_of
 
@@ -226,6 +227,8 @@ def turns() -> Tensor:
 
 
 C128 = torch.complex128
+# The token of every row, and the row of every token.
+ROWS_OF, TOKENS_OF = torch.tensor([3, 4, 4, 0, 1, 2]), torch.tensor([3, 4, 5, 0, 1])
 # The inputs of every hand-written pass: (tensors, settings), in each of its forms.
 BY_HAND: dict[type[HandWritten], list[tuple[tuple[Tensor | None, ...], tuple[Any, ...]]]] = {
     attention_kernels._WideScores: [
@@ -267,6 +270,9 @@ BY_HAND: dict[type[HandWritten], list[tuple[tuple[Tensor | None, ...], tuple[Any
         ((numbers(6, 3), numbers(3, 2, 3)), ((2, 0, 3),)),
         ((numbers(4, 2, kind=C128), numbers(2, 2, 2, kind=C128)), ((1, 3),)),
     ],
+    # Documents of 2 and 3 tokens as rows of 3: the first one's last place is filled with another token.
+    segments._Laid: [((numbers(5, 2),), (ROWS_OF, TOKENS_OF))],
+    segments._PutBack: [((numbers(6, 2),), (ROWS_OF, TOKENS_OF, torch.tensor([2])))],
     grouped._Batched: [((numbers(2, 3, 2), numbers(2, 4, 2)), ())],
 }
 
@@ -276,15 +282,25 @@ def sent(x: Tensor, plan: Plan) -> Tensor:
     return chosen if plan.kept is None else chosen * plan.kept[..., None]
 
 
+def laid(x: Tensor, take: Tensor, back: Tensor) -> Tensor:
+    return hand_written(segments._Laid, x, take, back).index_select(0, back)
+
+
 # Rows of padding and of dropped choices have no gradient by their contract: nobody takes them.
-IN_USE: dict[type[HandWritten], Callable[..., Any]] = {dispatch._Send: sent, dispatch._Collect: dispatch.collect}
+IN_USE: dict[type[HandWritten], Callable[..., Any]] = {
+    dispatch._Send: sent,
+    dispatch._Collect: dispatch.collect,
+    segments._Laid: laid,
+}
+# What is computed in float32 whatever it is given, and held to a slow definition there: tests/transplant/test_heal.py.
+ELSEWHERE = {divergence._Divergence}
 
 
 def test_every_hand_written_pass_is_checked_here() -> None:
     for module in pkgutil.walk_packages(blockyard.__path__, "blockyard."):
         if module.name.split(".")[1] in ("layers", "mixers", "ffn", "models"):
             importlib.import_module(module.name)
-    assert set(HandWritten.__subclasses__()) == set(BY_HAND)
+    assert set(HandWritten.__subclasses__()) == set(BY_HAND) | ELSEWHERE
     others = {f for f in torch.autograd.Function.__subclasses__() if f.__module__.startswith("blockyard.")}
     assert others == {HandWritten, derivatives._FusedOrPlain}
 

@@ -132,8 +132,8 @@ def test_search_killed_anywhere_and_resumed_equals_one_that_was_not(
         lambda patch: killing(patch, Trial, "suggest_int", 2, after=True),
         lambda patch: killing(patch, Search, "_draw", 5, after=True),
         lambda patch: killing(patch, trainer_module.Trainer, "_one_step", 17),
-        lambda patch: killing(patch, trainer_module.Trainer, "_write_checkpoint", 2),
-        lambda patch: killing(patch, trainer_module.Trainer, "_write_checkpoint", 3, after=True),
+        lambda patch: killing(patch, trainer_module.Trainer, "_save_whole", 2),
+        lambda patch: killing(patch, trainer_module.Trainer, "_save_whole", 3, after=True),
         lambda patch: killing(patch, Trial, "report", 2),
         lambda patch: killing(patch, Trial, "report", 5, after=True),
         lambda patch: killing(patch, Trial, "should_prune", 3, after=True),
@@ -266,7 +266,7 @@ def test_full_disk_stops_the_search_rather_than_failing_its_trials(
         raise InputError("cannot write the checkpoint: no space left") from OSError(28, "no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.Trainer, "_write_checkpoint", full)
+        patch.setattr(trainer_module.Trainer, "_save_whole", full)
         with pytest.raises(InputError, match="no space left"):
             search(tmp_path)
     assert found(search(tmp_path, trials=2)) == found(search(tmp_path.parent / "whole", trials=2))

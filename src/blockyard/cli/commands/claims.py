@@ -69,6 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
             [[c.key, c.claimed, f"{c.cost}, a model" if c.needs else c.cost, c.says] for c in chosen],
         )
         return 0
+    # Before anything is said: a refusal is one line.
+    for file in filter(None, (arguments.page, arguments.resume)):
+        check_writable(file)
     if arguments.model is None:
         measurable = without_model(chosen, arguments.claims)
         if len(measurable) < len(chosen):
@@ -77,8 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         chosen = measurable
-    for file in filter(None, (arguments.page, arguments.resume)):
-        check_writable(file)
     machine = f"{processor_name()}, torch {torch.__version__.split('+')[0]}"
     kept = MeasurementStore(arguments.resume, f"{machine}, Python {platform.python_version()}")
     wanted = choose(arguments.claims, arguments.document)
