@@ -116,7 +116,7 @@ def save_in_parts(
         InputError: on every rank, when the disk is full or the folder cannot be written; earlier checkpoints are
             untouched.
     """
-    tensors = {_MODEL + n: t for n, t in model.items()} | {_OPTIMIZER + n: t for n, t in optimizer.items()}
+    tensors = _side_by_side(model, optimizer)
     final = folder / checkpoint_name(step)
     with ExitStack() as stack:
 
@@ -200,10 +200,9 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True, in_parts: bool =
     loaded = {}
     for name in (MODEL, OPTIMIZER) if with_optimizer else (MODEL,):
         file = path / name
+        # Before it is parsed: safetensors would read what a disk made of it without a word.
+        _check_sum(file, files.get(name))
         try:
-            # Before it is parsed: safetensors would read what a disk made of it without a word.
-            if digest(file) != files.get(name):
-                raise _damaged(file, "is truncated or corrupt (its checksum differs)")
             loaded[name] = safetensors.load_file(file)
         except OSError as error:
             raise _damaged(file, f"cannot be read ({error.strerror or error})") from error
@@ -221,11 +220,7 @@ def _load_parts(
     if odd is not None:
         raise _damaged(path / odd, "is not of this checkpoint" if odd in there else "is missing")
     for name, known in files.items():
-        try:
-            if digest(path / name) != known:
-                raise _damaged(path / name, "is truncated or corrupt (its checksum differs)")
-        except OSError as error:
-            raise _damaged(path / name, f"cannot be read ({error.strerror or error})") from error
+        _check_sum(path / name, known)
     whole = outline(path / PARTS)
     model = {n.removeprefix(_MODEL): t for n, t in whole.items() if n.startswith(_MODEL)}
     optimizer = {n.removeprefix(_OPTIMIZER): t for n, t in whole.items() if n.startswith(_OPTIMIZER)}
@@ -247,7 +242,7 @@ def with_content(
         InputError: when a part cannot be read.
     """
     assert loaded.parts is not None
-    wanted = {_MODEL + n: t for n, t in loaded.model.items()} | {_OPTIMIZER + n: t for n, t in loaded.optimizer.items()}
+    wanted = _side_by_side(loaded.model, loaded.optimizer)
     shaped = {_MODEL + name: tensor for name, tensor in (like or {}).items()}
     for name in loaded.optimizer:
         parameter = (states or {}).get(name.rpartition("/")[0])
@@ -293,6 +288,20 @@ def state_digest(content: Mapping[str, Any]) -> str:
     # Sorted and without spaces below, so that an editor's reformatting is no damage and a changed number is.
     plain = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _side_by_side(model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of both under the names that they have in parts."""
+    return {_MODEL + n: t for n, t in model.items()} | {_OPTIMIZER + n: t for n, t in optimizer.items()}
+
+
+def _check_sum(file: Path, known: str | None) -> None:
+    try:
+        found = digest(file)
+    except OSError as error:
+        raise _damaged(file, f"cannot be read ({error.strerror or error})") from error
+    if found != known:
+        raise _damaged(file, "is truncated or corrupt (its checksum differs)")
 
 
 def _unwritten(final: Path, reason: str) -> InputError:

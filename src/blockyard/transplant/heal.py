@@ -46,13 +46,7 @@ class HealSettings(PartSettings):
     """How a model is healed.
 
     Args:
-        tokens: of text to read; a multiple of `length · batch` is what is read of them.
-        length: tokens of a piece, read from position 0: some hundred, and no more than the context of use.
-        batch: pieces of a step.
-        lr: learning rate of AdamW at its height: it rises over the first tenth of the steps and falls along a cosine.
         seed: of the order of the pieces, and of LoRA's starts.
-        save_every: steps between checkpoints.
-        precision: `fp32`, `bf16` (mixed), or `auto`: bf16 where the machine has units for it.
         lora: rank of what is added to the matrices that were not transplanted; 0 leaves them.
         points: how often losses on other text are taken on the way, the last one at the end.
 

@@ -48,13 +48,7 @@ class OutputSettings(PartSettings):
     """How new mixers are trained on their blocks' outputs.
 
     Args:
-        tokens: of text to read; a multiple of `length · batch` is what is read of them.
-        length: tokens of a piece, read from position 0: some hundred, and no more than the context of use.
-        batch: pieces of a step.
-        lr: learning rate of AdamW at its height: it rises over the first tenth of the steps and falls along a cosine.
         seed: of the order of the pieces, and of the mixers' starts.
-        save_every: steps between checkpoints.
-        precision: `fp32`, `bf16` (mixed), or `auto`: bf16 where the machine has units for it.
 
     Raises:
         InputError: for a number that is out of range, or fewer tokens than one step reads.
