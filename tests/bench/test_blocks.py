@@ -14,7 +14,15 @@ from blockyard.cli import main
 from blockyard.errors import InputError
 from tests.fixtures.cli import error_of
 
-QUICK = {"d_model": 32, "n_heads": 2, "rounds": 2, "round_seconds": 1e-4, "threads": 1, "device": "cpu"}
+QUICK = {
+    "d_model": 32,
+    "n_heads": 2,
+    "rounds": 2,
+    "round_seconds": 1e-4,
+    "threads": 1,
+    "device": "cpu",
+    "roofline": False,
+}
 
 
 @pytest.fixture(autouse=True)

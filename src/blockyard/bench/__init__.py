@@ -11,6 +11,7 @@ Files, in reading order:
     subject.py   what is timed: the layers of a choice, mixers alone or whole
     blocks.py    bench_blocks: whole sequences, forward and backward, over their length
     decode.py    bench_decode: one more token behind a cache of so many
+    roofline.py  the least time that the machine allows, and the share of it that is reached
     memory.py    peak memory of training steps, each choice in a fresh process
     record.py    checks, device and frame of bench.json (schema.py)
     write.py     write_bench and load_bench: JSON, HTML, Markdown, PNG (charts.py)

@@ -14,9 +14,10 @@ from torch import Tensor
 from blockyard.bench.decode import MOST_STEPS, Step, fill
 from blockyard.bench.memory import peak_bytes
 from blockyard.bench.record import check_options, find_device, make_record
-from blockyard.bench.schema import Bench, Row
+from blockyard.bench.roofline import Roof, Work, make_roof, timed, whole_work
+from blockyard.bench.schema import Bench, Measured, Row
 from blockyard.bench.subject import DTYPES, REFERENCE, Part, Subject, causal_mixers, make_subjects, names_of
-from blockyard.bench.timing import Case, Clock, Times, interleave, summarise
+from blockyard.bench.timing import Case, Clock
 from blockyard.conformance.costs import counted_flops
 from blockyard.errors import InputError
 from blockyard.machine.memory import forcing
@@ -41,6 +42,7 @@ class BlocksBenchConfig:
         dtype: float32, bfloat16 or float64, of parameters and inputs.
         mode: eager, compiled by torch.compile, or both; compiling takes seconds for each choice and size.
         decode: also time one more token behind a cache of that length, where there is a cache.
+        roofline: measure how fast this machine multiplies matrices and reads memory, and tell what share is reached.
         memory: measure the peak memory of a training step, in a fresh process for each choice.
         rounds: turns of each choice; medians and quartiles are over them.
         round_seconds: how long a turn lasts.
@@ -58,6 +60,7 @@ class BlocksBenchConfig:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     mode: Literal["eager", "compiled", "both"] = "eager"
     decode: bool = True
+    roofline: bool = True
     memory: bool = True
     rounds: int = 7
     round_seconds: float = 0.1
@@ -100,13 +103,16 @@ def bench_blocks(
         names = names_of(config.blocks, causal_mixers())
         subjects = make_subjects(config, names, device, lambda cost: held, lengths[-1])
     peaks, notes = _memory(config, subjects, lengths, batches, plugins, say) if config.memory else ({}, [])
+    roof = make_roof(config, device, say)
     rows: list[Row] = []
     for length in lengths:
         for batch in batches:
             say(f"{length} tokens, batch {batch}")
-            times = _times(config, subjects, length, batch, device)
+            counts = {name: _count(subject, length, batch, config.seed) for name, subject in subjects.items()}
+            times = _times(config, subjects, length, batch, device, roof, counts)
             for name, subject in subjects.items():
-                rows.append(_row(name, subject, length, batch, times, peaks.get((name, length, batch)), config))
+                peak = peaks.get((name, length, batch))
+                rows.append(_row(name, subject, length, batch, times, counts[name], peak, config))
     return make_record(
         "blocks",
         "Whole sequences",
@@ -117,6 +123,7 @@ def bench_blocks(
         seconds=time.perf_counter() - started,
         command=command,
         notes=notes,
+        roofline=roof.ceilings.record() if roof else None,
     )
 
 
@@ -155,10 +162,17 @@ def _memory(
 
 
 def _times(
-    config: BlocksBenchConfig, subjects: Mapping[str, Subject], length: int, batch: int, device: torch.device
-) -> dict[str, dict[str, Times]]:
-    """Return, by what is timed, each choice's seconds per layer."""
+    config: BlocksBenchConfig,
+    subjects: Mapping[str, Subject],
+    length: int,
+    batch: int,
+    device: torch.device,
+    roof: Roof | None,
+    counts: Mapping[str, float | None],
+) -> dict[str, dict[str, Measured]]:
+    """Return, by what is timed, what was measured of each choice, per layer."""
     kinds: dict[str, dict[str, Case]] = {}
+    steps: dict[str, Step] = {}
     for name, subject in subjects.items():
         x = subject.random(batch, length, config.seed)
         modes = {"eager": [""], "compiled": [COMPILED], "both": ["", COMPILED]}[config.mode]
@@ -169,18 +183,40 @@ def _times(
             kinds.setdefault(FORWARD + suffix, {})[name] = _forward(call, x)
             kinds.setdefault(TRAINING + suffix, {})[name] = _training(call, x, subject)
         if config.decode and (step := _step(subject, length, batch, config.seed)) is not None:
-            kinds.setdefault(DECODE, {})[name] = step
-    clock = Clock(device)
-    found = {
-        kind: interleave(cases, clock, rounds=config.rounds, round_seconds=config.round_seconds)
-        for kind, cases in kinds.items()
-    }
-    for taken in found.values():
-        for name, times in taken.items():
-            times.divide(len(subjects[name].layers))
+            steps[name] = step
+            kinds.setdefault(DECODE, {})[name] = _decoding(step)
+    found = {}
+    for kind, cases in kinds.items():
+        found[kind] = timed(
+            cases,
+            Clock(device),
+            {name: len(subjects[name].layers) for name in cases},
+            REFERENCE,
+            rounds=config.rounds,
+            round_seconds=config.round_seconds,
+            per_unit=batch if kind == DECODE else batch * length,
+            roof=roof,
+            works=partial(_works, subjects, steps, kind, length, batch, counts),
+        )
     # Compiled code of one size is of no use to the next.
     torch.compiler.reset()
     return found
+
+
+def _works(
+    subjects: Mapping[str, Subject],
+    steps: Mapping[str, Step],
+    kind: str,
+    length: int,
+    batch: int,
+    counts: Mapping[str, float | None],
+) -> dict[str, Work]:
+    """Return what a unit of work of one kind cannot do without, by choice."""
+    if kind == DECODE:
+        with torch.no_grad():
+            return {name: step.work() for name, step in steps.items()}
+    training = kind.startswith(TRAINING)
+    return {name: whole_work(each, batch, length, counts[name], training=training) for name, each in subjects.items()}
 
 
 def _forward(call: Callable[[Tensor], Tensor], x: Tensor) -> Case:
@@ -207,16 +243,18 @@ def _training(call: Callable[[Tensor], Tensor], x: Tensor, subject: Subject) -> 
     return Case(run)
 
 
-def _step(subject: Subject, length: int, batch: int, seed: int) -> Case | None:
-    """Return a case of one more token behind a cache of that length; None without a cache."""
+def _step(subject: Subject, length: int, batch: int, seed: int) -> Step | None:
+    """Return steps of one more token behind a cache of that length; None without a cache."""
     with torch.no_grad():
         try:
             filled = subject.new_caches(1)
         except InputError:
             return None
         fill(subject, filled, length, seed)
-        step = Step(subject, filled, batch, seed)
+        return Step(subject, filled, batch, seed)
 
+
+def _decoding(step: Step) -> Case:
     def run(units: int) -> None:
         with torch.no_grad():
             step.run(units)
@@ -233,7 +271,8 @@ def _row(
     subject: Subject,
     length: int,
     batch: int,
-    times: dict[str, dict[str, Times]],
+    times: dict[str, dict[str, Measured]],
+    counted: float | None,
     peak: int | None,
     config: BlocksBenchConfig,
 ) -> Row:
@@ -241,16 +280,12 @@ def _row(
     cost = subject.cost(length)
     facts: dict[str, float | int | None] = {
         "flops_formula": batch * cost.flops / layers,
-        "flops_counted": _count(subject, length, batch, config.seed),
+        "flops_counted": counted,
         "cache_bytes_per_token_formula_fp32": cost.cache_bytes_per_token / layers,
     }
     if config.memory:
         facts["training_peak_bytes"] = peak
-    measured = {
-        kind: summarise(taken[name], taken.get(REFERENCE), per_unit=batch if kind == DECODE else batch * length)
-        for kind, taken in times.items()
-        if name in taken
-    }
+    measured = {kind: taken[name] for kind, taken in times.items() if name in taken}
     note = "it has no cache to decode with" if config.decode and DECODE not in measured else ""
     return {"choice": name, "length": length, "batch": batch, "times": measured, "facts": facts, "note": note}
 

@@ -25,6 +25,10 @@ def charts_of(bench: Bench) -> list[Chart]:
     for batch in sorted({row["batch"] for row in bench["rows"]}):
         for timed in kinds:
             found += _of_time(bench, timed, batch)
+            if bench.get("roofline"):
+                found.append(_of_share(bench, timed, batch))
+    if bench.get("roofline"):
+        found += [roofline_chart(bench, timed) for timed in kinds]
     smallest = min((row["batch"] for row in bench["rows"]), default=1)
     if any("cache_bytes" in row["facts"] for row in bench["rows"]):
         found.append(
@@ -82,6 +86,64 @@ def _of_time(bench: Bench, timed: str, batch: int) -> list[Chart]:
     ]
 
 
+def _of_share(bench: Bench, timed: str, batch: int) -> Chart:
+    """Return the share of the roofline that one timed thing reaches at one batch size."""
+    return Chart(
+        f"{_file(timed)}-share-batch{batch}",
+        f"Share of the roofline: {timed}, batch {batch}",
+        "The least time that this machine's rates allow for the matrix products and the bytes that cannot be left out, "
+        "as a share of the time taken; median and quartiles.",
+        _lines(bench, batch, lambda row: _spread(row, timed, "share", 100), "% of the roofline", linear=True),
+    )
+
+
+def roofline_chart(bench: Bench, timed: str) -> Chart:
+    """Return FLOPs per second over FLOPs per byte, each choice at all its sizes, under what the machine allows."""
+    return Chart(
+        f"{_file(timed)}-roofline",
+        f"Roofline: {timed}",
+        "Lines: what this machine allows, reading from memory and (dashed) from its caches. A choice's marks are its "
+        "sizes, the largest filled.",
+        lambda axes, palette: _draw_roofline(bench, timed, axes, palette),
+    )
+
+
+def _draw_roofline(bench: Bench, timed: str, axes: Axes, palette: Palette) -> None:
+    rates = bench.get("roofline")
+    assert rates is not None
+    rows = [(row, row["times"][timed]) for row in bench["rows"] if timed in row["times"]]
+    places = [measured["flops"] / measured["bytes"] for _, measured in rows]
+    peak, reading = rates["flops_per_second"], [each["bytes_per_second"] for each in rates["reading"]]
+    low, high = min(*places, peak / reading[-1]) / 2, max(*places, peak / reading[-1]) * 2
+    for rate, dashes in ((reading[-1], (None, None)), (max(reading), (3, 2))):
+        bend = min(max(peak / rate, low), high)
+        # The roof rises with what is done to each byte, up to the rate of products.
+        axes.plot([low, bend, high], [min(peak, low * rate), min(peak, bend * rate), peak], color=palette.soft,
+                  linewidth=1.4, dashes=dashes, zorder=1)  # fmt: skip
+    largest = max(row["length"] * row["batch"] for row, _ in rows)
+    reached = []
+    for i, choice in enumerate(bench["choices"]):
+        look = palette.style(i)
+        mine = [(row, measured) for row, measured in rows if row["choice"] == choice["name"]]
+        xs = [measured["flops"] / measured["bytes"] for _, measured in mine]
+        # By the share, from which what the machine lost meanwhile is taken out.
+        ys = [m["flops"] * m["share"]["median"] / m["least_seconds"] for _, m in mine]
+        reached += ys
+        axes.plot(xs, ys, color=look.colour, linewidth=0.8, alpha=0.6, zorder=2)
+        filled = [look.colour if row["length"] * row["batch"] == largest else "none" for row, _ in mine]
+        axes.scatter(xs, ys, s=26, marker=look.marker, facecolors=filled, edgecolors=look.colour, zorder=3)
+    plain_decades(axes)
+    axes.set_ylim(min(reached) / 2, 1.5 * peak)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.minorticks_off()
+    unit, factor = units.prefix(peak)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value / factor:g}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("FLOPs per byte that cannot be left out")
+    axes.set_ylabel(f"{unit}FLOP/s")
+
+
 def _file(timed: str) -> str:
     """Return what was timed, as part of a file's name: "forward + backward, compiled" ->
     "forward-backward-compiled"."""
@@ -112,6 +174,7 @@ def _lines(
     label: str,
     *,
     one: bool = False,
+    linear: bool = False,
     scale: Callable[[float], tuple[str, float]] | None = None,
 ) -> Callable[[Axes, Palette], None]:
     """Return a function that draws a line for each choice over the length, with whiskers from quartile to quartile."""
@@ -145,7 +208,10 @@ def _lines(
             )
         ticks = sorted({row["length"] for row in rows})
         name_powers(axes, ticks, units.count)
-        plain_decades(axes)
+        if linear:
+            axes.set_ylim(bottom=0)
+        else:
+            plain_decades(axes)
         axes.set_xlabel("tokens in the cache" if bench["kind"] == "decode" else "tokens in the sequence")
         axes.set_ylabel(label.format(unit))
 

@@ -11,9 +11,11 @@ from typing import Any, Literal
 import torch
 
 from blockyard.bench.record import check_options, find_device, make_record
+from blockyard.bench.roofline import Roof, Work, make_roof, step_work, timed
 from blockyard.bench.schema import Bench, Row
 from blockyard.bench.subject import DTYPES, REFERENCE, Part, Subject, cached_mixers, make_subjects, names_of
-from blockyard.bench.timing import Case, Clock, interleave, summarise
+from blockyard.bench.timing import Case, Clock
+from blockyard.conformance.costs import counted_flops
 from blockyard.errors import InputError
 from blockyard.machine.memory import forcing
 
@@ -37,6 +39,7 @@ class DecodeBenchConfig:
         batches: sequences decoded at a time.
         dtype: float32, bfloat16 or float64, of parameters, inputs and cache.
         cache: growing (doubling when full) or static (allocated once).
+        roofline: measure how fast this machine multiplies matrices and reads memory, and tell what share is reached.
         rounds: turns of each choice; medians and quartiles are over them.
         round_seconds: how long a turn lasts.
         threads: CPU threads; none leaves torch's number.
@@ -52,6 +55,7 @@ class DecodeBenchConfig:
     batches: tuple[int, ...] = (1, 4)
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     cache: Literal["growing", "static"] = "growing"
+    roofline: bool = True
     rounds: int = 9
     round_seconds: float = 0.1
     threads: int | None = None
@@ -90,6 +94,7 @@ def bench_decode(
     with forcing(force):
         subjects = make_subjects(config, names, device, lambda c: c.cache_bytes_per_token * held // 4, contexts[-1])
     rows: list[Row] = []
+    roof = make_roof(config, device, say)
     limit = contexts[-1] + MOST_STEPS + 1 if config.cache == "static" else None
     with torch.inference_mode():
         filled = {name: subject.new_caches(1, limit) for name, subject in subjects.items()}
@@ -98,7 +103,7 @@ def bench_decode(
                 fill(subject, filled[name], context, config.seed)
             for batch in sorted(set(config.batches)):
                 say(f"{context} tokens in the cache, batch {batch}")
-                rows += _measure(config, subjects, filled, context, batch, device)
+                rows += _measure(config, subjects, filled, context, batch, device, roof)
     return make_record(
         "decode",
         "Decoding one token",
@@ -109,6 +114,7 @@ def bench_decode(
         seconds=time.perf_counter() - started,
         command=command,
         notes=[],
+        roofline=roof.ceilings.record() if roof else None,
     )
 
 
@@ -154,6 +160,16 @@ class Step:
         for _ in range(steps):
             self.subject(self.x, self.caches)
 
+    def work(self) -> Work:
+        """Count what a step cannot do without, per layer."""
+        # The first step may fold weights that later ones find folded.
+        self.run(1)
+        flops = counted_flops(lambda x: self.run(1), self.x)
+        self.rewind()
+        held = self.facts["cache_bytes"]
+        assert held is not None
+        return step_work(self.subject, self.batch, flops / len(self.caches), held)
+
     def rewind(self) -> None:
         try:
             for cache in self.caches:
@@ -170,18 +186,26 @@ def _measure(
     context: int,
     batch: int,
     device: torch.device,
+    roof: Roof | None,
 ) -> list[Row]:
     steps = {name: Step(subject, filled[name], batch, config.seed) for name, subject in subjects.items()}
-    cases = {name: Case(step.run, step.rewind, MOST_STEPS) for name, step in steps.items()}
-    times = interleave(cases, Clock(device), rounds=config.rounds, round_seconds=config.round_seconds)
-    for name, subject in subjects.items():
-        times[name].divide(len(subject.layers))
+    measured = timed(
+        {name: Case(step.run, step.rewind, MOST_STEPS) for name, step in steps.items()},
+        Clock(device),
+        {name: len(subject.layers) for name, subject in subjects.items()},
+        REFERENCE,
+        rounds=config.rounds,
+        round_seconds=config.round_seconds,
+        per_unit=batch,
+        roof=roof,
+        works=lambda: {name: step.work() for name, step in steps.items()},
+    )
     return [
         {
             "choice": name,
             "length": context,
             "batch": batch,
-            "times": {"decode": summarise(times[name], times[REFERENCE], per_unit=batch)},
+            "times": {"decode": measured[name]},
             "facts": step.facts,
             "note": "",
         }

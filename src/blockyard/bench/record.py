@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from blockyard.bench.schema import SCHEMA, Bench, Choice, Row
+from blockyard.bench.schema import SCHEMA, Bench, Choice, Roofline, Row
 from blockyard.bench.subject import REFERENCE, Subject
 from blockyard.bench.write import shown
 from blockyard.errors import InputError, at_least, at_most
@@ -55,6 +55,7 @@ def make_record(
     seconds: float,
     command: str,
     notes: list[str],
+    roofline: Roofline | None,
 ) -> Bench:
     """Return the contents of bench.json, which a notebook shows as the page."""
     record: Bench = {
@@ -70,6 +71,7 @@ def make_record(
         "choices": [_choice(subject) for subject in subjects],
         "rows": rows,
         "notes": notes,
+        "roofline": roofline,
     }
     return shown(record)
 

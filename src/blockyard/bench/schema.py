@@ -21,6 +21,12 @@ class Measured(TypedDict):
     speedup: Spread | None  # the reference's wall seconds / these, paired by round; null without a reference
     speedup_cpu: Spread | None
     word: NotRequired[str]  # beside the reference, by `report.stats.speed_word`; absent without a reference
+    # Of a unit of work, and how near it comes to what the machine can do; absent without a roofline.
+    flops: NotRequired[float]
+    bytes: NotRequired[float]
+    least_seconds: NotRequired[float]
+    share: NotRequired[Spread]
+    limit: NotRequired[str]  # "products" or "memory"
 
 
 class Row(TypedDict):
@@ -32,6 +38,22 @@ class Row(TypedDict):
     times: dict[str, Measured]  # by what was timed: "decode"; "forward", "backward", ...
     facts: dict[str, float | int | None]  # what was counted, such as cache_bytes
     note: str  # why something is missing, or ""
+
+
+class Reading(TypedDict):
+    """How fast a buffer is read again and again."""
+
+    bytes: int
+    bytes_per_second: float
+
+
+class Roofline(TypedDict):
+    """What this machine reaches, in the dtype of the run and with its threads."""
+
+    flops_per_second: float  # of the fastest square matrix product
+    side: int  # of that product's matrices
+    seconds: str  # "cpu" (one thread) or "wall": the clock that rates and shares go by
+    reading: list[Reading]
 
 
 class Choice(TypedDict):
@@ -58,3 +80,4 @@ class Bench(TypedDict):
     choices: list[Choice]
     rows: list[Row]
     notes: list[str]
+    roofline: NotRequired[Roofline | None]

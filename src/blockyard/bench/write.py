@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from blockyard.bench.charts import charts_of
-from blockyard.bench.schema import SCHEMA, Bench, Measured
+from blockyard.bench.schema import SCHEMA, Bench, Measured, Roofline
 from blockyard.report import units
 from blockyard.report.notebook import Record, in_a_cell, own_prefix
 from blockyard.report.page import grid, key_of, page, provenance, section
@@ -57,6 +57,7 @@ def table(bench: Bench, *, brief: bool = False) -> tuple[list[str], list[list[st
     columns = ["choice", "tokens", "batch"]
     for name in timed:
         columns += [f"{name} (ms)", f"{name} per s", f"{name} vs {bench['reference']}"]
+        columns += [f"{name} of the roofline"] if bench.get("roofline") else []
         columns += [] if brief else [f"{name} quartiles (ms)", f"{name} CPU (ms)"]
     facts = list(dict.fromkeys(name for row in bench["rows"] for name in row["facts"]))
     facts = [name for name in facts if not (brief and name in _LONG_FACTS)]
@@ -65,21 +66,23 @@ def table(bench: Bench, *, brief: bool = False) -> tuple[list[str], list[list[st
     for row in bench["rows"]:
         cells = [row["choice"], units.count(row["length"]), str(row["batch"])]
         for name in timed:
-            cells += _times(row["times"].get(name), brief)
+            cells += _times(row["times"].get(name), brief, bench.get("roofline") is not None)
         cells += [_fact(name, row["facts"].get(name)) for name in facts]
         rows.append(cells)
     return columns, rows
 
 
-def _times(measured: Measured | None, brief: bool) -> list[str]:
+def _times(measured: Measured | None, brief: bool, roofed: bool) -> list[str]:
     if measured is None:
-        return [units.NOTHING] * (3 if brief else 5)
+        return [units.NOTHING] * ((3 if brief else 5) + roofed)
     wall, cpu, speedup = measured["wall_seconds"], measured["cpu_seconds"], measured["speedup"]
     cells = [
         units.digits(1000 * wall["median"]),
         units.count(round(measured["per_second"]["median"])),
         _beside(speedup["median"], measured.get("word", "unknown")) if speedup else units.NOTHING,
     ]
+    if roofed:
+        cells += [f"{100 * measured['share']['median']:.0f} % ({measured['limit']})"]
     if not brief:
         cells += [f"{units.digits(1000 * wall['low'])} to {units.digits(1000 * wall['high'])}"]
         cells += [units.digits(1000 * cpu["median"])]
@@ -112,11 +115,20 @@ def about(bench: Bench) -> list[tuple[str, str]]:
     return [
         ("device", f"{where['device']}, {where['threads']} of {where['cpus']} CPUs' threads"),
         ("versions", f"blockyard {where['blockyard']}, torch {where['packages'].get('torch')}, {where['platform']}"),
+        *[("roofline", _roofline(roofline)) for roofline in [bench.get("roofline")] if roofline],
         ("settings", settings),
         ("command", bench["command"] or units.NOTHING),
         ("made", f"{bench['created']}, in {units.duration(bench['seconds'])}"),
         *[("note", line) for line in bench["notes"]],
     ]
+
+
+def _roofline(rates: Roofline) -> str:
+    """Word the rates that shares are taken of."""
+    small, large = rates["reading"][0], rates["reading"][-1]
+    reading = " to ".join(f"{units.count(each['bytes_per_second'], 'B/s')}" for each in (small, large))
+    sizes = " to ".join(units.size(each["bytes"]) for each in (small, large))
+    return f"{units.count(rates['flops_per_second'], 'FLOP/s')} in matrix products, {reading} in reading {sizes}"
 
 
 def _plain(value: Any) -> str:

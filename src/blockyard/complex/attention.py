@@ -254,9 +254,11 @@ class ComplexAttention(ComplexModule, Mixer):
         projections += [self.gate_proj] if self.gate_proj is not None else []
         # Products with keys or values, in units of one real product over 2·head_dim: Re s and Im s each take one.
         products = {"real": 2, "magnitude": 3, "phase": 4, "split": 4}[self.score]
+        scores = products * 2 * 2 * self.d_model * tokens * tokens
         return Cost(
             parameters=sum(p.numel() for p in self.parameters()),
-            flops=sum(p.flops(tokens) for p in projections) + products * 2 * 2 * self.d_model * tokens * tokens,
+            flops=sum(p.flops(tokens) for p in projections) + scores,
+            pair_flops=scores,
             cache_bytes_per_token=2 * 2 * self.n_kv_heads * self.head_dim * 4,
         )
 

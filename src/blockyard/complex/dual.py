@@ -216,7 +216,8 @@ class DualStreamBlock(nn.Module):
         parameters = sum(p.numel() for p in self.parameters())
         streams = [self.streams[0], self.streams[-1]]
         parts = [self.cross.cost(tokens), *(m.cost(tokens) for s in streams for m in (s.attn, s.ffn))]
-        return Cost(parameters, sum(p.flops for p in parts), sum(p.cache_bytes_per_token for p in parts))
+        total = sum(parts, Cost())
+        return Cost(parameters, total.flops, total.cache_bytes_per_token, total.pair_flops)
 
     def zero_init_output(self) -> None:
         """Make the block the identity (with pre-norm, or a norm without bias)."""

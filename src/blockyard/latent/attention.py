@@ -387,9 +387,11 @@ class LatentAttention(Mixer):
         # With as many queries as keys, absorbing a matrix costs what expanding by it does; the pairs differ.
         form = self._form(tokens, tokens, True)
         pair = (rank + self.rope_dim if form == "both" else key) + (self.v_dim if form == "naive" else rank)
+        scores = 2 * heads * pair * self._pairs(tokens)
         return Cost(
             parameters=sum(a * b for a, b in shapes) + vectors,
-            flops=linear_flops(tokens, *shapes) + 2 * heads * pair * self._pairs(tokens),
+            flops=linear_flops(tokens, *shapes) + scores,
+            pair_flops=scores if self.window is None else 0,
             cache_bytes_per_token=4 * sum(torch.Size(shape).numel() for shape in self._slots().values()),
         )
 

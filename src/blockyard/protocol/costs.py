@@ -16,17 +16,21 @@ class Cost:
             multiply-add, attention counted dense (causality earns no credit, as `FlopCounterMode` counts). Fourier
             transforms count as 2.5 n log2 n, and the products of their bins.
         cache_bytes_per_token: bytes of decoding state per token and sequence, float32.
+        pair_flops: of `flops`, those of scores and weighted means over all pairs of tokens: hiding the future leaves
+            half of them to be done. A window's are not among them.
     """
 
     parameters: int = 0
     flops: int = 0
     cache_bytes_per_token: int = 0
+    pair_flops: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.parameters + other.parameters,
             self.flops + other.flops,
             self.cache_bytes_per_token + other.cache_bytes_per_token,
+            self.pair_flops + other.pair_flops,
         )
 
 

@@ -379,6 +379,7 @@ class StandardAttention(Mixer):
             parameters=sum(a * b for a, b in shapes) + biases + gains,
             flops=linear_flops(tokens, *shapes) + self.score_flops(tokens),
             cache_bytes_per_token=self.n_kv_heads * (self.head_dim + self.v_dim) * 4,
+            pair_flops=self.score_flops(tokens) if self.window is None else 0,
         )
 
     def score_flops(self, tokens: int) -> int:
