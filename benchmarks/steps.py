@@ -1,8 +1,8 @@
 """One step of training and of decoding with every kind of block: what bench_check.py and between_commits.py time.
 
 Training is one optimizer step of a language model in fp32 (4 layers, width 128, 4 rows of 128), decoding one step of
-single-token generation behind 512 cached tokens (up to 48 more), batch 1. `plain` is a yardstick outside the package: the same sizes in
-torch's own operations and nothing else, so that a loss that all blocks share is seen, too.
+single-token generation behind 512 cached tokens (up to 48 more), batch 1. `plain` is a yardstick outside the package:
+the same sizes in torch's own operations and nothing else, so that a loss that all blocks share is seen, too.
 
 Workers of between_commits.py call this with other versions of the package: it keeps to names that were always there.
 """
