@@ -51,16 +51,20 @@ def training(mixer: str, ffn: str) -> Callable[[], None]:
 
 
 def decoding(mixer: str, ffn: str) -> Callable[[], None]:
-    """Return a function that makes one decoding step; what it adds is cropped every so many steps."""
+    """Return a function that makes one decoding step; what it adds is taken back every so many steps."""
     model = model_of(mixer, ffn).eval()
     prompt = torch.randint(VOCABULARY, (1, CACHED), generator=torch.Generator().manual_seed(1))
     cache = model.new_cache(1, 2 * CACHED)
     with torch.no_grad():
         model(prompt, cache=cache)
+    begin = cache.snapshot()
 
     def step() -> None:
+        nonlocal begin
         if cache.length >= CACHED + LONGER:
-            cache.crop(CACHED)
+            # Not cropped: some caches keep a running state.
+            cache.rollback(begin)
+            begin = cache.snapshot()
         with torch.no_grad():
             model(prompt[:, :1], cache=cache)
 
