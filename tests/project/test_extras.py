@@ -27,7 +27,7 @@ DISTRIBUTIONS = {"yaml": "pyyaml"}
 # Modules that come with another distribution, of which they are a dependency that is no option.
 BROUGHT = {"huggingface_hub": "transformers", "sqlalchemy": "optuna"}
 # What only the project's own work needs, named by no code of the package.
-OWN = {"dev", "peers", "pretrained-test"}
+OWN = {"dev", "docs", "peers", "pretrained-test"}
 _OURS = "|".join([*sys.stdlib_module_names, "blockyard", "torch"])
 FOREIGN = re.compile(
     rf"require\(|^\s*(?:import|from) (?!(?:{'|'.join([*sys.stdlib_module_names, 'blockyard', 'torch'])})\b)",
