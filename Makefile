@@ -6,7 +6,10 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 DEMO ?= runs/demo
 
-.PHONY: demo test test-all test-isa lint clean
+# What the linters read; tools/ is what builds and releases the package.
+CODE = src tests benchmarks examples tools
+
+.PHONY: demo test test-all test-isa test-avx2 bench-check lint addresses package release-check publish clean
 
 demo: .venv/run.stamp
 	.venv/bin/blockyard compare lm --config examples/demo.yaml --out $(DEMO)
@@ -18,15 +21,44 @@ test: .venv/dev.stamp lint
 # The numeric tests as on other processors: no vectors, AVX2, one and two threads. About twenty minutes.
 test-isa: .venv/dev.stamp
 	.venv/bin/python tests/isa.py
+	.venv/bin/python tools/release_check.py --passed test-isa
+
+# One of them: what a processor without AVX-512 gives.
+test-avx2: .venv/dev.stamp
+	.venv/bin/python tests/isa.py --processor "AVX2, 1 thread"
 
 # The slow proofs too: kills of everything registered, random-token floor, long trainings.
 test-all: .venv/dev.stamp lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
+	.venv/bin/python tools/release_check.py --passed test-all
+
+# Whether anything became slower than benchmarks/history.jsonl has it, for this processor; `--record` appends.
+bench-check: .venv/dev.stamp
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/bench_check.py
+	.venv/bin/python tools/release_check.py --passed bench-check
 
 lint: .venv/dev.stamp
-	.venv/bin/ruff check src tests benchmarks examples
-	.venv/bin/ruff format --check src tests benchmarks examples
+	.venv/bin/ruff check $(CODE)
+	.venv/bin/ruff format --check $(CODE)
 	.venv/bin/mypy
+
+# Writes the addresses of pyproject.toml's [tool.blockyard.release] to where people look for them.
+addresses: .venv/dev.stamp
+	.venv/bin/python tools/addresses.py --write
+
+# sdist and wheel into dist/, by the pinned tools, as an index would show them.
+package: .venv/package.stamp
+	rm -rf dist
+	.venv/bin/python -m build --no-isolation
+	.venv/bin/twine check --strict dist/*
+	.venv/bin/python tools/release_check.py --passed package
+
+# The release checklist (docs/releasing.md): says all that is missing; publishing begins with it.
+release-check: .venv/dev.stamp
+	.venv/bin/python tools/release_check.py
+
+publish: .venv/package.stamp release-check
+	.venv/bin/twine upload dist/*
 
 .venv/run.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,6 +68,10 @@ lint: .venv/dev.stamp
 
 .venv/dev.stamp: .venv/run.stamp
 	$(PIP) -e '.[train,report,dev]'
+	touch $@
+
+.venv/package.stamp: .venv/dev.stamp
+	$(PIP) build twine
 	touch $@
 
 clean:

@@ -8,8 +8,8 @@ process CPU times; told are the median of the ratios and the interval that holds
 whatever their distribution (order statistics of the sign test). One process may be some per cent faster than the next
 that runs the same code (where its memory fell), so both are started anew several times.
 
-Training is one optimizer step of a language model in fp32 (4 layers, width 128, 4 rows of 128), decoding one step of
-single-token generation behind 512 cached tokens, batch 1.
+What a step is stands in steps.py. bench_check.py compares with a record instead of a second checkout: cheaper, and less
+sharp.
 """
 
 from __future__ import annotations
@@ -23,16 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-MIXERS = ("standard", "tva", "mla", "spectral")
-FFNS = ("swiglu", "vft", "moe")
-SHAPE = {"d_model": 128, "n_heads": 4, "n_layers": 4}
-CONTEXT, BATCH, CACHED = 128, 4, 512
-
-
-def contestants(only: list[str]) -> list[tuple[str, str]]:
-    """(mixer, FFN) of every model that is timed."""
-    found = [(mixer, "relu2") for mixer in MIXERS] + [("standard", ffn) for ffn in FFNS]
-    return [pair for pair in found if not only or pair[0] in only or pair[1] in only]
+from steps import CONTESTANTS, STEPS
 
 
 class Worker:
@@ -77,64 +68,11 @@ def serve() -> None:
         what, mixer, ffn, repeats = json.loads(line)
         key = (what, mixer, ffn)
         if key not in made:
-            made[key] = (training if what == "train" else decoding)(mixer, ffn)
+            made[key] = STEPS[what](mixer, ffn)
         begin = time.process_time()
         for _ in range(repeats):
             made[key]()
         print(json.dumps(time.process_time() - begin), flush=True)
-
-
-def model_of(mixer: str, ffn: str) -> Any:
-    """A language model of one kind of block, from a fixed seed."""
-    import torch
-
-    from blockyard import LMConfig, TransformerLM
-
-    torch.manual_seed(0)
-    return TransformerLM(LMConfig(vocab_size=256, blocks=f"{mixer}+{ffn}", context=2 * CACHED, **SHAPE))
-
-
-def training(mixer: str, ffn: str) -> Any:
-    """A function that makes one step of training, optimizer included."""
-    import torch
-
-    from blockyard.training.config import TrainConfig
-    from blockyard.training.optim import Optimizers
-
-    model = model_of(mixer, ffn)
-    optimizers = Optimizers(model, TrainConfig(steps=1_000_000, warmup=0, schedule="constant"))
-    tokens = torch.randint(256, (BATCH, CONTEXT + 1), generator=torch.Generator().manual_seed(1))
-
-    def step() -> None:
-        output = model(tokens[:, :-1])
-        torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-        optimizers.clip(float(optimizers.grad_norm()))
-        optimizers.step(0)
-        optimizers.zero_grad()
-
-    return step
-
-
-def decoding(mixer: str, ffn: str) -> Any:
-    """A function that makes one decoding step and takes it back."""
-    import torch
-
-    model = model_of(mixer, ffn).eval()
-    prompt = torch.randint(256, (1, CACHED), generator=torch.Generator().manual_seed(1))
-    cache = model.new_cache(1, 2 * CACHED)
-    with torch.no_grad():
-        model(prompt, cache=cache)
-
-    def step() -> None:
-        nonlocal cache
-        if cache.length >= 2 * CACHED - 1:
-            cache = model.new_cache(1, 2 * CACHED)
-            with torch.no_grad():
-                model(prompt, cache=cache)
-        with torch.no_grad():
-            model(prompt[:, :1], cache=cache)
-
-    return step
 
 
 def measure_pairs(
@@ -180,7 +118,7 @@ def main() -> None:
     names = [name for name in asked.only.split(",") if name]
     rows = []
     for what in asked.what.split(","):
-        for mixer, ffn in contestants(names):
+        for mixer, ffn in (pair for pair in CONTESTANTS if not names or {*pair} & {*names}):
             ratios: list[float] = []
             for start in range(asked.starts):
                 once = measure_pairs(asked, what, mixer, ffn, -(-asked.pairs // asked.starts), start, ratios)

@@ -1,6 +1,6 @@
 """The numeric tests on processors that this machine is not: other instruction sets, one thread and two.
 
-    python tests/isa.py [--short] [-- PYTEST ARGUMENTS]
+    python tests/isa.py [--short] [--processor NAME] [-- PYTEST ARGUMENTS]
 
 A kernel's rounding depends on what the processor offers (AVX2, AVX-512, AMX) and on how work falls to threads, so a
 test that holds by luck on one machine is red on another. The libraries below torch can be told to use less than there
@@ -29,7 +29,7 @@ PROCESSORS: dict[str, dict[str, str]] = {
 PATIENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 # What computes nothing: words, files, pages, and what stands above the folders. Everything else is numeric, so that a
 # new file is in by itself.
-WORDS = ("claims", "cli", "machine", "registry", "report", "text", "tune")
+WORDS = ("claims", "cli", "machine", "project", "registry", "report", "text", "tune")
 # In CI, beside the whole suite as the machine is: the parts whose arithmetic differs most between processors.
 SHORT = (
     "latent/test_attention.py", "moe/test_capacity.py", "moe/test_experts.py", "moe/test_mixture.py",
@@ -56,11 +56,13 @@ def short_files() -> list[Path]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="the short form that CI runs")
+    parser.add_argument("--processor", choices=PROCESSORS, help="as on this one alone")
     parser.add_argument("rest", nargs="*", help="arguments for pytest, behind --")
     asked = parser.parse_args()
     files = short_files() if asked.short else numeric_files()
     failed = []
-    for name in SHORT_PROCESSORS if asked.short else PROCESSORS:
+    processors = SHORT_PROCESSORS if asked.short else PROCESSORS
+    for name in [asked.processor] if asked.processor else processors:
         begin = time.monotonic()
         workers = ["-n", "2"] if PROCESSORS[name]["OMP_NUM_THREADS"] == "1" else []
         command = [sys.executable, "-m", "pytest", "-m", "not slow", *workers, *asked.rest, *map(str, files)]

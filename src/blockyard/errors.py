@@ -7,6 +7,10 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+# What some files import at their top, with the extra that brings it: where the core alone is installed, a command meets
+# the first of them.
+EXTRA_OF = {"numpy": "train", "optuna": "tune"}
+
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message names it, its value and what would be right."""
@@ -34,6 +38,18 @@ def require(module: str, *, extra: str) -> ModuleType:
             raise
         package = module.split(".")[0]
         raise MissingExtra(f"{package} is not installed; run: pip install 'blockyard[{extra}]'") from error
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtra | None:
+    """Return what a failed plain import says to a user, or None where no extra of ours brings the module.
+
+    Args:
+        error: of an `import` that stands at the top of a file, where `require` cannot stand.
+    """
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRA_OF:
+        return None
+    return MissingExtra(f"{package} is not installed; run: pip install 'blockyard[{EXTRA_OF[package]}]'")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

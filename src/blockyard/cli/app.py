@@ -12,7 +12,7 @@ from blockyard import __version__
 from blockyard.cli.console import fill_descriptors, one_line, say, tolerant_streams
 from blockyard.cli.finding import TASK_VERBS, command_names, find_command, load_command
 from blockyard.cli.help import asks_help, help_text
-from blockyard.errors import InputError, is_out_of_memory
+from blockyard.errors import InputError, is_out_of_memory, missing_extra
 from blockyard.machine.memory import forcing
 from blockyard.registry.options import MOST_THREADS
 from blockyard.registry.plugins import load_plugins, plugins_in
@@ -42,6 +42,11 @@ def guarded(words: list[str]) -> int:
         return status
     except InputError as error:
         say_error(str(error))
+        return 2
+    except ModuleNotFoundError as error:
+        if (missing := missing_extra(error)) is None:
+            raise
+        say_error(str(missing))
         return 2
     except SystemExit as stop:
         # A run that a signal ended early, its checkpoint saved, says so and brings its own status.
