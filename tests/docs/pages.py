@@ -27,6 +27,13 @@ from tests.fixtures.folders import ROOT
 LONGEST = 900
 
 
+# The programs of an environment in which the package is installed.
+SHELL = "\n".join(
+    f"{name}() {{ {sys.executable} {words} \"$@\"; }}"
+    for name, words in {"blockyard": "-m blockyard", "python": "", "torchrun": "-m torch.distributed.run"}.items()
+)
+
+
 class Failed(Exception):
     """A block that did not do what its page shows."""
 
@@ -83,7 +90,7 @@ def _run_line(block: Block, line: Line) -> None:
         return
     print(f"$ {line.text}")
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f"blockyard() {{ {sys.executable} -m blockyard \"$@\"; }}\n{line.text}"],
+        ["bash", "-euo", "pipefail", "-c", f"{SHELL}\n{line.text}"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])},
         timeout=LONGEST,
         capture_output=True,

@@ -11,7 +11,7 @@ from tests.docs.blocks import Block
 from tests.fixtures.folders import ROOT
 
 # They set up an environment, which a test has: their form is checked.
-SET_UP = ("pip", "git", "cd", "make", "python3 -m venv", "source .venv/bin/activate", ". .venv/bin/activate")
+SET_UP = ("pip", "hf download", "git", "cd", "make", "python3 -m venv", "source .venv/bin/activate", ". .venv/bin/activate")
 SCRIPT = re.compile(r"<<|^\s*(for|while|if|until|case|function)\b|\(\)\s*\{", re.MULTILINE)
 QUOTED = re.compile(r"'[^']*'|\"[^\"$`]*\"")
 
@@ -77,7 +77,8 @@ def commands_in(line: Line) -> list[list[str]]:
         if token and set(token) <= set("();<>|&"):
             # What a stream is sent to or read from is no word of the command.
             segments.append([">"] if set(token) & set("<>") and "(" not in token else [])
-        else:
+        elif not re.fullmatch(r"\$\w+", token):
+            # What a variable holds is not known.
             segments[-1].append(token)
     found = []
     for segment in segments:
