@@ -6,7 +6,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 DEMO ?= runs/demo
 
-.PHONY: demo test test-all test-isa lint clean
+.PHONY: demo test test-all test-isa lint docs clean
 
 demo: .venv/run.stamp
 	.venv/bin/blockyard compare lm --config examples/demo.yaml --out $(DEMO)
@@ -28,6 +28,10 @@ lint: .venv/dev.stamp
 	.venv/bin/ruff format --check src tests benchmarks examples
 	.venv/bin/mypy
 
+# The site of the documentation, in build/site: a warning is an error, and nothing in it asks the network.
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --clean -f site/mkdocs.yml
+
 .venv/run.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
@@ -36,6 +40,10 @@ lint: .venv/dev.stamp
 
 .venv/dev.stamp: .venv/run.stamp
 	$(PIP) -e '.[train,report,dev]'
+	touch $@
+
+.venv/docs.stamp: .venv/run.stamp
+	$(PIP) -e '.[train,report,docs]'
 	touch $@
 
 clean:
