@@ -109,6 +109,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     markdown = _outside_code(re.sub(r"<!--.*?-->\n?", "", markdown, flags=re.DOTALL), lambda text: _links(text, uri, files))
     if uri == "api.md":
         markdown = _names(markdown)
+    if uri.startswith("zh/"):
+        # A line's end between two characters of Chinese is no blank.
+        markdown = re.sub(r"(?<=[\u3000-\u9fff\uff00-\uffef])\n(?=[\u4e00-\u9fff])", "", markdown)
     return re.sub(r"^```math\n(.*?)^```$", _formula, markdown, flags=re.DOTALL | re.MULTILINE)
 
 
