@@ -9,7 +9,7 @@ DEMO ?= runs/demo
 # What the linters read; tools/ is what builds and releases the package.
 CODE = src tests benchmarks examples tools
 
-.PHONY: demo test test-all test-isa test-avx2 bench-check lint addresses package release-check publish clean
+.PHONY: demo test test-all test-isa test-avx2 bench-check lint addresses package release-check publish docs clean
 
 demo: .venv/run.stamp
 	.venv/bin/blockyard compare lm --config examples/demo.yaml --out $(DEMO)
@@ -60,6 +60,10 @@ release-check: .venv/dev.stamp
 publish: .venv/package.stamp release-check
 	.venv/bin/twine upload dist/*
 
+# The site of the documentation, in build/site: a warning is an error, and nothing in it asks the network.
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --clean -f site/mkdocs.yml
+
 .venv/run.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
@@ -72,6 +76,10 @@ publish: .venv/package.stamp release-check
 
 .venv/package.stamp: .venv/dev.stamp
 	$(PIP) build twine
+	touch $@
+
+.venv/docs.stamp: .venv/run.stamp
+	$(PIP) -e '.[train,report,docs]'
 	touch $@
 
 clean:

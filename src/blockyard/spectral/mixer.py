@@ -260,7 +260,8 @@ class SpectralMixer(Mixer):
         """Return how far the kernels reach: the smallest |lag| that holds `energy` of each, [(B,) n_heads, num_groups].
 
         Args:
-            x, length: see `kernels`.
+            x: see `kernels`.
+            length: see `kernels`.
             energy: fraction of the sum of squares.
         """
         return kernel_span(*self.kernels(x, length=length), energy)

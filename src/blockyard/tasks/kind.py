@@ -36,7 +36,7 @@ DEFAULT = "lm"
 class TaskData(Protocol):
     """What loading a task's data gives.
 
-    Args:
+    Attributes:
         fingerprint: what identifies the data: "source" and "sha256", sizes; a name ending in "sha256" is compared on
             resume.
         assets: what using a trained model takes beside its weights (a tokenizer, labels, scales), or None.

@@ -35,7 +35,7 @@ _told: set[Path] = set()
 class Trained(NamedTuple):
     """What a run folder holds.
 
-    Args:
+    Attributes:
         model: the trained model, in eval mode.
         assets: what using it takes beside its weights: a tokenizer, labels, scales.
         run: its configuration.

@@ -15,7 +15,7 @@ Batch = dict[str, Tensor]
 class Task(Protocol):
     """A model and the data that it learns from.
 
-    Args:
+    Attributes:
         model: what is trained.
         tokens_per_step: tokens (or other units of input) of one global batch.
         flops_per_step: training FLOPs of one global batch, by formula (three times the forward pass).

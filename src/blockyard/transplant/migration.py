@@ -49,8 +49,9 @@ def from_standard(
     projections. With rotary positions every (head_dim / rank)-th rotary pair is kept, because just these turn at
     the speeds of a rank-wide rotary embedding.
 
-    Raises: InputError for another mixer or an option that a vein cannot copy, a rank that does not suit the rotary
-        pairs, or a calibration_x of the wrong shape.
+    Raises:
+        InputError: for another mixer or an option that a vein cannot copy, a rank that does not suit the rotary
+            pairs, or a calibration_x of the wrong shape.
     """
     attn = block.attn
     _check(attn)

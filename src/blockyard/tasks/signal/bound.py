@@ -36,7 +36,7 @@ class Bound:
     Args:
         snr: dB.
         accuracy: share of right decisions at each SNR.
-        confusion: [SNR][true class][chosen class], shares of each true class.
+        confusion: `[SNR][true class][chosen class]`, shares of each true class.
         frames: frames per SNR.
         coherent: whether the phase is known.
         snr_range: dB between which the SNR may lie for all that the classifier knows; None = it is known.
