@@ -1,4 +1,4 @@
-"""Puts the arguments of every command into the wheel, so that the first `--help` after an installation imports no torch.
+"""Puts the arguments of every command into the wheel: the first `--help` after an installation imports no torch.
 
 They are read from the classes that take the options (`blockyard/cli/shape.py`). Where a wheel is built there is neither
 torch nor numpy, and none is needed for signatures and docstrings: something that may stand for anything is imported in
@@ -24,7 +24,7 @@ ABSENT = ("torch", "numpy")
 
 
 class Anything:
-    """Stands for whatever a library has while definitions are made of it: a base class, a decorator, a number, a type."""
+    """Stands for whatever definitions take of a library: a base class, a decorator, a number, a type."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -61,7 +61,10 @@ for _name in ("lt", "le", "gt", "ge", "getitem", "neg", "abs", "invert"):
 
 
 class _Absent(ModuleType):
-    __path__: list[str] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        # A package, so that what it holds is looked for.
+        self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,8 +1,8 @@
 """The shapes of commands, kept between calls: help and completion then import neither torch nor a block.
 
 What is kept says which sources it was made from (names, sizes and times, as Python's own compiled files do): after any
-change it is made anew. A wheel brings the shapes of its own sources, by their checksum (`hatch_build.py` makes them), for
-the first call. Where anything is registered beside what is built in, a shape is made each time.
+change it is made anew. A wheel brings the shapes of its own sources, by their checksum (`hatch_build.py` makes them),
+for the first call. Where anything is registered beside what is built in, a shape is made each time.
 """
 
 from __future__ import annotations
