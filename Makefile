@@ -9,7 +9,7 @@ DEMO ?= runs/demo
 .PHONY: demo test test-all test-isa lint clean
 
 demo: .venv/run.stamp
-	.venv/bin/blockyard compare lm --config examples/demo.yaml --out $(DEMO)
+	.venv/bin/blockyard demo --out $(DEMO)
 
 test: .venv/dev.stamp lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 -m "not slow"

@@ -114,7 +114,7 @@ def demo_terms() -> tuple[CompareConfig, Groups]:
 
 COMMAND = Command(
     "demo",
-    "a first answer in a minute: six block choices on text that is there, then better answers",
+    "six block choices on text that is there: a first answer in a minute",
     add_arguments,
     run,
     order=29,
