@@ -60,7 +60,10 @@ def test_what_is_missing_is_told_in_one_line(monkeypatch, capsys, tmp_path) -> N
 
 def test_bad_values_are_told_before_anything_begins(staged, capsys, tmp_path) -> None:
     staged()
-    assert error_of(capsys, "demo", "--open", "maybe") == "open='maybe' is not one of: auto, yes, no"
+    assert (
+        error_of(capsys, "demo", "--open", "maybe")
+        == "--open: invalid choice: 'maybe' (choose from 'auto', 'yes', 'no')"
+    )
     (tmp_path / "file").write_text("")
     assert "file" in error_of(capsys, "demo", "--out", "file")
 

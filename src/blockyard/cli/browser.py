@@ -4,21 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import webbrowser
 from pathlib import Path
 
-from blockyard.errors import one_of
-
-OPEN = ("auto", "yes", "no")
-
-
-def check_open(how: str) -> None:
-    """Refuse a value of `--open` that is none.
-
-    Raises:
-        InputError: with those there are.
-    """
-    one_of(OPEN, open=how)
+WHEN = ("auto", "yes", "no")
 
 
 def is_somebody_there() -> bool:
@@ -41,6 +29,9 @@ def open_page(page: Path, how: str) -> bool:
     """
     if how == "no" or (how == "auto" and not is_somebody_there()):
         return False
+    # Imported here, as every overview imports this file.
+    import webbrowser
+
     try:
         return webbrowser.open(page.absolute().as_uri())
     except (webbrowser.Error, OSError):

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blockyard.cli.browser import WHEN
 from blockyard.cli.command import Command
 from blockyard.cli.parser import Parser
 
@@ -30,19 +31,19 @@ def add_arguments(parser: Parser) -> None:
         "--open",
         "open the report in a browser: yes, no, or auto, where a person is at a terminal with a display (auto)",
         metavar="WHEN",
+        choices=WHEN,
         default="auto",
     )
     parser.plain("--first", "end with the first answer; the same command without it goes on", action="store_true")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from blockyard.cli.browser import check_open, open_page
+    from blockyard.cli.browser import open_page
     from blockyard.cli.console import say
     from blockyard.cli.tasks import tell_page
     from blockyard.files import check_writable
     from blockyard.training.interrupt import Interrupted
 
-    check_open(arguments.open)
     check_extras()
     check_writable(arguments.out, folder=True)
     out, opened = Path(arguments.out), False
