@@ -12,7 +12,7 @@ CODE = src tests benchmarks examples tools
 .PHONY: demo test test-all test-isa test-avx2 bench-check lint addresses package release-check publish docs clean
 
 demo: .venv/run.stamp
-	.venv/bin/blockyard compare lm --config examples/demo.yaml --out $(DEMO)
+	.venv/bin/blockyard demo --out $(DEMO)
 
 test: .venv/dev.stamp lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 -m "not slow"

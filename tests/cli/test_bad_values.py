@@ -47,7 +47,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "generate": ("missing",), "classify": ("missing", "missing.csv"), "forecast": ("missing",),
     "backtest": ("missing",), "claims": ("nosuch",), "data": ("missing",), "import": ("missing", "--out=made"),
     "export": ("missing", "--out=made"), "transplant": ("missing", "--out=made", "--blocks=standard[window=4]"),
-    "completion": ("nosuch",), "schema": ("nosuch",),
+    "completion": ("nosuch",), "demo": ("--open=nosuch",), "schema": ("nosuch",),
 }  # fmt: skip
 # Tasks whose data are made up: a size that no option may have.
 WRONG_RECALL, FILES_OF = ("--data.task=nosuch",), ("generate", "classify", "forecast", "backtest")

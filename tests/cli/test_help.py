@@ -18,6 +18,7 @@ from blockyard.cli.shape import Shape, chosen_blocks
 from blockyard.cli.shape_cache import fingerprint, shape_of
 from blockyard.registry.register import entries, has_additions
 from tests.fixtures.cli import error_of, shown, toys
+from tests.fixtures.folders import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -213,3 +214,41 @@ def test_help_behind_two_dashes_is_none() -> None:
     assert app.asks_help(["--help"]) and app.asks_help(["--help=attn"])
     assert not app.asks_help(["words", "--", "--help"])
     assert main(["completion", "words", "--", "train", "lm", "--hel"]) == 0
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a wheel brings, as its build makes it, where torch may be missing."""
+    folder = tmp_path_factory.mktemp("shipped")
+    subprocess.run([sys.executable, str(ROOT / "hatch_build.py"), str(folder)], check=True)
+    return folder
+
+
+def test_the_wheel_brings_what_torch_gives(shipped: Path) -> None:
+    assert sorted(file.name for file in shipped.iterdir()) == sorted(map(shape_cache.file_name, command_names()))
+    for name in command_names():
+        found = json.loads((shipped / shape_cache.file_name(name)).read_text(encoding="utf-8"))
+        assert Shape.from_dict(found["shape"]) == shape_of(load_command(name)), name
+
+
+def test_the_first_help_takes_what_the_wheel_brought(counted, shipped, monkeypatch) -> None:
+    monkeypatch.setattr(shape_cache, "SHIPPED", shipped)
+    first, again = counted(), counted()
+    assert first == again == (shape_of(load_command("list")), 0)
+
+
+def test_what_a_wheel_brought_of_other_sources_is_never_shown(counted, shipped, monkeypatch) -> None:
+    monkeypatch.setattr(shape_cache, "SHIPPED", shipped)
+    monkeypatch.setattr(shape_cache, "checksum", lambda: "another")
+    assert counted()[1] == 1
+
+
+def test_the_checksum_follows_what_files_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shape_cache.blockyard, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "a").mkdir()
+    found = set()
+    for content in ("x = 1\n", "x = 2\n"):
+        (tmp_path / "a" / "b.py").write_text(content)
+        found |= {shape_cache.checksum(), shape_cache.checksum()}
+    (tmp_path / "a" / "b.py").rename(tmp_path / "a" / "c.py")
+    assert len(found | {shape_cache.checksum()}) == 3

@@ -16,6 +16,7 @@ Files, in reading order:
     sources.py     where settings come from: --config, --plugin, --trust
     tasks.py       train, compare and tune of every task; task_words.py, what the overview says of them
     benches.py     what the benchmarks share; price_files.py, what commands on prices do
+    browser.py     whether a page may be opened, and doing so
     console.py     streams of any encoding; table.py and prompts.py, what is printed and read
     commands/      one file for each subcommand, with its name
 

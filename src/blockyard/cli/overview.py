@@ -34,6 +34,7 @@ def first_page() -> str:
         [
             *lines,
             "",
+            "  blockyard demo",
             "  blockyard train lm --data.path my_texts/ --out runs/mine",
             "  blockyard compare lm --blocks 'standard,tva+vft' --data.path my_texts/",
             "",

@@ -16,6 +16,7 @@ from blockyard.errors import InputError
 from blockyard.machine.launch import world_size
 
 if TYPE_CHECKING:
+    from blockyard.compare.settings import CompareConfig
     from blockyard.registry.options import Option
     from blockyard.tasks.given import Setting, Settings
     from blockyard.tasks.groups import Group
@@ -256,23 +257,28 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
         parser.explain_unknown = lambda flag: no_lengths(flag, task) or block_option(flag, known) or otherwise(flag)
 
     def run(arguments: argparse.Namespace) -> int:
-        from blockyard.cli.settings import read_given
         from blockyard.cli.sources import PLUGINS, given_settings, settings_files
         from blockyard.compare.compare import compare
-        from blockyard.compare.settings import CompareConfig
-        from blockyard.tasks.kind import task_kind
 
         known = compare_groups(task)
         given, plugins = given_settings(arguments, settings_files(arguments.config, None, False), known, task)
-        settings = read_given(known, given)
-        config = CompareConfig(**{**task_kind(task).compare_defaults, **grouped_terms(settings)})
-        shared: dict[str, Any] = {name: options for name, options in settings.items() if options}
-        if plugins:
-            shared[PLUGINS] = plugins
+        config, shared = compare_terms(task, known, given)
+        shared |= {PLUGINS: plugins} if plugins else {}
         compare(task, config, shared, Path(arguments.out))
         return tell_page(arguments.out)
 
     return task_command("compare", task, summary, add_arguments, run, order, example)
+
+
+def compare_terms(task: str, known: dict[str, Group], given: Sequence[Setting]) -> tuple[CompareConfig, dict[str, Any]]:
+    """Return the terms of a comparison and what its models share, as far as it was given."""
+    from blockyard.cli.settings import read_given
+    from blockyard.compare.settings import CompareConfig
+    from blockyard.tasks.kind import task_kind
+
+    settings = read_given(known, given)
+    config = CompareConfig(**{**task_kind(task).compare_defaults, **grouped_terms(settings)})
+    return config, {name: options for name, options in settings.items() if options}
 
 
 TUNING, OVER = "tuning", "over"

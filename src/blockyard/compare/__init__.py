@@ -12,7 +12,7 @@ Files, in reading order:
     plan.py        every choice as a configuration and a number of steps; match.py: sizes; budget.py: steps
     rates.py       each choice's learning rate, by short probes
     seeds.py       how many seeds, and more where the verdict needs them; confirm.py: the same on a second text;
-                   beside.py: models that were trained elsewhere
+                   beside.py: models that were trained elsewhere; earlier.py: smaller comparisons before this one
     runs.py        trains every run: by turns.py, a slice of steps each, so that a slow hour falls on all alike;
                    or by several workers (worker.py is one), which processes.py listens to and stops
     engine.py      where workers run; launch.py starts them here, or on a Ray cluster (cluster.py), beside a keeper.py
@@ -24,6 +24,7 @@ Files, in reading order:
     provenance.py  versions and machine
     output.py      write_report: a record as pages, with what its task adds; load_report: one that a notebook shows so
     live.py        what a person watching sees
+    stages.py      a first answer soon, then better ones; demo.yaml: the terms of the demo
 
 Every run is an ordinary run folder, so a comparison that is killed goes on where it was.
 

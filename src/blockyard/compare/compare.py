@@ -8,7 +8,7 @@ parts of the report (`report/parts.py`). Everything before training either succe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from blockyard.compare import measure
 from blockyard.compare.beside import check_beside
 from blockyard.compare.confirm import SecondText, can_confirm, confirm, second_text
 from blockyard.compare.costs import measurements, scaling
+from blockyard.compare.earlier import earlier_answers
 from blockyard.compare.failures import is_of_the_machine, keep_failure
 from blockyard.compare.live import Board, make_board
 from blockyard.compare.output import load_report, write_report
@@ -71,6 +72,7 @@ def compare(
     *,
     show: bool = True,
     force: bool = False,
+    notes: Sequence[str] = (),
 ) -> schema.Report:
     """Compare block choices on a task and write the report into a folder.
 
@@ -84,6 +86,7 @@ def compare(
         out: folder of the runs and the report.
         show: show progress on standard error.
         force: train also what by its estimate does not fit into memory.
+        notes: sentences that a reader of the report should know first.
 
     Returns: the report, as report.json holds it.
 
@@ -110,6 +113,7 @@ def compare(
         for name, model in choices.items():
             check_training(replace(base, model=model), f"the model of {name}", fitted=False)
     check_beside(config, base)
+    before = earlier_answers(config, base)
     for model in choices.values():
         _ = model.layers  # every layer's options, before any data are read
     # Measurements are made in this process, with the threads that the runs have.
@@ -122,7 +126,8 @@ def compare(
         data, second = base.kind.load_data(base.data, base.model), second_text(config, base)
         # A folder that was made for a comparison that never began goes with it.
         with nothing_left(out) as keep, closing(State(out)) as state, forcing(force):
-            return _compare(config, groups, out, base, choices, data, second, state, board, started, keep)
+            said: dict[str, Any] = {"notes": list(notes), **({"earlier": before} if before else {})}
+            return _compare(config, groups, out, base, choices, data, second, said, state, board, started, keep)
     finally:
         board.close()
 
@@ -135,6 +140,7 @@ def _compare(
     choices: Mapping[str, BlocksConfig],
     data: Any,
     second: SecondText | None,
+    said: Mapping[str, Any],
     state: State,
     board: Board,
     started: float,
@@ -176,6 +182,9 @@ def _compare(
         report["confirmation"] = confirmation
     if looks is not None:
         report["looks"] = looks
+    report["notes"] = [*said["notes"], *report["notes"]]
+    if "earlier" in said:
+        report["earlier"] = said["earlier"]
     _add_rates(report, plan, state, base)
     files = write_report(report, out)
     board.say(f"report: {files['html']}")

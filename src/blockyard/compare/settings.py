@@ -47,6 +47,8 @@ class CompareConfig(EngineConfig):
             rate and its seeds, and the report says whether the order is the same there.
         beside: folders of runs, imported models among them, that are evaluated on the same validation data as they are,
             without training, and shown beside the choices; language models in nats per byte, as tokenizers differ.
+        earlier: folders of smaller comparisons of the same task that came before: the report says what they answered,
+            and whether this one finds the same.
         want: conditions of a purpose, such as cache<1KiB,decode>=standard: the report also says which choice is best
             among those that meet them all. Figures: cache, decode, train, memory, parameters, flops.
         seeds: number of runs of each choice, with seeds train.seed, train.seed + 1, …; intervals need two or more.
@@ -70,6 +72,7 @@ class CompareConfig(EngineConfig):
     margin: float | None = None
     confirm: str | None = None
     beside: tuple[str, ...] | None = None
+    earlier: tuple[str, ...] | None = None
     want: tuple[str, ...] | None = None
     seeds: int | Literal["auto"] = 3
     most_seeds: int = 12

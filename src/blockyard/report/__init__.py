@@ -10,7 +10,7 @@ Files, in reading order:
     ranking.py   the order, each choice beside the best, and looks where seeds are added by need
     verdict.py   what the runs allow one to say, and in which words (phrases.py)
     answers.py   is it worse, what if longer (learning.py), faster or smaller; wants.py: a purpose; confirmed.py: a
-                 second text
+                 second text; earlier.py: smaller comparisons before this one
     reading.py   tables and sentences that both forms share; units.py: numbers and command lines as people read them
     page.py      the one page of comparisons, searches and benchmarks (report.css): its frame, header, figures, tables
     html.py      a comparison on it; text.py: Markdown and CSV

@@ -201,6 +201,16 @@ class Answer(TypedDict):
     sentences: list[str]
 
 
+class Earlier(TypedDict):
+    """What a smaller comparison answered before."""
+
+    budget: dict[str, Any]  # {"unit", "value"}
+    seeds: int  # of each choice
+    headline: str
+    order: list[str]  # choices that were ranked, best mean first
+    worse: list[str]  # those that were shown to be worse than the first
+
+
 class Report(TypedDict):
     """The whole of report.json."""
 
@@ -219,6 +229,7 @@ class Report(TypedDict):
     provenance: dict[str, Any]
     notes: list[str]
     confirmation: NotRequired[Confirmation | None]  # null where it was not asked for, absent where it cannot be
+    earlier: NotRequired[list[Earlier]]  # where smaller comparisons are shown beside this one
     looks: NotRequired[list[Look]]  # where seeds were added by need
     rates: NotRequired[Rates]  # where each choice's rate was searched for
     choices: list[Choice]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from blockyard.report import units
 from blockyard.report.answers import advantages, answers_of, in_a_sentence, margin_in_words, seeds_in_words
 from blockyard.report.confirmed import confirmed
+from blockyard.report.earlier import earlier_said
 from blockyard.report.phrases import at_equal, join, level, spent
 from blockyard.report.ranking import compare_by_need, compare_with_leader, margin_in, rank
 from blockyard.report.schema import (
@@ -43,7 +44,7 @@ def analyse(report: Report) -> Report:
         done["ranking"] = rank(report)
         done["margin"] = margin_in(report, done["ranking"])
         done["comparisons"] = compare_with_leader(report, done["ranking"], done["margin"])
-    done["answers"] = [*_for_a_purpose(done), *answers_of(done), *confirmed(done)]
+    done["answers"] = [*_for_a_purpose(done), *answers_of(done), *confirmed(done), *earlier_said(done)]
     done["verdict"] = put_in_words(done)
     return done
 
