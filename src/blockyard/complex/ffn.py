@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.complex.linear import (
+    LONG,
+    WIDE,
     ComplexLinear,
     ComplexModule,
     LinearMode,
@@ -31,8 +33,6 @@ from blockyard.registry.register import Traits, register_ffn
 
 # Added to |g|²: the magnitude is then smooth at 0.
 EPS = 1e-6
-# Rows and features from which on three products on parts held apart are faster than four (two cores, x86 with AMX).
-LONG, WIDE = 256, 64
 
 
 @register_ffn("complex_swiglu", group="complex", traits=Traits(dtypes=("complex64", "complex128", "bfloat16")))
@@ -105,7 +105,7 @@ class ComplexSwiGLU(ComplexModule, FFN):
     def _project(self, x: Tensor) -> Tensor:
         """Compute W₁ x and W₃ x as pairs [..., 4·d_ff], by one product where the weights alone say what they give."""
         projections = (self.w1, self.w3)
-        mode = resolve_mode(self.w1.mode, self.w1.weight)
+        mode = resolve_mode(self.w1.mode, self.w1.weight, x)
         if not all(p.is_bare for p in projections) or (mode == "block" and not self.training):
             return torch.cat([p.pairs(x) for p in projections], dim=-1)
         return linear_pairs(x, torch.cat([p.weight for p in projections]), mode)

@@ -84,7 +84,7 @@ class _AddLinear(HandWritten):
         z, weight = ctx.saved_tensors
         # The gradient of a transposed matrix is best made transposed.
         lies = weight.stride(0) < weight.stride(1)
-        grad_weight = product(z.mT, grad.mT).mT if lies else weight_gradient(grad, z)
+        grad_weight = product(z.mT, grad.mT, rows=len(z)).mT if lies else weight_gradient(grad, z)
         return grad, product(grad, weight.mT), grad_weight
 
 
@@ -182,7 +182,7 @@ class _NormLinear(HandWritten):
         if mean is not None:
             torch.mul(along, mean, out=into[:, d_out:]).mul_(-d)
         grad_rows = product(into, scaled.mT, torch.addcmul(grad_x.reshape(rows.shape), rows, along))
-        grad_scaled = product(thin.mT, rows.mT)
+        grad_scaled = product(thin.mT, rows.mT, rows=len(rows))
         if mean is not None:
             grad_scaled -= grad_scaled.mean(1, keepdim=True)
         grad_gain, grad_weight, grad_bias = (grad_scaled * weight).sum(0), grad_scaled.mul_(gain), None

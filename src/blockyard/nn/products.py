@@ -61,16 +61,16 @@ def suits(rows: int, d_in: int, d_out: int, *matrices: Tensor) -> bool:
     )
 
 
-def product(a: Tensor, b: Tensor, added: Tensor | None = None) -> Tensor:
+def product(a: Tensor, b: Tensor, added: Tensor | None = None, *, rows: int | None = None) -> Tensor:
     """Compute a bᵀ (+ added); by the faster library where no gradients are recorded, as in passes written by hand.
 
     Args:
         a: [m, k], in any layout.
         b: [n, k], in any layout.
         added: [m, n], which is not changed.
+        rows: how many vectors there are; m, but k in a weight's gradient.
     """
-    # Of a weight's gradient the rows are what is summed over.
-    rows = max(a.shape)
+    rows = a.shape[0] if rows is None else rows
     given = (a, b) if added is None else (a, b, added)
     if torch.is_grad_enabled() or not suits(rows, a.numel() // (rows or 1), b.shape[0], *given):
         return torch.mm(a, b.mT) if added is None else torch.addmm(added, a, b.mT)
@@ -88,8 +88,8 @@ def weight_gradient(grads: Tensor, rows: Tensor) -> Tensor:
     (n, d_out), d_in = grads.shape, rows.shape[1]
     # oneDNN brings its left factor into rows: the thinner one, if turning the result costs less than is saved.
     if d_in * (n + d_out) < n * d_out:
-        return product(rows.mT, grads.mT).mT
-    return product(grads.mT, rows.mT)
+        return product(rows.mT, grads.mT, rows=n).mT
+    return product(grads.mT, rows.mT, rows=n)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
