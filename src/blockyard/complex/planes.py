@@ -103,11 +103,20 @@ class _Product(HandWritten):
         if not any(ctx.needs_input_grad[2:]):
             return grad_u, grad_v, *(None for _ in weights)
         # … of W it is g xᴴ.
-        n = len(u)
-        shared = product(both.mT, u.mT, rows=n)
-        real = product(q.mT, (v - u).mT, shared, rows=n)
-        imaginary = product(p.mT, -(u + v).mT, shared, rows=n)
+        real, imaginary = _outer(both, p, q, u, v)
         return grad_u, grad_v, *torch.view_as_real(torch.complex(real, imaginary)).split([len(w) for w in weights])
+
+
+def _outer(both: Tensor, p: Tensor, q: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute both parts of (p + iq)ᵀ (u − iv), [d_out, d_in], from p + q and the four of them."""
+    n, less, more = len(u), v - u, (u + v).neg_()
+    if u.shape[1] < p.shape[1]:
+        # Left factors are brought into rows: the narrow ones, whose transposed result is small.
+        shared = product(u.mT, both.mT, rows=n)
+        found = product(less.mT, q.mT, shared, rows=n), product(more.mT, p.mT, shared, rows=n)
+        return found[0].mT.contiguous(), found[1].mT.contiguous()
+    shared = product(both.mT, u.mT, rows=n)
+    return product(q.mT, less.mT, shared, rows=n), product(p.mT, more.mT, shared, rows=n)
 
 
 def _forms(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

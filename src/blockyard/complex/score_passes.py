@@ -21,7 +21,7 @@ from blockyard.nn.products import product
 # Added to |s|²: the magnitude is then smooth at s = 0.
 EPS = 1e-6
 # Numbers of one part of a block's scores: what stays in the processor's cache beside its gradients.
-_BLOCK = 1 << 18
+_BLOCK = 1 << 19
 # The power of two takes a third of the time of the exponential.
 _LOG2E = math.log2(math.e)
 
@@ -177,7 +177,7 @@ def _weights(
     """Return what values are multiplied by, [1 or 2, queries, keys], and what the backward pass needs beside.
 
     Args:
-        both: Re s and Im s; overwritten by s / |s| in the scores of magnitudes.
+        both: Re s and Im s; may be overwritten.
         hidden: added to exponents, or None.
         score: which.
         share: of the real parts, for split.
@@ -192,11 +192,9 @@ def _weights(
     exponents = size * _LOG2E
     weights = _powers(exponents if hidden is None else exponents.add_(hidden), lowered[0], fresh)
     if score == "magnitude":
-        if not fresh:
-            both.div_(size)
-        return weights.unsqueeze(0), (weights,)
-    both.div_(size)
-    return both * weights, (weights, size)
+        return weights.unsqueeze(0), (weights, size)
+    over = weights.div_(size)
+    return both.mul_(over) if fresh else both * over, (over, size)
 
 
 def _powers(exponents: Tensor, lowered: Tensor, fresh: bool) -> Tensor:
@@ -216,7 +214,7 @@ def _change(
     """Return gradients of Re s and Im s, [2, queries, keys], and of the share.
 
     Args:
-        both: s / |s|, in the scores of magnitudes.
+        both: Re s and Im s, overwritten.
         towards: gradients of what values were multiplied by.
         kept: what `_weights` gave.
         along: Σ of a query's output times its gradient.
@@ -233,12 +231,12 @@ def _change(
         change[0] *= share
         change[1] *= 1 - share
         return change, float((means[0] - means[1]).sum())
-    weights = kept[0]
     if score == "magnitude":
-        of_size = towards[0].sub_(along).mul_(weights)
-        return both.mul_(of_size), 0.0
-    size = kept[1]
-    # With e = s / |s|: of the weight it is the part of the gradient along e; what is across e turns s.
-    of_weight = torch.mul(towards[0], both[0]).addcmul_(towards[1], both[1])
-    across = towards.addcmul_(both, of_weight, value=-1.0).div_(size)
-    return across.addcmul_(both, of_weight.sub_(along)).mul_(weights), 0.0
+        weights, size = kept
+        return both.mul_(towards[0].sub_(along).mul_(weights).div_(size)), 0.0
+    # With w = weight / |s| and t the gradient of w s: the weight's own gradient is c = Re(t s*) / |s|, of which a softmax
+    # takes off the mean, and what is across s turns it. Together w (t + s (c - mean - c / |s|)).
+    over, size = kept
+    of_weight = torch.mul(towards[0], both[0]).addcmul_(towards[1], both[1]).div_(size)
+    of_weight.sub_(of_weight / size).sub_(along)
+    return towards.addcmul_(both, of_weight).mul_(over), 0.0
