@@ -3,8 +3,9 @@
     pip install --target PEERS --no-deps torchcvnn complextorch
     PYTHONPATH=PEERS python benchmarks/complex_speed.py [--threads N] [--rounds N] [--out FILE]
 
-Milliseconds of forward + backward from a dense gradient, one sequence of 1024 positions, float32, medians over rounds
-in which everything takes one turn; ratios are taken within each round. The complex block has d = 256 complex features
+Milliseconds of process CPU time of forward + backward from a dense gradient, one sequence of 1024 positions, float32,
+medians over rounds in which everything takes one turn; ratios are taken within each round. Beside each block stands its
+share of the limit: the time that its matrix products alone would take at the rate that this run measures. The complex block has d = 256 complex features
 and 1.31 million real parameters; the real blocks have as many, one as wide in complex numbers (d = 256, with a larger
 FFN), one with √2 as many features and the complex block's proportions. A peer that is not installed is left out.
 """
@@ -16,11 +17,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from roofline import rates
 from torch import Tensor, nn
 
 from blockyard.complex.linear import ComplexLinear
@@ -81,7 +84,24 @@ def real_parameters(module: nn.Module) -> int:
     return sum(p.numel() * (2 if p.is_complex() else 1) for p in module.parameters())
 
 
-def blocks() -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
+def flops(module: nn.Module) -> float:
+    """Matrix products of forward and backward as they would be computed: thrice forward, scores once more, and three
+    products for a complex one."""
+    if not hasattr(module, "attn"):
+        return 0.0
+    attn = module.attn
+    linear = 2 * T * sum(p.numel() for p in module.parameters() if p.ndim > 1)
+    is_complex = bool(getattr(attn, "complex_valued", False))
+    # A pair of a complex matrix is two of the numbers counted, and takes three real products.
+    linear *= 1.5 if is_complex else 1.0
+    width = 2 * attn.head_dim if is_complex else attn.head_dim
+    products = {"real": 2, "magnitude": 3, "phase": 4, "split": 3}[getattr(attn, "score", "real")]
+    again = {"real": 1, "magnitude": 2, "phase": 2, "split": 2}[getattr(attn, "score", "real")]
+    scores = 2.0 * attn.n_heads * width * T * T
+    return 3 * linear + (3 * products + again) * scores
+
+
+def blocks() -> tuple[dict[str, Callable[[], None]], dict[str, int], dict[str, float]]:
     z, wide, narrow = torch.randn(1, T, D, dtype=torch.complex64), torch.randn(1, T, REAL_D), torch.randn(1, T, D)
     made: dict[str, tuple[nn.Module, Tensor]] = {
         "real": (block(f"standard+swiglu[d_ff={REAL_FFN}]", REAL_D), wide),
@@ -98,7 +118,9 @@ def blocks() -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
         },
         **{name: (make(), z) for name, make in peers().items()},
     }
-    return {n: step(m, x, m) for n, (m, x) in made.items()}, {n: real_parameters(m) for n, (m, _) in made.items()}
+    parameters = {n: real_parameters(m) for n, (m, _) in made.items()}
+    floors = {n: found for n, (m, _) in made.items() if (found := flops(m))}
+    return {n: step(m, x, m) for n, (m, x) in made.items()}, parameters, floors
 
 
 def attentions() -> dict[str, Callable[[], None]]:
@@ -134,21 +156,25 @@ def linears() -> dict[str, Callable[[], None]]:
     return cases
 
 
-def measure(cases: dict[str, Callable[[], None]], rounds: int, reference: str) -> dict[str, dict[str, float]]:
-    """Median milliseconds, and the median of each round's ratio to the reference."""
+def measure(cases: dict[str, Callable[[], None]], rounds: int, reference: str) -> dict[str, dict[str, Any]]:
+    """Median milliseconds of process CPU time, and median and quartiles of each round's ratio to the reference."""
     for run in cases.values():
         run()
         run()
     times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, run in cases.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    found = {}
+            times[name].append(1e3 * (time.process_time() - start))
+    found: dict[str, dict[str, Any]] = {}
     for name, values in times.items():
-        ratios = [v / r for v, r in zip(values, times[reference])]
-        found[name] = {"ms": round(statistics.median(values), 2), "ratio": round(statistics.median(ratios), 3)}
+        low, middle, high = statistics.quantiles([v / r for v, r in zip(values, times[reference])], n=4)
+        found[name] = {
+            "ms": round(statistics.median(values), 2),
+            "ratio": round(middle, 3),
+            "quartiles": [round(low, 3), round(high, 3)],
+        }
     return found
 
 
@@ -157,26 +183,40 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", help="blocks whose names contain this, beside the real one; no other part")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     keep_freed_memory()
-    whole, parameters = blocks()
+    whole, parameters, floors = blocks()
+    limits = rates()
     results: dict[str, Any] = {
         "torch": torch.__version__, "threads": arguments.threads, "length": T, "parameters": parameters,
-        "block": measure(whole, arguments.rounds, "real"),
-        "attention": measure(attentions(), arguments.rounds, "real"),
-        "linear": measure(linears(), arguments.rounds, "real"),
+        "rates": asdict(limits),
     }  # fmt: skip
-    results["bf16_linear_to_fp32"] = round(
-        results["linear"]["complex, bf16"]["ms"] / results["linear"]["complex, native"]["ms"], 3
-    )
+    if arguments.only:
+        whole = {name: run for name, run in whole.items() if name == "real" or arguments.only in name}
+    results["block"] = measure(whole, arguments.rounds, "real")
+    if not arguments.only:
+        results["attention"] = measure(attentions(), arguments.rounds, "real")
+        results["linear"] = measure(linears(), arguments.rounds, "real")
+        results["bf16_linear_to_fp32"] = round(
+            results["linear"]["complex, bf16"]["ms"] / results["linear"]["complex, native"]["ms"], 3
+        )
+    for name, found in results["block"].items():
+        if name in floors:
+            found["share_of_limit"] = round(limits.floor_ms(floors[name]) / found["ms"], 3)
+    print(f"{limits.processor}: products {limits.gflops:.0f} GFLOP/s (torch's own {limits.torch_gflops:.0f}), "
+          f"memory {limits.gbytes:.0f} GB/s")  # fmt: skip
     for part in ("block", "attention", "linear"):
         print(f"\n{part}: forward + backward, {arguments.threads} thread(s)")
-        for name, found in results[part].items():
+        for name, found in results.get(part, {}).items():
+            low, high = found["quartiles"]
             size = f"{parameters[name]:>10,} parameters" if part == "block" else ""
-            print(f"  {name:28} {found['ms']:9.2f} ms  {found['ratio']:6.2f} x real  {size}")
-    print(f"\nbf16 linear to fp32: {results['bf16_linear_to_fp32']}")
+            share = f", {found['share_of_limit']:.0%} of the limit" if "share_of_limit" in found else ""
+            print(f"  {name:28} {found['ms']:9.2f} ms  {found['ratio']:6.2f} x real ({low:.2f} to {high:.2f})  {size}{share}")
+    if "bf16_linear_to_fp32" in results:
+        print(f"\nbf16 linear to fp32: {results['bf16_linear_to_fp32']}")
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

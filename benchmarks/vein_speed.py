@@ -3,7 +3,11 @@
     python benchmarks/vein_speed.py [--long] [--only SHAPE] [--out FILE]
 
 Prints and writes milliseconds of process CPU time, forward and forward + backward, and ratios to the standard block
-(fused qkv, SDPA, GELU) of the same round; medians over rounds in which the blocks take turns of about equal length.
+(fused qkv, SDPA, GELU; torch's own operations) of the same round; medians and quartiles over rounds in which the blocks
+take turns of about equal length. "standard here" is the same block of this package, whose products are by the same
+library as the vein blocks': ratios to it tell what the vein alone gives. "of the limit" is the least time that a block
+could take, its matrix products and one reading and writing of the stream by either half at the rates that this run
+measures, over its time.
 As in the middle of a model, the backward pass starts from a dense gradient and goes on to the input; as in
 `blockyard train`, freed memory is kept by the process. The standard block has no positions, so the vein blocks it is
 compared with have none either; "rotary" rows have them on both sides.
@@ -16,12 +20,16 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from roofline import rates
 from torch import Tensor, nn
 
+from blockyard.protocol.block import build_block
+from blockyard.registry.pattern import parse_choice
 from blockyard.training.allocator import keep_freed_memory
 from blockyard.vein.block import VFTBlock
 
@@ -66,6 +74,26 @@ def build(options: dict[str, Any]) -> nn.Module:
     )
 
 
+def standard_here() -> nn.Module:
+    """The same block of this package: LayerNorm, GELU, no positions."""
+    spec = parse_choice(f"standard[rope=none,qk_norm=false]+standard[d_ff={4 * D_MODEL}]")[0]
+    return build_block(spec, d_model=D_MODEL, n_heads=N_HEADS, causal=True, norm="layer")
+
+
+def least(block: nn.Module, batch: int, length: int) -> tuple[float, float]:
+    """FLOPs of the forward pass and numbers that it has to move: the stream in and out of either half."""
+    rows = batch * length
+    if isinstance(block, FusedStandard):
+        flops = 2.0 * rows * 12 * D_MODEL**2 + 2.0 * batch * length**2 * D_MODEL
+    else:
+        one, none = block.cost(length), block.cost(0)
+        # Of one sequence; scores are counted dense, and causality halves them.
+        attn = block.attn
+        scores = 2 * attn.n_heads * (attn.head_dim + attn.v_dim) * length**2
+        flops = batch * (one.flops - none.flops - scores / 2)
+    return flops, 4.0 * rows * D_MODEL
+
+
 def cpu_ms(run: Callable[[], object], times: int = 1) -> float:
     """Process CPU milliseconds per call."""
     start = time.process_time()
@@ -88,13 +116,16 @@ def steps(block: nn.Module, x: Tensor, gradient: Tensor) -> list[Callable[[], ob
     return [forward, both]
 
 
-def measure(batch: int, length: int, rounds: int) -> dict[str, list[list[float]]]:
-    """Milliseconds by block: [forward of each round, forward and backward of each round]."""
+def measure(
+    batch: int, length: int, rounds: int, only: str | None
+) -> tuple[dict[str, list[list[float]]], dict[str, tuple[float, float]]]:
+    """Milliseconds by block: [forward of each round, forward and backward of each round]; and what `least` gives."""
     x, gradient = torch.randn(batch, length, D_MODEL, requires_grad=True), torch.randn(batch, length, D_MODEL)
     # The seed's factored attention at great length is out of this benchmark's patience.
     chosen = {name: options for name, options in VARIANTS.items() if length < 2048 or "seed" not in name}
-    runs = {name: steps(build(options), x, gradient) for name, options in chosen.items()}
-    runs = {"standard": steps(FusedStandard(), x, gradient), **runs}
+    blocks = {"standard": FusedStandard(), "standard here": standard_here()}
+    blocks |= {name: build(options) for name, options in chosen.items() if only is None or only in name}
+    runs = {name: steps(block, x, gradient) for name, block in blocks.items()}
     for pair in runs.values():
         for run in pair:
             run()
@@ -104,13 +135,15 @@ def measure(batch: int, length: int, rounds: int) -> dict[str, list[list[float]]
         for name, pair in runs.items():
             for times, run, repeats in zip(taken[name], pair, calls[name]):
                 times.append(cpu_ms(run, repeats))
-    return taken
+    return taken, {name: least(block, batch, length) for name, block in blocks.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--long", action="store_true", help="also lengths 2048 and 4096")
     parser.add_argument("--only", help="one shape, e.g. 8x128")
+    parser.add_argument("--block", help="only blocks whose names contain this, beside the standard ones")
+    parser.add_argument("--rounds", type=int, help="rounds; 9, 7 or 4 by length")
     parser.add_argument("--out", help="write the figures to this JSON file")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -118,23 +151,42 @@ def main() -> None:
     shapes = SHAPES + LONG * given.long
     if given.only:
         shapes = [tuple(map(int, given.only.split("x")))]  # type: ignore[misc]
-    rows = []
+    rows, limits = [], rates()
+    print(f"{limits.processor}: products {limits.gflops:.0f} GFLOP/s (torch's own {limits.torch_gflops:.0f}), "
+          f"memory {limits.gbytes:.0f} GB/s")  # fmt: skip
     for batch, length in shapes:
-        taken = measure(batch, length, rounds=9 if length < 512 else 7 if length < 1024 else 4)
+        rounds = given.rounds or (9 if length < 512 else 7 if length < 1024 else 4)
+        taken, floors = measure(batch, length, rounds, given.block)
         for name, pair in taken.items():
             row: dict[str, Any] = {"batch": batch, "T": length, "block": name}
-            for what, times, base in zip(("forward", "forward_backward"), pair, taken["standard"]):
-                row[f"{what}_ms"] = statistics.median(times)
-                row[f"{what}_ratio"] = statistics.median(b / t for b, t in zip(base, times))
+            for i, what in enumerate(("forward", "forward_backward")):
+                # Backward takes two products for each one, and goes through the stream twice as often.
+                floor = limits.floor_ms(*floors[name]) * (1 + 2 * i)
+                row[f"{what}_ms"] = statistics.median(pair[i])
+                row[f"{what}_of_limit"] = floor / row[f"{what}_ms"]
+                for peer in ("standard", "standard here"):
+                    ratios = [b / t for b, t in zip(taken[peer][i], pair[i])]
+                    key = what + ("_ratio" if peer == "standard" else "_ratio_here")
+                    row[key] = statistics.median(ratios)
+                    row[f"{key}_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
             rows.append(row)
-            print(
-                f"B{batch} T{length:5} {name:46} {row['forward_ms']:8.2f} / {row['forward_backward_ms']:8.2f} ms  "
-                f"x{row['forward_ratio']:5.1f} / x{row['forward_backward_ratio']:5.1f}",
-                flush=True,
-            )
+            print(_line(row), flush=True)
     if given.out:
         with open(given.out, "w", encoding="utf-8") as file:
-            json.dump({"torch": torch.__version__, "threads": 1, "rows": rows}, file, indent=1)
+            json.dump({"torch": torch.__version__, "threads": 1, "rates": asdict(limits), "rows": rows}, file, indent=1)
+
+
+def _line(row: dict[str, Any]) -> str:
+    parts = [f"B{row['batch']} T{row['T']:4} {row['block']:40}"]
+    parts.append(" / ".join(f"{row[f'{what}_ms']:7.2f}" for what in ("forward", "forward_backward")) + " ms")
+    for key, mark in (("ratio", "x"), ("ratio_here", "here x")):
+        found = []
+        for what in ("forward", "forward_backward"):
+            low, high = row[f"{what}_{key}_quartiles"]
+            found.append(f"{row[f'{what}_{key}']:.1f} ({low:.1f}-{high:.1f})")
+        parts.append(mark + " / ".join(found))
+    shares = " / ".join(f"{row[f'{what}_of_limit']:.0%}" for what in ("forward", "forward_backward"))
+    return "  ".join(parts) + f"  {shares} of the limit"
 
 
 if __name__ == "__main__":

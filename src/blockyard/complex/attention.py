@@ -190,7 +190,7 @@ class ComplexAttention(ComplexModule, Mixer):
         """Return queries [B, T, H, 2·head_dim], keys and values [B, S, H_kv, 2·head_dim], as pairs, normalised and
         turned."""
         projections, context = (self.q_proj, self.k_proj, self.v_proj), call.context
-        mode = resolve_mode(self.q_proj.mode, self.q_proj.weight)
+        mode = resolve_mode(self.q_proj.mode, self.q_proj.weight, to_pairs(x))
         cos, sin = self._turns(x, call)
         if context is not None:
             source = to_pairs(context)

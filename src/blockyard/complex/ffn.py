@@ -7,12 +7,15 @@ low, and real, so that W₂(u ⊙ gate) rotates with x.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from blockyard.complex.linear import (
+    LONG,
+    WIDE,
     ComplexLinear,
     ComplexModule,
     LinearMode,
@@ -31,8 +34,8 @@ from blockyard.registry.register import Traits, register_ffn
 
 # Added to |g|²: the magnitude is then smooth at 0.
 EPS = 1e-6
-# Rows and features from which on three products on parts held apart are faster than four (two cores, x86 with AMX).
-LONG, WIDE = 256, 64
+# Numbers of one part at a time, in the gate.
+_PIECE = 2**16
 
 
 @register_ffn("complex_swiglu", group="complex", traits=Traits(dtypes=("complex64", "complex128", "bfloat16")))
@@ -105,7 +108,7 @@ class ComplexSwiGLU(ComplexModule, FFN):
     def _project(self, x: Tensor) -> Tensor:
         """Compute W₁ x and W₃ x as pairs [..., 4·d_ff], by one product where the weights alone say what they give."""
         projections = (self.w1, self.w3)
-        mode = resolve_mode(self.w1.mode, self.w1.weight)
+        mode = resolve_mode(self.w1.mode, self.w1.weight, x)
         if not all(p.is_bare for p in projections) or (mode == "block" and not self.training):
             return torch.cat([p.pairs(x) for p in projections], dim=-1)
         return linear_pairs(x, torch.cat([p.weight for p in projections]), mode)
@@ -147,6 +150,12 @@ def _times(pairs: Tensor, factor: Tensor) -> Tensor:
     return (pairs.unflatten(-1, (-1, 2)) * factor.unsqueeze(-1)).flatten(-2)
 
 
+def _pieces(rows: Tensor) -> Iterator[slice]:
+    """Return slices of so many rows that a dozen passes over them find them in the processor's cache."""
+    count, at_a_time = len(rows), max(1, _PIECE // rows.shape[-1])
+    return (slice(first, min(first + at_a_time, count)) for first in range(0, count, at_a_time))
+
+
 class _GatedParts(HandWritten):
     """`gated` on parts held apart: [rows, 2d] each -> [rows, d] each."""
 
@@ -159,28 +168,36 @@ class _GatedParts(HandWritten):
 
     @staticmethod
     def forward(ctx: Any, real: Tensor, imaginary: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        (g_re, u_re), (g_im, u_im) = real.chunk(2, dim=-1), imaginary.chunk(2, dim=-1)
-        m = (g_re * g_re).addcmul_(g_im, g_im).add_(EPS).sqrt_()
-        gate = torch.add(m, bias).sigmoid_()
+        width = len(bias)
+        # Sizes and gates, which the backward pass needs, then the two results.
+        m, gate, out_re, out_im = (real.new_empty(len(real), width) for _ in range(4))
+        for some in _pieces(real):
+            (g_re, u_re), (g_im, u_im) = real[some].chunk(2, dim=-1), imaginary[some].chunk(2, dim=-1)
+            size = torch.mul(g_re, g_re, out=m[some]).addcmul_(g_im, g_im).add_(EPS).sqrt_()
+            factor = torch.add(size, bias, out=gate[some]).sigmoid_() * size
+            torch.mul(u_re, factor, out=out_re[some])
+            torch.mul(u_im, factor, out=out_im[some])
         keep(ctx, (real, imaginary, bias), (), m, gate)
-        factor = m * gate
-        return u_re * factor, u_im * factor
+        return out_re, out_im
 
     @staticmethod
     def backward(ctx: Any, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        real, imaginary, _, m, gate = ctx.saved_tensors
-        (g_re, u_re), (g_im, u_im) = real.chunk(2, dim=-1), imaginary.chunk(2, dim=-1)
-        # As in _Gated, where it is said why.
-        # The gate is real: its gradient is the real part of conj(u) times that of the product.
-        along = (p * u_re).addcmul_(q, u_im).mul_(gate)
-        by_bias = torch.rsub(gate, 1).mul_(m).mul_(along)
-        grad_bias = by_bias.sum(0)
-        towards, factor = along.add_(by_bias).div_(m), gate.mul(m)
+        real, imaginary, bias, sizes, gates = ctx.saved_tensors
         grad_real, grad_imaginary = torch.empty_like(real), torch.empty_like(imaginary)
-        for grad, g, from_out in ((grad_real, g_re, p), (grad_imaginary, g_im, q)):
-            grad_g, grad_u = grad.chunk(2, dim=-1)
-            torch.mul(g, towards, out=grad_g)
-            torch.mul(from_out, factor, out=grad_u)
+        grad_bias = torch.zeros_like(bias)
+        for some in _pieces(real):
+            (g_re, u_re), (g_im, u_im) = real[some].chunk(2, dim=-1), imaginary[some].chunk(2, dim=-1)
+            m, gate = sizes[some], gates[some]
+            # As in _Gated, where it is said why.
+            # The gate is real: its gradient is the real part of conj(u) times that of the product.
+            along = (p[some] * u_re).addcmul_(q[some], u_im).mul_(gate)
+            by_bias = torch.rsub(gate, 1).mul_(m).mul_(along)
+            grad_bias += by_bias.sum(0)
+            towards, factor = along.add_(by_bias).div_(m), gate.mul(m)
+            for grad, g, from_out in ((grad_real, g_re, p), (grad_imaginary, g_im, q)):
+                grad_g, grad_u = grad[some].chunk(2, dim=-1)
+                torch.mul(g, towards, out=grad_g)
+                torch.mul(from_out[some], factor, out=grad_u)
         return grad_real, grad_imaginary, grad_bias
 
 

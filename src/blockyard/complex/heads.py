@@ -97,14 +97,13 @@ class _TurnedHeads(HandWritten):
             else:
                 # A turn is undone by its conjugate, which is also its transpose.
                 torch.mul(_complex(grad), turns.conj(), out=_complex(back))
-            normed = x * inverse
-            products = (back * normed).flatten(0, -2)
+            products = (back * x).flatten(0, -2)
             wide = gain.repeat_interleave(2)
             # d/dx of x/rms(x): the part of the gradient along x is projected out.
-            along = (products @ wide).div_(len(gain)).view_as(inverse)
-            torch.mul(back.mul_(wide).addcmul_(normed, along, value=-1.0), inverse, out=target)
+            along = (products @ wide).view_as(inverse).mul_(inverse).mul_(inverse).div_(-len(gain))
+            torch.mul(back.mul_(wide).addcmul_(x, along), inverse, out=target)
             # A real gain scales both parts, so it has the gradients of both.
-            grad_gains.append(products.sum(0).view(-1, 2).sum(-1))
+            grad_gains.append((inverse.reshape(1, -1) @ products).view(-1, 2).sum(-1))
         return grad_stacked, *grad_gains, None, None, None
 
 

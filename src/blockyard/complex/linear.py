@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from blockyard.complex.planes import gauss_product, join_parts, split_parts
 from blockyard.errors import InputError, at_least, one_of
 from blockyard.nn.derivatives import transformed
+from blockyard.nn.products import suits
 from blockyard.nn.roles import Role
 
 LinearMode = Literal["auto", "native", "block", "gauss"]
+# Rows and features from which on three products on parts held apart are faster than four (two cores, x86 with AMX).
+LONG, WIDE = 256, 64
 COMPLEX_DTYPES = (torch.complex64, torch.complex128)
 
 
@@ -85,7 +88,9 @@ class ComplexLinear(ComplexModule):
         d_out: width of the output.
         bias: add a complex bias, zero at the start. It breaks the phase symmetry: W(e^{ia} x) + b ≠ e^{ia}(W x + b).
         mode: native (one complex product), block (one real product with [[A, −B], [B, A]]), gauss (three real products
-            instead of four, float32 and float64 only), or auto: native, but block where the products are bfloat16.
+            instead of four, float32 and float64 only), or auto: native, but block where the products are bfloat16, and
+            gauss for many wide vectors where real products have the faster library (`nn/products.py`), which has no
+            complex ones.
 
     Shapes: x complex [..., d_in] -> complex [..., d_out]. `pairs` does the same on interleaved reals [..., 2·d_in].
     """
@@ -118,7 +123,7 @@ class ComplexLinear(ComplexModule):
 
     def pairs(self, x: Tensor) -> Tensor:
         """Return interleaved reals [..., 2·d_in] -> [..., 2·d_out], in the type that the products are computed in."""
-        mode = resolve_mode(self.mode, self.weight)
+        mode = resolve_mode(self.mode, self.weight, x)
         traced = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed()
         if mode == "block" and not traced:
             out = F.linear(x.to(self.weight.dtype), self._block_weight())
@@ -157,14 +162,24 @@ class ComplexLinear(ComplexModule):
         return f"{self.d_in} -> {self.d_out}, mode={self.mode}{', bias' if self.bias is not None else ''}"
 
 
-def resolve_mode(mode: LinearMode, weight: Tensor) -> LinearMode:
+def resolve_mode(mode: LinearMode, weight: Tensor, x: Tensor | None = None) -> LinearMode:
     """Return which form is computed: there is no complex product in half precision, so there it is always the real
-    block."""
+    block.
+
+    Args:
+        mode: what is asked for.
+        weight: pairs [d_out, d_in, 2].
+        x: interleaved reals that it will be multiplied with, where that may decide.
+    """
     autocast = torch.is_autocast_enabled(weight.device.type) and weight.dtype == torch.float32
     half = autocast or weight.dtype not in (torch.float32, torch.float64)
     if half:
         return "block"
-    return "native" if mode == "auto" else mode
+    if mode != "auto":
+        return mode
+    rows, narrowest = 0 if x is None else x.numel() // max(1, x.shape[-1]), min(weight.shape[:2])
+    large = x is not None and rows >= LONG and narrowest >= WIDE
+    return "gauss" if large and suits(rows, weight.shape[1], weight.shape[0], *(() if x is None else (x,)), weight) else "native"
 
 
 def linear_pairs(x: Tensor, weight: Tensor, mode: LinearMode) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from blockyard.nn.derivatives import HandWritten, hand_written, keep
+from blockyard.nn.products import product
 
 
 def split_parts(pairs: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,9 +88,8 @@ class _Product(HandWritten):
         a, total, difference = _forms(weights)
         keep(ctx, (u, v, *weights), (), a, total, difference)
         # In both parts: the product that is saved.
-        both = (u + v) @ a.mT
-        real = torch.addmm(both, v, total.mT, alpha=-1.0)
-        return real, torch.addmm(both, u, difference.mT, out=both)
+        both = product(u + v, a)
+        return product(v, total, both), product(u, difference, both)
 
     @staticmethod
     def backward(ctx: Any, p: Tensor, q: Tensor) -> tuple[Tensor | None, ...]:
@@ -98,24 +98,33 @@ class _Product(HandWritten):
         grad_u = grad_v = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             # Gradients in real pairs: of x it is Wᴴ g, …
-            shared = both @ a
-            grad_u = torch.addmm(shared, q, difference)
-            grad_v = torch.addmm(shared, p, total, alpha=-1.0, out=shared)
+            shared = product(both, a.mT)
+            grad_u, grad_v = product(q, difference.mT, shared), product(p, total.mT, shared)
         if not any(ctx.needs_input_grad[2:]):
             return grad_u, grad_v, *(None for _ in weights)
         # … of W it is g xᴴ.
-        shared = both.mT @ u
-        real = torch.addmm(shared, q.mT, u - v, alpha=-1.0)
-        imaginary = torch.addmm(shared, p.mT, u + v, alpha=-1.0, out=shared)
+        real, imaginary = _outer(both, p, q, u, v)
         return grad_u, grad_v, *torch.view_as_real(torch.complex(real, imaginary)).split([len(w) for w in weights])
 
 
+def _outer(both: Tensor, p: Tensor, q: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute both parts of (p + iq)ᵀ (u − iv), [d_out, d_in], from p + q and the four of them."""
+    n, less, more = len(u), v - u, (u + v).neg_()
+    if u.shape[1] < p.shape[1]:
+        # Left factors are brought into rows: the narrow ones, whose transposed result is small.
+        shared = product(u.mT, both.mT, rows=n)
+        found = product(less.mT, q.mT, shared, rows=n), product(more.mT, p.mT, shared, rows=n)
+        return found[0].mT.contiguous(), found[1].mT.contiguous()
+    shared = product(both.mT, u.mT, rows=n)
+    return product(q.mT, less.mT, shared, rows=n), product(p.mT, more.mT, shared, rows=n)
+
+
 def _forms(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute A, A + B and B − A of the stacked weights."""
+    """Compute A, −A − B and B − A of the stacked weights."""
     parts = torch.empty(2, sum(len(weight) for weight in weights), weights[0].shape[1], dtype=weights[0].dtype)
     start = 0
     for weight in weights:
         parts[:, start : start + len(weight)] = weight.permute(2, 0, 1)
         start += len(weight)
     real, imaginary = parts.unbind(0)
-    return real, real + imaginary, imaginary - real
+    return real, -(real + imaginary), imaginary - real

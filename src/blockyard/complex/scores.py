@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from blockyard.complex.linear import times_i
+from blockyard.complex.score_passes import EPS, can_pass, scored
 from blockyard.nn.attention import attend
 from blockyard.nn.attention_kernels import HALF, Kernel, as_given
 from blockyard.nn.attention_masks import combine_masks, open_blind_rows
@@ -22,8 +23,6 @@ from blockyard.nn.dropout import dropout as drop
 Score = Literal["real", "magnitude", "phase", "split"]
 SCORES: tuple[Score, ...] = ("real", "magnitude", "phase", "split")
 
-# Added to |s|²: the magnitude is then smooth at s = 0.
-EPS = 1e-6
 # Scores of one block of queries, over all rows and heads: about half a megabyte of each intermediate.
 _BLOCK_SCORES = 1 << 17
 
@@ -60,6 +59,9 @@ def complex_attend(
     """
     # Half of the reals are one complex width.
     scale = (q.shape[-1] / 2) ** -0.5
+    free = padding_mask is None and attn_mask is None and not dropout and not return_weights
+    if score != "real" and free and can_pass(q, k, v):
+        return scored(q, k, v, share, score, causal, scale), None
     if score in ("magnitude", "phase"):
         dtype = q.dtype
         # There is no half-precision product with a float32 result on a CPU.
