@@ -12,13 +12,22 @@ from pathlib import Path
 
 def processor_name() -> str:
     """Return the processor's model as far as the system tells it, otherwise its architecture."""
+    return _told("model name") or os.uname().machine
+
+
+def vendor_name() -> str | None:
+    """Return who made the processor, such as `GenuineIntel`; None where the system does not tell."""
+    return _told("vendor_id")
+
+
+def _told(field: str) -> str | None:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
+            if line.startswith(field):
                 return line.partition(":")[2].strip()
     except OSError:
         pass
-    return os.uname().machine
+    return None
 
 
 def system_name() -> str:

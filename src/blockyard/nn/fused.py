@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from blockyard.nn.derivatives import HandWritten, hand_written, keep, transformed
 from blockyard.nn.linear import hooked
 from blockyard.nn.norms import LayerNorm, RMSNorm
+from blockyard.nn.products import linear, product, suits, weight_gradient
 
 # Fewer rows do not repay the small calls, nor do products wider than this part of what they read.
 _FROM_ROWS, _UP_TO_SHARE = 64, 0.5
@@ -42,19 +43,22 @@ def add_linear(x: Tensor, z: Tensor, weight: Tensor, *, owned: bool = False) -> 
         return x + F.linear(z, weight)
     rows, z = x.reshape(-1, x.shape[-1]), z.reshape(-1, z.shape[-1])
     traced = torch.is_grad_enabled() or transformed()
-    if owned and not traced and x.is_contiguous():
+    adds = suits(z.shape[0], z.shape[1], weight.shape[0], rows, z, weight)
+    if owned and not traced and x.is_contiguous() and not adds:
         torch.addmm(rows, z, weight.mT, out=rows)
         return x
     thin = z.shape[-1] <= _UP_TO_SHARE * x.shape[-1] and x.device.type == "cpu" and x.dtype != torch.bfloat16
-    if not thin or rows.numel() < 2 * _PIECE:
+    if not adds and (not thin or rows.numel() < 2 * _PIECE):
         return torch.addmm(rows, z, weight.mT).view(x.shape)
-    added = hand_written(_AddLinear, rows, z, weight) if traced else _add_by_pieces(rows, z, weight)
+    added = hand_written(_AddLinear, rows, z, weight) if traced else _added(rows, z, weight)
     return added.view(x.shape)
 
 
-def _add_by_pieces(rows: Tensor, z: Tensor, weight: Tensor) -> Tensor:
-    """Compute rows + z Wᵀ, of so many rows at a time that they are still in the processor's cache when the product
-    adds."""
+def _added(rows: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+    """Compute rows + z Wᵀ: in one product that reads them as it goes, or of so many rows at a time that they are still
+    in the processor's cache when the product adds."""
+    if suits(z.shape[0], z.shape[1], weight.shape[0], rows, z, weight):
+        return product(z, weight, rows)
     out, at_a_time = torch.empty_like(rows), max(1, _PIECE // rows.shape[-1])
     for into, some, thin in zip(out.split(at_a_time), rows.split(at_a_time), z.split(at_a_time)):
         torch.addmm(some, thin, weight.mT, out=into)
@@ -62,7 +66,7 @@ def _add_by_pieces(rows: Tensor, z: Tensor, weight: Tensor) -> Tensor:
 
 
 class _AddLinear(HandWritten):
-    """`_add_by_pieces` with the gradients of a product."""
+    """`_added` with the gradients of a product."""
 
     differentiable = True
 
@@ -73,14 +77,15 @@ class _AddLinear(HandWritten):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, z: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(z, weight)
-        return _add_by_pieces(rows, z, weight)
+        return _added(rows, z, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, weight = ctx.saved_tensors
         # The gradient of a transposed matrix is best made transposed.
         lies = weight.stride(0) < weight.stride(1)
-        return grad, grad @ weight, (z.mT @ grad).mT if lies else grad.mT @ z
+        grad_weight = product(z.mT, grad.mT).mT if lies else weight_gradient(grad, z)
+        return grad, product(grad, weight.mT), grad_weight
 
 
 def norm_linear(x: Tensor, norm: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +99,7 @@ def norm_linear(x: Tensor, norm: nn.Module, weight: Tensor) -> tuple[Tensor, Ten
         weight: W, [d_out, d].
     """
     if not _fuses(x, norm, weight):
-        return x, F.linear(norm(x), weight)
+        return x, linear(norm(x), weight)
     assert isinstance(norm, LayerNorm | RMSNorm)
     bias = norm.bias if isinstance(norm, LayerNorm) else None
     given = (norm.weight, bias, weight, norm.eps, isinstance(norm, LayerNorm))
@@ -129,19 +134,19 @@ def _norm_linear(
     if centred:
         own -= own.mean(1, keepdim=True)
         if d_out < _MEAN_APART:
-            product, mean = (rows @ scaled.mT).split([d_out, 1], dim=-1)
+            raw, mean = product(rows, scaled).split([d_out, 1], dim=-1)
         else:
-            product, mean = rows @ own.mT, rows @ scaled[d_out:].mT
+            raw, mean = product(rows, own), rows @ scaled[d_out:].mT
         square.addcmul_(mean, mean, value=-1.0)
         if bool((mean.square() > _FAR_MEAN**2 * square).any()):
             mean = rows.mean(-1, keepdim=True)
             apart = rows - mean
-            square, product = apart.square().mean(-1, keepdim=True), apart @ own.mT
+            square, raw = apart.square().mean(-1, keepdim=True), product(apart, own)
     else:
-        product = rows @ scaled.mT
+        raw = product(rows, scaled)
     inverse = square.add_(eps).rsqrt_()
-    y = product * inverse if bias is None else torch.addcmul(weight @ bias, product, inverse)
-    return y, product, scaled, mean, inverse
+    y = raw * inverse if bias is None else torch.addcmul(weight @ bias, raw, inverse)
+    return y, raw, scaled, mean, inverse
 
 
 class _NormLinear(HandWritten):
@@ -165,7 +170,7 @@ class _NormLinear(HandWritten):
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, gain, bias, weight, product, scaled, mean, inverse = ctx.saved_tensors
+        x, gain, bias, weight, raw, scaled, mean, inverse = ctx.saved_tensors
         d, d_out = x.shape[-1], weight.shape[0]
         rows = x.reshape(-1, d)
         grads = grad_y.reshape(-1, d_out)
@@ -173,11 +178,11 @@ class _NormLinear(HandWritten):
         # mean is that of a thin product, dy · (y - W b). The multiple of x's mean goes along in the product.
         into = rows.new_empty(rows.shape[0], scaled.shape[0])
         thin = torch.mul(grads, inverse, out=into[:, :d_out])
-        along = (thin * product).sum(-1, keepdim=True).mul_(inverse).mul_(inverse).div_(-d)
+        along = (thin * raw).sum(-1, keepdim=True).mul_(inverse).mul_(inverse).div_(-d)
         if mean is not None:
             torch.mul(along, mean, out=into[:, d_out:]).mul_(-d)
-        grad_rows = torch.addcmul(grad_x.reshape(rows.shape), rows, along).addmm_(into, scaled)
-        grad_scaled = thin.mT @ rows
+        grad_rows = product(into, scaled.mT, torch.addcmul(grad_x.reshape(rows.shape), rows, along))
+        grad_scaled = product(thin.mT, rows.mT)
         if mean is not None:
             grad_scaled -= grad_scaled.mean(1, keepdim=True)
         grad_gain, grad_weight, grad_bias = (grad_scaled * weight).sum(0), grad_scaled.mul_(gain), None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from blockyard.errors import InputError
+from blockyard.nn.products import linear
 from blockyard.nn.roles import Role
 
 
@@ -51,6 +52,9 @@ class Linear(nn.Linear):
         nn.init.trunc_normal_(self.weight, std=std, a=-3 * std, b=3 * std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         d_out, d_in = self.weight.shape
@@ -102,8 +106,12 @@ def plain(*modules: nn.Module) -> bool:
 
 def untouched(module: nn.Module) -> bool:
     """Return whether this is a linear module whose own weight (and bias) say what calling it would give."""
-    own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    return own and not hooked(module) and _is_dense(module)
+    return _multiplies(module) and not hooked(module) and _is_dense(module)
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Return whether calling its class's `forward` multiplies by its weight and adds its bias, and no more."""
+    return isinstance(module, nn.Linear) and type(module).forward in (nn.Linear.forward, Linear.forward)
 
 
 def _is_dense(module: nn.Module) -> bool:
@@ -136,7 +144,7 @@ def weight_of(module: nn.Module) -> Tensor:
             hook(module, ())
     pruned = all(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values())
     listens = module._forward_hooks or module._backward_hooks or "forward" in module.__dict__
-    if type(module).forward is nn.Linear.forward and pruned and not listens:
+    if _multiplies(module) and pruned and not listens:
         weight: Tensor = module.weight  # type: ignore[assignment]
         # A quantised tensor says what it stands for; a sharded one (FSDP) is what it is.
         quantised = type(weight).dequantize is not Tensor.dequantize

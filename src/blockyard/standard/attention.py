@@ -22,6 +22,7 @@ from blockyard.nn.dropout import Dropout
 from blockyard.nn.fused import add_linear, norm_linear
 from blockyard.nn.linear import Linear, hooked, plain
 from blockyard.nn.norms import RMSNorm, rms_norm
+from blockyard.nn.products import linear
 from blockyard.nn.rotary import rotate
 from blockyard.nn.rotary_scaling import given
 from blockyard.protocol.cache import LayerCache
@@ -252,7 +253,7 @@ class StandardAttention(Mixer):
         """Return queries and keys of one sequence in one tensor [B, T, H + H_kv, ...], and values [B, T, H_kv, ...]."""
         projections = self._projections()
         if call.values is None and _stacks(x) and plain(*projections):
-            return self._split(F.linear(x, torch.cat([p.weight for p in projections])))
+            return self._split(linear(x, torch.cat([p.weight for p in projections])))
         # Called, not multiplied by their weights: an adapter, a hook or a bias belongs to the call.
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x if call.values is None else call.values)
         qk = torch.cat([q, k], dim=-1).unflatten(-1, (self.n_heads + self.n_kv_heads, -1))

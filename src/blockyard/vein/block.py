@@ -20,6 +20,7 @@ from blockyard.nn.attention_kernels import Kernel
 from blockyard.nn.derivatives import transformed
 from blockyard.nn.fused import Stamp, norm_linear
 from blockyard.nn.norms import make_norm
+from blockyard.nn.products import linear
 from blockyard.nn.segments import Segments
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_ring import RingCache
@@ -224,7 +225,7 @@ class VFTBlock(nn.Module):
             x, z = norm_linear(x, self.ln2, v)
             return self.ffn.add_to(x, None, z, u), None
         h = self._read(x)
-        z = F.linear(h, v)
+        z = linear(h, v)
         if not (wanted or self.normals.s):
             return self._finish(self.ffn.add_to(x, h, z, u)), None
         # A threshold is compared and metrics are reported: nothing is learnt through them, in forward mode either.
@@ -275,7 +276,7 @@ class VFTBlock(nn.Module):
         check_input(x, self.d_model)
         h = self._read(self._attended(x, attn_mask=attn_mask, padding_mask=padding_mask))
         v, u = self.vein.matrices()
-        return self.vein.error_from(h, F.linear(h, v), u, relative=self.eps == "relative")
+        return self.vein.error_from(h, linear(h, v), u, relative=self.eps == "relative")
 
     def calibrate_tau(
         self, x: Tensor, fraction: float = 0.1, *, attn_mask: Tensor | None = None, padding_mask: Tensor | None = None

@@ -19,6 +19,7 @@ from blockyard.nn.dropout import Dropout
 from blockyard.nn.fused import add_linear
 from blockyard.nn.linear import Linear, check_width, cut, plain, weight_of
 from blockyard.nn.norms import LayerNorm
+from blockyard.nn.products import linear
 from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.ffn import FFN, Shared
 from blockyard.registry.register import create, register_ffn
@@ -232,7 +233,7 @@ class VFTFeedForward(FFN):
     def forward(self, x: Tensor) -> Tensor:
         check_width(x, self.d_model)
         v, u = self.vein.matrices()
-        return self.from_vein(x, F.linear(x, v), u)
+        return self.from_vein(x, linear(x, v), u)
 
     def from_vein(self, x: Tensor, z: Tensor, u: Tensor) -> Tensor:
         """Return the output when z = V x [..., rank] is known already (a block needs it for the reconstruction error).
@@ -243,7 +244,7 @@ class VFTFeedForward(FFN):
             u: the vein's U.
         """
         # All that is not linear happens on `rank` numbers; one thin product leads back to the stream.
-        y = F.linear(self.core(z), u) if self.guide is None else self._guided(self.guide, x, z, u)
+        y = linear(self.core(z), u) if self.guide is None else self._guided(self.guide, x, z, u)
         return y if self.stabilizer is None else self.stabilizer.add_to(y, x)
 
     @property

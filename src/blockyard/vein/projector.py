@@ -10,7 +10,6 @@ import math
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
@@ -19,6 +18,7 @@ from blockyard.nn.derivatives import HandWritten, hand_written, keep, outlasting
 from blockyard.nn.exporting import ConstantHolder
 from blockyard.nn.linear import Linear, check_width, cut, weight_of
 from blockyard.nn.norms import widened
+from blockyard.nn.products import linear, product
 from blockyard.nn.roles import Role
 from blockyard.protocol.costs import Cost, linear_flops
 
@@ -190,18 +190,18 @@ class VeinProjector(ConstantHolder):
     def project(self, x: Tensor) -> Tensor:
         """Compute z = V x."""
         check_width(x, self.d_model)
-        return F.linear(x, self.matrices()[0])
+        return linear(x, self.matrices()[0])
 
     def reconstruct(self, z: Tensor) -> Tensor:
         """Compute x̂ = U z."""
         check_width(z, self.rank)
-        return F.linear(z, self.matrices()[1])
+        return linear(z, self.matrices()[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute x̂ = U V x: the part of x that the vein keeps."""
         v, u = self.matrices()
         check_width(x, self.d_model)
-        return F.linear(F.linear(x, v), u)
+        return linear(linear(x, v), u)
 
     def compute_reconstruction_error(self, x: Tensor, relative: bool = True) -> Tensor:
         """Return the distance of x [..., d_model] from the vein: [...], in at least float32.
@@ -221,7 +221,7 @@ class VeinProjector(ConstantHolder):
         Tied, Pythagoras gives it from two norms, without rebuilding x.
         """
         if not self.tied:
-            rest = torch.linalg.vector_norm(widened(x) - widened(F.linear(z, u)), dim=-1)
+            rest = torch.linalg.vector_norm(widened(x) - widened(linear(z, u)), dim=-1)
             return rest / _norm(x) if relative else rest
         # ‖x − VᵀV x‖² = ‖x‖² − ‖V x‖². The difference loses digits where the vein holds nearly all of x: an error of
         # 1e-4 is then the smallest that float32 can tell from 0.
@@ -263,7 +263,7 @@ def _orthonormal_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     with as_given(weight.device):
         wide = widened(weight)
         # r × r: making V orthonormal costs what projecting r further rows does.
-        gram = wide @ wide.mT
+        gram = product(wide, wide)
         # A ridge at rounding size keeps a nearly dependent set of rows from failing.
         ridge = torch.finfo(wide.dtype).eps * gram.diagonal().mean().detach()
         gram = gram + ridge * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
@@ -293,9 +293,9 @@ class _OrthonormalRows(HandWritten):
             # dQ = A - Φ(A Qᵀ + Q Aᵀ) Q with A = L⁻¹ dW and Φ = lower triangle with half the diagonal, so that
             # dW = L⁻ᵀ (dQ - (P + Pᵀ) Q) with P = Φ(dQ Qᵀ).
             wide, into = widened(rows), widened(grad)
-            inside = (into @ wide.mT).tril_()
+            inside = product(into, wide).tril_()
             inside.diagonal().mul_(0.5)
-            left = torch.addmm(into, inside + inside.mT, wide, alpha=-1.0)
+            left = product(-(inside + inside.mT), wide.mT, into)
             return torch.linalg.solve_triangular(lower.mT, left, upper=True).to(grad.dtype)
 
 
