@@ -10,6 +10,7 @@ in `spectral_filter`, blocks of channels stay in the cache, and the backward pas
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +20,14 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from blockyard.nn.derivatives import differentiate_all, needs_plain, outlasting, transformed
+from blockyard.nn.products import product
 from blockyard.spectral.basis import Interpolation, Spacing, kernel_basis, smooth_length
-from blockyard.spectral.filter import bin_weights, blocks, fft_flops
+from blockyard.spectral.filter import BLOCK_BYTES, bin_weights, fft_flops
+
+# Bytes of the kernels' spectra that are made together: many rows to a product, and not much memory.
+_KERNEL_BYTES = 1 << 24
+# Their rows are filled up to a multiple of this: products of so many are the fast ones (`blockyard.nn.products`).
+_ROWS_BY = 32
 
 
 @lru_cache(maxsize=32)
@@ -65,7 +72,8 @@ def _defined(
     v: Tensor, anchors: Tensor, first: int, window: int, chunk: int, interpolation: str, spacing: str
 ) -> Tensor:
     plan = _Plan(v, anchors, first, window, chunk, interpolation, spacing)
-    return plan.joined(plan.convolved(plan.rows(v), plan.gates(anchors)))
+    out = plan.convolved(plan.rows(v), plan.kernels(plan.gates(anchors)))
+    return out.flatten(-2).flatten(1, 2)[..., : plan.kept]
 
 
 @torch.library.custom_op("blockyard::chunk_convolution", mutates_args=())
@@ -73,11 +81,14 @@ def _convolve(
     v: Tensor, anchors: Tensor, first: int, window: int, chunk: int, interpolation: str, spacing: str
 ) -> Tensor:
     plan = _Plan(v, anchors, first, window, chunk, interpolation, spacing)
-    rows, gates = plan.rows(v), plan.gates(anchors)
-    out = torch.empty(*rows.shape[:2], plan.outputs, chunk, dtype=v.dtype, device=v.device)
-    for block in plan.blocks():
-        out[block] = plan.convolved(rows[block], gates[:, block].contiguous())
-    return plan.joined(out)
+    rows, gates, out = plan.rows(v), plan.gates(anchors), plan.empty(v)
+    places = out.unflatten(1, (plan.heads, -1)).unflatten(-1, (plan.outputs, chunk))
+    with torch.no_grad():
+        for group, blocks in plan.blocks():
+            kernels = plan.kernels(gates[:, *group])
+            for own, block in blocks:
+                places[block] = plan.convolved(rows[block], [kernel[own] for kernel in kernels])
+    return out[..., : plan.kept]
 
 
 @torch.library.custom_op("blockyard::chunk_convolution_backward", mutates_args=())
@@ -85,27 +96,32 @@ def _backward(
     grad: Tensor, v: Tensor, anchors: Tensor, first: int, window: int, chunk: int, interpolation: str, spacing: str
 ) -> tuple[Tensor, Tensor]:
     plan = _Plan(v, anchors, first, window, chunk, interpolation, spacing)
-    rows, gates = plan.rows(v), plan.gates(anchors)
-    slopes = grad.reshape(*rows.shape[:2], -1)
-    grad_rows, grad_gates = torch.empty_like(rows), torch.zeros_like(gates)
-    weights = bin_weights(plan.n, v)
-    for block in plan.blocks():
-        spectra, chosen = plan.spectra(rows[block]), gates[:, block].contiguous()
-        slope = F.pad(slopes[block], (0, plan.outputs * chunk - slopes.shape[-1])).unflatten(-1, (-1, chunk))
-        # Only the last S of n outputs were kept, so the others have no gradient.
-        slope = torch.fft.rfft(F.pad(slope, (plan.n - chunk, 0)))
-        grad_spectra = torch.zeros_like(spectra)
-        spectra.conj_physical_()
-        # Conjugates: what was a convolution forward is a correlation backward.
-        for part, to, source in plan.pairs():
-            kernel = plan.kernel(chosen[to], part).conj_physical_()
-            grad_spectra[:, :, source].addcmul_(kernel, slope[:, :, to])
-            grad_kernel = (spectra[:, :, source] * slope[:, :, to]).sum(1).mul_(weights).transpose(0, 1)
-            grad_gates[to, block] += torch.view_as_real(grad_kernel).flatten(-2) @ plan.parts[part].T
-        # A chunk was read as itself and as its successor's past, so gradients overlap and add up.
-        pieces = torch.fft.irfft(grad_spectra, plan.n)
-        grad_rows[block] = plan.overlap_add(pieces)
-    return grad_rows.view(v.shape), plan.ungated(grad_gates)
+    rows, gates, slopes = plan.rows(v), plan.gates(anchors), plan.rows(grad)
+    grad_v, grad_gates = torch.empty(v.shape, dtype=v.dtype, device=v.device), torch.zeros_like(gates)
+    grad_rows, weights = plan.rows(grad_v), bin_weights(plan.n, v)
+    with torch.no_grad():
+        for group, blocks in plan.blocks():
+            # Conjugates: what was a convolution forward is a correlation backward.
+            kernels = [kernel.conj_physical_() for kernel in plan.kernels(gates[:, *group])]
+            grads = [plan.room_for(gates[to, *group]) for _, to, _ in plan.pairs()]
+            # Shaped as the kernels; every place belongs to one block.
+            grad_kernels = [plan.shaped(grad, gates[to, *group]) for grad, (_, to, _) in zip(grads, plan.pairs())]
+            for own, block in blocks:
+                spectra, slope = plan.spectra(rows[block]).conj_physical_(), plan.slope(slopes[block])
+                grad_spectra = torch.zeros_like(spectra)
+                for (_, to, source), kernel, into in zip(plan.pairs(), kernels, grad_kernels):
+                    grad_spectra[..., source, :].addcmul_(kernel[own], slope[..., to, :])
+                    torch.sum(spectra[..., source, :] * slope[..., to, :], 2, keepdim=True, out=into[own])
+                # A chunk was read as itself and as its successor's past, so gradients overlap and add up.
+                grad_rows[block] = plan.overlap_add(torch.fft.irfft(grad_spectra, plan.n))
+            for (part, to, _), grad, into in zip(plan.pairs(), grads, grad_kernels):
+                into *= weights
+                own_gates = grad_gates[to, *group]
+                own_gates += product(grad, plan.parts[part])[: own_gates[..., 0].numel()].view_as(own_gates)
+    return grad_v, grad_gates.transpose(0, 1).contiguous()
+
+
+Block = tuple[slice, slice]
 
 
 class _Plan:
@@ -115,89 +131,133 @@ class _Plan:
         self, v: Tensor, anchors: Tensor, first: int, window: int, chunk: int, interpolation: str, spacing: str
     ) -> None:
         self.batch, self.channels, self.length = v.shape
-        self.kernels, self.buckets = anchors.shape[2], anchors.shape[3] // 2
+        self.heads, self.buckets = anchors.shape[2], anchors.shape[3] // 2
         self.first, self.chunk, self.n = first, chunk, smooth_length(2 * chunk)
         self.chunks = -(-self.length // chunk)
         self.outputs = self.chunks - first
+        self.kept = self.length - first * chunk
         settings: Any = (interpolation, spacing, v.dtype, v.device)
         self.parts = _parts(self.buckets, window, chunk, *settings)
-        self.device = v.device
-        self.bytes_per_row = 2 * self.n * self.chunks * v.element_size() * self.channels // self.kernels
+        self.device, self.bytes = v.device, v.element_size()
 
-    def blocks(self) -> list[slice]:
-        return blocks(self.batch * self.kernels, self.bytes_per_row, self.device)
+    def blocks(self) -> Iterator[tuple[Block, list[tuple[Block, Block]]]]:
+        """Yield groups of samples and kernels whose spectra are made together, each with its blocks: where they lie
+        in the group, and where in everything."""
+        values = 2 * self.n * self.chunks * self.bytes * self.channels // self.heads
+        spectra = sum(to.stop - to.start for _, to, _ in self.pairs()) * self.parts.shape[2] * self.bytes
+        for group in self._tiles(slice(0, self.batch), slice(0, self.heads), _KERNEL_BYTES // spectra):
+            blocks = list(self._tiles(*group, BLOCK_BYTES // values))
+            a, b = (run.start for run in group)
+            own = [(slice(i.start - a, i.stop - a), slice(j.start - b, j.stop - b)) for i, j in blocks]
+            yield group, list(zip(own, blocks))
+
+    def _tiles(self, samples: slice, heads: slice, size: int) -> Iterator[Block]:
+        """Yield slices over samples and kernels with at most `size` places, at least one: all kernels of several
+        samples, or some of one."""
+        count, width = samples.stop - samples.start, heads.stop - heads.start
+        if self.device.type != "cpu":
+            # Every block would be launches of its own.
+            size = count * width
+        high, wide = max(1, size // width), min(width, max(1, size))
+        for i in range(samples.start, samples.stop, high):
+            for j in range(heads.start, heads.stop, wide):
+                yield slice(i, min(i + high, samples.stop)), slice(j, min(j + wide, heads.stop))
 
     def rows(self, v: Tensor) -> Tensor:
-        """Compute [B, D, T] -> [B·M, c, T]."""
-        return v.contiguous().view(self.batch * self.kernels, -1, self.length)
+        """Return [B, D, T] as [B, M, c, T]."""
+        return v.unflatten(1, (self.heads, -1))
 
     def gates(self, anchors: Tensor) -> Tensor:
-        """Compute [B, chunks, M, 2K] -> [chunks, B·M, 2K]."""
-        return anchors.transpose(0, 1).reshape(self.outputs, -1, 2 * self.buckets)
+        """Return [B, chunks, M, 2K] as [chunks, B, M, 2K]."""
+        return anchors.transpose(0, 1)
 
-    def ungated(self, gates: Tensor) -> Tensor:
-        """Compute [chunks, B·M, 2K] -> [B, chunks, M, 2K]."""
-        return gates.unflatten(1, (self.batch, self.kernels)).transpose(0, 1).contiguous()
+    def empty(self, v: Tensor) -> Tensor:
+        """Return room for the outputs of whole chunks, [B, D, outputs · S], with the samples of a channel side by
+        side: what multiplies it can take it for one matrix."""
+        return v.new_empty(self.channels, self.batch, self.outputs * self.chunk).transpose(0, 1)
 
     def spectra(self, rows: Tensor) -> Tensor:
-        """Return the spectra of every chunk together with what precedes it, [b, c, chunks, bins]."""
+        """Return the spectra of every chunk together with what precedes it, [..., chunks, bins]."""
         rest = self.chunks * self.chunk - self.length
         if self.n != 2 * self.chunk:
             return torch.fft.rfft(F.pad(rows, (self.n - self.chunk, rest)).unfold(-1, self.n, self.chunk))
         # The same with half the copying, which at a thousand tokens is a tenth of everything.
         chunks = (F.pad(rows, (0, rest)) if rest else rows).unflatten(-1, (-1, self.chunk))
-        both = chunks.new_empty(*chunks.shape[:3], 2, self.chunk)
+        both = chunks.new_empty(*chunks.shape[:-1], 2, self.chunk)
         # Each chunk behind its predecessor: the values that a part of S taps can reach.
-        both[:, :, :, 1] = chunks
-        both[:, :, 1:, 0] = chunks[:, :, :-1]
-        both[:, :, 0, 0] = 0
+        both[..., 1, :] = chunks
+        both[..., 1:, 0, :] = chunks[..., :-1, :]
+        both[..., 0, 0, :] = 0
         return torch.fft.rfft(both.flatten(-2))
 
-    def pairs(self, begin: int = 0) -> list[tuple[int, slice, slice]]:
-        """Return (part of the kernel, output chunks that use it, chunks of values that they use it on), from part
-        `begin`."""
+    def slope(self, grad: Tensor) -> Tensor:
+        """Return the spectra of the gradients [..., T − first·S] of the outputs, [..., outputs, bins]."""
+        rest = self.outputs * self.chunk - self.kept
+        chunks = (F.pad(grad, (0, rest)) if rest else grad).unflatten(-1, (-1, self.chunk))
+        # Only the last S of n outputs were kept, so the others have no gradient.
+        return torch.fft.rfft(F.pad(chunks, (self.n - self.chunk, 0)))
+
+    def pairs(self) -> list[tuple[int, slice, slice]]:
+        """Return (part of the kernel, output chunks that use it, chunks of values that they use it on)."""
         found = []
-        for part in range(begin, min(self.parts.shape[0], self.chunks)):
+        for part in range(min(self.parts.shape[0], self.chunks)):
             start = max(self.first, part)
-            found.append((part, slice(start - self.first, None), slice(start - part, self.chunks - part)))
+            found.append((part, slice(start - self.first, self.outputs), slice(start - part, self.chunks - part)))
         return found
 
-    def kernel(self, anchors: Tensor, part: int) -> Tensor:
-        """Return spectra of a part of the kernels of anchors [chunks, b, 2K]: [b, 1, chunks, bins]."""
-        spectra = torch.view_as_complex((anchors @ self.parts[part]).unflatten(-1, (-1, 2)))
-        return spectra.transpose(0, 1)[:, None]
+    def kernels(self, gates: Tensor) -> list[Tensor]:
+        """Return the spectra of every part of the kernels of gates [chunks, b, m, 2K], for the chunks that use it:
+        each [b, m, 1, chunks, bins]."""
+        found = []
+        rows = gates.shape[1] * gates.shape[2]
+        flat = F.pad(gates.reshape(-1, gates.shape[-1]), (0, 0, 0, _ROWS_BY - 1))
+        for part, to, _ in self.pairs():
+            begin, count = to.start * rows, (to.stop - to.start) * rows
+            made = product(flat[begin : begin + _filled(count)], self.parts[part].mT)
+            found.append(self.shaped(made, gates[to]))
+        return found
 
-    def convolved(self, rows: Tensor, anchors: Tensor) -> Tensor:
-        """Return values [b, c, T] and gates [chunks, b, 2K] to outputs [b, c, outputs, S]."""
+    def shaped(self, made: Tensor, gates: Tensor) -> Tensor:
+        """Return spectra as products have them, [rows, 2 · bins], as those of gates [chunks, b, m, 2K] in the order
+        [b, m, 1, chunks, bins]."""
+        rows = made[: gates.shape[:3].numel()].view(*gates.shape[:3], -1, 2)
+        return torch.view_as_complex(rows).permute(1, 2, 0, 3)[:, :, None]
+
+    def room_for(self, gates: Tensor) -> Tensor:
+        """Return zeros for such spectra of gates, [rows, 2 · bins]."""
+        return gates.new_zeros(_filled(gates.shape[:3].numel()), self.parts.shape[2])
+
+    def convolved(self, rows: Tensor, kernels: list[Tensor]) -> Tensor:
+        """Return values [b, m, c, T] and the parts' spectra to outputs [b, m, c, outputs, S]."""
         spectra = self.spectra(rows)
         # Part p of a kernel meets the values p chunks back; their products add up before one transform back.
-        total = self.kernel(anchors, 0) * spectra[:, :, self.first :]
-        for part, to, source in self.pairs(1):
-            total[:, :, to].addcmul_(self.kernel(anchors[to], part), spectra[:, :, source])
+        total = kernels[0] * spectra[..., self.first :, :]
+        for (_, to, source), kernel in zip(self.pairs()[1:], kernels[1:]):
+            total[..., to, :].addcmul_(kernel, spectra[..., source, :])
         # The outputs in front have wrapped around: overlap-save throws them away.
         return torch.fft.irfft(total, self.n)[..., -self.chunk :]
 
-    def joined(self, out: Tensor) -> Tensor:
-        """Return outputs [B·M, c, outputs, S] as [B, D, T − first·S]."""
-        out = out.flatten(-2)[..., : self.length - self.first * self.chunk]
-        return out.reshape(self.batch, self.channels, -1).contiguous()
-
     def overlap_add(self, pieces: Tensor) -> Tensor:
-        """Return chunks [b, c, chunks, n] that overlap, added up where they lie: [b, c, T]."""
+        """Return chunks [..., chunks, n] that overlap, added up where they lie: [..., T]."""
         steps = -(-self.n // self.chunk)
         pieces = F.pad(pieces, (0, steps * self.chunk - self.n)).unflatten(-1, (steps, self.chunk))
         total = torch.zeros(
-            *pieces.shape[:2], self.chunks + steps - 1, self.chunk, dtype=pieces.dtype, device=pieces.device
+            *pieces.shape[:-3], self.chunks + steps - 1, self.chunk, dtype=pieces.dtype, device=pieces.device
         )
         for step in range(steps):
-            total[:, :, step : step + self.chunks] += pieces[:, :, :, step]
+            total[..., step : step + self.chunks, :] += pieces[..., step, :]
         start = self.n - self.chunk
         return total.flatten(-2)[..., start : start + self.length]
 
 
+def _filled(rows: int) -> int:
+    return -(-rows // _ROWS_BY) * _ROWS_BY
+
+
 @_convolve.register_fake
 def _(v: Tensor, anchors: Tensor, first: int, window: int, chunk: int, interpolation: str, spacing: str) -> Tensor:
-    return v.new_empty(v.shape[0], v.shape[1], v.shape[2] - first * chunk)
+    columns = -(-v.shape[2] // chunk) * chunk - first * chunk
+    return v.new_empty(v.shape[1], v.shape[0], columns).transpose(0, 1)[..., : v.shape[2] - first * chunk]
 
 
 @_backward.register_fake

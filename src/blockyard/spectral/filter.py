@@ -18,13 +18,13 @@ from blockyard.nn.derivatives import differentiate_all, needs_plain, transformed
 from blockyard.spectral.basis import bin_matrix, smooth_length
 
 # Bytes that one block works on, its values, spectra and gradients together: what stays in a core's own cache.
-_BLOCK_BYTES = 1 << 21
+BLOCK_BYTES = 1 << 21
 
 
 def blocks(rows: int, bytes_per_row: int, device: torch.device) -> list[slice]:
     """Return slices over rows that are worked on together: as many as the cache holds, or all of them off the CPU."""
     # Off the CPU all at once: every block would be launches of its own.
-    size = max(1, _BLOCK_BYTES // bytes_per_row) if device.type == "cpu" else rows
+    size = max(1, BLOCK_BYTES // bytes_per_row) if device.type == "cpu" else rows
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 

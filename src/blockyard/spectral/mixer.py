@@ -18,6 +18,7 @@ from blockyard.errors import InputError, at_least
 from blockyard.nn.attention_kernels import as_given
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Linear, plain
+from blockyard.nn.products import linear, suits
 from blockyard.protocol.cache_ring import RingCache
 from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads
@@ -194,10 +195,13 @@ class SpectralMixer(Mixer):
         long)."""
         if plain(self.v_proj):
             # W xᵀ has channels in front at once; to project first would mean to transpose behind it.
-            v = torch.matmul(self.v_proj.weight, x.transpose(1, 2))
+            # Of all samples at once: [D, B · N], seen with the samples in front.
+            rows, weight = x.reshape(-1, x.shape[-1]), self.v_proj.weight
+            fast = suits(len(rows), *weight.shape, weight, rows)
+            v = (linear(weight, rows) if fast else weight @ rows.mT).unflatten(1, x.shape[:2]).transpose(0, 1)
         else:
             v = self.v_proj(x).transpose(1, 2)
-        return v.to(_wide(x.dtype)).contiguous()
+        return v.to(_wide(x.dtype))
 
     def _query(self, rows: Tensor) -> Tensor:
         """Return the query projection of summaries or tokens, [..., D] -> [..., D] in at least float32."""
