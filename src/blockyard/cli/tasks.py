@@ -259,6 +259,7 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
         from blockyard.cli.settings import read_given
         from blockyard.cli.sources import PLUGINS, given_settings, settings_files
         from blockyard.compare.compare import compare
+        from blockyard.compare.joining import join_comparison
         from blockyard.compare.settings import CompareConfig
         from blockyard.tasks.kind import task_kind
 
@@ -269,6 +270,10 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
         shared: dict[str, Any] = {name: options for name, options in settings.items() if options}
         if plugins:
             shared[PLUGINS] = plugins
+        if config.join:
+            # Whoever joins a comparison has no report to show.
+            join_comparison(task, config, shared, Path(arguments.out))
+            return 0
         compare(task, config, shared, Path(arguments.out))
         return tell_page(arguments.out)
 

@@ -16,6 +16,7 @@ from queue import Queue
 from typing import Any
 from uuid import uuid4
 
+from blockyard.compare.address import START, check_cluster
 from blockyard.compare.engine import EngineConfig
 from blockyard.compare.keeper import Keeper, versions_here
 from blockyard.compare.processes import Ending, Launch, Worker, message_of, module_environment
@@ -125,6 +126,7 @@ def _join(ray: Any, config: EngineConfig) -> None:
     """Join the cluster, once in a process."""
     if ray.is_initialized():
         return
+    check_cluster(ray, config.ray_address)
     local = config.ray_address == "local"
     # Keepers find the package where this process has it; what an installation brings is on every machine already.
     environment = {"PYTHONPATH": module_environment()["PYTHONPATH"]}
@@ -139,8 +141,7 @@ def _join(ray: Any, config: EngineConfig) -> None:
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"ray.address={config.ray_address!r}: no Ray cluster answers there ({reason}); start one with "
-            "`ray start --head`, or give --ray.address local"
+            f"ray.address={config.ray_address!r}: no Ray cluster answers there ({reason}); {START}"
         ) from error
 
 

@@ -22,6 +22,7 @@ from blockyard.compare.beside import check_beside
 from blockyard.compare.confirm import SecondText, can_confirm, confirm, second_text
 from blockyard.compare.costs import measurements, scaling
 from blockyard.compare.failures import is_of_the_machine, keep_failure
+from blockyard.compare.launch import check_reachable
 from blockyard.compare.live import Board, make_board
 from blockyard.compare.output import load_report, write_report
 from blockyard.compare.plan import (
@@ -40,6 +41,7 @@ from blockyard.compare.rates import rates_of, with_rates
 from blockyard.compare.results import decisions_of
 from blockyard.compare.seeds import train_seeds
 from blockyard.compare.settings import CompareConfig, Groups
+from blockyard.compare.sharing import Sharing
 from blockyard.errors import InputError
 from blockyard.files import check_writable, nothing_left
 from blockyard.machine.launch import world_size
@@ -96,22 +98,15 @@ def compare(
     # Two processes would each train every run; --workers is how a comparison takes several.
     if world_size() > 1:
         raise InputError("compare runs in one process; start it without torchrun")
+    if config.join:
+        raise InputError("join: a comparison is joined by `join_comparison`, which makes no report")
     # A copy, as the report names what was asked for.
     groups = dict(groups or {})
     out = Path(out)
-    base = base_run(task, groups)
-    if config.lengths is not None and base.kind.at_length(base.model, 1) is None:
-        raise InputError(f"lengths: models of the task {task!r} have one length (its TaskKind gives no at_length)")
-    # Names and options of all choices before any data are read: a typo in the last one is told in a second.
-    choices = configurations(config, base)
     with forcing(force):
-        # Estimates first: a model that cannot fit is refused before a text of a gigabyte is read.
-        check_data(base)
-        for name, model in choices.items():
-            check_training(replace(base, model=model), f"the model of {name}", fitted=False)
+        base, choices = checked(task, config, groups)
+    check_reachable(config)
     check_beside(config, base)
-    for model in choices.values():
-        _ = model.layers  # every layer's options, before any data are read
     # Measurements are made in this process, with the threads that the runs have.
     if base.train.threads:
         torch.set_num_threads(base.train.threads)
@@ -121,10 +116,30 @@ def compare(
     try:
         data, second = base.kind.load_data(base.data, base.model), second_text(config, base)
         # A folder that was made for a comparison that never began goes with it.
-        with nothing_left(out) as keep, closing(State(out)) as state, forcing(force):
+        with nothing_left(out) as keep, closing(State(out)) as state, forcing(force), Sharing(out).leading():
             return _compare(config, groups, out, base, choices, data, second, state, board, started, keep)
     finally:
         board.close()
+
+
+def checked(task: str, config: CompareConfig, groups: Groups) -> tuple[Run[Any, Any], dict[str, BlocksConfig]]:
+    """Return the shared options, and the choices by name, with all refused that can be before data are read.
+
+    Raises:
+        InputError: for that.
+    """
+    base = base_run(task, groups)
+    if config.lengths is not None and base.kind.at_length(base.model, 1) is None:
+        raise InputError(f"lengths: models of the task {task!r} have one length (its TaskKind gives no at_length)")
+    # Names and options of all choices before any data are read: a typo in the last one is told in a second.
+    choices = configurations(config, base)
+    # Estimates first: a model that cannot fit is refused before a text of a gigabyte is read.
+    check_data(base)
+    for name, model in choices.items():
+        check_training(replace(base, model=model), f"the model of {name}", fitted=False)
+    for model in choices.values():
+        _ = model.layers  # every layer's options, before any data are read
+    return base, choices
 
 
 def _compare(
@@ -165,6 +180,7 @@ def _compare(
     # The verdict's runs; everything after them only looks at what they left.
     results, looks = train_seeds(plan, config, base, data, board, out)
     confirmation = confirm(second, plan, results, config, state, board, out) if second is not None else None
+    Sharing(out).finish()
     # The system took their process, twice: measuring them here would take this one.
     killed = {name for (name, _), run in results.items() if run["status"] == "killed"}
     measured = measurements(config, base, plan, data, state, board, out, killed)

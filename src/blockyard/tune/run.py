@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from blockyard.compare.launch import check_reachable
 from blockyard.compare.settings import Groups
 from blockyard.errors import InputError, require
 from blockyard.files import check_writable, nothing_left, plain
@@ -65,6 +66,7 @@ def tune(
     load_plugins(tuple(fixed.get("plugins") or ()))
     space = over if isinstance(over, Space) else read_space(task, over)
     space.check(fixed)
+    check_reachable(config)
     check_writable(out, folder=True)
     with forcing(force):
         start = DefaultRun(task, space, fixed, config)
