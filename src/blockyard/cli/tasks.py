@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 FOLDER = "comparison"
 BUDGET, RAY = "budget_", "ray_"
+RAY_HELP = "the cluster, with --engine ray"
 # Of a training that begins with a trained model: rates for random weights would undo it.
 TUNED = {"optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01}
 # Terms of a comparison that only models have that write.
@@ -184,13 +185,17 @@ def terms_groups(terms: Mapping[str, Option], help: str, budget_help: str, hidde
     cluster as groups."""
     from blockyard.tasks.groups import Group
 
-    prefixes = {BUDGET: budget_help, RAY: "the cluster, with --engine ray"}
+    prefixes = {BUDGET: budget_help, RAY: RAY_HELP}
     own = {n: option for n, option in terms.items() if not n.startswith(tuple(prefixes)) and n not in hidden}
-    found = [Group("", help, own)]
-    for prefix, title in prefixes.items():
-        short = {n.removeprefix(prefix): option for n, option in terms.items() if n.startswith(prefix)}
-        found.append(Group(prefix.rstrip("_"), title, {n: replace(option, name=n) for n, option in short.items()}))
-    return found
+    return [Group("", help, own), *(prefixed_group(terms, prefix, title) for prefix, title in prefixes.items())]
+
+
+def prefixed_group(terms: Mapping[str, Option], prefix: str, help: str) -> Group:
+    """Return those options whose names begin so as a group of that name."""
+    from blockyard.tasks.groups import Group
+
+    short = {n.removeprefix(prefix): option for n, option in terms.items() if n.startswith(prefix)}
+    return Group(prefix.rstrip("_"), help, {n: replace(option, name=n) for n, option in short.items()})
 
 
 def grouped_terms(settings: dict[str, Any]) -> dict[str, Any]:

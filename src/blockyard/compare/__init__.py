@@ -16,8 +16,8 @@ Files, in reading order:
     runs.py        trains every run: by turns.py, a slice of steps each, so that a slow hour falls on all alike;
                    or by several workers (worker.py is one), which processes.py listens to and stops
     sharing.py     runs that several processes make together on shared storage; joining.py: one of them
-    engine.py      where workers run; launch.py starts them here, or on a Ray cluster (cluster.py; address.py: where it is), beside
-                   a keeper.py
+    engine.py      where workers run; launch.py starts them here, or on a Ray cluster (cluster.py; its address.py),
+                   beside a keeper.py
     jobs.py        one run: what it needs, and the record of how it ended
     results.py     what a run's folder says of it: metrics, and that record
     measure.py     speed, generation, cache bytes, peak memory (peak_memory.py, in a fresh process)

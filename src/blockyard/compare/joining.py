@@ -1,4 +1,4 @@
-"""Joins a comparison that another process leads in the same folder: trains runs of it until none is offered any more."""
+"""Joins a comparison that another process leads in the same folder: trains runs of it until none is offered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from blockyard.compare.settings import CompareConfig, Groups
 from blockyard.compare.sharing import Sharing
 from blockyard.compare.turns import train_in_turns
 from blockyard.errors import InputError
-from blockyard.files import parse_json
+from blockyard.files import check_writable, parse_json
 from blockyard.machine.launch import world_size
 from blockyard.machine.memory import forcing
 from blockyard.tasks.run import DataCache
@@ -64,15 +64,16 @@ def join_comparison(
     out, groups = Path(out), dict(groups or {})
     with forcing(force):
         base, _ = checked(task, config, groups)
+        check_writable(out, folder=True)
         if base.train.threads:
             torch.set_num_threads(base.train.threads)
         board = make_board(show, base.kind.unit)
         try:
             with StopRequest().listening() as stop:
                 joined = _Joined(Sharing(out), board, stop)
-                joined.wait_for_leader()
+                # What cannot be read is not to be told after a wait.
                 data = base.kind.load_data(base.data, base.model)
-                # After the wait, as the leader writes it; before the first run.
+                joined.wait_for_leader()
                 _agree(out, terms_of(config, base, data))
                 return joined.work()
         finally:

@@ -170,8 +170,8 @@ class Sharing:
             # Of a leader that was killed there may be one, which does not change.
             if now and seen and now != seen and not self.is_led():
                 raise InputError(
-                    f"join: somebody leads in {self.out} whose lock is not seen here: locks of this storage do not hold "
-                    "between machines (NFSv4 has such, and Lustre with `flock`)"
+                    f"join: somebody leads in {self.out} whose lock is not seen here: locks of this storage do not "
+                    "hold between machines (NFSv4 has such, and Lustre with `flock`)"
                 )
             seen = seen or now
             time.sleep(POLL_SECONDS)
