@@ -14,6 +14,7 @@ from blockyard.cli.parser import Parser
 from blockyard.cli.task_words import common_of
 from blockyard.errors import InputError
 from blockyard.machine.launch import world_size
+from blockyard.mirror import is_url
 
 if TYPE_CHECKING:
     from blockyard.registry.options import Option
@@ -209,7 +210,7 @@ def grouped_terms(settings: dict[str, Any]) -> dict[str, Any]:
 def tell_page(out: str) -> int:
     """Print where the report is; a person at a terminal has just been told, a script reads it here."""
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
-        print(Path(out) / "report.html")
+        print(f"{out.rstrip('/')}/report.html" if is_url(out) else Path(out) / "report.html")
     return 0
 
 
@@ -277,9 +278,9 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
             shared[PLUGINS] = plugins
         if config.join:
             # Whoever joins a comparison has no report to show.
-            join_comparison(task, config, shared, Path(arguments.out))
+            join_comparison(task, config, shared, arguments.out)
             return 0
-        compare(task, config, shared, Path(arguments.out))
+        compare(task, config, shared, arguments.out)
         return tell_page(arguments.out)
 
     return task_command("compare", task, summary, add_arguments, run, order, example)
@@ -325,7 +326,7 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
         config = TuneConfig(**{**terms, **grouped_terms(settings)})
         space = read_space(task, {name: o.value for name, o in over.items()}, {n: o.origin for n, o in over.items()})
         shared: dict[str, Any] = {**settings, PLUGINS: plugins} if plugins else dict(settings)
-        record = tune(task, space, config, shared, Path(arguments.out))
+        record = tune(task, space, config, shared, arguments.out)
         # Whoever joins a search has no report to show.
         return 0 if record is None else tell_page(arguments.out)
 

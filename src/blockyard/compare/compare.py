@@ -46,6 +46,7 @@ from blockyard.errors import InputError
 from blockyard.files import check_writable, nothing_left
 from blockyard.machine.launch import world_size
 from blockyard.machine.memory import forcing
+from blockyard.mirror import is_url, mirrored, place_of
 from blockyard.models.config import BlocksConfig
 from blockyard.models.inside import kernels_of
 from blockyard.models.order import order_note
@@ -83,7 +84,7 @@ def compare(
         task: the kind of task, by name.
         config: the terms.
         groups: shared options: `model`, `train`, `data` (as `train` takes them) and `plugins`.
-        out: folder of the runs and the report.
+        out: folder of the runs and the report, or its URL.
         show: show progress on standard error.
         force: train also what by its estimate does not fit into memory.
 
@@ -100,6 +101,9 @@ def compare(
         raise InputError("compare runs in one process; start it without torchrun")
     if config.join:
         raise InputError("join: a comparison is joined by `join_comparison`, which makes no report")
+    if is_url(out):
+        with mirrored(str(out)) as folder:
+            return compare(task, config, groups, folder, show=show, force=force)
     # A copy, as the report names what was asked for.
     groups = dict(groups or {})
     out = Path(out)
@@ -194,7 +198,7 @@ def _compare(
         report["looks"] = looks
     _add_rates(report, plan, state, base)
     files = write_report(report, out)
-    board.say(f"report: {files['html']}")
+    board.say(f"report: {place_of(files['html'])}")
     # Read back, not returned as made: what a caller gets is what the file holds, rounded and checked.
     return load_report(out)
 
@@ -302,7 +306,7 @@ def _report(
             "compare": {k: v for k, v in asdict(config).items() if k != "blocks"},
         },
         "provenance": {
-            "command": config.command(base.task, groups, str(out)),
+            "command": config.command(base.task, groups, place_of(out)),
             "versions": versions(),
             "data": data.fingerprint,
             "machine": machine_of(base),

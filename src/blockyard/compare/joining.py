@@ -22,6 +22,7 @@ from blockyard.errors import InputError
 from blockyard.files import check_writable, parse_json
 from blockyard.machine.launch import world_size
 from blockyard.machine.memory import forcing
+from blockyard.mirror import is_url
 from blockyard.tasks.run import DataCache
 from blockyard.training.folder import LOCK, held
 from blockyard.training.interrupt import Interrupted, StopRequest
@@ -61,6 +62,8 @@ def join_comparison(
     """
     if world_size() > 1:
         raise InputError("compare runs in one process; start it without torchrun")
+    if is_url(out):
+        raise InputError("join: a URL has no locks; join on storage that all see under a path, or use --engine ray")
     out, groups = Path(out), dict(groups or {})
     with forcing(force):
         base, _ = checked(task, config, groups)

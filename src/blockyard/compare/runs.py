@@ -19,6 +19,7 @@ from blockyard.compare.processes import Ending, Workers
 from blockyard.compare.results import read_result
 from blockyard.compare.sharing import ORPHAN_SECONDS, POLL_SECONDS, Sharing
 from blockyard.compare.turns import train_all
+from blockyard.mirror import mirror_of
 from blockyard.report import schema
 from blockyard.training.folder import LOCK, held
 
@@ -138,7 +139,8 @@ def _requests(
         return []
     # Runs that are to be compared by the clock share the cores evenly; the option, when given, has the last word.
     threads = threads or shares[0][0].run.train.threads or budget.engine.threads(len(shares))
-    out = None if sharing is None else str(sharing.out.absolute())
+    # Nobody joins where each machine has a folder of its own.
+    out = None if sharing is None or mirror_of(sharing.out) is not None else str(sharing.out.absolute())
     return [
         {"budget": budget.as_request(), "threads": threads, "out": out, "jobs": [described(job) for job in share]}
         for share in shares

@@ -15,6 +15,7 @@ from blockyard.compare.launch import check_reachable
 from blockyard.errors import InputError
 from blockyard.files import check_writable, nothing_left
 from blockyard.machine.memory import forcing
+from blockyard.mirror import is_url, mirrored
 from blockyard.pretrained import Pretrained
 from blockyard.training.folder import CONFIG
 from blockyard.transplant.original import read_original
@@ -43,7 +44,7 @@ def run_transplant(
         model: a folder or .gguf file that `load_pretrained` reads, a run folder, or a module: ours or of transformers.
         config: the terms.
         out: with one choice the run folder of the new model; with several, each has its own within it. The record
-            (transplant.json) and the page (report.html) are there, too.
+            (transplant.json) and the page (report.html) are there, too. A path, or a URL.
         tokenizer: a folder with a tokenizer, where the model brings none.
         show: tell on standard error how far it is.
         trust: import whatever plug-ins a run folder names.
@@ -54,6 +55,9 @@ def run_transplant(
     Raises:
         InputError: for anything that the user can put right.
     """
+    if is_url(out):
+        with mirrored(str(out)) as scratch:
+            return run_transplant(model, config, scratch, tokenizer=tokenizer, show=show, trust=trust, force=force)
     folder = Path(out)
     names = config.names
     if config.spreads and isinstance(model, nn.Module | Pretrained):
