@@ -201,6 +201,31 @@ def test_what_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.
         Mirror("s3://b", tmp_path / "c")
 
 
+def test_names_that_lead_out_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Mirror(f"file://{tmp_path}/store", tmp_path / "there")
+    # As object stores may have them: a key is any text.
+    listed = {f"{there._root}/a/../../out": {"size": 1}}
+    monkeypatch.setattr(type(there._store), "find", lambda self, root, detail: listed)
+    with pytest.raises(InputError, match=r"holds 'a/\.\./\.\./out', which leads out of it"):
+        there.pull()
+
+
+def test_a_run_is_trained_and_read_at_a_url(tmp_path: Path, run: Any) -> None:
+    text, url = random_text(tmp_path / "text.txt"), f"file://{tmp_path}/store/run"
+    shape = ["--model.d_model", "16", "--model.n_layers", "1", "--model.n_heads", "2", "--model.context", "16"]
+    words = [*shape, "--data.path", str(text), "--train.steps", "4", "--train.compile", "off", "--out", url]
+    assert run("train", "lm", *words).status == 0
+    made = run("generate", url, "--prompt", "a", "--tokens", "4")
+    assert made.status == 0, made.err
+    assert (tmp_path / "store/run/config.yaml").is_file() and not (tmp_path / "store/run" / LEASE).exists()
+    again = run("train", "lm", *words)
+    assert again.status == 2 and "already holds a run" in again.err
+    gone_on = run("train", "lm", "--out", url, "--resume", "--train.steps", "6")
+    assert gone_on.status == 0, gone_on.err
+    assert run("train", "price", str(text), "--out", url).status == 2
+    assert run("generate", f"file://{tmp_path}/nothing", "--prompt", "a").status == 2
+
+
 def random_text(path: Path) -> Path:
     draw = random.Random(0)
     path.write_text(" ".join(draw.choice(["yard", "block", "vein", "of", "the", "a"]) for _ in range(1500)))

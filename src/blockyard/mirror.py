@@ -198,6 +198,8 @@ class Mirror:
                 continue
             for name, about in inner.items():
                 path = str(name).removeprefix(self._root).lstrip("/")
+                if ".." in path.split("/"):
+                    raise InputError(f"{self.shown} holds {path!r}, which leads out of it")
                 if not _LEFT_OUT.fullmatch(path):
                     told = (about.get(key) for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created"))
                     found[path] = (about.get("size"), *(str(each) for each in told))

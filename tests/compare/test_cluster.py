@@ -1,6 +1,6 @@
 """Runs on the machines of a Ray cluster, one of which is lost: two nodes of one machine, each of its own processes."""
 
-# ruff: noqa: E402
+# ruff: noqa: E402, F811
 from __future__ import annotations
 
 import os

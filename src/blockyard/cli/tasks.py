@@ -79,7 +79,16 @@ def train_command(task: str, summary: str, *, order: int = 12, example: str = ""
         add_groups(parser, train_groups(task))
 
     def run(arguments: argparse.Namespace) -> int:
-        train_as_told(task, arguments)
+        from blockyard.mirror import mirrored
+
+        if arguments.out is None or not is_url(arguments.out):
+            train_as_told(task, arguments)
+            return 0
+        if world_size() > 1:
+            raise InputError(f"--out {arguments.out}: a URL is for one process; several need a folder that all see")
+        with mirrored(arguments.out) as folder:
+            arguments.out = str(folder)
+            train_as_told(task, arguments)
         return 0
 
     return task_command("train", task, summary, add_arguments, run, order, example)
@@ -109,6 +118,8 @@ def train_as_told(
     from blockyard.tasks.groups import train_groups
     from blockyard.tasks.run import train
 
+    if arguments.out is not None and is_url(arguments.out):
+        raise InputError(f"--out {arguments.out}: `train {task}` writes into a folder, not to a URL")
     if arguments.resume and arguments.out is None:
         raise InputError("--resume needs the run to go on with: --out DIR")
     files = settings_files(arguments.config, arguments.out, arguments.resume)
