@@ -35,7 +35,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield f"file://{tmp_path}/store/run"
         return
     yield "memory://store/run"
-    fsspec.filesystem("memory").rm("/store", recursive=True)
+    memory = fsspec.filesystem("memory")
+    if memory.exists("/store"):
+        memory.rm("/store", recursive=True)
 
 
 def fill(folder: Path, files: dict[str, str]) -> None:
@@ -166,6 +168,16 @@ def test_what_a_killed_process_held_is_free_after_some_beats(url: str, tmp_path:
     Mirror(url, tmp_path / "here").write(LEASE, json.dumps({"holder": "gone", "process": 1, "machine": "m"}).encode())
     with mirrored(url) as folder:
         assert content(folder) == {}
+
+
+def test_whoever_was_taken_for_dead_overwrites_nothing(url: str, tmp_path: Path) -> None:
+    other = Mirror(url, tmp_path / "other")
+    with pytest.raises(InUse, match=r"was taken over by another process \(process 7 of m\)"), mirrored(url) as folder:
+        other.write(LEASE, json.dumps({"holder": "other", "process": 7, "machine": "m"}).encode())
+        other.write("compare.json", b"theirs")
+        time.sleep(0.5)
+        fill(folder, {"compare.json": "mine"})
+    assert other.read("compare.json") == b"theirs" and other.read(LEASE) is not None
 
 
 def test_scratch_folders_of_killed_processes_go(tmp_path: Path) -> None:

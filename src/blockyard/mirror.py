@@ -98,6 +98,8 @@ class Mirror:
         self._here: dict[str, Signature] = {}
         # A thread sends, and whoever works sends at the end, too.
         self._lock = threading.Lock()
+        # Who has it by now, when this process was away for so long that it was taken for dead.
+        self.taken = ""
         make_folder(local)
 
     def pull(self, under: Iterable[str] = ("",)) -> None:
@@ -140,7 +142,10 @@ class Mirror:
 
         Raises:
             InputError: when it cannot be written.
+            InUse: when another process has taken the place over.
         """
+        if self.taken:
+            raise InUse(f"{self.shown} was taken over by another process ({self.taken})")
         with self._lock, self._reaching("write"):
             now = {path: _signature(self.local / path) for path in self._files()}
             changed = sorted((path for path, found in now.items() if found != self._here.get(path)), key=_order)
@@ -221,10 +226,10 @@ class Mirror:
 
     def _put(self, path: str, put: Callable[[str], None]) -> None:
         target = f"{self._root}/{path}"
-        self._store.makedirs(target.rpartition("/")[0], exist_ok=True)
         if self._whole:
             put(target)
             return
+        self._store.makedirs(target.rpartition("/")[0], exist_ok=True)
         beside = f"{target.rpartition('/')[0]}/{WRITING}{secrets.token_hex(8)}"
         put(beside)
         self._store.mv(beside, target)
@@ -338,6 +343,9 @@ def _lease(mirror: Mirror) -> Iterator[None]:
             count += 1
             # A store that is away for a moment: the work itself will say so.
             with suppress(InputError):
+                if (now := said()) is not None and mine not in now:
+                    mirror.taken = _holder(now)
+                    return
                 say(count)
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -347,8 +355,9 @@ def _lease(mirror: Mirror) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        with suppress(InputError):
-            mirror.remove(LEASE)
+        if not mirror.taken:
+            with suppress(InputError):
+                mirror.remove(LEASE)
 
 
 def _holder(said: str) -> str:

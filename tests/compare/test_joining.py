@@ -24,7 +24,7 @@ from blockyard.errors import InputError
 from blockyard.training.folder import locked_folder
 from tests.compare.test_compare import without_timings
 
-STEPS, TOKENS = 60, 4 * 16
+STEPS, TOKENS = 40, 4 * 16
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +198,7 @@ def test_only_one_leads_and_who_cannot_join_is_told_in_a_line(tmp_path, text, mo
     with pytest.raises(InputError, match="join: one process joins"):
         terms(join=True, workers=2)
     compare_lm(terms(seeds=1, budget_value=640), groups, out, show=False)
-    refused("on other terms: budget.value was 640, now 3840")
+    refused("on other terms: budget.value was 640, now 2560")
     offer = json.loads((out / OFFER).read_text())
     assert offer.pop("done")
     # What has ended is no leader's.

@@ -26,7 +26,7 @@ from blockyard.transplant.record import Record
 from blockyard.transplant.settings import flat
 from tests.transplant.test_transplant import build
 
-# Orders by piece, a search by halving, a closed part, a healing; the last is refused.
+# Orders by piece, a search, a closed part; the last is refused.
 CHOICES = "mla;standard[window=4,sinks=1]@0,2;standard[window=60,sinks=2]"
 
 
@@ -92,8 +92,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def config_for(texts: Any, sizes: Any, blocks: str = CHOICES, **terms: Any) -> TransplantConfig:
-    heal = HealSettings(tokens=64, length=16, points=1, save_every=2)
-    return TransplantConfig(blocks, data=texts, text=sizes, budget=Budget(cache=0.7, context=64), heal=heal, **terms)
+    return TransplantConfig(blocks, data=texts, text=sizes, budget=Budget(cache=0.7, context=64), **terms)
 
 
 def same(a: Record, b: Record, folders: tuple[Path, Path]) -> None:
@@ -129,6 +128,7 @@ def test_choices_by_workers_are_those_of_one_process_and_nothing_is_made_twice(t
     assert started.asked == [[[names[2], None]]]
 
 
+@pytest.mark.slow
 def test_rows_of_an_order_are_shared_where_choices_are_few(tiny, texts, sizes, tmp_path, started):
     alone = run_transplant(tiny, config_for(texts, sizes, "mla"), tmp_path / "alone", show=False)
     together = run_transplant(tiny, config_for(texts, sizes, "mla", workers=2), tmp_path / "out", show=False)
@@ -184,10 +184,10 @@ def test_where_the_work_is_done_is_no_term_of_it(texts, sizes):
 
 
 @pytest.mark.slow
-def test_a_worker_and_then_the_whole_are_killed_and_gone_on_with(tiny, texts, sizes, tmp_path):
-    """Real processes: one worker dies of SIGKILL, then the process that leads; the same words end the same."""
-    alone = run_transplant(tiny, config_for(texts, sizes), tmp_path / "alone", show=False)
-    out, config = tmp_path / "out", config_for(texts, sizes, workers=2)
+def test_a_worker_that_is_killed_is_begun_again_and_the_weights_are_the_same(tiny, texts, sizes, tmp_path):
+    heal = HealSettings(tokens=640, length=16, points=1, save_every=2)
+    alone = run_transplant(tiny, config_for(texts, sizes, heal=heal), tmp_path / "alone", show=False)
+    out, config = tmp_path / "out", config_for(texts, sizes, heal=heal, workers=2)
     killed: list[int] = []
 
     def kill_one() -> None:
