@@ -26,7 +26,7 @@ from blockyard.machine.processor import processor_name
 def seconds(config: EngineConfig, out: Path) -> float:
     start = time.perf_counter()
     # The comparison's own worker, with no run to train: it imports torch, as every worker does.
-    request = {"budget": {"unit": "tokens", "value": 1.0}, "threads": 1, "jobs": []}
+    request = {"budget": {"unit": "tokens", "value": 1.0}, "threads": 1, "out": None, "jobs": []}
     with launcher(config, "blockyard.compare.worker", out) as launch:
         Workers(launch, [request], lambda message: None).wait()
     return time.perf_counter() - start

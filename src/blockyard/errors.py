@@ -20,6 +20,10 @@ class MissingExtra(InputError):
     """An optional dependency is not installed; the message names the `pip install` that brings it."""
 
 
+class InUse(InputError):
+    """Another process has what was asked for: what lies there is that one's."""
+
+
 def require(module: str, *, extra: str) -> ModuleType:
     """Import an optional dependency, or say which extra brings it.
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, InUse
 
 # Temporary names begin so; the target's own name is left out, since with it the name could become too long.
 WRITING, REMOVING = ".writing-", ".removing-"
@@ -202,7 +202,7 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False, name: 
 @contextmanager
 def nothing_left(folder: Path) -> Iterator[Callable[[], None]]:
     """Let an InputError within it take away what was made in a folder, and the folder and those above it if they are
-    new.
+    new. Where another process is in the folder (InUse) nothing is taken away: it is that one's.
 
     Yields: what to call when there is something worth keeping: then nothing is taken away any more.
     """
@@ -216,6 +216,8 @@ def nothing_left(folder: Path) -> Iterator[Callable[[], None]]:
 
     try:
         yield keep
+    except InUse:
+        raise
     except InputError:
         if not kept and folder.is_dir():
             for path in folder.iterdir():

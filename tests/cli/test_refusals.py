@@ -11,7 +11,7 @@ import pytest
 
 from blockyard.cli import main
 from blockyard.compare.plan import State
-from blockyard.errors import InputError
+from blockyard.errors import InputError, InUse
 from blockyard.files import check_writable, nothing_left
 from blockyard.registry.pattern import parse_choice
 from blockyard.registry.register import get_ffn
@@ -171,3 +171,12 @@ def test_two_dashes_as_a_value_are_a_value(words, capsys, tmp_path, monkeypatch)
     assert main(words) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_refusal_takes_nothing_away_from_another_process_that_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    with pytest.raises(InUse), nothing_left(folder):
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text("of the other")
+        raise InUse("in use")
+    assert (folder / "metrics.jsonl").exists()

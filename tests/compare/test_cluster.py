@@ -1,6 +1,6 @@
 """Runs on the machines of a Ray cluster, one of which is lost: two nodes of one machine, each of its own processes."""
 
-# ruff: noqa: E402
+# ruff: noqa: E402, F811
 from __future__ import annotations
 
 import os
@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,17 @@ from blockyard.compare.compare import compare_lm
 from blockyard.compare.results import read_metrics
 from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
+from blockyard.mirror import is_url
 from blockyard.report import html, write
 from blockyard.report import text as report_text
+from blockyard.transplant import Budget, HealSettings, TransplantConfig, account, run_transplant, work
 from blockyard.tune import session
 from blockyard.tune.run import tune
 from blockyard.tune.settings import TuneConfig
 from tests.compare.test_compare import without_timings
 from tests.fixtures.folders import PLUGINS
+from tests.transplant.conftest import sizes, texts, tiny  # noqa: F401
+from tests.transplant.test_spread import same
 from tests.tune.test_tune import GROUPS, OVER, found
 
 STORE = 80 * 2**20
@@ -87,7 +92,7 @@ class Heard:
         return
 
 
-def compared(tmp_path: Path, out: str, heard: Heard, monkeypatch: pytest.MonkeyPatch, **terms: Any) -> Any:
+def compared(tmp_path: Path, out: str | Path, heard: Heard, monkeypatch: pytest.MonkeyPatch, **terms: Any) -> Any:
     draw = random.Random(0)
     text = tmp_path / "text.txt"
     text.write_text(" ".join(draw.choice(["yard", "block", "vein", "of", "the", "a"]) for _ in range(1500)))
@@ -99,23 +104,26 @@ def compared(tmp_path: Path, out: str, heard: Heard, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(import_module("blockyard.compare.compare"), "make_board", lambda show, unit: heard)
     quick = {"budget_value": 300 * 64, "seeds": 2, "slice_steps": 25, "rates": "one", "measure_memory": False}
     config = CompareConfig("standard;relu2", **{**quick, "sample_tokens": 8, **terms})
-    return compare_lm(config, groups, tmp_path / out, show=False)
+    return compare_lm(config, groups, out if is_url(out) else tmp_path / out, show=False)
 
 
+@pytest.mark.parametrize("kept", ["folder", "url"])
 def test_a_comparison_that_loses_a_machine_ends_in_the_report_of_one_machine(
-    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
 ) -> None:
     here = compared(tmp_path, "here", Heard(), monkeypatch)
     heard, out = Heard(), tmp_path / "there"
 
     def midway() -> bool:
-        # Every choice has made a part of its steps by then, on whichever machine.
+        # Both machines are at work by then.
         folders = [path.parent for path in out.glob("runs/*/seed-*/metrics.jsonl")]
         steps = [rows[-1]["step"] for folder in folders if (rows := read_metrics(folder))]
-        return len(steps) >= 2 and all(50 <= step < 300 for step in steps)
+        return len(steps) >= 2 and any(50 <= step < 300 for step in steps)
 
     lost = nodes.lose_one_when(midway)
-    there = compared(tmp_path, "there", heard, monkeypatch, engine="ray", ray_address=nodes.address, workers=2)
+    # At a URL every worker has a folder of its own machine, and only what it sent is known elsewhere.
+    place = str(out) if kept == "folder" else f"file://{out}"
+    there = compared(tmp_path, place, heard, monkeypatch, engine="ray", ray_address=nodes.address, workers=2)
     lost.join(timeout=60)
     assert any("was lost with its machine; begun again" in line for line in heard.said), heard.said
     for report, workers, engine in ((here, 1, "local"), (there, 2, "ray")):
@@ -155,3 +163,23 @@ def test_a_search_that_loses_a_machine_ends_in_the_trials_of_one_machine(
     lost.join(timeout=60)
     assert found(there) == found(here)
     assert [trial["status"] for trial in there["trials"]] == ["finished"] * 6
+
+
+def test_a_transplant_that_loses_a_machine_ends_in_the_weights_of_one_machine(
+    nodes: Nodes, tiny: Path, texts: Any, sizes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(work, "_print", said.append)
+    monkeypatch.setattr(account, "decode_costs", partial(account.decode_costs, rounds=2, round_seconds=1e-4))
+    blocks = "mla;standard[window=4,sinks=1]@0,2;mla[kv_rank=12,rope_dim=4]@1;mla[kv_rank=8,rope_dim=4]@0"
+    # Long enough to be lost in the middle of.
+    heal = HealSettings(tokens=12_000, length=16, points=2, save_every=50)
+    terms = {"data": texts, "text": sizes, "budget": Budget(cache=0.7, context=64), "heal": heal}
+    alone = run_transplant(tiny, TransplantConfig(blocks, **terms), tmp_path / "alone", show=False)
+    out = tmp_path / "out"
+    lost = nodes.lose_one_when(lambda: len(list(out.glob("healing/*/checkpoints/*/state.json"))) >= 2)
+    config = TransplantConfig(blocks, engine="ray", ray_address=nodes.address, workers=2, **terms)
+    together = run_transplant(tiny, config, out, show=True)
+    lost.join(timeout=60)
+    assert any("was lost with its machine; begun again" in line for line in said), said
+    same(alone, together, (tmp_path / "alone", out))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from blockyard import mirror
 from blockyard.compare import cluster, keeper
 from blockyard.compare.engine import EngineConfig
 from blockyard.compare.processes import Ending, Workers
@@ -236,3 +237,43 @@ def test_what_memory_is_forced_for_is_forced_on_other_machines_too(
             launch({}, queue.Queue())
         keeper.Keeper(*asked[0])
     assert found == [{"BLOCKYARD_FORCE": "1"} if forced else {}]
+
+
+def test_at_a_url_a_machine_fetches_what_its_worker_needs_and_sends_what_it_makes(
+    ray: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fsspec")
+    monkeypatch.setenv("BLOCKYARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(mirror, "LEASE_SECONDS", 0.1)
+    with mirror.mirrored(f"file://{tmp_path}/store") as out:
+        for name in ("mine", "other"):
+            (out / name).mkdir()
+            (out / name / "result.json").write_text(name)
+        made = str(out / "mine" / "made.txt")
+        # Paths within the folder are those of the machine's own; what is not asked for stays away.
+        said = heard_from([{"say": "done", "write": made, "list": str(out / "mine")}], out)
+        there = next(message["seen"] for message in said if "seen" in message)
+        assert there["path"] != made and there["path"].endswith("/mine/made.txt")
+        assert there["files"] == ["mine/result.json"]
+        # What it made was here before its end was known, and its own folder has gone.
+        assert Path(made).read_text() == "made" and (tmp_path / "store/mine/made.txt").read_text() == "made"
+        assert not Path(there["path"]).exists()
+
+
+def test_a_machine_with_another_place_of_the_same_url_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    monkeypatch.setenv("BLOCKYARD_CACHE", str(tmp_path / "cache"))
+    here: dict[str, Any] = {"cwd": str(tmp_path), "probe": str(tmp_path / "seen-by-all"), "token": "token"}
+    here |= {"forced": False, "versions": keeper.versions_here(), "local": str(tmp_path)}
+    empty = (f"file://{tmp_path}/empty", "does not see what file://.*/empty holds")
+    for url, told in (empty, ("no://b", "cannot be reached")):
+        stood = keeper.Keeper("worker_that_says", {}, {**here, "url": url})
+        with pytest.raises(InputError, match=told):
+            stood.hear(0.01)
+
+
+def test_paths_within_a_folder_are_moved_and_nothing_else() -> None:
+    asked = {"out": "/a/b", "jobs": [{"folder": "/a/b/runs/x"}, "/a/bc", "a/b"], "n": 1, "none": None}
+    moved = keeper.moved(asked, "/a/b", "/c")
+    assert moved == {"out": "/c", "jobs": [{"folder": "/c/runs/x"}, "/a/bc", "a/b"], "n": 1, "none": None}
+    assert keeper.inner_folders(moved, Path("/c")) == {"", "runs/x"}

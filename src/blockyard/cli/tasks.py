@@ -14,6 +14,7 @@ from blockyard.cli.parser import Parser
 from blockyard.cli.task_words import common_of
 from blockyard.errors import InputError
 from blockyard.machine.launch import world_size
+from blockyard.mirror import is_url
 
 if TYPE_CHECKING:
     from blockyard.compare.settings import CompareConfig
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 FOLDER = "comparison"
 BUDGET, RAY = "budget_", "ray_"
+RAY_HELP = "the cluster, with --engine ray"
 # Of a training that begins with a trained model: rates for random weights would undo it.
 TUNED = {"optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01}
 # Terms of a comparison that only models have that write.
@@ -78,7 +80,16 @@ def train_command(task: str, summary: str, *, order: int = 12, example: str = ""
         add_groups(parser, train_groups(task))
 
     def run(arguments: argparse.Namespace) -> int:
-        train_as_told(task, arguments)
+        from blockyard.mirror import mirrored
+
+        if arguments.out is None or not is_url(arguments.out):
+            train_as_told(task, arguments)
+            return 0
+        if world_size() > 1:
+            raise InputError(f"--out {arguments.out}: a URL is for one process; several need a folder that all see")
+        with mirrored(arguments.out) as folder:
+            arguments.out = str(folder)
+            train_as_told(task, arguments)
         return 0
 
     return task_command("train", task, summary, add_arguments, run, order, example)
@@ -108,6 +119,8 @@ def train_as_told(
     from blockyard.tasks.groups import train_groups
     from blockyard.tasks.run import train
 
+    if arguments.out is not None and is_url(arguments.out):
+        raise InputError(f"--out {arguments.out}: `train {task}` writes into a folder, not to a URL")
     if arguments.resume and arguments.out is None:
         raise InputError("--resume needs the run to go on with: --out DIR")
     files = settings_files(arguments.config, arguments.out, arguments.resume)
@@ -185,13 +198,17 @@ def terms_groups(terms: Mapping[str, Option], help: str, budget_help: str, hidde
     cluster as groups."""
     from blockyard.tasks.groups import Group
 
-    prefixes = {BUDGET: budget_help, RAY: "the cluster, with --engine ray"}
+    prefixes = {BUDGET: budget_help, RAY: RAY_HELP}
     own = {n: option for n, option in terms.items() if not n.startswith(tuple(prefixes)) and n not in hidden}
-    found = [Group("", help, own)]
-    for prefix, title in prefixes.items():
-        short = {n.removeprefix(prefix): option for n, option in terms.items() if n.startswith(prefix)}
-        found.append(Group(prefix.rstrip("_"), title, {n: replace(option, name=n) for n, option in short.items()}))
-    return found
+    return [Group("", help, own), *(prefixed_group(terms, prefix, title) for prefix, title in prefixes.items())]
+
+
+def prefixed_group(terms: Mapping[str, Option], prefix: str, help: str) -> Group:
+    """Return those options whose names begin so as a group of that name."""
+    from blockyard.tasks.groups import Group
+
+    short = {n.removeprefix(prefix): option for n, option in terms.items() if n.startswith(prefix)}
+    return Group(prefix.rstrip("_"), help, {n: replace(option, name=n) for n, option in short.items()})
 
 
 def grouped_terms(settings: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +222,7 @@ def grouped_terms(settings: dict[str, Any]) -> dict[str, Any]:
 def tell_page(out: str) -> int:
     """Print where the report is; a person at a terminal has just been told, a script reads it here."""
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
-        print(Path(out) / "report.html")
+        print(f"{out.rstrip('/')}/report.html" if is_url(out) else Path(out) / "report.html")
     return 0
 
 
@@ -259,12 +276,17 @@ def compare_command(task: str, summary: str, *, order: int = 32, example: str = 
     def run(arguments: argparse.Namespace) -> int:
         from blockyard.cli.sources import PLUGINS, given_settings, settings_files
         from blockyard.compare.compare import compare
+        from blockyard.compare.joining import join_comparison
 
         known = compare_groups(task)
         given, plugins = given_settings(arguments, settings_files(arguments.config, None, False), known, task)
         config, shared = compare_terms(task, known, given)
         shared |= {PLUGINS: plugins} if plugins else {}
-        compare(task, config, shared, Path(arguments.out))
+        if config.join:
+            # Whoever joins a comparison has no report to show.
+            join_comparison(task, config, shared, arguments.out)
+            return 0
+        compare(task, config, shared, arguments.out)
         return tell_page(arguments.out)
 
     return task_command("compare", task, summary, add_arguments, run, order, example)
@@ -321,7 +343,7 @@ def tune_command(task: str, summary: str, *, order: int = 37, example: str = "")
         config = TuneConfig(**{**terms, **grouped_terms(settings)})
         space = read_space(task, {name: o.value for name, o in over.items()}, {n: o.origin for n, o in over.items()})
         shared: dict[str, Any] = {**settings, PLUGINS: plugins} if plugins else dict(settings)
-        record = tune(task, space, config, shared, Path(arguments.out))
+        record = tune(task, space, config, shared, arguments.out)
         # Whoever joins a search has no report to show.
         return 0 if record is None else tell_page(arguments.out)
 

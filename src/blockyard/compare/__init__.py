@@ -15,7 +15,9 @@ Files, in reading order:
                    beside.py: models that were trained elsewhere; earlier.py: smaller comparisons before this one
     runs.py        trains every run: by turns.py, a slice of steps each, so that a slow hour falls on all alike;
                    or by several workers (worker.py is one), which processes.py listens to and stops
-    engine.py      where workers run; launch.py starts them here, or on a Ray cluster (cluster.py), beside a keeper.py
+    sharing.py     runs that several processes make together on shared storage; joining.py: one of them
+    engine.py      where workers run; launch.py starts them here, or on a Ray cluster (cluster.py; its address.py),
+                   beside a keeper.py
     jobs.py        one run: what it needs, and the record of how it ended
     results.py     what a run's folder says of it: metrics, and that record
     measure.py     speed, generation, cache bytes, peak memory (peak_memory.py, in a fresh process)
@@ -41,6 +43,7 @@ from blockyard.names import exports
 
 if TYPE_CHECKING:
     from blockyard.compare.compare import compare as compare
+    from blockyard.compare.joining import join_comparison as join_comparison
     from blockyard.compare.output import load_report as load_report
     from blockyard.compare.output import write_report as write_report
     from blockyard.compare.settings import CompareConfig as CompareConfig
@@ -49,6 +52,7 @@ else:
         __name__,
         {
             "compare": "compare",
+            "joining": "join_comparison",
             "output": "load_report write_report",
             "settings": "CompareConfig",
         },

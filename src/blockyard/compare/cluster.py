@@ -2,8 +2,8 @@
 
 A worker is the same process as on one machine. On its machine a keeper starts it, keeps its standard input open and
 hands on its lines; Ray places keepers by the cores, GPUs and memory they take, and says when one is lost with its
-machine. Run folders lie on storage that all machines see; a lost machine costs what its runs had done since their last
-checkpoint.
+machine. Run folders lie on storage that all machines see, or at a URL from which keepers fetch and to which they send.
+A lost machine costs what its runs had done since their last checkpoint.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from queue import Queue
 from typing import Any
 from uuid import uuid4
 
+from blockyard.compare.address import START, check_cluster
 from blockyard.compare.engine import EngineConfig
 from blockyard.compare.keeper import Keeper, versions_here
 from blockyard.compare.processes import Ending, Launch, Worker, message_of, module_environment
 from blockyard.errors import InputError, require
 from blockyard.files import make_folder, write_atomically
 from blockyard.machine.memory import is_forced
+from blockyard.mirror import Mirror, mirror_of
 
 # A line now and then is all that a worker says; a keeper that has nothing to say answers after this long.
 HEAR_SECONDS = 0.5
@@ -60,10 +62,15 @@ def cluster_launcher(config: EngineConfig, module: str, out: Path) -> Iterator[L
     make_folder(probe.parent)
     write_atomically(probe, token)
     here = {"cwd": str(Path.cwd()), "probe": str(probe), "token": token, "versions": versions_here()}
+    mirror = mirror_of(out)
+    if mirror is not None:
+        # Each machine fetches what its worker needs, and sends what that makes.
+        mirror.push()
+        here |= {"url": mirror.url, "local": str(out.absolute())}
 
     def start(request: Mapping[str, Any], said: Queue[dict[str, Any]]) -> Worker:
         # A keeper's process has nothing of this one's environment.
-        return ClusterWorker(ray, actor.remote(module, dict(request), {**here, "forced": is_forced()}), said)
+        return ClusterWorker(ray, actor.remote(module, dict(request), {**here, "forced": is_forced()}), said, mirror)
 
     try:
         yield start
@@ -78,33 +85,42 @@ class ClusterWorker:
         ray: the package.
         keeper: its keeper there; it may still be waiting for room.
         said: takes what the worker says.
+        mirror: of the folder that it works in, where that is kept at a URL.
     """
 
-    def __init__(self, ray: Any, keeper: Any, said: Queue[dict[str, Any]]) -> None:
-        self._ray, self._keeper, self._said = ray, keeper, said
+    def __init__(self, ray: Any, keeper: Any, said: Queue[dict[str, Any]], mirror: Mirror | None = None) -> None:
+        self._ray, self._keeper, self._said, self._mirror = ray, keeper, said, mirror
         self._ending: Ending | None = None
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
     def _listen(self) -> None:
         ray = self._ray
+        ended: Ending | None = None
         try:
-            while self._ending is None:
+            while ended is None:
                 # Waits for as long as the cluster has no room for it.
                 lines, ending = ray.get(self._keeper.hear.remote(HEAR_SECONDS))
                 for line in lines:
                     self._said.put(message_of(line))
                 if ending is not None:
-                    self._ending = Ending(**ending)
+                    ended = Ending(**ending)
         except ray.exceptions.RayActorError:
-            self._ending = Ending(lost="was lost with its machine", blamed=False)
+            ended = Ending(lost="was lost with its machine", blamed=False)
         except ray.exceptions.RayTaskError as error:
             # What the keeper itself refused, such as a machine that does not see the folder.
             cause = error.cause
             self._said.put({"error": str(cause) if isinstance(cause, InputError) else f"a worker's machine: {cause!r}"})
-            self._ending = Ending(2)
+            ended = Ending(2)
         except ray.exceptions.RayError as error:
-            self._ending = Ending(lost=f"was lost with the cluster ({type(error).__name__})", blamed=False)
+            ended = Ending(lost=f"was lost with the cluster ({type(error).__name__})", blamed=False)
+        if self._mirror is not None:
+            try:
+                # Whoever learns of the end looks into the folders.
+                self._mirror.pull()
+            except InputError as error:
+                self._said.put({"error": str(error)})
+        self._ending = ended
 
     def poll(self) -> Ending | None:
         """Return how it ended, None while it runs or waits for room."""
@@ -125,6 +141,7 @@ def _join(ray: Any, config: EngineConfig) -> None:
     """Join the cluster, once in a process."""
     if ray.is_initialized():
         return
+    check_cluster(ray, config.ray_address)
     local = config.ray_address == "local"
     # Keepers find the package where this process has it; what an installation brings is on every machine already.
     environment = {"PYTHONPATH": module_environment()["PYTHONPATH"]}
@@ -139,8 +156,7 @@ def _join(ray: Any, config: EngineConfig) -> None:
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"ray.address={config.ray_address!r}: no Ray cluster answers there ({reason}); start one with "
-            "`ray start --head`, or give --ray.address local"
+            f"ray.address={config.ray_address!r}: no Ray cluster answers there ({reason}); {START}"
         ) from error
 
 

@@ -23,6 +23,7 @@ from blockyard.compare.confirm import SecondText, can_confirm, confirm, second_t
 from blockyard.compare.costs import measurements, scaling
 from blockyard.compare.earlier import earlier_answers
 from blockyard.compare.failures import is_of_the_machine, keep_failure
+from blockyard.compare.launch import check_reachable
 from blockyard.compare.live import Board, make_board
 from blockyard.compare.output import load_report, write_report
 from blockyard.compare.plan import (
@@ -41,10 +42,12 @@ from blockyard.compare.rates import rates_of, with_rates
 from blockyard.compare.results import decisions_of
 from blockyard.compare.seeds import train_seeds
 from blockyard.compare.settings import CompareConfig, Groups
+from blockyard.compare.sharing import Sharing
 from blockyard.errors import InputError
 from blockyard.files import check_writable, nothing_left
 from blockyard.machine.launch import world_size
 from blockyard.machine.memory import forcing
+from blockyard.mirror import is_url, mirrored, place_of
 from blockyard.models.config import BlocksConfig
 from blockyard.models.inside import kernels_of
 from blockyard.models.order import order_note
@@ -83,7 +86,7 @@ def compare(
         task: the kind of task, by name.
         config: the terms.
         groups: shared options: `model`, `train`, `data` (as `train` takes them) and `plugins`.
-        out: folder of the runs and the report.
+        out: folder of the runs and the report, or its URL.
         show: show progress on standard error.
         force: train also what by its estimate does not fit into memory.
         notes: sentences that a reader of the report should know first.
@@ -99,23 +102,19 @@ def compare(
     # Two processes would each train every run; --workers is how a comparison takes several.
     if world_size() > 1:
         raise InputError("compare runs in one process; start it without torchrun")
+    if config.join:
+        raise InputError("join: a comparison is joined by `join_comparison`, which makes no report")
+    if is_url(out):
+        with mirrored(str(out)) as folder:
+            return compare(task, config, groups, folder, show=show, force=force, notes=notes)
     # A copy, as the report names what was asked for.
     groups = dict(groups or {})
     out = Path(out)
-    base = base_run(task, groups)
-    if config.lengths is not None and base.kind.at_length(base.model, 1) is None:
-        raise InputError(f"lengths: models of the task {task!r} have one length (its TaskKind gives no at_length)")
-    # Names and options of all choices before any data are read: a typo in the last one is told in a second.
-    choices = configurations(config, base)
     with forcing(force):
-        # Estimates first: a model that cannot fit is refused before a text of a gigabyte is read.
-        check_data(base)
-        for name, model in choices.items():
-            check_training(replace(base, model=model), f"the model of {name}", fitted=False)
+        base, choices = checked(task, config, groups)
+    check_reachable(config)
     check_beside(config, base)
     before = earlier_answers(config, base)
-    for model in choices.values():
-        _ = model.layers  # every layer's options, before any data are read
     # Measurements are made in this process, with the threads that the runs have.
     if base.train.threads:
         torch.set_num_threads(base.train.threads)
@@ -125,11 +124,31 @@ def compare(
     try:
         data, second = base.kind.load_data(base.data, base.model), second_text(config, base)
         # A folder that was made for a comparison that never began goes with it.
-        with nothing_left(out) as keep, closing(State(out)) as state, forcing(force):
+        with nothing_left(out) as keep, closing(State(out)) as state, forcing(force), Sharing(out).leading():
             said: dict[str, Any] = {"notes": list(notes), **({"earlier": before} if before else {})}
             return _compare(config, groups, out, base, choices, data, second, said, state, board, started, keep)
     finally:
         board.close()
+
+
+def checked(task: str, config: CompareConfig, groups: Groups) -> tuple[Run[Any, Any], dict[str, BlocksConfig]]:
+    """Return the shared options, and the choices by name, with all refused that can be before data are read.
+
+    Raises:
+        InputError: for that.
+    """
+    base = base_run(task, groups)
+    if config.lengths is not None and base.kind.at_length(base.model, 1) is None:
+        raise InputError(f"lengths: models of the task {task!r} have one length (its TaskKind gives no at_length)")
+    # Names and options of all choices before any data are read: a typo in the last one is told in a second.
+    choices = configurations(config, base)
+    # Estimates first: a model that cannot fit is refused before a text of a gigabyte is read.
+    check_data(base)
+    for name, model in choices.items():
+        check_training(replace(base, model=model), f"the model of {name}", fitted=False)
+    for model in choices.values():
+        _ = model.layers  # every layer's options, before any data are read
+    return base, choices
 
 
 def _compare(
@@ -171,6 +190,7 @@ def _compare(
     # The verdict's runs; everything after them only looks at what they left.
     results, looks = train_seeds(plan, config, base, data, board, out)
     confirmation = confirm(second, plan, results, config, state, board, out) if second is not None else None
+    Sharing(out).finish()
     # The system took their process, twice: measuring them here would take this one.
     killed = {name for (name, _), run in results.items() if run["status"] == "killed"}
     measured = measurements(config, base, plan, data, state, board, out, killed)
@@ -187,7 +207,7 @@ def _compare(
         report["earlier"] = said["earlier"]
     _add_rates(report, plan, state, base)
     files = write_report(report, out)
-    board.say(f"report: {files['html']}")
+    board.say(f"report: {place_of(files['html'])}")
     # Read back, not returned as made: what a caller gets is what the file holds, rounded and checked.
     return load_report(out)
 
@@ -295,7 +315,7 @@ def _report(
             "compare": {k: v for k, v in asdict(config).items() if k != "blocks"},
         },
         "provenance": {
-            "command": config.command(base.task, groups, str(out)),
+            "command": config.command(base.task, groups, place_of(out)),
             "versions": versions(),
             "data": data.fingerprint,
             "machine": machine_of(base),

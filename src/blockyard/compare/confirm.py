@@ -12,6 +12,7 @@ from blockyard.compare.live import Board
 from blockyard.compare.plan import Planned, State
 from blockyard.compare.runs import train_jobs
 from blockyard.compare.settings import CompareConfig
+from blockyard.compare.sharing import Sharing
 from blockyard.errors import InputError
 from blockyard.files import plain
 from blockyard.registry.options import options_of
@@ -100,7 +101,7 @@ def confirm(
     fitted = [replace(p, model=base.kind.fit(p.model, data.assets)) for p in plan]
     # As many seeds as the most that a choice had: the second text is to be no weaker a test than the first.
     many = max(sum(name == p.name for name, _ in results) for p in plan)
-    found = train_jobs(jobs_of(fitted, base, many, config, out / FOLDER, data), config.budget, board)
+    found = train_jobs(jobs_of(fitted, base, many, config, out / FOLDER, data), config.budget, board, Sharing(out))
     # What a verdict is made of; curves of a second text would double the report.
     kept = ("seed", "status", "final_loss", "best_loss", "final_quality", "best_quality")
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from blockyard.compare.address import split_address
 from blockyard.errors import InputError, at_least, at_most, one_of
 
 RAY = "ray_"
@@ -59,6 +60,17 @@ class EngineConfig:
         odd = [f"ray.{name}" for name in ("address", "cores", "gpus", "memory") if self._changed(RAY + name)]
         if self.engine != "ray" and odd:
             raise InputError(f"{odd[0]} is of the engine ray: give --engine ray, too")
+        if self.ray_address not in ("auto", "local"):
+            split_address(self.ray_address)
+
+    def check_join(self, join: bool) -> None:
+        """Refuse workers of a process that joins others.
+
+        Raises:
+            InputError: saying how several join.
+        """
+        if join and self.spreads:
+            raise InputError("join: one process joins; start the command once for each, without workers or an engine")
 
     def _changed(self, name: str) -> bool:
         return getattr(self, name) != type(self).__dataclass_fields__[name].default

@@ -17,9 +17,12 @@ from blockyard.compare.results import RESULT, curve, expert_loads, read_metrics,
 from blockyard.compare.settings import CompareConfig
 from blockyard.errors import InputError
 from blockyard.files import plain, without_nan
+from blockyard.registry.plugins import load_plugins
 from blockyard.report import schema
 from blockyard.tasks.kind import Quality, Run
 from blockyard.tasks.meaning import with_older
+from blockyard.tasks.run import DataCache
+from blockyard.tasks.settings import as_groups, resolve
 from blockyard.training.folder import CONFIG, read_config
 from blockyard.training.trainer import Trainer
 
@@ -79,13 +82,43 @@ def lines_of(jobs: Mapping[int, list[Job]]) -> dict[Key, Line]:
     return {j.key: Line(j.planned.name, j.seed) for group in jobs.values() for j in group}
 
 
-def kept_results(jobs: Mapping[int, list[Job]], lines: Mapping[Key, Line]) -> dict[Key, schema.Run]:
-    """Return the runs that have ended before, by (choice, seed)."""
+def described(job: Job, out: Path | None = None) -> dict[str, Any]:
+    """Return a run as plain data, for a process that makes it; its folder as it is from `out`, or in full."""
+    return {
+        "name": job.planned.name,
+        "seed": job.seed,
+        "folder": str(job.folder.absolute() if out is None else job.folder.relative_to(out)),
+        # As option groups, which is what a run is everywhere: on the command line, in its folder, in a worker.
+        "groups": as_groups(job.run),
+        "fitted": {name: getattr(job.run.model, name) for name in job.run.kind.from_data},
+        "match": job.planned.match,
+        "seconds_per_step": job.planned.seconds_per_step,
+        "searched": job.searched,
+    }
+
+
+def job_from(found: Mapping[str, Any], cache: DataCache, out: Path = Path()) -> Job:
+    """Return the run that was `described`, with its data.
+
+    Raises:
+        InputError: for a plug-in or data that are not here.
+    """
+    load_plugins(found["groups"].get("plugins") or (), here=True)
+    run = resolve(found["groups"])
+    run = replace(run, model=replace(run.model, **found["fitted"]))
+    planned = Planned(found["name"], run.model, found["match"], run.train.steps, found["seconds_per_step"])
+    return Job(planned, found["seed"], out / found["folder"], run, cache.load(run), found["searched"])
+
+
+def kept_results(
+    jobs: Mapping[int, list[Job]], lines: Mapping[Key, Line], *, again: bool = True
+) -> dict[Key, schema.Run]:
+    """Return the runs that have ended before, by (choice, seed); with `again` those that failed are none of them."""
     results: dict[Key, schema.Run] = {}
     for group in jobs.values():
         for job in group:
             kept = read_result(job.folder)
-            if kept is not None and kept["status"] in TRIED_AGAIN:
+            if again and kept is not None and kept["status"] in TRIED_AGAIN:
                 # Its author may have mended it, or the machine have more memory today.
                 (job.folder / RESULT).unlink(missing_ok=True)
                 kept = None

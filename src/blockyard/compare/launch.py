@@ -8,8 +8,20 @@ from pathlib import Path
 from queue import Queue
 from typing import IO, Any
 
+from blockyard.compare.address import check_cluster
 from blockyard.compare.engine import EngineConfig
 from blockyard.compare.processes import Launch, ProcessWorker, Worker, message_of
+from blockyard.errors import require
+
+
+def check_reachable(config: EngineConfig) -> None:
+    """Refuse an engine that is not there, before data are read for it.
+
+    Raises:
+        InputError: for a package that is not installed, or a cluster that does not answer.
+    """
+    if config.engine == "ray":
+        check_cluster(require("ray", extra="ray"), config.ray_address)
 
 
 @contextmanager

@@ -199,6 +199,22 @@ def slug_of(name: str) -> str:
     return slug
 
 
+def differing_terms(before: Mapping[str, Any] | None, terms: Mapping[str, Any]) -> list[str]:
+    """Return how terms differ from those that a folder was begun with, as words; nothing where it has none."""
+    # As the file gives them back: tuples are lists there, and would differ from themselves.
+    terms = json.loads(json.dumps(terms))
+    if before is None:
+        return []
+    # Folders from before rates were searched for have one rate for all.
+    if "rates" in terms:
+        before = {"rates": "one", **before}
+    return [
+        f"{key} was {before.get(key)!r}, now {terms.get(key)!r}"
+        for key in {**before, **terms}
+        if before.get(key) != terms.get(key)
+    ]
+
+
 class State:
     """compare.json: the terms and plan of the comparison in a folder, and what was measured; one process at a time.
 
@@ -245,20 +261,10 @@ class State:
         Raises:
             InputError: naming what differs.
         """
-        # As the file gives them back: tuples are lists there, and would differ from themselves.
-        terms = json.loads(json.dumps(terms))
-        # Folders from before rates were searched for have one rate for all.
-        before = self.data["terms"]
-        if before is not None and "rates" in terms:
-            before = {"rates": "one", **before}
-        if before is None:
-            self.data["terms"] = terms
+        different = differing_terms(self.data["terms"], terms)
+        if self.data["terms"] is None:
+            self.data["terms"] = json.loads(json.dumps(terms))
             return
-        different = [
-            f"{key} was {before.get(key)!r}, now {terms.get(key)!r}"
-            for key in {**before, **terms}
-            if before.get(key) != terms.get(key)
-        ]
         if different:
             raise InputError(
                 f"{self.path.parent} holds a {self.what} on other terms: {'; '.join(different)}; "

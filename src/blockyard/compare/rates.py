@@ -21,6 +21,7 @@ from blockyard.compare.live import Board
 from blockyard.compare.plan import Planned, State, folder_of, run_of
 from blockyard.compare.runs import train_jobs
 from blockyard.compare.settings import CompareConfig
+from blockyard.compare.sharing import Sharing
 from blockyard.errors import InputError
 from blockyard.registry.options import MOST_SEED
 from blockyard.report import schema
@@ -129,7 +130,7 @@ def _search(
     while any(todo.values()):
         probes = [(p.name, _job(p, factor, terms, base, data, out)) for p in plan for factor in todo[p.name]]
         seed = probes[0][1].seed
-        results = train_jobs({seed: [job for _, job in probes]}, terms.budget, board)
+        results = train_jobs({seed: [job for _, job in probes]}, terms.budget, board, Sharing(out))
         for name, job in probes:
             run = results[(job.planned.name, seed)]
             # None where it diverged, which is itself an answer about a rate.

@@ -12,37 +12,44 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blockyard.compare.budget import Budget
-from blockyard.compare.jobs import Job, Key, end_line, kept_results, lines_of, lost_run
+from blockyard.compare.jobs import Job, Key, described, end_line, kept_results, lines_of, lost_run
 from blockyard.compare.launch import launcher
 from blockyard.compare.live import Board
 from blockyard.compare.processes import Ending, Workers
 from blockyard.compare.results import read_result
+from blockyard.compare.sharing import ORPHAN_SECONDS, POLL_SECONDS, Sharing
 from blockyard.compare.turns import train_all
+from blockyard.mirror import mirror_of
 from blockyard.report import schema
-from blockyard.tasks.settings import as_groups
 from blockyard.training.folder import LOCK, held
 
-# Nothing is lost by a fifth of a second, and a lock costs a system call to look at.
-POLL_SECONDS = 0.2
-# How long a worker whose starter was killed may take to save and stop: a slice of steps and an evaluation.
-ORPHAN_SECONDS = 120.0
 # Machines of a cluster come and go; a run that has lost so many may be what ends them.
 MOST_LOSSES = 5
 
 
-def train_jobs(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) -> dict[Key, schema.Run]:
-    """Train what is missing, in this process or by the workers that the budget names, once nobody else holds a run;
+def train_jobs(
+    jobs: Mapping[int, list[Job]], budget: Budget, board: Board, sharing: Sharing | None = None
+) -> dict[Key, schema.Run]:
+    """Train what is missing, in this process or by the workers that the budget names, and by whoever has joined;
     returns every run by (choice, seed).
+
+    Args:
+        jobs: the runs, by seed.
+        budget: what each may spend, and where they are trained.
+        board: shows them.
+        sharing: where other processes are offered runs; None offers none.
 
     Raises:
         InputError: for what a worker could not do, when the others have been stopped and saved.
         Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
     """
-    wait_for_orphans(jobs, board)
-    return (train_spread if budget.engine.spreads else train_all)(jobs, budget, board)
+    wait_for_orphans(jobs, board, sharing)
+    return (train_spread if budget.engine.spreads else train_all)(jobs, budget, board, sharing)
 
 
-def train_spread(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) -> dict[Key, schema.Run]:
+def train_spread(
+    jobs: Mapping[int, list[Job]], budget: Budget, board: Board, sharing: Sharing | None = None
+) -> dict[Key, schema.Run]:
     """Train what is missing with as many workers as the budget's engine has; returns every run by (choice, seed).
 
     The runs of a worker that is killed are begun again, each by itself; one that takes its process with it once more is
@@ -57,6 +64,8 @@ def train_spread(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) ->
     board.show(list(lines.values()), now=True)
     missing = [job for group in jobs.values() for job in group if job.key not in results]
     if missing:
+        if sharing is not None:
+            sharing.offer(missing, budget)
         # Dealt like cards: every worker has runs of every seed, and ends about when the others do.
         many = min(budget.engine.workers, len(missing))
         shares = [missing[i::many] for i in range(many)]
@@ -92,11 +101,11 @@ def train_spread(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) ->
                     again.append([job])
             if again:
                 board.say(f"a worker {ending.lost}; begun again: {_named(again)}")
-            return _requests(again, budget, request["threads"])
+            return _requests(again, budget, sharing, request["threads"])
 
         # Of a run its choice's folder, and of that the one in which all of them are.
         with launcher(budget.engine, "blockyard.compare.worker", missing[0].folder.parents[1]) as launch:
-            Workers(launch, _requests(shares, budget), heard, lost).wait()
+            Workers(launch, _requests(shares, budget, sharing), heard, lost).wait()
     for job in missing:
         run = read_result(job.folder)
         assert run is not None, f"{job.folder} holds no result"
@@ -104,15 +113,15 @@ def train_spread(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) ->
     return results
 
 
-def wait_for_orphans(jobs: Mapping[int, list[Job]], board: Board) -> None:
+def wait_for_orphans(jobs: Mapping[int, list[Job]], board: Board, sharing: Sharing | None = None) -> None:
     """Wait until nobody holds a run any more: workers whose starter was killed save first, and then stop.
 
-    After two minutes it is somebody else, as the run's folder will say.
+    After two minutes it is somebody else, as the run's folder will say. Those who have joined may hold runs for hours.
     """
     # Their own locks, and not the comparison's: that one went with the process that was killed.
     locks = [job.folder / LOCK for group in jobs.values() for job in group]
     until, told = time.monotonic() + ORPHAN_SECONDS, False
-    while any(map(held, locks)) and time.monotonic() < until:
+    while any(map(held, locks)) and time.monotonic() < until and not (sharing is not None and sharing.joined()):
         if not told:
             board.say("waiting for a worker of an earlier comparison to save and stop")
             told = True
@@ -123,23 +132,16 @@ def _named(shares: Sequence[Sequence[Job]]) -> str:
     return ", ".join(f"{job.planned.name} seed {job.seed}" for share in shares for job in share)
 
 
-def _requests(shares: Sequence[Sequence[Job]], budget: Budget, threads: int | None = None) -> list[dict[str, Any]]:
+def _requests(
+    shares: Sequence[Sequence[Job]], budget: Budget, sharing: Sharing | None, threads: int | None = None
+) -> list[dict[str, Any]]:
     if not shares:
         return []
     # Runs that are to be compared by the clock share the cores evenly; the option, when given, has the last word.
     threads = threads or shares[0][0].run.train.threads or budget.engine.threads(len(shares))
-    return [{"budget": budget.as_request(), "threads": threads, "jobs": [_described(job) for job in s]} for s in shares]
-
-
-def _described(job: Job) -> dict[str, Any]:
-    return {
-        "name": job.planned.name,
-        "seed": job.seed,
-        "folder": str(job.folder.absolute()),
-        # As option groups, which is what a run is everywhere: on the command line, in its folder, in a worker.
-        "groups": as_groups(job.run),
-        "fitted": {name: getattr(job.run.model, name) for name in job.run.kind.from_data},
-        "match": job.planned.match,
-        "seconds_per_step": job.planned.seconds_per_step,
-        "searched": job.searched,
-    }
+    # Nobody joins where each machine has a folder of its own.
+    out = None if sharing is None or mirror_of(sharing.out) is not None else str(sharing.out.absolute())
+    return [
+        {"budget": budget.as_request(), "threads": threads, "out": out, "jobs": [described(job) for job in share]}
+        for share in shares
+    ]

@@ -11,6 +11,7 @@ from blockyard.compare.live import Board
 from blockyard.compare.plan import Planned
 from blockyard.compare.runs import train_jobs
 from blockyard.compare.settings import CompareConfig
+from blockyard.compare.sharing import Sharing
 from blockyard.report import schema
 from blockyard.report.ranking import plan_looks, still_open
 from blockyard.tasks.kind import Run
@@ -32,7 +33,8 @@ def train_seeds(
     """
     # One look, planned beforehand: its error is the one that is stated.
     if config.seeds != "auto":
-        return train_jobs(jobs_of(plan, base, config.seeds, config, out, data), config.budget, board), None
+        jobs = jobs_of(plan, base, config.seeds, config, out, data)
+        return train_jobs(jobs, config.budget, board, Sharing(out)), None
     results: Results = {}
     taken: list[schema.Look] = []
     open_ = list(plan)
@@ -42,7 +44,8 @@ def train_seeds(
         if taken:
             told = ", ".join(p.name for p in open_)
             board.say(f"undecided after {taken[-1]['seeds']} seeds: now {look['seeds']} of {told}")
-        results |= train_jobs(jobs_of(open_, base, look["seeds"], config, out, data), config.budget, board)
+        jobs = jobs_of(open_, base, look["seeds"], config, out, data)
+        results |= train_jobs(jobs, config.budget, board, Sharing(out))
         taken.append(look)
         # The leader stays in as well: a comparison with it gains nothing from seeds on one side.
         names = still_open(_so_far(plan, config, base, data, results, taken))

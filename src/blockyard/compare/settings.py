@@ -62,6 +62,8 @@ class CompareConfig(EngineConfig):
         measure_memory: measure peak memory, in a fresh process for each choice.
         lengths: lengths at which training speed and memory are measured too, with as many tokens in a batch; none for
             none.
+        join: train runs of the comparison on these terms that another process leads in the same folder, on storage that
+            both see, and end when there are no more; the leader makes the report.
     """
 
     blocks: str
@@ -83,10 +85,12 @@ class CompareConfig(EngineConfig):
     temperature: float = 0.8
     measure_memory: bool = True
     lengths: tuple[int, ...] | None = None
+    join: bool = False
 
     def __post_init__(self) -> None:
         # Checked here and not by the option's type alone: a comparison can be asked for from Python, too.
         self.check_engine()
+        self.check_join(self.join)
         one_of(("params", "flops", "none"), match=self.match)
         one_of(("tokens", "seconds", "flops"), **{"budget.unit": self.budget_unit})
         if not 0 < self.budget_value < float("inf"):

@@ -1,12 +1,14 @@
 """Trains runs in turns in this process, so that a slow hour of the machine falls on every choice alike.
 
-All choices with one seed advance together, a slice of steps each; then the next seed.
+All choices with one seed advance together, a slice of steps each; then the next seed. Where others have joined
+(sharing.py), each takes the runs whose folders are free.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -26,41 +28,99 @@ from blockyard.compare.jobs import (
 )
 from blockyard.compare.live import Board, Line
 from blockyard.compare.processes import STOPPED
-from blockyard.compare.results import read_metrics
-from blockyard.errors import InputError
+from blockyard.compare.results import read_metrics, read_result
+from blockyard.compare.sharing import ORPHAN_SECONDS, POLL_SECONDS, Sharing
+from blockyard.errors import InputError, InUse
 from blockyard.report import schema
 from blockyard.tasks.run import open_trainer
-from blockyard.training.folder import CONFIG
+from blockyard.training.folder import CONFIG, LOCK, held
 from blockyard.training.guard import NonFiniteError
 from blockyard.training.interrupt import Interrupted, StopRequest
 from blockyard.training.trainer import Trainer
 
 
-def train_all(jobs: Mapping[int, list[Job]], budget: Budget, board: Board) -> dict[Key, schema.Run]:
+def train_all(
+    jobs: Mapping[int, list[Job]],
+    budget: Budget,
+    board: Board,
+    sharing: Sharing | None = None,
+    *,
+    again: bool = True,
+) -> dict[Key, schema.Run]:
     """Train what is missing; returns every run by (choice, seed).
 
+    Args:
+        jobs: the runs, by seed.
+        budget: what each may spend.
+        board: shows them.
+        sharing: where others make some of them; None where nobody does.
+        again: make runs again that failed before.
+
     Raises:
+        InputError: for a run that cannot be made, or that is held by somebody who has not joined.
         Interrupted: after SIGTERM or SIGINT, when the runs in training have been saved.
     """
     lines = lines_of(jobs)
     # Asked of the folders alone, so that it does not matter which process made a run, or when.
-    results = kept_results(jobs, lines)
+    results = kept_results(jobs, lines, again=again)
     board.show(list(lines.values()), now=True)
+    left = [job for group in jobs.values() for job in group if job.key not in results]
+    if again and left and sharing is not None:
+        sharing.offer(left, budget)
     # One for all seeds: a signal that comes as the last run of a seed ends is for the next ones, too.
     with StopRequest().listening() as stop:
-        for group in jobs.values():
-            missing = [job for job in group if job.key not in results]
-            for job, run in train_in_turns(missing, budget, board, lines, stop):
-                results[job.key] = run
-            if stop.signal is not None:
-                raise Interrupted(stop.signal, STOPPED)
-    return results
+        alone = time.monotonic() + ORPHAN_SECONDS
+        while True:
+            took = False
+            for group in jobs.values():
+                free = [job for job in group if job.key not in results]
+                if sharing is not None:
+                    free = _free(free, results, lines, board)
+                for job, run in train_in_turns(free, budget, board, lines, stop, sharing):
+                    results[job.key], took = run, True
+                if stop.signal is not None:
+                    raise Interrupted(stop.signal, STOPPED)
+            left = [job for job in left if job.key not in results]
+            if not left:
+                return results
+            # What is left is others' now; what they lose is free again.
+            assert sharing is not None
+            if took or sharing.joined():
+                alone = time.monotonic() + ORPHAN_SECONDS
+            elif time.monotonic() > alone:
+                raise InUse(f"run folder {left[0].folder} is in use by another process")
+            board.show(list(lines.values()))
+            time.sleep(POLL_SECONDS)
+
+
+def _free(jobs: Sequence[Job], results: dict[Key, schema.Run], lines: Mapping[Key, Line], board: Board) -> list[Job]:
+    """Return the runs that nobody holds; those that others have ended become results."""
+    found = []
+    for job in jobs:
+        run = read_result(job.folder)
+        if run is not None:
+            results[job.key] = run
+            note_end(lines[job.key], run, "finished")
+            board.say(f"{end_line(job, run, job.quality)} (by one who joined)")
+        elif held(job.folder / LOCK):
+            lines[job.key].status = "elsewhere"
+        else:
+            found.append(job)
+    return found
 
 
 def train_in_turns(
-    jobs: Sequence[Job], budget: Budget, board: Board, lines: Mapping[Key, Line], stop: StopRequest
+    jobs: Sequence[Job],
+    budget: Budget,
+    board: Board,
+    lines: Mapping[Key, Line],
+    stop: StopRequest,
+    sharing: Sharing | None = None,
 ) -> Iterator[tuple[Job, schema.Run]]:
     """Train runs, a slice of steps each in turn; yields each with its record when it ends.
+
+    With `sharing`, runs that another process took first are left to it, and some are saved and let go for those who
+    wait for one; neither is yielded.
 
     Raises:
         InputError: for a run that cannot be made.
@@ -75,15 +135,23 @@ def train_in_turns(
         waiting: list[LiveRun] = []
         for job in jobs:
             try:
-                waiting.append(LiveRun(job, budget))
-                open_runs.callback(waiting[-1].trainer.close)
+                live = LiveRun(job, budget)
             except Exception as error:
+                if sharing is not None and isinstance(error, InUse):
+                    continue
                 if is_of_the_machine(error) or isinstance(error, InputError):
                     raise
                 # A block that cannot be built is a result: the others are trained, and the report says what was wrong.
                 lost = lost_run(job, "failed", keep_failure(error, job.folder))
                 tell(job, lost)
                 yield job, lost
+                continue
+            open_runs.callback(live.trainer.close)
+            # Whoever had it may have ended it between the look and the lock.
+            if sharing is not None and read_result(job.folder) is not None:
+                live.trainer.close()
+            else:
+                waiting.append(live)
         while waiting:
             # There and back again: the first in one round is the last in the next.
             for live in list(waiting):
@@ -101,6 +169,11 @@ def train_in_turns(
                     for left in waiting:
                         left.trainer.save()
                     raise Interrupted(stop.signal, STOPPED)
+            for _ in range(0 if sharing is None else sharing.to_give(len(waiting))):
+                given = waiting.pop()
+                given.trainer.save()
+                given.trainer.close()
+                lines[given.job.key].status = "elsewhere"
             waiting.reverse()
 
 
@@ -174,6 +247,9 @@ def _open(job: Job) -> Trainer:
     try:
         return open_trainer(job.run, task, job.folder, resume=resume)
     except InputError as error:
+        if not resume and (job.folder / CONFIG).exists():
+            # Another process began it since.
+            raise InUse(str(error)) from error
         if not (resume and job.searched) or is_of_the_machine(error):
             raise
         # A search's trial is one of many and soon made again; a comparison's run is never taken away.

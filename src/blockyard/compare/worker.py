@@ -7,7 +7,7 @@ stops.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +33,21 @@ def work(request: dict[str, Any]) -> None:
     import torch
 
     from blockyard.compare.budget import Budget
-    from blockyard.compare.jobs import Job
-    from blockyard.compare.plan import Planned
+    from blockyard.compare.jobs import Job, job_from
     from blockyard.compare.runs import wait_for_orphans
+    from blockyard.compare.sharing import Sharing
     from blockyard.compare.turns import train_all
-    from blockyard.registry.plugins import load_plugins
     from blockyard.tasks.run import DataCache
-    from blockyard.tasks.settings import resolve
 
     torch.set_num_threads(request["threads"])
     cache, jobs = DataCache(), dict[int, list[Job]]()
-    for job in request["jobs"]:
-        load_plugins(job["groups"].get("plugins") or (), here=True)
-        run = resolve(job["groups"])
-        run = replace(run, model=replace(run.model, **job["fitted"]))
-        planned = Planned(job["name"], run.model, job["match"], run.train.steps, job["seconds_per_step"])
-        place, data = Path(job["folder"]), cache.load(run)
-        jobs.setdefault(job["seed"], []).append(Job(planned, job["seed"], place, run, data, job["searched"]))
+    for found in request["jobs"]:
+        jobs.setdefault(found["seed"], []).append(job_from(found, cache))
+    sharing = None if request["out"] is None else Sharing(Path(request["out"]))
     # A worker that is begun again elsewhere may come before the one that was cut off has saved and stopped.
-    wait_for_orphans(jobs, Reporter())
-    train_all(jobs, Budget(**request["budget"]), Reporter())
+    wait_for_orphans(jobs, Reporter(), sharing)
+    # What failed was cleared away by who asks; what fails since then has failed.
+    train_all(jobs, Budget(**request["budget"]), Reporter(), sharing, again=False)
 
 
 if __name__ == "__main__":

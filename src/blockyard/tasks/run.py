@@ -12,6 +12,7 @@ from blockyard.errors import InputError, at_least
 from blockyard.files import write_atomically
 from blockyard.machine.launch import is_first
 from blockyard.machine.memory import forcing
+from blockyard.mirror import fetched, is_url
 from blockyard.models.config import BlocksConfig
 from blockyard.registry.options import options_of
 from blockyard.registry.plugins import load_file_plugins, load_plugins
@@ -263,7 +264,7 @@ def load_run(
     Nothing in the folder runs as code, unless the caller agrees to its plug-ins.
 
     Args:
-        folder: a run folder.
+        folder: a run folder, or its URL.
         which: the last checkpoint, or the one with the lowest validation loss.
         tasks: the tasks that the caller can use; any when not given.
         plugins: as for `read_run`.
@@ -273,6 +274,9 @@ def load_run(
         InputError: when the folder holds no run, no checkpoint, a damaged one, a run of another task, or one that wants
             a plug-in that is not agreed to.
     """
+    if is_url(folder):
+        with fetched(str(folder)) as local:
+            return load_run(local, which=which, tasks=tasks, plugins=plugins, trust=trust)
     folder = Path(folder)
     run = read_run(folder, plugins=plugins, trust=trust)
     if tasks is not None and run.task not in tasks:

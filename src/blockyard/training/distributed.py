@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, InUse
 from blockyard.machine.launch import check_meeting_point, local_rank, rank, world_size
 
 T = TypeVar("T")
@@ -58,12 +58,13 @@ class Ranks:
             try:
                 result = work()
             except InputError as error:
-                failed = str(error)
+                failed = (str(error), isinstance(error, InUse))
         # Text: the exception itself would be pickled, and may hold what cannot be.
         message = [failed]
         torch.distributed.broadcast_object_list(message, src=0)
         if message[0] is not None:
-            raise InputError(message[0])
+            told, in_use = message[0]
+            raise InUse(told) if in_use else InputError(told)
         return result
 
     def share(self, value: T) -> T:

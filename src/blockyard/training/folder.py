@@ -7,11 +7,12 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, InUse
 from blockyard.files import (
     check_writable,
     make_folder,
@@ -35,6 +36,10 @@ CONFIG, METRICS, ENVIRONMENT, LOCK, CHECKPOINTS = (
 )
 
 
+# Times that a lock which is held is tried again, and how long after.
+TRIES, TRY_SECONDS = 2, 0.05
+
+
 def locked_folder(path: Path, lock: str, name: str, owner: str) -> IO[str]:
     """Make a folder if it is missing, hold its lock file until that is closed or the process ends, and sweep it.
 
@@ -45,7 +50,8 @@ def locked_folder(path: Path, lock: str, name: str, owner: str) -> IO[str]:
         owner: what else may be using it.
 
     Raises:
-        InputError: when it cannot be written, or is in use.
+        InputError: when it cannot be written.
+        InUse: when it is in use.
     """
     try:
         # Never through a link: a folder that others can write to must not send a run elsewhere.
@@ -53,11 +59,16 @@ def locked_folder(path: Path, lock: str, name: str, owner: str) -> IO[str]:
         file = open_without_links(path / lock, "a+")
     except OSError as error:
         raise InputError(f"cannot write to {name}: {error.strerror or error}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise InputError(f"{name} is in use by another {owner}") from error
+    for again in range(TRIES, -1, -1):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if again == 0:
+                file.close()
+                raise InUse(f"{name} is in use by another {owner}") from error
+            # Whoever asks whether it is held (`held`) has it for that moment.
+            time.sleep(TRY_SECONDS)
     sweep(path)
     return file
 
@@ -109,9 +120,9 @@ class RunFolder:
         # Asked with the lock in hand: another process may have begun and ended a run here in the meantime.
         try:
             check_run_folder(path, resume=resume)
-        except InputError:
+        except InputError as error:
             self._lock.close()
-            raise
+            raise InUse(str(error)) from error
         for folder in path.iterdir():
             # Temporary files of a killed process; with the lock in hand nobody is writing them.
             if folder.is_dir():

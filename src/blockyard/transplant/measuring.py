@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -14,11 +14,13 @@ from blockyard.text.tokenizer import Tokenizer
 from blockyard.transplant import account
 from blockyard.transplant.measure import token_losses
 from blockyard.transplant.record import Decode, Measures, made_from
-from blockyard.transplant.state import TransplantState
+from blockyard.transplant.state import Kept
 from blockyard.transplant.texts import TextSets
 
 # The original's name among the models.
 ORIGINAL = ""
+# What a worker keeps of a choice: its measures without times.
+ANSWERS = "answers"
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,13 @@ class Measuring:
     texts: TextSets
     tokenizer: Tokenizer
     context: int
-    state: TransplantState
+    state: Kept
     progress: Callable[[str, int, int], None]
     say: Callable[[str], None]
 
     def all(self, original: TransformerLM, made: Mapping[str, TransformerLM]) -> tuple[Measures, dict[str, Measures]]:
         """Measure the original and every choice; returns what was found of it, and of them by name."""
-        reported = {kind.name: kind.report for kind in self.texts.kinds}
-        probe = account.make_probe(
-            reported, self.texts.first[0] if self.texts.first else None, context=original.config.context
-        )
+        reported, probe = self._asked(original)
         models = {ORIGINAL: original, **made}
         known = {name: self.state.known("measures", name) for name in models}
         if any(found is None for found in known.values()):
@@ -56,20 +55,53 @@ class Measuring:
             for name, each in models.items():
                 if known[name] is not None:
                     continue
+                if (answers := self.state.known(ANSWERS, name)) is not None:
+                    # Of a worker, which knows nothing of the times.
+                    found = replace(made_from(Measures, answers), decode=costs[name])
+                    known[name] = self.state.keep(asdict(found), "measures", name)
+                    continue
                 with self.state.timing(f"measure/{name}" if name else "measure"):
                     losses = self._losses(name, each, reported) if name else before
-                    found = account.measure(
-                        each,
-                        probe,
-                        self.tokenizer,
-                        original=before if name else None,
-                        losses=losses,
-                        decode=costs[name],
-                        say=partial(self._begins, name or "the original"),
-                    )
+                    found = self._answers(name, each, probe, before if name else None, losses, costs[name])
                 known[name] = self.state.keep(asdict(found), "measures", name)
         measures = {name: made_from(Measures, kept) for name, kept in known.items()}
         return measures.pop(ORIGINAL), measures
+
+    def answers(self, original: TransformerLM, name: str, made: TransformerLM) -> None:
+        """Measure one choice, and keep what was found; but for times, which are taken of all models in turns."""
+        if self.state.known("measures", name) is not None or self.state.known(ANSWERS, name) is not None:
+            return
+        reported, probe = self._asked(original)
+        with self.state.timing(f"measure/{name}"):
+            before = self._losses("the original", original, reported)
+            losses = self._losses(name, made, reported)
+            found = self._answers(name, made, probe, before, losses, ())
+        self.state.keep(asdict(found), ANSWERS, name)
+
+    def _asked(self, original: TransformerLM) -> tuple[dict[str, Tensor], account.Probe]:
+        """Return the text that is reported on by kind, and what every model is asked."""
+        reported = {kind.name: kind.report for kind in self.texts.kinds}
+        first = self.texts.first[0] if self.texts.first else None
+        return reported, account.make_probe(reported, first, context=original.config.context)
+
+    def _answers(
+        self,
+        name: str,
+        model: TransformerLM,
+        probe: account.Probe,
+        before: dict[str, Tensor] | None,
+        losses: dict[str, Tensor],
+        decode: tuple[Decode, ...],
+    ) -> Measures:
+        return account.measure(
+            model,
+            probe,
+            self.tokenizer,
+            original=before,
+            losses=losses,
+            decode=decode,
+            say=partial(self._begins, name or "the original"),
+        )
 
     def _decode(
         self, models: Mapping[str, TransformerLM], texts: Mapping[str, Tensor]

@@ -10,6 +10,7 @@ from typing import Any
 
 from blockyard.compare.plan import slug_of
 from blockyard.files import plain
+from blockyard.mirror import place_of
 from blockyard.models.lm import TransformerLM
 from blockyard.report.units import command_line
 from blockyard.training.environment import describe_environment
@@ -88,7 +89,9 @@ def record_of(
     seconds: dict[str, float] = state.data["seconds"]
     usual = flat(TransplantConfig(""))
     words = [(key, value) for key, value in flat(config).items() if value != usual.get(key)]
-    command = command_line(f"blockyard transplant {shlex.quote(named)}", [*words, ("out", out)]) if named else ""
+    command = (
+        command_line(f"blockyard transplant {shlex.quote(named)}", [*words, ("out", place_of(out))]) if named else ""
+    )
     names = list(choices)
     return Record(
         model=named or "a model in memory",

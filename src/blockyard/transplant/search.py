@@ -231,7 +231,7 @@ class Search:
 
     def _layers(self, forms: list[str], candidates: list[int]) -> tuple[str, tuple[int, ...], dict[int, Difference]]:
         """Return the form and the layers that it goes into, and what each cost alone."""
-        order, alone = self._order(forms[len(forms) // 2], candidates)
+        order, alone = self._order(candidates)
         if self.budget.cache is not None:
             wholes: list[tuple[str, list[int]]] = []
             for form in forms:
@@ -366,20 +366,34 @@ class Search:
             self.keep("whole/original", found)
         return found
 
-    def _order(self, form: str, candidates: list[int]) -> tuple[list[int], dict[int, Difference]]:
+    @property
+    def order_form(self) -> str:
+        """The form that layers are ordered by, where they are open."""
+        forms = forms_of(self.part, self.original, self.candidates[0])
+        return forms[len(forms) // 2]
+
+    def order_row(self, piece: int) -> list[float]:
+        """Measure every layer alone on one piece of the text for the order, once: KL of every candidate, then the
+        losses."""
+        form, candidates = self.order_form, self.candidates
+        name = self.row_name(piece)
+        row = self.known(name)
+        if row is None:
+            fitted, total = self._fit(form), len(self.deciding.order) * len(candidates)
+            told = partial(self._tell, f"trying {form} layer by layer", piece * len(candidates), total)
+            found = lone_costs(self.base, {i: fitted.layers[i] for i in candidates}, self.deciding.order[piece], told)
+            # Flat, as all that is kept.
+            row = [found[i][0] for i in candidates] + [found[i][1] for i in candidates]
+            self.keep(name, row)
+        return row
+
+    def row_name(self, piece: int) -> str:
+        """Return the name under which a row of the order is kept."""
+        return "/".join(filter(None, ("alone", written(self.others), self.order_form, str(piece))))
+
+    def _order(self, candidates: list[int]) -> tuple[list[int], dict[int, Difference]]:
         """Return the candidates from the cheapest to the dearest, and what each costs alone."""
-        base, rows = written(self.others), []
-        for n, piece in enumerate(self.deciding.order):
-            name = "/".join(filter(None, ("alone", base, form, str(n))))
-            row = self.known(name)
-            if row is None:
-                fitted, total = self._fit(form), len(self.deciding.order) * len(candidates)
-                told = partial(self._tell, f"trying {form} layer by layer", n * len(candidates), total)
-                found = lone_costs(self.base, {i: fitted.layers[i] for i in candidates}, piece, told)
-                # Flat, as all that is kept: KL of every candidate, then the losses.
-                row = [found[i][0] for i in candidates] + [found[i][1] for i in candidates]
-                self.keep(name, row)
-            rows.append(row)
+        rows = [self.order_row(piece) for piece in range(len(self.deciding.order))]
         size = len(candidates)
         kl = {layer: sum(row[at] for row in rows) for at, layer in enumerate(candidates)}
         tokens = self.deciding.order.shape[1] - 1

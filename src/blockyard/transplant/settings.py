@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from blockyard.compare.engine import EngineConfig
+from blockyard.compare.settings import flag
 from blockyard.errors import InputError, at_least, one_of
 from blockyard.registry.pattern import split_outside
 from blockyard.text.config import TextFormat
@@ -90,8 +93,12 @@ class Pieces:
         one_of(("auto", "none"), **{"text.first": self.first})
 
 
+# Where the work is done, which changes nothing of what comes out.
+ENGINE = frozenset(flag(each.name) for each in fields(EngineConfig))
+
+
 @dataclass(frozen=True)
-class TransplantConfig:
+class TransplantConfig(EngineConfig):
     """The terms of a transplant.
 
     Args:
@@ -114,6 +121,26 @@ class TransplantConfig:
     text: Pieces = field(default_factory=Pieces)
     heal: HealSettings | None = None
     outputs: OutputSettings = field(default_factory=OutputSettings)
+
+    def __post_init__(self) -> None:
+        self.check_engine()
+
+    def as_request(self) -> dict[str, Any]:
+        """Return it as plain data for a worker; `from_request` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_request(cls, found: Mapping[str, Any]) -> TransplantConfig:
+        """Return the terms that `as_request` gave away, from JSON."""
+        path = found["data"]["path"]
+        groups: dict[str, Any] = {
+            "budget": Budget(**found["budget"]),
+            "data": Texts(**{**found["data"], "path": None if path is None else tuple(path)}),
+            "text": Pieces(**found["text"]),
+            "heal": None if found["heal"] is None else HealSettings(**found["heal"]),
+            "outputs": OutputSettings(**found["outputs"]),
+        }
+        return cls(**{**found, **groups})
 
     @property
     def names(self) -> list[str]:
@@ -142,5 +169,5 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         if is_dataclass(value):
             found |= flat(value, f"{prefix}{each.name}.")
         else:
-            found[prefix + each.name] = value
+            found[prefix + flag(each.name)] = value
     return found

@@ -6,10 +6,10 @@ Measurements are kept and models are not: from the same moments and the same lay
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -17,6 +17,55 @@ from blockyard.compare.plan import State
 from blockyard.transplant.moments import add_weights
 
 STATE, LOCK, MOMENTS = "transplant-state.json", "transplant.lock", "moments.safetensors"
+
+
+class Kept(Protocol):
+    """What was measured so far, by name, wherever it is kept."""
+
+    def known(self, *names: str) -> Any:
+        """Return what was measured under a name, None for nothing yet."""
+
+    def keep(self, value: Any, *names: str) -> Any:
+        """Keep a measurement, plain data, at once; returns it."""
+
+    def timing(self, stage: str) -> AbstractContextManager[None]:
+        """Add the CPU seconds within it to a stage's."""
+
+    def settle(self, reading: dict[str, Any], asked: dict[str, Any]) -> None:
+        """Note that runs are written from now on: what was asked for stays."""
+
+
+class SentState:
+    """What a worker knows and measures: kept by the process that asked, whom it is told at once.
+
+    Args:
+        measured: what is known, by name.
+        tell: called with each message.
+    """
+
+    def __init__(self, measured: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> None:
+        self._measured, self._tell = dict(measured), tell
+
+    def known(self, *names: str) -> Any:
+        return self._measured.get("/".join(names))
+
+    def keep(self, value: Any, *names: str) -> Any:
+        # As it is read back from a file: a worker goes on with what others go on with.
+        self._measured["/".join(names)] = value
+        self._tell({"keep": ["/".join(names), value]})
+        return value
+
+    @contextmanager
+    def timing(self, stage: str) -> Iterator[None]:
+        began = time.process_time()
+        try:
+            yield
+        finally:
+            self._tell({"spent": [stage, time.process_time() - began]})
+
+    def settle(self, reading: dict[str, Any], asked: dict[str, Any]) -> None:
+        # Whoever asked has noted it.
+        return
 
 
 class TransplantState(State):
@@ -65,9 +114,13 @@ class TransplantState(State):
         try:
             yield
         finally:
-            seconds = self.data["seconds"]
-            seconds[stage] = seconds.get(stage, 0.0) + time.process_time() - began
-            self.save()
+            self.add_seconds(stage, time.process_time() - began)
+
+    def add_seconds(self, stage: str, more: float) -> None:
+        """Add CPU seconds to a stage's."""
+        seconds = self.data["seconds"]
+        seconds[stage] = seconds.get(stage, 0.0) + more
+        self.save()
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from blockyard.compare.launch import check_reachable
 from blockyard.compare.settings import Groups
 from blockyard.errors import InputError, require
 from blockyard.files import check_writable, nothing_left, plain
 from blockyard.machine.launch import world_size
 from blockyard.machine.memory import forcing
+from blockyard.mirror import is_url, mirrored
 from blockyard.registry.plugins import load_plugins
 from blockyard.tune import schema
 from blockyard.tune.settings import TuneConfig, plain_groups
@@ -41,7 +43,7 @@ def tune(
         over: what is searched: `group.option` -> its values, as `read_space` takes them.
         config: the terms.
         groups: options that all trials share: `model`, `train`, `data`, `attn`, `ffn`, a family's, and `plugins`.
-        out: folder of the runs and the report.
+        out: folder of the runs and the report, or its URL.
         show: show progress on standard error.
         force: train also what by its estimate does not fit into memory; without it such a trial fails.
 
@@ -61,10 +63,21 @@ def tune(
     from blockyard.tune.report import shown
     from blockyard.tune.session import Session
 
+    if is_url(out):
+        if config.join or (config.engine != "local" and config.storage is None):
+            # Trials are claimed by the locks of the folder where no database does it.
+            raise InputError(
+                "join: give a folder of its own, not a URL"
+                if config.join
+                else "a search on a cluster whose folder is a URL needs a database, too: give --storage URL"
+            )
+        with mirrored(str(out)) as folder:
+            return tune(task, over, config, groups, folder, show=show, force=force)
     fixed = plain_groups(groups or {})
     load_plugins(tuple(fixed.get("plugins") or ()))
     space = over if isinstance(over, Space) else read_space(task, over)
     space.check(fixed)
+    check_reachable(config)
     check_writable(out, folder=True)
     with forcing(force):
         start = DefaultRun(task, space, fixed, config)

@@ -19,6 +19,7 @@ from blockyard.compare.provenance import machine_of, versions
 from blockyard.compare.runs import MOST_LOSSES, train_jobs
 from blockyard.errors import InputError
 from blockyard.files import plain
+from blockyard.mirror import place_of
 from blockyard.training.folder import LOCK as RUN_LOCK
 from blockyard.training.folder import held
 from blockyard.training.interrupt import Interrupted, StopRequest
@@ -88,7 +89,7 @@ class Session:
             self._keep_clock()
         files = write_report(record, self.out)
         self.board.say(record["verdict"]["headline"])
-        self.board.say(f"report: {files['html']}")
+        self.board.say(f"report: {place_of(files['html'])}")
         return record
 
     def _keep_clock(self) -> None:
@@ -224,7 +225,7 @@ class Session:
 
     def _provenance(self) -> dict[str, Any]:
         start = self.start
-        command = self.config.command(start.task, start.space.text, start.fixed, str(self.out))
+        command = self.config.command(start.task, start.space.text, start.fixed, place_of(self.out))
         return {
             "command": command,
             "versions": versions(),

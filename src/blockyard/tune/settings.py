@@ -76,8 +76,7 @@ class TuneConfig(EngineConfig):
             raise InputError(f"budget.value={self.budget_value} must be a number above 0")
         if self.join and self.storage is None:
             raise InputError("join: name the database of the search, too: --storage URL")
-        if self.join and self.spreads:
-            raise InputError("join: one process joins; start the command once for each, without workers or an engine")
+        self.check_join(self.join)
         at_least(1, **{name: getattr(self, name) for name in ("trials", "evaluations", "finalists")})
         at_least(0, seeds=self.seeds, seed=self.seed)
         check_margin(self.margin)

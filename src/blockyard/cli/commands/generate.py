@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
     if options.system is not None and not options.chat:
         raise InputError("--system belongs to a conversation: give --chat too")
     trust = trusted(arguments)
-    model, tokenizer, run = load_run(Path(arguments.run), tasks=("lm",), trust=trust)
+    model, tokenizer, run = load_run(arguments.run, tasks=("lm",), trust=trust)
     if "" in prompts and run.data.pack == "documents" and not getattr(tokenizer, "prefix_ids", ()):
         # An empty prompt is the separator, which no row of such a training has in it.
         raise InputError(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def groups() -> dict[str, Group]:
     """Return the terms of a transplant as option groups."""
+    from blockyard.cli.tasks import RAY, RAY_HELP, prefixed_group
     from blockyard.registry.options import options_of
     from blockyard.tasks.groups import Group, by_name, dataclass_group
     from blockyard.transplant.heal import HealSettings
@@ -26,7 +27,8 @@ def groups() -> dict[str, Group]:
     healing = options_of(HealSettings)
     # Without it nothing is trained.
     healing["tokens"] = replace(healing["tokens"], annotation=int | None, default=None)
-    own = {name: option for name, option in options_of(TransplantConfig).items() if name in ("blocks", "layers")}
+    known = options_of(TransplantConfig)
+    own = {name: known[name] for name in ("blocks", "layers", "workers", "engine")}
     return by_name(
         [
             Group("", "what is put where", own),
@@ -35,6 +37,7 @@ def groups() -> dict[str, Group]:
             dataclass_group("text", "how much of it is read for what", Pieces),
             Group("heal", "a training of what was put in, where heal.tokens says how much", healing),
             dataclass_group("outputs", "training of mixers unlike attention: research", OutputSettings),
+            prefixed_group(known, RAY, RAY_HELP),
         ]
     )
 
@@ -59,6 +62,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from blockyard.cli.settings import given_words, read_given
     from blockyard.cli.sources import trusted
+    from blockyard.cli.tasks import RAY
     from blockyard.transplant.heal import HealSettings
     from blockyard.transplant.outputs import OutputSettings
     from blockyard.transplant.run import run_transplant
@@ -72,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         raise InputError("where to? Give the folder: --out DIR")
     given: dict[str, Any] = read_given(groups(), given_words(arguments))
-    own = given.pop("")
+    own = {**given.pop("", {}), **{RAY + name: value for name, value in given.pop("ray", {}).items()}}
     healing = given.get("heal", {})
     if healing and healing.get("tokens") is None:
         raise InputError(f"--heal.{next(iter(healing))} belongs to a healing: give --heal.tokens N too")
