@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from blockyard.training import progress as progress_module
 from blockyard.training.progress import Bar, Lines, make_progress
 
 
@@ -31,3 +32,20 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     progress.say("a line that stays")
     progress.close()
     assert "1.5000" in stream.getvalue() and "a line that stays" in stream.getvalue()
+
+
+def test_the_time_left_is_that_of_steps_and_not_of_what_came_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute of compiling before the first line says nothing of the steps that follow."""
+    clock = iter([0.0, 60.0, 75.0, 90.0, 95.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress = Lines(100)
+    for step in (10, 25, 40, 100):
+        progress.update(step, {})
+    assert stream.getvalue().splitlines() == [
+        "step 10/100",
+        "step 25/100  1:15 left",
+        "step 40/100  1:00 left",
+        "step 100/100  0:00 left",
+    ]

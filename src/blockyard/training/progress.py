@@ -59,21 +59,23 @@ class Lines:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.shown = self.start = time.monotonic()
-        self.first_step: int | None = None
+        self.shown = time.monotonic()
+        # Time and step that the pace is counted from: the first line, since compiling and first steps stand before it.
+        self.since: tuple[float, int] | None = None
 
     def update(self, step: int, row: dict[str, Any]) -> None:
         now = time.monotonic()
-        if self.first_step is None:
-            # A resumed run was not made in this process: its earlier steps took none of this time.
-            self.first_step = step - 1
         if now - self.shown < PLAIN_SECONDS and step < self.steps:
             return
         self.shown = now
-        # Over the whole of this process: evaluations are in it, as they are in what is left.
-        each = (now - self.start) / max(step - self.first_step, 1)
-        text = "  ".join(_figures(row))
-        self.say(f"step {step}/{self.steps}  {text}  {_clock(each * (self.steps - step))} left")
+        parts = [f"step {step}/{self.steps}", *_figures(row)]
+        if self.since is None:
+            self.since = (now, step)
+        elif step > self.since[1]:
+            # From the first line to this one: evaluations are in it, as they are in what is left.
+            each = (now - self.since[0]) / (step - self.since[1])
+            parts.append(f"{_clock(each * (self.steps - step))} left")
+        self.say("  ".join(parts))
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -291,6 +291,18 @@ def test_the_unadjusted_split_of_microsoft_is_seen():
         read_prices(path, PriceDataConfig(price_column="Close"))
 
 
+def test_a_split_that_adjusted_prices_still_hold_is_refused(tmp_path):
+    """A column that calls itself adjusted is looked at like any other."""
+    frame = ohlcv(rows=200, seed=1)
+    frame["Adj Close"] = frame["Close"]
+    prices = ["Open", "High", "Low", "Close", "Adj Close"]
+    frame.loc[frame.index[120] :, prices] /= 2
+    path = write(frame, tmp_path / "s.csv")
+    with pytest.raises(InputError, match=r"row 121 .*, column Adj Close: log return -0\.\d+ looks like a split"):
+        read_prices(path)
+    assert len(read_prices(path, PriceDataConfig(splits="keep")).assets[0].close) == 200
+
+
 def test_volume_beside_adjusted_prices_is_said_to_jump_at_a_split(tmp_path):
     frame = ohlcv(200)
     factor = np.where(np.arange(200) < 120, 1.0, 0.25)

@@ -58,8 +58,9 @@ def check_asset(reading: Reading, config: PriceDataConfig, least: int) -> tuple[
         factor = close / raw
         notes += _split_notes(reading, ds, raw, close, columns.volume)
         notes.append(f"{reading.name}: {columns.close} is forecast; open, high and low are adjusted like it")
-    elif config.splits == "refuse":
-        _refuse_split(reading, close, bars["open"])
+    if config.splits == "refuse":
+        # Also of a column that calls itself adjusted: it may be so of some splits and not of others.
+        _refuse_split(reading, close, None if bars["open"] is None else bars["open"] * factor)
     _low_above_high(reading, bars)
     adjusted: dict[str, Any] = {name: None if values is None else values * factor for name, values in bars.items()}
     volume = _volume(reading)
