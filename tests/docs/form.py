@@ -81,7 +81,11 @@ def fault_of_command(words: list[str]) -> str | None:
     try:
         if not words or words[0] in (*HELP_WORDS, "--version", "-V"):
             return None
-        if words[-1] in HELP_WORDS and any(name.startswith(f"{words[0]} ") for name in command_names()) and len(words) == 2:
+        if (
+            words[-1] in HELP_WORDS
+            and any(name.startswith(f"{words[0]} ") for name in command_names())
+            and len(words) == 2
+        ):
             return None
         if plugins_in(words) and words[1:2] and words[0] in ("train", "compare", "tune"):
             # The plug-in may bring the task itself, and options with any name.

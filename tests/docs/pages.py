@@ -29,7 +29,7 @@ LONGEST = 900
 
 # The programs of an environment in which the package is installed.
 SHELL = "\n".join(
-    f"{name}() {{ {sys.executable} {words} \"$@\"; }}"
+    f'{name}() {{ {sys.executable} {words} "$@"; }}'
     for name, words in {"blockyard": "-m blockyard", "python": "", "torchrun": "-m torch.distributed.run"}.items()
 )
 
