@@ -5,7 +5,8 @@
 The terms are the demo's (src/blockyard/compare/demo.yaml): a language model on the source of Python's standard library,
 equal in parameters to standard attention, one rate for all, equal tokens, paired seeds; without compilation. What is no
 option of the library is a `TrialAttention` of this file. Runs that the file holds already are kept, so that a list can
-grow. With AdamW, whose rate here is far from the recipe's, each choice runs at the best rate of a ladder of factors of 2.
+grow. With AdamW, whose rate here is far from the recipe's, each choice runs at the best rate of a ladder of factors
+of 2.
 """
 
 from __future__ import annotations

@@ -117,8 +117,8 @@ def said(order: str, worse: str, now: str, worse_now: str) -> str:
     ("case", "told"),
     [
         (("ab", "", "acb", ""), "Among these the order of the means is the same now."),
-        (("ab", "b", "bca", "a"), "b and a; then it was a and b. What was shown to be worse then and is not now: b."),
-        (("abc", "bc", "abc", ""), "is the same now. What was shown to be worse then and are not now: b and c."),
+        (("ab", "b", "bca", "a"), "b and a; then it was a and b. Shown to be worse then, and not now: b."),
+        (("abc", "bc", "abc", ""), "is the same now. Shown to be worse then, and not now: b and c."),
         (("abc", "c", "abc", "c"), "Among these the order of the means is the same now."),
         (("a", "", "ab", ""), "“So.”"),
     ],

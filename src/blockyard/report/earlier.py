@@ -33,6 +33,5 @@ def _sentences(report: Report, before: Earlier) -> list[str]:
     leader, worse_now = now[0], {row["name"] for row in report["comparisons"] if row["verdict"] == "worse"}
     overturned = [name for name in before["worse"] if name in now and (name == leader or name not in worse_now)]
     if overturned:
-        are = "is" if len(overturned) == 1 else "are"
-        told += f" What was shown to be worse then and {are} not now: {join(overturned)}."
+        told += f" Shown to be worse then, and not now: {join(overturned)}."
     return [said, told]
