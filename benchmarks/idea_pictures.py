@@ -1,7 +1,7 @@
 """The pictures of the idea of each system, for its page in docs/: computed by the blocks themselves, not drawn by hand.
 
-    python benchmarks/idea_pictures.py docs/images            # standard-idea.png, latent-idea.png, …
-    python benchmarks/idea_pictures.py docs/images --only moe
+python benchmarks/idea_pictures.py docs/images            # standard-idea.png, latent-idea.png, …
+python benchmarks/idea_pictures.py docs/images --only moe
 """
 
 from __future__ import annotations
@@ -47,13 +47,17 @@ def latent(axes: Sequence[Any]) -> None:
         for name, (mixer, options) in choices.items()
     }
     names = list(kept)[::-1]
-    bars = axes[0].barh(names, [kept[name] for name in names], color=[LIGHT.series[name.startswith("mla")] for name in names])
+    bars = axes[0].barh(
+        names, [kept[name] for name in names], color=[LIGHT.series[name.startswith("mla")] for name in names]
+    )
     axes[0].bar_label(bars, padding=3)
     axes[0].set_xlim(0, 1.18 * max(kept.values()))
     axes[0].set_title("bytes that a token leaves in the cache of a layer")
     lengths = [0, 8192]
     for index, name in enumerate(kept):
-        axes[1].plot(lengths, [length * kept[name] / 2**20 for length in lengths], color=LIGHT.series[index], label=name)
+        axes[1].plot(
+            lengths, [length * kept[name] / 2**20 for length in lengths], color=LIGHT.series[index], label=name
+        )
     axes[1].set_title("MiB of a layer's cache over the context")
     axes[1].set_xlabel("tokens")
     axes[1].legend(frameon=False)
@@ -77,7 +81,9 @@ def vein(axes: Sequence[Any]) -> None:
         ax.set_aspect("equal")
         ax.set_xticks([])
         ax.set_yticks([])
-        ax.set_title(f"{title}\n{cost.parameters / 1e3:,.0f} thousand parameters\n{cost.cache_bytes_per_token:,} bytes a token")
+        ax.set_title(
+            f"{title}\n{cost.parameters / 1e3:,.0f} thousand parameters\n{cost.cache_bytes_per_token:,} bytes a token"
+        )
 
 
 def spectral(axes: Sequence[Any]) -> None:
@@ -117,7 +123,9 @@ def complex_numbers(axes: Sequence[Any]) -> None:
             ax.plot([start.real, wanted.real], [start.imag, wanted.imag], color="#cccccc", zorder=1)
         ax.scatter(before.real, before.imag, color=LIGHT.series[0], label="f(x)", zorder=3)
         wanted = before * turn
-        ax.scatter(wanted.real, wanted.imag, s=90, facecolors="none", edgecolors=LIGHT.series[5], label="f(x) turned", zorder=2)
+        ax.scatter(
+            wanted.real, wanted.imag, s=90, facecolors="none", edgecolors=LIGHT.series[5], label="f(x) turned", zorder=2
+        )
         ax.scatter(after.real, after.imag, marker="x", color=LIGHT.series[1], label="f(x turned)", zorder=4)
         ax.set_aspect("equal")
         ax.set_title(title)

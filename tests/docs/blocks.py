@@ -54,7 +54,8 @@ class Block:
     @property
     def place(self) -> str:
         """Page, block and line, as a failure names them."""
-        return f"{self.page.relative_to(ROOT)}, block {self.number} (line {self.line})"
+        page = self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page.name
+        return f"{page}, block {self.number} (line {self.line})"
 
     @property
     def file(self) -> str | None:

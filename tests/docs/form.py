@@ -15,8 +15,8 @@ from blockyard.cli.shape_cache import shape_of
 from blockyard.errors import InputError
 from blockyard.registry.pattern import parse_choice, split_choices
 from blockyard.registry.plugins import plugins_in
-from tests.docs.blocks import RUN, Block
-from tests.docs.shell import Line, check_set_up, commands_in, lines_of
+from tests.docs.blocks import Block
+from tests.docs.shell import check_set_up, commands_in, lines_of
 
 
 def faults(block: Block) -> Iterator[str]:
@@ -31,7 +31,7 @@ def faults(block: Block) -> Iterator[str]:
             wrong = check_set_up(line)
             yield from [f"line {line.number}: {wrong}"] if wrong else []
             continue
-        if block.words and not line.is_ours and commands_in(line):
+        if block.words and not line.is_simple and commands_in(line):
             yield f"line {line.number}: `run with` cannot add words to a line that a shell reads"
         for words in commands_in(line):
             wrong = fault_of_command(words)
@@ -81,7 +81,11 @@ def fault_of_command(words: list[str]) -> str | None:
     try:
         if not words or words[0] in (*HELP_WORDS, "--version", "-V"):
             return None
-        if words[-1] in HELP_WORDS and any(name.startswith(f"{words[0]} ") for name in command_names()) and len(words) == 2:
+        if (
+            words[-1] in HELP_WORDS
+            and any(name.startswith(f"{words[0]} ") for name in command_names())
+            and len(words) == 2
+        ):
             return None
         if plugins_in(words) and words[1:2] and words[0] in ("train", "compare", "tune"):
             # The plug-in may bring the task itself, and options with any name.
@@ -94,9 +98,14 @@ def fault_of_command(words: list[str]) -> str | None:
             return None
         parser = parser_of(name)
         given = vars(parser.parse(_known(parser, rest) if plugins_in(rest) else rest))
-        if given.get("blocks") and not plugins_in(rest):
-            for choice in split_choices(given["blocks"]):
-                parse_choice(choice)
+        if plugins_in(rest):
+            return None
+        # A transplant's choices say for which layers, too.
+        named = [] if name == "transplant" else split_choices(given.get("--blocks") or "standard")
+        for choice in [*named, *(given[option] for option in ("--attn.impl", "--model.pattern") if option in given)]:
+            parse_choice(choice)
+        if "--ffn.impl" in given:
+            parse_choice(f"standard+{given['--ffn.impl']}")
     except InputError as error:
         return f"{shown}: {error}"
     return None
@@ -117,9 +126,8 @@ def _known(parser: Parser, rest: list[str]) -> list[str]:
     return kept
 
 
-def with_words(line: Line, words: tuple[str, ...]) -> list[str]:
-    """Return the words of a command of ours, with those of `run with` that it knows."""
-    typed = line.words[1:]
+def with_words(typed: list[str], words: tuple[str, ...]) -> list[str]:
+    """Return the words behind `blockyard`, with those of `run with` that the command knows."""
     known = flags_of(typed) if not asks_help(typed) else frozenset()
     added, take = [], False
     for word in words:
@@ -128,6 +136,3 @@ def with_words(line: Line, words: tuple[str, ...]) -> list[str]:
         if take:
             added.append(word)
     return [*typed, *added]
-
-
-__all__ = ["RUN", "fault_of_command", "faults", "flags_of", "parser_of", "with_words"]
