@@ -24,8 +24,8 @@ test-all: .venv/dev.stamp lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 lint: .venv/dev.stamp
-	.venv/bin/ruff check src tests benchmarks examples
-	.venv/bin/ruff format --check src tests benchmarks examples
+	.venv/bin/ruff check src tests benchmarks examples site
+	.venv/bin/ruff format --check src tests benchmarks examples site
 	.venv/bin/mypy
 
 # The site of the documentation, in build/site: a warning is an error, and nothing in it asks the network.

@@ -108,9 +108,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Write a page as the site has it: links, names of the API, formulas, no comments."""
     uri = page.file.src_uri
-    markdown = _outside_code(
-        re.sub(r"<!--.*?-->\n?", "", markdown, flags=re.DOTALL), lambda text: _links(text, uri, files)
-    )
+    markdown = re.sub(r"^ *<!--.*?-->\n?", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    markdown = _outside_code(markdown, lambda text: _links(text, uri, files))
     if uri == "api.md":
         markdown = _names(markdown)
     if uri.startswith("zh/"):
@@ -152,7 +151,8 @@ def _links(text: str, uri: str, files: Files) -> str:
         if files.get_file_from_path(found) is None:
             # One within docs/ that is not there is a fault, which mkdocs tells.
             return link[0] if file.startswith("docs/") or picture or not (ROOT / file).exists() else words
-        return f"{picture}[{words}]({posixpath.relpath(found, posixpath.dirname(uri) or '.')}{'#' + anchor if anchor else ''})"
+        there = posixpath.relpath(found, posixpath.dirname(uri) or ".")
+        return f"{picture}[{words}]({there}{'#' + anchor if anchor else ''})"
 
     return LINK.sub(one, text)
 

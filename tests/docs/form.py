@@ -1,4 +1,4 @@
-"""The form of blocks, looked at without running them: Python compiles, its imports exist, commands know their options."""
+"""The form of blocks, looked at without running them: Python compiles, imports exist, commands know their options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Iterator
 
 from blockyard.cli.app import HELP_WORDS
-from blockyard.cli.finding import command_names, find_command, load_command
+from blockyard.cli.finding import TASK_VERBS, command_names, find_command, load_command
 from blockyard.cli.help import asks_help, help_text
 from blockyard.cli.parser import Parser, underscored
 from blockyard.cli.shape_cache import shape_of
@@ -81,16 +81,11 @@ def fault_of_command(words: list[str]) -> str | None:
     try:
         if not words or words[0] in (*HELP_WORDS, "--version", "-V"):
             return None
-        if (
-            words[-1] in HELP_WORDS
-            and any(name.startswith(f"{words[0]} ") for name in command_names())
-            and len(words) == 2
-        ):
+        if len(words) == 2 and words[1] in HELP_WORDS and any(n.startswith(f"{words[0]} ") for n in command_names()):
             return None
-        if plugins_in(words) and words[1:2] and words[0] in ("train", "compare", "tune"):
-            # The plug-in may bring the task itself, and options with any name.
-            if f"{words[0]} {words[1]}" not in command_names():
-                return None
+        # A plug-in may bring the task itself, and options with any name.
+        if plugins_in(words) and words[0] in TASK_VERBS and " ".join(words[:2]) not in command_names():
+            return None
         name, rest = find_command(words)
         if asks_help(rest):
             command = load_command(name, whole=True)

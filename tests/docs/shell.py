@@ -11,16 +11,8 @@ from tests.docs.blocks import Block
 from tests.fixtures.folders import ROOT
 
 # They set up an environment, which a test has: their form is checked.
-SET_UP = (
-    "pip",
-    "hf download",
-    "git",
-    "cd",
-    "make",
-    "python3 -m venv",
-    "source .venv/bin/activate",
-    ". .venv/bin/activate",
-)
+ACTIVATE = ("source .venv/bin/activate", ". .venv/bin/activate")
+SET_UP = ("pip", "hf download", "git", "cd", "make", "python3 -m venv", *ACTIVATE)
 SCRIPT = re.compile(r"<<|^\s*(for|while|if|until|case|function)\b|\(\)\s*\{", re.MULTILINE)
 QUOTED = re.compile(r"'[^']*'|\"[^\"$`]*\"")
 
