@@ -72,7 +72,11 @@ def flags_of(words: list[str]) -> frozenset[str]:
     """Return the options that a command knows."""
     if not words or words[0].startswith("-") or words[0] in HELP_WORDS:
         return frozenset()
-    return frozenset(parser_of(find_command(words)[0])._option_string_actions)
+    try:
+        return frozenset(parser_of(find_command(words)[0])._option_string_actions)
+    except InputError:
+        # No such command, or one of a plug-in: said elsewhere.
+        return frozenset()
 
 
 def fault_of_command(words: list[str]) -> str | None:
