@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from idea_pictures import PICTURES, main
 
+from idea_pictures import PICTURES, main
 from tests.fixtures.folders import ROOT
 
 
