@@ -6,8 +6,8 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 DEMO ?= runs/demo
 
-# What the linters read; tools/ is what builds and releases the package.
-CODE = src tests benchmarks examples tools
+# What the linters read; site/ makes pages of docs/, tools/ and hatch_build.py build and release the package.
+CODE = src tests benchmarks examples site tools hatch_build.py
 
 .PHONY: demo test test-all test-isa test-avx2 bench-check lint addresses package release-check publish docs clean
 

@@ -27,7 +27,7 @@ def standard(axes: Sequence[Any]) -> None:
     choices = {"everything before it": {}, "window=4": {"window": 4}, "window=4, sinks=2": {"window": 4, "sinks": 2}}
     for ax, (title, options) in zip(axes, choices.items()):
         _, weights = get_attention("standard", d_model=32, n_heads=1, causal=True, **options)(x, return_weights=True)
-        ax.imshow(weights[0, 0].detach().sqrt(), cmap="Blues", vmin=0, vmax=1)
+        ax.imshow(weights[0, 0].detach().sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
         ax.set_title(title)
         ax.set_xticks(range(0, 16, 5))
         ax.set_xlabel("key")
@@ -138,11 +138,11 @@ def moe(axes: Sequence[Any]) -> None:
     assert isinstance(mixture, MoE)
     routing = mixture.router(torch.randn(24, 32) + 0.6 * torch.randn(32), 2)
     weights = torch.zeros(24, 8).scatter_(1, routing.experts, routing.gates.float()).detach()
-    axes[0].imshow(weights.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes[0].imshow(weights.T.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes[0].set_title("the weights of 2 of 8 experts for each token")
     axes[0].set_xlabel("token")
     axes[0].set_ylabel("expert")
-    axes[1].barh(range(8), (weights > 0).sum(0), color=LIGHT.series[0])
+    axes[1].barh(range(8), (weights > 0).sum(0).tolist(), color=LIGHT.series[0])
     axes[1].axvline(6, color=LIGHT.series[5], linestyle=":")
     axes[1].invert_yaxis()
     axes[1].set_title("tokens of each expert; dotted: equal shares")

@@ -1,11 +1,11 @@
 """What the site needs beyond mkdocs: pages from files of the repository's root, API pages, formulas without a network.
 
-    README.md, README.zh.md, CHANGELOG.md, …   become index.md, zh/index.md, changes.md, …
-    docs/api.md                                the one list of public names: each section becomes a page with the
-                                               docstrings of its names, and each name there a link to its own
-    tutorials                                  those that lie in docs/tutorials are put under "Tutorials"
-    a fence of `math`                          is written as MathML, which browsers draw by themselves
-    comments of HTML                           are left out: they are for the tests of code blocks
+README.md, README.zh.md, CHANGELOG.md, …   become index.md, zh/index.md, changes.md, …
+docs/api.md                                the one list of public names: each section becomes a page with the
+                                           docstrings of its names, and each name there a link to its own
+tutorials                                  those that lie in docs/tutorials are put under "Tutorials"
+a fence of `math`                          is written as MathML, which browsers draw by themselves
+comments of HTML                           are left out: they are for the tests of code blocks
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def title_of(page: Path) -> str:
 
 def tutorials(folder: str) -> list[Any]:
     """List the pages of a folder of docs/ for the navigation, an overview first."""
-    files = sorted((ROOT / "docs" / folder).glob("*.md"), key=lambda file: (file.stem not in ("README", "index"), file.name))
+    files = sorted(
+        (ROOT / "docs" / folder).glob("*.md"), key=lambda file: (file.stem not in ("README", "index"), file.name)
+    )
     return [{title_of(file): f"{folder}/{file.name}"} for file in files]
 
 
@@ -106,7 +108,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Write a page as the site has it: links, names of the API, formulas, no comments."""
     uri = page.file.src_uri
-    markdown = _outside_code(re.sub(r"<!--.*?-->\n?", "", markdown, flags=re.DOTALL), lambda text: _links(text, uri, files))
+    markdown = re.sub(r"^ *<!--.*?-->\n?", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    markdown = _outside_code(markdown, lambda text: _links(text, uri, files))
     if uri == "api.md":
         markdown = _names(markdown)
     if uri.startswith("zh/"):
@@ -148,7 +151,8 @@ def _links(text: str, uri: str, files: Files) -> str:
         if files.get_file_from_path(found) is None:
             # One within docs/ that is not there is a fault, which mkdocs tells.
             return link[0] if file.startswith("docs/") or picture or not (ROOT / file).exists() else words
-        return f"{picture}[{words}]({posixpath.relpath(found, posixpath.dirname(uri) or '.')}{'#' + anchor if anchor else ''})"
+        there = posixpath.relpath(found, posixpath.dirname(uri) or ".")
+        return f"{picture}[{words}]({there}{'#' + anchor if anchor else ''})"
 
     return LINK.sub(one, text)
 

@@ -54,7 +54,8 @@ class Block:
     @property
     def place(self) -> str:
         """Page, block and line, as a failure names them."""
-        return f"{self.page.relative_to(ROOT)}, block {self.number} (line {self.line})"
+        page = self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page.name
+        return f"{page}, block {self.number} (line {self.line})"
 
     @property
     def file(self) -> str | None:
@@ -136,12 +137,21 @@ def original(page: Path) -> Path | None:
     return None
 
 
-def runnable(page: Path) -> list[Block]:
-    """The blocks of a page that a test runs: none of a translation that shows what its original shows."""
-    found = [block for block in blocks_of(page) if block.language in RUN]
+def runnable(page: Path, *, slow: bool) -> list[Block]:
+    """The blocks of a page that a test runs: none of a translation that shows what its original shows.
+
+    Args:
+        page: the file.
+        slow: also those that are marked so, where there is one.
+    """
+    found = [block for block in blocks_of(page) if block.reason is None and (slow or not block.slow)]
+    # A file of settings alone does nothing.
+    found = [block for block in found if block.language in RUN or block.file]
+    if slow and not any(block.slow for block in found):
+        return []
     first = original(page)
     if first is not None and first.is_file():
-        shown = [bare(block) for block in blocks_of(first) if block.language in RUN]
+        shown = [bare(block) for block in blocks_of(first) if block.language in RUN or block.file]
         if all(bare(block) in shown for block in found):
             return []
     return found

@@ -1,4 +1,4 @@
-"""The form of blocks, looked at without running them: Python compiles, its imports exist, commands know their options."""
+"""The form of blocks, looked at without running them: Python compiles, imports exist, commands know their options."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import importlib
 from collections.abc import Iterator
 
 from blockyard.cli.app import HELP_WORDS
-from blockyard.cli.finding import command_names, find_command, load_command
+from blockyard.cli.finding import TASK_VERBS, command_names, find_command, load_command
 from blockyard.cli.help import asks_help, help_text
 from blockyard.cli.parser import Parser, underscored
 from blockyard.cli.shape_cache import shape_of
 from blockyard.errors import InputError
 from blockyard.registry.pattern import parse_choice, split_choices
 from blockyard.registry.plugins import plugins_in
-from tests.docs.blocks import RUN, Block
-from tests.docs.shell import Line, check_set_up, commands_in, lines_of
+from tests.docs.blocks import Block
+from tests.docs.shell import check_set_up, commands_in, lines_of
 
 
 def faults(block: Block) -> Iterator[str]:
@@ -31,7 +31,7 @@ def faults(block: Block) -> Iterator[str]:
             wrong = check_set_up(line)
             yield from [f"line {line.number}: {wrong}"] if wrong else []
             continue
-        if block.words and not line.is_ours and commands_in(line):
+        if block.words and not line.is_simple and commands_in(line):
             yield f"line {line.number}: `run with` cannot add words to a line that a shell reads"
         for words in commands_in(line):
             wrong = fault_of_command(words)
@@ -72,7 +72,11 @@ def flags_of(words: list[str]) -> frozenset[str]:
     """Return the options that a command knows."""
     if not words or words[0].startswith("-") or words[0] in HELP_WORDS:
         return frozenset()
-    return frozenset(parser_of(find_command(words)[0])._option_string_actions)
+    try:
+        return frozenset(parser_of(find_command(words)[0])._option_string_actions)
+    except InputError:
+        # No such command, or one of a plug-in: said elsewhere.
+        return frozenset()
 
 
 def fault_of_command(words: list[str]) -> str | None:
@@ -81,16 +85,11 @@ def fault_of_command(words: list[str]) -> str | None:
     try:
         if not words or words[0] in (*HELP_WORDS, "--version", "-V"):
             return None
-        if (
-            words[-1] in HELP_WORDS
-            and any(name.startswith(f"{words[0]} ") for name in command_names())
-            and len(words) == 2
-        ):
+        if len(words) == 2 and words[1] in HELP_WORDS and any(n.startswith(f"{words[0]} ") for n in command_names()):
             return None
-        if plugins_in(words) and words[1:2] and words[0] in ("train", "compare", "tune"):
-            # The plug-in may bring the task itself, and options with any name.
-            if f"{words[0]} {words[1]}" not in command_names():
-                return None
+        # A plug-in may bring the task itself, and options with any name.
+        if plugins_in(words) and words[0] in TASK_VERBS and " ".join(words[:2]) not in command_names():
+            return None
         name, rest = find_command(words)
         if asks_help(rest):
             command = load_command(name, whole=True)
@@ -98,9 +97,14 @@ def fault_of_command(words: list[str]) -> str | None:
             return None
         parser = parser_of(name)
         given = vars(parser.parse(_known(parser, rest) if plugins_in(rest) else rest))
-        if given.get("blocks") and not plugins_in(rest):
-            for choice in split_choices(given["blocks"]):
-                parse_choice(choice)
+        if plugins_in(rest):
+            return None
+        # A transplant's choices say for which layers, too.
+        named = [] if name == "transplant" else split_choices(given.get("--blocks") or "standard")
+        for choice in [*named, *(given[option] for option in ("--attn.impl", "--model.pattern") if option in given)]:
+            parse_choice(choice)
+        if "--ffn.impl" in given:
+            parse_choice(f"standard+{given['--ffn.impl']}")
     except InputError as error:
         return f"{shown}: {error}"
     return None
@@ -121,9 +125,8 @@ def _known(parser: Parser, rest: list[str]) -> list[str]:
     return kept
 
 
-def with_words(line: Line, words: tuple[str, ...]) -> list[str]:
-    """Return the words of a command of ours, with those of `run with` that it knows."""
-    typed = line.words[1:]
+def with_words(typed: list[str], words: tuple[str, ...]) -> list[str]:
+    """Return the words behind `blockyard`, with those of `run with` that the command knows."""
     known = flags_of(typed) if not asks_help(typed) else frozenset()
     added, take = [], False
     for word in words:
@@ -132,6 +135,3 @@ def with_words(line: Line, words: tuple[str, ...]) -> list[str]:
         if take:
             added.append(word)
     return [*typed, *added]
-
-
-__all__ = ["RUN", "fault_of_command", "faults", "flags_of", "parser_of", "with_words"]

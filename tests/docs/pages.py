@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import traceback
@@ -19,7 +20,7 @@ from blockyard.tasks import kind
 from blockyard.training import loggers
 from tests.docs.blocks import Block
 from tests.docs.form import with_words
-from tests.docs.shell import Line, lines_of
+from tests.docs.shell import Line, commands_in, lines_of
 from tests.docs.theirs import make_theirs
 from tests.fixtures.folders import ROOT
 
@@ -79,7 +80,7 @@ def _run_python(block: Block, namespace: dict) -> None:
 def _run_line(block: Block, line: Line) -> None:
     where = f"{block.place}, line {line.number}"
     if line.is_ours:
-        words = with_words(line, block.words)
+        words = with_words(line.words[1:], block.words)
         print(f"$ blockyard {' '.join(words)}")
         try:
             status = main(words)
@@ -88,16 +89,20 @@ def _run_line(block: Block, line: Line) -> None:
         if status != 0:
             raise Failed(f"{where} ends with status {status}: blockyard {' '.join(words)}")
         return
-    print(f"$ {line.text}")
+    text = line.text
+    if line.is_simple and (ours := commands_in(line)):
+        # `torchrun … -m blockyard …`: what is added stands at its end.
+        text = shlex.join([*line.words[: -len(ours[0])], *with_words(ours[0], block.words)])
+    print(f"$ {text}")
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f"{SHELL}\n{line.text}"],
+        ["bash", "-euo", "pipefail", "-c", f"{SHELL}\n{text}"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])},
         timeout=LONGEST,
         capture_output=True,
         text=True,
     )
     if done.returncode != 0:
-        raise Failed(f"{where} ends with status {done.returncode}: {line.text}\n{done.stdout}{done.stderr}")
+        raise Failed(f"{where} ends with status {done.returncode}: {text}\n{done.stdout}{done.stderr}")
 
 
 @contextmanager

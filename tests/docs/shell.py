@@ -11,16 +11,8 @@ from tests.docs.blocks import Block
 from tests.fixtures.folders import ROOT
 
 # They set up an environment, which a test has: their form is checked.
-SET_UP = (
-    "pip",
-    "hf download",
-    "git",
-    "cd",
-    "make",
-    "python3 -m venv",
-    "source .venv/bin/activate",
-    ". .venv/bin/activate",
-)
+ACTIVATE = ("source .venv/bin/activate", ". .venv/bin/activate")
+SET_UP = ("pip", "hf download", "git", "cd", "make", "python3 -m venv", *ACTIVATE)
 SCRIPT = re.compile(r"<<|^\s*(for|while|if|until|case|function)\b|\(\)\s*\{", re.MULTILINE)
 QUOTED = re.compile(r"'[^']*'|\"[^\"$`]*\"")
 
@@ -50,8 +42,12 @@ class Line:
     @property
     def is_ours(self) -> bool:
         """Whether it is one `blockyard` command and nothing that a shell is needed for."""
-        plain = QUOTED.sub("", self.text.split(" #")[0])
-        return self.words[:1] == ["blockyard"] and not re.search(r"[|&;<>$`*?~]", plain)
+        return self.words[:1] == ["blockyard"] and self.is_simple
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether it is one command that reads and writes where it stands: words may be added at its end."""
+        return not re.search(r"[|&;<>$`*?~]", QUOTED.sub("", self.text.split(" #")[0]))
 
 
 def lines_of(block: Block) -> list[Line]:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import ROOT, blocks_of, pages, runnable
+from tests.docs.blocks import ROOT, RUN, blocks_of, pages, runnable
 from tests.docs.form import faults
 from tests.docs.pages import Failed, run_blocks
 
 PAGES = {str(page.relative_to(ROOT)): page for page in pages()}
-FAST = [name for name, page in PAGES.items() if any(not b.slow and b.reason is None for b in runnable(page))]
-SLOW = [name for name, page in PAGES.items() if any(b.slow and b.reason is None for b in runnable(page))]
+FAST = [name for name, page in PAGES.items() if any(block.language in RUN for block in runnable(page, slow=False))]
+SLOW = [name for name, page in PAGES.items() if runnable(page, slow=True)]
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 def run(name: str, folder: Path, slow: bool) -> None:
     try:
-        assert run_blocks(runnable(PAGES[name]), folder, slow=slow)
+        assert run_blocks(runnable(PAGES[name], slow=slow), folder, slow=slow)
     except Failed as failed:
         pytest.fail(str(failed), pytrace=False)
 

@@ -1,7 +1,8 @@
-"""What a strict build of the site rests on, checked without the tools that build it: pages, links, anchors, pictures."""
+"""What a strict build of the site rests on, checked without the tools that build it: pages, links, pictures."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
 def test_a_page_has_one_title_and_whole_headings(page: Path) -> None:
     levels = [len(line) - len(line.lstrip("#")) for line in prose(page) if re.match(r"#{1,6} ", line)]
     assert levels.count(1) == 1 and levels[0] == 1, f"{page.name} should begin with its only heading of level 1"
-    for above, below in zip(levels, levels[1:]):
+    for above, below in itertools.pairwise(levels):
         assert below <= above + 1, f"{page.name}: a heading of level {below} stands straight under one of {above}"
 
 
