@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from roofline import rates
 from torch import Tensor, nn
 
 from blockyard.protocol.block import build_block
 from blockyard.registry.pattern import parse_choice
 from blockyard.training.allocator import keep_freed_memory
 from blockyard.vein.block import VFTBlock
+from roofline import rates
 
 D_MODEL, N_HEADS = 768, 12
 SHAPES = [(8, 128), (4, 512)]

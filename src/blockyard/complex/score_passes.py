@@ -46,7 +46,8 @@ def scored(q: Tensor, k: Tensor, v: Tensor, share: Tensor | None, score: str, ca
 
     Returns: [B, H, T, 2d_v], stored as [B, T, H, 2d_v].
     """
-    return hand_written(_Scored, q, k, v, share, score, causal, scale)[0]
+    found = hand_written(_Scored, q, k, v, share, score, causal, scale)
+    return found if isinstance(found, Tensor) else found[0]
 
 
 def turned_back(pairs: Tensor) -> Tensor:
@@ -60,9 +61,7 @@ def _turned_on(pairs: Tensor) -> Tensor:
     return -turned_back(pairs)
 
 
-def _defined(
-    q: Tensor, k: Tensor, v: Tensor, share: Tensor | None, score: str, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
+def _defined(q: Tensor, k: Tensor, v: Tensor, share: Tensor | None, score: str, causal: bool, scale: float) -> Tensor:
     """Return the same by its definition, with all scores at once."""
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
@@ -75,13 +74,13 @@ def _defined(
         assert share is not None
         part = share.view(-1, 1, 1)
         weights = part * (real + hidden).softmax(-1) + (1 - part) * (imaginary + hidden).softmax(-1)
-        return weights @ v, real.detach()
+        return weights @ v
     size = (real.square() + imaginary.square() + EPS).sqrt()
     weights = (size + hidden).softmax(-1)
     if score == "magnitude":
-        return weights @ v, real.detach()
+        return weights @ v
     over = weights / size
-    return (over * real) @ v + _turned_on((over * imaginary) @ v), real.detach()
+    return (over * real) @ v + _turned_on((over * imaginary) @ v)
 
 
 class _Scored(HandWritten):
