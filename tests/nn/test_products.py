@@ -30,7 +30,8 @@ def calls(monkeypatch):
             made.append(given)
             return operation.binary(*given)
 
-    monkeypatch.setattr(products, "_other_library", lambda found=Counted(): found)
+    counted = Counted()
+    monkeypatch.setattr(products, "_other_library", lambda: counted)
     return made
 
 
@@ -128,8 +129,13 @@ def test_linear_layers_and_sums_in_products_use_it_and_stay_what_they_are(calls)
 
 @pytest.mark.parametrize(
     ("vendor", "capability", "there"),
-    [("AuthenticAMD", "AVX512", True), ("GenuineIntel", "AVX512", False), ("AuthenticAMD", "AVX2", False), (None, "AVX512", False)],
-)  # fmt: skip
+    [
+        ("AuthenticAMD", "AVX512", True),
+        ("GenuineIntel", "AVX512", False),
+        ("AuthenticAMD", "AVX2", False),
+        (None, "AVX512", False),
+    ],
+)
 def test_the_choice_is_by_what_the_processor_is_and_never_by_a_clock(monkeypatch, vendor, capability, there):
     monkeypatch.setattr(products, "vendor_name", lambda: vendor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)

@@ -1,9 +1,9 @@
 """The scores that are no dot product of pairs, in blocks of queries, with a backward pass by hand.
 
-Autograd would keep five or six matrices as large as the scores and pass over each of them again. Here a block of queries
-meets its keys while both parts of the scores stay in the processor's cache, nothing of their size is kept, and the
-backward pass makes them again. Queries and queries turned back by a quarter lie above one another, so that one product
-gives Re s and Im s, and one their gradients.
+Autograd would keep five or six matrices as large as the scores and pass over each of them again. Here a block of
+queries meets its keys while both parts of the scores stay in the processor's cache, nothing of their size is kept, and
+the backward pass makes them again. Queries and queries turned back by a quarter lie above one another, so that one
+product gives Re s and Im s, and one their gradients.
 """
 
 from __future__ import annotations
@@ -233,8 +233,8 @@ def _change(
     if score == "magnitude":
         weights, size = kept
         return both.mul_(towards[0].sub_(along).mul_(weights).div_(size)), 0.0
-    # With w = weight / |s| and t the gradient of w s: the weight's own gradient is c = Re(t s*) / |s|, of which a softmax
-    # takes off the mean, and what is across s turns it. Together w (t + s (c - mean - c / |s|)).
+    # With w = weight / |s| and t the gradient of w s: the weight's own gradient is c = Re(t s*) / |s|, of which a
+    # softmax takes off the mean, and what is across s turns it. Together w (t + s (c - mean - c / |s|)).
     over, size = kept
     of_weight = torch.mul(towards[0], both[0]).addcmul_(towards[1], both[1]).div_(size)
     of_weight.sub_(of_weight / size).sub_(along)

@@ -32,7 +32,7 @@ def _other_library() -> Any:
     if not present or torch.backends.cpu.get_cpu_capability() != "AVX512" or vendor_name() in (None, "GenuineIntel"):
         return None
     # No public function reaches it in float32: where a version of torch has it no more, products are torch's.
-    operation = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    operation: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     try:
         one = torch.ones(1, 1)
         with torch.no_grad():

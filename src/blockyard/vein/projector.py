@@ -238,8 +238,8 @@ class VeinProjector(ConstantHolder):
     def cost(self, rows: int, *, project: bool = True, reconstruct: bool = True) -> Cost:
         """Return parameters, and FLOPs for `rows` vectors (making V orthonormal is a product of its own)."""
         shapes = [(self.d_model, self.rank)] * project + [(self.rank, self.d_model)] * reconstruct
-        # W Wᵀ. The triangular solve is no matrix product to `FlopCounterMode`, which the formula is tested against.
-        orthonormal = linear_flops(self.rank, (self.d_model, self.rank)) if self.tied else 0
+        # W Wᵀ and L⁻¹ W. Inverting L is no matrix product to `FlopCounterMode`, which the formula is tested against.
+        orthonormal = 2 * linear_flops(self.rank, (self.d_model, self.rank)) if self.tied else 0
         parameters = self.d_model * self.rank * (1 if self.tied else 2)
         return Cost(parameters, linear_flops(rows, *shapes) + orthonormal)
 
