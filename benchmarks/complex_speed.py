@@ -5,9 +5,10 @@
 
 Milliseconds of process CPU time of forward + backward from a dense gradient, one sequence of 1024 positions, float32,
 medians over rounds in which everything takes one turn; ratios are taken within each round. Beside each block stands its
-share of the limit: the time that its matrix products alone would take at the rate that this run measures. The complex block has d = 256 complex features
-and 1.31 million real parameters; the real blocks have as many, one as wide in complex numbers (d = 256, with a larger
-FFN), one with √2 as many features and the complex block's proportions. A peer that is not installed is left out.
+share of the limit: the time that its matrix products alone would take at the rate that this run measures. The complex
+block has d = 256 complex features and 1.31 million real parameters; the real blocks have as many, one as wide in
+complex numbers (d = 256, with a larger FFN), one with √2 as many features and the complex block's proportions. A peer
+that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -214,9 +215,8 @@ def main() -> None:
             low, high = found["quartiles"]
             size = f"{parameters[name]:>10,} parameters" if part == "block" else ""
             share = f", {found['share_of_limit']:.0%} of the limit" if "share_of_limit" in found else ""
-            print(
-                f"  {name:28} {found['ms']:9.2f} ms  {found['ratio']:6.2f} x real ({low:.2f} to {high:.2f})  {size}{share}"
-            )
+            ratio = f"{found['ratio']:6.2f} x real ({low:.2f} to {high:.2f})"
+            print(f"  {name:28} {found['ms']:9.2f} ms  {ratio}  {size}{share}")
     if "bf16_linear_to_fp32" in results:
         print(f"\nbf16 linear to fp32: {results['bf16_linear_to_fp32']}")
     if arguments.out:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from blockyard.complex import attention as complex_mixer
+from blockyard.complex import score_passes
 from blockyard.complex.attention import ComplexAttention
 from blockyard.complex.heads import turned_heads
 from blockyard.complex.linear import from_pairs, times_i, to_pairs
@@ -144,3 +145,35 @@ def test_gates_multiply_what_the_heads_give(gate):
     elif gate == "magnitude":
         factor = torch.sigmoid((mixer.gate_proj(x).abs().square() + 1e-6).sqrt() + mixer.gate_bias)
     close(mixer(x)[0], mixer.output_proj(heads[0] * factor))
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
+@pytest.mark.parametrize("score", ["magnitude", "phase", "split"])
+def test_blocks_of_queries_with_passes_by_hand_equal_all_scores_at_once(score, causal, monkeypatch):
+    # Two whole blocks and a rest, more keys than queries, two heads to a key head, values of another width.
+    monkeypatch.setattr(score_passes, "_BLOCK", 32 * 75)
+    q, k, v = (randn(*shape, seed=i) for i, shape in enumerate([(2, 4, 70, 3), (2, 2, 75, 3), (2, 2, 75, 2)]))
+    share = torch.rand(4, dtype=torch.float64).requires_grad_() if score == "split" else None
+    given = [*(to_pairs(t).detach().requires_grad_() for t in (q, k, v)), *([] if share is None else [share])]
+    found = score_passes.scored(*given[:3], share, score, causal, 0.7)
+    wanted = score_passes._defined(*given[:3], share, score, causal, 0.7)
+    close(found, wanted)
+    of = torch.randn_like(wanted)
+    for a, e in zip(torch.autograd.grad(found, given, of), torch.autograd.grad(wanted, given, of)):
+        close(a, e)
+
+
+def test_scores_of_long_sequences_keep_nothing_of_their_size():
+    q, k, v = (to_pairs(randn(1, 2, 200, 4, seed=i)).detach().requires_grad_() for i in range(3))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        complex_attend(q, k, v, score="phase")
+    assert kept and max(kept) < 200 * 200
+
+
+def test_scores_so_far_apart_that_weights_vanish_stay_finite():
+    q, k, v = (to_pairs(randn(1, 1, 6, 2, seed=i)).detach().float().requires_grad_() for i in range(3))
+    for score in ("magnitude", "phase", "split"):
+        out = complex_attend(q * 1e4, k, v, score=score, share=torch.full((1,), 0.5))[0]
+        for found in (out, *torch.autograd.grad(out.sum(), [q, k, v])):
+            assert bool(found.isfinite().all())

@@ -21,9 +21,10 @@ from blockyard import InputError
 from blockyard.complex import ffn as ffn_complex
 from blockyard.complex import heads as complex_heads
 from blockyard.complex import planes as complex_planes
+from blockyard.complex import score_passes
 from blockyard.moe import dispatch, grouped
 from blockyard.moe.dispatch import Plan, counts_of, plan
-from blockyard.nn import attention_kernels, derivatives, norms, rotary, segments, thin_attention
+from blockyard.nn import attention_kernels, derivatives, norms, products, rotary, segments, thin_attention
 from blockyard.nn import fused as thin
 from blockyard.nn.attention import attend
 from blockyard.nn.derivatives import HandWritten, hand_written, transformed
@@ -251,6 +252,12 @@ BY_HAND: dict[type[HandWritten], list[tuple[tuple[Tensor | None, ...], tuple[Any
     complex_planes._Split: [((numbers(3, 4),), ())],
     complex_planes._Join: [((numbers(3, 2), numbers(3, 2, seed=1)), ())],
     complex_planes._Product: [((numbers(3, 2), numbers(3, 2, seed=1), numbers(2, 2, 2), numbers(1, 2, 2)), ())],
+    products._Linear: [((numbers(2, 3, 4), numbers(2, 4), bias), ()) for bias in (None, numbers(2))],
+    score_passes._Scored: [
+        ((numbers(1, 2, 3, 4), numbers(1, 1, 4, 4, seed=1), numbers(1, 1, 4, 2), share), (score, causal, 0.6))
+        for score, share in (("magnitude", None), ("phase", None), ("split", numbers(2)))
+        for causal in (False, True)
+    ],
     complex_heads._TurnedHeads: [
         ((numbers(1, 3, 12), numbers(2), numbers(2, seed=1), turn), ((1, 1), 1e-5)) for turn in (None, turns())
     ],

@@ -13,7 +13,8 @@ Files, in reading order:
     linear.py      ComplexLinear, ComplexModule, to_pairs, from_pairs: the storage, and the product in its three forms
     planes.py      the product by three real ones instead of four (Gauss)
     norms.py       the norms and ModReLU
-    scores.py      the four scores; heads.py: queries and keys normalised, scaled and turned in one pass
+    scores.py      the four scores; score_passes.py: those that are no dot product, in blocks with passes by hand;
+                   heads.py: queries and keys normalised, scaled and turned in one pass
     attention.py   ComplexAttention ("complex")
     ffn.py         ComplexSwiGLU ("complex_swiglu")
     dual.py        DualStreamBlock: two sequences, the first attending to the second

@@ -177,13 +177,10 @@ def resolve_mode(mode: LinearMode, weight: Tensor, x: Tensor | None = None) -> L
         return "block"
     if mode != "auto":
         return mode
-    rows, narrowest = 0 if x is None else x.numel() // max(1, x.shape[-1]), min(weight.shape[:2])
-    large = x is not None and rows >= LONG and narrowest >= WIDE
-    return (
-        "gauss"
-        if large and suits(rows, weight.shape[1], weight.shape[0], *(() if x is None else (x,)), weight)
-        else "native"
-    )
+    if x is None or min(weight.shape[:2]) < WIDE:
+        return "native"
+    rows, (d_out, d_in) = x.numel() // max(1, x.shape[-1]), weight.shape[:2]
+    return "gauss" if rows >= LONG and suits(rows, d_in, d_out, x, weight) else "native"
 
 
 def linear_pairs(x: Tensor, weight: Tensor, mode: LinearMode) -> Tensor:

@@ -1,9 +1,9 @@
 """The scores that are no dot product of pairs, in blocks of queries, with a backward pass by hand.
 
-Autograd would keep five or six matrices as large as the scores and pass over each of them again. Here a block of queries
-meets its keys while both parts of the scores stay in the processor's cache, nothing of their size is kept, and the
-backward pass makes them again. Queries and queries turned back by a quarter lie above one another, so that one product
-gives Re s and Im s, and one their gradients.
+Autograd would keep five or six matrices as large as the scores and pass over each of them again. Here a block of
+queries meets its keys while both parts of the scores stay in the processor's cache, nothing of their size is kept, and
+the backward pass makes them again. Queries and queries turned back by a quarter lie above one another, so that one
+product gives Re s and Im s, and one their gradients.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def scored(q: Tensor, k: Tensor, v: Tensor, share: Tensor | None, score: str, ca
 
     Returns: [B, H, T, 2d_v], stored as [B, T, H, 2d_v].
     """
-    return hand_written(_Scored, q, k, v, share, score, causal, scale)[0]
+    found = hand_written(_Scored, q, k, v, share, score, causal, scale)
+    return found if isinstance(found, Tensor) else found[0]
 
 
 def turned_back(pairs: Tensor) -> Tensor:
@@ -60,9 +61,7 @@ def _turned_on(pairs: Tensor) -> Tensor:
     return -turned_back(pairs)
 
 
-def _defined(
-    q: Tensor, k: Tensor, v: Tensor, share: Tensor | None, score: str, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
+def _defined(q: Tensor, k: Tensor, v: Tensor, share: Tensor | None, score: str, causal: bool, scale: float) -> Tensor:
     """Return the same by its definition, with all scores at once."""
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
@@ -75,13 +74,13 @@ def _defined(
         assert share is not None
         part = share.view(-1, 1, 1)
         weights = part * (real + hidden).softmax(-1) + (1 - part) * (imaginary + hidden).softmax(-1)
-        return weights @ v, real.detach()
+        return weights @ v
     size = (real.square() + imaginary.square() + EPS).sqrt()
     weights = (size + hidden).softmax(-1)
     if score == "magnitude":
-        return weights @ v, real.detach()
+        return weights @ v
     over = weights / size
-    return (over * real) @ v + _turned_on((over * imaginary) @ v), real.detach()
+    return (over * real) @ v + _turned_on((over * imaginary) @ v)
 
 
 class _Scored(HandWritten):
@@ -234,8 +233,8 @@ def _change(
     if score == "magnitude":
         weights, size = kept
         return both.mul_(towards[0].sub_(along).mul_(weights).div_(size)), 0.0
-    # With w = weight / |s| and t the gradient of w s: the weight's own gradient is c = Re(t s*) / |s|, of which a softmax
-    # takes off the mean, and what is across s turns it. Together w (t + s (c - mean - c / |s|)).
+    # With w = weight / |s| and t the gradient of w s: the weight's own gradient is c = Re(t s*) / |s|, of which a
+    # softmax takes off the mean, and what is across s turns it. Together w (t + s (c - mean - c / |s|)).
     over, size = kept
     of_weight = torch.mul(towards[0], both[0]).addcmul_(towards[1], both[1]).div_(size)
     of_weight.sub_(of_weight / size).sub_(along)

@@ -6,6 +6,7 @@
 Files, in reading order:
 
     linear.py           Linear, StackedLinear, Embedding: the maps and their initialisation
+    products.py         float32 products by the faster of torch's two libraries
     norms.py            RMSNorm, LayerNorm, with hand-written passes in eager mode
     rotary.py           rotary positions in both pairings; convert_layout turns weights of one into the other
     rotary_scaling.py   their frequencies scaled for longer texts: linear, dynamic, yarn, llama3, longrope

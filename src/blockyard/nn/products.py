@@ -32,7 +32,7 @@ def _other_library() -> Any:
     if not present or torch.backends.cpu.get_cpu_capability() != "AVX512" or vendor_name() in (None, "GenuineIntel"):
         return None
     # No public function reaches it in float32: where a version of torch has it no more, products are torch's.
-    operation = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    operation: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     try:
         one = torch.ones(1, 1)
         with torch.no_grad():
@@ -100,16 +100,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: W, [d_out, d_in].
         bias: b, [d_out].
     """
-    d_in = weight.shape[-1]
-    given = (x, weight) if bias is None else (x, weight, bias)
-    if x.ndim < 2 or weight.ndim != 2 or not suits(x.numel() // (d_in or 1), d_in, weight.shape[0], *given):
+    if not _fits(x, weight, bias):
         return F.linear(x, weight, bias)
-    if x.shape[-1] != d_in:
-        # For its complaint.
-        return F.linear(x, weight, bias)
-    if torch.is_grad_enabled():
-        return hand_written(_Linear, x, weight, bias)
-    return _other_library()(x, weight, bias, "none", [], "")
+    return hand_written(_Linear, x, weight, bias) if torch.is_grad_enabled() else _multiplied(x, weight, bias)
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    if x.ndim < 2 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+        return False
+    d_out, d_in = weight.shape
+    return suits(x.numel() // (d_in or 1), d_in, d_out, *((x, weight) if bias is None else (x, weight, bias)))
+
+
+def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    other = _other_library() if _fits(x, weight, bias) else None
+    return F.linear(x, weight, bias) if other is None else other(x, weight, bias, "none", [], "")
 
 
 class _Linear(HandWritten):
@@ -121,7 +126,7 @@ class _Linear(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _other_library()(x, weight, bias, "none", [], "")
+        return _multiplied(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -299,10 +299,10 @@ class VFTFeedForward(FFN):
         """Cut the vein, and what reads and writes it, to the directions in use; the function stays the same."""
         kept = self.vein.trim()
         self.rank = self.vein.rank
-        for linear in (self.w1, self.w3):
-            if linear is not None:
+        for module in (self.w1, self.w3):
+            if module is not None:
                 # Directions that are not in use are zeros in z: what their columns hold never mattered.
-                cut(linear, kept, inputs=True)
+                cut(module, kept, inputs=True)
         # The same for rows of w2, which meet columns of U that are 0.
         cut(self.w2, kept, inputs=False)
 
