@@ -7,7 +7,7 @@ Every row is one run in which the contestants take turns: the mixture (each impl
 (as many experts, every one on every token, weighted and added), `equal active` (one SwiGLU with as many parameters as
 a token passes) and `equal total` (one SwiGLU with as many as the mixture has). Experts are SwiGLU of the default
 width. Forward under no_grad, and forward + backward from a dense gradient to the weights and the input; freed memory
-is kept, as in training. Medians of wall milliseconds; ratios are to `all experts` of the same run. `load` is the
+is kept, as in training. Medians of milliseconds of the processor; ratios are to `all experts` of the same run. `load` is the
 experts' share of the choices times n, which padding and uneven segments cost; `--plot` draws it.
 """
 
@@ -67,10 +67,10 @@ def steps(module: nn.Module, x: Tensor, gradient: Tensor) -> tuple[Callable[[], 
 def seconds(run: Callable[[], object], times: int) -> float:
     """Of one call, the mean over some, after one that brings the contestant's weights back into the caches."""
     run()
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(times):
         run()
-    return (time.perf_counter() - start) / times
+    return (time.process_time() - start) / times
 
 
 def measure(d_model: int, tokens: int, given: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from blockyard.nn.derivatives import HandWritten, differentiate, hand_written, keep, needs_plain, transformed
 from blockyard.nn.linear import Linear
+from blockyard.nn.products import product, suits, weight_gradient
 from blockyard.nn.roles import Role
 
 Kernel = Literal["segment", "grouped", "padded"]
@@ -24,6 +25,8 @@ Kernel = Literal["segment", "grouped", "padded"]
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Elements from which on a matrix is worth copying the rows of a product for, in bf16 on a CPU.
 LARGE_MATRIX = 1 << 20
+# The rows of an expert that its faster products take, a multiple of this; the rest is multiplied apart.
+FAST_ROWS = 32
 # Row strides must be multiples of this many bytes for it.
 GROUPED_ALIGNMENT = 16
 
@@ -144,11 +147,36 @@ def _times(x: Tensor, matrices: Tensor, sizes: Sequence[int]) -> Tensor:
     for e, size in enumerate(sizes):
         if size:
             # Each product writes its part of one buffer: joining them would be one more pass.
-            torch.mm(x[start : start + size], matrices[e], out=out[start : start + size])
+            _multiply(x[start:], matrices[e], size, out[start:])
         start += size
     # Rows of nobody, and the buffer comes uninitialised.
     out[start:] = 0
     return out
+
+
+def _multiply(x: Tensor, matrix: Tensor, size: int, out: Tensor) -> None:
+    """Write the first rows of x, `size` of them, times a matrix [a, b]; rows behind them are overwritten or not."""
+    # What is too much belongs to the next expert, whose product comes later.
+    whole = -(-size // FAST_ROWS) * FAST_ROWS
+    if whole > len(x):
+        whole = size // FAST_ROWS * FAST_ROWS
+    if not suits(whole, *matrix.shape, x, matrix):
+        torch.mm(x[:size], matrix, out=out[:size])
+        return
+    out[:whole] = product(x[:whole], matrix.mT)
+    if whole < size:
+        torch.mm(x[whole:size], matrix, out=out[whole:size])
+
+
+def _multiply_outer(dy: Tensor, x: Tensor, out: Tensor) -> None:
+    """Write dyᵀ x̄ [d_out, d_in], of dy [n, d_out] and x [n, d_in]."""
+    whole = len(x) // FAST_ROWS * FAST_ROWS
+    if not suits(whole, dy.shape[1], x.shape[1], dy, x):
+        torch.mm(dy.t(), x.conj(), out=out)
+        return
+    out.copy_(weight_gradient(dy[:whole], x[:whole]))
+    if whole < len(x):
+        out.addmm_(dy[whole:].t(), x[whole:])
 
 
 def _outer(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -158,7 +186,7 @@ def _outer(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
     for e, size in enumerate(sizes):
         rows = slice(start, start + size)
         if size:
-            torch.mm(dy[rows].t(), x[rows].conj(), out=out[e])
+            _multiply_outer(dy[rows], x[rows], out[e])
         else:
             # An expert that saw no token has a gradient of 0, since its matrix is part of one parameter.
             out[e] = 0
