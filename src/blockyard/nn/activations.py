@@ -14,6 +14,7 @@ from torch import Tensor
 
 from blockyard.nn.derivatives import HandWritten, hand_written, needs_plain
 
+
 def squared_relu(h: Tensor) -> Tensor:
     """Compute max(h, 0)², of any shape."""
     if h.device.type != "cpu" or torch.compiler.is_compiling() or not (torch.is_grad_enabled() and h.requires_grad):

@@ -11,18 +11,21 @@ docs/training.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from blockyard.nn.attention_kernels import as_given
 from blockyard.nn.derivatives import HandWritten, hand_written, keep, transformed
 from blockyard.nn.norms import widened
 
 # Queries of a block, and scores at a time: two megabytes of them in float32.
 QUERIES = 128
 SCORES = 2**19
+# Up to so many scores compiled code computes all at once.
+FEW_SCORES = 2**21
 # Fewer queries are a decoding step; from more keys on the weights that are kept outgrow what is won.
 FROM_LENGTH, UP_TO_LENGTH = 17, 512
 
@@ -49,15 +52,16 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     Returns: [B, H, T, d_v].
     """
     rows = (t.reshape(-1, *t.shape[2:]) for t in (q, k, v))
-    mixed: Tensor = hand_written(_CausalAttention, *rows, scale)[0]
+    found = hand_written(_CausalAttention, *rows, scale)
+    mixed: Tensor = found[0] if isinstance(found, tuple) else found
     return mixed.view(*q.shape[:3], -1)
 
 
-def _defined(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the same of [N, T, ...] by its definition, with all scores at once; and nothing for the weights."""
+def _defined(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Return the same of [N, T, ...] by its definition, with all scores at once."""
     hidden = torch.full(q.shape[-2:-1] * 2, float("-inf"), dtype=widened(q).dtype, device=q.device).triu(1)
     weights = (widened(q) @ widened(k).mT * scale + hidden).softmax(-1)
-    return weights.to(v.dtype) @ v, q.detach().new_empty(0)
+    return weights.to(v.dtype) @ v
 
 
 class _CausalAttention(HandWritten):
@@ -65,9 +69,7 @@ class _CausalAttention(HandWritten):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        # To a compiler each pass is one operation: its loop written out would be a graph of thousands.
-        run = _forward_operation if torch.compiler.is_compiling() else _forward
-        mixed, weights = run(q, k, v, scale)
+        mixed, weights = _forward_of(q)(q, k, v, scale)
         keep(ctx, (q, k, v), (scale,), weights)
         ctx.mark_non_differentiable(weights)
         return mixed, weights
@@ -75,9 +77,48 @@ class _CausalAttention(HandWritten):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights = ctx.saved_tensors
-        run = _backward_operation if torch.compiler.is_compiling() else _backward
-        grad_q, grad_k, grad_v = run(grad, q, k, v, weights, *ctx.settings)
+        grad_q, grad_k, grad_v = _backward_of(q)(grad, q, k, v, weights, *ctx.settings)
         return grad_q, grad_k, grad_v, None
+
+
+def _forward_of(q: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return the forward pass for queries [N, T, d]."""
+    if not torch.compiler.is_compiling():
+        return _forward
+    # Few scores stay in the cache anyway, and a compiler fuses what is between the products. Of many it is told one
+    # operation: the loop written out would be a graph of thousands.
+    return _forward_whole if _few(q) else _forward_operation
+
+
+def _backward_of(q: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Return the backward pass that goes with it."""
+    if not torch.compiler.is_compiling():
+        return _backward
+    return _backward_whole if _few(q) else _backward_operation
+
+
+def _few(q: Tensor) -> bool:
+    return q.shape[0] * q.shape[1] ** 2 <= FEW_SCORES
+
+
+def _forward_whole(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return mixed values and weights [N, T, T] of all heads at once."""
+    places = torch.arange(q.shape[1], device=q.device)
+    with as_given(q.device):
+        scores = torch.bmm(widened(q) * scale, widened(k).mT)
+    scores = scores.masked_fill(places[:, None] < places, float("-inf"))
+    weights = scores.softmax(-1).to(v.dtype)
+    return torch.bmm(weights, v), weights
+
+
+def _backward_whole(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of queries, keys and values."""
+    change, wide = widened(torch.bmm(grad, v.mT)), widened(weights)
+    along = (wide * change).sum(-1, keepdim=True)
+    change = (wide * (change - along) * scale).to(q.dtype)
+    return torch.bmm(change, k), torch.bmm(change.mT, q), torch.bmm(weights.mT, grad)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -89,7 +130,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Ten
     hidden = torch.full((QUERIES, QUERIES), float("-inf"), dtype=wide).triu(1)
     space, at = torch.empty(_at_a_time(length) * min(length, QUERIES) * length, dtype=wide), 0
     for heads in _pieces(q):
-        queries, keys = q[heads].to(wide).mul_(scale), k[heads].to(wide)
+        queries, keys = q[heads].to(wide) * scale, k[heads].to(wide)
         for now, seen in _blocks(length):
             shape = (len(queries), now.stop - now.start, seen)
             scores = space[: shape[0] * shape[1] * seen].view(shape)
@@ -172,7 +213,5 @@ def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 
 @_backward_operation.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
