@@ -24,7 +24,18 @@ from blockyard.complex import planes as complex_planes
 from blockyard.complex import score_passes
 from blockyard.moe import dispatch, grouped
 from blockyard.moe.dispatch import Plan, counts_of, plan
-from blockyard.nn import attention_kernels, derivatives, norms, products, rotary, segments, thin_attention
+from blockyard.nn import (
+    activations,
+    attention_kernels,
+    causal_attention,
+    derivatives,
+    norms,
+    products,
+    rotary,
+    segments,
+    thin_attention,
+    turned_heads,
+)  # fmt: skip
 from blockyard.nn import fused as thin
 from blockyard.nn.attention import attend
 from blockyard.nn.derivatives import HandWritten, hand_written, transformed
@@ -235,6 +246,13 @@ BY_HAND: dict[type[HandWritten], list[tuple[tuple[Tensor | None, ...], tuple[Any
     attention_kernels._WideScores: [
         ((numbers(2, 3, 4), numbers(2, 5, 4, seed=1), bias), (0.6,))
         for bias in (None, numbers(2, 3, 5), numbers(1, 3, 5))
+    ],
+    activations._SquaredReLU: [((numbers(3, 4),), ())],
+    causal_attention._CausalAttention: [
+        ((numbers(2, 5, 3), numbers(2, 5, 3, seed=1), numbers(2, 5, 2)), (0.6,)),
+    ],
+    turned_heads._NormAndTurn: [
+        ((numbers(2, 3, 2, 4), numbers(2, 4), torch.rand(3, 1, 2).double(), torch.rand(3, 1, 2).double()), (1e-5,)),
     ],
     norms._FusedRMSNorm: [((numbers(2, 3, 4), numbers(4)), (1e-5,)), ((numbers(2, 3, 4), numbers(3, 4)), (1e-5,))],
     rotary._Rotation: [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blockyard.nn import thin_attention
+from blockyard.nn import causal_attention, thin_attention
 from blockyard.nn.attention_kernels import HALF, Kernel, by_matmul, by_sdpa, use_matmul
 from blockyard.nn.attention_masks import check_padding_mask, combine_masks
 from blockyard.nn.attention_sinks import Sinks, sinks_of
@@ -91,6 +91,9 @@ def attend(
     # Only the caller's masks can leave a query with nothing to see.
     guard = padding_mask is not None or attn_mask is not None
     matmul = return_weights or dropout > 0 or use_matmul(q, k, v, kernel)
+    bare = causal and not guard and window is None and kernel == "auto" and not (return_weights or dropout)
+    if bare and causal_attention.suits(q, k, v):
+        return causal_attention.causal_attention(q, k, v, scale), None
     several = torch.compiler.is_exporting() or queries > 1
     if causal and not matmul and not guard and window is None and queries == keys and several:
         if kernel == "auto" and thin_attention.suits(q, k, v):

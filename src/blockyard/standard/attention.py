@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.nn import turned_heads
 from blockyard.nn.attention import attend
 from blockyard.nn.attention_kernels import HALF, Kernel
 from blockyard.nn.attention_windows import windowed_pairs
@@ -286,33 +287,58 @@ class StandardAttention(Mixer):
     def _turned(self, qk: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries and keys [B, T, H + H_kv, head_dim], normalised and turned by their positions; heads in
         front."""
-        if self.norms_whole:
-            q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
-            qk = torch.cat([normed_whole(q, self.q_norm), normed_whole(k, self.k_norm)], dim=2)
-        # Both in one call: half as many passes as one after the other.
-        elif isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
-            if hooked(self.q_norm) or hooked(self.k_norm):
-                q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
-                qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
-            else:
-                gains = [self.q_norm.weight.expand(self.n_heads, -1), self.k_norm.weight.expand(self.n_kv_heads, -1)]
-                qk = rms_norm(qk, torch.cat(gains), self.q_norm.eps)
-        if self.rope is not None:
-            length, positions = qk.shape[1], call.positions
-            if positions is None and call.padding_mask is not None:
-                positions = default_positions(call.padding_mask, length)
-            tables = self.rope.tables(length, qk, positions, offset=call.past)
-            cos, sin = (
-                t.unsqueeze(-2) if self.rope_heads == 1 else by_head(t, self.n_heads, self.n_kv_heads) for t in tables
-            )
-            # Scores then depend on distances alone: q_m · k_n turned by θ(m − n) (RoFormer, arXiv 2104.09864, eq.
-            # 16).
-            width, layout = self.rope.d_k // self.rope_heads, self.rope.layout
-            turned = rotate(qk if width == self.head_dim else qk[..., :width], cos, sin, layout)
-            # What is not rotated stays as it is, such as the last number of an odd width (a vein's).
-            qk = turned if width == self.head_dim else torch.cat([turned, qk[..., width:]], dim=-1)
+        gain, tables = self._gains(), self._tables(qk, call)
+        if gain is not None and tables is not None and turned_heads.suits(qk, *tables, self.rope):
+            assert isinstance(self.q_norm, RMSNorm)
+            qk = turned_heads.norm_and_turn(qk, gain, *tables, self.q_norm.eps)
+        else:
+            qk = self._rotated(self._normed_together(qk, gain), tables)
         q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _gains(self) -> Tensor | None:
+        """Return the gains of every head [H + H_kv, head_dim] where they alone say what the norms give."""
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if self.norms_whole or not (isinstance(q_norm, RMSNorm) and isinstance(k_norm, RMSNorm)):
+            return None
+        if hooked(q_norm) or hooked(k_norm):
+            return None
+        return torch.cat([q_norm.weight.expand(self.n_heads, -1), k_norm.weight.expand(self.n_kv_heads, -1)])
+
+    def _normed_together(self, qk: Tensor, gain: Tensor | None) -> Tensor:
+        """Normalise queries and keys [B, T, H + H_kv, head_dim], both in one call where gains say what the norms
+        give."""
+        if self.q_norm is None or self.k_norm is None:
+            return qk
+        if gain is not None:
+            # Half as many passes as one after the other.
+            return rms_norm(qk, gain, self.q_norm.eps)  # type: ignore[arg-type]
+        q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
+        if self.norms_whole:
+            return torch.cat([normed_whole(q, self.q_norm), normed_whole(k, self.k_norm)], dim=2)
+        return torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
+
+    def _tables(self, qk: Tensor, call: Call) -> tuple[Tensor, Tensor] | None:
+        """Return cos and sin of the new tokens' positions, to broadcast over the heads; None without rotation."""
+        if self.rope is None:
+            return None
+        length, positions = qk.shape[1], call.positions
+        if positions is None and call.padding_mask is not None:
+            positions = default_positions(call.padding_mask, length)
+        cos, sin = (
+            t.unsqueeze(-2) if self.rope_heads == 1 else by_head(t, self.n_heads, self.n_kv_heads)
+            for t in self.rope.tables(length, qk, positions, offset=call.past)
+        )
+        return cos, sin
+
+    def _rotated(self, qk: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+        if self.rope is None or tables is None:
+            return qk
+        # Scores then depend on distances alone: q_m · k_n turned by θ(m − n) (RoFormer, arXiv 2104.09864, eq. 16).
+        width, layout = self.rope.d_k // self.rope_heads, self.rope.layout
+        turned = rotate(qk if width == self.head_dim else qk[..., :width], *tables, layout)
+        # What is not rotated stays as it is, such as the last number of an odd width (a vein's).
+        return turned if width == self.head_dim else torch.cat([turned, qk[..., width:]], dim=-1)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
         """Return the attention of the new tokens to the cache and themselves: [B, H, T, v_dim], and weights if asked

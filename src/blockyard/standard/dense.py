@@ -9,6 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blockyard.nn.activations import squared_relu
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.linear import Linear, check_width
 from blockyard.protocol.costs import Cost, linear_flops
@@ -97,4 +98,4 @@ class ReLU2FFN(_TwoMatrixFFN):
 
     def activate(self, h: Tensor) -> Tensor:
         # The square makes the slope continuous at 0, and large activations larger.
-        return F.relu(h).square()
+        return squared_relu(h)
