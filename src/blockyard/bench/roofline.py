@@ -19,6 +19,7 @@ import torch
 from blockyard.bench.schema import Measured, Roofline
 from blockyard.bench.subject import DTYPES, Subject
 from blockyard.bench.timing import Case, Clock, Times, interleave, summarise
+from blockyard.nn import products
 from blockyard.report.stats import quartiles
 
 # The gauge's name among contestants: no choice is called so.
@@ -80,8 +81,8 @@ class Ceilings:
 
     def least_seconds(self, work: Work) -> tuple[float, Limit]:
         """Return the least time of a piece of work, and which rate sets it."""
-        products, memory = work.flops / self.flops_per_second, work.bytes / self.bytes_per_second(work.bytes)
-        return (products, "products") if products >= memory else (memory, "memory")
+        multiplying, reading = work.flops / self.flops_per_second, work.bytes / self.bytes_per_second(work.bytes)
+        return (multiplying, "products") if multiplying >= reading else (reading, "memory")
 
     def record(self) -> Roofline:
         """Return it as bench.json has it."""
@@ -103,8 +104,7 @@ def measure_ceilings(dtype: torch.dtype, device: torch.device) -> Ceilings:
     clock, on_device = Clock(device), device.type == "cuda"
     sides = _SIDES_ON_DEVICE if on_device else _SIDES
     by_cpu_time = not on_device and torch.get_num_threads() == 1
-    products = {str(side): product(side, dtype, device) for side in sides}
-    fastest = _fastest(products, clock, by_cpu_time)
+    fastest = _fastest({str(side): product(side, dtype, device) for side in sides}, clock, by_cpu_time)
     rates = {int(name): _product_flops(int(name)) / best for name, best in fastest.items()}
     side = max(rates, key=lambda each: rates[each])
     reading = []
@@ -116,15 +116,14 @@ def measure_ceilings(dtype: torch.dtype, device: torch.device) -> Ceilings:
 
 
 def product(side: int, dtype: torch.dtype, device: torch.device) -> Case:
-    """Return a contestant that multiplies two square matrices."""
+    """Return a contestant that multiplies two square matrices, by the library that blocks use here."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
-    out = torch.empty_like(a)
 
     def run(units: int) -> None:
         with torch.no_grad():
             for _ in range(units):
-                torch.mm(a, b, out=out)
+                products.product(a, b)
 
     return Case(run)
 
