@@ -63,6 +63,7 @@ publish: .venv/package.stamp release-check
 # The site of the documentation, in build/site: a warning is an error, and nothing in it asks the network.
 docs: .venv/docs.stamp
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --clean -f site/mkdocs.yml
+	.venv/bin/python tools/release_check.py --passed docs
 
 .venv/run.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
