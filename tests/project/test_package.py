@@ -80,7 +80,7 @@ def test_the_wheel_offers_the_command(wheel: zipfile.ZipFile) -> None:
 
 def test_the_sdist_can_be_tested_and_carried_on(sdist: Path) -> None:
     for name in ("Makefile", "constraints.txt", "tests/conftest.py", "tools/build_hook.py", "docs/api.md", "LICENSE",
-                 "benchmarks/between_commits.py", "examples/demo.yaml", "CHANGELOG.md", "README.zh.md"):  # fmt: skip
+                 "benchmarks/between_commits.py", "examples/drop_in.py", "CHANGELOG.md", "README.zh.md"):  # fmt: skip
         assert (sdist / name).is_file(), name
     assert not list(sdist.rglob("__pycache__")) and not (sdist / "shared").exists()
 

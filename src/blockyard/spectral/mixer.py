@@ -197,7 +197,7 @@ class SpectralMixer(Mixer):
             # W xᵀ has channels in front at once; to project first would mean to transpose behind it.
             # Of all samples at once: [D, B · N], seen with the samples in front.
             rows, weight = x.reshape(-1, x.shape[-1]), self.v_proj.weight
-            fast = suits(len(rows), *weight.shape, weight, rows)
+            fast = suits(rows.shape[0], *weight.shape, weight, rows)
             v = (linear(weight, rows) if fast else weight @ rows.mT).unflatten(1, x.shape[:2]).transpose(0, 1)
         else:
             v = self.v_proj(x).transpose(1, 2)
