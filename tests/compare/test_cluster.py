@@ -173,7 +173,7 @@ def test_a_transplant_that_loses_a_machine_ends_in_the_weights_of_one_machine(
     monkeypatch.setattr(account, "decode_costs", partial(account.decode_costs, rounds=2, round_seconds=1e-4))
     blocks = "mla;standard[window=4,sinks=1]@0,2;mla[kv_rank=12,rope_dim=4]@1;mla[kv_rank=8,rope_dim=4]@0"
     # Long enough to be lost in the middle of.
-    heal = HealSettings(tokens=12_000, length=16, points=2, save_every=50)
+    heal = HealSettings(tokens=6_400, length=16, points=2, save_every=40)
     terms = {"data": texts, "text": sizes, "budget": Budget(cache=0.7, context=64), "heal": heal}
     alone = run_transplant(tiny, TransplantConfig(blocks, **terms), tmp_path / "alone", show=False)
     out = tmp_path / "out"

@@ -67,13 +67,21 @@ class Measuring:
         measures = {name: made_from(Measures, kept) for name, kept in known.items()}
         return measures.pop(ORIGINAL), measures
 
-    def answers(self, original: TransformerLM, name: str, made: TransformerLM) -> None:
-        """Measure one choice, and keep what was found; but for times, which are taken of all models in turns."""
+    def answers(self, original: TransformerLM, name: str, made: TransformerLM, before: dict[str, Tensor]) -> None:
+        """Measure one choice, and keep what was found; but for times, which are taken of all models in turns.
+
+        Args:
+            original: the model that it was made of.
+            name: of the choice.
+            made: its model.
+            before: the original's losses by kind of text; taken here where it is empty, for the choices that follow.
+        """
         if self.state.known("measures", name) is not None or self.state.known(ANSWERS, name) is not None:
             return
         reported, probe = self._asked(original)
         with self.state.timing(f"measure/{name}"):
-            before = self._losses("the original", original, reported)
+            if not before:
+                before |= self._losses("the original", original, reported)
             losses = self._losses(name, made, reported)
             found = self._answers(name, made, probe, before, losses, ())
         self.state.keep(asdict(found), ANSWERS, name)

@@ -41,9 +41,11 @@ def work(request: dict[str, Any]) -> None:
     made.progress, made.tell = _Lines(), lambda line: report({"say": line})
     state = SentState(request["measured"], report)
     moments = made.moments(state)
+    # The original's losses on what is reported on, for all choices.
+    before: dict[str, torch.Tensor] = {}
     for name, piece in request["items"]:
         try:
-            _do(made, state, moments, name, piece)
+            _do(made, state, moments, name, piece, before)
         except Interrupted:
             raise
         except InputError as error:
@@ -53,7 +55,7 @@ def work(request: dict[str, Any]) -> None:
         report({"made": [name, piece]})
 
 
-def _do(made: Transplant, state: Any, moments: Any, name: str, piece: int | None) -> None:
+def _do(made: Transplant, state: Any, moments: Any, name: str, piece: int | None, before: dict[str, Any]) -> None:
     if piece is not None:
         with state.timing(f"choose/{name}"):
             made.search(name, moments, state).order_row(piece)
@@ -64,7 +66,7 @@ def _do(made: Transplant, state: Any, moments: Any, name: str, piece: int | None
     settled = made.settle(name, moments, state)
     model = made.make(name, settled, moments, state)
     state.keep(made.warnings, "warned", name)
-    made.measuring(state).answers(made.model, name, model)
+    made.measuring(state).answers(made.model, name, model, before)
 
 
 def _wait_for_others(made: Transplant, name: str) -> None:
