@@ -70,10 +70,11 @@ def test_matrices_may_lie_in_memory_as_they_like(calls):
                 before = added.clone()
                 torch.testing.assert_close(products.product(a, b, added), added + a @ b.mT, **CLOSE)
                 assert torch.equal(added, before), "what is added is not overwritten"
+                torch.testing.assert_close(products.product(a, b, before, owned=True), added + a @ b.mT, **CLOSE)
         grads, rows = torch.randn(ROWS, 512), torch.randn(ROWS, 128)
         for g, r in ((grads, rows), (rows, grads)):
             torch.testing.assert_close(products.weight_gradient(g, r), g.mT @ r, **CLOSE)
-    assert len(calls) == 2 * 9 + 2
+    assert len(calls) == 3 * 9 + 2
 
 
 def test_second_derivatives_go_by_operations_that_torch_differentiates(calls):
@@ -105,6 +106,7 @@ def test_whatever_watches_or_decides_otherwise_has_torchs_own(calls):
         products.linear(x, weight)
     finally:
         torch.set_float32_matmul_precision("highest")
+    torch.fx.symbolic_trace(Linear(D_IN, D_OUT))(x)
     assert not calls
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         products.linear(x, weight[:, 1:])

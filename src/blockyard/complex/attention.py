@@ -253,7 +253,8 @@ class ComplexAttention(ComplexModule, Mixer):
         projections = [self.q_proj, self.k_proj, self.v_proj, self.output_proj]
         projections += [self.gate_proj] if self.gate_proj is not None else []
         # Products with keys or values, in units of one real product over 2·head_dim: Re s and Im s each take one.
-        products = {"real": 2, "magnitude": 3, "phase": 4, "split": 4}[self.score]
+        # (Under masks of the caller split takes a fourth: it is two attentions there.)
+        products = {"real": 2, "magnitude": 3, "phase": 4, "split": 3}[self.score]
         scores = products * 2 * 2 * self.d_model * tokens * tokens
         return Cost(
             parameters=sum(p.numel() for p in self.parameters()),

@@ -35,7 +35,7 @@ from blockyard.registry.register import Traits, register_ffn
 # Added to |g|²: the magnitude is then smooth at 0.
 EPS = 1e-6
 # Numbers of one part at a time, in the gate.
-_PIECE = 2**16
+_PIECE = 2**17
 
 
 @register_ffn("complex_swiglu", group="complex", traits=Traits(dtypes=("complex64", "complex128", "bfloat16")))

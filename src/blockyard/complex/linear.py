@@ -177,7 +177,7 @@ def resolve_mode(mode: LinearMode, weight: Tensor, x: Tensor | None = None) -> L
         return "block"
     if mode != "auto":
         return mode
-    if x is None or min(weight.shape[:2]) < WIDE:
+    if x is None or torch.compiler.is_compiling() or min(weight.shape[:2]) < WIDE:
         return "native"
     rows, (d_out, d_in) = x.numel() // max(1, x.shape[-1]), weight.shape[:2]
     return "gauss" if suits(rows, d_in, d_out, x, weight) and rows >= LONG else "native"

@@ -89,7 +89,7 @@ class _Product(HandWritten):
         keep(ctx, (u, v, *weights), (), a, total, difference)
         # In both parts: the product that is saved.
         both = product(u + v, a)
-        return product(v, total, both), product(u, difference, both)
+        return product(v, total, both), product(u, difference, both, owned=True)
 
     @staticmethod
     def backward(ctx: Any, p: Tensor, q: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,7 +99,7 @@ class _Product(HandWritten):
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             # Gradients in real pairs: of x it is Wᴴ g, …
             shared = product(both, a.mT)
-            grad_u, grad_v = product(q, difference.mT, shared), product(p, total.mT, shared)
+            grad_u, grad_v = product(q, difference.mT, shared), product(p, total.mT, shared, owned=True)
         if not any(ctx.needs_input_grad[2:]):
             return grad_u, grad_v, *(None for _ in weights)
         # … of W it is g xᴴ.
@@ -113,10 +113,10 @@ def _outer(both: Tensor, p: Tensor, q: Tensor, u: Tensor, v: Tensor) -> tuple[Te
     if u.shape[1] < p.shape[1]:
         # Left factors are brought into rows: the narrow ones, whose transposed result is small.
         shared = product(u.mT, both.mT, rows=n)
-        found = product(less.mT, q.mT, shared, rows=n), product(more.mT, p.mT, shared, rows=n)
+        found = product(less.mT, q.mT, shared, rows=n), product(more.mT, p.mT, shared, owned=True, rows=n)
         return found[0].mT.contiguous(), found[1].mT.contiguous()
     shared = product(both.mT, u.mT, rows=n)
-    return product(q.mT, less.mT, shared, rows=n), product(p.mT, more.mT, shared, rows=n)
+    return product(q.mT, less.mT, shared, rows=n), product(p.mT, more.mT, shared, owned=True, rows=n)
 
 
 def _forms(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -181,7 +181,7 @@ class _NormLinear(HandWritten):
         along = (thin * raw).sum(-1, keepdim=True).mul_(inverse).mul_(inverse).div_(-d)
         if mean is not None:
             torch.mul(along, mean, out=into[:, d_out:]).mul_(-d)
-        grad_rows = product(into, scaled.mT, torch.addcmul(grad_x.reshape(rows.shape), rows, along))
+        grad_rows = product(into, scaled.mT, torch.addcmul(grad_x.reshape(rows.shape), rows, along), owned=True)
         grad_scaled = product(thin.mT, rows.mT, rows=len(rows))
         if mean is not None:
             grad_scaled -= grad_scaled.mean(1, keepdim=True)

@@ -62,19 +62,25 @@ def suits(rows: int, d_in: int, d_out: int, *matrices: Tensor) -> bool:
     )
 
 
-def product(a: Tensor, b: Tensor, added: Tensor | None = None, *, rows: int | None = None) -> Tensor:
+def product(
+    a: Tensor, b: Tensor, added: Tensor | None = None, *, owned: bool = False, rows: int | None = None
+) -> Tensor:
     """Compute a bᵀ (+ added); by the faster library where no gradients are recorded, as in passes written by hand.
 
     Args:
         a: [m, k], in any layout.
         b: [n, k], in any layout.
-        added: [m, n], which is not changed.
+        added: [m, n].
+        owned: what is added is the caller's own, and may be overwritten.
         rows: how many vectors there are; m, but k in a weight's gradient.
     """
     rows = a.shape[0] if rows is None else rows
     given = (a, b) if added is None else (a, b, added)
     if torch.is_grad_enabled() or not suits(rows, a.numel() // (rows or 1), b.shape[0], *given):
-        return torch.mm(a, b.mT) if added is None else torch.addmm(added, a, b.mT)
+        if added is None:
+            return torch.mm(a, b.mT)
+        # In place a pass less: torch's own product copies first what it adds to.
+        return torch.addmm(added, a, b.mT, out=added) if owned else torch.addmm(added, a, b.mT)
     other = _other_library()
     return other(a, b, None, "none", [], "") if added is None else other.binary(a, added, b, None, "add")
 
@@ -107,6 +113,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    # Asked first: a tracer's stand-ins have no sizes, nor do quantised or sharded tensors multiply as they say.
+    if torch.compiler.is_compiling() or type(x) not in _DENSE or type(weight) not in _DENSE:
+        return False
     if x.ndim < 2 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         return False
     d_out, d_in = weight.shape
