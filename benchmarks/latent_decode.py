@@ -25,6 +25,7 @@ from blockyard.machine.processor import processor_name
 from blockyard.nn.products import linear
 from blockyard.protocol.mixer import Mixer
 from blockyard.standard.attention import StandardAttention
+from blockyard.training.allocator import keep_freed_memory
 
 D_MODEL, HEADS = 512, 8
 Step = Callable[[], object]
@@ -132,6 +133,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    # Else the long steps of some give back memory that the others then wait for.
+    keep_freed_memory()
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         machine = rates(getattr(torch, options.dtype))
