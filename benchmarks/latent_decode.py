@@ -2,9 +2,11 @@
 
     python benchmarks/latent_decode.py [--out FILE.json] [--threads 1] [--dtype float32] [--contexts 512,2048,8192]
 
-All of one context are timed in turns in one process. Prints and writes the median milliseconds of a step, its ratio to
-a step of standard attention with a static cache, and the bytes cached per token. Rows named DeepseekV3Attention need
-transformers and are left out without it.
+All of one context are timed in turns in one process, by the processor's time. Prints and writes the median milliseconds
+of a step with the lowest and the highest quarter, its ratio to a step of standard attention with a static cache, the
+bytes cached per token, and its floor: the longer of reading weights and cache once at the rate at which this machine
+reads memory, and of multiplying the cache at the rate of its products (both measured in the same run). Rows named
+DeepseekV3Attention need transformers and are left out without it.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ from typing import Any
 import torch
 
 from blockyard.latent.attention import LatentAttention
+from blockyard.machine.processor import processor_name
+from blockyard.nn.products import linear
 from blockyard.protocol.mixer import Mixer
 from blockyard.standard.attention import StandardAttention
+from blockyard.training.allocator import keep_freed_memory
 
 D_MODEL, HEADS = 512, 8
 Step = Callable[[], object]
@@ -65,8 +70,8 @@ def theirs(attention: LatentAttention, batch: int, context: int) -> tuple[Step, 
     return step, sum(t.nbytes for t in filled) // (batch * context)
 
 
-def candidates(dtype: torch.dtype, batch: int, context: int) -> dict[str, tuple[Step, int]]:
-    """What is compared: name -> (step, bytes per token)."""
+def candidates(dtype: torch.dtype, batch: int, context: int) -> tuple[dict[str, tuple[Step, int]], dict[str, Mixer]]:
+    """What is compared: name -> (step, bytes per token); and the mixers whose floor is known."""
     mixers: dict[str, Mixer] = {
         "standard, 8 key heads": StandardAttention(D_MODEL, HEADS, causal=True, qk_norm=False),
         "standard, 2 key heads": StandardAttention(D_MODEL, HEADS, causal=True, qk_norm=False, n_kv_heads=2),
@@ -82,21 +87,39 @@ def candidates(dtype: torch.dtype, batch: int, context: int) -> dict[str, tuple[
         peer = theirs(mixers[f"mla r={rank} absorbed"], batch, context)  # type: ignore[arg-type]
         if peer is not None:
             found[f"DeepseekV3Attention r={rank}"] = peer
-    return found
+    return found, {name: mixer for name, mixer in mixers.items() if "absorbed" in name or "standard" in name}
 
 
-def medians(steps: dict[str, Step], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each, timed in turns for so many seconds altogether."""
+def quartiles(steps: dict[str, Step], seconds: float) -> dict[str, list[float]]:
+    """Quartiles of the milliseconds of each, timed in turns for so many seconds altogether."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[next(iter(times))]) < 5:
+    end = time.process_time() + seconds
+    while time.process_time() < end or len(times[next(iter(times))]) < 5:
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             step()
-            times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+            times[name].append(1000 * (time.process_time() - start))
+    return {name: statistics.quantiles(values, n=4) for name, values in times.items()}
+
+
+def rates(dtype: torch.dtype) -> tuple[float, float]:
+    """Numbers that this machine multiplies and adds, and bytes that it reads, in a millisecond: the best of some."""
+    x, weight, much = torch.randn(1024, 512, dtype=dtype), torch.randn(512, 512, dtype=dtype), torch.randn(1 << 26)
+    found = quartiles({"product": lambda: linear(x, weight), "read": much.sum}, 1.0)
+    return x.numel() * 512 / found["product"][0], much.nbytes / found["read"][0]
+
+
+def floor(mixer: Mixer, context: int, machine: tuple[float, float]) -> float:
+    """Milliseconds that a step takes at least."""
+    weights = sum(p.nbytes for p in mixer.parameters())
+    per_token = mixer.new_cache(1).bytes_per_token
+    # Every head meets what is kept of a token: a standard head its own key and value, an absorbed one all of it twice.
+    met = per_token // next(mixer.parameters()).element_size()
+    if isinstance(mixer, LatentAttention):
+        met = HEADS * (met + mixer.kv_rank)
+    return max((weights + per_token * context) / machine[1], met * context / machine[0])
 
 
 def main() -> None:
@@ -110,23 +133,36 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    rows = []
+    # Else the long steps of some give back memory that the others then wait for.
+    keep_freed_memory()
+    rows: list[dict[str, Any]] = []
     with torch.inference_mode():
+        machine = rates(getattr(torch, options.dtype))
+        print(f"{processor_name()}: {2 * machine[0] / 1e6:.0f} GFLOP/s, reads {machine[1] / 1e6:.1f} GB/s")
         for context in map(int, options.contexts.split(",")):
-            found = candidates(getattr(torch, options.dtype), options.batch, context)
-            took = medians({name: step for name, (step, _) in found.items()}, options.seconds)
-            for name, ms in took.items():
-                ratio = took["standard, 8 key heads"] / ms
-                rows.append(
-                    {"context": context, "attention": name, "step_ms": ms, "ratio": ratio, "bytes": found[name][1]}
+            found, known = candidates(getattr(torch, options.dtype), options.batch, context)
+            took = quartiles({name: step for name, (step, _) in found.items()}, options.seconds)
+            for name, (low, ms, high) in took.items():
+                ratio = took["standard, 8 key heads"][1] / ms
+                row: dict[str, Any] = {"context": context, "attention": name, "step_ms": ms, "quartiles": [low, high]}
+                row |= {"ratio": ratio, "bytes": found[name][1]}
+                least = ""
+                if name in known and options.batch == 1:
+                    row["floor_ms"] = floor(known[name], context, machine)
+                    least = f", {100 * row['floor_ms'] / ms:3.0f} % of the limit ({row['floor_ms']:.3f} ms)"
+                rows.append(row)
+                print(
+                    f"S {context:5} {name:28} {ms:8.3f} ms ({low:.3f} to {high:.3f}), {ratio:5.2f} x standard, "
+                    f"{found[name][1]:5} bytes{least}"
                 )
-                print(f"S {context:5} {name:28} {ms:8.3f} ms, {ratio:5.2f} x standard, {found[name][1]:5} bytes")
             for rank in (128, 256):
                 if f"DeepseekV3Attention r={rank}" in took:
-                    ratio = took[f"DeepseekV3Attention r={rank}"] / took[f"mla r={rank} absorbed"]
+                    ratio = took[f"DeepseekV3Attention r={rank}"][1] / took[f"mla r={rank} absorbed"][1]
                     print(f"S {context:5} r={rank}: absorbed is {ratio:.1f} x DeepseekV3Attention")
     if options.out:
-        facts = {"torch": torch.__version__, "threads": options.threads, "dtype": options.dtype, "batch": options.batch}
+        facts: dict[str, Any] = {"torch": torch.__version__, "processor": processor_name()}
+        facts |= {"products_gflops": 2 * machine[0] / 1e6, "reads_gbytes": machine[1] / 1e6}
+        facts |= {"threads": options.threads, "dtype": options.dtype, "batch": options.batch}
         with open(options.out, "w", encoding="utf-8") as file:
             json.dump({**facts, "d_model": D_MODEL, "heads": HEADS, "rows": rows}, file, indent=1)
 

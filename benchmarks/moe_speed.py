@@ -7,8 +7,8 @@ Every row is one run in which the contestants take turns: the mixture (each impl
 (as many experts, every one on every token, weighted and added), `equal active` (one SwiGLU with as many parameters as
 a token passes) and `equal total` (one SwiGLU with as many as the mixture has). Experts are SwiGLU of the default
 width. Forward under no_grad, and forward + backward from a dense gradient to the weights and the input; freed memory
-is kept, as in training. Medians of milliseconds of the processor; ratios are to `all experts` of the same run. `load` is the
-experts' share of the choices times n, which padding and uneven segments cost; `--plot` draws it.
+is kept, as in training. Medians of the processor's milliseconds; ratios are to `all experts` of the same run. `load` is
+the experts' share of the choices times n, which padding and uneven segments cost; `--plot` draws it.
 """
 
 from __future__ import annotations

@@ -4,10 +4,14 @@
 
 mixing: spectral mixing with the making of its kernels, and SDPA, both on given values, without the projections.
 memory: peak resident bytes of a forward and backward pass above what stood before, each in a fresh process.
-layer:  whole layers with their projections over N = 8 … 16384, and where the lines cross.
+layer:  whole layers with their projections over N = 8 … 16384, and where the lines cross. `attention` is the standard
+        mixer of the library, `torch` the same of torch's own operations (F.linear, SDPA). `floor` is what a causal
+        spectral layer takes at least: its two projections at the product rate, and values and outputs read and
+        written once at the memory's, both measured in the same run.
 
 d_model 768, 12 heads, batch 1, one thread, float32. Kernels reach over the whole input; a chunk is 256 tokens,
-or window / 8 when that is more. Times are medians of interleaved rounds.
+or window / 8 when that is more. Times are the processor's, medians of interleaved rounds; spreads are from the lowest
+to the highest round. Freed memory is kept, as in training.
 """
 
 from __future__ import annotations
@@ -26,8 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blockyard.machine.processor import processor_name
+from blockyard.nn.products import linear
 from blockyard.spectral.mixer import SpectralMixer
 from blockyard.standard.attention import StandardAttention
+from blockyard.training.allocator import keep_freed_memory
 
 D_MODEL, HEADS = 768, 12
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -37,25 +44,42 @@ PATIENCE = 1.5
 SAMPLE = 60.0
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Median milliseconds of each, in rounds."""
+def rounds(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Milliseconds of each, in rounds."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     repeats: dict[str, int] = {}
     for name, run in runs.items():
         run()
         repeats[name] = max(1, round(SAMPLE / milliseconds(run, 1)))
-    began = time.perf_counter()
-    while not times[name] or (time.perf_counter() - began < PATIENCE and len(times[name]) < 11):
+    began = time.process_time()
+    while len(times[name]) < 3 or (time.process_time() - began < PATIENCE and len(times[name]) < 11):
         for name, run in runs.items():
             times[name].append(milliseconds(run, repeats[name]))
-    return {name: round(statistics.median(found), 3) for name, found in times.items()}
+    return times
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Median milliseconds of each, in rounds."""
+    return {name: round(statistics.median(found), 3) for name, found in rounds(runs).items()}
 
 
 def milliseconds(run: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(repeats):
         run()
-    return 1000 * (time.perf_counter() - start) / repeats
+    return 1000 * (time.process_time() - start) / repeats
+
+
+def rates() -> dict[str, float]:
+    """GFLOP/s of float32 products, of the library and of F.linear, and GB/s that are read from memory: best of some."""
+    x, weight, much = torch.randn(1024, D_MODEL), torch.randn(D_MODEL, D_MODEL), torch.randn(1 << 26)
+    flops = 2 * x.numel() * D_MODEL
+    with torch.no_grad():
+        found = rounds(
+            {"products": lambda: linear(x, weight), "F.linear": lambda: F.linear(x, weight), "read": much.sum}
+        )
+    best = {name: min(times) for name, times in found.items()}
+    return {name: round((much.nbytes if name == "read" else flops) / ms / 1e6, 1) for name, ms in best.items()}
 
 
 def spectral(length: int, causal: bool) -> SpectralMixer:
@@ -95,23 +119,42 @@ def mixing() -> list[dict[str, Any]]:
     return rows
 
 
-def layer(longest: int) -> dict[str, Any]:
-    rows = []
-    for length in (n for n in LENGTHS if n <= longest):
+def stock(attention: StandardAttention, x: Tensor, causal: bool) -> Callable[[], Tensor]:
+    """The attention layer of torch's own operations, on the same weights."""
+    weight = torch.cat([p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj)])
+
+    def run() -> Tensor:
+        q, k, v = F.linear(x, weight).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return F.linear(mixed.transpose(1, 2).flatten(2), attention.output_proj.weight)
+
+    return run
+
+
+def layer(lengths: list[int]) -> dict[str, Any]:
+    rows, machine = [], rates()
+    print(f"machine: {machine}")
+    for length in lengths:
         x, row = torch.randn(1, length, D_MODEL), {"N": length}
         for form in ("causal", "encoder"):
             causal = form == "causal"
             mixer = spectral(length, causal)
             attention = StandardAttention(D_MODEL, HEADS, causal=causal, rope="none", qk_norm=False, kernel="sdpa")
             with torch.no_grad():
-                found = interleaved({"spectral": partial(mixer, x), "attention": partial(attention, x)})
-            row |= {f"{form} {name}": milliseconds for name, milliseconds in found.items()}
+                runs = {"spectral": partial(mixer, x), "attention": partial(attention, x)}
+                found = rounds(runs | {"torch": stock(attention, x, causal)})
+            row |= {f"{form} {name}": round(statistics.median(times), 3) for name, times in found.items()}
+            row |= {f"{form} {name} spread": [round(min(t), 3), round(max(t), 3)] for name, t in found.items()}
+        moved = 4 * x.nbytes / machine["read"] / 1e6
+        row["floor"] = round(4 * x.numel() * D_MODEL / machine["products"] / 1e6 + moved, 3)
         rows.append(row)
-        print(
-            "layer,  "
-            + ", ".join(f"{name} {value:.2f}" if name != "N" else f"N={value:5}" for name, value in row.items())
-        )
-    return {"rows": rows, "crossover": {form: crossover(rows, form) for form in ("causal", "encoder")}}
+        print(", ".join(f"{name} {value}" for name, value in row.items() if "spread" not in name), flush=True)
+        print("   ", {name: value for name, value in row.items() if "spread" in name}, flush=True)
+    return {
+        "machine": machine,
+        "rows": rows,
+        "crossover": {form: crossover(rows, form) for form in ("causal", "encoder")},
+    }
 
 
 def crossover(rows: list[dict[str, Any]], form: str) -> float | None:
@@ -208,7 +251,7 @@ def main() -> None:
     parser.add_argument("--part", default="all", choices=("all", "mixing", "memory", "layer", "peak"))
     parser.add_argument("--out", help="write JSON here")
     parser.add_argument("--plot", help="draw the layers' times here (PNG)")
-    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="longest input of the layers")
+    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="inputs of the layers")
     parser.add_argument("--what", help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, default=4096, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -216,8 +259,14 @@ def main() -> None:
     if given.part == "peak":
         print(peak(given.what, given.length))
         return
+    keep_freed_memory()
     found: dict[str, Any] = {"torch": torch.__version__, "threads": 1, "d_model": D_MODEL, "heads": HEADS, "batch": 1}
-    for name, part in (("mixing", mixing), ("memory", memory), ("layer", partial(layer, given.longest))):
+    found["processor"] = processor_name()
+    for name, part in (
+        ("mixing", mixing),
+        ("memory", memory),
+        ("layer", partial(layer, [int(n) for n in given.lengths.split(",")])),
+    ):
         if given.part in ("all", name):
             found[name] = part()
     if given.out:

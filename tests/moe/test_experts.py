@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from blockyard.errors import InputError
+from blockyard.moe.grouped import Rows, grouped_linear
 from blockyard.nn.roles import roles
 from blockyard.registry.register import register_ffn
 from tests.fixtures.mixtures import E, build, expert_functions, inputs
@@ -74,3 +75,24 @@ def test_any_registered_ffn_can_be_the_expert_even_one_of_another_house():
         build(expert="toy_batch_ffn", impl="padded")
     with pytest.raises(InputError, match=r"no option 'gian' \(did you mean 'gain'\?\)"):
         build(expert="toy_batch_ffn", expert_options={"gian": 2.0})
+
+
+def test_long_segments_of_uneven_sizes_equal_their_products_in_float64():
+    """Long enough for the products that are taken whole rows at a time; and what is too much is overwritten."""
+    torch.manual_seed(0)
+    sizes, weight = (70, 0, 95, 33), torch.randn(4, 160, 192, dtype=torch.float64)
+    # Two rows belong to nobody.
+    x = torch.randn(sum(sizes) + 2, 192, dtype=torch.float64)
+    slopes = torch.randn(len(x), 160, dtype=torch.float64)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        rows, matrices = (t.to(dtype, copy=True).requires_grad_() for t in (x, weight))
+        ends = torch.tensor(sizes).cumsum(0)
+        out = grouped_linear(rows, matrices, Rows("segment", ends, sizes, whole=False))
+        out.backward(slopes.to(dtype))
+        found.append((out, rows.grad, matrices.grad))
+    exact = torch.cat([part @ w.mT for part, w in zip(x.split([*sizes, 2]), weight)] + [x.new_zeros(2, 160)])
+    torch.testing.assert_close(found[0][0], exact)
+    for wide, narrow in zip(*found):
+        # Sums of 192 products, rounded 24 bits deep.
+        torch.testing.assert_close(narrow.double(), wide, rtol=1e-4, atol=1e-4)
