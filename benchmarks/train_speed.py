@@ -315,6 +315,7 @@ def main() -> None:
     parser.add_argument("--peer-lr", type=float, nargs="*", default=[1e-3, 3e-3, 6e-3], help="the peer's rates")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled variants out")
     parser.add_argument("--few", action="store_true", help="leave out blocks compiled apart and exchanged batches")
+    parser.add_argument("--without", nargs="*", default=[], help="names of variants to leave out")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     arguments = parser.parse_args()
     if arguments.seconds and arguments.peer is None:
@@ -340,12 +341,16 @@ def main() -> None:
         runners["nanoGPT, bf16"] = NanoGPT(peer, many, data, 1e-3, bf16=True)
         if not arguments.no_compile:
             runners["nanoGPT, bf16, compiled"] = NanoGPT(peer, many, data, 1e-3, bf16=True, compiled=True)
+    for name in arguments.without:
+        if runners.pop(name, None) is None:
+            parser.error(f"--without {name!r}: the variants are {', '.join(runners)}")
     speed, products = measure_speed(runners, arguments.slices, SLICES[arguments.shape])
     best = max((speed[n]["tokens_per_cpu_second"] for n, r in runners.items() if isinstance(r, NanoGPT)), default=None)
     for name, runner in runners.items():
-        if best:
-            own = speed[name]["tokens_per_cpu_second"]
+        own = speed[name]["tokens_per_cpu_second"]
+        if "nanoGPT" in speed:
             speed[name]["times_nanoGPT"] = round(own / speed["nanoGPT"]["tokens_per_cpu_second"], 2)
+        if best:
             speed[name]["times_its_best"] = round(own / best, 2)
         if isinstance(runner, Ours):
             runner.close()

@@ -16,6 +16,9 @@ Files, in reading order:
     attention_masks.py  causality, padding, windows and the caller's own mask as one
     attention_sinks.py  the first tokens of a sequence, seen beside a window
     thin_attention.py   causal attention of heads a few numbers wide, on a CPU
+    causal_attention.py  the same of other heads in half precision, forward and backward, for training
+    turned_heads.py     QK-norm and rotation in one pass each way
+    activations.py      squared ReLU in few passes
     fused.py            thin products that read the residual stream and add to it; Stamp, whether tensors changed
     segments.py         documents in the rows of a batch, mixed apart by any causal mixer
     dropout.py          dropout whose mask is a function of (seed, step, sample)

@@ -44,8 +44,8 @@ def _other_library() -> Any:
 
 def suits(rows: int, d_in: int, d_out: int, *matrices: Tensor) -> bool:
     """Return whether a product [rows, d_in] x [d_in, d_out] of plain float32 matrices should be oneDNN's."""
-    # A compiler has products of its own, and what counts or fakes operations knows torch's alone. Asked first: a size that
-    # is compared while a graph is made holds for all of the graph's inputs from then on.
+    # A compiler has products of its own, and what counts or fakes operations knows torch's alone. Asked first: a size
+    # that is compared while a graph is made holds for all of the graph's inputs from then on.
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or _other_library() is None:
         return False
     if 2 * rows * d_in * d_out < _FROM_FLOPS or rows % _ROWS_BY:

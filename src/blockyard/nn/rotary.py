@@ -225,11 +225,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     if layout == "half":
-        # Partners by an index and not by parts laid side by side: a compiler then fuses all of it, both ways, with what
-        # stands before and behind.
-        pairs = x.unflatten(-1, (2, -1))
-        turns = torch.stack([-sin, sin], dim=-2)
-        return (pairs * cos.unsqueeze(-2) + pairs.flip(-2) * turns).flatten(-2).to(x.dtype)
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
     a, b = x[..., 0::2], x[..., 1::2]
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
 

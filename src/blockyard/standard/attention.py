@@ -32,7 +32,7 @@ from blockyard.protocol.costs import Cost, linear_flops
 from blockyard.protocol.mixer import Call, Mixer, Placement, check_heads, default_positions
 from blockyard.protocol.windows import check_window, over_all, sinks_beside, visible
 from blockyard.registry.register import ATTENTION, register_attn
-from blockyard.standard.heads import by_head, normed_whole, rope_of
+from blockyard.standard.heads import by_head, gains_of, normed_apart, normed_whole, rope_of
 from blockyard.standard.heads import side_by_side as side_by_side
 from blockyard.standard.step import step_for
 
@@ -287,36 +287,17 @@ class StandardAttention(Mixer):
     def _turned(self, qk: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries and keys [B, T, H + H_kv, head_dim], normalised and turned by their positions; heads in
         front."""
-        gain, tables = self._gains(), self._tables(qk, call)
+        norms, tables = (self.q_norm, self.k_norm), self._tables(qk, call)
+        gain = None if self.norms_whole else gains_of(*norms, self.n_heads, self.n_kv_heads)
         if gain is not None and tables is not None and turned_heads.suits(qk, *tables, self.rope):
-            assert isinstance(self.q_norm, RMSNorm)
-            qk = turned_heads.norm_and_turn(qk, gain, *tables, self.q_norm.eps)
+            qk = turned_heads.norm_and_turn(qk, gain[0], *tables, gain[1])
+        elif gain is not None:
+            # Both in one call: half as many passes as one after the other.
+            qk = self._rotated(rms_norm(qk, *gain), tables)
         else:
-            qk = self._rotated(self._normed_together(qk, gain), tables)
+            qk = self._rotated(normed_apart(qk, *norms, self.n_heads, self.norms_whole), tables)
         q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-    def _gains(self) -> Tensor | None:
-        """Return the gains of every head [H + H_kv, head_dim] where they alone say what the norms give."""
-        q_norm, k_norm = self.q_norm, self.k_norm
-        if self.norms_whole or not (isinstance(q_norm, RMSNorm) and isinstance(k_norm, RMSNorm)):
-            return None
-        if hooked(q_norm) or hooked(k_norm):
-            return None
-        return torch.cat([q_norm.weight.expand(self.n_heads, -1), k_norm.weight.expand(self.n_kv_heads, -1)])
-
-    def _normed_together(self, qk: Tensor, gain: Tensor | None) -> Tensor:
-        """Normalise queries and keys [B, T, H + H_kv, head_dim], both in one call where gains say what the norms
-        give."""
-        if self.q_norm is None or self.k_norm is None:
-            return qk
-        if gain is not None:
-            # Half as many passes as one after the other.
-            return rms_norm(qk, gain, self.q_norm.eps)  # type: ignore[arg-type]
-        q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), 2)
-        if self.norms_whole:
-            return torch.cat([normed_whole(q, self.q_norm), normed_whole(k, self.k_norm)], dim=2)
-        return torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
 
     def _tables(self, qk: Tensor, call: Call) -> tuple[Tensor, Tensor] | None:
         """Return cos and sin of the new tokens' positions, to broadcast over the heads; None without rotation."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.nn.linear import hooked
+from blockyard.nn.norms import RMSNorm
 from blockyard.nn.rotary import RotaryPositionalEmbedding
 
 
@@ -46,6 +48,28 @@ def normed_whole(heads: Tensor, norm: nn.Module | None) -> Tensor:
     assert norm is not None
     found: Tensor = norm(heads.flatten(-2))
     return found.view(heads.shape)
+
+
+def gains_of(
+    q_norm: nn.Module | None, k_norm: nn.Module | None, n_heads: int, n_kv_heads: int
+) -> tuple[Tensor, float] | None:
+    """Return the gains of every head's own norm [H + H_kv, head_dim] and what is added to the mean square; None where
+    they do not say all that the norms do."""
+    if not (isinstance(q_norm, RMSNorm) and isinstance(k_norm, RMSNorm)) or hooked(q_norm) or hooked(k_norm):
+        return None
+    gains = [q_norm.weight.expand(n_heads, -1), k_norm.weight.expand(n_kv_heads, -1)]
+    return torch.cat(gains), q_norm.eps
+
+
+def normed_apart(qk: Tensor, q_norm: nn.Module | None, k_norm: nn.Module | None, n_heads: int, whole: bool) -> Tensor:
+    """Normalise queries and keys [B, T, H + H_kv, head_dim] by calling the norms, if there are any; `whole` over all
+    heads of a token at once."""
+    if q_norm is None or k_norm is None:
+        return qk
+    q, k = qk[:, :, :n_heads], qk[:, :, n_heads:]
+    if whole:
+        return torch.cat([normed_whole(q, q_norm), normed_whole(k, k_norm)], dim=2)
+    return torch.cat([q_norm(q), k_norm(k)], dim=2)
 
 
 def side_by_side(mixed: Tensor) -> Tensor:
