@@ -147,3 +147,17 @@ def test_the_choice_is_by_what_the_processor_is_and_never_by_a_clock(monkeypatch
     # A version of torch that has it no more.
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *_: 1 / torch.zeros(()), raising=False)
     assert products._other_library.__wrapped__() is None
+
+
+def test_the_right_factor_is_never_a_part_of_wider_rows(calls):
+    # oneDNN has no kernel for it but a reference loop.
+    x = torch.randn(ROWS, D_IN + D_OUT)
+    part, weight = x[:, :D_IN], torch.randn(D_OUT, D_IN + 8)[:, :D_IN]
+    with torch.no_grad():
+        torch.testing.assert_close(products.linear(x[:, :D_IN], weight), part @ weight.mT, **CLOSE)
+        torch.testing.assert_close(products.product(weight, part, rows=ROWS), weight @ part.mT, **CLOSE)
+        torch.testing.assert_close(products.weight_gradient(x[:, D_IN:], part), x[:, D_IN:].mT @ part, **CLOSE)
+    assert len(calls) == 3
+    for given in calls:
+        right = given[1]
+        assert right.is_contiguous() or right.mT.is_contiguous()

@@ -102,17 +102,26 @@ class _FusedRMSNorm(HandWritten):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, inverse = ctx.saved_tensors
         rows, grads, inverses = (t.reshape(-1, *weight.shape[:-1], t.shape[-1]) for t in (x, grad, inverse))
-        grad_x = torch.empty_like(rows)
-        grad_weight = torch.zeros_like(widened(weight))
-        for some in _pieces(rows):
-            normed = widened(rows[some]) * inverses[some]
-            slope = widened(grads[some])
-            along = slope * normed
-            grad_weight += along.sum(0)
-            # d/dx of x/rms(x): the part of the gradient along x is projected out.
-            along = along.mul_(weight).mean(-1, keepdim=True)
-            grad_x[some] = (slope * weight).addcmul_(normed, along, value=-1.0).mul_(inverses[some])
+        pieces = list(_pieces(rows))
+        if len(pieces) == 1:
+            # The usual case of a small model: nothing to be put together.
+            grad_x, grad_weight = _slopes(rows, grads, inverses, weight)
+            return grad_x.view(x.shape).to(x.dtype), grad_weight.to(weight.dtype), None
+        grad_x, grad_weight = torch.empty_like(rows), torch.zeros_like(widened(weight))
+        for some in pieces:
+            grad_x[some], part = _slopes(rows[some], grads[some], inverses[some], weight)
+            grad_weight += part
         return grad_x.view(x.shape), grad_weight.to(weight.dtype), None
+
+
+def _slopes(rows: Tensor, grads: Tensor, inverses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of rows, before they are rounded, and of the weight."""
+    normed, grads = widened(rows) * inverses, widened(grads)
+    along = grads * normed
+    grad_weight = along.sum(0)
+    # d/dx of x/rms(x): the part of the gradient along x is projected out.
+    along = along.mul_(weight).mean(-1, keepdim=True)
+    return (grads * weight).addcmul_(normed, along, value=-1.0).mul_(inverses), grad_weight
 
 
 # Numbers of a piece: in float32 and several times over it stays in the cache of a core.
