@@ -306,3 +306,19 @@ def test_an_argument_that_is_not_known_is_refused():
     attention = LlamaAttention.like(llama("llama").model.layers[0].self_attn, "standard", {})
     with pytest.raises(InputError, match="does not take cu_seq_lens_q"):
         attention(torch.randn(1, 4, WIDTH), cu_seq_lens_q=torch.tensor([0, 4]))
+
+
+def test_a_complex_mixer_is_refused_before_a_real_model_is_touched():
+    model = encoder()
+    with pytest.raises(InputError, match=r"^layers\.0\.self_attn: attention 'complex' is complex-valued, but this model's"):
+        blockyard.swap(model, mixer="complex")
+    assert type(model.layers[0].self_attn) is nn.MultiheadAttention
+
+
+def test_what_the_model_says_is_no_option_of_the_mixer():
+    with pytest.raises(InputError, match=r"^n_heads=2: n_heads is the model's own, and stays; give options of the mixer$"):
+        blockyard.swap(encoder(), mixer="tva", n_heads=2)
+
+
+def test_one_attention_is_told_as_one():
+    assert str(blockyard.swap(encoder().layers[0], mixer="tva", rank=4)).startswith("1 attention is 'tva' now\n")

@@ -145,3 +145,15 @@ def test_the_choice_is_by_what_the_processor_is_and_never_by_a_clock(monkeypatch
     # A version of torch that has it no more.
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *_: 1 / torch.zeros(()), raising=False)
     assert products._other_library.__wrapped__() is None
+
+
+def test_a_compiler_does_not_trace_the_choice_of_the_library(monkeypatch):
+    """It would warn of a cached function at the first step of every training run."""
+
+    def asked():
+        raise AssertionError("traced")
+
+    monkeypatch.setattr(products, "_other_library", asked)
+    x, weight, bias = matrices()
+    found = torch.compile(products.linear, backend="eager", fullgraph=True)(x, weight, bias)
+    torch.testing.assert_close(found, F.linear(x, weight, bias))
