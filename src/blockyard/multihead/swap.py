@@ -107,11 +107,17 @@ def swap(model: nn.Module, mixer: str = "standard", *, causal: bool = False, **o
     """
     for name in options:
         if name in MODEL_PARAMETERS:
-            raise InputError(f"{name}={options[name]!r}: {name} is the model's own, and stays; give options of the mixer")
+            raise InputError(
+                f"{name}={options[name]!r}: {name} is the model's own, and stays; give options of the mixer"
+            )
+    if not isinstance(model, nn.Module):
+        raise InputError(f"swap takes a model, an nn.Module, not {type(model).__name__}")
     made: dict[int, nn.Module] = {}
-    swapped, left = [], {}
+    swapped, left, ours = [], {}, dict[str, str]()
     for path, module in model.named_modules():
         if isinstance(module, (MultiheadAttention, LlamaAttention)):
+            ours[f"{path}." if path else ""] = module.mixer_name
+        if f"{path}.".startswith(tuple(ours)):
             continue
         why = _reason(module, mixer)
         if why is None:
@@ -123,6 +129,12 @@ def swap(model: nn.Module, mixer: str = "standard", *, causal: bool = False, **o
             swapped.append(found)
         elif why:
             left[path] = why
+    if ours and not swapped:
+        there = ", ".join(sorted(set(ours.values())))
+        raise InputError(
+            f"the attention of the {type(model).__name__} is exchanged already, for {there}:"
+            " begin with the model of before (copy.deepcopy keeps one)"
+        )
     if not swapped:
         tail = "".join(f"; {path} was left: {why}" for path, why in list(left.items())[:1])
         raise InputError(f"the {type(model).__name__} has no attention of a known form{tail}")
