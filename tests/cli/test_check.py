@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +53,22 @@ def test_check_of_a_leaky_mixer_exits_with_status_1(leaky: str, capsys: pytest.C
     text = capsys.readouterr().out
     assert "failed" in text
     assert "\nFAILED: " in text
+
+
+def test_what_is_skipped_is_told_by_reason_unless_each_is_asked_for(
+    leaky: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", leaky, "--all"]) == main(["check", leaky]) == 1
+    each, short = capsys.readouterr().out.split("conformance of ")[1:]
+    named = re.findall(r"^  skipped  (.+?): its traits do not claim (\w+)$", each, re.M)
+    (line,) = re.findall(r"^  skipped  (\d+) checks: its traits do not claim (.*); --all names them$", short, re.M)
+    told = {trait: int(count) for trait, count in re.findall(r"(\w+) \((\d+)\)", line[1])}
+    assert int(line[0]) == len(named) == sum(told.values()) and told == Counter(trait for _, trait in named)
+    # None is lost: what is counted and what is named are all that the last line says.
+    lines = re.findall(r"^  skipped  (?:(\d+) checks: )?", short, re.M)
+    assert f"{sum(int(count or 1) for count in lines)} skipped" in short and len(lines) < 10
+    rest = [[row for row in text.splitlines() if not row.startswith("  skipped")] for text in (each, short)]
+    assert [row for row in rest[0] if row] == [row for row in rest[1] if row]
 
 
 @pytest.fixture
@@ -107,7 +125,7 @@ def test_check_of_a_file_that_is_not_as_it_should_be_is_one_line(
 ) -> None:
     assert error_of(capsys, "check", f"{file.parent}/none.py:Own").startswith("check: no file ")
     assert error_of(capsys, "check", f"{file}:Owm").endswith("cli_own.py' has no class 'Owm' (did you mean 'Own'?)")
-    assert error_of(capsys, "check", str(file)).endswith(f"which class of the file? Write {file}:Class")
+    assert error_of(capsys, "check", str(file)).endswith(f"which class of the file? Write {file}:Own or :Strange")
     told = error_of(capsys, "check", f"{file}:Strange")
     assert "needs dim, heads (dim is d_model here, heads is n_heads here); a model gives it those of d_model" in told
 

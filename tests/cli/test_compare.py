@@ -43,8 +43,10 @@ def test_comparison_writes_its_report_and_names_it(tmp_path: Path, capsys: pytes
     (tmp_path / "terms.yaml").write_text("blocks: standard,relu2\nmatch: none\nbudget: {value: 64}\nseeds: 2\n")
     assert main(words(tmp_path, "--config", str(tmp_path / "terms.yaml"))) == 0
     out = tmp_path / "out"
-    assert capsys.readouterr().out == f"{out / 'report.html'}\n"
+    printed, told = capsys.readouterr()
+    assert printed == f"{out / 'report.html'}\n"
     report = json.loads((out / "report.json").read_text())
+    assert told.endswith(f"\n{report['verdict']['headline']}\nreport: {out / 'report.html'}\n")
     assert [choice["name"] for choice in report["choices"]] == ["standard", "relu2"]
     # The file chose the blocks and the match; the words win where both speak.
     assert report["match"] == "none"

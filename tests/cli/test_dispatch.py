@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -205,6 +206,21 @@ def test_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatc
 
 def test_missing_plugin_module_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(capsys, "list", "--plugin", "no_such_pkg.blocks") == "--plugin: no module named 'no_such_pkg'"
+
+
+def test_a_plugin_that_is_nearly_named_or_named_as_a_file_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "inner").mkdir()
+    for name in ("my_gate.py", "inner/blocks.py"):
+        (tmp_path / name).write_text("raise RuntimeError('imported')\n")
+    monkeypatch.chdir(tmp_path)
+    told = error_of(capsys, "list", "--plugin", "my_gat")
+    assert told == "--plugin: no module named 'my_gat' (did you mean 'my_gate'?)"
+    told = error_of(capsys, "list", "--plugin", "my_gate.py")
+    assert told == "--plugin: 'my_gate.py' is a file; name its module, as an import does: my_gate"
+    told = error_of(capsys, "list", "--plugin", "inner/blocks.py")
+    assert told.endswith("as an import does: blocks, from the folder 'inner'")
 
 
 def test_plugin_with_a_path_for_a_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

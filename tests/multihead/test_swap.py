@@ -306,3 +306,39 @@ def test_an_argument_that_is_not_known_is_refused():
     attention = LlamaAttention.like(llama("llama").model.layers[0].self_attn, "standard", {})
     with pytest.raises(InputError, match="does not take cu_seq_lens_q"):
         attention(torch.randn(1, 4, WIDTH), cu_seq_lens_q=torch.tensor([0, 4]))
+
+
+def test_a_complex_mixer_is_refused_before_a_real_model_is_touched():
+    model = encoder()
+    with pytest.raises(InputError, match=r"^layers\.0\.self_attn: attention 'complex' is complex-valued, but this"):
+        blockyard.swap(model, mixer="complex")
+    assert type(model.layers[0].self_attn) is nn.MultiheadAttention
+
+
+def test_what_the_model_says_is_no_option_of_the_mixer():
+    with pytest.raises(InputError, match=r"^n_heads=2: n_heads is the model's own, and stays;"):
+        blockyard.swap(encoder(), mixer="tva", n_heads=2)
+
+
+def test_one_attention_is_told_as_one():
+    assert str(blockyard.swap(encoder().layers[0], mixer="tva", rank=4)).startswith("1 attention is 'tva' now\n")
+
+
+def test_a_model_that_is_exchanged_already_is_told_so():
+    model = encoder()
+    blockyard.swap(model, mixer="tva", rank=4)
+    with pytest.raises(
+        InputError, match=r"^the attention of the TransformerEncoder is exchanged already, for tva: begin"
+    ):
+        blockyard.swap(model, mixer="mla", kv_rank=8)
+    # What is new in it is exchanged, and what is ours stays.
+    model.layers[1].self_attn = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+    report = blockyard.swap(model, mixer="mla", kv_rank=8, rope_dim=2)
+    assert [one.path for one in report.swapped] == ["layers.1.self_attn"] and report.left == {}
+
+
+def test_what_is_no_model_and_no_attention_is_told():
+    with pytest.raises(InputError, match=r"^swap takes a model, an nn\.Module, not str$"):
+        blockyard.swap("model.pt")
+    with pytest.raises(InputError, match=r"^from_torch takes over an nn\.MultiheadAttention, not a Linear$"):
+        MultiheadAttention.from_torch(nn.Linear(3, 3))

@@ -161,3 +161,15 @@ def test_the_right_factor_is_never_a_part_of_wider_rows(calls):
     for given in calls:
         right = given[1]
         assert right.is_contiguous() or right.mT.is_contiguous()
+
+
+def test_a_compiler_does_not_trace_the_choice_of_the_library(monkeypatch):
+    """It would warn of a cached function at the first step of every training run."""
+
+    def asked():
+        raise AssertionError("traced")
+
+    monkeypatch.setattr(products, "_other_library", asked)
+    x, weight, bias = matrices()
+    found = torch.compile(products.linear, backend="eager", fullgraph=True)(x, weight, bias)
+    torch.testing.assert_close(found, F.linear(x, weight, bias))

@@ -76,6 +76,7 @@ def compare(
     show: bool = True,
     force: bool = False,
     notes: Sequence[str] = (),
+    tell: bool = True,
 ) -> schema.Report:
     """Compare block choices on a task and write the report into a folder.
 
@@ -90,6 +91,7 @@ def compare(
         show: show progress on standard error.
         force: train also what by its estimate does not fit into memory.
         notes: sentences that a reader of the report should know first.
+        tell: where progress is shown, end with the answer and the report's place.
 
     Returns: the report, as report.json holds it.
 
@@ -106,7 +108,7 @@ def compare(
         raise InputError("join: a comparison is joined by `join_comparison`, which makes no report")
     if is_url(out):
         with mirrored(str(out)) as folder:
-            return compare(task, config, groups, folder, show=show, force=force, notes=notes)
+            return compare(task, config, groups, folder, show=show, force=force, notes=notes, tell=tell)
     # A copy, as the report names what was asked for.
     groups = dict(groups or {})
     out = Path(out)
@@ -126,7 +128,11 @@ def compare(
         # A folder that was made for a comparison that never began goes with it.
         with nothing_left(out) as keep, closing(State(out)) as state, forcing(force), Sharing(out).leading():
             said: dict[str, Any] = {"notes": list(notes), **({"earlier": before} if before else {})}
-            return _compare(config, groups, out, base, choices, data, second, said, state, board, started, keep)
+            report = _compare(config, groups, out, base, choices, data, second, said, state, board, started, keep)
+            if tell:
+                board.say(report["verdict"]["headline"])
+                board.say(f"report: {place_of(out / 'report.html')}")
+            return report
     finally:
         board.close()
 
@@ -206,8 +212,7 @@ def _compare(
     if "earlier" in said:
         report["earlier"] = said["earlier"]
     _add_rates(report, plan, state, base)
-    files = write_report(report, out)
-    board.say(f"report: {place_of(files['html'])}")
+    write_report(report, out)
     # Read back, not returned as made: what a caller gets is what the file holds, rounded and checked.
     return load_report(out)
 

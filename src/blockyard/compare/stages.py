@@ -69,7 +69,7 @@ def compare_in_stages(
         if not _is_first(out):
             _check_free(out)
             note = NOTE.format(few=len(few), all=many, share=SHARE)
-            compare(task, *_smaller(task, config, groups, few), out / FIRST, show=show, notes=[note])
+            compare(task, *_smaller(task, config, groups, few), out / FIRST, show=show, notes=[note], tell=False)
             _copy_page(out / FIRST, out)
         told(load_report(out), following)
     if only_first:
@@ -78,8 +78,10 @@ def compare_in_stages(
         config = replace(config, earlier=(str(out / FIRST),))
     assert isinstance(config.seeds, int)
     if config.seeds > LEAST_SEEDS and _seeds_in(out, config) < LEAST_SEEDS:
-        told(compare(task, replace(config, seeds=LEAST_SEEDS), groups, out, show=show), f"{config.seeds} seeds of each")
-    last = compare(task, config, groups, out, show=show)
+        second = compare(task, replace(config, seeds=LEAST_SEEDS), groups, out, show=show, tell=False)
+        told(second, f"{config.seeds} seeds of each")
+    # `told` tells the answers.
+    last = compare(task, config, groups, out, show=show, tell=False)
     told(last, "")
     return last
 

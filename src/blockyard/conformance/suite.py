@@ -37,6 +37,8 @@ class Registered:
 
 
 CHECKS: list[Registered] = []
+# Why most checks are skipped, before the trait's name.
+UNCLAIMED = "its traits do not claim "
 
 
 def check_of(kind: str, *needs: str, slow: bool = False, fact: bool = False) -> Callable[[Check], Check]:
@@ -65,7 +67,7 @@ def missing_trait(subject: Subject, needs: tuple[str, ...]) -> str | None:
                     "no model can make it causal: its constructor names neither causal nor is_causal, its forward none "
                     "of causal, is_causal and attn_mask, and it declares no Traits(causal=True)"
                 )
-            return f"its traits do not claim {need}"
+            return f"{UNCLAIMED}{need}"
     return None
 
 

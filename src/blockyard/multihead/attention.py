@@ -109,8 +109,11 @@ class MultiheadAttention(nn.Module):
         """Return standard attention with the weights of a torch module: the same outputs, ours to exchange or measure.
 
         Raises:
-            InputError: for a module with add_bias_kv or add_zero_attn, or one whose output on random input is another.
+            InputError: for a module of another class, one with add_bias_kv or add_zero_attn, or one whose output on
+                random input is another.
         """
+        if not isinstance(module, nn.MultiheadAttention):
+            raise InputError(f"from_torch takes over an nn.MultiheadAttention, not a {type(module).__name__}")
         if module.bias_k is not None or module.add_zero_attn:
             raise InputError("a module with add_bias_kv or add_zero_attn cannot be taken over")
         placement = module.out_proj.weight

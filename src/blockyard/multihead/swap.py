@@ -23,7 +23,7 @@ from blockyard.multihead.llama import LlamaAttention, form_of, is_latent
 from blockyard.nn.linear import untouched, weight_of
 from blockyard.nn.parity import answer, deviation, evaluating, probe
 from blockyard.registry.options import options_of
-from blockyard.registry.register import implementation
+from blockyard.registry.register import MODEL_PARAMETERS, implementation
 from blockyard.report.notebook import small_table
 
 # A projection: its matrix, its bias if there is one, and for how many heads it is.
@@ -72,9 +72,14 @@ class SwapReport:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{len(self.swapped)} attentions are {self.mixer!r} now", *map(str, self.swapped)]
+        lines = [self._heading, *map(str, self.swapped)]
         lines += [f"{path} was left alone: {why}" for path, why in self.left.items()]
         return "\n".join([*lines, *self.notes])
+
+    @property
+    def _heading(self) -> str:
+        count = len(self.swapped)
+        return f"{count} {'attention is' if count == 1 else 'attentions are'} {self.mixer!r} now"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: a row for every attention, exchanged or left alone."""
@@ -83,8 +88,7 @@ class SwapReport:
             for one in self.swapped
         ]
         rows += [[path, "left alone", why, ""] for path, why in self.left.items()]
-        heading = f"{len(self.swapped)} attentions are {self.mixer!r} now"
-        return small_table(heading, ["where", "was", "carried", "fresh"], rows, "; ".join(self.notes))
+        return small_table(self._heading, ["where", "was", "carried", "fresh"], rows, "; ".join(self.notes))
 
 
 def swap(model: nn.Module, mixer: str = "standard", *, causal: bool = False, **options: Any) -> SwapReport:
@@ -101,10 +105,19 @@ def swap(model: nn.Module, mixer: str = "standard", *, causal: bool = False, **o
         InputError: when there is no such attention, the mixer cannot stand in for one of them, or standard attention
             does not give the outputs of before.
     """
+    for name in options:
+        if name in MODEL_PARAMETERS:
+            raise InputError(
+                f"{name}={options[name]!r}: {name} is the model's own, and stays; give options of the mixer"
+            )
+    if not isinstance(model, nn.Module):
+        raise InputError(f"swap takes a model, an nn.Module, not {type(model).__name__}")
     made: dict[int, nn.Module] = {}
-    swapped, left = [], {}
+    swapped, left, ours = [], {}, dict[str, str]()
     for path, module in model.named_modules():
         if isinstance(module, (MultiheadAttention, LlamaAttention)):
+            ours[f"{path}." if path else ""] = module.mixer_name
+        if f"{path}.".startswith(tuple(ours)):
             continue
         why = _reason(module, mixer)
         if why is None:
@@ -116,6 +129,12 @@ def swap(model: nn.Module, mixer: str = "standard", *, causal: bool = False, **o
             swapped.append(found)
         elif why:
             left[path] = why
+    if ours and not swapped:
+        there = ", ".join(sorted(set(ours.values())))
+        raise InputError(
+            f"the attention of the {type(model).__name__} is exchanged already, for {there}:"
+            " begin with the model of before (copy.deepcopy keeps one)"
+        )
     if not swapped:
         tail = "".join(f"; {path} was left: {why}" for path, why in list(left.items())[:1])
         raise InputError(f"the {type(model).__name__} has no attention of a known form{tail}")
@@ -141,6 +160,9 @@ def _exchange(
     path: str, module: nn.Module, mixer: str, options: Mapping[str, Any], model: nn.Module, causal: bool
 ) -> tuple[nn.Module, Swapped]:
     try:
+        # Told here, not by the first call of a model whose weights are gone.
+        if implementation("attn", mixer).traits.complex_valued and not any(p.is_complex() for p in module.parameters()):
+            raise InputError(f"attention {mixer!r} is complex-valued, but this model's stream is real")
         if isinstance(module, nn.MultiheadAttention):
             return _exchange_torch(path, module, mixer, options, causal)
         return _exchange_llama(path, module, mixer, options, model)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from blockyard.errors import InputError
+from blockyard.errors import InputError, suggest
 
 # Characters of a module's name; and as much of a wrong one is shown.
 # A file can hold anything in the place of a name, a megabyte of text as well.
@@ -81,6 +81,11 @@ def load_file_plugins(
 
 
 def _check_name(module: str, origin: str) -> None:
+    # Where a class of a file can be named, as in `blockyard check FILE.py:Class`, people name the file here too.
+    if module.endswith(".py") and len(module) <= LONGEST and Path(module).is_file():
+        folder, name = Path(module).parent, Path(module).stem
+        where = "" if str(folder) == "." else f", from the folder {str(folder)!r}"
+        raise InputError(f"{origin}: {module!r} is a file; name its module, as an import does: {name}{where}")
     if len(module) > LONGEST or not all(part.isidentifier() for part in module.split(".")):
         raise InputError(
             f"{origin}: {_shown(module)} is not a module's name; expected something like my_package.blocks"
@@ -101,7 +106,8 @@ def import_module(module: str, origin: str) -> Any:
         # A missing import inside the module is its author's to mend, and its traceback says where.
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
             raise
-        raise InputError(f"{origin}: no module named {error.name!r}") from error
+        near = suggest(error.name, [file.stem for file in Path().glob("*.py")])
+        raise InputError(f"{origin}: no module named {error.name!r}{near}") from error
 
 
 def import_file(path: str, origin: str) -> Any:

@@ -257,7 +257,7 @@ def implementation(kind: Kind, name: str) -> Entry:
         raise InputError(_register.broken[(kind, name)])
     if (kind, name) not in _register.entries:
         near = suggest(name, names(kind)).strip(" ()").replace("did", "Did", 1)
-        hint = near or f"Known: {', '.join(names(kind))}"
+        hint = near or f"Known: {', '.join(names(kind))}; one of your own: import its module (--plugin MODULE)"
         raise InputError(f"no {KIND_WORDS[kind]} named {name!r}. {hint}")
     return _register.entries[(kind, name)]
 

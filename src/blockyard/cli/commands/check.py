@@ -37,6 +37,7 @@ def add_arguments(parser: Parser) -> None:
         default=[],
     )
     parser.plain("--slow", "the slow checks too", action="store_true")
+    parser.plain("--all", "a line for each skipped check, too, rather than for each reason", action="store_true")
     parser.plain("--json", "print the report as JSON", action="store_true")
 
 
@@ -57,9 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
         options = read_options(cls, arguments.options)
         given = {name: size for name, size in SIZES.items() if name in options_of(cls)}
         check_class(cls, {**given, **options}, f"{cls.__name__} of this size")
-        report = check(cls, kind=kind, slow=arguments.slow, on_row=None if arguments.json else print_row, **options)
+        shown = None if arguments.json else print_row if arguments.all else print_unless_skipped
+        report = check(cls, kind=kind, slow=arguments.slow, on_row=shown, **options)
         reports.append(report)
         if not arguments.json:
+            if not arguments.all:
+                print("".join(f"  skipped  {line}\n" for line in skipped_by_reason(report.rows)), end="")
             print(summary(report))
     if arguments.json:
         import json
@@ -86,6 +90,37 @@ def print_row(row: Row) -> None:
     print(f"  {row.outcome:7}  {row.name}" + (f": {' '.join(row.reason.split())}" if row.reason else ""), flush=True)
 
 
+def print_unless_skipped(row: Row) -> None:
+    """Print one check's outcome, as it comes; those that do not apply are many, and are counted at the end."""
+    if row.outcome != "skipped":
+        print_row(row)
+
+
+def skipped_by_reason(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each reason why checks were skipped: traits that are not claimed are one, with their counts,
+    and a check that is alone with its reason is named."""
+    from collections import Counter
+
+    from blockyard.conformance.suite import UNCLAIMED
+
+    skipped = [row for row in rows if row.outcome == "skipped"]
+    traits = Counter(row.reason.removeprefix(UNCLAIMED) for row in skipped if row.reason.startswith(UNCLAIMED))
+    lines = []
+    if traits:
+        told = ", ".join(f"{trait} ({count})" for trait, count in traits.most_common())
+        lines.append(f"{counted(traits.total())}: {UNCLAIMED}{told}; --all names them")
+    others = Counter(row.reason for row in skipped if not row.reason.startswith(UNCLAIMED))
+    for reason, count in others.items():
+        name = next(row.name for row in skipped if row.reason == reason)
+        lines.append(f"{name if count == 1 else counted(count)}: {' '.join(reason.split())}")
+    return lines
+
+
+def counted(count: int) -> str:
+    """Return a number of checks in words."""
+    return f"{count} check{'' if count == 1 else 's'}"
+
+
 def summary(report: Report) -> str:
     """Return the last lines of a report: the facts that it found, and how many checks went how."""
     counts = ", ".join(f"{count} {outcome}" for outcome, count in report.counts().items())
@@ -102,7 +137,7 @@ def targets(text: str, kind: Part | None) -> list[tuple[type, Part | None]]:
     from blockyard.registry.register import implementation, names
 
     if text.endswith(".py"):
-        raise InputError(f"{text!r}: which class of the file? Write {text}:Class")
+        raise InputError(f"{text!r}: which class of the file? Write {text}:{' or :'.join(classes_in(text)) or 'Class'}")
     if ":" in text:
         return [(find_class(text), kind)]
     kinds: Sequence[Part] = ("attn", "ffn") if kind is None else (kind,)
@@ -113,6 +148,18 @@ def targets(text: str, kind: Part | None) -> list[tuple[type, Part | None]]:
         hint = suggest(text, [name for each in kinds for name in names(each)])
         raise InputError(f"{text!r} is no registered name{hint}; a class is given as pkg.module:Class or FILE.py:Class")
     return registered
+
+
+def classes_in(file: str) -> list[str]:
+    """Return the names of the classes that a file defines, without running it; none where it cannot be read."""
+    import ast
+
+    try:
+        with open(file, "rb") as source:
+            body = ast.parse(source.read()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    return [statement.name for statement in body if isinstance(statement, ast.ClassDef)]
 
 
 def find_class(text: str) -> type:
