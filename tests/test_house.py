@@ -19,7 +19,8 @@ SOURCE = Path(blockyard.__file__).parent
 FLOORS = """
     names errors
     files moved
-    machine mirror
+    machine
+    mirror
     registry nn text report
     protocol
     standard latent vein spectral complex moe

@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from blockyard.errors import InputError, InUse, require
 from blockyard.files import REMOVING, WRITING, cache_home, make_folder, open_without_links, parse_json
+from blockyard.machine.beats import every
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://.")
 # Between two times that something is sent.
@@ -335,26 +336,20 @@ def _lease(mirror: Mirror) -> Iterator[None]:
     time.sleep(min(1.0, LEASE_SECONDS / 4))
     if (now := said()) is not None and mine not in now:
         raise InUse(f"{mirror.shown} is in use by another process ({_holder(now)})")
-    ended = threading.Event()
 
-    def beat() -> None:
-        count = 0
-        while not ended.wait(LEASE_SECONDS):
-            count += 1
-            # A store that is away for a moment: the work itself will say so.
-            with suppress(InputError):
-                if (now := said()) is not None and mine not in now:
-                    mirror.taken = _holder(now)
-                    return
-                say(count)
+    def beat(count: int) -> bool:
+        # A store that is away for a moment: the work itself will say so.
+        with suppress(InputError):
+            if (now := said()) is not None and mine not in now:
+                mirror.taken = _holder(now)
+                return True
+            say(count)
+        return False
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
     try:
-        yield
+        with every(LEASE_SECONDS, beat):
+            yield
     finally:
-        ended.set()
-        thread.join()
         if not mirror.taken:
             with suppress(InputError):
                 mirror.remove(LEASE)
@@ -385,21 +380,14 @@ def _sending(mirror: Mirror) -> Iterator[None]:
 @contextmanager
 def keep_sending(mirror: Mirror) -> Iterator[None]:
     """Send what is new every few seconds within it."""
-    ended = threading.Event()
 
-    def send() -> None:
-        while not ended.wait(SEND_SECONDS):
-            # Tried again; what cannot be sent in the end is told in the end.
-            with suppress(InputError):
-                mirror.push()
+    def send(count: int) -> None:
+        # Tried again; what cannot be sent in the end is told in the end.
+        with suppress(InputError):
+            mirror.push()
 
-    thread = threading.Thread(target=send, daemon=True)
-    thread.start()
-    try:
+    with every(SEND_SECONDS, send):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _order(path: str) -> tuple[int, str]:

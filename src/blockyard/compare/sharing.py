@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ from blockyard.compare.keeper import versions_here
 from blockyard.compare.plan import LOCK
 from blockyard.errors import InputError
 from blockyard.files import make_folder, open_without_links, parse_json, write_atomically
+from blockyard.machine.beats import every
 from blockyard.training.folder import held
 
 OFFER, JOINED, BEAT = "offer.json", "joined", "leader.beat"
@@ -56,25 +56,20 @@ class Sharing:
     @contextmanager
     def leading(self) -> Iterator[None]:
         """Say every now and then, within it, that somebody leads; what was offered before is offered no more."""
-        folder, ended = self.out / JOINED, threading.Event()
+        folder = self.out / JOINED
         (self.out / OFFER).unlink(missing_ok=True)
         self._sweep()
 
-        def beat() -> None:
-            while not ended.is_set():
-                # A disk that is full for a moment: the work itself will say so.
-                with suppress(InputError, OSError):
-                    if folder.is_dir():
-                        write_atomically(folder / BEAT, secrets.token_hex(8))
-                ended.wait(BEAT_SECONDS)
+        def beat(count: int) -> None:
+            # A disk that is full for a moment: the work itself will say so.
+            with suppress(InputError, OSError):
+                if folder.is_dir():
+                    write_atomically(folder / BEAT, secrets.token_hex(8))
 
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
         try:
-            yield
+            with every(BEAT_SECONDS, beat, at_once=True):
+                yield
         finally:
-            ended.set()
-            thread.join()
             (folder / BEAT).unlink(missing_ok=True)
             with suppress(OSError):
                 # Unless somebody is still there.

@@ -9,6 +9,7 @@ Files:
     memory.py      what can still be had, and the one refusal of what would not fit
     launch.py      which of how many processes this is, read from the environment without torch
     processor.py   the names of processor and system, for records
+    beats.py       something done every so many seconds beside the work
     pages.py       large buffers in huge pages, where the system has them (Linux)
 
 A program of your own needs `forcing` around `load_run` at most:

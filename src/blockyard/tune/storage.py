@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from blockyard.errors import InputError
 from blockyard.files import plain
+from blockyard.machine.beats import every
 from blockyard.tune.settings import hidden
 
 # Of a trial: who makes it, and a number that grows while it does.
@@ -168,23 +168,14 @@ def take_over(study: Study, number: int, owner: str) -> None:
 @contextmanager
 def beating(study: Study, trial: Trial) -> Iterator[None]:
     """Say every now and then that a trial is being made."""
-    ended = threading.Event()
 
-    def beat() -> None:
-        count = 0
-        while not ended.wait(BEAT_SECONDS):
-            count += 1
-            # A database that is busy, or gone: the trial is what matters, and whoever needs it will say so.
-            with suppress(Exception):
-                study._storage.set_trial_user_attr(trial._trial_id, BEAT, f"{time.time():.0f}/{count}")
+    def beat(count: int) -> None:
+        # A database that is busy, or gone: the trial is what matters, and whoever needs it will say so.
+        with suppress(Exception):
+            study._storage.set_trial_user_attr(trial._trial_id, BEAT, f"{time.time():.0f}/{count}")
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
+    with every(BEAT_SECONDS, beat):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 class Others:
