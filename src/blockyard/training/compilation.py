@@ -22,7 +22,7 @@ Extent = Literal["no", "blocks", "model"]
 SECONDS_PER_KIND, WARM_SECONDS_PER_KIND, SAVED_BY_BLOCKS = 20.0, 3.5, 0.40
 SECONDS_PER_LAYER, WARM_SECONDS_PER_LAYER, SAVED_BY_MODEL = 9.0, 2.5, 0.48
 # What compiling must be predicted to save of the run before it is begun: its cost is sure, its gain is a prediction.
-# On a busy machine the steps that were timed look slow, and the compiler, which waits as they do, takes longer than said.
+# On a busy machine the steps that were timed look slow, and the compiler, which waits likewise, takes longer.
 LEAST_SAVED = 0.15
 
 
