@@ -48,9 +48,11 @@ def read_files(arguments: argparse.Namespace, command: str) -> tuple[Path, Price
     Raises:
         InputError: when there is no run, or something is wrong with a file.
     """
+    from blockyard.cli.console import say
     from blockyard.cli.settings import given_words, read_given
     from blockyard.cli.sources import trusted
     from blockyard.tasks.price.data.reader import read_prices
+    from blockyard.tasks.price.finish import EVALUATION
     from blockyard.tasks.run import read_run
 
     if arguments.run is None:
@@ -61,6 +63,12 @@ def read_files(arguments: argparse.Namespace, command: str) -> tuple[Path, Price
     run = read_run(folder, trust=trusted(arguments))
     if run.task != "price":
         raise InputError(f"{folder} holds a run of `train {run.task}`; {command} takes one of `train price`")
+    if not (folder / EVALUATION).is_file():
+        # Trained in Python, or stopped between the last step and the test.
+        say(
+            f"note: {folder} was neither calibrated nor tested after its training: its quantiles are as trained; "
+            f"in Python, blockyard.tasks.price.finish_run({str(folder)!r}) does both"
+        )
     config = replace(run.data, **given)
     if arguments.files:
         config = replace(config, path=tuple(arguments.files))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
 import types
 import typing
@@ -155,10 +156,17 @@ def _check(annotation: Any, value: Any) -> tuple[bool, Any]:
         # Not every whole number fits into a float.
         ok = ok and (isinstance(value, float) or value in _INTEGERS)
         return ok, float(value) if ok else value
+    if annotation is str and isinstance(value, os.PathLike):
+        # A run's file of settings holds text.
+        value = os.fspath(value)
+        return isinstance(value, str), value
     if origin in (list, tuple):
+        member = typing.get_args(annotation)[0]
+        if member is str and isinstance(value, str | os.PathLike):
+            # One word where there may be several is a list of one: `path: prices.csv`.
+            value = [value]
         if not isinstance(value, list | tuple):
             return False, value
-        member = typing.get_args(annotation)[0]
         checked = [_check(member, v) for v in value]
         # YAML knows lists alone, and frozen dataclasses want tuples: converted to what the signature says.
         return all(ok for ok, _ in checked), origin(v for _, v in checked)

@@ -37,7 +37,9 @@ def type_schema(annotation: Any) -> dict[str, Any]:
     if origin is Literal:
         return {"enum": list(typing.get_args(annotation))}
     if origin in (list, tuple):
-        return {"type": "array", "items": type_schema(typing.get_args(annotation)[0])}
+        several = {"type": "array", "items": type_schema(typing.get_args(annotation)[0])}
+        # One word stands for a list of one, as the options' own check has it.
+        return {"anyOf": [{"type": "string"}, several]} if typing.get_args(annotation)[0] is str else several
     if origin in (Union, types.UnionType):
         members = [type_schema(member) for member in typing.get_args(annotation)]
         # A module or a function beside a number: a file holds the number.

@@ -73,6 +73,9 @@ def train(
 ) -> Path:
     """Train a model into a run folder.
 
+    The commands `train price` and `train signal` calibrate and test what was trained: in Python that is a call of its
+    own, `finish_run(out)` of `blockyard.tasks.price` or `blockyard.tasks.signal`.
+
     Args:
         groups: option groups, as `blockyard.tasks.settings.resolve` reads them.
         out: the run folder.

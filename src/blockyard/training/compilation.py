@@ -21,6 +21,9 @@ Extent = Literal["no", "blocks", "model"]
 # of an eager step that compiled code saves. Compiling the model whole also fuses across blocks and leaves fewer calls.
 SECONDS_PER_KIND, WARM_SECONDS_PER_KIND, SAVED_BY_BLOCKS = 20.0, 3.5, 0.40
 SECONDS_PER_LAYER, WARM_SECONDS_PER_LAYER, SAVED_BY_MODEL = 9.0, 2.5, 0.48
+# What compiling must be predicted to save of the run before it is begun: its cost is sure, its gain is a prediction.
+# On a busy machine the steps that were timed look slow, and the compiler, which waits likewise, takes longer.
+LEAST_SAVED = 0.15
 
 
 # What the option train.compile asks for; `auto` asks for nothing.
@@ -62,7 +65,8 @@ def compilation_plan(
     warm: Collection[str] = (),
     asked: Extent | None = None,
 ) -> tuple[Extent, float, str]:
-    """Return what to compile in a run of `steps` more steps: what leaves the most time after its own cost.
+    """Return what to compile in a run of `steps` more steps: what leaves the most time after its own cost, and nothing
+    where that is less than `LEAST_SAVED` of the run.
 
     Args:
         eager_seconds: time of an eager step.
@@ -84,6 +88,8 @@ def compilation_plan(
     }
     # The sum over the run and not the speed of a step: forty steps never repay a minute of g++.
     best = min(plans, key=lambda extent: plans[extent]) if asked is None else asked
+    if asked is None and plans[best] > (1 - LEAST_SAVED) * run:
+        best = "no"
     predicted = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plans.items())
     words = f"predicted for {steps} steps of {eager_seconds * 1e3:.1f} ms (eager): {predicted}"
     return best, plans[best], words

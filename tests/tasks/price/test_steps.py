@@ -19,7 +19,7 @@ from blockyard.tasks.price.data.leakage import lookahead, perturb_future, pertur
 from blockyard.tasks.price.data.reader import read_prices
 from blockyard.tasks.price.data.steps import find_steps
 from blockyard.tasks.price.data.table import Asset, Prices
-from blockyard.tasks.price.data.windows import PriceAssets, PriceData
+from blockyard.tasks.price.data.windows import PriceAssets, PriceData, steps_of
 from blockyard.tasks.price.forecaster import Forecaster, future_table
 from blockyard.tasks.price.model import PriceConfig, PriceForecaster
 from blockyard.tasks.price.task import start_from_data
@@ -254,3 +254,18 @@ def test_a_units_night_is_known_when_the_forecast_is_made() -> None:
     one = bars_of(session(8), night=0.02)
     before, after = feature_table(one), feature_table(perturb_future(one, 300))
     assert np.array_equal(before.unit((1, 5, 90))[:301], after.unit((1, 5, 90))[:301], equal_nan=True)
+
+
+def test_a_step_that_training_had_not_is_said() -> None:
+    def series(step: str, name: str) -> Prices:
+        ds = pd.date_range("2024-01-01", periods=300, freq=step)
+        frame = pd.DataFrame({"unique_id": name, "ds": ds, "y": 100 + np.sin(np.arange(300))})
+        return read_prices(frame)
+
+    assert list(steps_of(series("D", "a"))) == ["1 day"]
+    seen = PriceAssets((), "", "", (), "", step="1 day")
+    assert seen.unlike(series("D", "a")) == []
+    (note,) = seen.unlike(series("h", "b"))
+    assert note.startswith("b: a step is 1 hour, where training had 1 day")
+    # Runs of before do not know theirs.
+    assert PriceAssets((), "", "", (), "").unlike(series("h", "b")) == []

@@ -89,7 +89,7 @@ def test_data_signal_says_what_a_recording_is(run, tmp_path):
     done = run("data", "signal", str(tmp_path / "r.sigmf-meta"))
     assert done.status == 0 and done.out.splitlines()[0].endswith("SigMF, cf32_le, 8,000 samples, 0.008 s")
     for part in (
-        "sample rate: 1e+06 Hz", "stretch: samples 0 … 4,999, at 868,000,000 Hz", "stretch: samples 5,000 … 7,999",
+        "sample rate: 1,000,000 Hz", "stretch: samples 0 … 4,999, at 868,000,000 Hz", "stretch: samples 5,000 … 7,999",
         "centre +0.125 (", "annotations: 1: beacon", "12.5 % of the samples are exactly 0",
     ):  # fmt: skip
         assert part in done.out, part

@@ -87,6 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
         with writing(arguments.out) as file:
             for part in text:
                 file.write(part.encode())
+    for file_written in (arguments.out, options.waterfall):
+        if file_written:
+            print(f"written: {file_written}", file=sys.stderr)
     if told:
         right, count = told[True], told.total()
         print(f"accuracy {right / count:.4f} ({right} of {count} labelled rows)", file=sys.stderr)
@@ -137,7 +140,8 @@ def written(rows: Iterable[dict[str, Any]], format: str) -> Iterator[str]:
         else:
             counts.update(row["is"][0]["class"] for row in chunk if row["is"])
             yield "".join(_line(row, place) for row in chunk)
-    if counts:
+    # Of one row it is said: 100 % beside its probability would read as a surer one.
+    if counts.total() > 1:
         shares = (f"{name} {100 * n / counts.total():.1f} %" for name, n in counts.most_common())
         yield f"likeliest: {', '.join(shares)}\n"
 

@@ -31,6 +31,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
+    from blockyard.cli.console import say
     from blockyard.cli.price_files import read_files
     from blockyard.errors import MissingExtra
     from blockyard.files import check_writable
@@ -47,7 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         if plot.suffix.lower() not in PICTURES:
             raise InputError(f"--plot={arguments.plot} should end in one of {', '.join(PICTURES)}")
     folder, prices, config = read_files(arguments, "forecast")
-    forecaster, _, _ = load_forecaster(folder, trust=arguments.trust)
+    forecaster, seen, _ = load_forecaster(folder, trust=arguments.trust)
+    for note in seen.unlike(prices):
+        say(f"note: {note}")
     frame = future_table(forecaster, prices, arguments.at, calendar=config.calendar)
     write_table(frame, out)
     print(frame.to_string(index=False, max_rows=40, float_format=lambda v: f"{v:.5g}"))

@@ -22,7 +22,7 @@ EVALUATION = "evaluation.json"
 
 
 def finish_run(
-    folder: Path,
+    folder: Path | str,
     how: Calibrate = "auto",
     data: PriceData | None = None,
     *,
@@ -43,6 +43,7 @@ def finish_run(
     Raises:
         InputError: when the run or its data cannot be read, or the folder cannot be written.
     """
+    folder = Path(folder)
     # Agreed to before anything in the folder is touched; the calibration goes first, as it may be a damaged one.
     read_run(folder, plugins=plugins, trust=trust)
     (folder / FILE).unlink(missing_ok=True)

@@ -166,6 +166,8 @@ class PriceForecasting(TaskKind[PriceConfig, PriceDataConfig, PriceData]):
             names = {name: tuple(found[name]) for name in ("features", "assets", "known")}
             if not isinstance(found["apart"], bool):
                 raise ValueError("apart is neither true nor false")
+            if not isinstance(found.get("step", ""), str):
+                raise ValueError("step is no text")
             return PriceAssets(**{**found, **names})
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{file} is missing or damaged ({error}); the run cannot be used without it") from error

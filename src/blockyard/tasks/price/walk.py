@@ -126,7 +126,7 @@ def walk_forward(
     check_horizon(config, tables.horizons)
     check_assets(config, tables)
     border = _start(seen, tables, start)
-    notes = []
+    notes = seen.unlike(prices)
     if start is not None and _start(seen, tables, None) > border:
         notes.append(f"dates up to {seen.val_end} were used in training: figures that include them flatter the model")
     forecasts: dict[str, list[Forecast]] = {}

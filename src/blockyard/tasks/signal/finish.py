@@ -32,7 +32,7 @@ FRAMES, STRANGE = 6000, 3000
 
 
 def finish_run(
-    folder: Path, data: SignalData | None = None, *, plugins: Sequence[str] = (), trust: bool = False
+    folder: Path | str, data: SignalData | None = None, *, plugins: Sequence[str] = (), trust: bool = False
 ) -> str:
     """Calibrate a trained run and measure it beside the bound and the baseline; keep all of it in its folder.
 
@@ -47,6 +47,7 @@ def finish_run(
     Raises:
         InputError: when the run or its data cannot be read, or the folder cannot be written.
     """
+    folder = Path(folder)
     # Agreed to before anything in the folder is touched. What stands there belongs to other weights, or is damaged.
     read_run(folder, plugins=plugins, trust=trust)
     for name in (FILE, FAMILIAR):

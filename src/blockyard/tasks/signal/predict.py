@@ -52,6 +52,12 @@ def classify(trained: Trained, file: Path, options: ClassifyOptions) -> Iterator
     progress = ReadingLines({"classifying": ("million samples", 1_000_000)})
     unseen = not_seen(run.data)
     notes = [f"trained with {unseen}; a recording that is otherwise is answered wrong, and surely"] if unseen else []
+    if not assets.symbols and assets.calibration is None:
+        # Trained in Python, or stopped between the last step and the measurement.
+        notes.append(
+            "the run was neither calibrated nor measured after its training, and unknown is not among the answers; "
+            "in Python, blockyard.tasks.signal.finish_run(RUN) does both"
+        )
     for recording in recordings:
         notes += [f"{recording.name}: {note}" for note in recording.notes]
         named = {"recording": recording.name} if len(recordings) > 1 else {}

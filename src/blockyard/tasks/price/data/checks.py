@@ -194,7 +194,9 @@ def _positive(reading: Reading, values: np.ndarray, column: str) -> None:
     if bad.size:
         value = values[bad[0]]
         what = "the price is missing" if np.isnan(value) else f"{value:g} is not a price above 0"
-        reading.wrong(int(bad[0]), column, f"{what}; log returns need positive prices")
+        more = f" ({len(bad)} such rows)" if len(bad) > 1 else ""
+        hint = "log returns need positive prices: take such rows out of the file, or begin or end it beside them"
+        reading.wrong(int(bad[0]), column, f"{what}{more}; {hint}")
 
 
 def _gaps(reading: Reading, ds: np.ndarray, config: PriceDataConfig) -> None:

@@ -133,7 +133,7 @@ def find_columns(
                 one = (_one_ticker(name, found["ds"], time) for name in numeric)
                 return tuple(replace(columns, future=future) for columns in one)
             raise InputError(
-                f"{source}: no price column among: {', '.join(names) or 'none'}; name it with data.price_column "
+                f"{source}: no price column among: {', '.join(names) or 'none'}; name it with --data.price_column "
                 f"(one row per asset and date: columns unique_id, ds, y{contrary})"
             )
         found["close"] = (plain or numeric)[0]

@@ -23,6 +23,7 @@ from blockyard.tasks.price.data.features import (
     targets,
 )
 from blockyard.tasks.price.data.reader import read_prices
+from blockyard.tasks.price.data.rhythm import find_rhythm
 from blockyard.tasks.price.data.table import Prices, show_ds
 
 Part = Literal["train", "val", "test"]
@@ -128,6 +129,7 @@ class PriceAssets:
         val_end: last date that choices were made on.
         assets: names of the series it was trained on.
         source: where they came from.
+        step: their step in words, "1 day"; "" where they differ in it, for rows without dates and in runs of before.
     """
 
     features: tuple[str, ...]
@@ -137,6 +139,28 @@ class PriceAssets:
     source: str
     known: tuple[str, ...] = ()
     apart: bool = False
+    step: str = ""
+
+    def unlike(self, prices: Prices) -> list[str]:
+        """Return notes of what sets prices apart from those that training saw."""
+        notes = []
+        for step, names in steps_of(prices).items():
+            if self.step and step and step != self.step:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                notes.append(
+                    f"{', '.join(names[:3])}{more}: a step is {step}, where training had {self.step}; "
+                    "what the model knows of volatility is of its own step"
+                )
+        return notes
+
+
+def steps_of(prices: Prices) -> dict[str, list[str]]:
+    """Return the steps of series in words ("1 day"; "" for rows without dates), each with the series that have it."""
+    found: dict[str, list[str]] = {}
+    for asset in prices.assets:
+        rhythm = find_rhythm(asset.ds)
+        found.setdefault("" if rhythm is None else rhythm.step, []).append(asset.unique_id)
+    return found
 
 
 class PriceTables:
@@ -256,6 +280,7 @@ class PriceData(PriceTables):
         names = tuple(asset.unique_id for asset in self.prices.assets)
         possible = known_names(self.prices.assets[0], self.horizons)
         known = tuple(name for name in self.features if name in possible)
+        steps = steps_of(self.prices)
         return PriceAssets(
             self.features,
             str(ends["train_end"]),
@@ -264,6 +289,7 @@ class PriceData(PriceTables):
             self.prices.source,
             known,
             self.prices.apart,
+            next(iter(steps)) if len(steps) == 1 else "",
         )
 
     def origins(self, part: str) -> tuple[np.ndarray, np.ndarray]:

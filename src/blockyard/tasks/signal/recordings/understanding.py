@@ -140,7 +140,7 @@ def understanding(
     channels = f", {recording.channels} channels (channel {channel} is read)" if recording.channels > 1 else ""
     lines = [
         f"{recording.name}: {recording.kind}, {count or 0:,} samples{long}{channels}",
-        f"  sample rate: {f'{rate:,.6g} Hz' if rate else 'not said; give --data.sample_rate'}",
+        f"  sample rate: {f'{rate:,.10g} Hz' if rate else 'not said; give --data.sample_rate'}",
     ]
     for span in recording.spans[:MOST_SPANS]:
         parts = [f"samples {span.start:,} … {span.start + (span.count or 0) - 1:,}"]
@@ -155,7 +155,7 @@ def understanding(
         f"  level: mean power {level.power:.4g}, peak to average {level.peak_to_average:.1f} dB, "
         f"offset {level.offset:.1f} dB{of}"
     )
-    hertz = "" if rate is None else f" ({level.bandwidth * rate:,.4g} Hz wide, centre {level.centre * rate:+,.4g} Hz)"
+    hertz = "" if rate is None else f" ({level.bandwidth * rate:,.0f} Hz wide, centre {level.centre * rate:+,.0f} Hz)"
     lines.append(
         f"  band with 99 % of the power: {level.bandwidth:.3f} of the sample rate, centre {level.centre:+.3f}{hertz}"
     )
