@@ -44,15 +44,17 @@ def _other_library() -> Any:
 
 def suits(rows: int, d_in: int, d_out: int, *matrices: Tensor) -> bool:
     """Return whether a product [rows, d_in] x [d_in, d_out] of plain float32 matrices should be oneDNN's."""
+    # A compiler has products of its own. Asked first: it would warn of what is cached in `_other_library`.
+    if torch.compiler.is_compiling():
+        return False
     if 2 * rows * d_in * d_out < _FROM_FLOPS or rows % _ROWS_BY or _other_library() is None:
         return False
     for matrix in matrices:
         if matrix.dtype != torch.float32 or matrix.device.type != "cpu" or type(matrix) not in _DENSE:
             return False
     return not (
-        # A compiler has products of its own, and what counts or fakes operations knows torch's alone.
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
+        # What counts or fakes operations knows torch's alone.
+        torch._C._len_torch_dispatch_stack()
         or torch.is_autocast_enabled("cpu")
         # Whoever allows float32 products to be rounded has them rounded.
         or torch.get_float32_matmul_precision() != "highest"
