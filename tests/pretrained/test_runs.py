@@ -204,6 +204,20 @@ def test_another_tokenizer_or_shape_than_the_weights_is_refused(run, imported, t
     assert wide.status == 2 and "does not fit the model" in wide.err
     none = run("train", "lm", "--out", str(tmp_path / "c"), "--init", str(tmp_path))
     assert none.status == 2 and "holds no run" in none.err
+    Path(tmp_path, "config.json").write_text("{}")
+    theirs = run("train", "lm", "--out", str(tmp_path / "c"), "--init", str(tmp_path))
+    assert theirs.status == 2 and f"blockyard import {tmp_path}" in theirs.err
+
+
+@pytest.mark.parametrize("shape", [["--model.d_model", "48"], ["--model.n_layers", "2"], ["--attn.impl", "tva"]])
+def test_a_shape_that_the_weights_do_not_fit_is_refused_before_a_long_text_is_read(run, imported, tmp_path, shape):
+    # There is no text: who reads it first says so.
+    words = ["--init", str(imported), "--data.path", str(tmp_path / "none.txt"), *SMALL]
+    read = run("train", "lm", "--out", str(tmp_path / "a"), *words)
+    assert read.status == 2 and "none.txt" in read.err
+    refused = run("train", "lm", "--out", str(tmp_path / "b"), *words, *shape)
+    assert refused.status == 2 and "does not fit the model" in refused.err and "blockyard transplant" in refused.err
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_comparison_shows_the_imported_model_beside_its_choices(run, imported, tmp_path):

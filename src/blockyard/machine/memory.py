@@ -48,13 +48,16 @@ def worker_environment() -> dict[str, str]:
     return {FORCE: "1"} if is_forced() else {}
 
 
-def refuse_beyond_memory(needed: float, what: str, device: torch.device | None = None) -> None:
+def refuse_beyond_memory(
+    needed: float, what: str, device: torch.device | None = None, less: str = "ask for less"
+) -> None:
     """Refuse what takes more memory than there is.
 
     Args:
         needed: bytes that it takes at least.
         what: it, and how the bytes come about: "the model takes at least {} to train (…)"; {} stands for the bytes.
         device: where it would be; the CPU when not given.
+        less: what the user is told to do.
 
     Raises:
         InputError: unless it fits, is forced, or nothing is known of the memory.
@@ -66,7 +69,7 @@ def refuse_beyond_memory(needed: float, what: str, device: torch.device | None =
         where = f"{device} has" if device is not None and device.type == "cuda" else "this machine has"
         raise InputError(
             f"{what.format(in_words(needed))}, and {where} {in_words(there)} free: "
-            "ask for less, or take the risk with --force (force=True)"
+            f"{less}, or take the risk with --force (force=True)"
         )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from blockyard.errors import InputError, require
 from blockyard.machine.memory import available_bytes
 from blockyard.nn.parity import evaluating
-from blockyard.pretrained.sources import Source
+from blockyard.pretrained.sources import Source, without_bars
 
 ROWS, LENGTH = 2, 48
 # Of the largest logit: float32 sums in other orders are some 1e-6 apart after dozens of layers (measured: 1.1e-4 of
@@ -62,9 +62,10 @@ def _original(source: Source, dtype: torch.dtype) -> nn.Module:
     transformers = require("transformers", extra="hf")
     assert source.folder is not None
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            source.folder, dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
+        with without_bars(transformers):
+            return transformers.AutoModelForCausalLM.from_pretrained(
+                source.folder, dtype=dtype, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

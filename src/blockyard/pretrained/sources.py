@@ -56,12 +56,27 @@ def open_source(model: str | Path | nn.Module) -> Source:
     path = user_path(model)
     if path.suffix == ".gguf" and path.is_file():
         return _of_gguf(path)
+    if path.is_file():
+        raise InputError(f"{path} is a file and no .gguf; name its folder, with a {CONFIG}: {path.parent}")
     if not path.is_dir():
         raise InputError(
             f"{str(model)!r} is no folder with a {CONFIG} and no .gguf file; of a model on the Hub get the folder "
             f"first: hf download {model} --local-dir FOLDER"
         )
     return _of_folder(path)
+
+
+@contextmanager
+def without_bars(transformers: Any) -> Iterator[None]:
+    """Let transformers show no bar of its own meanwhile: a command says in its own words what it does."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def read_small_json(path: Path) -> Any:
@@ -177,9 +192,10 @@ def _of_gguf(path: Path) -> Source:
     import torch
 
     try:
-        module = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
-        )
+        with without_bars(transformers):
+            module = transformers.AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32
+            )
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:
         # Whatever another's reader raises, the file is not one that it reads.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import torch
 
 from blockyard.errors import InputError, at_least
 from blockyard.files import write_atomically
@@ -14,6 +17,7 @@ from blockyard.machine.launch import is_first
 from blockyard.machine.memory import forcing
 from blockyard.mirror import fetched, is_url
 from blockyard.models.config import BlocksConfig
+from blockyard.models.estimate import counted
 from blockyard.registry.options import options_of
 from blockyard.registry.plugins import load_file_plugins, load_plugins
 from blockyard.report.notebook import small_table
@@ -21,8 +25,8 @@ from blockyard.tasks.kind import Run
 from blockyard.tasks.meaning import RunMeaning, as_begun, missing_options, with_older
 from blockyard.tasks.settings import as_groups, resolve
 from blockyard.tasks.sizes import check_data, check_model, check_training
-from blockyard.training.checkpoint import list_checkpoints, load_checkpoint
-from blockyard.training.distributed import load_whole_state
+from blockyard.training.checkpoint import list_checkpoints, load_checkpoint, model_shapes
+from blockyard.training.distributed import check_shapes, load_whole_state
 from blockyard.training.folder import CHECKPOINTS, CONFIG, check_run_folder, read_config
 from blockyard.training.task import Task, check_task
 from blockyard.training.trainer import Trainer
@@ -132,6 +136,9 @@ def make_task(run: Run[Any, Any], *, begins: bool = True) -> Task:
     Raises:
         InputError: also for what does not fit into memory, before it is read or built.
     """
+    if begins and run.train.init is not None:
+        # Reading the data may take minutes.
+        check_beginning(run)
     fitted, data = DataCache().fitted(run)
     if is_first():
         for note in getattr(data, "notes", ()):
@@ -154,6 +161,50 @@ def begin_with(task: Any, run: Run[Any, Any], assets: Any) -> None:
     Raises:
         InputError: for no run or one of another task, another tokenizer, or weights that do not fit the model.
     """
+    folder, checkpoint = _begun(run)
+    theirs = run.kind.load_assets(folder)
+    if hasattr(theirs, "fingerprint") and theirs.fingerprint() != assets.fingerprint():
+        own = folder / "tokenizer"
+        raise InputError(f"train.init={str(folder)!r} was trained with another tokenizer: give --data.tokenizer {own}")
+    saved = load_checkpoint(checkpoint, with_optimizer=False)
+    run.train.match(task.model, saved.model)
+    with _told_of(folder):
+        load_whole_state(task.model, saved.model)
+
+
+def check_beginning(run: Run[Any, Any]) -> None:
+    """Refuse a model that the weights of the run that `train.init` names do not fit, before any data are read.
+
+    Raises:
+        InputError: also for no run, one of another task, or a model that does not fit into memory.
+    """
+    check_training(run, fitted=False)
+    folder, checkpoint = _begun(run)
+    shapes = model_shapes(checkpoint)
+    # With their vocabulary: whether the run's own data have it is known when they are read.
+    model = _fitted(run, run.kind.load_assets(folder), folder)
+
+    def build() -> Any:
+        made = run.kind.build_model(model)
+        run.train.match(made, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+        return made
+
+    with _told_of(folder):
+        check_shapes(counted(build, "the model"), shapes)
+
+
+@contextmanager
+def _told_of(folder: Path) -> Iterator[None]:
+    """Say with weights that do not fit whose they are, and what to do."""
+    try:
+        yield
+    except InputError as error:
+        advice = "leave the model as that run has it (`blockyard transplant` puts other blocks into a trained one)"
+        raise InputError(f"train.init={str(folder)!r}: {error}; {advice}") from None
+
+
+def _begun(run: Run[Any, Any]) -> tuple[Path, Path]:
+    """Return the folder that `train.init` names and its last checkpoint."""
     folder = Path(str(run.train.init))
     groups = read_config(folder)
     if groups.get("task", run.task) != run.task:
@@ -161,16 +212,7 @@ def begin_with(task: Any, run: Run[Any, Any], assets: Any) -> None:
     found = list_checkpoints(folder / CHECKPOINTS)
     if not found:
         raise InputError(f"train.init={str(folder)!r} holds no checkpoint yet; let its training reach one")
-    theirs = run.kind.load_assets(folder)
-    if hasattr(theirs, "fingerprint") and theirs.fingerprint() != assets.fingerprint():
-        own = folder / "tokenizer"
-        raise InputError(f"train.init={str(folder)!r} was trained with another tokenizer: give --data.tokenizer {own}")
-    saved = load_checkpoint(found[-1][1], with_optimizer=False)
-    run.train.match(task.model, saved.model)
-    try:
-        load_whole_state(task.model, saved.model)
-    except InputError as error:
-        raise InputError(f"train.init={str(folder)!r}: {error}; leave the model's shape as that run has it") from None
+    return folder, found[-1][1]
 
 
 def _keep_origin(begun: Path, out: Path) -> None:

@@ -15,6 +15,8 @@ STATE_BYTES = {"muon": 3 * PARAMETER_BYTES, "adamw": 4 * PARAMETER_BYTES}
 # Activations of a block that the backward pass needs, in widths of the residual stream: its input, and at least what
 # enters its FFN.
 KEPT, KEPT_CHECKPOINTED = 2, 1
+# What to ask for, by whether the activations are the larger part.
+LESS = {False: "ask for less", True: "take fewer rows at once (train.batch_size, train.accumulate) or shorter ones"}
 
 
 def check_data(run: Run[Any, Any]) -> None:
@@ -45,14 +47,16 @@ def check_training(run: Run[Any, Any], what: str = "the model", *, fitted: bool)
     device = pick_device(train.device, local_rank() if world_size() > 1 else None)
     kept = _activation_bytes(run)
     # First what needs no model: an absurd length or depth would make the count long.
-    refuse_beyond_memory(kept, f"{what} takes at least {{}} to train, for the activations of a batch", device)
+    refuse_beyond_memory(
+        kept, f"{what} takes at least {{}} to train, for the activations of a batch", device, LESS[True]
+    )
     count = _counted(run, what, fitted)
     shared = world_size() if train.parallel == "fsdp2" else 1
     state = count.parameters * STATE_BYTES[train.optimizer] // shared
-    words = f"{count.parameters:,} parameters and {in_words(kept)} of activations"
-    refuse_beyond_memory(
-        state + kept + count.modules * MODULE_BYTES, f"{what} takes at least {{}} to train ({words})", device
-    )
+    of_blocks = "" if fitted else " of its blocks"
+    words = f"{count.parameters:,} parameters{of_blocks} and {in_words(kept)} of activations"
+    needed = state + kept + count.modules * MODULE_BYTES
+    refuse_beyond_memory(needed, f"{what} takes at least {{}} to train ({words})", device, LESS[kept > state])
     if device.type != "cpu":
         # It is built there and moved.
         refuse_beyond_memory(count.bytes, f"{what} takes at least {{}} ({count.parameters:,} parameters)")

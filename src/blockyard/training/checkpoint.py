@@ -211,6 +211,25 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True, in_parts: bool =
     return Checkpoint(loaded[MODEL], loaded.get(OPTIMIZER, {}), state)
 
 
+def model_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the model's tensors in a checkpoint's folder, by name; nothing else of it is read.
+
+    Raises:
+        InputError: naming the file that cannot be read.
+    """
+    if (path / PARTS).is_dir():
+        whole = outline(path / PARTS)
+        return {n.removeprefix(_MODEL): tuple(t.shape) for n, t in whole.items() if n.startswith(_MODEL)}
+    safetensors = require("safetensors", extra="train")
+    try:
+        with safetensors.safe_open(path / MODEL, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise _damaged(path / MODEL, f"cannot be read ({error.strerror or error})") from error
+    except safetensors.SafetensorError as error:
+        raise _damaged(path / MODEL, f"is no file of tensors ({error})") from error
+
+
 def _load_parts(
     path: Path, state: dict[str, Any], files: Mapping[str, str], with_optimizer: bool, in_parts: bool
 ) -> Checkpoint:

@@ -217,12 +217,31 @@ def load_whole_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: when names, shapes or kinds of numbers differ from the model's.
     """
+    own = model.state_dict()
+    check_shapes(model, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if kind_of(tensor) != kind_of(own[name]):
+                # `copy_` would convert whole numbers, which no training writes.
+                raise InputError(
+                    f"the checkpoint does not fit the model: {name} is {str(tensor.dtype).removeprefix('torch.')}, "
+                    f"the model's {str(own[name].dtype).removeprefix('torch.')}"
+                )
+            own[name].copy_(spread(tensor.to(own[name].device), own[name]))
+
+
+def check_shapes(model: nn.Module, state: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the names and shapes of a state dict with a model's, which may be one without memory.
+
+    Raises:
+        InputError: when they differ.
+    """
     # Names of the state dict and not of parameters: buffers are a part of a run, too.
     own = model.state_dict()
     # A tied weight is written once; the other name shares its memory and is filled with it. What is sharded has no
     # address of its own (0, all alike), so it is asked which parameter a name stands for.
     tied = {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)}
-    places = {n: tied.get(n) if is_sharded(t) else t.data_ptr() for n, t in own.items() if t.numel()}
+    places = {n: tied.get(n) if is_sharded(t) or t.is_meta else t.data_ptr() for n, t in own.items() if t.numel()}
     filled = {place for n, place in places.items() if n in state}
     missing = [n for n in own if n not in state and (n not in places or places[n] not in filled)]
     extra = [n for n in state if n not in own]
@@ -231,20 +250,11 @@ def load_whole_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"the checkpoint does not fit the model: missing {missing[:3] or 'nothing'}, "
             f"unexpected {extra[:3] or 'nothing'}"
         )
-    with torch.no_grad():
-        for name, tensor in state.items():
-            if tuple(own[name].shape) != tuple(tensor.shape):
-                raise InputError(
-                    f"the checkpoint does not fit the model: {name} has shape {tuple(tensor.shape)}, "
-                    f"the model's {tuple(own[name].shape)}"
-                )
-            if kind_of(tensor) != kind_of(own[name]):
-                # `copy_` would convert whole numbers, which no training writes.
-                raise InputError(
-                    f"the checkpoint does not fit the model: {name} is {str(tensor.dtype).removeprefix('torch.')}, "
-                    f"the model's {str(own[name].dtype).removeprefix('torch.')}"
-                )
-            own[name].copy_(spread(tensor.to(own[name].device), own[name]))
+    for name, shape in state.items():
+        if tuple(own[name].shape) != shape:
+            raise InputError(
+                f"the checkpoint does not fit the model: {name} has shape {shape}, the model's {tuple(own[name].shape)}"
+            )
 
 
 def kind_of(tensor: Tensor) -> str:

@@ -207,7 +207,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.exists():
-        raise InputError(f"{folder} holds no run: there is no {path}")
+        theirs = (folder / "config.json").is_file()
+        hint = f"; a model of transformers becomes one by `blockyard import {folder} --out DIR`" if theirs else ""
+        raise InputError(f"{folder} holds no run: there is no {path}{hint}")
     return read_yaml(path)
 
 

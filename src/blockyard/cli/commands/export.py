@@ -77,12 +77,13 @@ def write_own(run: str, target: Path) -> None:
     from blockyard.errors import require
     from blockyard.files import writing_folder
 
-    require("transformers", extra="hf")
+    transformers = require("transformers", extra="hf")
     from blockyard.hf import from_run
+    from blockyard.pretrained.sources import without_bars
     from blockyard.text.saved import copy_tokenizer
 
     model = from_run(run)
-    with writing_folder(target) as temporary:
+    with writing_folder(target) as temporary, without_bars(transformers):
         model.save_pretrained(temporary)
         # What the model says of generation itself has been written.
         copy_tokenizer(Path(run), temporary)
