@@ -306,7 +306,8 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(measure, name, value)
     # The report without its figures, which take longer than all the rest.
     reports: list[Any] = []
-    monkeypatch.setattr(comparing, "write_report", lambda report, out: reports.append(report) or {"html": out})
+    verdict = {"headline": ""}
+    monkeypatch.setattr(comparing, "write_report", lambda report, out: reports.append(report | {"verdict": verdict}))
     monkeypatch.setattr(comparing, "load_report", lambda out: reports[-1])
     terms = {"budget_unit": "tokens", "budget_value": 16 * 64, "seeds": 1, "measure_memory": False}
 
