@@ -318,6 +318,8 @@ def test_the_package_writes_files_in_one_place() -> None:
         "files.py",
         # /proc, the state of the memory's counters.
         "compare/peak_memory.py",
+        # Copies of files of a store, each whole before it has its name; and the store itself.
+        "mirror.py",
         # Into the new folder that `writing_folder` gives and flushes.
         "training/checkpoint.py",
         # Into memory.

@@ -121,7 +121,8 @@ def test_several_files_are_assets_named_by_their_files(tmp_path):
 
 def test_adjusted_closes_are_preferred_and_bars_are_adjusted_alike(tmp_path):
     frame = ohlcv(100)
-    frame["Adj Close"] = frame["Close"] * np.where(np.arange(100) < 50, 0.5, 1.0)
+    frame["Adj Close"] = frame["Close"].copy()
+    frame.loc[frame.index[:50], ["Open", "High", "Low", "Close"]] *= 2
     asset = read_prices(write(frame, tmp_path / "f.csv")).assets[0]
     assert np.allclose(asset.close, frame["Adj Close"])
     assert np.allclose(asset.high / asset.close, frame["High"] / frame["Close"])
