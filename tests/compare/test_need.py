@@ -79,6 +79,7 @@ def test_a_comparison_by_need_goes_on_and_does_not_look_twice(groups: dict[str, 
         compared(groups, tmp_path / "out", blocks, seeds=6, match="none", margin=0.0)
 
 
+@pytest.mark.slow
 def test_seeds_by_need_with_workers_are_the_same_runs(groups: dict[str, Any], tmp_path: Path) -> None:
     blocks = "standard;standard[window=16]"
     terms: dict[str, Any] = {"seeds": "auto", "most_seeds": 4, "match": "none", "margin": 0.0}

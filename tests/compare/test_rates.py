@@ -122,6 +122,7 @@ def test_a_budget_too_small_for_probes_has_one_rate(
     assert "rates" not in compared(groups, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_probes_in_other_processes_find_the_same(groups: dict[str, Any], tmp_path: Path) -> None:
     alone = compared(groups, tmp_path / "alone", rates="1,2")
     several = compared(groups, tmp_path / "several", rates="1,2", workers=2)

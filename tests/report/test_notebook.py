@@ -194,7 +194,7 @@ SHOWN = {
     "prices": ["q0.95"],
     "signals": ["A run of train signal"],
 }
-QUICK = ("compare", "language-model")
+QUICK = ("language-model",)
 
 
 def test_every_notebook_has_its_pages_named():
