@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 INTRODUCTION = """\
 Six Transformer blocks as small language models, on the source of Python's standard library: a first answer in about a
-minute, the whole in six or seven (two free cores). Ctrl-C ends it at any time, and the same command goes on.
+minute, the whole in about eight (two free cores). Ctrl-C ends it at any time, and the same command goes on.
 The report: {out}/report.html
 """
 
