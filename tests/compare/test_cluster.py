@@ -111,19 +111,22 @@ def compared(tmp_path: Path, out: str | Path, heard: Heard, monkeypatch: pytest.
 def test_a_comparison_that_loses_a_machine_ends_in_the_report_of_one_machine(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
 ) -> None:
-    here = compared(tmp_path, "here", Heard(), monkeypatch)
+    # What is at a URL is sent every few seconds: there a run has to last longer than that to be seen midway.
+    last = 300 if kept == "folder" else 4000
+    budget = {"budget_value": last * 64, "slice_steps": last // 12}
+    here = compared(tmp_path, "here", Heard(), monkeypatch, **budget)
     heard, out = Heard(), tmp_path / "there"
 
     def midway() -> bool:
         # Both machines are at work by then.
         folders = [path.parent for path in out.glob("runs/*/seed-*/metrics.jsonl")]
         steps = [rows[-1]["step"] for folder in folders if (rows := read_metrics(folder))]
-        return len(steps) >= 2 and any(50 <= step < 300 for step in steps)
+        return len(steps) >= 2 and any(50 <= step < last for step in steps)
 
     lost = nodes.lose_one_when(midway)
     # At a URL every worker has a folder of its own machine, and only what it sent is known elsewhere.
     place = str(out) if kept == "folder" else f"file://{out}"
-    there = compared(tmp_path, place, heard, monkeypatch, engine="ray", ray_address=nodes.address, workers=2)
+    there = compared(tmp_path, place, heard, monkeypatch, engine="ray", ray_address=nodes.address, workers=2, **budget)
     lost.join(timeout=60)
     assert any("was lost with its machine; begun again" in line for line in heard.said), heard.said
     for report, workers, engine in ((here, 1, "local"), (there, 2, "ray")):
