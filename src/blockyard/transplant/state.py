@@ -35,6 +35,16 @@ class Kept(Protocol):
         """Note that runs are written from now on: what was asked for stays."""
 
 
+@contextmanager
+def _spending(tell: Callable[[float], None]) -> Iterator[None]:
+    """Tell the CPU seconds within it, however it ends."""
+    began = time.process_time()
+    try:
+        yield
+    finally:
+        tell(time.process_time() - began)
+
+
 class SentState:
     """What a worker knows and measures: kept by the process that asked, whom it is told at once.
 
@@ -55,13 +65,8 @@ class SentState:
         self._tell({"keep": ["/".join(names), value]})
         return value
 
-    @contextmanager
-    def timing(self, stage: str) -> Iterator[None]:
-        began = time.process_time()
-        try:
-            yield
-        finally:
-            self._tell({"spent": [stage, time.process_time() - began]})
+    def timing(self, stage: str) -> AbstractContextManager[None]:
+        return _spending(lambda seconds: self._tell({"spent": [stage, seconds]}))
 
     def settle(self, reading: dict[str, Any], asked: dict[str, Any]) -> None:
         # Whoever asked has noted it.
@@ -107,14 +112,9 @@ class TransplantState(State):
         self.save()
         return value
 
-    @contextmanager
-    def timing(self, stage: str) -> Iterator[None]:
+    def timing(self, stage: str) -> AbstractContextManager[None]:
         """Add the CPU seconds within it to a stage's, over all processes that went on with the folder."""
-        began = time.process_time()
-        try:
-            yield
-        finally:
-            self.add_seconds(stage, time.process_time() - began)
+        return _spending(lambda seconds: self.add_seconds(stage, seconds))
 
     def add_seconds(self, stage: str, more: float) -> None:
         """Add CPU seconds to a stage's."""
