@@ -116,7 +116,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _fits(x, weight, bias):
         return F.linear(x, weight, bias)
-    return hand_written(_Linear, x, weight, bias) if torch.is_grad_enabled() else _multiplied(x, weight, bias)
+    return hand_written(_Linear, x, weight, bias) if torch.is_grad_enabled() else _by_the_other(x, weight, bias)
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -129,9 +129,8 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return suits(x.numel() // (d_in or 1), d_in, d_out, *((x, weight) if bias is None else (x, weight, bias)))
 
 
-def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    other = _other_library() if _fits(x, weight, bias) else None
-    return F.linear(x, weight, bias) if other is None else other(x, _whole(weight), bias, "none", [], "")
+def _by_the_other(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _other_library()(x, _whole(weight), bias, "none", [], "")
 
 
 class _Linear(HandWritten):
@@ -143,7 +142,8 @@ class _Linear(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _multiplied(x, weight, bias)
+        # Asked once more: a transform may hand over other tensors than the caller's.
+        return _by_the_other(x, weight, bias) if _fits(x, weight, bias) else F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
