@@ -140,7 +140,8 @@ def future_table(forecaster: Forecaster, prices: Prices, at: str | None = None, 
         calendar: an exchange's code such as XNYS, for the holidays among the dates forecast.
 
     Returns: one row per asset and horizon: unique_id, cutoff (the origin's date), ds (the date forecast), horizon,
-        last (the origin's price), price (the median forecast), q0.05 … (quantiles of the price). Dates are on the
+        last (the origin's price), price (the median as the model has it, which calibration does not move), q0.05 …
+        (quantiles of the price, calibrated where the run is, so q0.5 may be another than that). Dates are on the
         clock of the asset's file.
 
     Raises:
