@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from blockyard.registry import register as registry
+from blockyard.tasks.settings import as_groups, resolve
+from blockyard.text import ByteTokenizer
 from tests.fixtures.cli import error_of, shown, toys
 
 
@@ -81,3 +83,16 @@ def test_info_about_a_folder_without_a_run_says_so(tmp_path: Path, capsys: pytes
 
 def test_info_about_a_misspelt_name_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(capsys, "info", "standart") == "no block named 'standart' (did you mean 'standard'?)"
+
+
+def test_info_about_a_run_tells_the_options_of_its_blocks_that_are_not_the_defaults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"kernel": "auto", "window": 16, "sinks": 0}
+    groups = as_groups(resolve({"model": {"d_model": 32, "n_heads": 2, "n_layers": 2}, "attn": own}))
+    # In the order given, and so however often a run's file is read.
+    assert list(groups["attn"]) == list(as_groups(resolve(groups))["attn"]) == ["impl", *own]
+    (tmp_path / "config.yaml").write_text(json.dumps(groups))
+    ByteTokenizer().save(tmp_path / "tokenizer")
+    text = shown(capsys, "info", str(tmp_path))
+    assert "  standard[window=16]+relu2\n" in text

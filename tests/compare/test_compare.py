@@ -346,11 +346,13 @@ def test_options_of_blocks_belong_into_brackets(tmp_path, text):
 
 def test_the_recorded_command_asks_for_the_same_comparison():
     config = terms("standard;standard[window=8]", match="none")
-    command = config.command("lm", {"model": {"d_model": 32}, "data": {"path": "a b.txt"}}, "out")
+    groups = {"model": {"d_model": 32}, "data": {"path": "a b.txt"}, "vft": {"stabilizer": None}}
+    command = config.command("lm", groups, "out")
     assert "--blocks 'standard;standard[window=8]'" in command
     assert "--match none" in command
     assert "--budget.value 1536" in command
     assert "--data.path 'a b.txt'" in command
+    assert "--vft.stabilizer null" in command  # none is one of its choices
     assert "--budget.unit" not in command  # a default
 
 

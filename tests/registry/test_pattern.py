@@ -83,6 +83,16 @@ layer_specs = st.builds(
 )
 
 
-@given(st.lists(layer_specs, min_size=1, max_size=5))
+STABILIZERS = st.sampled_from([None, "none", "diag", "full"])
+vein_specs = st.builds(
+    LayerSpec,
+    st.just("tva"),
+    st.just("vft"),
+    st.fixed_dictionaries({}, optional={"stabilizer": STABILIZERS, "rope": st.sampled_from(["none", "half"])}),
+    st.fixed_dictionaries({}, optional={"stabilizer": STABILIZERS}),
+)
+
+
+@given(st.lists(layer_specs | vein_specs, min_size=1, max_size=5))
 def test_formatted_choice_reads_back_as_itself(layers):
     assert parse_choice(format_choice(layers)) == layers

@@ -172,7 +172,8 @@ def command_of(command: str, first: list[tuple[str, Any]], config: Any, groups: 
         if group == "plugins":
             words += [("plugin", module) for module in options]
         else:
-            words += [(f"{group}.{key}", value) for key, value in options.items()]
+            # Not none, which is a choice of some options and another one than no value.
+            words += [(f"{group}.{key}", "null" if value is None else value) for key, value in options.items()]
     return command_line(command, [*words, ("out", out)])
 
 

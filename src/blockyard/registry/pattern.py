@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -33,13 +33,23 @@ class LayerSpec:
     ffn_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{_format_part(self.attn, self.attn_options)}+{_format_part(self.ffn, self.ffn_options)}"
+        return f"{_format_part('attn', self.attn, self.attn_options)}+{_format_part('ffn', self.ffn, self.ffn_options)}"
 
 
-def _format_part(name: str, options: Mapping[str, Any]) -> str:
+def _format_part(kind: Kind, name: str, options: Mapping[str, Any]) -> str:
     if not options:
         return name
-    return f"{name}[{','.join(f'{k}={_format_value(v)}' for k, v in options.items())}]"
+    words = {k: _none_word(kind, name, options, k) if v is None else _format_value(v) for k, v in options.items()}
+    return f"{name}[{','.join(f'{k}={word}' for k, word in words.items())}]"
+
+
+def _none_word(kind: Kind, name: str, options: Mapping[str, Any], key: str) -> str:
+    """Return how no value at all is written: none, or null where one of the choices is called none."""
+    try:
+        return layer_options(kind, name, options)[key].none_word
+    except (InputError, KeyError):
+        # Of a plug-in that is not there; null is read as no value by every option.
+        return "null"
 
 
 def _format_value(value: Any) -> str:
@@ -211,3 +221,20 @@ def format_choice(layers: Sequence[LayerSpec]) -> str:
             words.append(str(layer))
             counts.append(1)
     return "/".join(word if n == 1 else f"{word}*{n}" for word, n in zip(words, counts))
+
+
+def without_defaults(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
+    """Return the layers with the options alone that are not what they would be anyway: for people to read."""
+
+    def told(kind: Kind, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        known = layer_options(kind, name, given)
+        return {key: value for key, value in given.items() if key not in known or value != known[key].default}
+
+    return [
+        replace(
+            spec,
+            attn_options=told("attn", spec.attn, spec.attn_options),
+            ffn_options=told("ffn", spec.ffn, spec.ffn_options),
+        )
+        for spec in layers
+    ]

@@ -196,7 +196,9 @@ def _give(specs: list[LayerSpec], group: str, key: str, value: Any) -> list[Laye
             for place in _places(kind, name, group, key, spec, held):
                 option = layer_options(kind, name, held)[place]
                 before = changed.get(f"{kind}_options", held)
-                changed[f"{kind}_options"] = {place: _checked(option, value, f"{group}.{key}"), **before}
+                word = _checked(option, value, f"{group}.{key}")
+                # Behind what is there, so that a run's own file, read again, keeps its order.
+                changed[f"{kind}_options"] = before if place in before else {**before, place: word}
         given.append(replace(spec, **changed))
     return given
 

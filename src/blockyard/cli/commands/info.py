@@ -58,6 +58,7 @@ def show_run(folder: str, *, as_json: bool) -> int:
 
     from blockyard.models.estimate import count_model
     from blockyard.pretrained.folder import read_origin
+    from blockyard.registry.pattern import format_choice, parse_choice, without_defaults
     from blockyard.tasks.run import read_run
     from blockyard.training.checkpoint import list_checkpoints
     from blockyard.training.folder import CHECKPOINTS
@@ -84,6 +85,8 @@ def show_run(folder: str, *, as_json: bool) -> int:
 
         print(json.dumps(facts, indent=2))
         return 0
+    # All of them would fill the line; --json and config.yaml have them.
+    facts["blocks"] = format_choice(without_defaults(parse_choice(model.choice)))
     print(f"{folder} (run)")
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else f"{value:,}" if type(value) is int else value
