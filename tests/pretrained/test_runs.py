@@ -200,6 +200,13 @@ def test_another_tokenizer_or_shape_than_the_weights_is_refused(run, imported, t
     words = ["--init", str(imported), "--data.path", text, "--data.cache_dir", str(tmp_path), *SMALL]
     other = run("train", "lm", "--out", str(tmp_path / "a"), *words, "--data.tokenizer", "byte")
     assert other.status == 2 and "another tokenizer" in other.err
+    # Before the data are read, which may take minutes: these cannot be.
+    junk = tmp_path / "junk.parquet"
+    junk.write_bytes(bytes(range(256)))
+    words[words.index("--data.path") + 1] = str(junk)
+    early = run("train", "lm", "--out", str(tmp_path / "a"), *words, "--data.tokenizer", "byte")
+    assert early.status == 2 and "another tokenizer" in early.err
+    words[words.index("--data.path") + 1] = text
     wide = run("train", "lm", "--out", str(tmp_path / "b"), *words, "--model.n_layers", "2")
     assert wide.status == 2 and "does not fit the model" in wide.err
     none = run("train", "lm", "--out", str(tmp_path / "c"), "--init", str(tmp_path))

@@ -216,6 +216,11 @@ class TaskKind(ABC, Generic[M, D, X]):
         """
         return None
 
+    def named_assets(self, data: D) -> Any:
+        """Return the assets that the options of the data name, such as a tokenizer; None where the data themselves
+        decide."""
+        return None
+
     def report(self) -> Parts:
         """Return what the task adds to a comparison and its report."""
         from blockyard.report.parts import Parts

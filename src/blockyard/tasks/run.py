@@ -162,27 +162,35 @@ def begin_with(task: Any, run: Run[Any, Any], assets: Any) -> None:
         InputError: for no run or one of another task, another tokenizer, or weights that do not fit the model.
     """
     folder, checkpoint = _begun(run)
-    theirs = run.kind.load_assets(folder)
-    if hasattr(theirs, "fingerprint") and theirs.fingerprint() != assets.fingerprint():
-        own = folder / "tokenizer"
-        raise InputError(f"train.init={str(folder)!r} was trained with another tokenizer: give --data.tokenizer {own}")
+    _check_tokenizer(folder, run.kind.load_assets(folder), assets)
     saved = load_checkpoint(checkpoint, with_optimizer=False)
     run.train.match(task.model, saved.model)
     with _told_of(folder):
         load_whole_state(task.model, saved.model)
 
 
+def _check_tokenizer(folder: Path, theirs: Any, ours: Any) -> None:
+    if hasattr(theirs, "fingerprint") and theirs.fingerprint() != ours.fingerprint():
+        own = folder / "tokenizer"
+        raise InputError(f"train.init={str(folder)!r} was trained with another tokenizer: give --data.tokenizer {own}")
+
+
 def check_beginning(run: Run[Any, Any]) -> None:
     """Refuse a model that the weights of the run that `train.init` names do not fit, before any data are read.
 
     Raises:
-        InputError: also for no run, one of another task, or a model that does not fit into memory.
+        InputError: also for no run, one of another task, another tokenizer than is named, or a model that does not fit
+            into memory.
     """
     check_training(run, fitted=False)
     folder, checkpoint = _begun(run)
+    theirs, named = run.kind.load_assets(folder), run.kind.named_assets(run.data)
+    if named is not None:
+        # One that the text decides is known when that is read.
+        _check_tokenizer(folder, theirs, named)
     shapes = model_shapes(checkpoint)
     # With their vocabulary: whether the run's own data have it is known when they are read.
-    model = _fitted(run, run.kind.load_assets(folder), folder)
+    model = _fitted(run, theirs, folder)
 
     def build() -> Any:
         made = run.kind.build_model(model)

@@ -84,8 +84,8 @@ def _load_tokens(
             f"data.tokenizer=bpe is learnt from text, and data.path={config.path!r} holds tokens; name the tokenizer "
             "that made them"
         )
-    if tokenizer is None:
-        tokenizer = ByteTokenizer() if config.tokenizer == "byte" else load_tokenizer(config.tokenizer)
+    tokenizer = tokenizer or named_tokenizer(config)
+    assert tokenizer is not None
     found = read_token_files(files, config, tokenizer, None if progress is None else partial(progress, "reading"))
     fingerprint = _fingerprint(config, found.sha256, found.n_bytes, found.n_documents, len(found.tokens), tokenizer)
     if config.pack == "documents" and not separates(tokenizer):
@@ -161,10 +161,20 @@ def pieces_of(config: TextDataConfig, left_out: LeftOut | None = None) -> Pieces
 
 def tokenizer_for(config: TextDataConfig, text: ScannedText, progress: Progress | None) -> Tokenizer:
     """Return the tokenizer that a configuration asks for; a bpe one is trained on the text, once."""
-    if config.tokenizer == "byte":
-        return ByteTokenizer()
-    if config.tokenizer == "bpe":
+    tokenizer = named_tokenizer(config)
+    if tokenizer is None:
         from blockyard.text.bpe import trained_once
 
         return trained_once(text, config.vocab_size, config.cache_folder(), progress)
-    return load_tokenizer(config.tokenizer)
+    return tokenizer
+
+
+def named_tokenizer(config: TextDataConfig) -> Tokenizer | None:
+    """Return the tokenizer that a configuration names; None for one that is learnt from the text.
+
+    Raises:
+        InputError: where there is none of that name.
+    """
+    if config.tokenizer == "bpe":
+        return None
+    return ByteTokenizer() if config.tokenizer == "byte" else load_tokenizer(config.tokenizer)

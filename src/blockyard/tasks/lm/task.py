@@ -17,6 +17,7 @@ from blockyard.models.lm import LMConfig, TransformerLM, build_lm
 from blockyard.nn.segments import Segments
 from blockyard.tasks.kind import Quality, Run, TaskKind, register_task
 from blockyard.text import TextData, TextDataConfig, Tokenizer, load_text, load_tokenizer
+from blockyard.text.load import named_tokenizer
 from blockyard.text.packed import PackedText
 from blockyard.text.progress import ReadingLines
 from blockyard.training.auxiliary import with_auxiliary
@@ -119,6 +120,9 @@ class LanguageModelling(TaskKind[LMConfig, TextDataConfig, TextData]):
 
     def load_assets(self, folder: Path) -> Tokenizer:
         return load_tokenizer(folder / "tokenizer")
+
+    def named_assets(self, data: TextDataConfig) -> Tokenizer | None:
+        return named_tokenizer(data)
 
     def quality(self, data: TextData) -> Quality:
         is_byte = data.tokenizer.name == "byte"
