@@ -28,3 +28,25 @@ def test_wrong_type_names_option_value_and_type(value):
 def test_missing_required_option_is_named():
     with pytest.raises(InputError, match="needs n_heads"):
         get_attention("standard", d_model=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("2.4M", "rate='2.4M' should be float | none, such as 2400000"),
+        ("2.4 MHz", "rate='2.4 MHz' should be float | none, such as 2400000"),
+        ("2,400,000", "rate='2,400,000' should be float | none, such as 2400000"),
+        ("0.25k", "rate='0.25k' should be float | none, such as 250"),
+        ("5m", "rate='5m' should be float | none"),
+        ("24,000,00", "rate='24,000,00' should be float | none"),
+    ],
+)
+def test_a_number_with_a_prefix_or_commas_is_refused_with_how_it_is_written(text: str, words: str) -> None:
+    with pytest.raises(InputError) as raised:
+        Option("rate", float | None, None).parse(text)
+    assert str(raised.value) == words
+
+
+def test_a_part_of_a_whole_number_gets_no_such_advice() -> None:
+    with pytest.raises(InputError, match=r"steps='1.5' should be int$"):
+        Option("steps", int, 1).parse("1.5")

@@ -26,6 +26,9 @@ _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 TRUTH_VALUES = frozenset(_TRUE | _FALSE)
 _NONE = {"none", "null", "~"}
+# Numbers as people write them beside a unit: 2.4M, 2.4 MHz, 2,400,000. A small m might be milli, so it is no prefix.
+_SPELT_NUMBER = re.compile(r"(?P<number>[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?) ?(?P<prefix>[kKMG])?(Hz|S/s|Sps|B)?")
+_PREFIXES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Option:
             fits, converted = _check(alternative, value)
             if fits:
                 return converted
-        raise InputError(f"{self.name}={value!r} should be {self.type_name}")
+        raise InputError(f"{self.name}={value!r} should be {self.wanted(value)}")
 
     def parse(self, text: str) -> Any:
         """Read a value from a word of the command line.
@@ -108,7 +111,18 @@ class Option:
             fits, value = _parse(alternative, text)
             if fits:
                 return value
-        raise InputError(f"{self.name}={text!r} should be {self.type_name}")
+        raise InputError(f"{self.name}={text!r} should be {self.wanted(text)}")
+
+    def wanted(self, value: Any) -> str:
+        """Return the type, and how a number is written that `value` spells in another way: `int, such as 2400000`."""
+        numbers = {int, float} & set(self.alternatives)
+        match = _SPELT_NUMBER.fullmatch(value) if isinstance(value, str) and numbers else None
+        if match is None:
+            return self.type_name
+        number = float(match["number"].replace(",", "")) * _PREFIXES[(match["prefix"] or "").lower()]
+        whole = number.is_integer() and abs(number) < 1e18
+        # A part of a whole number is no help: 1.5 steps stay wrong.
+        return self.type_name + (f", such as {int(number) if whole else number!r}" if whole or float in numbers else "")
 
     def describe(self) -> dict[str, Any]:
         """Return it as plain data, ready for JSON."""

@@ -165,7 +165,7 @@ def train_groups(task: str) -> dict[str, Group]:
 
 def wrong_type(origin: str, value: Any, option: Option) -> str:
     """Word `--train.steps='many' should be int`."""
-    return f"{origin}={value!r} should be {option.type_name}"
+    return f"{origin}={value!r} should be {option.wanted(value)}"
 
 
 def not_selected(origin: str, key: str, holders: Iterable[str], impls: Mapping[str, str | None]) -> str:

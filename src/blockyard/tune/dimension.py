@@ -154,14 +154,14 @@ def _parsed(option: Option, text: str, origin: str) -> Any:
     try:
         return option.parse(text)
     except InputError:
-        raise InputError(f"{origin}: {text!r} should be {option.type_name}") from None
+        raise InputError(f"{origin}: {text!r} should be {option.wanted(text)}") from None
 
 
 def _checked(option: Option, value: Any, origin: str) -> Any:
     try:
         return option.check(value)
     except InputError:
-        raise InputError(f"{origin}: {value!r} should be {option.type_name}") from None
+        raise InputError(f"{origin}: {value!r} should be {option.wanted(value)}") from None
 
 
 def _read_range(group: str, option: Option, match: re.Match[str], place: str) -> Dimension:
