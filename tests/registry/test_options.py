@@ -3,6 +3,7 @@
 import pytest
 
 from blockyard.errors import InputError
+from blockyard.registry.options import Option
 from blockyard.registry.register import (
     get_attention,
     get_ffn,
