@@ -23,9 +23,9 @@ from blockyard.report.page import style_sheet
 from blockyard.report.parts import Parts
 from blockyard.report.verdict import analyse
 from blockyard.tasks.lm.report import LMParts
+from blockyard.transplant.decision import LayerChoice
 from blockyard.transplant.measure import Difference
 from blockyard.transplant.record import Tried
-from blockyard.transplant.search import LayerChoice
 from tests.fixtures.reports import synthetic_report
 from tests.report.test_render import Checker
 

@@ -208,7 +208,7 @@ def test_space_of_python_takes_lists() -> None:
 
 
 def test_settings_file_says_the_same_as_words(tmp_path: Path) -> None:
-    from blockyard.cli.tasks import searched
+    from blockyard.cli.tune_tasks import searched
 
     file = tmp_path / "search.yaml"
     file.write_text("over:\n  train: {lr: 1e-4..1e-2 log}\n  attn.impl: [standard, tva]\n  vft.rank: 2,4\n")
@@ -218,7 +218,7 @@ def test_settings_file_says_the_same_as_words(tmp_path: Path) -> None:
 
 
 def test_later_source_decides_whether_an_option_is_searched_or_given() -> None:
-    from blockyard.cli.tasks import without_overruled
+    from blockyard.cli.tune_tasks import without_overruled
     from blockyard.tasks.given import Setting
 
     def item(layer: int) -> Setting:

@@ -14,7 +14,7 @@ Files, in reading order:
     shape.py       a command's arguments as data, of which help is made; shape_cache.py keeps them, so that it is fast
     settings.py    flags and help of the option groups, and what was given by them
     sources.py     where settings come from: --config, --plugin, --trust
-    tasks.py       train, compare and tune of every task; task_words.py, what the overview says of them
+    tasks.py       train and compare of every task; tune_tasks.py, tune; task_words.py, what the overview says of them
     benches.py     what the benchmarks share; price_files.py, what commands on prices do
     browser.py     whether a page may be opened, and doing so
     console.py     streams of any encoding; table.py and prompts.py, what is printed and read

@@ -40,10 +40,11 @@ def load_command(name: str, *, whole: bool = False) -> Command:
         whole: ask the task for words of its own where the overview has none; that imports torch.
     """
     if name not in _with_a_file():
-        from blockyard.cli import tasks
+        from blockyard.cli.tasks import compare_command, train_command
+        from blockyard.cli.tune_tasks import tune_command
 
         verb, task = name.split()
-        makers = {"train": tasks.train_command, "compare": tasks.compare_command, "tune": tasks.tune_command}
+        makers = {"train": train_command, "compare": compare_command, "tune": tune_command}
         words = TASK_WORDS.get(name) or Words(_summary(verb, task, whole), LAST, "")
         return makers[verb](task, words.summary, order=words.order, example=words.example)
     module = importlib.import_module(f"{commands.__name__}.{name.replace(' ', '_')}")

@@ -20,7 +20,8 @@ Files, in reading order:
     balance.py     scales of what was fitted, such that it can be trained
     model.py       transplant: a copy of a model with another mixer in some layers
     choices.py     a choice read: forms, their layers, widths left open
-    search.py      layers and widths within a budget of loss or cache: trials.py measures, caches.py counts bytes
+    search.py      layers and widths within a budget of loss or cache (decision.py: on what, and what came of it):
+                   trials.py measures, caches.py counts bytes
     parts.py       a training of some parts of a model, as a run of the usual loop
     heal.py        a short training towards the original's predictions: divergence.py, its loss; adapters.py, LoRA
     outputs.py     research: mixers that share nothing with attention, trained on their blocks' outputs
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from blockyard.transplant.account import decode_costs as decode_costs
     from blockyard.transplant.account import make_probe as make_probe
     from blockyard.transplant.account import measure as measure
+    from blockyard.transplant.decision import LayerChoice as LayerChoice
     from blockyard.transplant.heal import Healing as Healing
     from blockyard.transplant.heal import HealPoint as HealPoint
     from blockyard.transplant.heal import HealSettings as HealSettings
@@ -76,7 +78,6 @@ if TYPE_CHECKING:
     from blockyard.transplant.record import load_record as load_record
     from blockyard.transplant.report import write_report as write_report
     from blockyard.transplant.run import run_transplant as run_transplant
-    from blockyard.transplant.search import LayerChoice as LayerChoice
     from blockyard.transplant.search import choose_layers as choose_layers
     from blockyard.transplant.settings import Budget as Budget
     from blockyard.transplant.settings import Pieces as Pieces
@@ -89,6 +90,7 @@ else:
         __name__,
         {
             "account": "Probe decode_costs make_probe measure",
+            "decision": "LayerChoice",
             "heal": "HealPoint HealSettings Healing heal",
             "measure": "Difference difference pieces_of recall_losses token_losses",
             "migration": "distill from_standard",
@@ -98,7 +100,7 @@ else:
             "record": "Choice Measures Record load_record",
             "report": "write_report",
             "run": "run_transplant",
-            "search": "LayerChoice choose_layers",
+            "search": "choose_layers",
             "settings": "Budget Pieces Texts TransplantConfig",
             "target": "TransplantChoice parse_transplant_choice",
         },

@@ -16,8 +16,8 @@ from blockyard.report.units import command_line
 from blockyard.training.environment import describe_environment
 from blockyard.transplant import account
 from blockyard.transplant.choices import written
+from blockyard.transplant.decision import LayerChoice
 from blockyard.transplant.record import Choice, Healed, Measures, Record, TextSet, made_from
-from blockyard.transplant.search import LayerChoice
 from blockyard.transplant.settings import TransplantConfig, flat
 from blockyard.transplant.state import TransplantState
 from blockyard.transplant.texts import TextSets

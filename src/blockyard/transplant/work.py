@@ -31,6 +31,7 @@ from blockyard.text.tokenizer import Tokenizer
 from blockyard.training.folder import CONFIG
 from blockyard.transplant.caches import counted_context
 from blockyard.transplant.choices import Part, narrowest, read_choice, written
+from blockyard.transplant.decision import Deciding
 from blockyard.transplant.heal import HealSettings, heal
 from blockyard.transplant.measuring import Measuring
 from blockyard.transplant.model import needs_moments, refusals, transplant
@@ -40,7 +41,7 @@ from blockyard.transplant.parts import PartSettings, check_width
 from blockyard.transplant.record import Record
 from blockyard.transplant.recording import Done, Settled, record_of, run_name
 from blockyard.transplant.report import write_report
-from blockyard.transplant.search import Deciding, Search
+from blockyard.transplant.search import Search
 from blockyard.transplant.settings import ENGINE, TransplantConfig, flat
 from blockyard.transplant.state import MOMENTS, Kept, TransplantState, weights_digest
 from blockyard.transplant.texts import read_texts

@@ -42,7 +42,7 @@ def schema_of(name: str, shape: Any) -> dict[str, Any]:
     """
     from blockyard.cli.settings import TERMS
     from blockyard.cli.sources import PLUGINS, TASK
-    from blockyard.cli.tasks import OVER, OVER_HELP
+    from blockyard.cli.tune_tasks import OVER, OVER_HELP
     from blockyard.registry.schema import settings_schema
 
     own: dict[str, Any] = {
