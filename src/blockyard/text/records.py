@@ -9,7 +9,7 @@ from typing import IO, Any, Literal
 
 from blockyard.errors import InputError
 from blockyard.files import parse_json
-from blockyard.text.streams import opened, read_lines
+from blockyard.text.streams import CONVERT, opened, read_lines
 
 Shape = Literal["lines", "array", "text"]
 # What is read of a JSON array at once; an object that is longer is waited for.
@@ -121,7 +121,7 @@ def _more(file: IO[bytes], held: str, where: str) -> str:
         except UnicodeDecodeError as error:
             # A character that is cut by the block's end has at most three more bytes.
             if error.end < len(raw) - 4 or not (rest := file.read(1)):
-                raise InputError(f"{where} is not UTF-8; convert it, e.g. with iconv -t utf-8") from error
+                raise InputError(f"{where} is not UTF-8; {CONVERT}") from error
             raw += rest
     return held
 

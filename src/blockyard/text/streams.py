@@ -130,6 +130,13 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
                 yield where, line
 
 
+# Nearly any bytes are text in each of these: which one it is, only who wrote it can say.
+CONVERT = (
+    "convert it from its encoding, e.g. with iconv -f cp1252 -t utf-8 (cp1252: Western Europe; cp1251: Cyrillic; "
+    "gb18030: Chinese; shift_jis: Japanese)"
+)
+
+
 def not_utf8(where: str, offset: int) -> InputError:
     """Return the error for bytes that are no UTF-8, with what to do."""
-    return InputError(f"{where} is not UTF-8 (byte offset {offset}); convert it, e.g. with iconv -f cp1252 -t utf-8")
+    return InputError(f"{where} is not UTF-8 (byte offset {offset}); {CONVERT}")

@@ -57,6 +57,29 @@ def test_cells_lie_under_their_names(case: str, tmp_path: Path) -> None:
     assert asset.volume is not None and asset.volume.tolist() == list(range(N)) and asset.extra == {}
 
 
+EAST_ASIAN = {
+    "gb18030": "日期,收盘价,成交量",
+    "big5": "日期,收盤價,成交股數",
+    "shift_jis": "日付,終値,出来高",
+    "cp949": "날짜,종가,거래량",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", *EAST_ASIAN])
+def test_names_of_east_asia_are_known_in_the_encodings_that_are_written_there(encoding: str, tmp_path: Path) -> None:
+    header = EAST_ASIAN.get(encoding, EAST_ASIAN["gb18030"])
+    (asset,) = read(tmp_path, table(header, "{day},{close},{n}").encode(encoding)).assets
+    assert np.array_equal(asset.close, CLOSES)
+    assert asset.volume is not None and asset.volume.tolist() == list(range(N)) and asset.extra == {}
+
+
+@pytest.mark.parametrize("name", ["Größe", "Übergröße", "naïve ÄÖÜß"])
+def test_western_letters_are_not_taken_for_eastern_ones(name: str, tmp_path: Path) -> None:
+    text = table(f"Datum;Schlusskurs;{name}", "{day};{close};{n}").encode("cp1252")
+    (asset,) = read(tmp_path, text).assets
+    assert list(asset.extra) == [name] and np.array_equal(asset.close, CLOSES)
+
+
 HEADLESS = {
     "dates and prices": table("", "{day},{close}"),
     "tabs": table("", "{day}\t{close}"),

@@ -25,7 +25,7 @@ from blockyard.text.listing import (
     list_pattern,
 )
 from blockyard.text.records import json_shape
-from blockyard.text.streams import opened
+from blockyard.text.streams import CONVERT, opened
 from blockyard.text.tables import TableKind, table_columns, table_rows
 
 # The default data: as many of the standard library's packages, and pieces of this many characters.
@@ -203,9 +203,7 @@ def _text_of(path: Path, newline: str | None = None) -> Iterator[io.TextIOWrappe
         with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline) as text:
             yield text
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv -f cp1252 -t utf-8"
-        ) from error
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); {CONVERT}") from error
 
 
 def standard_library_rows() -> list[Row]:

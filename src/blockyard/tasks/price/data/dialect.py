@@ -15,12 +15,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from blockyard.errors import InputError
+from blockyard.tasks.price.data.names import spells_a_column
 
 SEPARATORS = (",", ";", "\t", "|")
 BLANKS = r"\s+"
 # Lines that settle dialect and header.
 SAMPLE_LINES, SAMPLE_CHARACTERS = 400, 1 << 20
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+# Of East Asia, where two bytes or more make a letter: nearly any bytes are text in some of them, so that a known name
+# of a column has to show which.
+_EAST_ASIAN, HEAD_BYTES = ("gb18030", "big5", "shift_jis", "cp949"), 1 << 14
 # What no text holds: control characters but tab and line ends, and a byte order mark in the middle.
 _NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\ufeff\ufffe\uffff]")
 _BETWEEN_BLANKS = re.compile(r'"[^"]*"|\S+')
@@ -85,15 +89,28 @@ def find_dialect(content: bytes) -> Dialect:
 
 def _decode(content: bytes) -> tuple[str, str]:
     marked = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), None)
-    # What is not UTF-8 and holds no control characters is what spreadsheets of Western Europe write.
-    for encoding in (marked,) if marked else ("utf-8", "cp1252"):
+    # What is not UTF-8 and holds no control characters is what spreadsheets of Western Europe write, unless names of
+    # columns say more.
+    for encoding in (marked,) if marked else ("utf-8", *filter(None, [_named_encoding(content)]), "cp1252"):
         try:
             text = content.decode(encoding)
         except UnicodeDecodeError:
             continue
         if not _NO_TEXT.search(text):
             return text, encoding
-    raise InputError("it is no text in UTF-8, UTF-16 or cp1252")
+    raise InputError("it is no text in UTF-8, UTF-16 or cp1252, and no known name of a column shows another encoding")
+
+
+def _named_encoding(content: bytes) -> str | None:
+    """Return the East Asian encoding in which the head has a known name of a column; None where none has."""
+    if content.isascii():
+        return None
+    for encoding in _EAST_ASIAN:
+        # The cut may go through a letter.
+        head = content[:HEAD_BYTES].decode(encoding, errors="ignore")
+        if spells_a_column(re.split(r"[,;\t|\r\n]", head)):
+            return encoding
+    return None
 
 
 def _separator(text: str) -> tuple[str, tuple[Line, ...]]:
