@@ -83,6 +83,4 @@ def test_labelled_text_is_read_as_programs_write_it(name, content, encoding, pac
 def test_labelled_text_in_a_windows_code_page_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("text,label\ncafé,x\n".encode("cp1252"))
     with pytest.raises(InputError, match=r"is not UTF-8 text .byte 14.; convert it from its encoding, e\.g\."):
-        InputError, match=r"is not UTF-8 text .byte 14.; convert it from its encoding, e\.g\. with iconv"
-    ):
         read(tmp_path / "a.csv")

@@ -73,6 +73,18 @@ def test_names_of_east_asia_are_known_in_the_encodings_that_are_written_there(en
     assert asset.volume is not None and asset.volume.tolist() == list(range(N)) and asset.extra == {}
 
 
+@pytest.mark.parametrize("form", ["{0.year}年{0.month}月{0.day}日", "{0.year}년 {0.month}월 {0.day}일"])
+def test_dates_that_name_year_month_and_day_are_read(form: str, tmp_path: Path) -> None:
+    text = "日付,終値\n" + "".join(f"{form.format(day)},{close}\n" for day, close in zip(DAYS, CLOSES))
+    (asset,) = read(tmp_path, text).assets
+    assert asset.ds.astype("datetime64[D]").tolist() == DAYS
+
+
+def test_a_first_date_in_an_unknown_form_is_told_one_that_is_known(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'Heisei 30' is not a date in a form that is known, such as 2024-01-31"):
+        read(tmp_path, table("date,close", "Heisei 30,{close}"))
+
+
 @pytest.mark.parametrize("name", ["Größe", "Übergröße", "naïve ÄÖÜß"])
 def test_western_letters_are_not_taken_for_eastern_ones(name: str, tmp_path: Path) -> None:
     text = table(f"Datum;Schlusskurs;{name}", "{day};{close};{n}").encode("cp1252")

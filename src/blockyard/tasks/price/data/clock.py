@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _DOTTED = re.compile(r"^\d{1,2}\.\d{1,2}\.\d{4}")
+# 2024年1月31日 and 2024년 1월 31일, as Chinese, Japanese and Korean count years, months and days.
+_COUNTED = re.compile(r"^\s*(\d{4})\s*[年년]\s*(\d{1,2})\s*[月월]\s*(\d{1,2})\s*[日일号號]\s*")
 _SLASHED = re.compile(r"^\s*(\d{1,2})[/-](\d{1,2})[/-]\d{2,4}")
 # Digits alone: date, and date with time, in the lengths that are read.
 _DIGITS = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
@@ -100,6 +102,8 @@ def _filled(reading: Reading, column: str) -> Any:
     pandas = require("pandas", extra="prices")
     if isinstance(cells.dtype, pandas.PeriodDtype):
         return cells.dt.to_timestamp()
+    if cells.dtype.kind not in "iufMm" and _COUNTED.match(str(cells.iloc[0])):
+        return cells.astype(str).str.replace(_COUNTED, r"\1-\2-\3 ", regex=True).str.strip()
     return cells
 
 
@@ -246,7 +250,8 @@ def _refuse_unparsed(reading: Reading, column: str, cells: pd.Series, parsed: pd
     bad = np.flatnonzero(parsed.isna().to_numpy())
     if bad.size:
         place = int(bad[0])
-        reading.wrong(place, column, f"{cells.iloc[place]!r} is not a date like the first, {cells.iloc[0]!r}")
+        like = f"like the first, {cells.iloc[0]!r}" if place else "in a form that is known, such as 2024-01-31"
+        reading.wrong(place, column, f"{cells.iloc[place]!r} is not a date {like}")
 
 
 def _parsed_either_way(cells: pd.Series, config: PriceDataConfig) -> Any:
