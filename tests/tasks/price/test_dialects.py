@@ -73,6 +73,11 @@ def test_names_of_east_asia_are_known_in_the_encodings_that_are_written_there(en
     assert asset.volume is not None and asset.volume.tolist() == list(range(N)) and asset.extra == {}
 
 
+def test_codes_of_stocks_name_assets_with_their_zeros(tmp_path: Path) -> None:
+    text = table("日期,股票代码,收盘", "{day},000001,{close}") + table("", "{day},000002,{close}")
+    assert [asset.unique_id for asset in read(tmp_path, text).assets] == ["000001", "000002"]
+
+
 @pytest.mark.parametrize("form", ["{0.year}年{0.month}月{0.day}日", "{0.year}년 {0.month}월 {0.day}일"])
 def test_dates_that_name_year_month_and_day_are_read(form: str, tmp_path: Path) -> None:
     text = "日付,終値\n" + "".join(f"{form.format(day)},{close}\n" for day, close in zip(DAYS, CLOSES))
