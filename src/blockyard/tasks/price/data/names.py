@@ -8,8 +8,8 @@ from collections.abc import Iterable
 # Spellings of a column's name without case, blanks and punctuation; the first that a table has is taken.
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "unique_id": (
-        "uniqueid", "symbol", "ticker", "asset", "assetid", "instrument", "code", "tscode", "tic", "股票代码", "证券代码",
-        "股票代號", "證券代號", "銘柄コード", "종목코드",
+        "uniqueid", "symbol", "ticker", "asset", "assetid", "instrument", "code", "tscode", "tic", "股票代码",
+        "证券代码", "股票代號", "證券代號", "銘柄コード", "종목코드",
     ),
     "ds": (
         "ds", "date", "datetime", "timestamp", "time", "day", "tradedate", "tradingday", "observationdate", "日期",
