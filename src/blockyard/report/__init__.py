@@ -16,8 +16,8 @@ Files, in reading order:
     html.py      a comparison on it; text.py: Markdown and CSV
     notebook.py  Record, a dictionary that a notebook shows as a page; small tables for other objects
     parts.py     Parts: what a task adds to a comparison and its report
-    chart.py     Chart, a figure; charts/ makes them of the pieces in drawing.py and trade_off.py; palette.py and
-                 render.py draw them
+    chart.py     Chart, a figure; charts/ makes them of the pieces in drawing.py and trade_off.py; palette.py,
+                 fonts.py (letters of every script) and render.py draw them
     write.py     every form of a report into a folder; load_report reads one
 
     A report is handed what its task adds; `blockyard.compare.write_report(load_report("DIR"), "DIR")` finds that out,

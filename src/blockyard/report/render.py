@@ -23,6 +23,7 @@ from blockyard.report.charts.kernels import learnt_kernels
 from blockyard.report.charts.load import expert_loads
 from blockyard.report.charts.positions import loss_over_position
 from blockyard.report.charts.rates import figures_over_rate
+from blockyard.report.fonts import with_letters
 from blockyard.report.palette import CSS_OF, LIGHT, PLACEHOLDER, Palette
 from blockyard.report.parts import Parts
 from blockyard.report.schema import Report
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 _RC = {
     "font.size": 9.5,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
     "axes.titlesize": 10,
     "axes.labelsize": 9.5,
     "xtick.labelsize": 9,
@@ -103,7 +102,7 @@ def figure_png(chart: Chart, names: Sequence[str]) -> bytes:
 
 def drawing_style() -> Any:
     """Return sizes and fonts of every figure, for as long as it is drawn."""
-    return require("matplotlib", extra="report").rc_context(_RC)
+    return with_letters(**_RC)
 
 
 def _figure(chart: Chart, names: Sequence[str], palette: Palette, *, legend: bool) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from blockyard.errors import InputError, require
 from blockyard.files import writing
+from blockyard.report.fonts import save_figure
 from blockyard.report.palette import LIGHT, Palette
 
 if TYPE_CHECKING:
@@ -211,5 +212,5 @@ def _save(figure: Any, path: Path) -> Path:
     if kind not in known:
         raise InputError(f"cannot draw {path}: its name should end in one of .{', .'.join(sorted(known))}")
     with writing(path) as file:
-        figure.savefig(file, format=kind, dpi=140, facecolor=LIGHT.paper)
+        save_figure(figure, file, format=kind, dpi=140, facecolor=LIGHT.paper)
     return path

@@ -9,6 +9,7 @@ from typing import Any
 
 from blockyard.errors import require
 from blockyard.files import writing
+from blockyard.report.fonts import save_figure
 from blockyard.report.palette import LIGHT, Palette
 
 
@@ -154,5 +155,5 @@ def _figure(size: float = 3.6) -> tuple[Any, Any]:
 
 def _save(figure: Any, path: Path) -> Path:
     with writing(path) as file:
-        figure.savefig(file, format="png", dpi=140, facecolor=LIGHT.paper)
+        save_figure(figure, file, format="png", dpi=140, facecolor=LIGHT.paper)
     return path

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from blockyard.errors import InputError, require
 from blockyard.files import check_writable, user_path, writing
+from blockyard.report.fonts import save_figure
 from blockyard.tasks.signal.frontend.spectra import averaged
 from blockyard.tasks.signal.frontend.votes import Found
 from blockyard.tasks.signal.recordings.recording import Recording
@@ -137,7 +138,7 @@ class Waterfall:
             raise InputError(f"{recording.name} holds fewer samples than the {BINS} of a column: no waterfall")
         figure = self._figure(recording, title)
         with writing(self.path) as file:
-            figure.savefig(file, format=self.path.suffix.lower().removeprefix("."), dpi=120, facecolor=PAPER)
+            save_figure(figure, file, format=self.path.suffix.lower().removeprefix("."), dpi=120, facecolor=PAPER)
 
     def _figure(self, recording: Recording, title: str) -> Any:
         figure = self._figures.Figure(figsize=(15, 7.2), layout="constrained")
