@@ -112,6 +112,21 @@ def test_whatever_watches_or_decides_otherwise_has_torchs_own(calls):
         products.linear(x, weight[:, 1:])
 
 
+def test_a_torch_without_its_private_questions_multiplies_all_the_same(calls, monkeypatch):
+    x, weight, _ = (t.detach() for t in matrices())
+    # The public flag says what the private question says.
+    monkeypatch.setattr(products, "_allowed", products._switched_on)
+    products.linear(x, weight)
+    assert len(calls) == 1
+    with torch.backends.mkldnn.flags(enabled=False):
+        products.linear(x, weight)
+    assert len(calls) == 1
+    # Where nobody can tell whether operations are watched, none escapes.
+    monkeypatch.setattr(products, "_watchers", None)
+    torch.testing.assert_close(products.linear(x, weight), F.linear(x, weight), **CLOSE)
+    assert len(calls) == 1
+
+
 def test_linear_layers_and_sums_in_products_use_it_and_stay_what_they_are(calls):
     torch.manual_seed(0)
     layer = Linear(D_IN, D_OUT, bias=True)

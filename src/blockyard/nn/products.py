@@ -8,6 +8,7 @@ as fast, and for whatever watches operations, a product is torch's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,17 @@ _FROM_FLOPS = 2**22
 # Kernels are built for every shape and kept, half a megabyte each: rows that come in any number are not for them.
 _ROWS_BY = 32
 _DENSE = (Tensor, nn.Parameter)
+# How many modes watch operations. No public function tells: a version of torch that has this one no more leaves it open
+# whether somebody does, and all products are then torch's.
+_watchers: Callable[[], int] | None = getattr(torch._C, "_len_torch_dispatch_stack", None)
+
+
+def _switched_on() -> bool:
+    return bool(torch.backends.mkldnn.enabled)
+
+
+# What the public flag reads, in a seventh of the time: it is asked for every product.
+_allowed: Callable[[], bool] = getattr(torch._C, "_get_mkldnn_enabled", _switched_on)
 
 
 @cache
@@ -46,7 +58,7 @@ def suits(rows: int, d_in: int, d_out: int, *matrices: Tensor) -> bool:
     """Return whether a product [rows, d_in] x [d_in, d_out] of plain float32 matrices should be oneDNN's."""
     # A compiler has products of its own, and what counts or fakes operations knows torch's alone. Asked first: a size
     # that is compared while a graph is made holds for all of the graph's inputs from then on.
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or _other_library() is None:
+    if torch.compiler.is_compiling() or _watchers is None or _watchers() or _other_library() is None:
         return False
     if 2 * rows * d_in * d_out < _FROM_FLOPS or rows % _ROWS_BY:
         return False
@@ -57,7 +69,7 @@ def suits(rows: int, d_in: int, d_out: int, *matrices: Tensor) -> bool:
         torch.is_autocast_enabled("cpu")
         # Whoever allows float32 products to be rounded has them rounded.
         or torch.get_float32_matmul_precision() != "highest"
-        or not torch._C._get_mkldnn_enabled()
+        or not _allowed()
         or transformed()
     )
 
