@@ -104,8 +104,8 @@ class Step:
             if now[name] is not module or hooked(module):
                 return False
             # None once it is parametrised.
-            weights.append(module._parameters.get("weight"))  # type: ignore[arg-type]
-        weights += [own.get("k_up"), own.get("v_up")]  # type: ignore[list-item]
+            weights.append(module._parameters.get("weight"))
+        weights += [own.get("k_up"), own.get("v_up")]
         return self.stamp.holds(weights)
 
     def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
