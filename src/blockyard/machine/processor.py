@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_TOLD_BY_LINUX = Path("/proc/cpuinfo")
+
 
 def processor_name() -> str:
     """Return the processor's name, with its family and model, as far as the system tells them, otherwise its
@@ -32,7 +34,7 @@ def family() -> int | None:
 
 def _told(field: str) -> str | None:
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in _TOLD_BY_LINUX.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
             if name.strip() == field:
                 return value.strip()
