@@ -75,10 +75,12 @@ def suits(rows: int, d_in: int, d_out: int, *matrices: Tensor, turned: bool = Fa
     """
     # A compiler has products of its own, and what counts or fakes operations knows torch's alone. Asked first: a size
     # that is compared while a graph is made holds for all of the graph's inputs from then on.
-    if torch.compiler.is_compiling() or _watchers is None or _watchers() or _other_library() is None:
+    if torch.compiler.is_compiling() or rows % _ROWS_BY:
+        return False
+    if _watchers is None or _watchers() or _other_library() is None:
         return False
     # oneDNN brings a transposed left factor into rows, at up to twice MKL's time where its kernels are no faster.
-    if rows % _ROWS_BY or (turned and _in_halves()):
+    if turned and _in_halves():
         return False
     if 2 * rows * d_in * d_out < (_FROM_FLOPS_IN_HALVES if _in_halves() else _FROM_FLOPS):
         return False
@@ -159,7 +161,9 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if x.ndim < 2 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         return False
     d_out, d_in = weight.shape
-    return suits(x.numel() // (d_in or 1), d_in, d_out, *((x, weight) if bias is None else (x, weight, bias)))
+    rows = x.numel() // (d_in or 1)
+    # Said here, too: a token that is written asks a hundred times.
+    return not rows % _ROWS_BY and suits(rows, d_in, d_out, *((x, weight) if bias is None else (x, weight, bias)))
 
 
 def _by_the_other(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
