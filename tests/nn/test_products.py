@@ -32,7 +32,7 @@ def calls(monkeypatch):
 
     counted = Counted()
     monkeypatch.setattr(products, "_other_library", lambda: counted)
-    monkeypatch.setattr(products, "_in_halves", lambda: False)
+    monkeypatch.setattr(products, "in_halves", lambda: False)
     return made
 
 
@@ -113,8 +113,8 @@ def test_whatever_watches_or_decides_otherwise_has_torchs_own(calls):
         products.linear(x, weight[:, 1:])
 
 
-def test_where_vectors_are_computed_in_halves_large_products_by_rows_go_there_alone(calls, monkeypatch):
-    monkeypatch.setattr(products, "_in_halves", lambda: True)
+def test_where_vectors_are_computedin_halves_large_products_by_rows_go_there_alone(calls, monkeypatch):
+    monkeypatch.setattr(products, "in_halves", lambda: True)
     x, weight, _ = (t.detach() for t in matrices())
     products.linear(x, weight)
     assert not calls
@@ -143,7 +143,7 @@ def test_where_vectors_are_computed_in_halves_large_products_by_rows_go_there_al
 def test_how_wide_vectors_are_computed_follows_from_the_family(monkeypatch, vendor, number, halves):
     monkeypatch.setattr(products, "vendor_name", lambda: vendor)
     monkeypatch.setattr(products, "family", lambda: number)
-    assert products._in_halves.__wrapped__() is halves
+    assert products.in_halves.__wrapped__() is halves
 
 
 def test_a_torch_without_its_private_questions_multiplies_all_the_same(calls, monkeypatch):

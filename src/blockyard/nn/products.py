@@ -57,7 +57,7 @@ def _other_library() -> Any:
 
 
 @cache
-def _in_halves() -> bool:
+def in_halves() -> bool:
     """Return whether the processor has AVX-512 and computes it half a vector at a time."""
     number = family()
     return vendor_name() == "AuthenticAMD" and number is not None and number < 26
@@ -80,9 +80,9 @@ def suits(rows: int, d_in: int, d_out: int, *matrices: Tensor, turned: bool = Fa
     if _watchers is None or _watchers() or _other_library() is None:
         return False
     # oneDNN brings a transposed left factor into rows, at up to twice MKL's time where its kernels are no faster.
-    if turned and _in_halves():
+    if turned and in_halves():
         return False
-    if 2 * rows * d_in * d_out < (_FROM_FLOPS_IN_HALVES if _in_halves() else _FROM_FLOPS):
+    if 2 * rows * d_in * d_out < (_FROM_FLOPS_IN_HALVES if in_halves() else _FROM_FLOPS):
         return False
     for matrix in matrices:
         if matrix.dtype != torch.float32 or matrix.device.type != "cpu" or type(matrix) not in _DENSE:
@@ -136,7 +136,7 @@ def weight_gradient(grads: Tensor, rows: Tensor) -> Tensor:
     """
     (n, d_out), d_in = grads.shape, rows.shape[1]
     # oneDNN brings its left factor into rows: the thinner one, if turning the result costs less than is saved.
-    if d_in * (n + d_out) < n * d_out and not _in_halves():
+    if d_in * (n + d_out) < n * d_out and not in_halves():
         return product(rows.mT, grads.mT, rows=n).mT
     return product(grads.mT, rows.mT, rows=n)
 
