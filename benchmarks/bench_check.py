@@ -2,14 +2,16 @@
 
     python benchmarks/bench_check.py [--record] [--only tva,moe] [--starts 6] [--history FILE]
 
-Each figure is a ratio of process CPU times within one process and one thread: a kind of block beside standard attention
-with `relu2`, which itself stands beside a plain model in torch's own operations (steps.py). One process may be some per
+Each figure is a ratio of process CPU times within one process and one thread: a kind of block beside a plain model in
+torch's own operations (steps.py), which no change of this package makes faster or slower. One process may be some per
 cent faster than the next that runs the same code, so each start of a fresh process counts as one measurement: told are
 the median over the starts, and the interval that holds the true median with 95 % (order statistics of the sign test; of
 six starts the least and the greatest).
 
 benchmarks/history.jsonl remembers such figures, a line each, with the processor and the commit; only those of this
-processor's name are compared with, the newest of them. A figure is worse when the whole interval of new over old,
+processor, its family and model included, are compared with, the newest of them. (Its oldest lines name no family, and
+stand beside standard attention with `relu2`, by which all other blocks looked slower when that one became faster.) A
+figure is worse when the whole interval of new over old,
 from the one's least over the other's greatest on, lies above 1.02, and does so again in a second measurement; then the
 status is 1. `--record` appends what was measured, of a commit as it stands. Which of two commits is faster, and by how
 much, is asked of between_commits.py, which runs both in turns and sees differences of a per cent.
@@ -39,7 +41,6 @@ from steps import CONTESTANTS, PLAIN, STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 HISTORY = ROOT / "benchmarks" / "history.jsonl"
-REFERENCE = ("standard", "relu2")
 ROUNDS, ROUND_SECONDS = 5, 0.12
 
 
@@ -70,8 +71,7 @@ def names() -> list[str]:
 
 def peer_of(name: str) -> str:
     """Return the name of what a figure is relative to."""
-    what, _, blocks = name.partition(" ")
-    return f"{what} plain" if blocks == "+".join(REFERENCE) else f"{what} {'+'.join(REFERENCE)}"
+    return f"{name.partition(' ')[0]} plain"
 
 
 def measure_once(asked: Sequence[str]) -> dict[str, float]:
@@ -175,7 +175,7 @@ def words_of(rows: Sequence[Row], history: Sequence[Row]) -> dict[str, Word]:
 def show(rows: Sequence[Row], history: Sequence[Row]) -> None:
     """Print a line for each figure: the ratio, and what it was."""
     for row in rows:
-        line = f"{row.name:24} / {row.peer.partition(' ')[2]:14} {row.ratio:6.3f} ({row.low:.3f} to {row.high:.3f})"
+        line = f"{row.name:24} / {row.peer.partition(' ')[2]:5} {row.ratio:6.3f} ({row.low:.3f} to {row.high:.3f})"
         if old := newest(history, row):
             middle, low, high = change(row, old)
             line += (

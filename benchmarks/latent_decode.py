@@ -22,10 +22,10 @@ import torch
 
 from blockyard.latent.attention import LatentAttention
 from blockyard.machine.processor import processor_name
-from blockyard.nn.products import linear
 from blockyard.protocol.mixer import Mixer
 from blockyard.standard.attention import StandardAttention
 from blockyard.training.allocator import keep_freed_memory
+from roofline import rates
 
 D_MODEL, HEADS = 512, 8
 Step = Callable[[], object]
@@ -104,13 +104,6 @@ def quartiles(steps: dict[str, Step], seconds: float) -> dict[str, list[float]]:
     return {name: statistics.quantiles(values, n=4) for name, values in times.items()}
 
 
-def rates(dtype: torch.dtype) -> tuple[float, float]:
-    """Numbers that this machine multiplies and adds, and bytes that it reads, in a millisecond: the best of some."""
-    x, weight, much = torch.randn(1024, 512, dtype=dtype), torch.randn(512, 512, dtype=dtype), torch.randn(1 << 26)
-    found = quartiles({"product": lambda: linear(x, weight), "read": much.sum}, 1.0)
-    return x.numel() * 512 / found["product"][0], much.nbytes / found["read"][0]
-
-
 def floor(mixer: Mixer, context: int, machine: tuple[float, float]) -> float:
     """Milliseconds that a step takes at least."""
     weights = sum(p.nbytes for p in mixer.parameters())
@@ -137,7 +130,9 @@ def main() -> None:
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
-        machine = rates(getattr(torch, options.dtype))
+        best = rates(getattr(torch, options.dtype))
+        # Numbers that this machine multiplies and adds, and bytes that it reads from memory, in a millisecond.
+        machine = best.gflops * 1e6 / 2, best.from_memory * 1e6
         print(f"{processor_name()}: {2 * machine[0] / 1e6:.0f} GFLOP/s, reads {machine[1] / 1e6:.1f} GB/s")
         for context in map(int, options.contexts.split(",")):
             found, known = candidates(getattr(torch, options.dtype), options.batch, context)

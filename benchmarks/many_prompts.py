@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import time
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from blockyard.generation import Batch, SamplingConfig, generate, generate_batch
+from blockyard.machine.processor import processor_name
 from blockyard.models.lm import LMConfig, TransformerLM, build_lm
 from blockyard.models.order import randomise
 
@@ -112,12 +112,6 @@ def prompts_of(tokenizer: Any, count: int, vocabulary: int, least: int, most: in
     return [text[start : start + n] for n in lengths for start in [rng.randrange(len(text) - n)]]
 
 
-def processor() -> str:
-    """Return the processor's name, where the system tells it."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if os.path.exists("/proc/cpuinfo") else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a pretrained model")
@@ -170,7 +164,7 @@ def main() -> None:
         print(f"{name:45s} {seconds:8.2f} CPU-s {total / seconds:8.1f} tokens/CPU-s  {same} of {len(prompts)} the same")
     batch = Batch(model, prompts, max_new_tokens=limits, sampling=GREEDY)
     record = {
-        "processor": processor(),
+        "processor": processor_name(),
         "torch": torch.__version__,
         "model": options.model or "own, 6 layers of 256",
         "prompts": len(prompts),

@@ -2,42 +2,42 @@
 
     python benchmarks/roofline.py
 
-Other benchmarks measure both in the run whose times they compare with them. The rate of products is the better one of
-the two libraries that torch has, on a product of 1024 rows with a 768 × 768 matrix; the rate of memory is that of
-adding two tensors into a third, each as large as 1024 rows of 768, which lie in the processor's last cache as the
-tensors of a block do.
+Other benchmarks measure both in the run whose times they compare with them, in the same way as `blockyard bench` does
+(`blockyard/bench/roofline.py`): the fastest of some square products, by the library that blocks use here, and the rate
+of reading so many bytes again and again. Beside it stands what torch's own product of the same size reaches.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 
+from blockyard.bench.roofline import Ceilings, measure_ceilings
+from blockyard.bench.timing import Case, Clock, interleave
 from blockyard.machine.processor import processor_name
-from blockyard.nn.products import product
 
-ROWS, WIDTH, TURNS = 1024, 768, 15
+# Numbers of what a half of a block reads and writes: three times 1024 rows of 768, in the processor's last cache.
+HELD = 3 * 1024 * 768
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Best rates of one thread.
+    """Best rates of this process's threads.
 
     Args:
         gflops: products by the library that the blocks use here, GFLOP/s.
         torch_gflops: products by `torch.mm`.
-        gbytes: GB/s read and written by an addition.
+        gbytes: GB/s of reading as much as half a block reads and writes.
+        from_memory: GB/s of reading what no cache holds.
         processor: its name.
     """
 
     gflops: float
     torch_gflops: float
     gbytes: float
+    from_memory: float
     processor: str
 
     def floor_ms(self, flops: float, numbers: float = 0.0) -> float:
@@ -45,29 +45,29 @@ class Rates:
         return 1e3 * (flops / (1e9 * self.gflops) + 4 * numbers / (1e9 * self.gbytes))
 
 
-def rates() -> Rates:
-    """Measure them; a second of process CPU time."""
-    x, w, y = torch.randn(ROWS, WIDTH), torch.randn(WIDTH, WIDTH), torch.randn(ROWS, WIDTH)
-    out = torch.empty_like(y)
-    flops = 2.0 * ROWS * WIDTH * WIDTH
-    with torch.inference_mode():
-        ours = _seconds(lambda: product(x, w))
-        theirs = _seconds(lambda: torch.mm(x, w.mT))
-        added = _seconds(lambda: torch.add(x, y, out=out))
-    best = min(ours, theirs)
-    return Rates(flops / best / 1e9, flops / theirs / 1e9, 12 * x.numel() / added / 1e9, processor_name())
+def rates(dtype: torch.dtype = torch.float32) -> Rates:
+    """Measure them in about two seconds."""
+    device = torch.device("cpu")
+    ceilings = measure_ceilings(dtype, device)
+    # By either library the same product: the greater rate is the machine's.
+    theirs = _torchs_own(ceilings, dtype)
+    reading = [ceilings.bytes_per_second(size) / 1e9 for size in (4 * HELD, ceilings.reading[-1][0])]
+    best = max(ceilings.flops_per_second / 1e9, theirs)
+    return Rates(best, theirs, *reading, processor_name())
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    """Return CPU seconds of the quickest quarter of the turns: a limit is what is reached undisturbed."""
-    run()
-    times = []
-    for _ in range(TURNS):
-        start = time.process_time()
-        for _ in range(4):
-            run()
-        times.append((time.process_time() - start) / 4)
-    return statistics.median(sorted(times)[: 1 + TURNS // 4])
+def _torchs_own(ceilings: Ceilings, dtype: torch.dtype) -> float:
+    """Return GFLOP/s of `torch.mm` where products were fastest."""
+    side = ceilings.side
+    a, b = torch.randn(side, side, dtype=dtype), torch.randn(side, side, dtype=dtype)
+
+    def run(units: int) -> None:
+        with torch.no_grad():
+            for _ in range(units):
+                torch.mm(a, b.mT)
+
+    times = interleave({"mm": Case(run)}, Clock(torch.device("cpu")), rounds=5, round_seconds=0.02)
+    return 2 * side**3 / min(ceilings.seconds(times["mm"])) / 1e9
 
 
 if __name__ == "__main__":

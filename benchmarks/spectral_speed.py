@@ -31,10 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blockyard.machine.processor import processor_name
-from blockyard.nn.products import linear
 from blockyard.spectral.mixer import SpectralMixer
 from blockyard.standard.attention import StandardAttention
 from blockyard.training.allocator import keep_freed_memory
+from roofline import rates
 
 D_MODEL, HEADS = 768, 12
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -70,16 +70,11 @@ def milliseconds(run: Callable[[], object], repeats: int) -> float:
     return 1000 * (time.process_time() - start) / repeats
 
 
-def rates() -> dict[str, float]:
-    """GFLOP/s of float32 products, of the library and of F.linear, and GB/s that are read from memory: best of some."""
-    x, weight, much = torch.randn(1024, D_MODEL), torch.randn(D_MODEL, D_MODEL), torch.randn(1 << 26)
-    flops = 2 * x.numel() * D_MODEL
-    with torch.no_grad():
-        found = rounds(
-            {"products": lambda: linear(x, weight), "F.linear": lambda: F.linear(x, weight), "read": much.sum}
-        )
-    best = {name: min(times) for name, times in found.items()}
-    return {name: round((much.nbytes if name == "read" else flops) / ms / 1e6, 1) for name, ms in best.items()}
+def machine_rates() -> dict[str, float]:
+    """GFLOP/s of float32 products, of the library and of torch, and GB/s that are read from memory."""
+    found = rates()
+    named = {"products": found.gflops, "torch": found.torch_gflops, "read": found.from_memory}
+    return {name: round(rate, 1) for name, rate in named.items()}
 
 
 def spectral(length: int, causal: bool) -> SpectralMixer:
@@ -132,7 +127,7 @@ def stock(attention: StandardAttention, x: Tensor, causal: bool) -> Callable[[],
 
 
 def layer(lengths: list[int]) -> dict[str, Any]:
-    rows, machine = [], rates()
+    rows, machine = [], machine_rates()
     print(f"machine: {machine}")
     for length in lengths:
         x, row = torch.randn(1, length, D_MODEL), {"N": length}

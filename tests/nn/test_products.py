@@ -32,6 +32,7 @@ def calls(monkeypatch):
 
     counted = Counted()
     monkeypatch.setattr(products, "_other_library", lambda: counted)
+    monkeypatch.setattr(products, "in_halves", lambda: False)
     return made
 
 
@@ -110,6 +111,54 @@ def test_whatever_watches_or_decides_otherwise_has_torchs_own(calls):
     assert not calls
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         products.linear(x, weight[:, 1:])
+
+
+def test_where_vectors_are_computedin_halves_large_products_by_rows_go_there_alone(calls, monkeypatch):
+    monkeypatch.setattr(products, "in_halves", lambda: True)
+    x, weight, _ = (t.detach() for t in matrices())
+    products.linear(x, weight)
+    assert not calls
+    x, weight = torch.randn(512, 128, requires_grad=True), torch.randn(128, 128, requires_grad=True)
+    found, wanted = products.linear(x, weight), F.linear(x, weight)
+    of = torch.randn_like(found)
+    for a, b in zip(torch.autograd.grad(found, (x, weight), of), torch.autograd.grad(wanted, (x, weight), of)):
+        torch.testing.assert_close(a, b, **CLOSE)
+    # Forward and the gradient of x; the weight's is torch's.
+    assert len(calls) == 2
+    into = torch.ones(128, 128)
+    with torch.no_grad():
+        sums = products.product(of.mT, x.mT, into, owned=True, rows=512)
+    assert sums is into and len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("vendor", "number", "halves"),
+    [
+        ("AuthenticAMD", 25, True),
+        ("AuthenticAMD", 26, False),
+        ("GenuineIntel", 6, False),
+        ("AuthenticAMD", None, False),
+    ],
+)
+def test_how_wide_vectors_are_computed_follows_from_the_family(monkeypatch, vendor, number, halves):
+    monkeypatch.setattr(products, "vendor_name", lambda: vendor)
+    monkeypatch.setattr(products, "family", lambda: number)
+    assert products.in_halves.__wrapped__() is halves
+
+
+def test_a_torch_without_its_private_questions_multiplies_all_the_same(calls, monkeypatch):
+    x, weight, _ = (t.detach() for t in matrices())
+    # The public flag says what the private question says.
+    monkeypatch.setattr(products, "_allowed", products._switched_on)
+    products.linear(x, weight)
+    assert len(calls) == 1
+    with torch.backends.mkldnn.flags(enabled=False):
+        products.linear(x, weight)
+    assert len(calls) == 1
+    # Where nobody can tell whether operations are watched, none escapes.
+    monkeypatch.setattr(products, "_watchers", None)
+    torch.testing.assert_close(products.linear(x, weight), F.linear(x, weight), **CLOSE)
+    assert len(calls) == 1
 
 
 def test_linear_layers_and_sums_in_products_use_it_and_stay_what_they_are(calls):

@@ -11,7 +11,7 @@ import bench_check
 from bench_check import HISTORY, Row, main, names, newest, peer_of, read_history, word
 from blockyard.errors import InputError
 
-OLD = Row("train tva+relu2", "train standard+relu2", 0.8, 0.79, 0.82, 6, "Processor A", "2.13.0", "abc", "2030-01-31")
+OLD = Row("train tva+relu2", "train plain", 0.8, 0.79, 0.82, 6, "Processor A", "2.13.0", "abc", "2030-01-31")
 
 
 def times(factor: float, **other: str) -> Row:
@@ -68,7 +68,9 @@ def test_what_is_no_loss_is_measured_once(tmp_path, measured, capsys, factor: fl
     assert capsys.readouterr().out.splitlines()[0].endswith(said)
 
 
-@pytest.mark.parametrize("other", [{"processor": "Processor B"}, {"name": "train mla+relu2"}, {"peer": "train plain"}])
+@pytest.mark.parametrize(
+    "other", [{"processor": "Processor B"}, {"name": "train mla+relu2"}, {"peer": "train standard+relu2"}]
+)
 def test_only_the_same_figure_of_the_same_processor_is_compared_with(tmp_path, measured, capsys, other) -> None:
     measured.append([times(2.0, **other)])
     assert main(["--history", str(write_history(tmp_path, OLD))]) == 0
@@ -124,7 +126,10 @@ def test_the_history_holds_every_figure_of_each_processor() -> None:
     assert rows
     for processor in {row.processor for row in rows}:
         assert {row.name for row in rows if row.processor == processor} >= set(names())
-    assert all(row.peer == peer_of(row.name) and row.starts >= 6 and row.commit for row in rows)
+    assert all(row.starts >= 6 and row.commit for row in rows)
+    # What is measured now stands beside torch's own operations, on a processor whose family is told.
+    now = [row for row in rows if "family" in row.processor]
+    assert now and all(row.peer == peer_of(row.name) for row in now)
 
 
 def test_a_step_of_every_kind_is_timed_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ class _Scored(HandWritten):
                 along, from_out = (from_out * out[row, head, now]).sum(-1, keepdim=True), from_out.unsqueeze(0)
             from_out = from_out.flatten(0, 1)
             into = grad_v[row, group, :, :seen]
-            into.copy_(product(from_out.mT, weights.flatten(0, 1).mT, into, rows=len(from_out)))
+            into.copy_(product(from_out.mT, weights.flatten(0, 1).mT, into, owned=True, rows=len(from_out)))
             towards = product(from_out, values[:seen]).view(weights.shape)
             change, differs = _change(both, towards, kept, along, score, part)
             if grad_share is not None:
@@ -140,7 +140,7 @@ class _Scored(HandWritten):
             asked = q[row, head, now]
             asked = torch.cat([asked, turned_back(asked)]).mul_(scale)
             into = grad_k[row, group, :, :seen]
-            into.copy_(product(asked.mT, change.mT, into, rows=len(asked)))
+            into.copy_(product(asked.mT, change.mT, into, owned=True, rows=len(asked)))
         return grad_q, grad_k.mT, grad_v.mT, grad_share, None, None, None
 
 

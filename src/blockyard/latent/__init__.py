@@ -12,6 +12,7 @@ Files, in reading order:
 
     attention.py   LatentAttention ("mla"): both forms; what to cache (latent, mixed, expanded)
     absorbing.py   absorbing_pays, the rule by which decode="auto" expands a prompt and absorbs a token
+    step.py        its decoding step: one token behind a cache of latents, in as few calls as they can be
     deepseek.py    the same weights to and from transformers' modules, every setting read or refused by its name
 
 The definition in loops and float64, which both forms are compared with: tests/latent/twin.py.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError, at_least
 from blockyard.latent.absorbing import Form, cheapest_form, check_absorbing, isometries, per_head
+from blockyard.latent.step import step_for
 from blockyard.nn.attention import attend
 from blockyard.nn.attention_kernels import Kernel
 from blockyard.nn.attention_windows import windowed_pairs
@@ -179,6 +180,9 @@ class LatentAttention(Mixer):
         if call.context is not None:
             # A context shares no positions with x, so nothing is rotated.
             return self._attend(x, call, None, None)
+        # Nine of ten calls while text is written.
+        if call.cache is not None and (step := step_for(self, x, call)) is not None:
+            return self.output_proj(step(x, call.cache)), None
         return self._attend(x, call, *self._turns(x, call))
 
     def forward_rotated(

@@ -9,10 +9,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_TOLD_BY_LINUX = Path("/proc/cpuinfo")
+
 
 def processor_name() -> str:
-    """Return the processor's model as far as the system tells it, otherwise its architecture."""
-    return _told("model name") or os.uname().machine
+    """Return the processor's name, with its family and model, as far as the system tells them, otherwise its
+    architecture."""
+    name, model = _told("model name") or os.uname().machine, _told("model")
+    # The name alone may be that of several generations: AMD EPYC is what virtual machines say of all of them.
+    return f"{name} (family {family()}, model {model})" if family() is not None and model else name
 
 
 def vendor_name() -> str | None:
@@ -20,11 +25,19 @@ def vendor_name() -> str | None:
     return _told("vendor_id")
 
 
+def family() -> int | None:
+    """Return the family that the maker counts the processor to, 25 and 26 for AMD's Zen 4 and Zen 5; None where the
+    system does not tell."""
+    told = _told("cpu family")
+    return int(told) if told is not None and told.isdecimal() else None
+
+
 def _told(field: str) -> str | None:
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(field):
-                return line.partition(":")[2].strip()
+        for line in _TOLD_BY_LINUX.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
     except OSError:
         pass
     return None

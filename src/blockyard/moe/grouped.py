@@ -171,7 +171,7 @@ def _multiply(x: Tensor, matrix: Tensor, size: int, out: Tensor) -> None:
 def _multiply_outer(dy: Tensor, x: Tensor, out: Tensor) -> None:
     """Write dyᵀ x̄ [d_out, d_in], of dy [n, d_out] and x [n, d_in]."""
     whole = len(x) // FAST_ROWS * FAST_ROWS
-    if not suits(whole, dy.shape[1], x.shape[1], dy, x):
+    if not suits(whole, dy.shape[1], x.shape[1], dy, x, turned=True):
         torch.mm(dy.t(), x.conj(), out=out)
         return
     out.copy_(weight_gradient(dy[:whole], x[:whole]))

@@ -24,7 +24,7 @@ from blockyard.moe.router import Balance, Router, Routing, Scoring, balance_loss
 from blockyard.nn.derivatives import must_read, transformed
 from blockyard.nn.dropout import mix
 from blockyard.nn.linear import check_width
-from blockyard.nn.products import suits
+from blockyard.nn.products import in_halves, suits
 from blockyard.protocol.costs import Cost, cost_of
 from blockyard.protocol.ffn import FFN, Aux
 from blockyard.registry.options import options_of
@@ -285,9 +285,9 @@ class MoE(FFN):
             most, rows = int(counts.max()), int(counts.sum())
             if rows <= PADDED_ROWS * self.n_experts and most * self.n_experts <= PADDED_WASTE * rows:
                 return "padded"
-        # Where torch has a faster library for single products than F.grouped_mm uses.
+        # Where torch has a library for single products that is much faster than the one F.grouped_mm uses.
         rows = x[..., 0].numel() * self.k // self.n_experts // FAST_ROWS * FAST_ROWS
-        return "segment" if suits(rows, x.shape[-1], x.shape[-1], x) else "grouped"
+        return "segment" if not in_halves() and suits(rows, x.shape[-1], x.shape[-1], x) else "grouped"
 
     def _loop(self, x: Tensor, routing: Routing, kept: Tensor | None, keys: Tensor | None) -> Tensor:
         """Go expert by expert: find its tokens, compute them, add them up. Slow, and plainly the definition."""

@@ -1,7 +1,8 @@
 """Normalisation over the last axis: RMSNorm (arXiv 1910.07467) and LayerNorm (arXiv 1607.06450).
 
 RMSNorm is written fused here because torch's own is slow on CPU: measured forward + backward of 4096 x 384 in
-eager mode, F.rms_norm takes about nine times as long as F.layer_norm.
+eager mode, F.rms_norm takes about nine times as long as F.layer_norm. Of the few tokens of a decoding step it is the
+faster one (128 numbers, AMD EPYC, Zen 4: 10.6 and 15.5 microseconds; 16 rows of 2048 alike), and taken.
 """
 
 from __future__ import annotations
@@ -55,9 +56,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
         # Without gradients the wrapper alone would double the time of one token.
         if torch.is_grad_enabled() or transformed():
             return hand_written(_FusedRMSNorm, x, weight, eps)
+        # Of a token or some torch's own takes two thirds of the time, which are calls; of many it is slow.
+        if weight.ndim == 1 and x.dtype == weight.dtype == torch.float32 and x.numel() <= _FEW:
+            return F.rms_norm(x, weight.shape, weight, eps)
         return _normalised(x, weight, eps)[0]
     # Compilers fuse the definition; in eager mode it would make five passes over x.
     return _defined(x, weight, eps)
+
+
+# Numbers up to which a norm costs calls rather than passes over them.
+_FEW = 2**14
 
 
 def widened(x: Tensor) -> Tensor:

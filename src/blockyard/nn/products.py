@@ -2,12 +2,14 @@
 
 torch multiplies float32 matrices by MKL, which keeps its widest kernels for Intel's processors; oneDNN, which torch
 takes for bfloat16, asks the processor what it has. On other processors with AVX-512 it is up to twice as fast (AMD EPYC
-Zen 5, one thread: 107 and 235 GFLOP/s). Both are float32 throughout, and round differently. Where torch's own way is
-as fast, and for whatever watches operations, a product is torch's.
+Zen 5, one thread: 107 and 235 GFLOP/s); on those that compute such vectors in halves (Zen 4: 92 and 103) large products
+by rows are. Both are float32 throughout, and round differently. Where torch's own way is as fast, and for whatever
+watches operations, a product is torch's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,14 +17,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.machine.processor import vendor_name
+from blockyard.machine.processor import family, vendor_name
 from blockyard.nn.derivatives import HandWritten, hand_written, transformed
 
-# Smaller products do not repay the longer call: at 2 MFLOP both take 20 microseconds, at 4 MKL 40 and oneDNN 25.
-_FROM_FLOPS = 2**22
+# Smaller products do not repay the longer call: at 2 MFLOP both take 20 microseconds, at 4 MKL 40 and oneDNN 25. Where
+# vectors are computed in halves oneDNN takes 1.1 to 1.3 of MKL's time up to 8 MFLOP, the same at 16, .8 to .95 above.
+_FROM_FLOPS, _FROM_FLOPS_IN_HALVES = 2**22, 2**24
 # Kernels are built for every shape and kept, half a megabyte each: rows that come in any number are not for them.
 _ROWS_BY = 32
 _DENSE = (Tensor, nn.Parameter)
+# How many modes watch operations. No public function tells: a version of torch that has this one no more leaves it open
+# whether somebody does, and all products are then torch's.
+_watchers: Callable[[], int] | None = getattr(torch._C, "_len_torch_dispatch_stack", None)
+
+
+def _switched_on() -> bool:
+    return bool(torch.backends.mkldnn.enabled)
+
+
+# What the public flag reads, in a seventh of the time: it is asked for every product.
+_allowed: Callable[[], bool] = getattr(torch._C, "_get_mkldnn_enabled", _switched_on)
 
 
 @cache
@@ -42,13 +56,33 @@ def _other_library() -> Any:
         return None
 
 
-def suits(rows: int, d_in: int, d_out: int, *matrices: Tensor) -> bool:
-    """Return whether a product [rows, d_in] x [d_in, d_out] of plain float32 matrices should be oneDNN's."""
+@cache
+def in_halves() -> bool:
+    """Return whether the processor has AVX-512 and computes it half a vector at a time."""
+    number = family()
+    return vendor_name() == "AuthenticAMD" and number is not None and number < 26
+
+
+def suits(rows: int, d_in: int, d_out: int, *matrices: Tensor, turned: bool = False) -> bool:
+    """Return whether a product [rows, d_in] x [d_in, d_out] of plain float32 matrices should be oneDNN's.
+
+    Args:
+        rows: number of vectors.
+        d_in: their width.
+        d_out: width of the results.
+        matrices: that are multiplied or added.
+        turned: the left factor lies transposed, as gradients do in a weight's gradient.
+    """
     # A compiler has products of its own, and what counts or fakes operations knows torch's alone. Asked first: a size
     # that is compared while a graph is made holds for all of the graph's inputs from then on.
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or _other_library() is None:
+    if torch.compiler.is_compiling() or rows % _ROWS_BY:
         return False
-    if 2 * rows * d_in * d_out < _FROM_FLOPS or rows % _ROWS_BY:
+    if _watchers is None or _watchers() or _other_library() is None:
+        return False
+    # oneDNN brings a transposed left factor into rows, at up to twice MKL's time where its kernels are no faster.
+    if turned and in_halves():
+        return False
+    if 2 * rows * d_in * d_out < (_FROM_FLOPS_IN_HALVES if in_halves() else _FROM_FLOPS):
         return False
     for matrix in matrices:
         if matrix.dtype != torch.float32 or matrix.device.type != "cpu" or type(matrix) not in _DENSE:
@@ -57,7 +91,7 @@ def suits(rows: int, d_in: int, d_out: int, *matrices: Tensor) -> bool:
         torch.is_autocast_enabled("cpu")
         # Whoever allows float32 products to be rounded has them rounded.
         or torch.get_float32_matmul_precision() != "highest"
-        or not torch._C._get_mkldnn_enabled()
+        or not _allowed()
         or transformed()
     )
 
@@ -76,7 +110,8 @@ def product(
     """
     rows = a.shape[0] if rows is None else rows
     given = (a, b) if added is None else (a, b, added)
-    if torch.is_grad_enabled() or not suits(rows, a.numel() // (rows or 1), b.shape[0], *given):
+    turned = a.stride(1) != 1 and a.shape[1] > 1
+    if torch.is_grad_enabled() or not suits(rows, a.numel() // (rows or 1), b.shape[0], *given, turned=turned):
         if added is None:
             return torch.mm(a, b.mT)
         # In place a pass less: torch's own product copies first what it adds to.
@@ -101,7 +136,7 @@ def weight_gradient(grads: Tensor, rows: Tensor) -> Tensor:
     """
     (n, d_out), d_in = grads.shape, rows.shape[1]
     # oneDNN brings its left factor into rows: the thinner one, if turning the result costs less than is saved.
-    if d_in * (n + d_out) < n * d_out:
+    if d_in * (n + d_out) < n * d_out and not in_halves():
         return product(rows.mT, grads.mT, rows=n).mT
     return product(grads.mT, rows.mT, rows=n)
 
@@ -126,7 +161,9 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if x.ndim < 2 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         return False
     d_out, d_in = weight.shape
-    return suits(x.numel() // (d_in or 1), d_in, d_out, *((x, weight) if bias is None else (x, weight, bias)))
+    rows = x.numel() // (d_in or 1)
+    # Said here, too: a token that is written asks a hundred times.
+    return not rows % _ROWS_BY and suits(rows, d_in, d_out, *((x, weight) if bias is None else (x, weight, bias)))
 
 
 def _by_the_other(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

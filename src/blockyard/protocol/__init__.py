@@ -20,6 +20,7 @@ Files, in reading order:
     cache_sinks.py    SinkCache: the same with the first tokens of every row, which are never forgotten
     windows.py        masks and weights over the whole text where a windowed cache shows a part of it
     cache_ring.py     RingCache: the last values and a small state, which goes back to snapshots alone
+    steps.py          which calls are one token behind a plain cache, for which mixers have short ways
     costs.py          Cost: parameters, FLOPs and cache bytes by formula
     training.py       what a system may ask of the training loop: options, rates, hooks
 

@@ -193,7 +193,9 @@ class SpectralMixer(Mixer):
     def _values(self, x: Tensor) -> Tensor:
         """Return [B, D, N], channels first: transforms run along contiguous memory (strided they take twice as
         long)."""
-        if plain(self.v_proj):
+        # Of one token there is nothing to transpose; a graph that is exported is of all lengths.
+        one = not torch.compiler.is_exporting() and x.shape[1] == 1
+        if plain(self.v_proj) and not one:
             # W xᵀ has channels in front at once; to project first would mean to transpose behind it.
             # Of all samples at once: [D, B · N], seen with the samples in front.
             rows, weight = x.reshape(-1, x.shape[-1]), self.v_proj.weight

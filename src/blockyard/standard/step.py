@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockyard.nn.attention_kernels import HALF, Kernel
-from blockyard.nn.derivatives import transformed
+from blockyard.nn.attention_kernels import Kernel
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.fused import Stamp
 from blockyard.nn.linear import Linear, hooked, plain
@@ -21,6 +20,7 @@ from blockyard.nn.norms import RMSNorm
 from blockyard.nn.rotary import RotaryPositionalEmbedding, token_tables, turn_token
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.mixer import Call
+from blockyard.protocol.steps import one_token
 
 
 class ThinHeads(Protocol):
@@ -53,14 +53,7 @@ def step_for(attention: ThinHeads, x: Tensor, call: Call) -> Step | None:
     """Return what takes x to the cache's tokens a short way: one token behind plain projections; None for anything
     else."""
     cache = call.cache
-    # First what tells a step from a prompt, so that other calls lose no time here.
-    if type(cache) is not LayerCache or x.shape != (cache.batch, 1, attention.d_model):
-        return None
-    if x.dtype != cache.dtype or cache.dtype in HALF or torch.is_grad_enabled() or transformed():
-        return None
-    if not call.is_bare:
-        return None
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if not one_token(x, cache, attention.d_model) or not call.is_bare:
         return None
     if attention.training and attention.attn_dropout.p > 0:
         return None
