@@ -1,4 +1,4 @@
-"""What runs on fake CUDA, in a process of its own: `python -m tests.cuda.on_fake LIBRARY fast|slow`.
+"""What runs on fake CUDA, in a process of its own: `python -m tests.cuda.on_fake LIBRARY fast|slow|NAME`.
 
 Prints a line of JSON for each case: its name, what broke it or null, and what was noted. The library is what
 `compile_card` made; torch has to be told of it before it is imported, which is why this is no test by itself.
@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from tests.fixtures import fake_cuda
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.models.trunk import Trunk
+from blockyard.nn import attention_flex
 from blockyard.nn.segments import Segments
 from tests.fixtures.every_model import BATCH, LENGTH, MODELS, WORDS, outputs_of
 from tests.fixtures.fake_cuda import Noted, moved, on_fake_cuda
@@ -33,7 +35,7 @@ FAST = {
     "trains classify spectral", "trains price quantile", "trains signal complex mixture",
     "decodes mla[decode=absorbed,window=3]", "decodes padded standard[window=4,sinks=1]",
     "decodes padded spectral[window=8,chunk=4]", "decodes standard+moe[n_experts=4,k=2]", "packs mla/tva+vft",
-    "updates by muon", "writes by chance",
+    "flexes padding", "flexes documents", "updates by muon", "writes by chance",
 }  # fmt: skip
 DECODED = (
     "standard", "standard[window=4,sinks=1]", "standard[window=4,n_kv_heads=1]", "mla", "mla[decode=absorbed,window=3]",
@@ -101,6 +103,33 @@ def packed(blocks: str) -> Noted:
     return noted
 
 
+def flexed(how: str) -> Noted:
+    """Windows with sinks, padding or documents at a length for FlexAttention, whose kernel is its own stand-in here."""
+    from torch.nn.attention.flex_attention import _identity, flex_attention_hop
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, *, block_mask: Any, scale: float, enable_gqa: bool) -> Tensor:
+        assert enable_gqa == (q.shape[1] != k.shape[1]) and block_mask.shape[-2:] == (640, 640)
+        calls.append(q.shape)
+        return flex_attention_hop(q, k, v, _identity, block_mask.as_tuple(), scale, {"OUTPUT_LOGSUMEXP": True})[0]
+
+    calls: list[Any] = []
+    attention_flex._compiled = lambda: kernel
+    blocks = "standard[window=64,sinks=2,n_kv_heads=2]"
+    model = TransformerLM(LMConfig(WORDS, d_model=64, n_heads=4, n_layers=1, context=640, blocks=blocks))
+    segments = Segments(torch.tensor([[0] * 300 + [1] * 340, [0] * 640]))
+    with on_fake_cuda() as noted:
+        moved(model.bfloat16()).train()
+        for name, value in vars(segments).items():
+            if isinstance(value, Tensor):
+                setattr(segments, name, put(value))
+        ids, targets = torch.zeros(2, 2, 640, dtype=torch.long, device="cuda").unbind(0)
+        beside = {"windows": {}, "padding": {"padding_mask": ids + 1}, "documents": {"segments": segments}}
+        noted.found.clear()
+        model(ids, targets=targets, **beside[how]).loss.backward()
+    assert calls == [(2, 4, 640, 16)]
+    return noted
+
+
 def updated(optimizer: str) -> Noted:
     """A step of the optimizers, the norm of the gradients and their clipping."""
     from blockyard.training.config import TrainConfig
@@ -143,6 +172,7 @@ CASES: dict[str, Callable[[], Noted]] = {
     **{f"decodes {blocks}": partial(decoded, blocks, False) for blocks in DECODED},
     **{f"decodes padded {blocks}": partial(decoded, blocks, True) for blocks in DECODED},
     **{f"packs {blocks}": partial(packed, blocks) for blocks in PACKED},
+    **{f"flexes {how}": partial(flexed, how) for how in ("windows", "padding", "documents")},
     **{f"updates by {name}": partial(updated, name) for name in ("muon", "adamw")},
     "writes greedily": partial(written, 0.0),
     "writes by chance": partial(written, 1.0),
@@ -167,4 +197,6 @@ if __name__ == "__main__":
 
     # torch writes what it raises, too.
     logging.disable(logging.ERROR)
-    main([name for name in CASES if (name in SLOW) == (sys.argv[2] == "slow")])
+    # The fast ones, the slow ones, or a case by its name.
+    asked = {"fast": FAST, "slow": SLOW}.get(sys.argv[2], {sys.argv[2]})
+    main([name for name in CASES if name in asked])

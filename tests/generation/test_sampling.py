@@ -191,9 +191,10 @@ def test_values_out_of_range_are_refused_by_name(options):
 def test_logits_that_are_not_finite_are_an_error_and_not_a_token(bad, options):
     logits = torch.zeros(2, 5000)
     logits[1, 3] = bad
-    for draw in (Sampler(SamplingConfig(**options)), Sampler(SamplingConfig(**options)).read):
+    sampler = Sampler(SamplingConfig(**options))
+    for take in (sampler, sampler.read):
         with pytest.raises(InputError, match="not finite"):
-            draw(logits, [0, 1])
+            take(logits, [0, 1])
 
 
 def test_tokens_that_are_read_are_those_that_are_drawn():

@@ -73,7 +73,7 @@ class LatentAttention(Mixer):
             and the output instead, and attends to the latents themselves; auto takes what costs fewer FLOPs.
         cache: what decoding keeps: latent (c and the rotary key), mixed (rotated keys, and c for the values), or
             expanded (keys and values, as standard attention does); None = latent, or mixed with rope=full.
-        kernel: auto, matmul or sdpa; auto decides by length and device.
+        kernel: auto, matmul, sdpa or flex (FlexAttention, for windows); auto decides by length and device.
 
     Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S]; cache [B, T, kv_rank + rope_dim] (latent).
     Raises: InputError for ranks or widths below 1, ranks above d_model, an odd rotary width, rope_dim with rope=full,

@@ -4,8 +4,8 @@ A causal mixer reads a row from its beginning, and what stands behind a position
 laid out as rows of their own, those of similar length together, each padded at its end to the longest of its group;
 the mixer runs on every group as on any batch, and what it gives is put back. Positions restart, states are new and
 nothing is attended to across documents because to the mixer they are different rows; it needs no mask and no kernel of
-its own, and computes less: the squares of lengths add up to less than the square of their sum. What works token by
-token (norms, FFNs, experts, the head) stays where it is.
+its own (attention has one for CUDA, which mixes them where they stand), and computes less: the squares of lengths add
+up to less than the square of their sum. What works token by token (norms, FFNs, experts, the head) stays where it is.
 
     flat[s] = x[row, place],   rows[i] = flat[take[i]],   x'[s] = mixed[back[s]]
 
@@ -115,18 +115,22 @@ class Segments:
         """Number of documents, filling included."""
         return len(self._rows)
 
-    def apart(self, mixing: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module | None = None) -> Tensor:
+    def apart(self, mixing: Callable[..., Tensor], x: Tensor, module: nn.Module | None = None) -> Tensor:
         """Return what a causal function of rows gives for every document alone.
 
         Args:
             mixing: [n, L, D] -> [n, L, D'].
             x: [B, T, D].
-            module: whose dropout `mixing` draws, keyed by rows of the batch until now.
+            module: whose dropout `mixing` draws, keyed by rows of the batch until now. One that keeps documents apart
+                itself, and does so fast (`takes_documents(x)`), gets the rows as they are: mixing(x, documents=self).
 
         Returns: [B, T, D'].
         """
         if x.shape[:2] != self.shape:
             raise InputError(f"segments has shape {tuple(self.shape)}, x has {tuple(x.shape)}")
+        takes = getattr(module, "takes_documents", None)
+        if takes is not None and not self.whole and takes(x):
+            return mixing(x, documents=self)
         if torch.compiler.is_compiling():
             # Lengths are others in every batch: traced, each would be compiled anew.
             from blockyard.nn.uncompiled import uncompiled
