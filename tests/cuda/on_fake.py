@@ -25,6 +25,7 @@ from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.models.trunk import Trunk
 from blockyard.nn import attention_flex
 from blockyard.nn.segments import Segments
+from blockyard.registry.register import names
 from tests.fixtures.every_model import BATCH, LENGTH, MODELS, WORDS, outputs_of
 from tests.fixtures.fake_cuda import Noted, moved, on_fake_cuda
 
@@ -41,6 +42,7 @@ DECODED = (
     "standard", "standard[window=4,sinks=1]", "standard[window=4,n_kv_heads=1]", "mla", "mla[decode=absorbed,window=3]",
     "tva+vft", "spectral[window=8,chunk=4]", "spectral[window=6,gate=token]", "standard+moe[n_experts=4,k=2]",
 )  # fmt: skip
+CONFORMING = (*(("attn", name) for name in names("attn")), ("ffn", "swiglu"), ("ffn", "vft"))
 PACKED = ("standard[window=3,sinks=1]", "spectral[window=8,chunk=4]", "mla/tva+vft", "standard+moe[n_experts=4]")
 
 
@@ -130,6 +132,31 @@ def flexed(how: str) -> Noted:
     return noted
 
 
+def conforms(kind: str, name: str) -> Noted:
+    """The conformance suite on the device: its numbers mean nothing here, that devices are not mixed does."""
+    from blockyard.conformance import check
+    from blockyard.registry.register import implementation
+
+    with on_fake_cuda() as noted:
+        rows = check(implementation(kind, name).cls, kind=kind, device="cuda").rows
+    # Fakes are neither saved nor compiled, and what reads values finds none.
+    beyond = ("loaded", "torch compile")
+    unknown = ("DynamicOutputShapeException", "DataDependentOutputException")
+    broken = [
+        f"{row.name}: {row.reason}"
+        for row in rows
+        if row.outcome == "failed"
+        and (
+            row.reason.split(":")[0].endswith(("Error", "Exception"))
+            or any(word in row.reason for word in ("FakeTensor", "same device"))
+        )
+        and not (any(word in row.name for word in beyond) or row.reason.startswith(unknown))
+    ]
+    assert len(rows) > 10 and not broken, broken
+    noted.found.clear()
+    return noted
+
+
 def updated(optimizer: str) -> Noted:
     """A step of the optimizers, the norm of the gradients and their clipping."""
     from blockyard.training.config import TrainConfig
@@ -172,6 +199,7 @@ CASES: dict[str, Callable[[], Noted]] = {
     **{f"decodes {blocks}": partial(decoded, blocks, False) for blocks in DECODED},
     **{f"decodes padded {blocks}": partial(decoded, blocks, True) for blocks in DECODED},
     **{f"packs {blocks}": partial(packed, blocks) for blocks in PACKED},
+    **{f"conforms {kind} {name}": partial(conforms, kind, name) for kind, name in CONFORMING},
     **{f"flexes {how}": partial(flexed, how) for how in ("windows", "padding", "documents")},
     **{f"updates by {name}": partial(updated, name) for name in ("muon", "adamw")},
     "writes greedily": partial(written, 0.0),

@@ -234,6 +234,8 @@ def like(device: str = "cuda", dtype: torch.dtype = torch.bfloat16) -> Tensor:
         ({"dtype": torch.float64}, False),
         ({"dtype": torch.float32}, True),
         ({"grad": False}, False),
+        ({"grad": False, "length": 128, "kernel": "flex"}, True),
+        ({"dtype": torch.float64, "kernel": "flex"}, False),
     ],
     ids=str,
 )

@@ -237,8 +237,8 @@ class Sampler:
         """Return the row's next random numbers, float64 [count] in [0, 1), on the CPU."""
         # 53 bits: float32 has 24, too few to reach every token of a large vocabulary.
         if row not in self._generators:
-            self._generators[row] = torch.Generator().manual_seed((self.seed + row) % 2**63)
-        return torch.rand(count, dtype=torch.float64, generator=self._generators[row])
+            self._generators[row] = torch.Generator("cpu").manual_seed((self.seed + row) % 2**63)
+        return torch.rand(count, dtype=torch.float64, generator=self._generators[row], device="cpu")
 
     def forget(self, row: int) -> None:
         """Give up the generator of a row that draws no more."""

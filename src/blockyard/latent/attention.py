@@ -398,7 +398,9 @@ class LatentAttention(Mixer):
     def _pairs(self, tokens: int) -> int:
         """Return query-key pairs that are scored."""
         # A dense count, as the counter has it: causality earns no credit.
-        return tokens * tokens if self.window is None else windowed_pairs(tokens, self.window, self.causal, self.sinks)
+        if self.window is None or self.kernel == "flex":
+            return tokens * tokens
+        return windowed_pairs(tokens, self.window, self.causal, self.sinks)
 
     def zero_init_output(self) -> None:
         nn.init.zeros_(self.output_proj.weight)

@@ -122,12 +122,11 @@ def chosen(kernel: Kernel, like: Tensor, length: int, width: int, v_width: int) 
     """
     if transformed() or torch.compiler.is_exporting():
         return False
-    if kernel != "auto":
-        return kernel == "flex"
+    if kernel not in ("auto", "flex") or like.device.type != "cuda":
+        return kernel == "flex" and like.device.type == "cpu"
+    takes = like.dtype in (*HALF, torch.float32) and width in WIDTHS and v_width in WIDTHS
     # A text that is read has any length, each of which would be compiled for; training repeats its own.
-    if like.device.type != "cuda" or not torch.is_grad_enabled() or length < FROM_LENGTH:
-        return False
-    return like.dtype in (*HALF, torch.float32) and width in WIDTHS and v_width in WIDTHS
+    return takes and (kernel == "flex" or (torch.is_grad_enabled() and length >= FROM_LENGTH))
 
 
 def seen(sight: Sight) -> Seen:

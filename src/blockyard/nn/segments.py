@@ -78,9 +78,13 @@ class Segments:
                 "a document"
             )
         must_read(numbers, "segments decide which positions are mixed together")
-        self.shape, self.alike, device = numbers.shape, alike, numbers.device
+        self.shape, self.alike = numbers.shape, alike
         # Counting and sorting a few hundred numbers: on a device it would wait for every one of them.
-        read = numbers.cpu()
+        with torch.device("cpu"):
+            self._lay_out(numbers.cpu(), numbers.device)
+
+    def _lay_out(self, read: Tensor, device: torch.device) -> None:
+        """Set everything else, from the numbers on the CPU."""
         self.keep = None if bool((read >= 0).all()) else (read >= 0).to(device)
         first = torch.ones_like(read, dtype=torch.bool)
         first[:, 1:] = read[:, 1:] != read[:, :-1]
@@ -88,7 +92,7 @@ class Segments:
         within = torch.arange(read.numel()) - starts[first.flatten().cumsum(0) - 1]
         self.positions = within.view(read.shape).to(device)
         lengths = torch.diff(starts, append=torch.tensor([read.numel()]))
-        self.groups = _grouped(lengths, alike)
+        self.groups = _grouped(lengths, self.alike)
         # Each row one document: there is nothing to lay out.
         self.whole = len(starts) == len(read)
         back, laid = torch.empty(read.numel(), dtype=torch.long), 0

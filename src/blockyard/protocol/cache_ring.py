@@ -72,7 +72,7 @@ class RingCache(Cache[RingSnapshot]):
 
     def _clear(self) -> None:
         # On the CPU whatever the device: they decide slots and branches, and asking an accelerator would wait for it.
-        self.counts = torch.zeros(self.batch, dtype=torch.int64)
+        self.counts = torch.zeros(self.batch, dtype=torch.int64, device="cpu")
         self.state: dict[str, Tensor] = {}
         self.ring = torch.zeros(self.batch, self.width, 0, dtype=self.dtype, device=self.device)
         self._shared = False

@@ -63,7 +63,7 @@ class SinkCache(WindowCache):
         super().__init__(batch, slots, window=window, slack=slack, max_len=max_len, dtype=dtype, device=device)
         # Zeros: what nobody sees has weight 0, and 0 times what an empty buffer may hold is not 0.
         self._first = {name: buffer.zero_() for name, buffer in self._made(batch, sinks).items()}
-        self.places = torch.full((batch, sinks), NOT_YET)
+        self.places = torch.full((batch, sinks), NOT_YET, device="cpu")
         self.rows_agree = True
 
     @property
@@ -196,7 +196,7 @@ class SinkCache(WindowCache):
 
     def reset(self) -> None:
         super().reset()
-        self.places = torch.full((self.batch, self.sinks), NOT_YET)
+        self.places = torch.full((self.batch, self.sinks), NOT_YET, device="cpu")
         self.rows_agree = True
 
     def _move(self, device: torch.device, dtype: torch.dtype) -> None:
