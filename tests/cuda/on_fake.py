@@ -24,6 +24,7 @@ from torch import Tensor
 from blockyard.models.lm import LMConfig, TransformerLM
 from blockyard.models.trunk import Trunk
 from blockyard.nn import attention_flex
+from blockyard.nn.dropout import set_dropout_keys
 from blockyard.nn.segments import Segments
 from blockyard.registry.register import names
 from tests.fixtures.every_model import BATCH, LENGTH, MODELS, WORDS, outputs_of
@@ -51,6 +52,14 @@ def put(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
 
 
+def put_all(segments: Segments) -> None:
+    """Bring there what a layout of documents holds: it was made of numbers, which fakes have not."""
+    for name, value in vars(segments).items():
+        if isinstance(value, Tensor):
+            setattr(segments, name, put(value))
+    segments._begins = [(put(rows), put(places)) for rows, places in segments._begins]
+
+
 def trained(name: str) -> Noted:
     """Forward and backward with padding where a model takes it; bfloat16 where it does, as a card trains it."""
     case = MODELS[name](torch.float32, True)
@@ -70,9 +79,11 @@ def trained(name: str) -> Noted:
     return noted
 
 
-def lm(blocks: str) -> TransformerLM:
+def lm(blocks: str, dropout: float = 0.0) -> TransformerLM:
     layers = 1 + blocks.count("/")
-    config = LMConfig(vocab_size=WORDS, d_model=16, n_heads=2, n_layers=layers, context=32, blocks=blocks)
+    config = LMConfig(
+        vocab_size=WORDS, d_model=16, n_heads=2, n_layers=layers, context=32, blocks=blocks, dropout=dropout
+    )
     return TransformerLM(config).to(torch.bfloat16)
 
 
@@ -92,14 +103,13 @@ def decoded(blocks: str, padded: bool) -> Noted:
 
 def packed(blocks: str) -> Noted:
     """Documents in rows, forward and backward; where they begin is read before, once a batch."""
-    model = lm(blocks)
+    model = lm(blocks, dropout=0.1)
     segments = Segments(torch.tensor([[0] * 4 + [1] * 5, [0] * 9, [0] * 2 + [1] + [2] * 6]))
     with on_fake_cuda() as noted:
         moved(model).train()
-        for name, value in vars(segments).items():
-            if isinstance(value, Tensor):
-                setattr(segments, name, put(value))
+        put_all(segments)
         ids, targets = torch.zeros(2, 3, 9, dtype=torch.long, device="cuda").unbind(0)
+        set_dropout_keys(model, torch.arange(3, device="cuda"))
         noted.found.clear()
         model(ids, targets=targets, segments=segments).loss.backward()
     return noted
@@ -121,9 +131,7 @@ def flexed(how: str) -> Noted:
     segments = Segments(torch.tensor([[0] * 300 + [1] * 340, [0] * 640]))
     with on_fake_cuda() as noted:
         moved(model.bfloat16()).train()
-        for name, value in vars(segments).items():
-            if isinstance(value, Tensor):
-                setattr(segments, name, put(value))
+        put_all(segments)
         ids, targets = torch.zeros(2, 2, 640, dtype=torch.long, device="cuda").unbind(0)
         beside = {"windows": {}, "padding": {"padding_mask": ids + 1}, "documents": {"segments": segments}}
         noted.found.clear()
