@@ -37,7 +37,7 @@ FAST = {
     "trains classify spectral", "trains price quantile", "trains signal complex mixture",
     "decodes mla[decode=absorbed,window=3]", "decodes padded standard[window=4,sinks=1]",
     "decodes padded spectral[window=8,chunk=4]", "decodes standard+moe[n_experts=4,k=2]", "packs mla/tva+vft",
-    "flexes padding", "flexes documents", "updates by muon", "writes by chance",
+    "flexes padding", "flexes documents", "flexes refused", "updates by muon", "writes by chance",
 }  # fmt: skip
 DECODED = (
     "standard", "standard[window=4,sinks=1]", "standard[window=4,n_kv_heads=1]", "mla", "mla[decode=absorbed,window=3]",
@@ -122,9 +122,12 @@ def flexed(how: str) -> Noted:
     def kernel(q: Tensor, k: Tensor, v: Tensor, *, block_mask: Any, scale: float, enable_gqa: bool) -> Tensor:
         assert enable_gqa == (q.shape[1] != k.shape[1]) and block_mask.shape[-2:] == (640, 640)
         calls.append(q.shape)
+        if how == "refused":
+            raise RuntimeError("out of resource: shared memory")
         return flex_attention_hop(q, k, v, _identity, block_mask.as_tuple(), scale, {"OUTPUT_LOGSUMEXP": True})[0]
 
     calls: list[Any] = []
+    attention_flex._tried.clear()
     attention_flex._compiled = lambda: kernel
     blocks = "standard[window=64,sinks=2,n_kv_heads=2]"
     model = TransformerLM(LMConfig(WORDS, d_model=64, n_heads=4, n_layers=1, context=640, blocks=blocks))
@@ -134,9 +137,11 @@ def flexed(how: str) -> Noted:
         put_all(segments)
         ids, targets = torch.zeros(2, 2, 640, dtype=torch.long, device="cuda").unbind(0)
         beside = {"windows": {}, "padding": {"padding_mask": ids + 1}, "documents": {"segments": segments}}
+        beside["refused"] = {}
         noted.found.clear()
         model(ids, targets=targets, **beside[how]).loss.backward()
-    assert calls == [(2, 4, 640, 16)]
+    # First on trial, backward pass included.
+    assert calls == [(2, 4, 640, 16)] * (1 if how == "refused" else 2)
     return noted
 
 
@@ -208,7 +213,7 @@ CASES: dict[str, Callable[[], Noted]] = {
     **{f"decodes padded {blocks}": partial(decoded, blocks, True) for blocks in DECODED},
     **{f"packs {blocks}": partial(packed, blocks) for blocks in PACKED},
     **{f"conforms {kind} {name}": partial(conforms, kind, name) for kind, name in CONFORMING},
-    **{f"flexes {how}": partial(flexed, how) for how in ("windows", "padding", "documents")},
+    **{f"flexes {how}": partial(flexed, how) for how in ("windows", "padding", "documents", "refused")},
     **{f"updates by {name}": partial(updated, name) for name in ("muon", "adamw")},
     "writes greedily": partial(written, 0.0),
     "writes by chance": partial(written, 1.0),

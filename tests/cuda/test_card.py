@@ -1,6 +1,6 @@
 """What holds on a card: every mixer and FFN conforms, every model gives what it gives on a CPU, kernels agree.
 
-`make gpu` runs them. The numbers of two devices differ by rounding: float64 is compared to nine digits, float32 by what
+`make gpu` runs them. The numbers of two devices differ by rounding: float64 is compared to six digits, since a gate may be float32, float32 by what
 products of a few hundred terms lose (TF32 is off), bfloat16 by its eight bits.
 """
 
@@ -31,7 +31,7 @@ CARD = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 REGISTERED = [(kind, entry.name) for kind in ("attn", "ffn") for entry in entries(kind)]
-CLOSE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2}
+CLOSE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
 def near(found: Tensor, expected: Tensor, dtype: torch.dtype, factor: float = 1.0) -> None:

@@ -65,7 +65,9 @@ def attend(
         free = attn_mask is None and beside is None and not return_weights and not dropout
         sight = attention_flex.sight_of(queries, keys, causal, window, sinks, padding_mask, documents)
         if free and attention_flex.suits(q, k, v, kernel):
-            return attention_flex.flex(q, k, v, sight, scale), None
+            mixed = attention_flex.flex(q, k, v, sight, scale, must=kernel == "flex")
+            if mixed is not None:
+                return mixed, None
         if documents is not None:
             attn_mask = attention_flex.with_dense(attn_mask, sight, q)
             causal, window, sinks, padding_mask = False, None, 0, None

@@ -16,6 +16,7 @@ The kernel is compiled for a device of CUDA and chosen there alone. On a CPU, wh
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,11 @@ FROM_LENGTH = 512
 # What the compiled kernel takes, by its sources (torch 2.13): heads of at least 16 numbers; wider ones than 256 do not
 # fit beside one another into a multiprocessor's memory.
 WIDTHS = range(16, 257)
+
+# Whether its kernels could be made, by device, type and widths of keys and values.
+_tried: dict[tuple[torch.device, torch.dtype, int, int], bool] = {}
+# Kinds of calls, of one length and window each, that are compiled before torch gives up and runs it uncompiled.
+_CALLS = 64
 
 # Arguments: row, head, query, key; returns bool.
 Seen = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -124,7 +130,10 @@ def chosen(kernel: Kernel, like: Tensor, length: int, width: int, v_width: int) 
         return False
     if kernel not in ("auto", "flex") or like.device.type != "cuda":
         return kernel == "flex" and like.device.type == "cpu"
-    takes = like.dtype in (*HALF, torch.float32) and width in WIDTHS and v_width in WIDTHS
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else like.dtype
+    takes = dtype in (*HALF, torch.float32) and width in WIDTHS and v_width in WIDTHS
+    if _tried.get((like.device, dtype, width, v_width)) is False:
+        return False
     # A text that is read has any length, each of which would be compiled for; training repeats its own.
     return takes and (kernel == "flex" or (torch.is_grad_enabled() and length >= FROM_LENGTH))
 
@@ -244,7 +253,7 @@ def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
     return chosen.sum(-1, dtype=torch.int32), order.to(torch.int32)
 
 
-def flex(q: Tensor, k: Tensor, v: Tensor, sight: Sight, scale: float) -> Tensor:
+def flex(q: Tensor, k: Tensor, v: Tensor, sight: Sight, scale: float, *, must: bool = True) -> Tensor | None:
     """Return attention of queries to the keys that they see, 0 where they see none: [B, H, T, d_v].
 
     Args:
@@ -253,6 +262,8 @@ def flex(q: Tensor, k: Tensor, v: Tensor, sight: Sight, scale: float) -> Tensor:
         v: [B, H_kv or 1, S, d_v].
         sight: who sees what.
         scale: factor of the scores.
+        must: let errors of its compiler through; without it, None where the kernel cannot be made for this card, which
+            is tried once, backward pass included.
     """
     device = q.device.type
     if torch.is_autocast_enabled(device):
@@ -261,10 +272,35 @@ def flex(q: Tensor, k: Tensor, v: Tensor, sight: Sight, scale: float) -> Tensor:
     if device == "cpu" and torch.is_grad_enabled():
         return _by_products(q, k, v, sight, scale)
     # The kernel wants tokens whole, and what a cache lays lengthwise is a part of a wider buffer.
-    given = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
-    mask, grouped = block_mask(sight, q.device), q.shape[1] != k.shape[1]
-    out = _kernel(q.device)(*given, block_mask=mask, scale=scale, enable_gqa=grouped)
-    return fused_or_plain(out, _by_products, (q, k, v), (sight, scale))
+    given = [t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v)]
+    call = functools.partial(
+        _kernel(q.device), block_mask=block_mask(sight, q.device), scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    if not (must or torch.compiler.is_compiling() or _works(call, given)):
+        return None
+    return fused_or_plain(call(*given), _by_products, (q, k, v), (sight, scale))
+
+
+def _works(call: Callable[..., Tensor], given: list[Tensor]) -> bool:
+    """Return whether the kernel can be made; a card may have too little memory in a multiprocessor for a type and
+    width, in the backward pass alone, too. What is compiled here serves the call that asks."""
+    q, _, v = given
+    key = (q.device, q.dtype, q.shape[-1], v.shape[-1])
+    if key not in _tried:
+        try:
+            with torch.enable_grad():
+                apart = [t.detach().requires_grad_() for t in given]
+                out = call(*apart)
+                torch.autograd.grad(out, apart, torch.ones_like(out))
+            _tried[key] = True
+        except torch.OutOfMemoryError:
+            # Of the card's memory there is none left: that says nothing about kernels.
+            raise
+        except Exception as error:
+            _tried[key] = False
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            warnings.warn(f"no FlexAttention for {q.dtype}, heads of {q.shape[-1]}: {said}", stacklevel=2)
+    return _tried[key]
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, sight: Sight, scale: float) -> Tensor:
@@ -283,6 +319,9 @@ def _kernel(device: torch.device) -> Callable[..., Tensor]:
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
+    import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    # A length, window or width is a kernel of its own; beyond the limit all scores would be written out.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _CALLS)
+    return torch.compile(flex_attention, dynamic=False)
