@@ -207,6 +207,29 @@ def written(temperature: float) -> Noted:
     return noted
 
 
+def searched(how: str) -> Noted:
+    """Beams and a draft's proposals read the device several times a step: only that nothing is mixed is asked."""
+    from blockyard.generation import sampling
+    from blockyard.generation.beam import beam_search
+    from blockyard.generation.sampling import SamplingConfig
+    from blockyard.generation.speculative import SpeculativeDecoder
+
+    torch.cuda.mem_get_info = lambda device=None: (1 << 36, 1 << 36)
+    # Fakes are not finite.
+    sampling._finite = lambda logits: torch.ones(len(logits), dtype=torch.bool)
+    model, draft = lm("standard[window=4,sinks=1]").eval(), lm("standard").eval()
+    with on_fake_cuda() as noted:
+        moved(model), moved(draft)
+        if how == "beams":
+            beam_search(model, [[1, 2, 3], [4, 5]], max_new_tokens=4, beams=3, n_best=2, end_tokens=[7])
+        else:
+            decoder = SpeculativeDecoder(model, [[1, 2, 3]], SamplingConfig(seed=0), draft=draft)
+            for _ in range(4):
+                decoder.step()
+    noted.found.clear()
+    return noted
+
+
 CASES: dict[str, Callable[[], Noted]] = {
     **{f"trains {name}": partial(trained, name) for name in MODELS},
     **{f"decodes {blocks}": partial(decoded, blocks, False) for blocks in DECODED},
@@ -217,6 +240,7 @@ CASES: dict[str, Callable[[], Noted]] = {
     **{f"updates by {name}": partial(updated, name) for name in ("muon", "adamw")},
     "writes greedily": partial(written, 0.0),
     "writes by chance": partial(written, 1.0),
+    **{f"searches by {how}": partial(searched, how) for how in ("beams", "a draft")},
 }
 SLOW = CASES.keys() - FAST
 

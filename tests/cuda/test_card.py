@@ -1,7 +1,7 @@
 """What holds on a card: every mixer and FFN conforms, every model gives what it gives on a CPU, kernels agree.
 
-`make gpu` runs them. The numbers of two devices differ by rounding: float64 is compared to six digits, since a gate may be float32, float32 by what
-products of a few hundred terms lose (TF32 is off), bfloat16 by its eight bits.
+`make gpu` runs them. The numbers of two devices differ by rounding: float64 is compared to six digits, since a gate may
+be float32, float32 by what products of a few hundred terms lose (TF32 is off), bfloat16 by its eight bits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from blockyard.conformance import check
+from blockyard.generation.beam import beam_search
 from blockyard.generation.sampling import SamplingConfig
+from blockyard.generation.speculative import SpeculativeDecoder
 from blockyard.generation.stream import generate_batch
 from blockyard.moe.mixture import MoE
 from blockyard.nn.attention import attend
@@ -148,6 +150,18 @@ def test_texts_are_those_of_a_cpu(blocks: str) -> None:
         options = {"max_new_tokens": 30, "sampling": sampling, "batch_size": 2}
         expected = generate_batch(model.to("cpu"), prompts, **options)
         assert generate_batch(model.to(CARD), prompts, **options) == expected
+
+
+def test_beams_and_drafts_give_texts_of_a_cpu() -> None:
+    model, draft = build(blocks="standard[window=9,sinks=1]", context=48).double(), build(context=48, seed=1).double()
+    prompts, sampling = [[3, 141, 59, 26, 5], [7, 7]], SamplingConfig(temperature=0.9, seed=3)
+
+    def written(device: str) -> list[Any]:
+        found = beam_search(model.to(device), prompts, max_new_tokens=12, beams=4, n_best=2, end_tokens=[17, 40])
+        decoder = SpeculativeDecoder(model, prompts[:1], sampling, draft=draft.to(device))
+        return [[[each.tokens for each in best] for best in found], [decoder.step()[0] for _ in range(20)]]
+
+    assert written(CARD) == written("cpu")
 
 
 def trained(out: Path, text: Path, blocks: str, **options: Any) -> list[float]:
