@@ -61,16 +61,18 @@ def attend(
     queries, keys = q.shape[-2], k.shape[-2]
     if padding_mask is not None:
         check_padding_mask(padding_mask, q.shape[0], keys)
-    if documents is not None or (window is not None and window < keys):
-        free = attn_mask is None and beside is None and not return_weights and not dropout
-        sight = attention_flex.sight_of(queries, keys, causal, window, sinks, padding_mask, documents)
-        if free and attention_flex.suits(q, k, v, kernel):
-            mixed = attention_flex.flex(q, k, v, sight, scale, must=kernel == "flex")
-            if mixed is not None:
-                return mixed, None
-        if documents is not None:
-            attn_mask = attention_flex.with_dense(attn_mask, sight, q)
-            causal, window, sinks, padding_mask = False, None, 0, None
+    hidden = (causal, window, sinks, padding_mask, documents)
+    # An exported graph is of all lengths: none of them is compared in it.
+    hides = documents is not None or (window is not None and not torch.compiler.is_exporting() and window < keys)
+    free = attn_mask is None and beside is None and not return_weights and not dropout
+    if hides and free and attention_flex.suits(q, k, v, kernel):
+        sight = attention_flex.sight_of(queries, keys, *hidden)
+        mixed = attention_flex.flex(q, k, v, sight, scale, must=kernel == "flex")
+        if mixed is not None:
+            return mixed, None
+    if documents is not None:
+        attn_mask = attention_flex.with_dense(attn_mask, attention_flex.sight_of(queries, keys, *hidden), q)
+        causal, window, sinks, padding_mask = False, None, 0, None
     if window is not None:
         # Where blocks begin to pay is a matter of length: an exported graph, which is of all lengths, has the mask.
         exporting = torch.compiler.is_exporting()

@@ -36,7 +36,7 @@ BLOCK = 128
 FROM_LENGTH = 512
 # What the compiled kernel takes, by its sources (torch 2.13): heads of at least 16 numbers; wider ones than 256 do not
 # fit beside one another into a multiprocessor's memory.
-WIDTHS = range(16, 257)
+LEAST_WIDTH, MOST_WIDTH = 16, 256
 
 # Whether its kernels could be made, by device, type and widths of keys and values.
 _tried: dict[tuple[torch.device, torch.dtype, int, int], bool] = {}
@@ -131,8 +131,9 @@ def chosen(kernel: Kernel, like: Tensor, length: int, width: int, v_width: int) 
     if kernel not in ("auto", "flex") or like.device.type != "cuda":
         return kernel == "flex" and like.device.type == "cpu"
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else like.dtype
-    takes = dtype in (*HALF, torch.float32) and width in WIDTHS and v_width in WIDTHS
-    if _tried.get((like.device, dtype, width, v_width)) is False:
+    takes = dtype in (*HALF, torch.float32) and LEAST_WIDTH <= min(width, v_width) <= max(width, v_width) <= MOST_WIDTH
+    # A compiler has its own way of saying that it cannot.
+    if not torch.compiler.is_compiling() and _tried.get((like.device, dtype, width, v_width)) is False:
         return False
     # A text that is read has any length, each of which would be compiled for; training repeats its own.
     return takes and (kernel == "flex" or (torch.is_grad_enabled() and length >= FROM_LENGTH))
