@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from blockyard.errors import InputError
 from blockyard.models.lm import LMConfig, build_lm
@@ -252,6 +253,24 @@ def test_it_is_chosen_for_training_on_cuda_at_lengths_and_widths_that_it_takes(g
     with torch.set_grad_enabled(asked["grad"]):
         found = flex.chosen(asked["kernel"], like(asked["device"], asked["dtype"]), asked["length"], asked["width"], 64)
     assert found is expected
+
+
+def test_a_trial_is_made_once_and_leaves_activation_checkpointing_alone(monkeypatch):
+    monkeypatch.setattr(flex, "_tried", {})
+    tries = []
+
+    def call(q, k, v):
+        tries.append(q.shape)
+        return (q * k).exp() * v
+
+    def layer(x):
+        assert flex._works(call, [x, x, x])
+        return (x * x).sin()
+
+    x = torch.randn(1, 2, 3, 16, requires_grad=True)
+    (found,) = torch.autograd.grad(checkpoint(layer, x, use_reentrant=False).sum(), x)
+    torch.testing.assert_close(found, 2 * x * (x * x).cos())
+    assert len(tries) == 1
 
 
 def test_maps_by_places_alone_are_made_once_for_a_shape_and_not_without_end():

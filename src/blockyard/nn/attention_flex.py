@@ -289,7 +289,8 @@ def _works(call: Callable[..., Tensor], given: list[Tensor]) -> bool:
     key = (q.device, q.dtype, q.shape[-1], v.shape[-1])
     if key not in _tried:
         try:
-            with torch.enable_grad():
+            # Under hooks of its own: activation checkpointing counts what is saved, and finds nothing of this again.
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
                 apart = [t.detach().requires_grad_() for t in given]
                 out = call(*apart)
                 torch.autograd.grad(out, apart, torch.ones_like(out))
