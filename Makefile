@@ -9,7 +9,7 @@ DEMO ?= runs/demo
 # What the linters read; site/ makes pages of docs/, tools/ and hatch_build.py build and release the package.
 CODE = src tests benchmarks examples site tools hatch_build.py
 
-.PHONY: demo test test-all test-isa test-avx2 bench-check lint addresses package release-check publish docs clean
+.PHONY: demo test test-all test-isa test-avx2 bench-check gpu lint addresses package release-check publish docs clean
 
 demo: .venv/run.stamp
 	.venv/bin/blockyard demo --out $(DEMO)
@@ -36,6 +36,12 @@ test-all: .venv/dev.stamp lint
 bench-check: .venv/dev.stamp
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/bench_check.py
 	.venv/bin/python tools/release_check.py --passed bench-check
+
+# What needs a card (docs/benchmarks.md, "On a GPU"): the tests marked gpu, and the figures, in runs/gpu.json.
+gpu: .venv/dev.stamp
+	.venv/bin/python -m pytest -m gpu
+	mkdir -p runs
+	.venv/bin/python benchmarks/gpu.py --out runs/gpu.json
 
 lint: .venv/dev.stamp
 	.venv/bin/ruff check $(CODE)

@@ -172,6 +172,10 @@ def test_check_of_nothing_that_can_be_checked_exits_with_status_2(
     assert capsys.readouterr().err == f"error: {told}\n"
 
 
+def test_check_on_a_device_that_is_not_there_exits_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "device='cuda:99'" in error_of(capsys, "check", "standard", "--device", "cuda:99")
+
+
 def test_check_of_a_class_that_is_no_module_exits_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "json:JSONDecoder"]) == 2
     assert "is not a torch module class" in capsys.readouterr().err

@@ -13,6 +13,7 @@ MIXER_OPTIONS = {
         {"n_kv_heads": 1},
         {"window": 3},
         {"window": 3, "sinks": 2},
+        {"window": 3, "sinks": 2, "kernel": "flex"},
         {"window": 2, "sinks": 1, "n_kv_heads": 1, "kernel": "sdpa"},
         {"rope": "interleaved"},
         {"head_dim": 6, "n_kv_heads": 1, "v_dim": 5, "rope_frequencies": (0.3, 0.02, 0.3), "qk_norm": False},

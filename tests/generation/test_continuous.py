@@ -93,13 +93,13 @@ def test_sampled_rows_draw_by_their_own_seed(blocks):
 @pytest.mark.parametrize("blocks", ["standard", "standard[window=4]", "spectral[window=8,chunk=4]"])
 def test_scores_along_the_way_are_those_of_the_text_alone(blocks, monkeypatch):
     model, seen = model_of(blocks).double(), []
-    draw = Sampler.__call__
+    draw = Sampler.read
 
     def listen(self, logits, rows, known=None):
         seen.extend(zip(rows, logits.clone()))
         return draw(self, logits, rows, known)
 
-    monkeypatch.setattr(Sampler, "__call__", listen)
+    monkeypatch.setattr(Sampler, "read", listen)
     texts = generate_batch(model, PROMPTS[:6], max_new_tokens=LIMITS[:6], sampling=GREEDY, batch_size=3)
     places = [0] * 6
     for row, logits in seen:

@@ -186,7 +186,19 @@ def test_values_out_of_range_are_refused_by_name(options):
         SamplingConfig(**options)
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_p": 0.5, "top_k": 40}], ids=str)
 @pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
-def test_logits_that_are_not_finite_are_an_error_and_not_a_token(bad):
-    with pytest.raises(InputError, match="not finite"):
-        Sampler(SamplingConfig())(torch.tensor([[0.0, bad]]), [0])
+def test_logits_that_are_not_finite_are_an_error_and_not_a_token(bad, options):
+    logits = torch.zeros(2, 5000)
+    logits[1, 3] = bad
+    sampler = Sampler(SamplingConfig(**options))
+    for take in (sampler, sampler.read):
+        with pytest.raises(InputError, match="not finite"):
+            take(logits, [0, 1])
+
+
+def test_tokens_that_are_read_are_those_that_are_drawn():
+    logits = torch.linspace(0, 3, 50).repeat(3, 1)
+    for options in ({"temperature": 0}, {"top_p": 0.9, "seed": 4}):
+        first, second = (Sampler(SamplingConfig(**options)) for _ in range(2))
+        assert first.read(logits, [0, 1, 2]) == second(logits, [0, 1, 2]).tolist()

@@ -107,6 +107,30 @@ def test_rows_with_padding_anywhere_decode_as_they_would_alone(gate):
         assert cache.counts.tolist() == lengths
 
 
+@pytest.mark.parametrize("form", ["chunk", "token", "encoder"])
+def test_columns_that_no_row_fills_change_nothing(form, monkeypatch):
+    # Elsewhere than on a CPU they stay: to see that they are empty, the device would have to be waited for.
+    mixer = built(num_buckets=5) if form == "encoder" else causal(gate=form)
+    x, keep = torch.randn(3, 14, 8, dtype=torch.float64), torch.zeros(3, 14)
+    keep[0, 9:], keep[1, 2:5], keep[2, 13:] = 1, 1, 1
+
+    def run():
+        whole = mixer(x, padding_mask=keep)[0]
+        if form == "encoder":
+            return [whole]
+        cache, pieces = mixer.new_cache(3), []
+        for size in (3, 1, 6, 1, 3):
+            seen = slice(cache.length, cache.length + size)
+            with torch.no_grad():
+                pieces.append(mixer(x[:, seen], padding_mask=keep[:, : seen.stop], cache=cache)[0])
+        return [whole, torch.cat(pieces, 1)]
+
+    trimmed = run()
+    monkeypatch.setattr("blockyard.spectral.padding._width", lambda x, counts: x.shape[1])
+    for out, expected in zip(run(), trimmed, strict=True):
+        agree(out, expected, 1e-12)
+
+
 @pytest.mark.parametrize("gate", ["chunk", "token"])
 def test_nothing_that_comes_later_changes_what_came_before(gate):
     mixer, x = causal(gate=gate), torch.randn(1, 24, 8, dtype=torch.float64)

@@ -103,6 +103,7 @@ class TVAAttention(_TVAAttention):
         values: Tensor | None = None,
         cache: LayerCache | None = None,
         return_weights: bool = False,
+        documents: Segments | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         return super().forward(
             x,
@@ -114,6 +115,7 @@ class TVAAttention(_TVAAttention):
             values=values,
             cache=cache,
             return_weights=return_attention_weights or return_weights,
+            documents=documents,
         )
 
 

@@ -30,7 +30,7 @@ from blockyard.complex.linear import (
 from blockyard.complex.norms import make_complex_norm, rms_norm_pairs
 from blockyard.complex.scores import SCORES, Score, complex_attend
 from blockyard.errors import InputError, one_of
-from blockyard.nn.attention_kernels import Kernel
+from blockyard.nn.attention_kernels import PlainKernel
 from blockyard.nn.dropout import Dropout
 from blockyard.nn.roles import Role
 from blockyard.nn.rotary import RotaryPositionalEmbedding, rotate
@@ -89,7 +89,7 @@ class ComplexAttention(ComplexModule, Mixer):
         bias: bool = False,
         linear: LinearMode = "auto",
         dropout: float = 0.0,
-        kernel: Kernel = "auto",
+        kernel: PlainKernel = "auto",
     ) -> None:
         super().__init__()
         self.d_model, self.n_heads, self.causal = d_model, n_heads, causal

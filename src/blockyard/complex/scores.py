@@ -16,7 +16,7 @@ from torch import Tensor
 from blockyard.complex.linear import times_i
 from blockyard.complex.score_passes import EPS, can_pass, scored
 from blockyard.nn.attention import attend
-from blockyard.nn.attention_kernels import HALF, Kernel, as_given
+from blockyard.nn.attention_kernels import HALF, PlainKernel, as_given
 from blockyard.nn.attention_masks import combine_masks, open_blind_rows
 from blockyard.nn.dropout import dropout as drop
 
@@ -37,7 +37,7 @@ def complex_attend(
     causal: bool = False,
     padding_mask: Tensor | None = None,
     attn_mask: Tensor | None = None,
-    kernel: Kernel = "auto",
+    kernel: PlainKernel = "auto",
     dropout: float = 0.0,
     dropout_keys: Tensor | None = None,
     return_weights: bool = False,

@@ -38,16 +38,19 @@ OTHER_NAMES = {
 
 @contextlib.contextmanager
 def own_random(seed: int) -> Iterator[None]:
-    """Seed random numbers inside; the caller's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    """Seed random numbers inside; the caller's global generators are left as they were."""
+    device = torch.get_default_device()
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
         yield
 
 
 def random(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return standard normal numbers, complex ones for a complex dtype, that depend on the seed and shape alone."""
+    """Return standard normal numbers, complex ones for a complex dtype, that depend on the seed and shape alone, on the
+    default device."""
     widest = torch.complex128 if dtype.is_complex else torch.float64
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=widest).to(dtype)
+    made = torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=widest, device="cpu")
+    return made.to(torch.get_default_device(), dtype)
 
 
 def reals(x: Tensor) -> Tensor:
@@ -88,6 +91,7 @@ class Subject:
         declared: whether the class (or its registration) states its traits; those of a foreign class are read
             from its signatures, and it promises no particular error messages.
         options: constructor options; `d_model` and `n_heads` may be among them.
+        device: where it is checked; modules are made on the CPU and moved there.
     """
 
     cls: type
@@ -95,6 +99,7 @@ class Subject:
     traits: Traits
     declared: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     @cached_property
     def constructor(self) -> dict[str, Any]:
@@ -162,10 +167,14 @@ class Subject:
             given[word] = causal
         self._check_required(given)
         checked = check_options(self.constructor, given, self.cls.__qualname__)
-        with own_random(seed):
+        with torch.device("cpu"), own_random(seed):
             module = self.cls(**checked)
             randomise(module)
-        return Built(self, module.to(dtype or self.real_dtype).eval(), causal)
+        return Built(self, module.to(self.device, dtype or self.real_dtype).eval(), causal)
+
+    def on_device(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context in which tensors are made where it is checked."""
+        return contextlib.nullcontext() if self.device == "cpu" else torch.device(self.device)
 
     def _check_required(self, given: Mapping[str, Any]) -> None:
         """Refuse a constructor that asks for what no model gives."""
@@ -274,7 +283,9 @@ def influence(mixer: Built, x: Tensor, **arguments: Tensor) -> Tensor:
     return torch.stack(rows).abs().amax(-1) > 0
 
 
-def subject_of(cls: type, kind: str | None, traits: Traits | None, options: Mapping[str, Any]) -> Subject:
+def subject_of(
+    cls: type, kind: str | None, traits: Traits | None, options: Mapping[str, Any], device: str = "cpu"
+) -> Subject:
     """Return the subject for a class: registered classes bring their traits, others are read from their signatures.
 
     Raises:
@@ -287,10 +298,10 @@ def subject_of(cls: type, kind: str | None, traits: Traits | None, options: Mapp
         for entry in entries(each):
             if entry.cls is cls:
                 declared = own or traits is not None or entry.traits != infer_traits(cls)
-                return Subject(cls, each, traits or entry.traits, declared, dict(options))
+                return Subject(cls, each, traits or entry.traits, declared, dict(options), device)
     # An FFN knows no heads.
     kind = kind or ("attn" if "n_heads" in options_of(cls) else "ffn")
-    return Subject(cls, kind, traits or infer_traits(cls), own or traits is not None, dict(options))
+    return Subject(cls, kind, traits or infer_traits(cls), own or traits is not None, dict(options), device)
 
 
 def skip(reason: str) -> None:

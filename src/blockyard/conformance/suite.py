@@ -95,7 +95,7 @@ class Case:
         reason = missing_trait(self.subject, self.check.needs)
         if reason:
             raise SkipTest(reason)
-        with one_thread():
+        with one_thread(), self.subject.on_device():
             return self.check.run(self.subject)
 
     @property
@@ -167,7 +167,12 @@ def cases(subject: Subject, slow: bool = False) -> list[Case]:
 
 
 def mixer_checks(
-    cls: type, options: Mapping[str, Any] | None = None, *, traits: Traits | None = None, slow: bool = False
+    cls: type,
+    options: Mapping[str, Any] | None = None,
+    *,
+    traits: Traits | None = None,
+    slow: bool = False,
+    device: str = "cpu",
 ) -> list[Case]:
     """Return the checks of a mixer class, for `@pytest.mark.parametrize("case", mixer_checks(MyMixer), ids=str)`.
 
@@ -176,15 +181,21 @@ def mixer_checks(
         options: constructor options, also `d_model` (32) and `n_heads` (2).
         traits: what it claims, instead of what its registration says or its signatures suggest.
         slow: the slow checks too.
+        device: where it is checked.
     """
-    return cases(subject_of(cls, "attn", traits, options or {}), slow)
+    return cases(subject_of(cls, "attn", traits, options or {}, device), slow)
 
 
 def ffn_checks(
-    cls: type, options: Mapping[str, Any] | None = None, *, traits: Traits | None = None, slow: bool = False
+    cls: type,
+    options: Mapping[str, Any] | None = None,
+    *,
+    traits: Traits | None = None,
+    slow: bool = False,
+    device: str = "cpu",
 ) -> list[Case]:
     """Return the checks of an FFN class; arguments as for `mixer_checks`."""
-    return cases(subject_of(cls, "ffn", traits, options or {}), slow)
+    return cases(subject_of(cls, "ffn", traits, options or {}, device), slow)
 
 
 def run_case(case: Case) -> Row:
@@ -209,6 +220,7 @@ def check(
     kind: Literal["attn", "ffn"] | None = None,
     traits: Traits | None = None,
     slow: bool = False,
+    device: str = "cpu",
     on_row: Callable[[Row], None] | None = None,
     **options: Any,
 ) -> Report:
@@ -219,13 +231,14 @@ def check(
         kind: "attn" or "ffn"; by default as registered, else a mixer when its constructor names `n_heads`.
         traits: what it claims, instead of what its registration says or its signatures suggest.
         slow: the slow checks too.
+        device: where it is checked.
         on_row: called with each row as it comes.
         options: constructor options, also `d_model` (32) and `n_heads` (2).
 
     Raises:
         InputError: when `cls` is no module class, or its constructor refuses the options.
     """
-    subject = subject_of(cls, kind, traits, options)
+    subject = subject_of(cls, kind, traits, options, device)
     # A class that cannot be built at all is one clear error, not forty failed checks.
     try:
         subject.build(causal=subject.modes[0] if subject.modes else False)

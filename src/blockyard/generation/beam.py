@@ -145,9 +145,11 @@ class _Beams:
     ) -> None:
         self.model, self.rows, self.beams, self.chunk = model, rows, beams, chunk
         self.device = next(model.parameters()).device
-        # A mask and not a list: beams that end are taken out of all candidates in one operation.
+        # Which they are, and a mask, by which beams that end are taken out of all candidates in one operation.
+        known = sorted(end for end in ends if 0 <= end < model.config.vocab_size)
+        self.ends = torch.tensor(known, dtype=torch.long, device=self.device)
         self.is_end = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=self.device)
-        self.is_end[sorted(end for end in ends if 0 <= end < model.config.vocab_size)] = True
+        self.is_end[self.ends] = True
         self.live = list(zip(rows, searches))
         self.cache = model.new_cache(len(rows)) if use_cache and has_cache(model, lambda line: None) else None
         self.mask: Tensor | None = None
@@ -182,17 +184,19 @@ class _Beams:
         tokens (of all rows), and the new scores [prompts, beams].
         """
         opened, vocabulary = candidates.shape[1:]
-        ending = candidates[:, :, self.is_end]
+        ending = candidates[:, :, self.ends]
         # At the first step there are as many candidates as tokens; fewer than beams only in a tiny vocabulary.
         candidates = candidates.masked_fill(self.is_end, -math.inf)
         # Over beams and tokens together: one good beam may have several heirs, and a poor one none.
         best = candidates.flatten(1).topk(min(self.beams, opened * vocabulary))
+        # Read for all prompts together: one by one each would wait for the device.
+        found, ending = (best.values.tolist(), best.indices.tolist()), ending.cpu()
         stay: list[int] = []
         origins: list[list[int]] = []
         tokens: list[int] = []
         kept: list[Tensor] = []
         for place, (_, search) in enumerate(self.live):
-            values, picks = best.values[place].tolist(), best.indices[place].tolist()
+            values, picks = (each[place] for each in found)
             self._close(search, ending[place])
             chosen = [(value, *divmod(pick, vocabulary)) for value, pick in zip(values, picks) if value > -math.inf]
             grown = [(value, beam, [*search.open[beam], token]) for value, beam, token in chosen]

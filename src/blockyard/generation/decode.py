@@ -127,8 +127,7 @@ class Decoder:
         """Draw the next token of every live row: {row: token}."""
         logits = self._logits(self._admit())
         rows = self.live
-        # One transfer for all rows; a token at a time would wait for the device B times a step.
-        tokens = self.sampler(logits, rows, self._seen_by(rows)).tolist()
+        tokens = self.sampler.read(logits, rows, self._seen_by(rows))
         # By row and not by place: rows leave, and a caller knows them by number.
         for row, token in zip(rows, tokens):
             self.windows[row].append(token)

@@ -89,12 +89,14 @@ CANDIDATES = 1024
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Return -inf outside the nucleus: the smallest set of most likely tokens whose probabilities reach p."""
-    if logits.shape[-1] > 4 * CANDIDATES:
+    # An accelerator sorts faster than it could be asked whether the candidates sufficed.
+    if logits.shape[-1] > 4 * CANDIDATES and logits.device.type == "cpu":
         # In float64: a float32 sum of a vocabulary's probabilities may pass p = 1 early, and the tail would be cut.
         likely, wide = logits.topk(CANDIDATES).values, logits.double()
         chances = (likely.double() - wide.logsumexp(-1, keepdim=True)).exp()
         before = chances.cumsum(-1) - chances
-        least = likely.gather(-1, (before < p).sum(-1, keepdim=True) - 1)
+        # Of NaN none is below p; the caller refuses those logits.
+        least = likely.gather(-1, ((before < p).sum(-1, keepdim=True) - 1).clamp(min=0))
         inside = logits >= least
         # Only where it ends among the candidates, and no token beyond it is as likely as its last one: which of those
         # belong to it is a matter of their order.
@@ -176,10 +178,19 @@ def draw_weighted(weights: Tensor, uniform: Tensor) -> Tensor:
 def check_finite(logits: Tensor) -> Tensor:
     """Return the logits in float32, or InputError when they hold NaN or no token has a finite one."""
     logits = logits.float()
-    # −inf is a filter's word for "never" and may stand anywhere but everywhere; a maximum with NaN is NaN.
-    if not bool(logits.amax(-1).isfinite().all()):
-        raise InputError("the model's logits are not finite: its weights are broken")
+    if not bool(_finite(logits).all()):
+        raise _not_finite()
     return logits
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """Return which rows [B] have a token that can be drawn."""
+    # −inf is a filter's word for "never" and may stand anywhere but everywhere; a maximum with NaN is NaN.
+    return logits.amax(-1).isfinite()
+
+
+def _not_finite() -> InputError:
+    return InputError("the model's logits are not finite: its weights are broken")
 
 
 class Sampler:
@@ -205,18 +216,29 @@ class Sampler:
         Raises:
             InputError: when the logits hold NaN, or no token has a finite logit.
         """
-        logits = check_finite(logits)
+        return self._drawn(check_finite(logits), rows, seen)
+
+    def read(self, logits: Tensor, rows: list[int], seen: Tensor | None = None) -> list[int]:
+        """Return the same as numbers: one transfer for all rows, which also says whether their logits are finite."""
+        logits = logits.float()
+        # A token at a time, or the question apart, would wait for the device again.
+        found = torch.where(_finite(logits), self._drawn(logits, rows, seen), -1).tolist()
+        if -1 in found:
+            raise _not_finite()
+        return found
+
+    def _drawn(self, logits: Tensor, rows: list[int], seen: Tensor | None) -> Tensor:
         if self.config.temperature == 0:
             return process(logits, self.config, seen).argmax(-1)
         uniform = torch.cat([self.uniform(row) for row in rows])
-        return draw_weighted(probabilities(logits, self.config, seen), uniform.to(logits.device))
+        return draw_weighted(probabilities(logits, self.config, seen), uniform.to(logits.device, non_blocking=True))
 
     def uniform(self, row: int, count: int = 1) -> Tensor:
         """Return the row's next random numbers, float64 [count] in [0, 1), on the CPU."""
         # 53 bits: float32 has 24, too few to reach every token of a large vocabulary.
         if row not in self._generators:
-            self._generators[row] = torch.Generator().manual_seed((self.seed + row) % 2**63)
-        return torch.rand(count, dtype=torch.float64, generator=self._generators[row])
+            self._generators[row] = torch.Generator("cpu").manual_seed((self.seed + row) % 2**63)
+        return torch.rand(count, dtype=torch.float64, generator=self._generators[row], device="cpu")
 
     def forget(self, row: int) -> None:
         """Give up the generator of a row that draws no more."""

@@ -74,7 +74,7 @@ class LatentAttention(Mixer):
             and the output instead, and attends to the latents themselves; auto takes what costs fewer FLOPs.
         cache: what decoding keeps: latent (c and the rotary key), mixed (rotated keys, and c for the values), or
             expanded (keys and values, as standard attention does); None = latent, or mixed with rope=full.
-        kernel: auto, matmul or sdpa; auto decides by length and device.
+        kernel: auto, matmul, sdpa or flex (FlexAttention, for windows); auto decides by length and device.
 
     Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S]; cache [B, T, kv_rank + rope_dim] (latent).
     Raises: InputError for ranks or widths below 1, ranks above d_model, an odd rotary width, rope_dim with rope=full,
@@ -402,7 +402,9 @@ class LatentAttention(Mixer):
     def _pairs(self, tokens: int) -> int:
         """Return query-key pairs that are scored."""
         # A dense count, as the counter has it: causality earns no credit.
-        return tokens * tokens if self.window is None else windowed_pairs(tokens, self.window, self.causal, self.sinks)
+        if self.window is None or self.kernel == "flex":
+            return tokens * tokens
+        return windowed_pairs(tokens, self.window, self.causal, self.sinks)
 
     def zero_init_output(self) -> None:
         nn.init.zeros_(self.output_proj.weight)

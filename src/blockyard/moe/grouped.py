@@ -125,6 +125,9 @@ def grouped_linear(x: Tensor, weight: Tensor, rows: Rows) -> Tensor:
 
 def groupable(x: Tensor, weight: Tensor) -> bool:
     """Return whether F.grouped_mm takes these operands."""
+    if not hasattr(F, "grouped_mm"):
+        # Older versions of torch within our range may have no public one.
+        return False
     aligned = all(size * x.element_size() % GROUPED_ALIGNMENT == 0 for size in weight.shape[1:])
     return x.dtype in GROUPED_DTYPES and x.dtype == weight.dtype and aligned and x.shape[0] > 0
 

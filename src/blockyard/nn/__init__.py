@@ -13,6 +13,7 @@ Files, in reading order:
     attention.py        attend: masks, sinks and windows, by the kernel that suits
     attention_kernels.py  plain products and SDPA, which one when; scores in float32 at least
     attention_windows.py  a sliding window in blocks of queries
+    attention_flex.py   windows, sinks and documents in a row by FlexAttention, in training on CUDA
     attention_masks.py  causality, padding, windows and the caller's own mask as one
     attention_sinks.py  the first tokens of a sequence, seen beside a window
     thin_attention.py   causal attention of heads a few numbers wide, on a CPU

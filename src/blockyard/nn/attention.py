@@ -1,8 +1,9 @@
 """Scaled dot-product attention over any mix of masks, by the kernel that suits the length.
 
 Plain matrix products win at short lengths on a CPU, `F.scaled_dot_product_attention` at long ones and on a GPU
-(`nn/attention_kernels.py`); a causal sliding window is computed in blocks (`nn/attention_windows.py`). Every path gives
-the same numbers, and a query that may see nothing gives 0 with a zero gradient.
+(`nn/attention_kernels.py`); a causal sliding window is computed in blocks (`nn/attention_windows.py`), on CUDA in
+training by FlexAttention (`nn/attention_flex.py`), and so are documents in a row. Every path gives the same numbers,
+and a query that may see nothing gives 0 with a zero gradient.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blockyard.nn import causal_attention, thin_attention
+from blockyard.nn import attention_flex, causal_attention, thin_attention
 from blockyard.nn.attention_kernels import HALF, Kernel, by_matmul, by_sdpa, use_matmul
 from blockyard.nn.attention_masks import check_padding_mask, combine_masks
 from blockyard.nn.attention_sinks import Sinks, sinks_of
@@ -28,6 +29,7 @@ def attend(
     window: int | None = None,
     sinks: int = 0,
     beside: Sinks | None = None,
+    documents: Tensor | None = None,
     scale: float | None = None,
     kernel: Kernel = "auto",
     dropout: float = 0.0,
@@ -47,6 +49,8 @@ def attend(
         sinks: with a window, the first so many kept keys are seen from everywhere; k then holds the whole sequence.
         beside: those keys where k no longer begins with the sequence's first one. Masks and weights then have their
             columns in front of those of k; a padding mask is of k alone.
+        documents: [B, T] place of each token within its document, 0 where one begins: no token sees another document,
+            and sinks are the first tokens of each. With as many keys as queries.
         scale: factor of the scores, 1/sqrt(d) by default.
         kernel: "auto" decides by length and device.
         dropout: probability of dropping a weight.
@@ -57,6 +61,18 @@ def attend(
     queries, keys = q.shape[-2], k.shape[-2]
     if padding_mask is not None:
         check_padding_mask(padding_mask, q.shape[0], keys)
+    hidden = (causal, window, sinks, padding_mask, documents)
+    # An exported graph is of all lengths: none of them is compared in it.
+    hides = documents is not None or (window is not None and not torch.compiler.is_exporting() and window < keys)
+    free = attn_mask is None and beside is None and not return_weights and not dropout
+    if hides and free and attention_flex.suits(q, k, v, kernel):
+        sight = attention_flex.sight_of(queries, keys, *hidden)
+        mixed = attention_flex.flex(q, k, v, sight, scale, must=kernel == "flex")
+        if mixed is not None:
+            return mixed, None
+    if documents is not None:
+        attn_mask = attention_flex.with_dense(attn_mask, attention_flex.sight_of(queries, keys, *hidden), q)
+        causal, window, sinks, padding_mask = False, None, 0, None
     if window is not None:
         # Where blocks begin to pay is a matter of length: an exported graph, which is of all lengths, has the mask.
         exporting = torch.compiler.is_exporting()

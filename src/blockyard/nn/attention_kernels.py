@@ -1,4 +1,5 @@
-"""The kernels that `nn/attention.py` chooses from: plain matrix products, and torch's fused attention.
+"""The kernels that `nn/attention.py` chooses from: plain matrix products, and torch's fused attention; a third is
+`nn/attention_flex.py`.
 
 Both give the same numbers. Scores and softmax are float32 at least, whatever the inputs are: rounded to 8 bits, a score
 of 16 errs by up to a thirty-second, and its weight by that part.
@@ -18,7 +19,9 @@ from blockyard.nn.derivatives import HandWritten, fused_or_plain, hand_written, 
 from blockyard.nn.dropout import dropout as drop
 from blockyard.nn.norms import widened
 
-Kernel = Literal["auto", "matmul", "sdpa"]
+PlainKernel = Literal["auto", "matmul", "sdpa"]
+# Of real scores, which have windows and documents: FlexAttention, too (`nn/attention_flex.py`).
+Kernel = Literal["auto", "matmul", "sdpa", "flex"]
 
 HALF = (torch.bfloat16, torch.float16)
 # Keys up to which plain matrix products beat SDPA's CPU kernel, forward and backward, at head widths 4 to 64, one

@@ -5,6 +5,8 @@ Attention sinks stand in columns of their own in front (`nn/attention_sinks.py`)
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,6 +79,10 @@ def windowed(
     With a cache there are up to window − 1 keys in front of the queries. Sinks stand in front of every block's keys.
     """
     batch, _, queries, _ = q.shape
+    if v.shape[1] != k.shape[1]:
+        # Rows and heads are folded together below, where values that all heads share would meet one row's keys alone.
+        v = v.expand(-1, k.shape[1], -1, -1)
+        beside = None if beside is None else replace(beside, v=beside.v.expand(-1, k.shape[1], -1, -1))
     block, span = window_block(window), window_span(window, causal)
     blocks = -(-queries // block)
     extra = blocks * block - queries

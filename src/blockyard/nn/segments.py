@@ -4,8 +4,8 @@ A causal mixer reads a row from its beginning, and what stands behind a position
 laid out as rows of their own, those of similar length together, each padded at its end to the longest of its group;
 the mixer runs on every group as on any batch, and what it gives is put back. Positions restart, states are new and
 nothing is attended to across documents because to the mixer they are different rows; it needs no mask and no kernel of
-its own, and computes less: the squares of lengths add up to less than the square of their sum. What works token by
-token (norms, FFNs, experts, the head) stays where it is.
+its own (attention has one for CUDA, which mixes them where they stand), and computes less: the squares of lengths add
+up to less than the square of their sum. What works token by token (norms, FFNs, experts, the head) stays where it is.
 
     flat[s] = x[row, place],   rows[i] = flat[take[i]],   x'[s] = mixed[back[s]]
 
@@ -63,6 +63,7 @@ class Segments:
             those of their own length alone, since padding would make them longer. None for any number.
 
     Attributes:
+        count: number of documents, filling included.
         keep: bool [B, T], false at filling; None where there is none.
         positions: places within the documents, int64 [B, T].
         groups: the documents by similar length.
@@ -78,17 +79,26 @@ class Segments:
                 "a document"
             )
         must_read(numbers, "segments decide which positions are mixed together")
-        self.shape, self.alike, device = numbers.shape, alike, numbers.device
+        self.shape, self.alike = numbers.shape, alike
         # Counting and sorting a few hundred numbers: on a device it would wait for every one of them.
-        read = numbers.cpu()
-        self.keep = None if bool((read >= 0).all()) else (read >= 0).to(device)
+        with torch.device("cpu"):
+            self._lay_out(numbers.cpu(), numbers.device)
+
+    def _lay_out(self, read: Tensor, device: torch.device) -> None:
+        """Set everything else, from the numbers on the CPU."""
+
+        def sent(tensor: Tensor) -> Tensor:
+            # Nobody waits for it to arrive.
+            return tensor.to(device, non_blocking=True)
+
+        self.keep = None if bool((read >= 0).all()) else sent(read >= 0)
         first = torch.ones_like(read, dtype=torch.bool)
         first[:, 1:] = read[:, 1:] != read[:, :-1]
         starts = first.flatten().nonzero().flatten()
         within = torch.arange(read.numel()) - starts[first.flatten().cumsum(0) - 1]
-        self.positions = within.view(read.shape).to(device)
+        self.positions = sent(within.view(read.shape))
         lengths = torch.diff(starts, append=torch.tensor([read.numel()]))
-        self.groups = _grouped(lengths, alike)
+        self.groups = _grouped(lengths, self.alike)
         # Each row one document: there is nothing to lay out.
         self.whole = len(starts) == len(read)
         back, laid = torch.empty(read.numel(), dtype=torch.long), 0
@@ -107,26 +117,30 @@ class Segments:
         # Slots that a mixer computes for this batch, those of padding included.
         self.laid = laid
         take = torch.cat(taken_by)
-        self._take, self._back, self._filler = take.to(device), back.to(device), torch.cat(filler).to(device)
-        self._rows, self._places = (starts // read.shape[1]).to(device), (starts % read.shape[1]).to(device)
+        self._take, self._back, self._filler = sent(take), sent(back), sent(torch.cat(filler))
+        self.count = len(starts)
+        # Where each group's documents begin: their rows, and places in these.
+        length = read.shape[1]
+        self._begins = [
+            (sent(starts[group.spans] // length), sent(starts[group.spans] % length)) for group in self.groups
+        ]
 
-    @property
-    def count(self) -> int:
-        """Number of documents, filling included."""
-        return len(self._rows)
-
-    def apart(self, mixing: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module | None = None) -> Tensor:
+    def apart(self, mixing: Callable[..., Tensor], x: Tensor, module: nn.Module | None = None) -> Tensor:
         """Return what a causal function of rows gives for every document alone.
 
         Args:
             mixing: [n, L, D] -> [n, L, D'].
             x: [B, T, D].
-            module: whose dropout `mixing` draws, keyed by rows of the batch until now.
+            module: whose dropout `mixing` draws, keyed by rows of the batch until now. One that keeps documents apart
+                itself, and does so fast (`takes_documents(x)`), gets the rows as they are: mixing(x, documents=self).
 
         Returns: [B, T, D'].
         """
         if x.shape[:2] != self.shape:
             raise InputError(f"segments has shape {tuple(self.shape)}, x has {tuple(x.shape)}")
+        takes = getattr(module, "takes_documents", None)
+        if takes is not None and not self.whole and takes(x):
+            return mixing(x, documents=self)
         if torch.compiler.is_compiling():
             # Lengths are others in every batch: traced, each would be compiled anew.
             from blockyard.nn.uncompiled import uncompiled
@@ -137,18 +151,19 @@ class Segments:
 
     def _apart(self, mixing: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module | None) -> Tensor:
         if self.whole:
-            with self._keyed(module, self.groups[0]):
+            with self._keyed(module, 0):
                 return mixing(x)
         rows = hand_written(_Laid, x.flatten(0, 1), self._take, self._back)
         pieces = []
-        for group, part in zip(self.groups, rows.split([group.count * group.length for group in self.groups])):
-            with self._keyed(module, group):
+        sizes = [group.count * group.length for group in self.groups]
+        for number, (group, part) in enumerate(zip(self.groups, rows.split(sizes))):
+            with self._keyed(module, number):
                 pieces.append(mixing(part.unflatten(0, (group.count, group.length))).flatten(0, 1))
         mixed = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return hand_written(_PutBack, mixed, self._take, self._back, self._filler).unflatten(0, self.shape)
 
     @contextmanager
-    def _keyed(self, module: nn.Module | None, group: Group) -> Iterator[None]:
+    def _keyed(self, module: nn.Module | None, number: int) -> Iterator[None]:
         """Give a module's dropout a key for each document of a group, of its row's key and its place in the row."""
         # Not of the group: which documents share one depends on the rank that the row falls to. A mask of attention
         # weights depends on the group's length all the same, as it is a hash of places in a matrix of that size.
@@ -157,7 +172,8 @@ class Segments:
         try:
             for drop in keyed:
                 assert drop.keys is not None
-                drop.keys = mix(drop.keys[self._rows[group.spans]] ^ mix(self._places[group.spans]))
+                rows, places = self._begins[number]
+                drop.keys = mix(drop.keys[rows] ^ mix(places))
             yield
         finally:
             for drop, keys in zip(keyed, before):

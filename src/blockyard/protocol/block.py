@@ -133,7 +133,7 @@ class ResidualBlock(nn.Module):
             return x + self.mix(self.ln1(x), given)
         segments, rest = _apart(given)
         if segments is not None:
-            return segments.apart(lambda rows: add_to(rows, self.ln1, **rest), x, self.attn)
+            return segments.apart(lambda rows, **more: add_to(rows, self.ln1, **rest, **more), x, self.attn)
         return add_to(x, self.ln1, **rest)
 
     def mix(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
@@ -149,7 +149,7 @@ class ResidualBlock(nn.Module):
         """
         segments, arguments = _apart(given)
         if segments is not None:
-            return segments.apart(lambda rows: self.mix(rows, arguments), x, self.attn)
+            return segments.apart(lambda rows, **more: self.mix(rows, {**arguments, **more}), x, self.attn)
         unknown = arguments.keys() - self._accepts
         if unknown:
             raise InputError(f"{type(self.attn).__name__} does not take {', '.join(sorted(unknown))}")

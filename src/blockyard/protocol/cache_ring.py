@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from blockyard.errors import InputError
-from blockyard.protocol.cache_base import Cache, Snapshot
+from blockyard.protocol.cache_base import Cache, Snapshot, sent
 
 
 class RingSnapshot(Snapshot):
@@ -72,7 +72,7 @@ class RingCache(Cache[RingSnapshot]):
 
     def _clear(self) -> None:
         # On the CPU whatever the device: they decide slots and branches, and asking an accelerator would wait for it.
-        self.counts = torch.zeros(self.batch, dtype=torch.int64)
+        self.counts = torch.zeros(self.batch, dtype=torch.int64, device="cpu")
         self.state: dict[str, Tensor] = {}
         self.ring = torch.zeros(self.batch, self.width, 0, dtype=self.dtype, device=self.device)
         self._shared = False
@@ -162,8 +162,8 @@ class RingCache(Cache[RingSnapshot]):
 
     def _write_one(self, values: Tensor, new: Tensor) -> None:
         """Write one token to each row's own slot; rows whose token is padding keep what they have."""
-        slot = (self.counts % self.capacity).to(self.device)[:, None, None].expand(-1, self.width, 1)
-        keep = (new > 0).to(self.device)[:, None, None]
+        slot = sent(self.counts % self.capacity, self.device)[:, None, None].expand(-1, self.width, 1)
+        keep = sent(new > 0, self.device)[:, None, None]
         self.ring.scatter_(2, slot, torch.where(keep, values, self.ring.gather(2, slot)))
 
     def ages(self) -> Tensor:
@@ -171,8 +171,8 @@ class RingCache(Cache[RingSnapshot]):
 
         Slots that were never written hold 0 and have ages beyond a row's count.
         """
-        slots = torch.arange(self.capacity)
-        return ((self.counts[:, None] - 1 - slots) % max(1, self.capacity)).to(self.device)
+        slots = torch.arange(self.capacity, device=self.device)
+        return (sent(self.counts, self.device)[:, None] - 1 - slots) % max(1, self.capacity)
 
     def last(self, columns: int, rows: Tensor | None = None) -> Tensor:
         """Return the last tokens in order, [rows, width, columns]; 0 before a row's first and beyond the window.
@@ -182,11 +182,12 @@ class RingCache(Cache[RingSnapshot]):
             rows: which sequences, int64 [n]; None = all.
         """
         counts = self.counts if rows is None else self.counts[rows]
-        ring = self.ring if rows is None else self.ring[rows.to(self.device)]
+        ring = self.ring if rows is None else self.ring[sent(rows, self.device)]
         # Token numbers and not slots: what lies before a row's first token is told by being negative.
-        number = counts[:, None] - columns + torch.arange(columns)
-        index = (number % max(1, self.capacity)).to(self.device)[:, None].expand(-1, self.width, -1)
-        known = ((number >= 0) & (number >= counts[:, None] - self.window)).to(self.device)[:, None]
+        counts = sent(counts, self.device)
+        number = counts[:, None] - columns + torch.arange(columns, device=self.device)
+        index = (number % max(1, self.capacity))[:, None].expand(-1, self.width, -1)
+        known = ((number >= 0) & (number >= counts[:, None] - self.window))[:, None]
         return torch.where(known, ring.gather(2, index), 0) if self.capacity else index.to(self.dtype) * 0
 
     def _make_room(self, new: int) -> None:

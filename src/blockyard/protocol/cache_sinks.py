@@ -15,6 +15,7 @@ from torch import Tensor
 from blockyard.errors import InputError
 from blockyard.nn.attention_masks import check_padding_mask
 from blockyard.nn.attention_sinks import NOT_YET, places_of_first
+from blockyard.protocol.cache_base import sent
 from blockyard.protocol.cache_window import SLACK, WindowCache
 
 
@@ -34,7 +35,8 @@ class SinkCache(WindowCache):
         device: where they live.
 
     Attributes:
-        places: where the first tokens of each row stand, int64 [batch, sinks]; `NOT_YET` for those still to come.
+        places: where the first tokens of each row stand, int64 [batch, sinks] on the CPU; `NOT_YET` for those still to
+            come.
         rows_agree: whether they are 0, 1, … in every row, so that no step needs a mask for them.
 
     Raises:
@@ -61,8 +63,20 @@ class SinkCache(WindowCache):
         super().__init__(batch, slots, window=window, slack=slack, max_len=max_len, dtype=dtype, device=device)
         # Zeros: what nobody sees has weight 0, and 0 times what an empty buffer may hold is not 0.
         self._first = {name: buffer.zero_() for name, buffer in self._made(batch, sinks).items()}
-        self.places = torch.full((batch, sinks), NOT_YET, device=self.device)
+        self.places = torch.full((batch, sinks), NOT_YET, device="cpu")
         self.rows_agree = True
+
+    @property
+    def places(self) -> Tensor:
+        # On the CPU whatever the device: they decide branches, and asking an accelerator would wait for it.
+        return self._places
+
+    @places.setter
+    def places(self, places: Tensor) -> None:
+        self._places = places
+        # Beside the tokens, once they are asked for there.
+        self._shown: Tensor | None = None
+        self._complete = bool((places < NOT_YET).all())
 
     def append(self, *, padding_mask: Tensor | None = None, **tensors: Tensor) -> tuple[Tensor, ...]:
         """Store new tokens; return the part of the window that they can see, as `WindowCache.append` does.
@@ -73,7 +87,7 @@ class SinkCache(WindowCache):
 
         Raises:
             InputError: as `LayerCache.append` says, and for a mask by which other tokens are the first than those
-                that were kept when they came.
+                that were kept when they came; on an accelerator the mask is not read again once all have come.
         """
         new, past = self._accept(tensors), self.length
         places = self._places_with(new, padding_mask)
@@ -91,6 +105,9 @@ class SinkCache(WindowCache):
         end = self.length + new
         if padding_mask is not None:
             check_padding_mask(padding_mask, self.batch, end)
+            if self._complete and padding_mask.device.type != "cpu":
+                # To read it would wait for the device, in every layer and for every token.
+                return None
         places = self._places_of_first(padding_mask, end)
         if not torch.equal(torch.where(places < self.length, places, NOT_YET), self.places):
             what = "no padding_mask" if padding_mask is None else "the padding_mask"
@@ -101,12 +118,13 @@ class SinkCache(WindowCache):
         return places
 
     def _places_of_first(self, padding_mask: Tensor | None, end: int) -> Tensor:
-        mask = None if padding_mask is None else padding_mask.to(self.device)
-        return places_of_first(mask, self.sinks, end, self.device).expand(self.batch, -1)
+        mask = None if padding_mask is None else padding_mask.cpu()
+        return places_of_first(mask, self.sinks, end, torch.device("cpu")).expand(self.batch, -1)
 
     def _keep_first(self, tensors: Mapping[str, Tensor], places: Tensor, past: int) -> None:
         fresh = (places >= past) & (places < NOT_YET)  # [batch, sinks]
         at = (places - past).clamp(0, next(iter(tensors.values())).shape[-2] - 1)
+        fresh, at = sent(fresh, self.device), sent(at, self.device)
         for name, tensor in tensors.items():
             lead = [1] * (tensor.ndim - 3)
             index = at.view(self.batch, *lead, self.sinks, 1).expand(*tensor.shape[:-2], -1, tensor.shape[-1])
@@ -126,8 +144,14 @@ class SinkCache(WindowCache):
             return None
         if self.rows_agree:
             count = min(self.sinks, left)
-            return {name: t.narrow(-2, 0, count) for name, t in self._first.items()}, self.places[:1, :count]
-        return self._first, self.places
+            return {name: t.narrow(-2, 0, count) for name, t in self._first.items()}, self._sent()[:1, :count]
+        return self._first, self._sent()
+
+    def _sent(self) -> Tensor:
+        """Return the places beside the tokens, sent there once after every change."""
+        if self._shown is None:
+            self._shown = sent(self.places, self.device)
+        return self._shown
 
     def crop(self, length: int) -> None:
         """Forget all tokens from position `length` on; raises as `WindowCache.crop` does."""
@@ -144,12 +168,11 @@ class SinkCache(WindowCache):
         self._take(index)
 
     def _take(self, index: Tensor) -> None:
-        index = index.to(self.device)
-        made = self._made(len(index), self.sinks)
+        made, here = self._made(len(index), self.sinks), index.to(self.device)
         for name, tensor in made.items():
-            tensor.copy_(self._first[name][index])
+            tensor.copy_(self._first[name][here])
         self._first = made
-        self.places = self.places[index]
+        self.places = self.places[index.cpu()]
 
     def _shift(self, columns: int) -> None:
         super()._shift(columns)
@@ -161,9 +184,9 @@ class SinkCache(WindowCache):
 
     def _put(self, rows: Tensor, source: Self) -> None:
         super()._put(rows, source)
-        rows, places = rows.to(self.device), self.places.clone()
+        here, rows, places = rows.to(self.device), rows.cpu(), self.places.clone()
         for name, tensor in self._first.items():
-            tensor[rows] = source._first[name]
+            tensor[here] = source._first[name]
         places[rows] = torch.where(source.places < NOT_YET, source.places + self.length - source.length, NOT_YET)
         self._stand(places)
 
@@ -173,13 +196,13 @@ class SinkCache(WindowCache):
 
     def reset(self) -> None:
         super().reset()
-        self.places = torch.full((self.batch, self.sinks), NOT_YET, device=self.device)
+        self.places = torch.full((self.batch, self.sinks), NOT_YET, device="cpu")
         self.rows_agree = True
 
     def _move(self, device: torch.device, dtype: torch.dtype) -> None:
         super()._move(device, dtype)
         self._first = {name: tensor.to(device, dtype) for name, tensor in self._first.items()}
-        self.places = self.places.to(device)
+        self._shown = None
 
     @property
     def nbytes(self) -> int:

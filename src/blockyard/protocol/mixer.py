@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from blockyard.errors import InputError
 from blockyard.nn.attention_masks import check_padding_mask
 from blockyard.nn.norms import make_norm
+from blockyard.nn.segments import Segments
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_ring import RingCache
 from blockyard.protocol.costs import Cost, measured_cost
@@ -28,6 +29,7 @@ class Call:
 
     Attributes:
         causal: as given; after `Mixer.check_call` whether the future is hidden.
+        documents: in whose rows they stand side by side, none seeing another; for attention that takes them.
         values: what standard attention reads values from, where not from what it reads keys from.
         past: tokens in the cache before the new ones; known after `Mixer.check_call`.
     """
@@ -41,6 +43,7 @@ class Call:
     cache: Any = None
     return_weights: bool = False
     values: Tensor | None = None
+    documents: Segments | None = None
     # Filled in once, so that no step of a mixer asks the cache again.
     past: int = 0
 
@@ -50,7 +53,9 @@ class Call:
         # Asked for every token that is written: a loop over the names would take a microsecond more.
         if self.padding_mask is not None or self.attn_mask is not None or self.positions is not None:
             return False
-        return self.causal is None and self.context is None and self.values is None and not self.return_weights
+        if self.documents is not None or self.values is not None:
+            return False
+        return self.causal is None and self.context is None and not self.return_weights
 
 
 class Placement(TypedDict):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from blockyard.nn.exporting import ConstantHolder
 from blockyard.nn.roles import Role
+from blockyard.protocol.cache_base import sent
 from blockyard.protocol.cache_ring import RingCache
 from blockyard.spectral.basis import Interpolation, Spacing, kernel_basis
 from blockyard.spectral.chunks import chunk_convolution, chunk_flops
@@ -140,7 +141,7 @@ class CausalMixing(ConstantHolder):
         out, anchors = torch.zeros_like(v), None
         phase = cache.counts % self.chunk if self.gate_kind == "chunk" else torch.zeros_like(cache.counts)
         for _, rows in groups(phase):
-            here = rows.to(v.device)
+            here = sent(rows, v.device)
             columns = self._columns(cache.counts[rows])
             history = cache.last(columns, rows).to(v.dtype) if columns else None
             present = None if old is None else old[here]
@@ -150,10 +151,10 @@ class CausalMixing(ConstantHolder):
             out[here] = mixed
             if made is not None:
                 # The kernel in use after the last real token; the next chunk's is made when its first token comes.
-                last = ((int(phase[rows[0]]) + real[rows] - 1) // self.chunk).clamp(min=0).to(v.device)
+                last = sent(((int(phase[rows[0]]) + real[rows] - 1) // self.chunk).clamp(min=0), v.device)
                 kept = made[torch.arange(len(rows), device=v.device), last]
                 if present is not None:
-                    kept = torch.where((real[rows] > 0).to(v.device)[:, None, None], kept, present)
+                    kept = torch.where(sent(real[rows] > 0, v.device)[:, None, None], kept, present)
                 anchors = kept.new_zeros(v.shape[0], *kept.shape[1:]) if anchors is None else anchors
                 anchors[here] = kept
         cache.write(v, new, seen)
@@ -247,7 +248,7 @@ class CausalMixing(ConstantHolder):
         state, counts = dict(cache.state), cache.counts
         total = state["sum"] + x[:, 0].to(v.dtype)
         if self.gate_kind == "token":
-            number = (counts + 1).to(x.device)[:, None]
+            number = sent(counts + 1, x.device)[:, None]
             kernel = self._kernel(gate(project(total / number)))
         else:
             kernel = self._chunk_kernel(project, gate, new, cache, state)
@@ -269,13 +270,13 @@ class CausalMixing(ConstantHolder):
             begins = begins & (new > 0)
         if bool(begins.any()) or "anchors" not in state:
             device = state["sum"].device
-            number = cache.counts.to(device)
+            number = sent(cache.counts, device)
             # Of everything before the chunk: its own tokens have no say in its kernel, or an earlier one would see a
             # later.
             mean = cache.state["sum"] / number.clamp(min=1)[:, None]
             anchors = gate(self._with_first(project(mean), number))
             if "anchors" in state:
-                anchors = torch.where(begins.to(device)[:, None, None], anchors, state["anchors"])
+                anchors = torch.where(sent(begins, device)[:, None, None], anchors, state["anchors"])
             state["anchors"] = anchors
             # Made once a chunk, and used for each of its tokens.
             state.pop("kernel", None)
@@ -309,4 +310,4 @@ class CausalMixing(ConstantHolder):
 
 def _numbers(within: Tensor, counts: Tensor | None) -> Tensor:
     """Return token numbers [B, n], or [1, n] for rows without a past, of places [n] in the new tokens."""
-    return within[None] if counts is None else counts.to(within.device)[:, None] + within
+    return within[None] if counts is None else sent(counts, within.device)[:, None] + within

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from blockyard.errors import InputError
 from blockyard.nn.roles import Role
+from blockyard.protocol.cache_base import sent
 from blockyard.spectral.basis import Interpolation, Spacing, bin_matrix, smooth_length
 from blockyard.spectral.filter import filter_flops, spectral_filter
 from blockyard.spectral.gate import SpectralGate
@@ -95,13 +96,15 @@ class EncoderMixing(nn.Module):
             self._check_length(v.shape[2])
             return self._mix(v, anchors, self.n_fft or 0)
         # A row's transform is as long as the row alone asks for, whatever stands beside it.
-        lengths = [self.transform_length(max(1, count)) for count in counts.tolist()]
+        # Read once: how long a transform is, an accelerator cannot be told by a tensor.
+        known = counts.tolist()
+        lengths = [self.transform_length(max(1, count)) for count in known]
         # Drawn for the batch: a sample's luck belongs to its place there, not among the rows of its length.
         shares = None if self.wavelet is None else self.wavelet.shares(v)
         out = torch.zeros_like(v)
         for n, rows in groups(torch.tensor(lengths)):
-            rows = rows.to(v.device)
-            width = max(1, int(counts[rows].max()))
+            width = max(1, *(known[row] for row in rows.tolist()))
+            rows = sent(rows, v.device)
             inside = torch.arange(width, device=v.device) < counts[rows, None]
             mixed = self._mix(v[rows, :, :width], anchors[rows], n, inside, None if shares is None else shares[rows])
             out = out.index_copy(0, rows, nn.functional.pad(mixed, (0, v.shape[2] - width)))

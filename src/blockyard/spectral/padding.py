@@ -9,14 +9,14 @@ from blockyard.nn.derivatives import must_read
 
 
 class Compacted:
-    """A padded batch with every row's kept tokens first, in order, and as short as the longest row.
+    """A padded batch with every row's kept tokens first, in order; on a CPU as short as the longest row.
 
     Args:
         x: [B, T, d].
         keep: [B, T], nonzero = keep.
 
     Attributes:
-        x: [B, N, d], N = the most tokens of a row (at least 1), 0 beyond a row's count.
+        x: [B, N, d], N = the most tokens of a row (at least 1) on a CPU and T elsewhere, 0 beyond a row's count.
         counts: kept tokens per row, int64 [B].
         valid: bool [B, N].
     """
@@ -26,7 +26,7 @@ class Compacted:
         keep = keep.to(torch.bool)
         self._shape = x.shape
         self.counts = keep.sum(1)
-        width = max(1, int(self.counts.max()))
+        width = _width(x, self.counts)
         # Stable, so that tokens stay in their order.
         self._order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :width, None]
         self.valid = torch.arange(width, device=x.device) < self.counts[:, None]
@@ -39,6 +39,12 @@ class Compacted:
         out = torch.where(self.valid[..., None], out, 0)
         whole = out.new_zeros(self._shape[0], self._shape[1], out.shape[2])
         return whole.scatter(1, self._order.expand(-1, -1, out.shape[2]), out)
+
+
+def _width(x: Tensor, counts: Tensor) -> int:
+    """Return columns that hold every row's tokens; where reading the counts would wait for the device, all of them."""
+    # Batches are seldom wider than their longest row.
+    return x.shape[1] if x.device.type != "cpu" else max(1, int(counts.max()))
 
 
 def groups(keys: Tensor) -> list[tuple[int, Tensor]]:

@@ -8,13 +8,13 @@ Definition in loops and float64: tests/standard/twin.py.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
-from blockyard.nn import turned_heads
+from blockyard.nn import attention_flex, turned_heads
 from blockyard.nn.attention import attend
 from blockyard.nn.attention_kernels import HALF, Kernel
 from blockyard.nn.attention_windows import windowed_pairs
@@ -25,6 +25,7 @@ from blockyard.nn.norms import RMSNorm, rms_norm
 from blockyard.nn.products import linear
 from blockyard.nn.rotary import rotate
 from blockyard.nn.rotary_scaling import given
+from blockyard.nn.segments import Segments
 from blockyard.protocol.cache import LayerCache
 from blockyard.protocol.cache_sinks import SinkCache
 from blockyard.protocol.cache_window import WindowCache
@@ -70,7 +71,8 @@ class StandardAttention(Mixer):
             padded row).
         bias: biases in the four projections, or in the three that make queries, keys and values (qkv, Qwen2's).
         dropout: probability of dropping an attention weight in training.
-        kernel: auto, matmul or sdpa; auto decides by length and device.
+        kernel: auto, matmul, sdpa or flex (FlexAttention, for windows and documents in a row); auto decides by length
+            and device.
 
     Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S].
     Raises: InputError when heads do not divide, head_dim is odd with rope, rope_dim is odd or above it, or a width or
@@ -163,14 +165,16 @@ class StandardAttention(Mixer):
         values: Tensor | None = None,
         cache: LayerCache | None = None,
         return_weights: bool = False,
+        documents: Segments | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix as `Mixer.forward` says; values may come from another sequence than keys.
 
         Args:
             values: [B, S, d_model] (or the width that `widen_context` set), read for values in place of x or the
                 context, position by position.
+            documents: that stand side by side in the rows of x, each mixed as it would be alone.
         """
-        call = Call(padding_mask, attn_mask, causal, positions, context, cache, return_weights, values)
+        call = Call(padding_mask, attn_mask, causal, positions, context, cache, return_weights, values, documents)
         # Nine of ten calls while text is written: one token behind thin heads, which takes as few operations as can be.
         if cache is not None and (step := step_for(self, x, call)) is not None:
             return self._output(step(x, cache)), None
@@ -191,6 +195,7 @@ class StandardAttention(Mixer):
         attn_mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: LayerCache | None = None,
+        documents: Segments | None = None,
     ) -> Tensor:
         """Compute x + self(norm(x)), with norm and addition inside the products where nothing stands between.
 
@@ -201,9 +206,15 @@ class StandardAttention(Mixer):
             norm: of what the attention reads of it.
             padding_mask: this and the others as in `forward`.
         """
-        call = Call(padding_mask, attn_mask, None, positions, cache=cache)
+        call = Call(padding_mask, attn_mask, None, positions, cache=cache, documents=documents)
         if not self._adds_inside():
-            given = {"padding_mask": padding_mask, "attn_mask": attn_mask, "positions": positions, "cache": cache}
+            given: dict[str, Any] = {
+                "padding_mask": padding_mask,
+                "attn_mask": attn_mask,
+                "positions": positions,
+                "cache": cache,
+                "documents": documents,
+            }
             return x + self(norm(x), **{name: value for name, value in given.items() if value is not None})[0]
         if cache is not None and (step := step_for(self, x, call)) is not None:
             return add_linear(x, step(norm(x), cache), self.output_proj.weight)
@@ -216,16 +227,32 @@ class StandardAttention(Mixer):
         mixed, _ = self._attend(q, k, v, call)
         return add_linear(x, side_by_side(mixed).to(x.dtype), self.output_proj.weight)
 
+    def takes_documents(self, x: Tensor) -> bool:
+        """Return whether documents in the rows of x are best mixed where they stand (`Segments.apart` asks)."""
+        # Where the length of a row turns its tokens, documents of several lengths would each want their own.
+        by_length = self.rope is not None and not self.rope.steps
+        if by_length or not self.causal or not self._own_forward() or (self.training and self.attn_dropout.p > 0):
+            return False
+        return attention_flex.chosen(self.kernel, x, x.shape[1], self.head_dim, self.v_dim)
+
+    def _own_forward(self) -> bool:
+        return type(self).forward is StandardAttention.forward and "forward" not in vars(self)
+
     def _adds_inside(self) -> bool:
         """Return whether the weights alone say what a call gives: nobody listens, and no subclass has a forward of its
         own."""
-        own = type(self).forward is StandardAttention.forward and "forward" not in vars(self)
-        return own and not hooked(self) and plain(self.output_proj, *self._projections())
+        return self._own_forward() and not hooked(self) and plain(self.output_proj, *self._projections())
 
     def check_call(self, x: Tensor, call: Call) -> None:
         super().check_call(x, call)
         if call.values is not None or self.context_width is not None:
             self._check_values(call.values, x, call.context)
+        if call.documents is not None:
+            if call.cache is not None or call.context is not None or call.positions is not None:
+                raise InputError("documents go without cache, context and positions: each is read alone, from 0")
+            if call.documents.shape != x.shape[:2]:
+                raise InputError(f"documents has shape {tuple(call.documents.shape)}, x has {tuple(x.shape)}")
+            call.positions = call.documents.positions
 
     def _check_values(self, values: Tensor | None, x: Tensor, context: Tensor | None) -> None:
         """Refuse sequences that the projections cannot read, or that do not run along the keys."""
@@ -353,6 +380,7 @@ class StandardAttention(Mixer):
             # A cache has kept the first tokens, and shows them where a window has left them.
             sinks=self.sinks if call.cache is None else 0,
             beside=beside,
+            documents=None if call.documents is None else call.documents.positions,
             kernel=self.kernel,
             dropout=self.attn_dropout.p if self.training else 0.0,
             dropout_keys=self.attn_dropout.keys,
@@ -396,7 +424,9 @@ class StandardAttention(Mixer):
     def _pairs(self, tokens: int) -> int:
         """Return query-key pairs that are scored."""
         # A dense count, as the counter has it: causality earns no credit.
-        return tokens * tokens if self.window is None else windowed_pairs(tokens, self.window, self.causal, self.sinks)
+        if self.window is None or self.kernel == "flex":
+            return tokens * tokens
+        return windowed_pairs(tokens, self.window, self.causal, self.sinks)
 
     def zero_init_output(self) -> None:
         nn.init.zeros_(self.output_proj.weight)

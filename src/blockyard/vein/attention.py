@@ -47,7 +47,7 @@ class TVAAttention(VeinedAttention):
         dropout: probability of dropping an attention weight in training, unless attn_dropout is given.
         attn_dropout: the same by the document's name.
         proj_dropout: probability of dropping an element of the output in training.
-        kernel: auto, matmul or sdpa; auto decides by length and device.
+        kernel: auto, matmul, sdpa or flex, as for standard attention; auto decides by length and device.
 
     Shapes: x [B, T, d_model] -> [B, T, d_model]; weights [B, n_heads, T, S]; cache [B, n_kv_heads, T, rank and v_rank].
     Raises: InputError for key heads that do not divide the heads, a rank below 1 or (factored) not below the head's

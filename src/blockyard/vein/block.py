@@ -76,7 +76,7 @@ class VFTBlock(nn.Module):
         attn_dropout: probability of dropping an attention weight in training.
         ffn_dropout: probability of dropping a hidden element of the FFN in training.
         proj_dropout: probability of dropping an element of the attention's output in training.
-        kernel: auto, matmul or sdpa.
+        kernel: auto, matmul, sdpa or flex.
         norm: rms or layer; None = layer.
         norm_position: pre or post.
         norm_eps: added to the mean square or variance in the norms.

@@ -37,6 +37,7 @@ def add_arguments(parser: Parser) -> None:
         default=[],
     )
     parser.plain("--slow", "the slow checks too", action="store_true")
+    parser.plain("--device", "where it is checked: cpu, cuda, cuda:N or auto", default="cpu")
     parser.plain("--all", "a line for each skipped check, too, rather than for each reason", action="store_true")
     parser.plain("--json", "print the report as JSON", action="store_true")
 
@@ -46,11 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("check what? Give a class: blockyard check pkg.module:Class (or FILE.py:Class)")
     found = targets(arguments.target, arguments.kind)
 
+    from blockyard.bench.record import find_device
     from blockyard.conformance import check
     from blockyard.conformance.subject import SIZES
     from blockyard.models.estimate import check_class
     from blockyard.registry.options import options_of
 
+    device = str(find_device(arguments.device))
     reports = []
     for cls, kind in found:
         if not arguments.json:
@@ -59,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         given = {name: size for name, size in SIZES.items() if name in options_of(cls)}
         check_class(cls, {**given, **options}, f"{cls.__name__} of this size")
         shown = None if arguments.json else print_row if arguments.all else print_unless_skipped
-        report = check(cls, kind=kind, slow=arguments.slow, on_row=shown, **options)
+        report = check(cls, kind=kind, slow=arguments.slow, device=device, on_row=shown, **options)
         reports.append(report)
         if not arguments.json:
             if not arguments.all:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockyard.errors import InputError
+from blockyard.nn.derivatives import outlasting
 from blockyard.nn.norms import widened
 
 HeadKind = Literal["quantile", "student_t", "point"]
@@ -155,8 +157,21 @@ def bounded(x: Tensor) -> Tensor:
 def pinball(quantiles: Tensor, y: Tensor, levels: Sequence[float]) -> Tensor:
     """Return the mean over everything of max(τ d, (τ − 1) d), d = y − q_τ. quantiles [..., H, Q], y [..., H]."""
     d = y[..., None] - quantiles
-    tau = torch.tensor(levels, dtype=d.dtype, device=d.device)
+    tau = _on_device(tuple(levels), d.dtype, d.device)
     return torch.maximum(tau * d, (tau - 1) * d).mean()
+
+
+def _on_device(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return levels as a tensor, made once: at every step an accelerator would have to be waited for."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(levels, dtype=dtype, device=device)
+    return _made(levels, dtype, device)
+
+
+@lru_cache(maxsize=32)
+def _made(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with outlasting():
+        return torch.tensor(levels, dtype=dtype, device=device)
 
 
 def direction_loss(point: Tensor, y: Tensor) -> Tensor:
@@ -184,7 +199,7 @@ def student_quantiles(freedom: Tensor, levels: Sequence[float]) -> Tensor:
     Returns: [..., levels].
     """
     n = freedom.double()[..., None]
-    tau = torch.tensor(levels, dtype=torch.float64, device=freedom.device)
+    tau = _on_device(tuple(levels), torch.float64, freedom.device)
     # What is not chosen is kept finite, slopes and all, at arguments of its own: 0 · ∞ goes back through a `where`. The
     # median is 0, where the root below has no slope.
     median = tau == 0.5
