@@ -49,7 +49,9 @@ def test_more_steps_lengthen_a_warm_up_that_nobody_names(tmp_path: Path) -> None
     assert run.train.warmup is None and run.train.warm_steps == 2
 
 
-@pytest.mark.parametrize(("steps", "warmup", "kept"), [(300, 20, 20), (12, 1, 1), (300, 5, None), (12, 20, None)])
+@pytest.mark.parametrize(
+    ("steps", "warmup", "kept"), [(300, 20, 20), (12, 1, 1), (12, 20, 20), (300, 5, None), (12, 2, None)]
+)
 def test_only_the_warm_up_that_older_versions_had_by_default_is_kept(steps: int, warmup: int, kept: int | None) -> None:
     begun = as_begun({"train": {"steps": 400}}, {"train": {"steps": steps, "warmup": warmup}}, "lm")
     assert begun["train"].get("warmup") == kept

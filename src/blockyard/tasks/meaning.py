@@ -92,12 +92,12 @@ def as_begun(groups: Mapping[str, Any], written: Mapping[str, Any], task: str | 
 
 
 def _older_warmup(train: Any) -> dict[str, int]:
-    """Return the warm-up of a run of an older version that was told none: it wrote 20 steps, or a tenth of a run of no
-    more than those."""
+    """Return the warm-up of a run of an older version that was told none: it wrote 20 steps, or where a run of no more
+    than those had to come down again, a tenth of it."""
     if not isinstance(train, Mapping) or not isinstance(steps := train.get("steps"), int):
         return {}
-    default = 20 if steps > 20 else steps // 10
-    return {"warmup": default} if train.get("warmup") == default else {}
+    warmup = train.get("warmup")
+    return {"warmup": warmup} if warmup in (20, steps // 10 if steps <= 20 else 20) else {}
 
 
 def missing_options(groups: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:
