@@ -58,7 +58,8 @@ def jobs_for(optimizer: str, tokens: float, share: float, seeds: int, names: lis
                 one = replace(planned, name=name, steps=max(1, round(share * planned.steps)), rate=factor)
                 own = seed if share == 1 else seed + SEEDS_APART
                 run = run_of(one, base, config, own)
-                run = replace(run, train=replace(run.train, warmup=round(share * base.train.warmup)))
+                if base.train.warmup is not None:
+                    run = replace(run, train=replace(run.train, warmup=round(share * base.train.warmup)))
                 where = folder / optimizer / f"{share:g}" / planned.name.replace("/", "-").replace("*", "x")
                 jobs.setdefault(own, []).append(Job(one, own, where / f"times-{factor:g}-seed-{own}", run, data))
     return jobs, config

@@ -13,7 +13,7 @@ from blockyard.compare.compare import compare
 from blockyard.compare.earlier import answer_of
 from blockyard.compare.output import load_report
 from blockyard.compare.settings import CompareConfig
-from blockyard.compare.stages import FIRST, NOTE, SHARE, compare_in_stages
+from blockyard.compare.stages import FIRST, NOTE, SHARE, _smaller, compare_in_stages
 from blockyard.errors import InputError
 from blockyard.report.earlier import earlier_said
 from blockyard.report.schema import Report
@@ -130,3 +130,14 @@ def test_a_report_says_whether_an_earlier_answer_held(case: tuple[str, str, str,
 def test_a_report_without_earlier_ones_says_nothing() -> None:
     report: Any = {"ranking": [], "comparisons": []}
     assert earlier_said(report) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "first"), [({"warmup": 10}, {"warmup": 2}), ({}, {}), ({"warmup": None}, {})], ids=str
+)
+def test_a_warm_up_that_nobody_gave_follows_the_first_answers_length_by_itself(
+    given: dict[str, Any], first: dict[str, int]
+) -> None:
+    terms, groups = _smaller("lm", TERMS, {"model": MODEL, "train": given}, FEW)
+    assert terms.budget_value == SHARE * TERMS.budget_value
+    assert {k: v for k, v in groups["train"].items() if v is not None} == first

@@ -148,9 +148,10 @@ def _job(planned: Planned, factor: float, terms: CompareConfig, base: Run[Any, A
     seed = (base.train.seed + SEEDS_APART) % (MOST_SEED + 1)
     folder = out / "rates" / folder_of(out, planned.name, seed).parent.name / f"times-{factor:g}"
     run = run_of(probe, base, terms, seed)
-    # The schedule's shape is the whole run's, its warm-up as well.
-    warmup = round(SHARE * base.train.warmup)
-    return Job(probe, seed, folder, replace(run, train=replace(run.train, warmup=warmup)), data)
+    # The schedule's shape is the whole run's, a warm-up that was given as well; otherwise it follows the run's length.
+    if base.train.warmup is not None:
+        run = replace(run, train=replace(run.train, warmup=round(SHARE * base.train.warmup)))
+    return Job(probe, seed, folder, run, data)
 
 
 def best_factor(found: Mapping[float, float | None], quality: Quality) -> float:

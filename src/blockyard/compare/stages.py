@@ -87,7 +87,8 @@ def compare_in_stages(
 
 
 def _smaller(task: str, config: CompareConfig, groups: Groups, few: Sequence[str]) -> tuple[CompareConfig, Groups]:
-    """Return the terms of the first answer: the schedule's shape is the whole run's, its warm-up as well."""
+    """Return the terms of the first answer: the schedule's shape is the whole run's, a warm-up that was given as well
+    (otherwise it follows the run's length by itself)."""
     terms = replace(
         config,
         blocks=";".join(few),
@@ -97,8 +98,10 @@ def _smaller(task: str, config: CompareConfig, groups: Groups, few: Sequence[str
         # A fresh process for each choice takes longer than all that is trained here.
         measure_memory=False,
     )
-    warmup = round(SHARE * base_run(task, groups).train.warmup)
-    return terms, {**groups, "train": {**groups.get("train", {}), "warmup": warmup}}
+    given = base_run(task, groups).train.warmup
+    if given is None:
+        return terms, groups
+    return terms, {**groups, "train": {**groups.get("train", {}), "warmup": round(SHARE * given)}}
 
 
 def _copy_page(source: Path, out: Path) -> None:

@@ -87,7 +87,17 @@ def as_begun(groups: Mapping[str, Any], written: Mapping[str, Any], task: str | 
     for group, older in older_options(kind, written.get("data") or {}).items():
         saved = written.get(group) or {}
         begun[group] = {**{k: v for k, v in older.items() if k not in saved}, **dict(groups.get(group) or {})}
+    begun["train"] = {**_older_warmup(written.get("train")), **begun["train"]}
     return begun
+
+
+def _older_warmup(train: Any) -> dict[str, int]:
+    """Return the warm-up of a run of an older version that was told none: it wrote 20 steps, or where a run of no more
+    than those had to come down again, a tenth of it."""
+    if not isinstance(train, Mapping) or not isinstance(steps := train.get("steps"), int):
+        return {}
+    warmup = train.get("warmup")
+    return {"warmup": warmup} if warmup in (20, steps // 10 if steps <= 20 else 20) else {}
 
 
 def missing_options(groups: Mapping[str, Any], run: Run[Any, Any]) -> list[str]:

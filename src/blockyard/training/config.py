@@ -20,6 +20,9 @@ FREE_ON_RESUME = frozenset(
     {"log_every", "save_every", "keep", "save_best", "progress", "log", "tensorboard", "parallel", "on_non_finite"}
 )
 
+# One step of so many warms up where nothing is said, and of a long run no more than the other: docs/recipes.md.
+WARMUP_PART, LONGEST_WARMUP = 20, 20
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -40,7 +43,8 @@ class LoopConfig:
         momentum: Muon's averaging of gradients (Nesterov).
         orthogonal_steps: Newton-Schulz iterations per Muon update.
         schedule: `cosine` decay, `wsd` (constant, then a linear decay at the end), or `constant`.
-        warmup: steps of linear warm-up before the schedule.
+        warmup: steps of linear warm-up before the schedule; none means a twentieth of the run, but no more than 20. So
+            does a warm-up as long as the run, unless the schedule is `constant`.
         decay_fraction: part of the run in which `wsd` decays.
         final_lr: learning rate at the end, as a fraction of the peak.
         grad_clip: largest global gradient norm; 0 leaves gradients as they are.
@@ -80,7 +84,7 @@ class LoopConfig:
     momentum: float = 0.9
     orthogonal_steps: int = 3
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup: int = 20
+    warmup: int | None = None
     decay_fraction: float = 0.3
     final_lr: float = 0.05
     grad_clip: float = 1.0
@@ -108,8 +112,10 @@ class LoopConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "eval_batches", "keep", "log_every"):
             check_least(self, name, 1)
-        for name in ("warmup", "eval_every", "save_every", "threads", "seed"):
+        for name in ("eval_every", "save_every", "threads", "seed"):
             check_least(self, name, 0)
+        if self.warmup is not None:
+            check_least(self, "warmup", 0)
         # More than the machine has end the process without a word.
         at_most(MOST_THREADS, **{"train.threads": self.threads})
         at_most(MOST_SEED, **{"train.seed": self.seed})
@@ -132,9 +138,6 @@ class LoopConfig:
             raise InputError(
                 f"train.batch_size={self.batch_size} must be a multiple of train.accumulate={self.accumulate}"
             )
-        if self.schedule != "constant" and self.warmup >= self.steps > 1:
-            # A warm-up longer than the run would never reach the rate that was asked for.
-            object.__setattr__(self, "warmup", self.steps // 10)
 
     @property
     def adamw_lr(self) -> float:
@@ -144,6 +147,16 @@ class LoopConfig:
         # Measured, not derived: docs/recipes.md has the curves. What Muon leaves to AdamW are embeddings and gains,
         # which bear more.
         return 0.02 if self.optimizer == "muon" else 0.003
+
+    @property
+    def warm_steps(self) -> int:
+        """Steps of linear warm-up, the default filled in."""
+        # A warm-up as long as the run would never reach the rate that was asked for.
+        beyond = self.warmup is not None and self.schedule != "constant" and self.warmup >= self.steps > 1
+        if self.warmup is None or beyond:
+            # Of the run's length and not of what was asked for: more steps of a run lengthen it.
+            return min(LONGEST_WARMUP, self.steps // WARMUP_PART)
+        return self.warmup
 
     @property
     def loggers(self) -> str:

@@ -342,8 +342,8 @@ def _extends(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     if not isinstance(had, dict) or not isinstance(asked, dict):
         return False
     try:
-        # A short run had its warm-up cut to a tenth; the longer one has what was asked for.
-        # Otherwise the same command with more steps would be refused for an option that nobody gave.
+        # Older versions wrote a warm-up as long as the run cut to a tenth; the longer one has what was asked for.
+        # Otherwise the same command with more steps would be refused.
         warmed = had.get("warmup") in (asked.get("warmup"), had["steps"] // 10)
         return bool(asked["steps"] > had["steps"]) and warmed
     except (KeyError, TypeError):
