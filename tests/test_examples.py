@@ -22,7 +22,15 @@ PAGE = {block.split()[1]: block for block in python_examples((ROOT / "docs" / "c
 SHOWN = {"my_mixers.py": "DecayingMean", "my_attention.py": "PlainAttention", "my_recurrence.py": "LeakySum"}
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+# What they show is trained elsewhere in the fast tests: by two ranks, and for a forecast.
+LONG = ("two_ranks", "forecast_prices")
+EXAMPLES = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else [])
+    for path in sorted((ROOT / "examples").glob("*.py"))
+]
+
+
+@pytest.mark.parametrize("script", EXAMPLES)
 def test_example_runs(script: Path):
     path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(

@@ -116,6 +116,7 @@ def test_a_worker_that_is_killed_is_begun_again_and_a_run_that_kills_it_twice_is
     assert "kills\\_at\\_once was killed in 1 of 1 runs (seed 0; its process died of SIGKILL twice" in text
 
 
+@pytest.mark.slow  # the run that kills its worker twice begins with the same
 def test_a_worker_that_was_killed_by_accident_costs_nothing(tmp_path: Path) -> None:
     found = compared(tmp_path, "kills_once;standard;relu2", workers=2)
     assert [status(found, name) for name in found["by_name"]] == ["finished"] * 3

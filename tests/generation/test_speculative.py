@@ -54,7 +54,9 @@ def test_greedy_text_is_the_models_own_token_for_token(blocks, who, draft_tokens
         assert batch.acceptance.passes == math.ceil(24 / (draft_tokens + 1))
 
 
-@pytest.mark.parametrize("blocks", ["standard[window=4]", "standard[window=4]/spectral"])
+@pytest.mark.parametrize(
+    "blocks", ["standard[window=4]", pytest.param("standard[window=4]/spectral", marks=pytest.mark.slow)]
+)
 def test_more_proposals_than_a_window_goes_back_over_are_read_again(blocks):
     model = build(200, blocks)
     expected = list(generate(model, PROMPT, max_new_tokens=100, sampling=GREEDY))

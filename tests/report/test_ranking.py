@@ -56,6 +56,7 @@ def test_nothing_is_open_when_all_is_decided():
     assert still_open(made({"a": [], "b": []}, plan_looks(12)[:1])) == []
 
 
+@pytest.mark.slow  # a simulation of nothing but numbers
 def test_looking_again_and_again_claims_no_more_than_one_in_twenty():
     """The whole procedure on choices that do not differ: seeds are added while anything is undecided."""
     random, claims, many = np.random.default_rng(7), 0, 400

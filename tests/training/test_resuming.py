@@ -83,6 +83,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_numbers(tmp_path: Pat
     assert survive(tmp_path, 3, random_seed()) == 3
 
 
+@pytest.mark.slow  # the run before is killed likewise, and every mixer in the slow tests
 def test_a_spectral_run_killed_at_a_random_moment_ends_with_the_same_numbers(tmp_path: Path) -> None:
     """Its gate once was the one parameter that did not lie in memory as its moments did after a resume."""
     assert survive(tmp_path, 1, random_seed(), choice="attn-spectral", optimizer="adamw", steps=30) == 1

@@ -197,6 +197,7 @@ def test_the_curve_tells_of_other_text_from_before_the_first_step_to_the_end(tmp
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in new.state_dict().items())
 
 
+@pytest.mark.slow  # whole transplants that are killed stand for it
 def test_killed_and_gone_on_with_ends_with_the_same_weights(tmp_path):
     # With additions to the rest: they are random at first and live beside the model.
     lora = 2

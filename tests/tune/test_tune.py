@@ -422,6 +422,7 @@ def test_two_workers_share_the_trials_and_the_finals(tmp_path: Path, monkeypatch
     assert rows[-1]["val_accuracy"] == trial["value"]
 
 
+@pytest.mark.slow  # a comparison's workers stand for it: a search gives its trials to them
 def test_a_trial_that_kills_its_worker_twice_is_failed_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
