@@ -46,7 +46,7 @@ def test_more_steps_lengthen_a_warm_up_that_nobody_names(tmp_path: Path) -> None
     train(groups(4), tmp_path / "run", task="recall")
     train(groups(40), tmp_path / "run", resume=True, task="recall")
     run = load_run(tmp_path / "run").run
-    assert run.train.warmup is None and run.train.warm_steps == 2
+    assert run.train.warmup is None and run.train.warm_steps == 5
 
 
 @pytest.mark.parametrize(
