@@ -198,14 +198,14 @@ def blocks(sight: Sight, device: torch.device) -> tuple[Tensor, Tensor]:
     if sight.window is not None:
         near = nearest < sight.window if sight.causal else (nearest < sight.window) & (furthest > -sight.window)
         if sight.first is not None:
-            near = near | _by_block(sight.first, False).any(-1)[:, None, None]
+            near = near | _by_block(sight.first).any(-1)[:, None, None]
         elif sight.sinks:
             near = near | (k0 < sight.sinks)
         some = some & near
         inside = furthest < sight.window
         every = every & (inside if sight.causal else inside & (nearest > -sight.window))
     if sight.keep is not None:
-        kept = _by_block(sight.keep, False)
+        kept = _by_block(sight.keep)
         some, every = some & kept.any(-1)[:, None, None], every & kept.all(-1)[:, None, None]
     if sight.runs is not None:
         first, last = sight.runs[:, q0], sight.runs[:, q1]  # documents rise along a row, [B, Q]
@@ -216,10 +216,10 @@ def blocks(sight: Sight, device: torch.device) -> tuple[Tensor, Tensor]:
     return some & ~every, some & every
 
 
-def _by_block(flags: Tensor, filling: bool) -> Tensor:
-    """Return flags [B, S] as [B, blocks, 128]."""
+def _by_block(flags: Tensor) -> Tensor:
+    """Return flags [B, S] as [B, blocks, 128], false where a block is cut short."""
     extra = -flags.shape[1] % BLOCK
-    return torch.nn.functional.pad(flags, (0, extra), value=filling).unflatten(1, (-1, BLOCK))
+    return torch.nn.functional.pad(flags, (0, extra), value=False).unflatten(1, (-1, BLOCK))
 
 
 def block_mask(sight: Sight, device: torch.device) -> Any:

@@ -57,17 +57,18 @@ def test_cells_lie_under_their_names(case: str, tmp_path: Path) -> None:
     assert asset.volume is not None and asset.volume.tolist() == list(range(N)) and asset.extra == {}
 
 
-EAST_ASIAN = {
+OTHER_LETTERS = {
     "gb18030": "日期,收盘价,成交量",
     "big5": "日期,收盤價,成交股數",
     "shift_jis": "日付,終値,出来高",
     "cp949": "날짜,종가,거래량",
+    "cp1251": "Дата,Цена закрытия,Объём",
 }
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", *EAST_ASIAN])
-def test_names_of_east_asia_are_known_in_the_encodings_that_are_written_there(encoding: str, tmp_path: Path) -> None:
-    header = EAST_ASIAN.get(encoding, EAST_ASIAN["gb18030"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", *OTHER_LETTERS])
+def test_names_in_other_letters_are_known_in_the_encodings_of_their_users(encoding: str, tmp_path: Path) -> None:
+    header = OTHER_LETTERS.get(encoding, OTHER_LETTERS["gb18030"])
     (asset,) = read(tmp_path, table(header, "{day},{close},{n}").encode(encoding)).assets
     assert np.array_equal(asset.close, CLOSES)
     assert asset.volume is not None and asset.volume.tolist() == list(range(N)) and asset.extra == {}
@@ -91,7 +92,7 @@ def test_a_first_date_in_an_unknown_form_is_told_one_that_is_known(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["Größe", "Übergröße", "naïve ÄÖÜß"])
-def test_western_letters_are_not_taken_for_eastern_ones(name: str, tmp_path: Path) -> None:
+def test_western_letters_are_not_taken_for_others(name: str, tmp_path: Path) -> None:
     text = table(f"Datum;Schlusskurs;{name}", "{day};{close};{n}").encode("cp1252")
     (asset,) = read(tmp_path, text).assets
     assert list(asset.extra) == [name] and np.array_equal(asset.close, CLOSES)

@@ -22,9 +22,9 @@ BLANKS = r"\s+"
 # Lines that settle dialect and header.
 SAMPLE_LINES, SAMPLE_CHARACTERS = 400, 1 << 20
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-# Of East Asia, where two bytes or more make a letter: nearly any bytes are text in some of them, so that a known name
-# of a column has to show which.
-_EAST_ASIAN, HEAD_BYTES = ("gb18030", "big5", "shift_jis", "cp949"), 1 << 14
+# Of East Asia and of Cyrillic letters: nearly any bytes are text in some of them, so that a known name of a column has
+# to show which.
+_BY_NAME, HEAD_BYTES = ("gb18030", "big5", "shift_jis", "cp949", "cp1251"), 1 << 14
 # What no text holds: control characters but tab and line ends, and a byte order mark in the middle.
 _NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\ufeff\ufffe\uffff]")
 _BETWEEN_BLANKS = re.compile(r'"[^"]*"|\S+')
@@ -102,10 +102,10 @@ def _decode(content: bytes) -> tuple[str, str]:
 
 
 def _named_encoding(content: bytes) -> str | None:
-    """Return the East Asian encoding in which the head has a known name of a column; None where none has."""
+    """Return the encoding, of those that names show, in which the head has a known one; None where none has."""
     if content.isascii():
         return None
-    for encoding in _EAST_ASIAN:
+    for encoding in _BY_NAME:
         # The cut may go through a letter.
         head = content[:HEAD_BYTES].decode(encoding, errors="ignore")
         if spells_a_column(re.split(r"[,;\t|\r\n]", head)):

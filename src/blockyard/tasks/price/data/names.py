@@ -13,24 +13,30 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     ),
     "ds": (
         "ds", "date", "datetime", "timestamp", "time", "day", "tradedate", "tradingday", "observationdate", "日期",
-        "datum", "fecha", "日付", "날짜", "일자", "opentime", "unix", "unixtime", "unixtimestamp", "epoch",
+        "datum", "fecha", "日付", "날짜", "일자", "дата",
+        "opentime", "unix", "unixtime", "unixtimestamp", "epoch",
     ),
     "adjusted": ("adjclose", "adjustedclose", "closeadj", "adjustedprice", "adjprice"),
     "close": (
         "close", "y", "price", "closeprice", "closelast", "last", "settle", "value", "收盘", "收盘价", "收盤",
-        "收盤價", "終値", "종가", "schluss", "schlusskurs", "zuletzt", "kurs", "zamkniecie",
+        "收盤價", "終値", "종가", "закрытие", "ценазакрытия", "цена",
+        "schluss", "schlusskurs", "zuletzt", "kurs", "zamkniecie",
     ),
     "open": (
         "open", "openprice", "开盘", "开盘价", "開盤", "開盤價", "始値", "시가", "eröffnung", "eröffnungskurs",
-        "eröffn", "erster", "otwarcie",
+        "eröffn", "erster", "otwarcie", "открытие", "ценаоткрытия", "откр",
     ),
     "high": (
         "high", "highprice", "最高", "最高价", "最高價", "高値", "고가", "hoch", "tageshoch", "höchstkurs", "najwyzszy",
+        "максимум", "макс",
     ),
     "low": (
         "low", "lowprice", "最低", "最低价", "最低價", "安値", "저가", "tief", "tagestief", "tiefstkurs", "najnizszy",
+        "минимум", "мин",
     ),
-    "volume": ("volume", "vol", "volumn", "成交量", "成交股數", "出来高", "거래량", "volumen", "wolumen"),
+    "volume": (
+        "volume", "vol", "volumn", "成交量", "成交股數", "出来高", "거래량", "volumen", "wolumen", "объём", "объем",
+    ),
 }  # fmt: skip
 # A column of times of day beside one of dates.
 TIMES_OF_DAY = ("time", "timeofday", "uhrzeit", "zeit", "czas", "hora")
@@ -55,7 +61,7 @@ def is_date_name(name: str) -> bool:
 def says_date(name: str) -> bool:
     """Return whether a name says that its column holds dates, rather than times or numbers of rows."""
     return "date" in simple(name) or simple(name) in (
-        "datum", "fecha", "日期", "日付", "날짜", "일자", "timestamp", "tradingday",
+        "datum", "fecha", "日期", "日付", "날짜", "일자", "дата", "timestamp", "tradingday",
     )  # fmt: skip
 
 
